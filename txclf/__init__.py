@@ -1,3 +1,20 @@
 """Train transformer text classifiers, from labelled files to a measured, usable model, by one run file."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from txclf.bundle import Classifier, Prediction
+
 __version__ = "0.1.0"
+__all__ = ["Classifier", "Prediction", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: torch takes seconds, and `txclf --help` needs none of it.
+    if name in ("Classifier", "Prediction"):
+        from txclf import bundle
+
+        return getattr(bundle, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

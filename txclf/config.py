@@ -59,7 +59,8 @@ class Tokenizer(Section):
     """How text becomes token ids. Trained on the train split, unless `file` is given."""
 
     kind: Literal["bpe", "wordpiece", "unigram", "word", "file"] = "bpe"
-    """`bpe` (bytes, no unknown token), `wordpiece`, `unigram`, `word` (whole words), or `file`."""
+    """`bpe` (bytes, no unknown token), `wordpiece`, `unigram`, `word` (whole words), or `file`. Trained twice on
+    the same text, `bpe` and `word` come out the same; the `tokenizers` library does not promise it of the other two."""
     vocab_size: Annotated[int, Field(ge=16, le=1_000_000)] = 16_000
     """Most tokens in the vocabulary, special tokens included."""
     lowercase: bool = True
@@ -70,8 +71,8 @@ class Tokenizer(Section):
     """Tokens kept of a text; the rest is cut and counted in the manifest."""
     min_frequency: Annotated[int, Field(ge=1)] = 2
     """Occurrences that a token needs to enter the vocabulary."""
-    training_rows: Annotated[int, Field(ge=1)] = 200_000
-    """Most rows the tokenizer learns from, drawn by the seed."""
+    training_megabytes: Annotated[int, Field(ge=1)] = 200
+    """Size of the training files above which the tokenizer learns from a sample of them, drawn by the seed."""
     file: str | None = None
     """A `tokenizer.json` of the `tokenizers` library, for `kind: file`."""
 

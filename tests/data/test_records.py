@@ -1,0 +1,628 @@
+"""Reading labelled files: what is found, what is kept, what is rejected and why."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+import pickle
+import random
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs as pafs
+
+from txclf import storage
+from txclf.data import records
+from txclf.data.records import RawBatch, Reject, Rows, Source, find_sources, read_raw, read_rows, sort_labels
+from txclf.errors import DataError, StorageError
+
+ROWS = [("a good day", "pos"), ('she said "no", twice', "neg"), ("naïve 🎉 日本", "pos")]
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda content: content,
+    ".gz": gzip.compress,
+    ".zst": lambda content: pa.compress(content, "zstd", asbytes=True),
+}
+
+
+def as_csv(rows: Sequence[Sequence[str]], newline: str = "\n") -> bytes:
+    def cell(text: str) -> str:
+        return '"' + text.replace('"', '""') + '"' if any(c in text for c in '",\r\n') else text
+
+    return newline.join(",".join(map(cell, row)) for row in [("text", "label"), *rows]).encode()
+
+
+def as_tsv(rows: Sequence[Sequence[str]]) -> bytes:
+    return "\n".join("\t".join(row) for row in [("text", "label"), *rows]).encode()
+
+
+def as_jsonl(rows: Sequence[Sequence[Any]]) -> bytes:
+    return "".join(json.dumps(dict(zip(("text", "label"), row, strict=True))) + "\n" for row in rows).encode()
+
+
+def as_parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return bytes(sink.getvalue())
+
+
+def as_table(rows: Sequence[Sequence[Any]]) -> pa.Table:
+    texts, labels = zip(*rows, strict=True)
+    return pa.table({"text": list(texts), "label": list(labels)})
+
+
+WRITERS: dict[str, Callable[[Sequence[Sequence[Any]]], bytes]] = {
+    "csv": as_csv,
+    "tsv": as_tsv,
+    "jsonl": as_jsonl,
+    "parquet": lambda rows: as_parquet(as_table(rows)),
+}
+
+
+def put(path: Path, content: bytes | str = b"") -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def source_of(path: Path, content: bytes | str) -> Source:
+    (source,) = find_sources([put(path, content)])
+    return source
+
+
+def invalid_strings(values: list[bytes]) -> pa.Array:
+    return pa.Array.from_buffers(pa.string(), len(values), pa.array(values, pa.binary()).buffers())
+
+
+def raw(source: Source, columns: Sequence[str] | None = None, batch_rows: int = 2048) -> list[RawBatch]:
+    batches = list(read_raw(source, columns, batch_rows))
+    for batch in batches:
+        assert len(batch.rows) == len(batch.files) <= batch_rows
+        assert all(len(values) == len(batch.rows) for values in batch.columns.values())
+        assert all(values[i] is None for values in batch.columns.values() for i in batch.problems)
+        for values in batch.columns.values():
+            json.dumps(values, ensure_ascii=False, default=str).encode()
+    return batches
+
+
+def checked(
+    source: Source, text: Sequence[str] = ("text",), label: str | None = "label", batch_rows: int = 2048
+) -> tuple[list[Rows], list[Reject]]:
+    total = sum(len(batch.rows) for batch in raw(source, batch_rows=batch_rows))
+    both = list(read_rows(source, text, label, batch_rows))
+    rows, rejects = [kept for kept, _ in both], [reject for _, rejected in both for reject in rejected]
+    assert sum(len(kept.rows) for kept in rows) + len(rejects) == total
+    for kept in rows:
+        assert len(kept.texts) == len(kept.rows) == len(kept.files)
+        assert len(kept.labels) == (0 if label is None else len(kept.rows))
+    return rows, rejects
+
+
+def pairs(rows: list[Rows]) -> list[tuple[str, str]]:
+    return [(text[0], label) for kept in rows for text, label in zip(kept.texts, kept.labels, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------------------------- finding
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.csv", "csv"),
+        ("a.CSV.GZ", "csv"),
+        ("a.tsv.zst", "tsv"),
+        ("a.jsonl", "jsonl"),
+        ("a.ndjson.gz", "jsonl"),
+        ("a.parquet", "parquet"),
+        ("year=2024/a[1].csv", "csv"),
+    ],
+)
+def test_the_ending_gives_the_format(tmp_path: Path, name: str, kind: str) -> None:
+    path = put(tmp_path / name)
+    assert find_sources([path]) == [Source(path, kind)]
+
+
+TREE = [
+    "b.csv",
+    "a.jsonl",
+    "deep/er/c.parquet",
+    "deep/d.tsv.gz",
+    "readme.md",
+    "notes.txt",
+    ".h.csv",
+    "_x.csv",
+    ".d/e.csv",
+]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("", ["a.jsonl", "b.csv", "deep/d.tsv.gz", "deep/er/c.parquet"]),
+        ("*.csv", ["b.csv"]),
+        ("?.[cj]s*", ["a.jsonl", "b.csv"]),
+        ("deep/**", ["deep/d.tsv.gz", "deep/er/c.parquet"]),
+        ("**/*.[pc]*", ["b.csv", "deep/er/c.parquet"]),
+        ("**/**/er/**/c.*", ["deep/er/c.parquet"]),
+        ("*/d.tsv.gz", ["deep/d.tsv.gz"]),
+        ("_*.csv", ["_x.csv"]),
+        ("d*p", ["deep/d.tsv.gz", "deep/er/c.parquet"]),
+    ],
+)
+def test_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: list[str]) -> None:
+    for name in TREE:
+        put(tmp_path / name)
+    wanted = [str(tmp_path / name) for name in expected]
+    assert [source.path for source in find_sources([f"{tmp_path}/{pattern}"])] == wanted
+    monkeypatch.chdir(tmp_path)
+    assert [source.path for source in find_sources([pattern or "."])] == wanted
+    if "?" not in pattern:
+        assert [source.path for source in find_sources([f"file://{tmp_path}/{pattern}"])] == wanted
+
+
+def test_a_file_uri_may_be_quoted(tmp_path: Path) -> None:
+    path = put(tmp_path / "a b" / "c d.csv", as_csv(ROWS))
+    for uri in (f"file://{tmp_path}/a%20b/c%20d.csv", f"file://{tmp_path}/a%20b", f"file://{tmp_path}/a%20b/*.csv"):
+        assert find_sources([uri]) == [Source(path, "csv")]
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("s3://bucket/in?region=x", ["s3://bucket/in/a%20b.csv.gz?region=x", "s3://bucket/in/d/c.tsv?region=x"]),
+        ("s3://bucket/in/", ["s3://bucket/in/a%20b.csv.gz", "s3://bucket/in/d/c.tsv"]),
+        ("s3://bucket/in/**/*.tsv", ["s3://bucket/in/d/c.tsv"]),
+        ("s3://bucket/i*/*.gz?region=x", ["s3://bucket/in/a%20b.csv.gz?region=x"]),
+        ("s3://bucket/in/d/c.tsv", ["s3://bucket/in/d/c.tsv"]),
+        ("s3://bucket/text", ["s3://bucket/text/good%20one"]),
+    ],
+)
+def test_uris_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, expected: list[str]) -> None:
+    remote = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+
+    def resolve(path: str) -> tuple[pafs.FileSystem, str]:
+        return remote, path.partition("?")[0].removeprefix("s3://").replace("%20", " ")
+
+    monkeypatch.setattr(storage, "resolve", resolve)
+    put(tmp_path / "bucket" / "in" / "a b.csv.gz", gzip.compress(as_csv(ROWS)))
+    put(tmp_path / "bucket" / "in" / "d" / "c.tsv", as_tsv(ROWS))
+    put(tmp_path / "bucket" / "text" / "good one" / "1.txt", "fine")
+    sources = find_sources([uri])
+    assert [source.path for source in sources] == expected
+    for source in sources:
+        rows, rejects = checked(source)
+        assert not rejects
+        assert pairs(rows) == ([("fine", "good one")] if source.format == "text" else ROWS)
+
+
+def test_paths_keep_their_order(tmp_path: Path) -> None:
+    first, second = put(tmp_path / "z.csv"), put(tmp_path / "a.csv")
+    assert [source.path for source in find_sources([first, second])] == [first, second]
+
+
+def test_a_source_travels(tmp_path: Path) -> None:
+    source = Source("/x/pos", "text", "pos")
+    assert pickle.loads(pickle.dumps(source)) == source
+
+
+@pytest.mark.parametrize(
+    ("files", "paths", "message"),
+    [
+        ([], ["none.csv"], r"`none\.csv`: no such file or folder \(working directory: `.*`\)"),
+        ([], ["*.csv"], r"`\*\.csv`: no file matches \(working directory"),
+        ([], ["none/**/*.csv"], "no file matches"),
+        ([], ["/none/such.csv"], r"`/none/such\.csv`: no such file or folder$"),
+        (
+            ["a.json"],
+            ["a.json"],
+            r"unknown ending; known: \.csv, \.tsv, \.jsonl, \.ndjson, \.parquet, each also with \.gz",
+        ),
+        (["a.csv.bz2"], ["a.csv.bz2"], "unknown ending"),
+        (["a"], ["a"], "unknown ending"),
+        (["a.txt"], ["a.txt"], "by the folder that holds them as `<label>/<file>.txt`"),
+        (["d/a.csv", "d/pos/1.txt"], ["d"], r"holds both data files \(`.*/d/a\.csv`\) and text files \(`pos/1\.txt`\)"),
+        (["d/readme.md", "d/1.txt"], ["d"], "holds neither data files .* nor text files"),
+        (["d/pos/1.txt", "d/neg/x/2.txt"], ["d"], "must lie at `<label>/<file>.txt`, not `neg/x/2.txt`"),
+        (["a.csv"], ["a.csv", "./a.csv"], r"a\.csv`: given twice, the second time by `\./a\.csv`"),
+        (["d/a.csv"], ["d", "d/*.csv"], "given twice"),
+        (["d/pos/1.txt"], ["d", "d"], "d/pos`: given twice"),
+    ],
+)
+def test_what_cannot_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], paths: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in files:
+        put(tmp_path / file)
+    with pytest.raises(DataError, match=message):
+        find_sources(paths)
+
+
+def test_an_unknown_scheme() -> None:
+    with pytest.raises(StorageError, match="nfs"):
+        find_sources(["nfs://host/a.csv"])
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("ending", PACK)
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("batch_rows", [1, 2, 2048])
+def test_every_format_and_compression(tmp_path: Path, kind: str, ending: str, batch_rows: int) -> None:
+    source = source_of(tmp_path / f"a.{kind}{ending}", PACK[ending](WRITERS[kind](ROWS)))
+    rows, rejects = checked(source, batch_rows=batch_rows)
+    assert pairs(rows) == ROWS
+    assert rejects == []
+    assert [number for kept in rows for number in kept.rows] == [1, 2, 3]
+    assert {file for kept in rows for file in kept.files} == {source.path}
+    assert set().union(*(kept.label_kinds for kept in rows)) == {"string"}
+
+
+@pytest.mark.parametrize("ending", PACK)
+def test_folder_of_texts(tmp_path: Path, ending: str) -> None:
+    for name, content in {"pos/2": "two\nlines", "pos/10": "\ufeffmarked 🎉", "neg/1": "bad"}.items():
+        put(tmp_path / f"{name}.txt{ending}", PACK[ending](content.encode()))
+    put(tmp_path / "readme.txt", "no label")
+    put(tmp_path / "pos" / ".hidden.txt", "no row")
+    neg, pos = find_sources([str(tmp_path)])
+    assert (neg.label, pos.label) == ("neg", "pos")
+    rows, rejects = checked(pos, text=["anything"], label="at_all", batch_rows=1)
+    assert pairs(rows) == [("marked 🎉", "pos"), ("two\nlines", "pos")]
+    assert rejects == []
+    assert [kept.rows for kept in rows] == [[1], [1]]
+    assert [kept.files for kept in rows] == [[f"{tmp_path}/pos/10.txt{ending}"], [f"{tmp_path}/pos/2.txt{ending}"]]
+    assert checked(neg, label=None)[0][0].texts == [("bad",)]
+
+
+def test_bad_text_files(tmp_path: Path) -> None:
+    put(tmp_path / "pos" / "1.txt", b"caf\xe9")
+    put(tmp_path / "pos" / "2.txt.gz", gzip.compress(b"x" * 999)[:-9])
+    put(tmp_path / "pos" / "3.txt", " \n")
+    put(tmp_path / "pos" / "4.txt", "fine")
+    rows, rejects = checked(find_sources([str(tmp_path)])[0])
+    assert pairs(rows) == [("fine", "pos")]
+    assert [(Path(reject.file).name, reject.row) for reject in rejects] == [("1.txt", 1), ("2.txt.gz", 1), ("3.txt", 1)]
+    assert [reject.reason[:14] for reject in rejects] == ["not valid UTF-", "cannot be read", "no text: `text"]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_csv_line_ends_and_byte_order_mark(tmp_path: Path, newline: str, mark: bytes) -> None:
+    rows = [("one\r\n\r\ntwo", "a"), ("three, four", "b"), (" spaced ", "a")]
+    source = source_of(tmp_path / "a.csv", mark + as_csv(rows, newline) + newline.encode() * 3)
+    assert pairs(checked(source)[0]) == rows
+
+
+def test_tsv_does_not_quote(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "a.tsv", '\ufefftext\tlabel\r\n"open\tx\r\n\r\nsay "hi", you\ty\r\n')
+    assert pairs(checked(source)[0]) == [('"open', "x"), ('say "hi", you', "y")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "kept", "rejected"),
+    [
+        ([b"a,x", b"b", b"c,y,z", b"d,w"], "ad", {2: "expected 2 fields, found 1", 3: "expected 2 fields, found 3"}),
+        ([b"a,x", b"", b"caf\xe9,y", b"b,z"], "ab", {2: "not valid UTF-8"}),
+        ([b"a,\xff", b'"b","x"', b"\xe2\x82,y"], "b", {1: "not valid UTF-8", 3: "not valid UTF-8"}),
+        ([b"a,x", b'"b"c,y', b"d,z"], "ad", {2: "line 3: malformed csv: ',' expected after '\"'"}),
+        ([b"a,x", b'"b', b'"c,y', b"d,z"], "ad", {2: "line 4: malformed csv: ',' expected after '\"'"}),
+        ([b"a,x", b'b,"y', b"c,z"], "a", {2: "a quoted field is never closed: it runs to the end of the file, line 4"}),
+        ([b"a,x", b",y", b'" \t",y'], "a", dict.fromkeys([2, 3], "no text: `text` missing or blank")),
+        ([b"a,x", b"b,", b'c," "'], "a", dict.fromkeys([2, 3], "no label: `label` missing or blank")),
+    ],
+)
+@pytest.mark.parametrize("batch_rows", [1, 2048])
+def test_bad_csv_rows(tmp_path: Path, lines: list[bytes], kept: str, rejected: dict[int, str], batch_rows: int) -> None:
+    source = source_of(tmp_path / "a.csv", b"\n".join([b"text,label", *lines]))
+    rows, rejects = checked(source, batch_rows=batch_rows)
+    assert "".join(text for text, _ in pairs(rows)) == kept
+    assert rejects == [Reject(source.path, row, reason) for row, reason in rejected.items()]
+
+
+def test_only_the_columns_asked_for_are_checked(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "a.csv", b"text,label,note\na,x,\xff\n")
+    assert not raw(source, ["text", "label"])[0].problems
+    assert raw(source)[0].problems == {0: "not valid UTF-8"}
+
+
+def test_long_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = csv.field_size_limit()
+    text = 'word "quoted"\n' * 20_000
+    source = source_of(tmp_path / "a.csv", as_csv([(text, "x"), ("b", "y")]))
+    assert pairs(checked(source, batch_rows=1)[0]) == [(text, "x"), ("b", "y")]
+    assert csv.field_size_limit() == before
+
+    monkeypatch.setattr(records, "LONGEST_CHARS", 100)
+    unclosed = source_of(tmp_path / "b.csv", 'text,label\na,x\n"open,y\n' + "line,z\n" * 40)
+    rows, rejects = checked(unclosed)
+    assert pairs(rows)[0] == ("a", "x")
+    assert [reject.row for reject in rejects] == [2]
+    assert "over 100 characters; a quote never closed?" in rejects[0].reason
+    assert pairs(rows)[-1] == ("line", "z")
+
+    one_line = source_of(tmp_path / "a.jsonl", as_jsonl([("a", "x"), ("b" * 150, "y"), ("c", "z")]))
+    rows, rejects = checked(one_line)
+    assert pairs(rows) == [("a", "x"), ("c", "z")]
+    assert rejects[0].reason == "a line of over 100 characters"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"text": a}', "not valid JSON: Expecting value at character 10"),
+        (b'{"text": "a"} {}', "not valid JSON: Extra data at character 15"),
+        (b'["a", "x"]', "JSON of type list, expected an object"),
+        (b'"a"', "JSON of type str, expected an object"),
+        (b"null", "JSON of type NoneType, expected an object"),
+        (b'{"text": "caf\xe9", "label": "x"}', "not valid UTF-8"),
+        (b'{"text": "\\ud83c", "label": "x"}', "not valid UTF-8"),
+        (b'{"text": "a", "label": "x", "more": [{"\\uDfff": 1}]}', "not valid UTF-8"),
+        (b"[" * 100_000, "not valid JSON: maximum recursion depth exceeded"),
+        (b'{"text": "a", "label": ' + b"9" * 5000 + b"}", "not valid JSON: Exceeds the limit"),
+        (b'{"label": "x"}', "no text: `text` missing or blank"),
+        (b'{"text": null, "label": "x"}', "no text: `text` missing or blank"),
+        (b'{"text": " \\n", "label": "x"}', "no text: `text` missing or blank"),
+        (b'{"text": 5, "label": "x"}', "`text` is of type int, expected a string"),
+        (b'{"text": ["a"], "label": "x"}', "`text` is of type list, expected a string"),
+        (b'{"text": "a"}', "no label: `label` missing or blank"),
+        (b'{"text": "a", "label": null}', "no label: `label` missing or blank"),
+        (b'{"text": "a", "label": NaN}', "no label: `label` missing or blank"),
+        (b'{"text": "a", "label": "  "}', "no label: `label` missing or blank"),
+        (b'{"text": "a", "label": ["x"]}', "`label` is of type list, expected a string, integer or boolean"),
+        (b'{"text": "a", "label": {"x": 1}}', "`label` is of type dict, expected a string, integer or boolean"),
+    ],
+)
+def test_bad_jsonl_rows(tmp_path: Path, line: bytes, reason: str) -> None:
+    good = b'{"text": "pair \\ud83c\\udf89", "label": "x"}'
+    source = source_of(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + b"\r\n".join([good, b"", line, b" ", good]))
+    rows, (reject,) = checked(source)
+    assert pairs(rows) == [("pair 🎉", "x")] * 2
+    assert [kept.rows for kept in rows] == [[1, 3]]
+    assert (reject.file, reject.row) == (source.path, 2)
+    assert reject.reason.startswith(reason)
+
+
+def test_jsonl_columns_are_the_union_in_order_of_first_sight(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "a.jsonl", '{"b": 1}\n{"a": [2], "b": null}\nnonsense\n{"c": {"d": 3}}\n')
+    (batch,) = raw(source)
+    assert batch.columns == {
+        "b": [1, None, None, None],
+        "a": [None, [2], None, None],
+        "c": [None, None, None, {"d": 3}],
+    }
+    assert list(batch.columns) == ["b", "a", "c"]
+    assert list(batch.problems) == [2]
+
+
+def test_parquet_keeps_its_types(tmp_path: Path) -> None:
+    table = as_table([("a", 1), ("b", 2), ("c", 3)]).append_column("more", pa.array([[1.5], None, []]))
+    source = source_of(tmp_path / "a.parquet", as_parquet(table))
+    first, second = raw(source, batch_rows=2)
+    assert first.columns == {"text": ["a", "b"], "label": [1, 2], "more": [[1.5], None]}
+    assert (first.rows, second.rows) == ([1, 2], [3])
+    assert first.schema == table.schema
+    (only,) = raw(source, ["label"])
+    assert only.columns == {"label": [1, 2, 3]}
+    assert only.schema == table.select(["label"]).schema
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_parquet_strings(tmp_path: Path, kind: pa.DataType) -> None:
+    texts = pa.array(["a", None, "", "b 🎉"]).cast(kind)
+    table = pa.table({"text": texts, "label": pa.array(["x", "y", "x", "y"]).cast(kind)})
+    rows, rejects = checked(source_of(tmp_path / "a.parquet", as_parquet(table)))
+    assert pairs(rows) == [("a", "x"), ("b 🎉", "y")]
+    assert [reject.row for reject in rejects] == [2, 3]
+
+
+def test_parquet_with_invalid_utf8(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "text": invalid_strings([b"a", b"caf\xe9", b"c", b"d"]),
+            "label": ["x", "y", "x", "y"],
+            "tags": pa.ListArray.from_arrays([0, 1, 2, 3, 4], invalid_strings([b"t", b"t", b"\xff", b"t"])),
+        }
+    )
+    source = source_of(tmp_path / "a.parquet", as_parquet(table))
+    assert raw(source)[0].problems == {1: "not valid UTF-8", 2: "not valid UTF-8"}
+    kept, rejects = zip(*read_rows(source, ["text"], "label"), strict=True)
+    assert pairs(list(kept)) == [("a", "x"), ("c", "x"), ("d", "y")]
+    assert rejects == ([Reject(source.path, 2, "not valid UTF-8")],)
+
+
+def test_parquet_values_that_python_lacks(tmp_path: Path) -> None:
+    when = pa.array([0, 2**62], pa.int64()).cast(pa.timestamp("us"))
+    source = source_of(tmp_path / "a.parquet", as_parquet(as_table([("a", "x"), ("b", "y")]).append_column("at", when)))
+    (batch,) = raw(source)
+    assert list(batch.problems) == [1]
+    assert batch.problems[1].startswith("`at`: ")
+
+
+# --------------------------------------------------------------------------------------------------------- whole files
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("ending", PACK)
+@pytest.mark.parametrize("content", [b"", b"\n\n"])
+def test_an_empty_file(tmp_path: Path, kind: str, ending: str, content: bytes) -> None:
+    source = source_of(tmp_path / f"a.{kind}{ending}", PACK[ending](content) if content else b"")
+    with pytest.raises(DataError, match=rf"a\.{kind}{ending}`: is empty"):
+        raw(source)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_a_header_alone_has_no_rows(tmp_path: Path, kind: str) -> None:
+    table = pa.table({"text": pa.array([], pa.string()), "label": pa.array([], pa.string())})
+    content = as_parquet(table) if kind == "parquet" else WRITERS[kind]([])
+    assert raw(source_of(tmp_path / f"a.{kind}", content)) == []
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_missing_column(tmp_path: Path, kind: str) -> None:
+    source = source_of(tmp_path / f"a.{kind}", WRITERS[kind](ROWS))
+    message = rf"a\.{kind}`: no column `topic`; found: `text`, `label`; set `data\.text` or `data\.label`"
+    with pytest.raises(DataError, match=message):
+        list(read_rows(source, ["text"], "topic"))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
+def test_a_column_that_comes_twice(tmp_path: Path, name: str) -> None:
+    table = pa.table([["a"], ["x"], ["b"]], names=["text", "label", "text"])
+    content = {"a.csv": b"text,label,text\n", "a.tsv": b"text\tlabel\ttext\n", "a.parquet": as_parquet(table)}[name]
+    with pytest.raises(DataError, match="column `text` comes twice"):
+        raw(source_of(tmp_path / name, content))
+
+
+@pytest.mark.parametrize("content", ["text,label\na,x\n".encode("utf-16"), b'"text"x,label\na,x\n', b"caf\xe9,label\n"])
+def test_a_header_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(DataError, match="header line: "):
+        raw(source_of(tmp_path / "a.csv", content))
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_a_damaged_stream_says_how_far_it_came(tmp_path: Path, kind: str, ending: str) -> None:
+    noise = random.Random(0)
+    rows = [(noise.randbytes(40).hex(), "x") for _ in range(8_000)]
+    packed = PACK[ending](WRITERS[kind](rows))
+    source = source_of(tmp_path / f"a.{kind}{ending}", packed[: len(packed) // 2])
+    read = 0
+    batches = read_raw(source, batch_rows=500)
+    with pytest.raises(DataError, match=rf"a\.{kind}{ending}`: damaged after row [\d,]+: ") as error:  # noqa: PT012
+        for batch in batches:
+            read += len(batch.rows)
+    reached = int(str(error.value).partition("after row ")[2].partition(":")[0].replace(",", ""))
+    assert 500 < read <= reached < read + 500
+    with pytest.raises(DataError, match="damaged after row 0"):
+        raw(source_of(tmp_path / f"b.{kind}{ending}", b"not packed at all"))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"text,label\n", as_parquet(as_table(ROWS))[:-20]])
+@pytest.mark.parametrize("ending", PACK)
+def test_a_truncated_or_foreign_parquet(tmp_path: Path, content: bytes, ending: str) -> None:
+    with pytest.raises(DataError, match=rf"a\.parquet{ending}`: cannot be read as parquet: "):
+        raw(source_of(tmp_path / f"a.parquet{ending}", PACK[ending](content)))
+
+
+def test_a_parquet_damaged_inside(tmp_path: Path) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(as_table(ROWS * 1000), sink, row_group_size=1500, use_dictionary=False)
+    content = bytearray(sink.getvalue().to_pybytes())
+    place = pq.ParquetFile(sink.getvalue()).metadata.row_group(1).column(0).data_page_offset
+    content[place : place + 40] = b"\xff" * 40
+    source = source_of(tmp_path / "a.parquet", bytes(content))
+    with pytest.raises(DataError, match="damaged after row 1,500: "):
+        raw(source, batch_rows=1500)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_a_file_that_is_gone(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        raw(Source(str(tmp_path / name), name[2:]))
+    with pytest.raises(DataError, match="holds no text files"):
+        raw(Source(str(tmp_path / "pos"), "text", "pos"))
+
+
+# ------------------------------------------------------------------------------------------------------------ checking
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "kinds"),
+    [
+        ([" x ", "y\n"], ["x", "y"], {"string"}),
+        ([3, -1], ["3", "-1"], {"integer"}),
+        ([True, False], ["true", "false"], {"boolean"}),
+        ([3.0, math.nan, -0.0, 1e3], ["3", "0", "1000"], {"float"}),
+        ([0.5, 2.25], ["0.5", "2.25"], {"float"}),
+        (["x", None, "z"], ["x", "z"], {"string"}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_labels_become_strings(
+    tmp_path: Path, kind: str, values: list[Any], labels: list[str], kinds: set[str]
+) -> None:
+    source = source_of(tmp_path / f"a.{kind}", WRITERS[kind]([("t", value) for value in values]))
+    (rows,), rejects = checked(source)
+    assert rows.labels == labels
+    assert rows.label_kinds == kinds
+    assert [reject.reason for reject in rejects] == ["no label: `label` missing or blank"] * (len(values) - len(labels))
+
+
+def test_labels_of_several_kinds(tmp_path: Path) -> None:
+    (rows,), _ = checked(source_of(tmp_path / "a.jsonl", as_jsonl([("t", 1), ("t", True), ("t", "1"), ("t", 1.0)])))
+    assert rows.labels == ["1", "true", "1", "1"]
+    assert rows.label_kinds == {"string", "integer", "boolean", "float"}
+
+
+def test_several_text_columns(tmp_path: Path) -> None:
+    lines = [
+        {"title": "T", "body": "B", "label": "x"},
+        {"title": None, "body": "B", "label": "x"},
+        {"title": "T", "label": "x"},
+        {"title": " ", "body": None, "label": "x"},
+        {"title": "T", "body": 7, "label": "x"},
+    ]
+    source = source_of(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines)))
+    (rows,), rejects = checked(source, text=["title", "body"])
+    assert rows.texts == [("T", "B"), ("", "B"), ("T", "")]
+    assert rejects == [
+        Reject(source.path, 4, "no text: `title` and `body` missing or blank"),
+        Reject(source.path, 5, "`body` is of type int, expected a string"),
+    ]
+
+
+def test_one_column_as_text_and_label_and_twice(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "a.csv", as_csv([("a", "x")]))
+    ((rows, _),) = read_rows(source, ["label", "label"], "label")
+    assert rows.texts == [("x", "x")]
+    assert rows.labels == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["10", "9", "-1", "9"], ["-1", "9", "10"]),
+        (["true", "false", "true"], ["false", "true"]),
+        (["10", "9", "b"], ["10", "9", "b"]),
+        (["0.5", "10", "9"], ["0.5", "10", "9"]),
+        (["9" * 5000, "1"], ["1", "9" * 5000]),
+        ([], []),
+    ],
+)
+def test_labels_are_sorted(labels: list[str], expected: list[str]) -> None:
+    assert sort_labels(labels) == expected
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.csv.gz", "a.jsonl.zst", "a.parquet"])
+@pytest.mark.parametrize("seed", range(8))
+def test_garbage_raises_nothing_but_data_errors(tmp_path: Path, name: str, seed: int) -> None:
+    noise = random.Random(seed)
+    pieces = [*(bytes([byte]) for byte in b'",\n\r\t{}[:a\xe9\0'), b"\\ud800", b'\n{"text":"a"}\n']
+    body = b"".join(noise.choice([*pieces, noise.randbytes(2)]) for _ in range(400))
+    header = {"csv": b"text,label\n", "tsv": b"text\tlabel\n"}.get(name.split(".")[1], b"")
+    for content in (body, header + body, PACK.get(Path(name).suffix, bytes)(header + body)):
+        source = source_of(tmp_path / name, content)
+        with suppress(DataError):
+            raw(source, batch_rows=7)
+        with suppress(DataError):
+            checked(source, label=None, batch_rows=11)
+
+
+@pytest.mark.parametrize(("name", "ends"), [("a.tsv", r"\r\n|\r|\n"), ("a.jsonl", "\n")])
+def test_every_line_is_counted(tmp_path: Path, name: str, ends: str) -> None:
+    noise = random.Random(0)
+    body = bytes(noise.choices(b'\n\r\t{}"a\xe9', k=5000))
+    lines = [
+        line for line in re.split(ends, body.decode(errors="replace")) if line.strip("" if ends[0] == "\\" else None)
+    ]
+    source = source_of(tmp_path / name, (b"text\tlabel\n" if name == "a.tsv" else b"") + body)
+    batches = raw(source, batch_rows=100)
+    assert [row for batch in batches for row in batch.rows] == list(range(1, len(lines) + 1))

@@ -1,0 +1,216 @@
+"""The model bundle: all that prediction needs, loaded without Ray, Lightning or pickle.
+
+model.safetensors    weights
+tokenizer.json       of the `tokenizers` library
+card.md              what the model is, for people
+model.json           format, settings, labels, metrics; written last
+
+from txclf import Classifier
+Classifier.load("runs/agnews/model")(["some text"])
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from tokenizers import Tokenizer as FastTokenizer
+
+from txclf import __version__, storage
+from txclf.config import Model, RunConfig
+from txclf.data.batches import TokenRows, scoring_batches
+from txclf.data.tokenizer import encode, parse_tokenizer
+from txclf.errors import BundleError
+from txclf.model.classifier import TransformerClassifier
+
+FORMAT = 1
+WEIGHTS, TOKENIZER, CARD, DESCRIPTION = "model.safetensors", "tokenizer.json", "card.md", "model.json"
+
+Floats = npt.NDArray[np.float32]
+
+
+class Description(BaseModel):
+    """`model.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int
+    version: str
+    """Of txclf, when it was saved."""
+    task: str
+    labels: list[str]
+    """In the order of the model's outputs."""
+    text_columns: list[str]
+    max_length: int
+    vocab_size: int
+    model: Model
+    metrics: dict[str, float]
+    """On the validation split."""
+    rows: dict[str, int]
+    """Of each split it was made with."""
+    sha256: dict[str, str]
+    """Of the weights and of the tokenizer."""
+
+
+class Prediction(NamedTuple):
+    """What the model says of one text."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+def save(
+    folder: str,
+    run: RunConfig,
+    weights: Mapping[str, torch.Tensor],
+    labels: Sequence[str],
+    tokenizer: str,
+    metrics: Mapping[str, float],
+    rows: Mapping[str, int],
+) -> None:
+    """Writes a bundle; `model.json`, written last, makes it whole."""
+    content = save_safetensors({name: weight.contiguous() for name, weight in weights.items()})
+    description = Description(
+        format=FORMAT,
+        version=__version__,
+        task=run.task,
+        labels=list(labels),
+        text_columns=list(run.data.text),
+        max_length=run.tokenizer.max_length,
+        vocab_size=parse_tokenizer(tokenizer).get_vocab_size(),
+        model=run.model,
+        metrics=dict(metrics),
+        rows=dict(rows),
+        sha256={WEIGHTS: _sha256(content), TOKENIZER: _sha256(tokenizer.encode())},
+    )
+    storage.write_bytes(storage.join(folder, WEIGHTS), content)
+    storage.write_bytes(storage.join(folder, TOKENIZER), tokenizer.encode())
+    storage.write_bytes(storage.join(folder, CARD), _card(run.name, description).encode())
+    storage.write_json(storage.join(folder, DESCRIPTION), description.model_dump())
+
+
+class Classifier:
+    """A trained classifier: texts in, labels and probabilities out."""
+
+    def __init__(self, description: Description, tokenizer: FastTokenizer, model: TransformerClassifier) -> None:
+        self.description = description
+        self.tokenizer = tokenizer
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.eval().to(self.device)
+
+    @classmethod
+    def load(cls, folder: str) -> Self:
+        """Reads a bundle from a path or URI. Raises `BundleError` when it is damaged, of another format or none."""
+        description = _description(folder)
+        content = {}
+        for name, expected in description.sha256.items():
+            path = storage.join(folder, name)
+            if not storage.exists(path):
+                raise BundleError(f"`{path}`: missing, the bundle is damaged: copy the whole folder again")
+            content[name] = storage.read_bytes(path)
+            if _sha256(content[name]) != expected:
+                raise BundleError(f"`{path}`: its content changed since it was saved: copy the whole folder again")
+        model = TransformerClassifier(
+            description.model, description.vocab_size, len(description.labels), description.max_length
+        )
+        try:
+            model.load_state_dict(load_safetensors(content[WEIGHTS]))
+        except (SafetensorError, RuntimeError) as error:
+            raise BundleError(f"`{folder}`: the weights do not fit `{DESCRIPTION}`: {error}") from None
+        return cls(description, parse_tokenizer(content[TOKENIZER].decode()), model)
+
+    @property
+    def labels(self) -> list[str]:
+        """In the order of the columns of `probabilities`."""
+        return self.description.labels
+
+    def __call__(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
+        """Labels and probabilities of texts, in their order. Raises `TypeError` for a bare string."""
+        if isinstance(texts, str):
+            raise TypeError('expected a list of texts, as in classifier(["some text"])')
+        probabilities = self.probabilities([(text,) for text in texts], batch_size)
+        return [
+            Prediction(self.labels[row.argmax()], float(row.max()), dict(zip(self.labels, row.tolist(), strict=True)))
+            for row in probabilities
+        ]
+
+    def probabilities(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Floats:
+        """Class probabilities (rows, classes) of rows of text columns."""
+        input_ids, _ = encode(self.tokenizer, texts, self.description.max_length)
+        table = pa.table({"input_ids": input_ids, "label": pa.array(np.zeros(len(texts), np.int32))})
+        return softmax(self.logits(TokenRows([table]), batch_size))
+
+    @torch.inference_mode()
+    def logits(self, rows: TokenRows, batch_size: int = 64) -> Floats:
+        """Logits (rows, classes), batched by length: a row's logits do not depend on its neighbours."""
+        output = np.empty((len(rows), len(self.labels)), np.float32)
+        for part in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
+            batch = rows.batch(part)
+            mask = None if batch["mask"] is None else batch["mask"].to(self.device)
+            output[part] = self.model(batch["input_ids"].to(self.device), mask).cpu().numpy()
+        return output
+
+
+def softmax(logits: Floats) -> Floats:
+    """Probabilities (rows, classes) of logits."""
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
+    return raised / raised.sum(axis=1, keepdims=True) if len(logits) else logits
+
+
+def _description(folder: str) -> Description:
+    path = storage.join(folder, DESCRIPTION)
+    if not storage.exists(path):
+        hint = storage.join(folder, "model")
+        more = f": did you mean `{hint}`?" if storage.exists(storage.join(hint, DESCRIPTION)) else ""
+        raise BundleError(f"`{folder}`: not a model bundle, it has no {DESCRIPTION}{more}")
+    content: Any = storage.read_json(path)
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise BundleError(f"`{path}`: format {found!r}, this txclf ({__version__}) reads format {FORMAT}")
+    try:
+        return Description.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"`{path}`: damaged at `{place}`: {first['msg']}") from None
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _card(name: str, description: Description) -> str:
+    metrics = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in description.metrics.items())
+    rows = ", ".join(f"{split} {count:,}" for split, count in description.rows.items())
+    labels = ", ".join(f"`{label}`" for label in description.labels)
+    model = description.model
+    return f"""# {name}
+
+A transformer text classifier ({model.layers} layers, width {model.width}, {model.heads} heads), trained with txclf
+{description.version}.
+
+- **Labels** ({len(description.labels)}): {labels}
+- **Rows**: {rows}
+- **Reads** the first {description.max_length} tokens of a text, a vocabulary of {description.vocab_size:,} tokens
+
+| on the validation split | |
+| --- | --- |
+{metrics}
+
+```python
+from txclf import Classifier
+
+classifier = Classifier.load("this/folder")
+print(classifier(["some text"]))
+```
+"""

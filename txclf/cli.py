@@ -1,0 +1,340 @@
+"""The command line: one thin command per verb, heavy imports inside the command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from txclf import __version__
+from txclf.errors import TxclfError
+
+if TYPE_CHECKING:
+    from txclf.config import RunConfig
+    from txclf.train import Summary
+
+app = typer.Typer(
+    name="txclf",
+    help="Train transformer text classifiers, from labelled files to a measured, usable model, by one run file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+RunFile = Annotated[str, typer.Argument(metavar="RUN.yaml", help="The run file.", show_default=False)]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]…", help="Settings over the run file's, as in `train.epochs=5`."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
+
+
+@app.command()
+def config(
+    run_file: Annotated[str | None, typer.Argument(metavar="[RUN.yaml]", show_default=False)] = None,
+    words: Words = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print a JSON Schema for editors instead.")] = False,
+) -> None:
+    """Check a run file and print it resolved, every key written out."""
+    from txclf import config as settings
+
+    print(settings.schema() if schema else settings.dump(settings.load(run_file, words or [])), end="")
+    if schema:
+        print()
+
+
+@app.command()
+def prepare(run_file: RunFile, words: Words = None) -> None:
+    """Turn raw labelled files into token shards, a tokenizer and an audit."""
+    from txclf import config as settings
+
+    _prepare(settings.load(run_file, words or []))
+
+
+@app.command()
+def train(run_file: RunFile, words: Words = None, resume: Resume = False) -> None:
+    """Prepare the data if need be, train, and bundle the best model."""
+    started = time.time()
+    from txclf import config as settings
+
+    _train(settings.load(run_file, words or []), resume, started)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
+    data: Annotated[list[str] | None, typer.Option("--data", help="Labelled files instead of the test split.")] = None,
+    baseline: Annotated[bool, typer.Option(help="Whether to train the baselines too.")] = True,
+) -> None:
+    """Score a run on its test split, beside the majority class and an n-gram logistic regression."""
+    _evaluate(run, data, baseline)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model bundle.", show_default=False)],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT…", help="Files, globs, folders or URIs.")],
+    out: Annotated[str, typer.Option("--out", help="Where to write: .csv, .tsv, .jsonl (also .gz, .zst), .parquet.")],
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="A column for each label too.")] = False,
+    text: Annotated[list[str] | None, typer.Option("--text", help="Column(s) that hold the text here.")] = None,
+) -> None:
+    """Predict every row of files: their columns stay, `label` and `probability` are added."""
+    from txclf import console
+    from txclf import predict as verb
+
+    started = time.monotonic()
+    with console.Bar("predicting") as bar:
+        done = verb.predict(
+            model,
+            inputs,
+            out,
+            probabilities,
+            text,
+            lambda rows: bar.update(rows, None, f"{_rate(rows, started)} rows/s"),
+        )
+    print(f"{done.rows:,} rows, {_rate(done.rows, started)} a second: `{out}` (added: {', '.join(done.columns)})")
+    if done.bad:
+        print(
+            f"{done.bad:,} row(s) could not be read and have no prediction: see `{out}.errors.jsonl`", file=sys.stderr
+        )
+
+
+@app.command()
+def demo(
+    folder: Annotated[str, typer.Option("--folder", help="Where to put all of it.")] = "runs/demo",
+) -> None:
+    """The whole way on a small corpus made of Python's own source: data, training, evaluation, predictions."""
+    started = time.time()
+    from txclf import config as settings
+    from txclf.data import demo as corpus
+
+    files = corpus.write_corpus(os.path.join(folder, "corpus"))
+    print(f"made a corpus of Python functions, each labelled by its package: {folder}/corpus")
+    run = settings.parse(
+        {
+            "name": "run",
+            "storage": folder,
+            "data": {split: os.path.abspath(path) for split, path in files.items()},
+            "tokenizer": {"vocab_size": 4000, "max_length": 192, "lowercase": False},
+            "model": {"layers": 1, "width": 96, "heads": 4, "feedforward": 192, "token_dropout": 0.2},
+            "train": {"epochs": 8, "batch_size": 32, "learning_rate": 3e-3, "monitor": "valid_accuracy"},
+        },
+        "demo",
+    )
+    import shutil
+
+    shutil.rmtree(run.run_folder, ignore_errors=True)
+    _train(run, resume=False, started=started)
+    _evaluate(run.run_folder)
+    _show_predictions(run)
+    print(
+        f"""
+Everything lies in {folder}:
+  corpus/             the data (train.jsonl, valid.jsonl, test.jsonl)
+  run/run.yaml        the run file      run/metrics.jsonl  the curves     run/metrics.json  the test scores
+  run/model           the model, for `Classifier.load` and `txclf predict`
+Try next:
+  txclf predict {folder}/run/model {folder}/corpus/test.jsonl --out predictions.csv
+  txclf train {folder}/run/run.yaml name=wider model.width=128
+  txclf train {folder}/run/run.yaml name=ray compute.workers=2 compute.cpus_per_worker=0.5
+  tensorboard --logdir {folder}"""
+    )
+
+
+def _prepare(run: RunConfig) -> str:
+    from txclf import console
+    from txclf import prepare as verb
+    from txclf.data import shards
+
+    started = time.monotonic()
+    with console.Bar("preparing") as bar:
+        folder = verb.prepare(run, lambda stage, rows: bar.update(rows, None, "rows", stage))
+    manifest = shards.load_manifest(folder)
+    took = console.seconds(time.monotonic() - started)
+    print(f"prepared data: {folder} ({len(manifest.labels)} labels, {manifest.vocab_size:,} tokens, {took})")
+    columns = ["split", "rows", "rejected", "tokens", "cut rows", "tokens lost", "duplicates", "also in train"]
+    console.table(
+        "Data",
+        columns,
+        [
+            [
+                name,
+                f"{split.rows:,}",
+                f"{split.rejected:,}",
+                f"{split.tokens:,}",
+                f"{split.truncated_rows:,}",
+                f"{split.truncated_token_share:.1%}",
+                f"{split.duplicates:,}",
+                f"{split.duplicates_of_train:,}",
+            ]
+            for name, split in manifest.splits.items()
+        ],
+    )
+    if manifest.conflicting_texts:
+        print(f"{manifest.conflicting_texts:,} text(s) stand in the training files under more than one label")
+    return folder
+
+
+def _train(run: RunConfig, resume: bool, started: float) -> None:
+    with _signals() as asked:
+        from txclf import console
+        from txclf import train as verb
+        from txclf.callbacks import Interrupted, Progress
+        from txclf.module import choose_precision
+
+        finished = verb.check_folder(run, resume)
+        if finished:
+            print(f"`{run.run_folder}` is finished already")
+            _closing(run, finished)
+            return
+        prepared = _prepare(run)
+        if run.compute.workers == 0:
+            precision, reason = choose_precision(run.train.precision)
+            print(f"precision {precision}: {reason}")
+        with console.Bar("training") as bar:
+            shown: dict[str, float] = {}
+
+            def show(progress: Progress) -> bool:
+                note = f"epoch {progress.epoch:.2f}  loss {progress.train_loss:.4f}"
+                note += f"  {progress.tokens_per_second:,.0f} tokens/s"
+                bar.update(progress.step, progress.total_steps, note)
+                if progress.valid and progress.valid != shown:
+                    shown.update(progress.valid)
+                    scores = "  ".join(f"{name} {value:.4f}" for name, value in progress.valid.items())
+                    bar.line(f"epoch {progress.epoch:.2f}  step {progress.step:,}  {scores}")
+                return bool(asked)
+
+            try:
+                summary = verb.train(run, prepared, show, started)
+            except Interrupted:
+                print(f"stopped; the checkpoint is saved: go on with --resume ({run.run_folder})", file=sys.stderr)
+                raise typer.Exit(128 + asked[0]) from None
+        _closing(run, summary)
+
+
+def _closing(run: RunConfig, summary: Summary) -> None:
+    from txclf import console
+
+    seconds, early = summary.seconds, ", stopped early" if summary.stopped_early else ""
+    rows = [
+        *((f"best {name}", f"{value:.4f}") for name, value in summary.best.items()),
+        ("best at step", f"{summary.best_step:,}"),
+        (
+            "steps",
+            f"{summary.steps:,} ({summary.epochs:.2f} epochs{early})",
+        ),
+        ("rows seen", f"{summary.rows_seen:,}"),
+        ("parameters", f"{summary.parameters:,}"),
+        ("tokens/s", f"{summary.tokens_per_second:,.0f}"),
+        ("padding share", f"{summary.padding_share:.1%}"),
+        ("workers", f"{summary.workers} on {summary.device}, {summary.precision}"),
+        *((f"time: {name}", console.seconds(value)) for name, value in seconds.items()),
+    ]
+    console.table(f"Run {run.name}", ["", ""], rows)
+    print(f"run folder: {run.run_folder}\nmodel:      {run.run_folder}/model")
+
+
+def _evaluate(run: str, data: list[str] | None = None, with_baseline: bool = True) -> None:
+    from txclf import console
+    from txclf import evaluate as verb
+
+    result = verb.evaluate(run, data, with_baseline)
+    rows = [["model", f"{result['accuracy']:.4f}", f"{result['f1_macro']:.4f}"]]
+    for key, name in (("baseline", "n-gram logistic regression"), ("majority", "majority class")):
+        if key in result:
+            rows.append([name, f"{result[key]['accuracy']:.4f}", f"{result[key]['f1_macro']:.4f}"])
+    skipped = f", {result['skipped']:,} bad rows skipped" if result["skipped"] else ""
+    console.table(f"Scores on {result['rows']:,} rows{skipped}", ["", "accuracy", "macro F1"], rows)
+    names = {"loss": "loss", "mcc": "MCC", "auroc_macro": "AUROC (macro)", "calibration_error": "calibration error"}
+    print("  ".join(f"{title} {result[key]:.4f}" for key, title in names.items() if result[key] is not None))
+    classes = sorted(result["per_class"].items(), key=lambda item: item[1]["f1"])
+    console.table(
+        "By class, worst first" + (f" ({len(classes) - 30} more in metrics.json)" if len(classes) > 30 else ""),
+        ["label", "precision", "recall", "F1", "rows"],
+        [
+            [name, *(f"{score[key]:.3f}" for key in ("precision", "recall", "f1")), f"{score['support']:,}"]
+            for name, score in classes[:30]
+        ],
+    )
+    print(f"all of it: {os.path.join(run, verb.METRICS)}")
+
+
+def _show_predictions(run: RunConfig) -> None:
+    """Five test rows with what the model says of them."""
+    from txclf import Classifier, console, storage
+    from txclf.data import shards
+
+    prepared = storage.read_json(storage.join(run.run_folder, "summary.json"))["prepared"]
+    manifest = shards.load_manifest(prepared)
+    rows = shards.read_split(prepared, manifest, "test", ["text", "label"]).slice(0, 5).to_pylist()
+    predictions = Classifier.load(storage.join(run.run_folder, "model"))([row["text"] for row in rows])
+    console.table(
+        "Five test rows",
+        ["text", "label", "predicted", "probability"],
+        [
+            [
+                " ".join(row["text"].split())[:60],
+                manifest.labels[row["label"]],
+                prediction.label,
+                f"{prediction.probability:.2f}",
+            ]
+            for row, prediction in zip(rows, predictions, strict=True)
+        ],
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that asked for a stop. The first is answered at the next step, a second one at once."""
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+
+    def handle(number: int, frame: object) -> None:
+        if asked:
+            raise SystemExit(128 + number)
+        asked.append(number)
+
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+        before[number] = signal.signal(number, handle)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _rate(rows: int, started: float) -> str:
+    return f"{rows / max(1e-9, time.monotonic() - started):,.0f}"
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"txclf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs a command. What a user can mend ends with one message and exit code 2."""
+    try:
+        app()
+    except TxclfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

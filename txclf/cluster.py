@@ -1,0 +1,75 @@
+"""Ray: joining or starting it, and refusing at once what it could never give."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from txclf.config import Compute
+from txclf.errors import ClusterError
+
+# Read by the worker processes too. Each can be overridden from outside.
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # A stage of Ray Data that can never run raises after two minutes instead of thirty.
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "120",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+@contextmanager
+def connected(compute: Compute) -> Iterator[None]:
+    """Ray, for the time of the block: the one already connected, the cluster at `compute.address` or `RAY_ADDRESS`,
+    or a local one of all this machine's cores that ends with the block.
+
+    Raises `ClusterError` when the address does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    address = compute.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=os.environ.get("RAY_TMPDIR") or os.path.join(tempfile.gettempdir(), "ray"),
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ClusterError(f"Ray at `{address or 'local'}` cannot be joined: {error}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require(compute: Compute) -> None:
+    """Raises `ClusterError`, with the arithmetic, when the cluster could never hold the workers."""
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for resource, each, key in (
+        ("CPU", compute.cpus_per_worker, "cpus_per_worker"),
+        ("GPU", compute.gpus_per_worker, "gpus_per_worker"),
+    ):
+        wanted, total = compute.workers * each, there.get(resource, 0.0)
+        if wanted > total + 1e-9:
+            raise ClusterError(
+                f"`compute.workers` ({compute.workers}) x `compute.{key}` ({each:g}) = {wanted:g} {resource}s, "
+                f"but Ray has {total:g}: lower one of them or add nodes"
+            )

@@ -1,0 +1,83 @@
+"""What a terminal shows: progress with a total, and tables. Plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+PLAIN_SECONDS = 10.0
+"""Seconds between lines of progress where there is no terminal."""
+
+
+class Bar:
+    """A progress bar on a terminal's standard error; elsewhere a line now and then."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.rich: Progress | None = None
+        self.printed = time.monotonic()
+        if err.is_terminal:
+            self.rich = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=err,
+                transient=True,
+            )
+            self.task = self.rich.add_task(title, total=None, note="")
+
+    def __enter__(self) -> Self:
+        if self.rich:
+            self.rich.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.rich:
+            self.rich.stop()
+
+    def update(self, done: int, total: int | None, note: str = "", title: str | None = None) -> None:
+        """Shows where things stand."""
+        if self.rich:
+            self.rich.update(self.task, completed=done, total=total, note=note, description=title or self.title)
+        elif time.monotonic() - self.printed >= PLAIN_SECONDS:
+            self.printed = time.monotonic()
+            self.line(f"{title or self.title}: {done:,}{'' if total is None else f' of {total:,}'} {note}".rstrip())
+
+    def line(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        err.print(text, markup=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on standard output; the first column is text, the others are numbers."""
+    shown = Table(title=title, title_justify="left", title_style="bold", header_style="")
+    for number, column in enumerate(columns):
+        shown.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    out.print(shown)
+
+
+def seconds(value: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    if value < 10:
+        return f"{value:.1f} s"
+    if value < 120:
+        return f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,119 @@
+"""Rows to batches: which rank gets which rows in which step, as pure functions, and the padded tensors.
+
+The unit is the global batch: `batch_size` rows per optimizer step over all ranks. For an epoch,
+
+    permutation of all rows, drawn from (seed, epoch)         the tail that fills no batch is left out
+      ─▶ windows of `window_batches` global batches           each sorted by length and cut into batches
+      ─▶ the batches of a window in an order drawn from the same generator
+      ─▶ rank r of W takes rows r, r + W, r + 2 W … of each   so batch k is about as long on every rank
+
+Nothing but the last line knows the number of ranks: a step has the same rows on any number of them, and the position
+in an epoch is one number, the step.
+
+Shapes: S steps, G rows of a global batch, B rows of a batch on this rank, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+Ints = npt.NDArray[np.int64]
+
+
+class Batch(TypedDict):
+    """What a step takes."""
+
+    input_ids: Tensor
+    """(B, T) int64, zero where there is no token."""
+    mask: Tensor | None
+    """(B, T) bool, True at real tokens; None when all are real."""
+    labels: Tensor
+    """(B,) int64."""
+    num_tokens: int
+    """Real tokens."""
+
+
+class TokenRows:
+    """Rows held as one flat array of token ids: any rows can be gathered without a Python loop over tokens.
+
+    Made of Arrow tables with `input_ids` (list<int32>) and `label` columns. A single chunk is not copied.
+    """
+
+    def __init__(self, tables: Sequence[pa.Table]) -> None:
+        lists = [chunk for table in tables for chunk in table["input_ids"].chunks if len(chunk)]
+        values = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in lists]
+        lengths = [np.diff(chunk.offsets.to_numpy()).astype(np.int64) for chunk in lists]
+        self.values = values[0] if len(values) == 1 else np.concatenate([np.empty(0, np.int32), *values])
+        self.lengths: Ints = np.concatenate([np.empty(0, np.int64), *lengths])
+        self.starts: Ints = np.concatenate([[0], np.cumsum(self.lengths)[:-1]]) if len(lists) else self.lengths
+        labels = [table["label"].to_numpy() for table in tables]
+        self.labels: Ints = np.concatenate([np.empty(0, np.int64), *labels]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, rows: Ints) -> Batch:
+        """The given rows, padded to the longest of them."""
+        lengths = self.lengths[rows]
+        longest = int(lengths.max())
+        inside = np.arange(longest) < lengths[:, None]  # (B, T)
+        places = self.starts[rows][:, None] + np.arange(longest)
+        ids = np.where(inside, self.values[np.minimum(places, len(self.values) - 1)], 0)
+        return Batch(
+            input_ids=torch.from_numpy(ids.astype(np.int64)),
+            mask=None if bool(inside.all()) else torch.from_numpy(inside),
+            labels=torch.from_numpy(self.labels[rows]),
+            num_tokens=int(lengths.sum()),
+        )
+
+
+def steps_per_epoch(num_rows: int, batch_size: int) -> int:
+    """Optimizer steps of an epoch: whole global batches only."""
+    return num_rows // batch_size
+
+
+def epoch_batches(lengths: Ints, batch_size: int, window_batches: int, seed: int, epoch: int) -> Ints:
+    """Row numbers of every global batch of an epoch, (S, G). No row stands twice; at most G - 1 are left out."""
+    generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+    steps = steps_per_epoch(len(lengths), batch_size)
+    order = generator.permutation(len(lengths))[: steps * batch_size]
+    batches = np.empty((steps, batch_size), np.int64)
+    for start in range(0, steps, window_batches):
+        stop = min(start + window_batches, steps)
+        window = order[start * batch_size : stop * batch_size]
+        by_length = window[np.argsort(lengths[window], kind="stable")].reshape(-1, batch_size)
+        batches[start:stop] = by_length[generator.permutation(stop - start)]
+    return batches
+
+
+def rank_parts(rows: Ints, rank: int, world_size: int, accumulate: int) -> list[Ints]:
+    """This rank's rows of a global batch (G,), cut into `accumulate` parts of neighbouring lengths.
+
+    Every rank gets the same number of parts; a part may be one row shorter than another, and is empty only where the
+    batch has fewer than `world_size * accumulate` rows.
+    """
+    return np.array_split(rows[rank::world_size], accumulate)
+
+
+def scoring_batches(lengths: Ints, batch_size: int, rank: int, world_size: int) -> Iterator[Ints]:
+    """This rank's rows for scoring: over all ranks each row once, longest first, so that memory peaks at once."""
+    by_length = np.argsort(-lengths, kind="stable")[rank::world_size]
+    for start in range(0, len(by_length), batch_size):
+        yield by_length[start : start + batch_size]
+
+
+def padding_share(lengths: Ints, batches: Ints, world_size: int, accumulate: int) -> float:
+    """Share of the positions of an epoch's batches that hold no token."""
+    padded = 0
+    for rows in batches:
+        for rank in range(world_size):
+            parts = rank_parts(rows, rank, world_size, accumulate)
+            padded += sum(int(lengths[part].max()) * len(part) for part in parts if len(part))
+    return 1.0 - float(lengths[batches].sum()) / padded if padded else 0.0

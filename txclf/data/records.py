@@ -1,0 +1,531 @@
+"""Labelled files, row by row, in the memory of one batch.
+
+    paths ──find_sources──▶ Source ──read_raw──▶ RawBatch ──read_rows──▶ (Rows, rejects)
+
+1. `find_sources` turns paths, globs, folders and URIs into files, each with its format.
+2. `read_raw` reads a file as it stands. A row that cannot be read keeps its place and carries a reason.
+3. `read_rows` keeps the rows that have a text and a label, and rejects the others: rows read = kept + rejected.
+
+Rows are numbered from 1 in their file; a header and blank lines are no rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from itertools import chain, filterfalse, islice
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from txclf import storage
+from txclf.errors import DataError
+
+LONGEST_CHARS = 2**24
+"""Characters of a JSON line or csv field above which a row is rejected: a quote never closed cannot fill the memory."""
+
+_FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "text"}
+_CODECS = {".gz": "gzip", ".zst": "zstd"}
+_KNOWN = f"{', '.join(ending for ending in _FORMATS if ending != '.txt')}, each also with {' or '.join(_CODECS)}"
+_NOT_UTF8 = "not valid UTF-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file, or one label's folder of text files."""
+
+    path: str
+    """Absolute path or URI."""
+    format: str
+    """`csv`, `tsv`, `jsonl`, `parquet` or `text`."""
+    label: str | None = None
+    """Of `text`: the folder's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawBatch:
+    """Consecutive rows of a source, as they stand in the file."""
+
+    source: Source
+    rows: list[int]
+    files: list[str]
+    columns: dict[str, list[Any]]
+    """Python values by column, as long as `rows`; None all through a row that has a problem."""
+    problems: dict[int, str]
+    """Position in the batch to the reason why that row cannot be read."""
+    schema: pa.Schema | None = None
+    """Of the columns, where the file has one (parquet)."""
+
+
+class Reject(NamedTuple):
+    """A row left out, and why."""
+
+    file: str
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a batch that can be used; all lists are equally long."""
+
+    texts: list[tuple[str, ...]]
+    """One item per text column."""
+    labels: list[str]
+    """Empty when no label was asked for."""
+    rows: list[int]
+    files: list[str]
+    label_kinds: set[str]
+    """What the labels were in the file: `string`, `integer`, `boolean`, `float`."""
+
+
+# ------------------------------------------------------------------------------------------------------------- finding
+
+
+def find_sources(paths: Sequence[str]) -> list[Source]:
+    """Files, globs (`*`, `?`, `[…]`, `**`; no `?` in a URI), folders and URIs as sources: in order, each sorted inside.
+
+    A folder holds data files at any depth, or text files as `<label>/<file>.txt`; names that start with `.` or `_` are
+    passed over. A glob stands for the files it matches or, where it matches none, for the folders.
+
+    Raises `DataError` when nothing matches, an ending is unknown, a folder has neither layout or both, or a file comes
+    twice; `StorageError` for a URI of an unknown scheme.
+    """
+    found: dict[str, Source] = {}
+    for path in paths:
+        for source in sorted(_expand(path), key=lambda source: source.path):
+            if source.path in found:
+                raise DataError(f"`{source.path}`: given twice, the second time by `{path}`")
+            found[source.path] = source
+    return list(found.values())
+
+
+def _expand(path: str) -> list[Source]:
+    place = storage.absolute(unquote(path.removeprefix("file://")) if path.startswith("file://") else path)
+    remote = "://" in place
+    text, mark, query = place.rstrip("/").partition("?") if remote else (place, "", "")
+    wild = re.search(r"[*\[]" if remote else r"[*?\[]", text)
+    if not remote and os.path.lexists(place):
+        wild = None
+    cut = text.rindex("/", 0, wild.start()) if wild else len(text)
+    base = (text[:cut] or "/") + mark + query
+    filesystem, inner = storage.resolve(base)
+    name = partial(_name, base, inner)
+    with _fault(path, "cannot be reached"):
+        matches = _glob(filesystem, inner, text[cut + 1 :].split("/")) if wild else [filesystem.get_file_info(inner)]
+        unique = {info.path: info for info in matches}.values()
+        if files := [info.path for info in unique if info.type == pafs.FileType.File]:
+            return [Source(name(file), _format(file)) for file in files]
+        if folders := [info.path for info in unique if info.type == pafs.FileType.Directory]:
+            return [source for folder in folders for source in _folder(filesystem, folder, name)]
+    where = "" if remote or os.path.isabs(path) else f" (working directory: `{os.getcwd()}`)"
+    raise DataError(f"`{path}`: {'no file matches' if wild else 'no such file or folder'}{where}")
+
+
+def _list(filesystem: pafs.FileSystem, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
+    infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=recursive))
+    return sorted(infos, key=lambda info: str(info.path))
+
+
+def _glob(filesystem: pafs.FileSystem, folder: str, parts: list[str]) -> Iterator[pafs.FileInfo]:
+    """What matches below a folder, level by level: nothing is listed that the pattern does not reach."""
+    head, rest = parts[0], parts[1:]
+    if head == "**":
+        yield from _glob(filesystem, folder, rest or ["*"])
+    for info in _list(filesystem, folder):
+        inside = info.type == pafs.FileType.Directory
+        if info.base_name[0] in "._" and info.base_name[0] != head[:1]:
+            continue
+        if head == "**" and inside:
+            yield from _glob(filesystem, info.path, parts)
+        elif fnmatchcase(info.base_name, head) and (inside or not rest):
+            yield from _glob(filesystem, info.path, rest) if rest else [info]
+
+
+def _name(base: str, inner: str, path: str) -> str:
+    """What a user calls `path` of a file system, when `base` is called `inner` there."""
+    if "://" not in base:
+        return path
+    text, mark, query = base.partition("?")
+    below = quote(path.removeprefix(inner).lstrip("/"))
+    return (storage.join(text, below) if below else text) + mark + query
+
+
+def _ending(path: str) -> tuple[str | None, str | None]:
+    """Format and compression, by the ending; None where there is none that is known."""
+    stem, last = os.path.splitext(path.lower())
+    codec = _CODECS.get(last)
+    return _FORMATS.get(os.path.splitext(stem)[1] if codec else last), codec
+
+
+def _format(path: str) -> str:
+    found = _ending(path)[0]
+    if found is None:
+        raise DataError(f"`{path}`: unknown ending; known: {_KNOWN}")
+    if found == "text":
+        raise DataError(f"`{path}`: text files are given by the folder that holds them as `<label>/<file>.txt`")
+    return found
+
+
+def _folder(filesystem: pafs.FileSystem, root: str, name: Callable[[str], str]) -> list[Source]:
+    data: list[Source] = []
+    texts: list[list[str]] = []
+    for info in _list(filesystem, root, recursive=True):
+        parts = info.path[len(root.rstrip("/")) + 1 :].split("/")
+        found = _ending(info.path)[0] if info.type == pafs.FileType.File else None
+        if found is None or any(part[0] in "._" for part in parts):
+            continue
+        if found != "text":
+            data.append(Source(name(info.path), found))
+        elif len(parts) > 1:  # a lone `readme.txt` beside the data is none
+            texts.append(parts)
+    if data and texts:
+        raise DataError(f"`{root}`: holds both data files (`{data[0].path}`) and text files (`{'/'.join(texts[0])}`)")
+    if not data and not texts:
+        raise DataError(f"`{root}`: holds neither data files ({_KNOWN}) nor text files `<label>/<file>.txt`")
+    if deep := next((parts for parts in texts if len(parts) > 2), None):
+        raise DataError(f"`{root}`: text files must lie at `<label>/<file>.txt`, not `{'/'.join(deep)}`")
+    labels = sorted({parts[0] for parts in texts})
+    return data or [Source(name(f"{root.rstrip('/')}/{label}"), "text", label) for label in labels]
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def read_raw(source: Source, columns: Sequence[str] | None = None, batch_rows: int = 2048) -> Iterator[RawBatch]:
+    """Reads a source in batches of at most `batch_rows` rows, with the columns asked for (None: all).
+
+    `csv` has a header and may quote; `tsv` has a header and never quotes; `jsonl` has an object per line, None where a
+    row lacks a key. A compressed parquet file is the exception to the small memory: it is unpacked whole.
+
+    Raises `DataError` for a file that is missing, empty, damaged or of another format, and for a column that is not
+    there (jsonl: not in any row of the first batch).
+    """
+    readers = {"jsonl": _read_jsonl, "parquet": _read_parquet, "text": _read_texts}
+    wanted = None if columns is None else list(dict.fromkeys(columns))
+    return readers.get(source.format, _read_csv)(source, wanted, batch_rows)
+
+
+def _read_csv(source: Source, wanted: list[str] | None, batch_rows: int) -> Iterator[RawBatch]:
+    tabs = source.format == "tsv"
+    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    with _lines(source, newline="") as lines:
+        reader = csv.reader(lines, **dialect)
+        records = filter(None, _records(reader))
+        header = _take_csv(source, records, 1, 0)
+        if not header:
+            raise DataError(f"`{source.path}`: is empty")
+        names = header[0]
+        if isinstance(names, str) or _not_utf8(names):
+            raise DataError(f"`{source.path}`: header line: {names if isinstance(names, str) else _NOT_UTF8}")
+        chosen = _choose(source, names, wanted)
+        done, width = 0, len(names)
+        while batch := _take_csv(source, records, batch_rows, done):
+            problems = {
+                i: record if isinstance(record, str) else f"expected {width} fields, found {len(record)}"
+                for i, record in enumerate(batch)
+                if len(record) != width or isinstance(record, str)
+            }
+            for i in problems:
+                batch[i] = [None] * width
+            by_name = dict(zip(names, map(list, zip(*batch, strict=True)), strict=True))
+            columns = {name: by_name[name] for name in chosen}
+            for values in columns.values():
+                problems |= dict.fromkeys(_not_utf8(values), _NOT_UTF8)
+            yield _batch(source, done, len(batch), columns, problems)
+            done += len(batch)
+
+
+def _records(reader: Any) -> Iterator[Any]:
+    """The records of a csv reader, with the reason in the place of a record that is malformed."""
+    while True:
+        try:
+            yield from reader
+            return
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                yield f"a quoted field is never closed: it runs to the end of the file, line {reader.line_num:,}"
+            elif "limit" in str(error):
+                yield f"line {reader.line_num:,}: a field of over {LONGEST_CHARS:,} characters; a quote never closed?"
+            else:
+                yield f"line {reader.line_num:,}: malformed csv: {error}"
+
+
+_csv_lock = threading.Lock()
+
+
+def _take_csv(source: Source, records: Iterator[Any], count: int, done: int) -> list[Any]:
+    # The csv module has one limit for the whole process: it is raised for a batch, then put back for everyone else.
+    with _csv_lock:
+        before = csv.field_size_limit(LONGEST_CHARS)
+        try:
+            return _take(source, records, count, done)
+        finally:
+            csv.field_size_limit(before)
+
+
+def _read_jsonl(source: Source, wanted: list[str] | None, batch_rows: int) -> Iterator[RawBatch]:
+    done = 0
+    with _lines(source, newline="\n") as lines:
+        filled = filterfalse(str.isspace, iter(partial(lines.readline, LONGEST_CHARS), ""))
+        while batch := _take(source, filled, batch_rows, done):
+            objects = list(map(_json_object, batch))
+            problems = {i: found for i, found in enumerate(objects) if isinstance(found, str)}
+            problems |= dict.fromkeys(_not_utf8(batch), _NOT_UTF8)
+            for i in problems:
+                objects[i] = {}
+            found = dict.fromkeys(chain.from_iterable(objects))
+            if done == 0 and len(problems) < len(batch):
+                _choose(source, list(found), wanted)
+            columns = {name: [row.get(name) for row in objects] for name in (found if wanted is None else wanted)}
+            yield _batch(source, done, len(batch), columns, problems)
+            done += len(batch)
+    if done == 0:
+        raise DataError(f"`{source.path}`: is empty")
+
+
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_decode_json = json.JSONDecoder().decode
+
+
+def _json_object(line: str) -> Any:
+    """The object of a line, or the reason (a string) why there is none."""
+    if len(line) >= LONGEST_CHARS:
+        return f"a line of over {LONGEST_CHARS:,} characters"
+    try:
+        value = _decode_json(line)
+        if _SURROGATE_ESCAPE.search(line):  # half a pair is a string in Python that no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return _NOT_UTF8
+    except json.JSONDecodeError as error:
+        return f"not valid JSON: {error.msg} at character {error.pos + 1:,}"
+    except (ValueError, RecursionError) as error:
+        return f"not valid JSON: {error}"
+    return value if isinstance(value, dict) else f"JSON of type {type(value).__name__}, expected an object"
+
+
+def _read_parquet(source: Source, wanted: list[str] | None, batch_rows: int) -> Iterator[RawBatch]:
+    with _fault(source.path, "cannot be read as parquet"):
+        filesystem, inner = storage.resolve(source.path)
+        packed = _ending(inner)[1] is not None
+        stream = pa.BufferReader(_read_whole(source.path)) if packed else filesystem.open_input_file(inner)
+        file = pq.ParquetFile(stream)
+        names = file.schema_arrow.names
+    with file:
+        chosen = _choose(source, names, wanted)
+        tables = file.iter_batches(batch_rows, columns=chosen)
+        done = 0
+        while taken := _take(source, tables, 1, done):
+            table, problems = taken[0], dict[int, str]()
+            columns = {name: _pylist(table.column(name), name, problems) for name in chosen}
+            yield _batch(source, done, table.num_rows, columns, problems, table.schema)
+            done += table.num_rows
+
+
+def _pylist(column: pa.Array, name: str, problems: dict[int, str]) -> list[Any]:
+    """Python values. A value that has none (invalid UTF-8, a date before the year 1) is a problem of its row."""
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError):
+        values: list[Any] = [None] * len(column)
+    for i, scalar in enumerate(column):
+        try:
+            values[i] = scalar.as_py()
+        except UnicodeDecodeError:
+            problems[i] = _NOT_UTF8
+        except (ValueError, OverflowError) as error:
+            problems[i] = f"`{name}`: {error}"
+    return values
+
+
+def _read_texts(source: Source, wanted: list[str] | None, batch_rows: int) -> Iterator[RawBatch]:
+    chosen = _choose(source, ["text", "label"], wanted)
+    filesystem, inner = storage.resolve(source.path)
+    with _fault(source.path, "cannot be listed"):
+        infos = [info for info in _list(filesystem, inner) if info.type == pafs.FileType.File]
+    paths = [info.path for info in infos if info.base_name[0] not in "._" and _ending(info.path)[0] == "text"]
+    if not paths:
+        raise DataError(f"`{source.path}`: holds no text files `<file>.txt`")
+    for start in range(0, len(paths), batch_rows):
+        files = [_name(source.path, inner, path) for path in paths[start : start + batch_rows]]
+        texts: list[str | None] = [None] * len(files)
+        problems: dict[int, str] = {}
+        for i, file in enumerate(files):
+            try:
+                texts[i] = _read_whole(file).decode("utf-8-sig")
+            except UnicodeDecodeError:
+                problems[i] = _NOT_UTF8
+            except OSError as error:
+                problems[i] = f"cannot be read: {error}"
+        every = {"text": texts, "label": [source.label] * len(files)}
+        batch = _batch(source, 0, len(files), {name: every[name] for name in chosen}, problems)
+        yield replace(batch, rows=[1] * len(files), files=files)
+
+
+def _open(path: str) -> pa.NativeFile:
+    filesystem, inner = storage.resolve(path)
+    return filesystem.open_input_stream(inner, compression=_ending(inner)[1])
+
+
+def _read_whole(path: str) -> bytes:
+    with _open(path) as stream:
+        return bytes(stream.read())
+
+
+@contextmanager
+def _fault(path: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"`{path}`: {what}: {error}") from error
+
+
+@contextmanager
+def _lines(source: Source, newline: str) -> Iterator[io.TextIOWrapper]:
+    """Lines of a text file. Bytes that are no UTF-8 become lone surrogates, which `_not_utf8` finds by row."""
+    with _fault(source.path, "cannot be read"):
+        buffer = io.BufferedReader(_open(source.path), 2**17)
+    with io.TextIOWrapper(buffer, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as stream:
+        yield stream
+
+
+def _take(source: Source, items: Iterator[Any], count: int, done: int) -> list[Any]:
+    """The next `count` items, fewer at the end. Raises `DataError` naming the row reached in a damaged file."""
+    taken: list[Any] = []
+    try:
+        taken.extend(islice(items, count))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"`{source.path}`: damaged after row {done + len(taken):,}: {error}") from error
+    return taken
+
+
+def _choose(source: Source, names: list[str], wanted: list[str] | None) -> list[str]:
+    """The columns to read. Raises `DataError` for one that is not there, or there twice."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"`{source.path}`: column `{twice[0]}` comes twice in the header")
+    for name in names if wanted is None else wanted:
+        if name not in names:
+            found = ", ".join(f"`{name}`" for name in names)
+            hint = "set `data.text` or `data.label` in the run file to a column that is there"
+            raise DataError(f"`{source.path}`: no column `{name}`; found: {found}; {hint}")
+    return names if wanted is None else wanted
+
+
+def _not_utf8(values: Sequence[str | None]) -> list[int]:
+    """Positions of strings with lone surrogates; one pass over all of them together when there are none."""
+    try:
+        "".join(filter(None, values)).encode()
+    except UnicodeEncodeError:
+        return [i for i, value in enumerate(values) if value and re.search("[\ud800-\udfff]", value)]
+    return []
+
+
+def _batch(
+    source: Source,
+    done: int,
+    count: int,
+    columns: dict[str, list[Any]],
+    problems: dict[int, str],
+    schema: pa.Schema | None = None,
+) -> RawBatch:
+    for values in columns.values():
+        for i in problems:
+            values[i] = None
+    return RawBatch(source, list(range(done + 1, done + count + 1)), [source.path] * count, columns, problems, schema)
+
+
+# ------------------------------------------------------------------------------------------------------------ checking
+
+
+def read_rows(
+    source: Source, text_columns: Sequence[str], label_column: str | None, batch_rows: int = 2048
+) -> Iterator[tuple[Rows, list[Reject]]]:
+    """The usable rows of each batch, and the others with the reason. Labels become strings: 3 and 3.0 are `3`.
+
+    A text folder has its own columns: those given do not matter to it. Raises `DataError` as `read_raw` does.
+    """
+    if source.format == "text":
+        text_columns, label_column = ["text"], label_column and "label"
+    wanted = [*text_columns, *([] if label_column is None else [label_column])]
+    for raw in read_raw(source, wanted, batch_rows):
+        reasons: dict[int, str] = {}
+        kinds: set[str] = set()
+        labels = [] if label_column is None else _labels(raw.columns[label_column], label_column, kinds, reasons)
+        texts = _texts([raw.columns[name] for name in text_columns], text_columns, reasons)
+        reasons |= raw.problems
+        rejects = [Reject(raw.files[i], raw.rows[i], reasons[i]) for i in sorted(reasons)]
+        rows, files = raw.rows, raw.files
+        if rejects:
+            kept = [i for i in range(len(rows)) if i not in reasons]
+            texts, rows, files = [texts[i] for i in kept], [rows[i] for i in kept], [files[i] for i in kept]
+            labels = [labels[i] for i in kept] if label_column is not None else []
+        yield Rows(texts, labels, rows, files, kinds), rejects
+
+
+def _texts(columns: list[list[Any]], names: Sequence[str], reasons: dict[int, str]) -> list[tuple[str, ...]]:
+    rows = list(zip(*columns, strict=True))
+    if all(set(map(type, values)) == {str} and all(map(str.strip, values)) for values in columns):
+        return rows
+    for i, row in enumerate(rows):
+        wrong = [(name, value) for name, value in zip(names, row, strict=True) if not isinstance(value, str | None)]
+        if wrong:
+            reasons[i] = f"`{wrong[0][0]}` is of type {type(wrong[0][1]).__name__}, expected a string"
+        elif not any(value and value.strip() for value in row):
+            reasons[i] = f"no text: {' and '.join(f'`{name}`' for name in names)} missing or blank"
+        elif None in row:
+            rows[i] = tuple(value or "" for value in row)
+    return rows
+
+
+def _labels(values: list[Any], name: str, kinds: set[str], reasons: dict[int, str]) -> list[str]:
+    if set(map(type, values)) == {str}:
+        labels = list(map(str.strip, values))
+        if all(labels):
+            kinds.add("string")
+            return labels
+    labels = [""] * len(values)
+    for i, value in enumerate(values):
+        if value is None or value != value or (isinstance(value, str) and not value.strip()):
+            reasons[i] = f"no label: `{name}` missing or blank"
+        elif isinstance(value, str | bool | int | float):
+            kind, labels[i] = _label(value)
+            kinds.add(kind)
+        else:
+            reasons[i] = f"`{name}` is of type {type(value).__name__}, expected a string, integer or boolean"
+    return labels
+
+
+def _label(value: str | bool | int | float) -> tuple[str, str]:
+    if isinstance(value, str):
+        return "string", value.strip()
+    if isinstance(value, bool):
+        return "boolean", str(value).lower()
+    if isinstance(value, int):
+        return "integer", str(value)
+    # pandas turns a column of integers with a gap into floats
+    return "float", str(int(value)) if value.is_integer() else str(value)
+
+
+def sort_labels(labels: Iterable[str]) -> list[str]:
+    """Distinct labels: by number when all are integers, else by text."""
+    distinct = sorted(set(labels))
+    if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in distinct):
+        distinct.sort(key=int)
+    return distinct

@@ -1,0 +1,193 @@
+"""Prepared data: Parquet shards of token ids, and the manifest that marks a folder as whole.
+
+    <prepared>/{train,valid,test}/part-*.parquet    columns of `SCHEMA`, in shuffled order
+    <prepared>/tokenizer.json
+    <prepared>/rejected.jsonl                       bad rows that were skipped
+    <prepared>/manifest.json                        written last; it lists the shards
+
+Which split a row falls into and where it stands are pure functions of (seed, text, place of the row), so the same
+files give the same shards whoever prepares them, one process or a cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from txclf import storage
+from txclf.errors import DataError
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+REJECTED = "rejected.jsonl"
+SPLITS = ("train", "valid", "test")
+
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("label", pa.int32()),  # index into the manifest's labels
+        ("text", pa.string()),  # as it was read; several columns are joined by newlines
+        ("file", pa.string()),  # path or URI it was read from
+        ("row", pa.int64()),  # record number in that file, from 1
+        ("full_length", pa.int64()),  # tokens before the cut to max_length
+        ("key", pa.uint64()),  # the shuffle key that orders the rows
+    ]
+)
+LENGTH_EDGES = tuple(int(edge) for edge in np.unique(np.round(2 ** (np.arange(33) / 2)).astype(int)))  # 1 … 65536
+
+UInt64s = npt.NDArray[np.uint64]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shard(_Record):
+    """One Parquet file of a split and what can be summed over files."""
+
+    file: str
+    """Path within the prepared folder."""
+    rows: int
+    tokens: int
+    full_tokens: int
+    """Tokens before the cut to `max_length`."""
+    truncated_rows: int
+    label_counts: list[int]
+    length_histogram: list[int]
+    """Rows by full length, over the bins that start at the manifest's `length_edges`."""
+
+
+class Split(_Record):
+    """A split: read = rows + rejected."""
+
+    shards: list[Shard]
+    rows: int
+    read: int
+    rejected: int
+    tokens: int
+    truncated_rows: int
+    truncated_token_share: float
+    """Share of all tokens that the cut to `max_length` lost."""
+    label_counts: dict[str, int]
+    length_histogram: list[int]
+    duplicates: int
+    """Rows whose text already stands in this split."""
+    duplicates_of_train: int
+    """Rows whose text also stands in the train split (0 for train)."""
+
+
+class Manifest(_Record):
+    """What a prepared folder holds."""
+
+    format: int = 1
+    fingerprint: str
+    labels: list[str]
+    """In the order of the model's outputs."""
+    tokenizer_hash: str
+    vocab_size: int
+    max_length: int
+    length_edges: list[int]
+    splits: dict[str, Split]
+    reject_reasons: dict[str, int]
+    conflicting_texts: int
+    """Texts that stand in the training files under more than one label."""
+
+
+def load_manifest(folder: str) -> Manifest:
+    """The manifest of a prepared folder. Raises `DataError` when the folder is not whole."""
+    path = storage.join(folder, MANIFEST)
+    if not storage.exists(path):
+        raise DataError(f"`{folder}`: no {MANIFEST}, so these are not prepared data or they are half-finished")
+    try:
+        return Manifest.model_validate_json(storage.read_bytes(path))
+    except ValidationError:
+        raise DataError(f"`{path}`: not a manifest of this version: run `txclf prepare` again") from None
+
+
+def write_shard(folder: str, split: str, table: pa.Table, num_labels: int) -> Shard:
+    """Writes rows of `SCHEMA`, sorted by key here, as one shard named by its first key."""
+    table = table.sort_by([("key", "ascending"), ("file", "ascending"), ("row", "ascending")])
+    file = f"{split}/part-{table['key'][0].as_py():016x}.parquet"
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=8192)
+    storage.write_bytes(storage.join(folder, file), sink.getvalue())
+    lengths = _lengths(table["input_ids"])
+    full = table["full_length"].to_numpy()
+    histogram, _ = np.histogram(full, bins=[0, *LENGTH_EDGES[1:], np.inf])
+    return Shard(
+        file=file,
+        rows=table.num_rows,
+        tokens=int(lengths.sum()),
+        full_tokens=int(np.maximum(full, lengths).sum()),
+        truncated_rows=int((full > lengths).sum()),
+        label_counts=np.bincount(table["label"].to_numpy(), minlength=num_labels).tolist(),
+        length_histogram=histogram.tolist(),
+    )
+
+
+def read_split(folder: str, manifest: Manifest, split: str, columns: Sequence[str]) -> pa.Table:
+    """All rows of a split, in prepared order. Raises `DataError` naming a shard that is damaged or missing."""
+    tables = [read_shard(folder, shard, columns) for shard in manifest.splits[split].shards]
+    return pa.concat_tables(tables)
+
+
+def read_shard(folder: str, shard: Shard, columns: Sequence[str]) -> pa.Table:
+    """One shard. Raises `DataError` naming it when it is damaged or missing."""
+    path = storage.join(folder, shard.file)
+    filesystem, inner = storage.resolve(path)
+    try:
+        table = pq.read_table(inner, columns=list(columns), filesystem=filesystem)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"`{path}`: the shard cannot be read: {error}; remove {folder} to prepare anew") from None
+    if table.num_rows != shard.rows:
+        raise DataError(f"`{path}`: {table.num_rows} rows, the manifest says {shard.rows}: remove {folder}")
+    return table
+
+
+def text_hashes(texts: Iterable[tuple[str, ...]]) -> UInt64s:
+    """A 64-bit hash of each row's text (blake2b), the same on any machine."""
+    digests = b"".join(
+        hashlib.blake2b("\x1f".join(row).encode("utf-8", "surrogatepass"), digest_size=8).digest() for row in texts
+    )
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def validation_rows(hashes: UInt64s, seed: int, fraction: float) -> npt.NDArray[np.bool_]:
+    """Which rows of the training files are set aside for validation: by text alone: duplicates stay together."""
+    return _uniform(_mix(hashes ^ _mix(np.uint64(seed) + np.uint64(1)))) < fraction
+
+
+def sampled_rows(hashes: UInt64s, seed: int, fraction: float) -> npt.NDArray[np.bool_]:
+    """Which rows the tokenizer learns from when there is too much text for all of it."""
+    return _uniform(_mix(hashes ^ _mix(np.uint64(seed) + np.uint64(2)))) < fraction
+
+
+def shuffle_keys(hashes: UInt64s, source: int, positions: npt.NDArray[np.int64], seed: int) -> UInt64s:
+    """Sorting by these keys shuffles all rows of all files; a row is named by its source and its position there."""
+    place = _mix(positions.astype(np.uint64) ^ _mix(np.uint64(source)))
+    return _mix(hashes ^ place ^ _mix(np.uint64(seed) + np.uint64(3)))
+
+
+def _mix(values: UInt64s | np.uint64) -> UInt64s:
+    """The finalizer of splitmix64 (Steele, Lea and Flood, 2014): every input bit changes half of the output bits."""
+    with np.errstate(over="ignore"):
+        mixed = np.asarray(values, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return mixed ^ (mixed >> np.uint64(31))
+
+
+def _uniform(hashes: UInt64s) -> npt.NDArray[np.float64]:
+    return hashes.astype(np.float64) / 2.0**64
+
+
+def _lengths(lists: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    offsets = itertools.chain.from_iterable(np.diff(chunk.offsets.to_numpy()) for chunk in lists.chunks)
+    return np.fromiter(offsets, np.int64, len(lists))

@@ -1,0 +1,145 @@
+"""Text to token ids, by the `tokenizers` library: trained on the train split or read from a file.
+
+Special tokens are never found inside a user's text: `[PAD]` typed by a user is five ordinary characters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
+from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordLevelTrainer, WordPieceTrainer
+
+from txclf import storage
+from txclf.config import Tokenizer
+from txclf.errors import DataError
+
+PAD, UNKNOWN, SEPARATOR, MASK = "[PAD]", "[UNK]", "[SEP]", "[MASK]"
+SPECIAL_TOKENS = [PAD, UNKNOWN, SEPARATOR, MASK]
+
+
+def train_tokenizer(config: Tokenizer, texts: Iterable[str]) -> FastTokenizer:
+    """A tokenizer of the kind and size that the run file asks for, or the one of `tokenizer.file`.
+
+    Raises `DataError` when the texts hold nothing to learn from or the file is not a tokenizer.
+    """
+    if config.file is not None:
+        return _from_file(config.file)
+    tokenizer = _untrained(config)
+    tokenizer.train_from_iterator(texts, trainer=_trainer(config))
+    if tokenizer.get_vocab_size() <= len(SPECIAL_TOKENS):
+        raise DataError(
+            "the training texts hold no token that occurs `tokenizer.min_frequency` "
+            f"({config.min_frequency}) times: give more text or set it to 1"
+        )
+    return parse_tokenizer(tokenizer.to_str())
+
+
+def parse_tokenizer(content: str) -> FastTokenizer:
+    """A tokenizer from the text of a `tokenizer.json`, without padding, truncation or template of its own."""
+    tokenizer = FastTokenizer.from_str(content)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _from_file(path: str) -> FastTokenizer:
+    if not storage.exists(path):
+        raise DataError(f"`tokenizer.file`: `{path}` is not there")
+    try:
+        return parse_tokenizer(storage.read_bytes(path).decode())
+    except Exception as error:  # tokenizers raises bare Exception for anything that is not its format
+        raise DataError(f"`tokenizer.file`: `{path}` is not a tokenizer.json of `tokenizers`: {error}") from None
+
+
+def _untrained(config: Tokenizer) -> FastTokenizer:
+    tokenizer: FastTokenizer
+    if config.kind == "bpe":
+        tokenizer = FastTokenizer(BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    elif config.kind == "wordpiece":
+        tokenizer = FastTokenizer(WordPiece(unk_token=UNKNOWN))
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    elif config.kind == "unigram":
+        tokenizer = FastTokenizer(Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        tokenizer = FastTokenizer(WordLevel(unk_token=UNKNOWN))
+        # Words with their inner apostrophes and hyphens; any other visible character stands alone.
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+(?:['’-]\w+)*|[^\w\s]"), "removed", invert=True)
+    steps: list[normalizers.Normalizer] = []
+    if config.normalize != "none":
+        steps.append(normalizers.NFC() if config.normalize == "nfc" else normalizers.NFKC())
+    if config.lowercase:
+        steps.append(normalizers.Lowercase())
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    return tokenizer
+
+
+def _trainer(config: Tokenizer) -> BpeTrainer | WordPieceTrainer | UnigramTrainer | WordLevelTrainer:
+    special = [AddedToken(token, special=True) for token in SPECIAL_TOKENS]
+    size, minimum = config.vocab_size, config.min_frequency
+    if config.kind == "bpe":
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        return BpeTrainer(
+            vocab_size=size,
+            min_frequency=minimum,
+            special_tokens=special,
+            initial_alphabet=alphabet,
+            show_progress=False,
+        )
+    if config.kind == "wordpiece":
+        return WordPieceTrainer(vocab_size=size, min_frequency=minimum, special_tokens=special, show_progress=False)
+    if config.kind == "unigram":
+        return UnigramTrainer(vocab_size=size, special_tokens=special, unk_token=UNKNOWN, show_progress=False)
+    return WordLevelTrainer(vocab_size=size, min_frequency=minimum, special_tokens=special, show_progress=False)
+
+
+def tokenizer_hash(tokenizer: FastTokenizer) -> str:
+    """SHA-256 of the tokenizer, as it stands in the manifest and in the bundle."""
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+
+
+def encode(
+    tokenizer: FastTokenizer, texts: Sequence[tuple[str, ...]], max_length: int
+) -> tuple[pa.ListArray, np.ndarray]:
+    """Token ids of rows of text columns, as a list<int32> array, and each row's length before the cut (int64).
+
+    Several columns become one sequence with `[SEP]` between. Every row has at least one token, `[UNK]` where its text
+    holds none. Raises `DataError` when a tokenizer from a file lacks a token that is needed.
+    """
+    columns = len(texts[0]) if texts else 1
+    flat = [text for row in texts for text in row]
+    encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(flat, add_special_tokens=False)]
+    if columns > 1:
+        separator = _token_id(tokenizer, (SEPARATOR, "</s>"), "joins several text columns")
+        rows = []
+        for start in range(0, len(encoded), columns):
+            ids = list(encoded[start])
+            for more in encoded[start + 1 : start + columns]:
+                ids += [separator, *more]
+            rows.append(ids)
+    else:
+        rows = encoded
+    full_lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    for empty in np.flatnonzero(full_lengths == 0):
+        rows[empty] = [_token_id(tokenizer, (UNKNOWN, "<unk>", PAD, "<pad>"), "stands for a text without tokens")]
+    lengths = np.clip(full_lengths, 1, max_length)
+    offsets = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    values = np.fromiter((token for row in rows for token in row[:max_length]), np.int32, offsets[-1])
+    return pa.ListArray.from_arrays(offsets, values), full_lengths
+
+
+def _token_id(tokenizer: FastTokenizer, names: tuple[str, ...], purpose: str) -> int:
+    for name in names:
+        token = tokenizer.token_to_id(name)
+        if token is not None:
+            return int(token)
+    raise DataError(f"`tokenizer.file`: the tokenizer has no `{names[0]}` token, which {purpose}")

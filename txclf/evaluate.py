@@ -1,0 +1,167 @@
+"""`txclf evaluate`: scores a run's bundle on its test split or on other labelled files, beside honest baselines."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torchmetrics.functional.classification import (
+    multiclass_auroc,
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+    multiclass_matthews_corrcoef,
+)
+
+from txclf import baseline, config, storage
+from txclf.bundle import Classifier, softmax
+from txclf.config import RunConfig
+from txclf.data import records, shards
+from txclf.data.batches import TokenRows
+from txclf.data.tokenizer import encode
+from txclf.errors import ConfigError, DataError
+
+METRICS = "metrics.json"
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: bool = True) -> dict[str, Any]:
+    """Scores every row of the test split (or of the files given) once; writes `metrics.json`, returns its content.
+
+    Raises `ConfigError` when the folder is no finished run or has no test split, `DataError` for bad rows.
+    """
+    folder = storage.absolute(run_folder)
+    summary_path = storage.join(folder, "summary.json")
+    if not storage.exists(summary_path):
+        raise ConfigError(f"`{run_folder}`: not a finished run, it has no summary.json: train it, or go on by --resume")
+    run = config.load(storage.join(folder, "run.yaml"))
+    prepared = storage.read_json(summary_path)["prepared"]
+    manifest = shards.load_manifest(prepared)
+    classifier = Classifier.load(storage.join(folder, "model"))
+    skipped = 0
+    if data is None:
+        if "test" not in manifest.splits:
+            raise ConfigError(f"`{run_folder}`: the run has no `data.test`: score other files by --data FILE")
+        table = shards.read_split(prepared, manifest, "test", ["input_ids", "label", "text"])
+        skipped = manifest.splits["test"].rejected
+    else:
+        table, skipped = _read(run, classifier, data)
+    labels = table["label"].to_numpy().astype(np.int64)
+    probabilities = softmax(classifier.logits(TokenRows([table])))
+    result: dict[str, Any] = {
+        "data": "test" if data is None else list(data),
+        "skipped": skipped,
+        "labels": classifier.labels,
+        **scores(probabilities, labels, classifier.labels),
+    }
+    if with_baseline:
+        train = shards.read_split(prepared, manifest, "train", ["label", "text"])
+        train_labels = train["label"].to_numpy().astype(np.int64)
+        most = baseline.majority(train_labels, len(labels))
+        result["majority"] = short_scores(most, labels, len(classifier.labels))
+        texts = train["text"].to_pylist()
+        linear = baseline.logistic_regression(texts, train_labels, table["text"].to_pylist(), run.tokenizer.lowercase)
+        result["baseline"] = {
+            "model": "n-gram logistic regression",
+            **short_scores(linear.predictions, labels, len(classifier.labels)),
+            "train_rows": linear.train_rows,
+            "seconds": round(linear.seconds, 2),
+        }
+    storage.write_json(storage.join(folder, METRICS), result)
+    return result
+
+
+def _read(run: RunConfig, classifier: Classifier, paths: Sequence[str]) -> tuple[pa.Table, int]:
+    """Labelled rows of other files, tokenized for the bundle, and how many were skipped."""
+    numbers = {label: number for number, label in enumerate(classifier.labels)}
+    texts: list[tuple[str, ...]] = []
+    labels: list[int] = []
+    bad: list[records.Reject] = []
+    for source in records.find_sources(paths):
+        for rows, rejects in records.read_rows(source, run.data.text, run.data.label):
+            bad += rejects
+            for text, label, file, row in zip(rows.texts, rows.labels, rows.files, rows.rows, strict=True):
+                if label in numbers:
+                    texts.append(text)
+                    labels.append(numbers[label])
+                else:
+                    bad.append(records.Reject(file, row, f"label `{label}` is not one of the model's"))
+    if bad and run.data.on_bad_row == "fail":
+        lines = "\n".join(f"  {reject.file}: row {reject.row:,}: {reject.reason}" for reject in bad[:20])
+        raise DataError(f"{len(bad):,} bad row(s), the first of them:\n{lines}\nthe run has `data.on_bad_row: fail`")
+    if not texts:
+        raise DataError(f"no usable row in {', '.join(paths)}")
+    input_ids, _ = encode(classifier.tokenizer, texts, classifier.description.max_length)
+    columns = [input_ids, pa.array(labels, pa.int32()), pa.array(["\n".join(text) for text in texts])]
+    return pa.table(columns, names=["input_ids", "label", "text"]), len(bad)
+
+
+def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[str, Any]:
+    """All metrics of probabilities (rows, classes) against labels (rows,).
+
+    Macro means run over the classes that occur in the labels or in the predictions, as in scikit-learn; AUROC is one
+    against the rest, over the classes that occur and do not fill all rows; the calibration error has 15 bins of equal
+    width (Guo et al., arXiv:1706.04599).
+    """
+    classes = len(names)
+    predicted = probabilities.argmax(axis=1)
+    probabilities_t, labels_t = torch.from_numpy(probabilities), torch.from_numpy(labels)
+    confusion = _confusion(predicted, labels, classes)
+    precision, recall, f1, support = _by_class(confusion)
+    seen = (confusion.sum(axis=0) + support) > 0
+    scorable = (support > 0) & (support < len(labels))
+    auroc = math.nan
+    if scorable.any():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes without rows, which are left out here
+            each = multiclass_auroc(probabilities_t, labels_t, classes, average=None)
+        auroc = float(each[torch.from_numpy(scorable)].mean())
+    chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1.0)
+    return {
+        "rows": len(labels),
+        "loss": float(-np.log(chosen).mean()),
+        "accuracy": float((predicted == labels).mean()),
+        "f1_macro": float(f1[seen].mean()),
+        "precision_macro": float(precision[seen].mean()),
+        "recall_macro": float(recall[seen].mean()),
+        "mcc": float(multiclass_matthews_corrcoef(torch.from_numpy(predicted), labels_t, classes)),
+        "auroc_macro": None if math.isnan(auroc) else auroc,
+        "calibration_error": float(multiclass_calibration_error(probabilities_t, labels_t, classes, n_bins=15)),
+        "per_class": {
+            name: {
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "support": int(support[i]),
+            }
+            for i, name in enumerate(names)
+        },
+        "confusion": confusion.tolist(),
+    }
+
+
+def short_scores(predicted: Ints, labels: Ints, classes: int) -> dict[str, float]:
+    """Accuracy and macro F1 of predicted classes."""
+    confusion = _confusion(predicted, labels, classes)
+    _, _, f1, support = _by_class(confusion)
+    seen = (confusion.sum(axis=0) + support) > 0
+    return {"accuracy": float((predicted == labels).mean()), "f1_macro": float(f1[seen].mean())}
+
+
+def _confusion(predicted: Ints, labels: Ints, classes: int) -> Ints:
+    """Rows by true class (first axis) and predicted class."""
+    matrix = multiclass_confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(labels), classes)
+    return np.asarray(matrix.numpy(), np.int64)
+
+
+def _by_class(confusion: Ints) -> tuple[Any, Any, Any, Any]:
+    hits, support, guessed = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    precision, recall = hits / np.maximum(guessed, 1), hits / np.maximum(support, 1)
+    f1 = 2 * hits / np.maximum(support + guessed, 1)
+    return precision, recall, f1, support

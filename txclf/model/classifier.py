@@ -1,0 +1,75 @@
+"""The transformer classifier: token embedding, encoder blocks, pooling over real tokens, head.
+
+Shapes: B rows, T tokens, D width, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from txclf.config import Model
+from txclf.model.layers import Block, Pooling, Positions, Rotary, activation_module
+
+
+class TransformerClassifier(nn.Module):
+    """Encoder classifier: `forward(input_ids (B, T), mask (B, T) or None)` gives logits (B, C) in float32.
+
+    `mask` is True at real tokens; None says that every token is real. What stands at masked places changes no logit.
+    """
+
+    def __init__(self, config: Model, vocab_size: int, num_classes: int, max_length: int) -> None:
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.token_dropout = config.token_dropout
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.first = nn.Parameter(torch.empty(width)) if config.pooling == "cls" else None
+        length = max_length + (self.first is not None)
+        self.positions = Positions(config.positions, length, width)
+        rotary = Rotary(length, width // config.heads) if config.positions == "rotary" else None
+        embedding_dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
+        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.feedforward, config.dropout, config.norm, config.activation, rotary)
+            for _ in range(config.layers)
+        )
+        # Post-norm blocks end in a norm; pre-norm ones leave an unnormed sum.
+        self.final_norm = nn.LayerNorm(width) if config.norm == "pre" else nn.Identity()
+        self.pooling = Pooling(config.pooling, width)
+        head: list[nn.Module] = [nn.Dropout(config.dropout)]
+        if config.head_width:
+            head += [nn.Linear(width, config.head_width), activation_module(config.activation)]
+            head += [nn.Dropout(config.dropout)]
+        self.head = nn.Sequential(*head, nn.Linear(config.head_width or width, num_classes))
+        self._initialize()
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        # With the scale by sqrt(width) in `forward`, an embedded token has unit variance.
+        nn.init.normal_(self.embedding.weight, std=self.config.width**-0.5)
+        if self.first is not None:
+            nn.init.normal_(self.first, std=self.config.width**-0.5)
+
+    def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        hidden_BTD = self.embedding(input_ids)
+        if self.token_dropout and self.training:
+            keep_BT1 = torch.rand(*input_ids.shape, 1, device=input_ids.device) >= self.token_dropout
+            hidden_BTD = hidden_BTD * keep_BT1
+        if self.first is not None:
+            first_B1D = self.first.expand(len(input_ids), 1, -1)
+            hidden_BTD = torch.cat([first_B1D, hidden_BTD], dim=1)
+            mask = None if mask is None else F.pad(mask, (1, 0), value=True)
+        hidden_BTD = self.positions(hidden_BTD * math.sqrt(self.config.width))
+        hidden_BTD = self.embedding_dropout(hidden_BTD)
+        mask_B11T = None if mask is None else mask[:, None, None, :]
+        for block in self.blocks:
+            hidden_BTD = block(hidden_BTD, mask_B11T)
+        logits: Tensor = self.head(self.pooling(self.final_norm(hidden_BTD), mask))
+        return logits.float()

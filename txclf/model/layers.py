@@ -1,0 +1,148 @@
+"""Transformer encoder blocks on `scaled_dot_product_attention`.
+
+Shapes: B rows, T tokens, D width, H heads, E = D / H, F feed-forward. A mask is True at real tokens; no mask means that
+every token is real, which lets attention take its fastest kernel.
+
+Sources: Attention Is All You Need (arXiv:1706.03762); pre-norm (arXiv:2002.04745); rotary positions (arXiv:2104.09864).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Positions(nn.Module):
+    """Adds sinusoidal or learned positions to embedded tokens; `rotary` and `none` add nothing here."""
+
+    def __init__(self, kind: str, max_length: int, width: int) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "learned":
+            self.table = nn.Parameter(torch.randn(max_length, width) * 0.02)
+        elif kind == "sinusoidal":
+            self.register_buffer("table", sinusoids(max_length, width), persistent=False)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        if self.kind in ("learned", "sinusoidal"):
+            table: Tensor = self.table[: hidden_BTD.shape[1]]
+            return hidden_BTD + table
+        return hidden_BTD
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Sine and cosine positions, (length, width), as in arXiv:1706.03762 section 3.5."""
+    angles = torch.arange(length)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(length, width)
+
+
+class Rotary(nn.Module):
+    """Turns queries and keys by their position, so that attention sees distances (arXiv:2104.09864)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, max_length: int, head_width: int) -> None:
+        super().__init__()
+        rates = torch.exp(torch.arange(0, head_width, 2) * (-math.log(10_000.0) / head_width))
+        angles = torch.arange(max_length)[:, None] * rates
+        self.register_buffer("cos", angles.cos(), persistent=False)  # (max_length, E / 2)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, heads_BHTE: Tensor) -> Tensor:
+        first, second = heads_BHTE.chunk(2, dim=-1)
+        cos = self.cos[: heads_BHTE.shape[2]].to(heads_BHTE.dtype)
+        sin = self.sin[: heads_BHTE.shape[2]].to(heads_BHTE.dtype)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, width: int, heads: int, dropout: float, rotary: Rotary | None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.rotary = rotary
+        self.inputs = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, hidden_BTD: Tensor, mask_B11T: Tensor | None) -> Tensor:
+        rows, tokens, width = hidden_BTD.shape
+        split = self.inputs(hidden_BTD).view(rows, tokens, 3, self.heads, width // self.heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4)  # each (B, H, T, E)
+        if self.rotary is not None:
+            query, key = self.rotary(query), self.rotary(key)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11T, dropout_p=dropout)
+        output: Tensor = self.output(mixed.transpose(1, 2).reshape(rows, tokens, width))
+        return output
+
+
+class Block(nn.Module):
+    """Attention and feed-forward branch, each with residual, norm and dropout."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        feedforward: int,
+        dropout: float,
+        norm: str,
+        activation: str,
+        rotary: Rotary | None,
+    ) -> None:
+        super().__init__()
+        self.pre_norm = norm == "pre"
+        self.attention = Attention(width, heads, dropout, rotary)
+        self.attention_norm = nn.LayerNorm(width)
+        self.feedforward = nn.Sequential(
+            nn.Linear(width, feedforward), activation_module(activation), nn.Linear(feedforward, width)
+        )
+        self.feedforward_norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden_BTD: Tensor, mask_B11T: Tensor | None) -> Tensor:
+        if self.pre_norm:
+            hidden_BTD = hidden_BTD + self.dropout(self.attention(self.attention_norm(hidden_BTD), mask_B11T))
+            branch_BTD: Tensor = self.dropout(self.feedforward(self.feedforward_norm(hidden_BTD)))
+            return hidden_BTD + branch_BTD
+        hidden_BTD = self.attention_norm(hidden_BTD + self.dropout(self.attention(hidden_BTD, mask_B11T)))
+        output: Tensor = self.feedforward_norm(hidden_BTD + self.dropout(self.feedforward(hidden_BTD)))
+        return output
+
+
+class Pooling(nn.Module):
+    """Real tokens to one vector: (B, T, D) and a (B, T) mask to (B, D). `cls` reads position 0."""
+
+    def __init__(self, kind: str, width: int) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "attention":
+            self.score = nn.Linear(width, 1)
+
+    def forward(self, hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        if self.kind == "cls":
+            return hidden_BTD[:, 0]
+        if self.kind == "max":
+            if mask_BT is not None:
+                hidden_BTD = hidden_BTD.masked_fill(~mask_BT[..., None], float("-inf"))
+            return hidden_BTD.amax(dim=1)
+        if self.kind == "attention":
+            scores_BT1 = self.score(hidden_BTD)
+            if mask_BT is not None:
+                scores_BT1 = scores_BT1.masked_fill(~mask_BT[..., None], float("-inf"))
+            weights_BT1: Tensor = scores_BT1.softmax(dim=1)
+            return (weights_BT1 * hidden_BTD).sum(dim=1)
+        if mask_BT is None:
+            return hidden_BTD.mean(dim=1)
+        weights_BT1 = mask_BT[..., None].to(hidden_BTD.dtype)
+        return (hidden_BTD * weights_BT1).sum(dim=1) / weights_BT1.sum(dim=1)
+
+
+def activation_module(name: str) -> nn.Module:
+    """`gelu` or `relu` as a module."""
+    return nn.GELU() if name == "gelu" else nn.ReLU()

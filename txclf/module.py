@@ -1,0 +1,181 @@
+"""The LightningModule: loss, metrics, optimizer and learning-rate schedule.
+
+Shapes: B rows, T tokens, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from txclf.config import RunConfig, Train
+from txclf.data.batches import Batch
+from txclf.errors import ConfigError
+from txclf.model.classifier import TransformerClassifier
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+class ClassifierModule(pl.LightningModule):
+    """Trains a `TransformerClassifier` so that a step means the same on any number of ranks.
+
+    The loss of a part of a batch is its sum over rows divided by the rows of the *global* batch, times what Lightning
+    and DDP divide by afterwards. So uneven parts weigh right, and the gradient is that of the mean over all rows.
+
+    `class_weights` is (C,) or None; `total_steps` counts optimizer steps of the whole run; `start_step` is where a
+    resumed run goes on.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        vocab_size: int,
+        num_classes: int,
+        class_weights: Tensor | None,
+        total_steps: int,
+        start_step: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.model = TransformerClassifier(config.model, vocab_size, num_classes, config.tokenizer.max_length)
+        # Compiled by name, so that the state's keys are the same with and without.
+        self.network: nn.Module = torch.compile(self.model, dynamic=True) if config.train.compile else self.model  # type: ignore[assignment]
+        self.total_steps = total_steps
+        self.start_step = start_step
+        self.loss_scale = world_size * config.train.accumulate / config.train.batch_size
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.f1_macro = MulticlassF1Score(num_classes, average="macro")
+        self.loss_sum: Tensor
+        self.row_count: Tensor
+        self.train_loss_sum: Tensor
+        self.register_buffer("train_loss_sum", torch.zeros((), dtype=torch.float64), persistent=False)
+        self.register_buffer("loss_sum", torch.zeros((), dtype=torch.float64), persistent=False)
+        self.register_buffer("row_count", torch.zeros((), dtype=torch.float64), persistent=False)
+        self.valid_metrics: dict[str, float] = {}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        logits_BC = self.network(batch["input_ids"], batch["mask"])
+        weights: Any = self.class_weights
+        smoothing = self.config.train.label_smoothing
+        loss: Tensor = F.cross_entropy(logits_BC, batch["labels"], weights, reduction="sum", label_smoothing=smoothing)
+        self.train_loss_sum += loss.detach()
+        return loss * self.loss_scale
+
+    def on_validation_epoch_start(self) -> None:
+        self.loss_sum.zero_()
+        self.row_count.zero_()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits_BC = self.network(batch["input_ids"], batch["mask"])
+        self.loss_sum += F.cross_entropy(logits_BC, batch["labels"], reduction="sum").double()
+        self.row_count += len(batch["labels"])
+        self.accuracy.update(logits_BC, batch["labels"])
+        self.f1_macro.update(logits_BC, batch["labels"])
+
+    def on_validation_epoch_end(self) -> None:
+        # States are summed over ranks once; a mean of each rank's means would weigh rows unevenly.
+        loss_sum = self.trainer.strategy.reduce(self.loss_sum, reduce_op="sum")
+        row_count = self.trainer.strategy.reduce(self.row_count, reduce_op="sum")
+        self.valid_metrics = {
+            "valid_loss": float(loss_sum / row_count),
+            "valid_accuracy": float(self.accuracy.compute()),
+            "valid_f1_macro": float(self.f1_macro.compute()),
+            "valid_rows": int(row_count),
+        }
+        self.accuracy.reset()
+        self.f1_macro.reset()
+
+    def configure_optimizers(self) -> Any:
+        train = self.config.train
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, train.weight_decay),
+            lr=train.learning_rate,
+            betas=train.betas,
+            # Lightning cannot clip gradients that a fused optimizer unscales itself, as it would with fp16.
+            fused=train.precision != "fp16",
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(train, self.start_step + step, self.total_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight matrices with decay; norms, biases, embeddings and other vectors without."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim >= 2 and id(parameter) not in embeddings and not name.startswith("positions.")
+        (decayed if matrix else others).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def learning_rate_factor(train: Train, step: int, total_steps: int) -> float:
+    """Learning rate of a step, from 0, as a share of the peak.
+
+    `one_cycle` (arXiv:1708.07120) goes up and down by half cosines; the others go up by a line from `start_factor`.
+    The last step stands one step before `end_factor` is reached.
+    """
+    warmup = round(train.warmup_fraction * total_steps)
+    if step < warmup:
+        done = step / warmup
+        if train.schedule == "one_cycle":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return train.start_factor + (1.0 - train.start_factor) * done
+    if train.schedule == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    left = 1.0 - done if train.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return train.end_factor + (1.0 - train.end_factor) * left
+
+
+def class_weights(setting: str | Mapping[str, float], label_counts: Mapping[str, int]) -> Tensor | None:
+    """Weights (C,) in the order of `label_counts`, or None for `none`; over the training rows their mean is 1.
+
+    Raises `ConfigError` for a label that is not there or when every row would weigh nothing.
+    """
+    if setting == "none":
+        return None
+    counts = torch.tensor([float(count) for count in label_counts.values()])
+    if isinstance(setting, str):
+        return counts.sum() / (len(counts) * counts.clamp(min=1.0))
+    unknown = sorted(set(setting) - set(label_counts))
+    if unknown:
+        labels = ", ".join(list(label_counts)[:20])
+        raise ConfigError(f"`train.class_weights`: `{unknown[0]}` is not a label; the labels are: {labels}")
+    weights = torch.tensor([float(setting.get(label, 1.0)) for label in label_counts])
+    total = (weights * counts).sum()
+    if not total:
+        raise ConfigError("`train.class_weights`: every label that occurs has weight 0")
+    return weights * counts.sum() / total
+
+
+def choose_precision(setting: str) -> tuple[Precision, str]:
+    """Lightning's name of the precision, and why. Raises `ConfigError` for one that this machine cannot do."""
+    if setting == "fp32":
+        return "32-true", "as the run file says"
+    if setting == "fp16":
+        if not torch.cuda.is_available():
+            raise ConfigError("`train.precision: fp16` needs a GPU: set `auto`, `bf16` or `fp32`")
+        return "16-mixed", "as the run file says"
+    if setting == "bf16":
+        return "bf16-mixed", "as the run file says"
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", f"{torch.cuda.get_device_name()} multiplies bf16 in hardware"
+        return "32-true", f"{torch.cuda.get_device_name()} has no bf16 in hardware"
+    if torch.cpu._is_amx_tile_supported():
+        return "bf16-mixed", "this CPU has AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "bf16-mixed", "this CPU has AVX512-BF16"
+    return "32-true", "this CPU has no fast bf16 (neither AMX nor AVX512-BF16)"

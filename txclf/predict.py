@@ -1,0 +1,246 @@
+"""`txclf predict`: a bundle over files of any size. The input's columns and rows stay; label and probability are added.
+
+A row that cannot be read keeps its place, with nulls, and is reported in `<out>.errors.jsonl`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from txclf import storage
+from txclf.bundle import Classifier
+from txclf.data import records
+from txclf.data.records import RawBatch
+from txclf.errors import ConfigError, DataError
+
+BATCH_ROWS = 4096
+CODECS = {".gz": "gzip", ".zst": "zstd"}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a prediction run did: rows = predicted + bad."""
+
+    rows: int
+    bad: int
+    columns: list[str]
+    """The columns that were added."""
+
+
+def predict(
+    model: str,
+    inputs: Sequence[str],
+    out: str,
+    probabilities: bool = False,
+    text_columns: Sequence[str] | None = None,
+    show: Callable[[int], None] = lambda rows: None,
+) -> Done:
+    """Predicts every row of the inputs, in order, into one file; the ending of `out` says its format.
+
+    Adds `label` and `probability` (`predicted_label` and so on where the input has such a column), and with
+    `probabilities` a column for each label. Raises `ConfigError` for an output format it cannot write, `DataError` for
+    inputs it cannot read. Nothing stands at `out` unless all of it does.
+    """
+    style, codec = _style(out)
+    classifier = Classifier.load(model)
+    sources = records.find_sources(inputs)
+    columns = list(text_columns or classifier.description.text_columns)
+    errors: list[dict[str, Any]] = []
+    rows = 0
+    writer: Writer | None = None
+    added: list[str] = []
+    with _whole(out, codec) as stream:
+        for source in sources:
+            for raw in records.read_raw(source, batch_rows=BATCH_ROWS):
+                wanted = ["text"] if source.format == "text" else columns
+                missing = [name for name in wanted if name not in raw.columns and len(raw.problems) < len(raw.rows)]
+                if missing:
+                    there = ", ".join(f"`{name}`" for name in raw.columns)
+                    raise DataError(f"`{source.path}`: no column `{missing[0]}`, it has: {there}: name it by --text")
+                if writer is None:
+                    added = _names(raw.columns, classifier.labels if probabilities else [])
+                    writer = _writer(style, stream, list(raw.columns), added, raw.schema)
+                predicted, reasons = _predict(classifier, raw, wanted, probabilities)
+                errors += [{"file": raw.files[i], "row": raw.rows[i], "reason": reasons[i]} for i in sorted(reasons)]
+                try:
+                    writer.write({**raw.columns, **dict(zip(added, predicted, strict=True))}, len(raw.rows))
+                except KeyError as error:
+                    raise DataError(f"`{source.path}`: its columns differ from the first file's: {error}") from None
+                except pa.ArrowException as error:
+                    raise DataError(
+                        f"`{source.path}`: row {raw.rows[0]:,} on: a column changes type: {error}"
+                    ) from None
+                rows += len(raw.rows)
+                show(rows)
+        if writer is None:
+            raise DataError(f"no row in {', '.join(inputs)}")
+        writer.close()
+    if errors:
+        lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
+        storage.write_bytes(f"{out}.errors.jsonl", lines.encode("utf-8", "replace"))
+    return Done(rows, len(errors), added)
+
+
+def _predict(
+    classifier: Classifier, raw: RawBatch, columns: Sequence[str], probabilities: bool
+) -> tuple[list[list[Any]], dict[int, str]]:
+    """Columns of predictions, None for a row that has none, and the reasons why."""
+    reasons = dict(raw.problems)
+    texts: list[tuple[str, ...]] = []
+    places: list[int] = []
+    none = [None] * len(raw.rows)
+    for place, row in enumerate(zip(*(raw.columns.get(name, none) for name in columns), strict=True)):
+        if place in reasons:
+            continue
+        if not all(isinstance(value, str | None) for value in row):
+            reasons[place] = "the text is not a string"
+        elif not any(value and value.strip() for value in row):
+            reasons[place] = "no text: missing or blank"
+        else:
+            texts.append(tuple(value or "" for value in row))
+            places.append(place)
+    labels: list[Any] = list(none)
+    best: list[Any] = list(none)
+    each: list[list[Any]] = [list(none) for _ in classifier.labels] if probabilities else []
+    for place, row in zip(places, classifier.probabilities(texts), strict=True):
+        winner = int(row.argmax())
+        labels[place], best[place] = classifier.labels[winner], float(row[winner])
+        for values, value in zip(each, row.tolist(), strict=False):
+            values[place] = value
+    return [labels, best, *each], reasons
+
+
+def _names(taken: Sequence[str] | dict[str, Any], labels: Sequence[str]) -> list[str]:
+    """Names of the added columns, which never hide one of the input's."""
+    names: list[str] = []
+    for name in ["label", "probability", *(f"probability_{label}" for label in labels)]:
+        while name in taken or name in names:
+            name = f"predicted_{name}"
+        names.append(name)
+    return names
+
+
+def _style(out: str) -> tuple[str, str | None]:
+    stem, ending = os.path.splitext(out)
+    codec = CODECS.get(ending)
+    if codec:
+        ending = os.path.splitext(stem)[1]
+    if ending not in (".csv", ".tsv", ".jsonl", ".parquet") or (codec and ending == ".parquet"):
+        raise ConfigError(f"`{out}`: end the output in .csv, .tsv or .jsonl (also .gz or .zst), or in .parquet")
+    return ending[1:], codec
+
+
+@contextmanager
+def _whole(out: str, codec: str | None) -> Iterator[Any]:
+    """A stream to a file that appears under its name only when the block ends well."""
+    filesystem, inner = storage.resolve(out)
+    if storage.is_local(out):
+        folder, name = os.path.split(inner)
+        part = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}")
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with filesystem.open_output_stream(part, compression=codec) as stream:
+                yield stream
+            os.replace(part, inner)
+        except OSError as error:
+            raise ConfigError(f"`{out}`: cannot be written: {error.strerror or error}") from error
+        finally:
+            if os.path.exists(part):
+                os.unlink(part)
+    else:
+        with filesystem.open_output_stream(inner, compression=codec) as stream:
+            yield stream
+
+
+class Writer(Protocol):
+    """Writes columns batch by batch."""
+
+    def write(self, columns: dict[str, list[Any]], rows: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _writer(style: str, stream: Any, inputs: list[str], added: list[str], schema: pa.Schema | None) -> Writer:
+    if style == "parquet":
+        return ParquetWriter(stream, inputs, added, schema)
+    if style == "jsonl":
+        return JsonWriter(stream)
+    return CsvWriter(stream, [*inputs, *added], "\t" if style == "tsv" else ",")
+
+
+class CsvWriter:
+    """csv, or tsv with quotes where a value needs them."""
+
+    def __init__(self, stream: Any, names: list[str], delimiter: str) -> None:
+        self.stream, self.names, self.delimiter = stream, names, delimiter
+        self._rows([names])
+
+    def write(self, columns: dict[str, list[Any]], rows: int) -> None:
+        self._rows(zip(*(columns[name] for name in self.names), strict=True))
+
+    def _rows(self, rows: Any) -> None:
+        text = io.StringIO()
+        csv.writer(text, delimiter=self.delimiter, lineterminator="\n").writerows(rows)
+        self.stream.write(text.getvalue().encode())
+
+    def close(self) -> None:
+        pass
+
+
+class JsonWriter:
+    """A JSON object a line; values that JSON lacks (dates, bytes) as text."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, columns: dict[str, list[Any]], rows: int) -> None:
+        names = list(columns)
+        lines = (
+            json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=str)
+            for row in zip(*columns.values(), strict=True)
+        )
+        self.stream.write("".join(line + "\n" for line in lines).encode())
+
+    def close(self) -> None:
+        pass
+
+
+class ParquetWriter:
+    """Parquet with the input's own types where it had them, else those of the first batch."""
+
+    def __init__(self, stream: Any, inputs: list[str], added: list[str], schema: pa.Schema | None) -> None:
+        self.stream, self.inputs, self.added, self.schema = stream, inputs, added, schema
+        self.writer: pq.ParquetWriter | None = None
+
+    def write(self, columns: dict[str, list[Any]], rows: int) -> None:
+        if self.writer is None:
+            fields = [
+                self.schema.field(name)
+                if self.schema is not None
+                # A column that starts with nulls alone is taken for text.
+                else pa.field(name, kind if (kind := pa.array(columns[name]).type) != pa.null() else pa.string())
+                for name in self.inputs
+            ]
+            fields += [
+                pa.field(name, pa.float64() if number else pa.string()) for number, name in enumerate(self.added)
+            ]
+            self.schema = pa.schema(fields)
+            self.writer = pq.ParquetWriter(self.stream, self.schema, compression="zstd")
+        assert self.schema is not None
+        arrays = [pa.array(columns[field.name], field.type) for field in self.schema]
+        self.writer.write_table(pa.table(arrays, schema=self.schema))
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()

@@ -1,0 +1,406 @@
+"""`txclf prepare`: raw labelled files to token shards and a manifest.
+
+    scan       every row once: labels, bad rows, hashes of the texts, the text that the tokenizer learns from
+    train the tokenizer on the train split
+    tokenize   every row again, to shards in shuffled order
+
+Both passes are plain functions over one file, run in this process (`compute.workers: 0`) or as stages of Ray Data.
+Between them only hashes (16 bytes a row) and the tokenizer's sample are held, so raw text may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from txclf import storage
+from txclf.config import RunConfig
+from txclf.data import records, shards
+from txclf.data.records import Reject, Source
+from txclf.data.shards import Manifest, Shard, Split, UInt64s
+from txclf.data.tokenizer import encode, parse_tokenizer, tokenizer_hash, train_tokenizer
+from txclf.errors import ConfigError, DataError
+
+BUCKET_BYTES = 64 * 2**20  # raw bytes that become one shard, roughly
+SHOWN_REJECTS = 20
+SCANNED = pa.schema(
+    [
+        ("hash", pa.uint64()),  # null where the row is rejected
+        ("label", pa.string()),
+        ("float_label", pa.bool_()),
+        ("sample", pa.string()),  # text for the tokenizer, null where it is not drawn
+        ("file", pa.string()),  # of a rejected row
+        ("row", pa.int64()),
+        ("reason", pa.string()),
+    ]
+)
+
+Show = Callable[[str, int], None]
+"""Takes what is being done and the rows done so far."""
+Tables = Iterator[pa.Table]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One file of one split."""
+
+    run: RunConfig
+    split: str
+    source: Source
+    number: int
+    """Of the source, among all of the run."""
+    sample: float = 0.0
+    """Share of its rows that the tokenizer learns from."""
+    labels: tuple[str, ...] | None = None
+    """The training labels, once they are known; rows with another are rejected."""
+
+
+@dataclass
+class Audit:
+    """What the scan of one split's files found."""
+
+    rejects: list[Reject] = field(default_factory=list)
+    hashes: UInt64s = field(default_factory=lambda: np.empty(0, np.uint64))
+    label_hashes: UInt64s = field(default_factory=lambda: np.empty(0, np.uint64))
+    labels: Counter[str] = field(default_factory=Counter)
+    float_labels: bool = False
+
+
+def prepare(run: RunConfig, show: Show = lambda stage, rows: None) -> str:
+    """Prepares the data of a run, unless they are prepared already; the prepared folder.
+
+    Raises `DataError` for missing files, bad rows under `on_bad_row: fail`, and data that cannot train a classifier.
+    """
+    sources = find_sources(run)
+    fingerprint = _fingerprint(run, sources)
+    folder = storage.join(storage.absolute(run.storage), "prepared", fingerprint)
+    if storage.exists(storage.join(folder, shards.MANIFEST)):
+        return folder
+    storage.require_writable(folder)
+    with ExitStack() as stack:
+        if run.compute.workers:
+            from txclf import cluster
+
+            stack.enter_context(cluster.connected(run.compute))
+        audits, sample = _scan_all(run, sources, show)
+        labels = records.sort_labels(audits["train"].labels)
+        show("training the tokenizer on", len(sample))
+        tokenizer = train_tokenizer(run.tokenizer, sample).to_str()
+        storage.write_bytes(storage.join(folder, shards.TOKENIZER), tokenizer.encode())
+        written = _write_all(run, sources, labels, tokenizer, folder, show)
+    rejects = [reject for audit in audits.values() for reject in audit.rejects]
+    lines = [json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in rejects]
+    storage.write_bytes(storage.join(folder, shards.REJECTED), "".join(lines).encode("utf-8", "replace"))
+    manifest = _manifest(run, fingerprint, labels, tokenizer, audits, written)
+    storage.write_bytes(storage.join(folder, shards.MANIFEST), (manifest.model_dump_json(indent=2) + "\n").encode())
+    return folder
+
+
+def find_sources(run: RunConfig) -> dict[str, list[Source]]:
+    """The files of each split that the run file names. Raises `ConfigError` or `DataError` when there are none."""
+    if run.data.train is None:
+        raise ConfigError("`data.train`: not set: name the training files, as in `data.train=train.csv`")
+    named = {"train": run.data.train, "valid": run.data.valid, "test": run.data.test}
+    return {split: records.find_sources(paths) for split, paths in named.items() if paths is not None}
+
+
+def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:
+    """Of all that the prepared data follow from: settings, seed, and each file's size and time of change."""
+    stamps = {
+        split: [[source.path, *map(list, _stamp(source))] for source in files] for split, files in sources.items()
+    }
+    given = run.tokenizer.file and hashlib.sha256(storage.read_bytes(run.tokenizer.file)).hexdigest()
+    settings = [1, run.seed, run.task, run.data.model_dump(), run.tokenizer.model_dump(), given, stamps]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _stamp(source: Source) -> list[tuple[str, int, int]]:
+    filesystem, inner = storage.resolve(source.path)
+    where = pafs.FileSelector(inner) if source.format == "text" else [inner]
+    infos = sorted(filesystem.get_file_info(where), key=lambda info: str(info.path))
+    return [(info.path, info.size or 0, info.mtime_ns or 0) for info in infos]
+
+
+def _size(sources: Iterable[Source]) -> int:
+    return sum(size for source in sources for _, size, _ in _stamp(source))
+
+
+# ------------------------------------------------------------------------------------------------------------ scanning
+
+
+def _scan_all(run: RunConfig, sources: dict[str, list[Source]], show: Show) -> tuple[dict[str, Audit], list[str]]:
+    """Scans every split, the training files first, for their labels are what the others are held to."""
+    audits: dict[str, Audit] = {}
+    sample: list[str] = []
+    share = min(1.0, run.tokenizer.training_megabytes * 2**20 / max(1, _size(sources["train"])))
+    rows = 0
+    for split in sources:
+        labels = None if split == "train" else tuple(audits["train"].labels)
+        audit = audits[split] = Audit()
+        tables = []
+        for table in _map(run, _scan, _tasks(run, sources, split, share if split == "train" else 0.0, labels)):
+            good, bad = table.filter(table["hash"].is_valid()), table.filter(table["reason"].is_valid())
+            audit.rejects += map(Reject, *(bad[name].to_pylist() for name in ("file", "row", "reason")))
+            audit.labels.update(good["label"].to_pylist())
+            audit.float_labels |= any(good["float_label"].to_pylist())
+            sample += good["sample"].drop_null().to_pylist()
+            tables.append(good.select(["hash", "label"]))
+            rows += table.num_rows
+            show("read", rows)
+            if run.data.on_bad_row == "fail" and len(audit.rejects) >= SHOWN_REJECTS:
+                break
+        if tables:
+            audit.hashes = pa.concat_tables(tables)["hash"].to_numpy()
+            labels_of = (label for table in tables for label in table["label"].to_pylist())
+            audit.label_hashes = shards.text_hashes((label,) for label in labels_of)
+        _check(run, split, audit)
+    return audits, sample
+
+
+def _scan(task: Task) -> Tables:
+    """What the audit and the tokenizer need of each row of a file."""
+    data, seed = task.run.data, task.run.seed
+    for rows, rejects in records.read_rows(task.source, data.text, data.label):
+        bad = list(rejects)
+        kept = list(range(len(rows.rows)))
+        if task.labels is not None:
+            unseen = [i for i in kept if rows.labels[i] not in task.labels]
+            reason = "label `{}` is not among the training labels"
+            bad += [Reject(rows.files[i], rows.rows[i], reason.format(rows.labels[i])) for i in unseen]
+            kept = sorted(set(kept) - set(unseen))
+        hashes = shards.text_hashes(rows.texts[i] for i in kept)
+        drawn = shards.sampled_rows(hashes, seed, task.sample) & _belongs(task, hashes)
+        sample = ["\n".join(rows.texts[i]) if draw else None for i, draw in zip(kept, drawn.tolist(), strict=True)]
+        nothing, nulls = [None] * len(kept), [None] * len(bad)
+        columns = [
+            [*hashes.tolist(), *nulls],
+            [*(rows.labels[i] for i in kept), *nulls],
+            [*["float" in rows.label_kinds] * len(kept), *nulls],
+            [*sample, *nulls],
+            *([*nothing, *column] for column in (zip(*bad, strict=True) if bad else [[], [], []])),
+        ]
+        yield pa.table([pa.array(column, kind) for column, kind in zip(columns, SCANNED.types, strict=True)], SCANNED)
+
+
+def _belongs(task: Task, hashes: UInt64s) -> Any:
+    """Which rows of a training file belong to the task's split; of another file all do."""
+    data = task.run.data
+    if data.valid is not None or task.split == "test":
+        return np.ones(len(hashes), bool)
+    aside = shards.validation_rows(hashes, task.run.seed, data.valid_fraction)
+    return aside if task.split == "valid" else ~aside
+
+
+def _check(run: RunConfig, split: str, audit: Audit) -> None:
+    """Raises `DataError` for bad rows under `on_bad_row: fail`, and for what no classifier can learn from."""
+    key = f"`data.{split}`"
+    if audit.rejects and run.data.on_bad_row == "fail":
+        shown = audit.rejects[:SHOWN_REJECTS]
+        lines = "\n".join(f"  {reject.file}: row {reject.row:,}: {reject.reason}" for reject in shown)
+        more = f"the first {SHOWN_REJECTS} bad rows" if len(shown) == SHOWN_REJECTS else f"{len(shown)} bad row(s)"
+        raise DataError(f"{key}: {more}:\n{lines}\nmend them, or leave them out by `data.on_bad_row=skip`")
+    rows, labels = len(audit.hashes), sorted(audit.labels)
+    if not rows:
+        raise DataError(f"{key}: no usable row in {', '.join(getattr(run.data, split))}")
+    if split != "train":
+        return
+    if len(labels) == 1:
+        raise DataError(f"{key}: every row has the label `{labels[0]}`: a classifier needs at least two")
+    some = ", ".join(labels[:5])
+    if audit.float_labels and any("." in label or "e" in label for label in labels):
+        raise DataError(f"{key}: column `{run.data.label}` holds numbers with fractions ({some}), not labels")
+    if len(labels) > max(2, rows // 2):
+        raise DataError(
+            f"{key}: column `{run.data.label}` has {len(labels):,} different values in {rows:,} rows ({some} …): it "
+            "looks like an id or a measurement; set `data.label` to the column of labels"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- tokenizing
+
+
+def _write_all(
+    run: RunConfig, sources: dict[str, list[Source]], labels: list[str], tokenizer: str, folder: str, show: Show
+) -> dict[str, list[Shard]]:
+    """Tokenizes every split into shards in shuffled order."""
+    written: dict[str, list[Shard]] = {}
+    rows = 0
+    for split in shards.SPLITS:
+        files = "train" if split == "valid" and run.data.valid is None else split
+        if files not in sources:
+            continue
+        tasks = _tasks(run, sources, files, 0.0, tuple(labels), split)
+        write = partial(shards.write_shard, folder, split, num_labels=len(labels))
+        written[split] = []
+        for shard in _shuffle(run, partial(_tokenize, tokenizer=tokenizer), tasks, write, _size(sources[files])):
+            written[split].append(shard)
+            rows += shard.rows
+            show("tokenized", rows)
+        written[split].sort(key=lambda shard: shard.file)
+        if not written[split]:
+            raise DataError(f"`data.valid_fraction`: {run.data.valid_fraction} leaves no row for the {split} split")
+    return written
+
+
+def _tokenize(task: Task, tokenizer: str) -> Tables:
+    """The rows of a file that belong to the task's split, as `shards.SCHEMA`."""
+    assert task.labels is not None
+    data, numbers = task.run.data, {label: number for number, label in enumerate(task.labels)}
+    encoder = parse_tokenizer(tokenizer)
+    done = 0
+    for rows, _ in records.read_rows(task.source, data.text, data.label):
+        hashes = shards.text_hashes(rows.texts)
+        known = np.array([label in numbers for label in rows.labels], bool)
+        kept = np.flatnonzero(known & _belongs(task, hashes))
+        positions = done + kept
+        done += len(rows.rows)
+        texts = [rows.texts[i] for i in kept]
+        input_ids, full_lengths = encode(encoder, texts, task.run.tokenizer.max_length)
+        yield pa.table(
+            [
+                input_ids,
+                pa.array([numbers[rows.labels[i]] for i in kept], pa.int32()),
+                pa.array(["\n".join(text) for text in texts], pa.string()),
+                pa.array([rows.files[i] for i in kept], pa.string()),
+                pa.array([rows.rows[i] for i in kept], pa.int64()),
+                pa.array(full_lengths),
+                pa.array(shards.shuffle_keys(hashes[kept], task.number, positions, task.run.seed)),
+            ],
+            schema=shards.SCHEMA,
+        )
+
+
+def _manifest(
+    run: RunConfig,
+    fingerprint: str,
+    labels: list[str],
+    tokenizer: str,
+    audits: dict[str, Audit],
+    written: dict[str, list[Shard]],
+) -> Manifest:
+    train = audits["train"].hashes
+    hashes = {split: audit.hashes for split, audit in audits.items()}
+    if run.data.valid is None:
+        aside = shards.validation_rows(train, run.seed, run.data.valid_fraction)
+        hashes |= {"train": train[~aside], "valid": train[aside]}
+    order = np.lexsort((audits["train"].label_hashes, train))
+    same = train[order][1:] == train[order][:-1]
+    other = audits["train"].label_hashes[order][1:] != audits["train"].label_hashes[order][:-1]
+    encoder = parse_tokenizer(tokenizer)
+    splits = {}
+    for split, parts in written.items():
+        rows, rejected = sum(part.rows for part in parts), len(audits[split].rejects) if split in audits else 0
+        assert rows == len(hashes[split]), f"{split}: {rows} rows written, {len(hashes[split])} scanned"
+        full = sum(part.full_tokens for part in parts)
+        tokens = sum(part.tokens for part in parts)
+        counts = np.sum([part.label_counts for part in parts], axis=0).tolist()
+        splits[split] = Split(
+            shards=parts,
+            rows=rows,
+            read=rows + rejected,
+            rejected=rejected,
+            tokens=tokens,
+            truncated_rows=sum(part.truncated_rows for part in parts),
+            truncated_token_share=1.0 - tokens / full,
+            label_counts=dict(zip(labels, counts, strict=True)),
+            length_histogram=np.sum([part.length_histogram for part in parts], axis=0).tolist(),
+            duplicates=rows - len(np.unique(hashes[split])),
+            duplicates_of_train=0 if split == "train" else int(np.isin(hashes[split], hashes["train"]).sum()),
+        )
+    return Manifest(
+        fingerprint=fingerprint,
+        labels=labels,
+        tokenizer_hash=tokenizer_hash(encoder),
+        vocab_size=encoder.get_vocab_size(),
+        max_length=run.tokenizer.max_length,
+        length_edges=list(shards.LENGTH_EDGES),
+        splits=splits,
+        reject_reasons=dict(Counter(reject.reason for audit in audits.values() for reject in audit.rejects)),
+        conflicting_texts=len(np.unique(train[order][1:][same & other])),
+    )
+
+
+# ----------------------------------------------------------------------------------- in this process, or on Ray Data
+
+
+def _tasks(
+    run: RunConfig,
+    sources: dict[str, list[Source]],
+    files: str,
+    sample: float,
+    labels: tuple[str, ...] | None,
+    split: str | None = None,
+) -> list[Task]:
+    first = sum(len(sources[before]) for before in list(sources)[: list(sources).index(files)])
+    return [
+        Task(run, split or files, source, first + number, sample, labels)
+        for number, source in enumerate(sources[files])
+    ]
+
+
+def _map(run: RunConfig, function: Callable[[Task], Tables], tasks: list[Task]) -> Tables:
+    """The tables of every task, in the order of the tasks."""
+    if not run.compute.workers:
+        for task in tasks:
+            yield from function(task)
+    else:
+        yield from _ray_tables(function, tasks).iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def _shuffle(
+    run: RunConfig,
+    function: Callable[[Task], Tables],
+    tasks: list[Task],
+    write: Callable[[pa.Table], Shard],
+    raw_bytes: int,
+) -> Iterator[Shard]:
+    """The rows of every task, sorted by key and written as shards."""
+    if run.compute.workers:
+
+        def write_block(block: pa.Table) -> dict[str, list[str]]:
+            return {"shard": [write(block).model_dump_json()] if block.num_rows else []}
+
+        rows = _ray_tables(function, tasks).sort("key")
+        for row in rows.map_batches(write_block, batch_size=None, batch_format="pyarrow").iter_rows():
+            yield Shard.model_validate_json(row["shard"])
+        return
+    # Rows go to as many local files as there will be shards, each with its own range of keys; then each is sorted.
+    buckets = 1 + raw_bytes // BUCKET_BYTES
+    with tempfile.TemporaryDirectory(prefix="txclf-prepare-") as folder:
+        paths = [os.path.join(folder, str(bucket)) for bucket in range(buckets)]
+        with ExitStack() as stack:
+            writers = [stack.enter_context(pa.ipc.new_stream(path, shards.SCHEMA)) for path in paths]
+            for task in tasks:
+                for table in function(task):
+                    places = (table["key"].to_numpy() / 2.0**64 * buckets).astype(np.int64)
+                    for bucket in np.unique(places):
+                        writers[bucket].write_table(table.filter(pa.array(places == bucket)))
+        for path in paths:
+            with pa.memory_map(path) as file, pa.ipc.open_stream(file) as reader:
+                table = reader.read_all()
+                if table.num_rows:
+                    yield write(table)
+
+
+def _ray_tables(function: Callable[[Task], Tables], tasks: list[Task]) -> Any:
+    import ray
+
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+
+    def read(batch: dict[str, Any]) -> Tables:
+        for task in batch["item"]:
+            yield from function(task)
+
+    return ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(read, batch_size=1)

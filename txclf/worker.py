@@ -1,0 +1,191 @@
+"""The worker function: what each process of a run does, alone or as a worker of Ray Train.
+
+Where the rows come from and where the progress goes are its arguments; all else is the same in both.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import Strategy
+
+from txclf import checkpoints, storage
+from txclf.callbacks import Clock, Course, Progress, Recorder, exhausted
+from txclf.config import RunConfig
+from txclf.data import batches, shards
+from txclf.data.batches import Batch, TokenRows
+from txclf.module import ClassifierModule, choose_precision, class_weights
+
+COLUMNS = ("input_ids", "label")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is told. Plain data, so that it travels."""
+
+    config: RunConfig
+    prepared: str
+    started: float
+    """Wall-clock time at which the command began."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among the workers."""
+
+    rank: int = 0
+    world_size: int = 1
+    strategy: Strategy | str = "auto"
+    plugins: tuple[Any, ...] = ()
+
+
+class TrainBatches:
+    """An iterable whose each pass gives this rank's batches from the step reached to the next validation."""
+
+    def __init__(self, rows: TokenRows, job: Job, course: Course, place: Place, recorder: Recorder) -> None:
+        self.rows, self.job, self.course, self.place, self.recorder = rows, job, course, place, recorder
+        self.epoch = -1
+        self.plan = np.empty((0, 0), np.int64)
+
+    def __iter__(self) -> Iterator[Batch]:
+        reached = self.recorder.step
+        for step in range(reached, self.course.next_validation(reached)):
+            for part in self.parts(step):
+                start = time.perf_counter()
+                batch = self.rows.batch(part)
+                self.recorder.clock.data += time.perf_counter() - start
+                yield batch
+
+    def parts(self, step: int) -> list[batches.Ints]:
+        """This rank's rows of a step, one array per accumulated part."""
+        epoch, position = divmod(step, self.course.steps_per_epoch)
+        run = self.job.config
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.plan = batches.epoch_batches(
+                self.rows.lengths, run.train.batch_size, run.train.window_batches, run.seed, epoch
+            )
+        return batches.rank_parts(self.plan[position], self.place.rank, self.place.world_size, run.train.accumulate)
+
+
+class ScoringBatches:
+    """This rank's share of the validation rows, each row once over all ranks."""
+
+    def __init__(self, rows: TokenRows, batch_size: int, place: Place) -> None:
+        self.rows, self.batch_size, self.place = rows, batch_size, place
+
+    def __iter__(self) -> Iterator[Batch]:
+        for part in batches.scoring_batches(self.rows.lengths, self.batch_size, self.place.rank, self.place.world_size):
+            yield self.rows.batch(part)
+
+
+def fit(job: Job, rows: Callable[[str], pa.Table], report: Callable[[Progress], bool], place: Place) -> dict[str, Any]:
+    """Trains until done, stopped early or interrupted, from the last committed checkpoint; what it did, as plain data.
+
+    `rows(split)` gives a table of `COLUMNS`. Raises `Interrupted` on every rank when `report` asked for a stop.
+    """
+    _quiet()
+    run = job.config
+    manifest = shards.load_manifest(job.prepared)
+    steps = batches.steps_per_epoch(manifest.splits["train"].rows, run.train.batch_size)
+    course = Course(steps, run.train.epochs, run.train.eval_every)
+    saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
+    state: dict[str, Any] = checkpoints.load(saved[-1]) if saved else {"step": 0, "history": []}
+    clock = Clock()
+    recorder = Recorder(run.run_folder, run.train, run.seed, course, state["step"], state["history"], clock, report)
+    torch.manual_seed(run.seed)  # the same first weights on every rank
+    label_counts = manifest.splits["train"].label_counts
+    module = ClassifierModule(
+        run,
+        manifest.vocab_size,
+        len(manifest.labels),
+        class_weights(run.train.class_weights, label_counts),
+        course.total_steps,
+        state["step"],
+        place.world_size,
+    )
+    if "model" in state:
+        module.model.load_state_dict(state["model"])
+    train_rows, valid_rows = TokenRows([rows("train")]), TokenRows([rows("valid")])
+    train_batches = TrainBatches(train_rows, job, course, place, recorder)
+    precision, _ = choose_precision(run.train.precision)
+    trainer = pl.Trainer(
+        accelerator="auto",
+        devices="auto" if place.world_size > 1 else 1,
+        strategy=place.strategy,
+        plugins=list(place.plugins),
+        precision=precision,
+        max_epochs=max(1, course.validations_after(state["step"])),  # an epoch of Lightning's ends in a validation
+        accumulate_grad_batches=run.train.accumulate,
+        gradient_clip_val=run.train.clip_norm or None,
+        callbacks=[recorder, *([Restore(state)] if "model" in state else [])],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    device = trainer.strategy.root_device
+    trained = time.time()
+    if state["step"] < course.total_steps and not exhausted(state["history"], run.train):
+        trainer.fit(module, train_batches, ScoringBatches(valid_rows, run.train.batch_size, place))
+    ended = time.time()
+    worked = clock.steps + clock.data
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": precision,
+        "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
+        "steps": recorder.step,
+        "epochs": course.epoch(recorder.step),
+        "rows_seen": recorder.step * run.train.batch_size,
+        "stopped_early": recorder.step < course.total_steps,
+        "padding_share": _padding_share(train_rows, job, course, place),
+        "tokens_per_second": clock.tokens * place.world_size / worked if worked else 0.0,
+        "seconds": {
+            "startup": (clock.first_step or trained) - job.started,
+            "data": clock.data,
+            "steps": clock.steps,
+            "validation": clock.validation,
+            "checkpoints": clock.checkpoints,
+            "total": ended - job.started,
+        },
+    }
+
+
+class Restore(pl.Callback):
+    """Puts the optimizer and the gradient scaler back where a checkpoint left them."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        optimizer = trainer.optimizers[0]
+        rates = [group["lr"] for group in optimizer.param_groups]  # the schedule set them for this step
+        optimizer.load_state_dict(self.state["optimizer"])
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        trainer.precision_plugin.load_state_dict(self.state["scaler"])
+
+
+def _padding_share(rows: TokenRows, job: Job, course: Course, place: Place) -> float:
+    run = job.config
+    plan = batches.epoch_batches(rows.lengths, run.train.batch_size, run.train.window_batches, run.seed, 0)
+    return batches.padding_share(rows.lengths, plan[:1000], place.world_size, run.train.accumulate)
+
+
+def _quiet() -> None:
+    """Silences Lightning's hints that do not hold here: the loaders are plain iterables without worker processes."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
+    warnings.filterwarnings("ignore", category=UserWarning, module="lightning_fabric")
