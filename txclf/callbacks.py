@@ -127,11 +127,11 @@ class Recorder(pl.Callback):
         self.part_start = self.reported = self.logged_at = 0.0
         self.reported_tokens = 0
         self.stop_asked = False
-        self.log: Log | None = None
+        self.writer: Log | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            self.log = Log(self.run_folder, self.step)
+            self.writer = Log(self.run_folder, self.step)
         self.clock.first_step = self.reported = time.time()
 
     def on_train_batch_start(
@@ -170,9 +170,9 @@ class Recorder(pl.Callback):
         entry = {"step": self.step, "epoch": self.course.epoch(self.step), **metrics}
         self.history.append(entry)
         self.clock.validation += time.perf_counter() - self.part_start
-        if self.log:
-            self.log.write({**entry, "valid_rows": rows})
-            self.log.sync()
+        if self.writer:
+            self.writer.write({**entry, "valid_rows": rows})
+            self.writer.sync()
         self.progress.valid, self.progress.stage = metrics, "train"
         self._tell(trainer, now=True)
         self._save(trainer, pl_module, metrics)
@@ -188,9 +188,9 @@ class Recorder(pl.Callback):
         self._close()
 
     def _close(self) -> None:
-        if self.log:
-            self.log.close()
-            self.log = None
+        if self.writer:
+            self.writer.close()
+            self.writer = None
 
     def _validates(self) -> bool:
         return self.step == self.course.next_validation(self.step - 1)
@@ -203,11 +203,11 @@ class Recorder(pl.Callback):
         module.train_loss_sum.zero_()
         self.logged_step = self.step
         self.progress.train_loss = loss
-        if self.log:
+        if self.writer:
             factor = learning_rate_factor(self.train, self.step - 1, self.course.total_steps)
             rate = self.train.learning_rate * factor
             epoch = self.course.epoch(self.step)
-            self.log.write({"step": self.step, "epoch": epoch, "train_loss": loss, "learning_rate": rate})
+            self.writer.write({"step": self.step, "epoch": epoch, "train_loss": loss, "learning_rate": rate})
         if not math.isfinite(loss):
             raise TxclfError(
                 f"the training loss is {loss} at step {self.step}: lower `train.learning_rate` "

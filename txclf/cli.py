@@ -202,9 +202,14 @@ def _train(run: RunConfig, resume: bool, started: float) -> None:
             shown: dict[str, float] = {}
 
             def show(progress: Progress) -> bool:
-                note = f"epoch {progress.epoch:.2f}  loss {progress.train_loss:.4f}"
+                note = f"epoch {progress.epoch:.2f}"
+                if progress.train_loss == progress.train_loss:  # not a number before the first log line
+                    note += f"  loss {progress.train_loss:.4f}"
                 note += f"  {progress.tokens_per_second:,.0f} tokens/s"
-                bar.update(progress.step, progress.total_steps, note)
+                if progress.total_steps:
+                    bar.update(progress.step, progress.total_steps, note)
+                else:
+                    bar.update(0, None, "waiting for the workers")
                 if progress.valid and progress.valid != shown:
                     shown.update(progress.valid)
                     scores = "  ".join(f"{name} {value:.4f}" for name, value in progress.valid.items())

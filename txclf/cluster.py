@@ -39,6 +39,8 @@ def connected(compute: Compute) -> Iterator[None]:
         return
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     address = compute.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:

@@ -400,7 +400,7 @@ def _ray_tables(function: Callable[[Task], Tables], tasks: list[Task]) -> Any:
     ray.data.DataContext.get_current().execution_options.preserve_order = True
 
     def read(batch: dict[str, Any]) -> Tables:
-        for task in batch["item"]:
-            yield from function(task)
+        for number in batch["id"]:
+            yield from function(tasks[number])
 
-    return ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(read, batch_size=1)
+    return ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(read, batch_size=1)

@@ -251,15 +251,15 @@ def _dataset(prepared: str, split: str) -> Any:
     """The rows of a split in the object store, in prepared order: one copy for all the workers of a node."""
     import ray
 
-    manifest = shards.load_manifest(prepared)
+    parts = shards.load_manifest(prepared).splits[split].shards
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    names = ray.data.from_items(manifest.splits[split].shards, override_num_blocks=len(manifest.splits[split].shards))
 
     def read(batch: dict[str, Any]) -> Any:
-        for shard in batch["item"]:
-            yield shards.read_shard(prepared, shard, COLUMNS)
+        for number in batch["id"]:
+            yield shards.read_shard(prepared, parts[number], COLUMNS)
 
-    return names.map_batches(read, batch_size=1, num_cpus=0.5).materialize()
+    numbers = ray.data.range(len(parts), override_num_blocks=len(parts))
+    return numbers.map_batches(read, batch_size=1, num_cpus=0.5).materialize()
 
 
 def _work_on_ray(settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -13,7 +13,6 @@ from txclf.data import demo
 from txclf.data.demo import PACKAGES, SHARES, split_files, write_corpus
 from txclf.errors import DataError
 
-
 Row = dict[str, str]
 
 

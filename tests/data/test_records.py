@@ -365,7 +365,7 @@ def test_long_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (b'{"text": "caf\xe9", "label": "x"}', "not valid UTF-8"),
         (b'{"text": "\\ud83c", "label": "x"}', "not valid UTF-8"),
         (b'{"text": "a", "label": "x", "more": [{"\\uDfff": 1}]}', "not valid UTF-8"),
-        (b"[" * 100_000, "not valid JSON: maximum recursion depth exceeded"),
+        (b"[" * 100_000, "not valid JSON: "),
         (b'{"text": "a", "label": ' + b"9" * 5000 + b"}", "not valid JSON: Exceeds the limit"),
         (b'{"label": "x"}', "no text: `text` missing or blank"),
         (b'{"text": null, "label": "x"}', "no text: `text` missing or blank"),

@@ -281,16 +281,15 @@ def _read_jsonl(source: Source, wanted: list[str] | None, batch_rows: int) -> It
     done = 0
     with _lines(source, newline="\n") as lines:
         filled = filterfalse(str.isspace, iter(partial(lines.readline, LONGEST_CHARS), ""))
-        while batch := _take(source, filled, batch_rows, done):
-            objects = list(map(_json_object, batch))
-            problems = {i: found for i, found in enumerate(objects) if isinstance(found, str)}
-            problems |= dict.fromkeys(_not_utf8(batch), _NOT_UTF8)
+        objects = map(_json_object, filled)
+        while batch := _take(source, objects, batch_rows, done):
+            problems = {i: found for i, found in enumerate(batch) if isinstance(found, str)}
             for i in problems:
-                objects[i] = {}
-            found = dict.fromkeys(chain.from_iterable(objects))
+                batch[i] = {}
+            found = dict.fromkeys(chain.from_iterable(batch))
             if done == 0 and len(problems) < len(batch):
                 _choose(source, list(found), wanted)
-            columns = {name: [row.get(name) for row in objects] for name in (found if wanted is None else wanted)}
+            columns = {name: [row.get(name) for row in batch] for name in (found if wanted is None else wanted)}
             yield _batch(source, done, len(batch), columns, problems)
             done += len(batch)
     if done == 0:
@@ -306,6 +305,8 @@ def _json_object(line: str) -> Any:
     if len(line) >= LONGEST_CHARS:
         return f"a line of over {LONGEST_CHARS:,} characters"
     try:
+        if not line.isascii():
+            line.encode()
         value = _decode_json(line)
         if _SURROGATE_ESCAPE.search(line):  # half a pair is a string in Python that no file can hold
             json.dumps(value, ensure_ascii=False).encode()
@@ -409,7 +410,7 @@ def _take(source: Source, items: Iterator[Any], count: int, done: int) -> list[A
     """The next `count` items, fewer at the end. Raises `DataError` naming the row reached in a damaged file."""
     taken: list[Any] = []
     try:
-        taken.extend(islice(items, count))
+        taken.extend(islice(items, count))  # keeps what came before an error, as list() would not
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"`{source.path}`: damaged after row {done + len(taken):,}: {error}") from error
     return taken
