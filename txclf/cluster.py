@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+import ray.data  # sets its loggers up when imported, before they are quieted below
 
 from txclf.config import Compute
 from txclf.errors import ClusterError

@@ -95,7 +95,9 @@ class Model(Section):
     feedforward: Annotated[int, Field(ge=1)] = 512
     """Hidden size of a block's feed-forward part."""
     dropout: Fraction = 0.1
-    """Dropout on attention weights, on each residual branch and in the head."""
+    """Dropout on each residual branch and in the head."""
+    attention_dropout: Fraction = 0.0
+    """Dropout on attention weights; 0 lets attention take its fastest kernel."""
     embedding_dropout: Fraction | None = None
     """Dropout on the embedded tokens; null = `dropout`."""
     token_dropout: Fraction = 0.0
@@ -106,8 +108,8 @@ class Model(Section):
     """Layer norm before each branch (arXiv:2002.04745) or after the sum."""
     activation: Literal["gelu", "relu"] = "gelu"
     """Of the feed-forward part and of the head."""
-    pooling: Literal["mean", "max", "cls", "attention"] = "mean"
-    """How real tokens become one vector; `cls` puts a learned vector in front and reads it back."""
+    pooling: Literal["mean", "max", "mean_max", "cls", "attention"] = "mean"
+    """How real tokens become one vector; `mean_max` puts the two side by side, `cls` a learned vector in front."""
     head_width: Annotated[int, Field(ge=0)] = 0
     """Hidden size of the head; 0 = one linear layer."""
 

@@ -21,7 +21,7 @@ from torchmetrics.functional.classification import (
 from txclf import baseline, config, storage
 from txclf.bundle import Classifier, softmax
 from txclf.config import RunConfig
-from txclf.data import records, shards
+from txclf.data import records, shards, sources
 from txclf.data.batches import TokenRows
 from txclf.data.tokenizer import encode
 from txclf.errors import ConfigError, DataError
@@ -83,7 +83,7 @@ def _read(run: RunConfig, classifier: Classifier, paths: Sequence[str]) -> tuple
     texts: list[tuple[str, ...]] = []
     labels: list[int] = []
     bad: list[records.Reject] = []
-    for source in records.find_sources(paths):
+    for source in sources.find_sources(paths):
         for rows, rejects in records.read_rows(source, run.data.text, run.data.label):
             bad += rejects
             for text, label, file, row in zip(rows.texts, rows.labels, rows.files, rows.rows, strict=True):

@@ -22,6 +22,7 @@ from txclf import storage
 from txclf.bundle import Classifier
 from txclf.data import records
 from txclf.data.records import RawBatch
+from txclf.data.sources import find_sources
 from txclf.errors import ConfigError, DataError
 
 BATCH_ROWS = 4096
@@ -54,7 +55,7 @@ def predict(
     """
     style, codec = _style(out)
     classifier = Classifier.load(model)
-    sources = records.find_sources(inputs)
+    sources = find_sources(inputs)
     columns = list(text_columns or classifier.description.text_columns)
     errors: list[dict[str, Any]] = []
     rows = 0

@@ -28,8 +28,10 @@ from pyarrow import fs as pafs
 from txclf import storage
 from txclf.config import RunConfig
 from txclf.data import records, shards
-from txclf.data.records import Reject, Source
+from txclf.data.records import Reject
 from txclf.data.shards import Manifest, Shard, Split, UInt64s
+from txclf.data.sources import Source
+from txclf.data.sources import find_sources as list_sources
 from txclf.data.tokenizer import encode, parse_tokenizer, tokenizer_hash, train_tokenizer
 from txclf.errors import ConfigError, DataError
 
@@ -113,7 +115,7 @@ def find_sources(run: RunConfig) -> dict[str, list[Source]]:
     if run.data.train is None:
         raise ConfigError("`data.train`: not set: name the training files, as in `data.train=train.csv`")
     named = {"train": run.data.train, "valid": run.data.valid, "test": run.data.test}
-    return {split: records.find_sources(paths) for split, paths in named.items() if paths is not None}
+    return {split: list_sources(paths) for split, paths in named.items() if paths is not None}
 
 
 def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:

@@ -21,7 +21,8 @@ from pyarrow import fs as pafs
 
 from txclf import storage
 from txclf.data import records
-from txclf.data.records import RawBatch, Reject, Rows, Source, find_sources, read_raw, read_rows, sort_labels
+from txclf.data.records import RawBatch, Reject, Rows, read_raw, read_rows, sort_labels
+from txclf.data.sources import Source, find_sources
 from txclf.errors import DataError, StorageError
 
 ROWS = [("a good day", "pos"), ('she said "no", twice', "neg"), ("naïve 🎉 日本", "pos")]

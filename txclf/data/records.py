@@ -1,10 +1,9 @@
 """Labelled files, row by row, in the memory of one batch.
 
-    paths ──find_sources──▶ Source ──read_raw──▶ RawBatch ──read_rows──▶ (Rows, rejects)
+    Source ──read_raw──▶ RawBatch ──read_rows──▶ (Rows, rejects)
 
-1. `find_sources` turns paths, globs, folders and URIs into files, each with its format.
-2. `read_raw` reads a file as it stands. A row that cannot be read keeps its place and carries a reason.
-3. `read_rows` keeps the rows that have a text and a label, and rejects the others: rows read = kept + rejected.
+1. `read_raw` reads a file as it stands. A row that cannot be read keeps its place and carries a reason.
+2. `read_rows` keeps the rows that have a text and a label, and rejects the others: rows read = kept + rejected.
 
 Rows are numbered from 1 in their file; a header and blank lines are no rows.
 """
@@ -14,45 +13,28 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from itertools import chain, filterfalse, islice
 from typing import Any, NamedTuple
-from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from txclf import storage
+from txclf.data.sources import Source, ending, fault, list_files, public_name
 from txclf.errors import DataError
 
 LONGEST_CHARS = 2**24
 """Characters of a JSON line or csv field above which a row is rejected: a quote never closed cannot fill the memory."""
 
-_FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "text"}
-_CODECS = {".gz": "gzip", ".zst": "zstd"}
-_KNOWN = f"{', '.join(ending for ending in _FORMATS if ending != '.txt')}, each also with {' or '.join(_CODECS)}"
 _NOT_UTF8 = "not valid UTF-8"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One file, or one label's folder of text files."""
-
-    path: str
-    """Absolute path or URI."""
-    format: str
-    """`csv`, `tsv`, `jsonl`, `parquet` or `text`."""
-    label: str | None = None
-    """Of `text`: the folder's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,119 +72,6 @@ class Rows:
     files: list[str]
     label_kinds: set[str]
     """What the labels were in the file: `string`, `integer`, `boolean`, `float`."""
-
-
-# ------------------------------------------------------------------------------------------------------------- finding
-
-
-def find_sources(paths: Sequence[str]) -> list[Source]:
-    """Files, globs (`*`, `?`, `[…]`, `**`; no `?` in a URI), folders and URIs as sources: in order, each sorted inside.
-
-    A folder holds data files at any depth, or text files as `<label>/<file>.txt`; names that start with `.` or `_` are
-    passed over. A glob stands for the files it matches or, where it matches none, for the folders.
-
-    Raises `DataError` when nothing matches, an ending is unknown, a folder has neither layout or both, or a file comes
-    twice; `StorageError` for a URI of an unknown scheme.
-    """
-    found: dict[str, Source] = {}
-    for path in paths:
-        for source in sorted(_expand(path), key=lambda source: source.path):
-            if source.path in found:
-                raise DataError(f"`{source.path}`: given twice, the second time by `{path}`")
-            found[source.path] = source
-    return list(found.values())
-
-
-def _expand(path: str) -> list[Source]:
-    place = storage.absolute(unquote(path.removeprefix("file://")) if path.startswith("file://") else path)
-    remote = "://" in place
-    text, mark, query = place.rstrip("/").partition("?") if remote else (place, "", "")
-    wild = re.search(r"[*\[]" if remote else r"[*?\[]", text)
-    if not remote and os.path.lexists(place):
-        wild = None
-    cut = text.rindex("/", 0, wild.start()) if wild else len(text)
-    base = (text[:cut] or "/") + mark + query
-    filesystem, inner = storage.resolve(base)
-    name = partial(_name, base, inner)
-    with _fault(path, "cannot be reached"):
-        matches = _glob(filesystem, inner, text[cut + 1 :].split("/")) if wild else [filesystem.get_file_info(inner)]
-        unique = {info.path: info for info in matches}.values()
-        if files := [info.path for info in unique if info.type == pafs.FileType.File]:
-            return [Source(name(file), _format(file)) for file in files]
-        if folders := [info.path for info in unique if info.type == pafs.FileType.Directory]:
-            return [source for folder in folders for source in _folder(filesystem, folder, name)]
-    where = "" if remote or os.path.isabs(path) else f" (working directory: `{os.getcwd()}`)"
-    raise DataError(f"`{path}`: {'no file matches' if wild else 'no such file or folder'}{where}")
-
-
-def _list(filesystem: pafs.FileSystem, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
-    infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=recursive))
-    return sorted(infos, key=lambda info: str(info.path))
-
-
-def _glob(filesystem: pafs.FileSystem, folder: str, parts: list[str]) -> Iterator[pafs.FileInfo]:
-    """What matches below a folder, level by level: nothing is listed that the pattern does not reach."""
-    head, rest = parts[0], parts[1:]
-    if head == "**":
-        yield from _glob(filesystem, folder, rest or ["*"])
-    for info in _list(filesystem, folder):
-        inside = info.type == pafs.FileType.Directory
-        if info.base_name[0] in "._" and info.base_name[0] != head[:1]:
-            continue
-        if head == "**" and inside:
-            yield from _glob(filesystem, info.path, parts)
-        elif fnmatchcase(info.base_name, head) and (inside or not rest):
-            yield from _glob(filesystem, info.path, rest) if rest else [info]
-
-
-def _name(base: str, inner: str, path: str) -> str:
-    """What a user calls `path` of a file system, when `base` is called `inner` there."""
-    if "://" not in base:
-        return path
-    text, mark, query = base.partition("?")
-    below = quote(path.removeprefix(inner).lstrip("/"))
-    return (storage.join(text, below) if below else text) + mark + query
-
-
-def _ending(path: str) -> tuple[str | None, str | None]:
-    """Format and compression, by the ending; None where there is none that is known."""
-    stem, last = os.path.splitext(path.lower())
-    codec = _CODECS.get(last)
-    return _FORMATS.get(os.path.splitext(stem)[1] if codec else last), codec
-
-
-def _format(path: str) -> str:
-    found = _ending(path)[0]
-    if found is None:
-        raise DataError(f"`{path}`: unknown ending; known: {_KNOWN}")
-    if found == "text":
-        raise DataError(f"`{path}`: text files are given by the folder that holds them as `<label>/<file>.txt`")
-    return found
-
-
-def _folder(filesystem: pafs.FileSystem, root: str, name: Callable[[str], str]) -> list[Source]:
-    data: list[Source] = []
-    texts: list[list[str]] = []
-    for info in _list(filesystem, root, recursive=True):
-        parts = info.path[len(root.rstrip("/")) + 1 :].split("/")
-        found = _ending(info.path)[0] if info.type == pafs.FileType.File else None
-        if found is None or any(part[0] in "._" for part in parts):
-            continue
-        if found != "text":
-            data.append(Source(name(info.path), found))
-        elif len(parts) > 1:  # a lone `readme.txt` beside the data is none
-            texts.append(parts)
-    if data and texts:
-        raise DataError(f"`{root}`: holds both data files (`{data[0].path}`) and text files (`{'/'.join(texts[0])}`)")
-    if not data and not texts:
-        raise DataError(f"`{root}`: holds neither data files ({_KNOWN}) nor text files `<label>/<file>.txt`")
-    if deep := next((parts for parts in texts if len(parts) > 2), None):
-        raise DataError(f"`{root}`: text files must lie at `<label>/<file>.txt`, not `{'/'.join(deep)}`")
-    labels = sorted({parts[0] for parts in texts})
-    return data or [Source(name(f"{root.rstrip('/')}/{label}"), "text", label) for label in labels]
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
 
 
 def read_raw(source: Source, columns: Sequence[str] | None = None, batch_rows: int = 2048) -> Iterator[RawBatch]:
@@ -320,9 +189,9 @@ def _json_object(line: str) -> Any:
 
 
 def _read_parquet(source: Source, wanted: list[str] | None, batch_rows: int) -> Iterator[RawBatch]:
-    with _fault(source.path, "cannot be read as parquet"):
+    with fault(source.path, "cannot be read as parquet"):
         filesystem, inner = storage.resolve(source.path)
-        packed = _ending(inner)[1] is not None
+        packed = ending(inner)[1] is not None
         stream = pa.BufferReader(_read_whole(source.path)) if packed else filesystem.open_input_file(inner)
         file = pq.ParquetFile(stream)
         names = file.schema_arrow.names
@@ -358,13 +227,13 @@ def _pylist(column: pa.Array, name: str, problems: dict[int, str]) -> list[Any]:
 def _read_texts(source: Source, wanted: list[str] | None, batch_rows: int) -> Iterator[RawBatch]:
     chosen = _choose(source, ["text", "label"], wanted)
     filesystem, inner = storage.resolve(source.path)
-    with _fault(source.path, "cannot be listed"):
-        infos = [info for info in _list(filesystem, inner) if info.type == pafs.FileType.File]
-    paths = [info.path for info in infos if info.base_name[0] not in "._" and _ending(info.path)[0] == "text"]
+    with fault(source.path, "cannot be listed"):
+        infos = [info for info in list_files(filesystem, inner) if info.type == pafs.FileType.File]
+    paths = [info.path for info in infos if info.base_name[0] not in "._" and ending(info.path)[0] == "text"]
     if not paths:
         raise DataError(f"`{source.path}`: holds no text files `<file>.txt`")
     for start in range(0, len(paths), batch_rows):
-        files = [_name(source.path, inner, path) for path in paths[start : start + batch_rows]]
+        files = [public_name(source.path, inner, path) for path in paths[start : start + batch_rows]]
         texts: list[str | None] = [None] * len(files)
         problems: dict[int, str] = {}
         for i, file in enumerate(files):
@@ -381,7 +250,7 @@ def _read_texts(source: Source, wanted: list[str] | None, batch_rows: int) -> It
 
 def _open(path: str) -> pa.NativeFile:
     filesystem, inner = storage.resolve(path)
-    return filesystem.open_input_stream(inner, compression=_ending(inner)[1])
+    return filesystem.open_input_stream(inner, compression=ending(inner)[1])
 
 
 def _read_whole(path: str) -> bytes:
@@ -390,17 +259,9 @@ def _read_whole(path: str) -> bytes:
 
 
 @contextmanager
-def _fault(path: str, what: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"`{path}`: {what}: {error}") from error
-
-
-@contextmanager
 def _lines(source: Source, newline: str) -> Iterator[io.TextIOWrapper]:
     """Lines of a text file. Bytes that are no UTF-8 become lone surrogates, which `_not_utf8` finds by row."""
-    with _fault(source.path, "cannot be read"):
+    with fault(source.path, "cannot be read"):
         buffer = io.BufferedReader(_open(source.path), 2**17)
     with io.TextIOWrapper(buffer, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as stream:
         yield stream
@@ -450,9 +311,6 @@ def _batch(
         for i in problems:
             values[i] = None
     return RawBatch(source, list(range(done + 1, done + count + 1)), [source.path] * count, columns, problems, schema)
-
-
-# ------------------------------------------------------------------------------------------------------------ checking
 
 
 def read_rows(

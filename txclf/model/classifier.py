@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from txclf.config import Model
-from txclf.model.layers import Block, Pooling, Positions, Rotary, activation_module
+from txclf.model.layers import Block, Dropout, Pooling, Positions, Rotary, activation_module
 
 
 class TransformerClassifier(nn.Module):
@@ -32,19 +32,29 @@ class TransformerClassifier(nn.Module):
         self.positions = Positions(config.positions, length, width)
         rotary = Rotary(length, width // config.heads) if config.positions == "rotary" else None
         embedding_dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
-        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        self.embedding_dropout = Dropout(embedding_dropout)
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.feedforward, config.dropout, config.norm, config.activation, rotary)
+            Block(
+                width,
+                config.heads,
+                config.feedforward,
+                config.dropout,
+                config.attention_dropout,
+                config.norm,
+                config.activation,
+                rotary,
+            )
             for _ in range(config.layers)
         )
         # Post-norm blocks end in a norm; pre-norm ones leave an unnormed sum.
         self.final_norm = nn.LayerNorm(width) if config.norm == "pre" else nn.Identity()
         self.pooling = Pooling(config.pooling, width)
-        head: list[nn.Module] = [nn.Dropout(config.dropout)]
+        pooled = 2 * width if config.pooling == "mean_max" else width
+        head: list[nn.Module] = [Dropout(config.dropout)]
         if config.head_width:
-            head += [nn.Linear(width, config.head_width), activation_module(config.activation)]
-            head += [nn.Dropout(config.dropout)]
-        self.head = nn.Sequential(*head, nn.Linear(config.head_width or width, num_classes))
+            head += [nn.Linear(pooled, config.head_width), activation_module(config.activation)]
+            head += [Dropout(config.dropout)]
+        self.head = nn.Sequential(*head, nn.Linear(config.head_width or pooled, num_classes))
         self._initialize()
 
     def _initialize(self) -> None:
@@ -60,6 +70,7 @@ class TransformerClassifier(nn.Module):
     def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         hidden_BTD = self.embedding(input_ids)
         if self.token_dropout and self.training:
+            # Not scaled up: a token is there or not, as at prediction.
             keep_BT1 = torch.rand(*input_ids.shape, 1, device=input_ids.device) >= self.token_dropout
             hidden_BTD = hidden_BTD * keep_BT1
         if self.first is not None:

@@ -1,0 +1,47 @@
+# Needs Python 3.11 or newer, make and git; all else comes from requirements.lock.
+#
+#   make demo     a first run on a corpus made of Python's own source
+#   make test     the whole test suite
+#   make check    lint, format and types
+#   make lock     upgrade every dependency within pyproject.toml's ranges, on purpose
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test check lock clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "txclf needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: install
+	$(BIN)/txclf demo
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch is named with the version that is tested: a newer one would slip in with its own CUDA.
+lock:
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV)-lock/bin/python -m pip install --quiet '.[cluster,dev]' hatchling editables
+	{ echo "# Made by 'make lock' with Python 3.11; the exact versions that are tested."; \
+	  $(VENV)-lock/bin/python -m pip freeze --exclude txclf | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > requirements.lock
+	rm -rf $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
