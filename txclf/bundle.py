@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -29,7 +29,7 @@ from txclf import __version__, storage
 from txclf.config import Model, RunConfig
 from txclf.data.batches import TokenRows, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer
-from txclf.errors import BundleError
+from txclf.errors import BundleError, StorageError
 from txclf.model.classifier import TransformerClassifier
 
 FORMAT = 1
@@ -46,12 +46,12 @@ class Description(BaseModel):
     format: int
     version: str
     """Of txclf, when it was saved."""
-    task: str
+    task: Literal["classify"]
     labels: list[str]
     """In the order of the model's outputs."""
     text_columns: list[str]
-    max_length: int
-    vocab_size: int
+    max_length: PositiveInt
+    vocab_size: PositiveInt
     model: Model
     metrics: dict[str, float]
     """On the validation split."""
@@ -113,17 +113,17 @@ class Classifier:
         """Reads a bundle from a path or URI. Raises `BundleError` when it is damaged, of another format or none."""
         description = _description(folder)
         content = {}
-        for name, expected in description.sha256.items():
+        for name in (WEIGHTS, TOKENIZER):
             path = storage.join(folder, name)
             if not storage.exists(path):
                 raise BundleError(f"`{path}`: missing, the bundle is damaged: copy the whole folder again")
             content[name] = storage.read_bytes(path)
-            if _sha256(content[name]) != expected:
+            if _sha256(content[name]) != description.sha256.get(name):
                 raise BundleError(f"`{path}`: its content changed since it was saved: copy the whole folder again")
-        model = TransformerClassifier(
-            description.model, description.vocab_size, len(description.labels), description.max_length
-        )
         try:
+            model = TransformerClassifier(
+                description.model, description.vocab_size, len(description.labels), description.max_length
+            )
             model.load_state_dict(load_safetensors(content[WEIGHTS]))
         except (SafetensorError, RuntimeError) as error:
             raise BundleError(f"`{folder}`: the weights do not fit `{DESCRIPTION}`: {error}") from None
@@ -173,7 +173,10 @@ def _description(folder: str) -> Description:
         hint = storage.join(folder, "model")
         more = f": did you mean `{hint}`?" if storage.exists(storage.join(hint, DESCRIPTION)) else ""
         raise BundleError(f"`{folder}`: not a model bundle, it has no {DESCRIPTION}{more}")
-    content: Any = storage.read_json(path)
+    try:
+        content: Any = storage.read_json(path)
+    except StorageError as error:
+        raise BundleError(f"{error}: copy the whole folder again") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise BundleError(f"`{path}`: format {found!r}, this txclf ({__version__}) reads format {FORMAT}")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from txclf import checkpoints, storage
 from txclf.config import Train
@@ -53,14 +54,6 @@ class Course:
                 return epoch * self.steps_per_epoch + point
         raise AssertionError("an epoch ends in a validation")
 
-    def validations_after(self, step: int) -> int:
-        """How many validations are still to come."""
-        count = 0
-        while step < self.total_steps:
-            step = self.next_validation(step)
-            count += 1
-        return count
-
 
 @dataclass
 class Progress:
@@ -95,6 +88,36 @@ def exhausted(history: list[dict[str, float]], train: Train) -> bool:
     return len(history) - 1 - checkpoints.best(history, train.monitor) >= train.patience
 
 
+class Average:
+    """An exponential moving average of a model's weights (Polyak and Juditsky, 1992), of about 1 / (1 - decay) steps.
+
+    The first steps count more, by a decay of (1 + step) / (10 + step), or the random start would weigh for long.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, state: dict[str, torch.Tensor] | None) -> None:
+        self.decay = decay
+        self.weights = [parameter.detach().clone() for parameter in model.parameters()]
+        self.names = [name for name, _ in model.named_parameters()]
+        if state:
+            for weight, name in zip(self.weights, self.names, strict=True):
+                weight.copy_(state[name])
+
+    def add(self, model: nn.Module, step: int) -> None:
+        """Takes the weights after a step, counted from 1."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.weights, [parameter.detach() for parameter in model.parameters()], 1 - decay)
+
+    def swap(self, model: nn.Module) -> None:
+        """Puts the average into the model and what was there aside, or back."""
+        for mine, parameter in zip(self.weights, model.parameters(), strict=True):
+            held = parameter.detach().clone()
+            parameter.data.copy_(mine)
+            mine.copy_(held)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return dict(zip(self.names, self.weights, strict=True))
+
+
 class Recorder(pl.Callback):
     """Writes `metrics.jsonl` and TensorBoard, saves checkpoints, stops early, answers interruption.
 
@@ -112,7 +135,10 @@ class Recorder(pl.Callback):
         history: list[dict[str, float]],
         clock: Clock,
         report: Callable[[Progress], bool],
+        average: dict[str, torch.Tensor] | None = None,
     ) -> None:
+        self.average_state = average
+        self.average: Average | None = None
         self.run_folder = run_folder
         self.checkpoints = storage.join(run_folder, "checkpoints")
         self.train = train
@@ -130,6 +156,9 @@ class Recorder(pl.Callback):
         self.writer: Log | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ClassifierModule)
+        if self.train.average:
+            self.average = Average(pl_module.model, self.train.average, self.average_state)
         if trainer.is_global_zero:
             self.writer = Log(self.run_folder, self.step)
         self.clock.first_step = self.reported = time.time()
@@ -149,6 +178,9 @@ class Recorder(pl.Callback):
         self.clock.tokens += batch["num_tokens"]
         if (batch_idx + 1) % self.train.accumulate == 0:
             self.step += 1
+            if self.average:
+                assert isinstance(pl_module, ClassifierModule)
+                self.average.add(pl_module.model, self.step)
             if self.step - self.logged_step >= self.train.log_every_steps or self._validates():
                 self._log_training(trainer, pl_module)
             self._tell(trainer)
@@ -159,12 +191,17 @@ class Recorder(pl.Callback):
             raise Interrupted
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.average:
+            assert isinstance(pl_module, ClassifierModule)
+            self.average.swap(pl_module.model)
         self.part_start = time.perf_counter()
         self.progress.stage = "validate"
         self._tell(trainer, now=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ClassifierModule)
+        if self.average:
+            self.average.swap(pl_module.model)
         metrics = dict(pl_module.valid_metrics)
         rows = int(metrics.pop("valid_rows"))
         entry = {"step": self.step, "epoch": self.course.epoch(self.step), **metrics}
@@ -176,9 +213,9 @@ class Recorder(pl.Callback):
         self.progress.valid, self.progress.stage = metrics, "train"
         self._tell(trainer, now=True)
         self._save(trainer, pl_module, metrics)
-        if exhausted(self.history, self.train):
+        if self.step == self.course.total_steps or exhausted(self.history, self.train):
             trainer.should_stop = True
-        elif self.step < self.course.total_steps and self._asks_stop(trainer):
+        elif self._asks_stop(trainer):
             raise Interrupted
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -242,6 +279,7 @@ class Recorder(pl.Callback):
                 "optimizer": trainer.optimizers[0].state_dict(),
                 "scaler": trainer.precision_plugin.state_dict(),
                 "history": self.history,
+                "average": self.average.state() if self.average else None,
             }
             checkpoints.save(self.checkpoints, self.step, metrics, state)
             checkpoints.prune(self.checkpoints, self.train.monitor, self.train.keep_checkpoints)

@@ -9,8 +9,8 @@ the position in the data and to the random state.
 
 from __future__ import annotations
 
+import hashlib
 import io
-import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ class Checkpoint(NamedTuple):
     metrics: dict[str, float]
     """Of the validation at this step; empty where there was none."""
     path: str
+    sha256: str
+    """Of the state."""
 
 
 def save(folder: str, step: int, metrics: Mapping[str, float], state: Mapping[str, Any]) -> None:
@@ -37,8 +39,10 @@ def save(folder: str, step: int, metrics: Mapping[str, float], state: Mapping[st
     path = storage.join(folder, f"step-{step:08d}")
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    storage.write_bytes(storage.join(path, STATE), buffer.getvalue())
-    storage.write_json(storage.join(path, MARK), {"step": step, "metrics": dict(metrics)})
+    content = buffer.getvalue()
+    storage.write_bytes(storage.join(path, STATE), content)
+    mark = {"step": step, "metrics": dict(metrics), "sha256": hashlib.sha256(content).hexdigest()}
+    storage.write_json(storage.join(path, MARK), mark)
 
 
 def committed(folder: str) -> list[Checkpoint]:
@@ -48,17 +52,17 @@ def committed(folder: str) -> list[Checkpoint]:
         path = storage.join(folder, name)
         if storage.exists(storage.join(path, MARK)):
             mark = storage.read_json(storage.join(path, MARK))
-            found.append(Checkpoint(mark["step"], mark["metrics"], path))
-    return sorted(found)
+            found.append(Checkpoint(mark["step"], mark["metrics"], path, mark["sha256"]))
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
 def load(checkpoint: Checkpoint) -> dict[str, Any]:
     """The state of a checkpoint, on the CPU. Raises `StorageError` when it is damaged."""
     path = storage.join(checkpoint.path, STATE)
-    try:
-        state = torch.load(io.BytesIO(storage.read_bytes(path)), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise StorageError(f"`{path}`: damaged: {error}; remove its folder to use the one before") from None
+    content = storage.read_bytes(path)
+    if hashlib.sha256(content).hexdigest() != checkpoint.sha256:
+        raise StorageError(f"`{path}`: damaged: its content changed; remove its folder to use the one before")
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     assert isinstance(state, dict)
     return state
 

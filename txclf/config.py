@@ -23,15 +23,19 @@ from txclf.errors import ConfigError
 class Section(BaseModel):
     """A part of the run file: frozen, and without room for unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
+    )
 
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Paths = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
-Columns = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
+# The schema, for editors, knows the bare string too.
+Strings = BeforeValidator(_as_list, json_schema_input_type=str | Annotated[tuple[str, ...], Field(min_length=1)])
+Paths = Annotated[tuple[str, ...], Strings, Field(min_length=1)]
+Columns = Annotated[tuple[str, ...], Strings, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -149,6 +153,8 @@ class Train(Section):
     """Learning rate at the end of a falling schedule, as a share of the peak."""
     clip_norm: Annotated[float, Field(ge=0.0)] = 1.0
     """Gradient norm above which gradients are scaled down; 0 = never."""
+    average: Fraction = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is validated and bundled; 0 = none."""
     class_weights: Literal["none", "balanced"] | dict[str, Annotated[float, Field(ge=0.0)]] = "none"
     """`balanced` weighs a class by rows / (classes x its rows); a mapping gives each label's weight (default 1)."""
     label_smoothing: Fraction = 0.0
@@ -213,9 +219,9 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads `1e-3` as a number (YAML 1.2) and refuses a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[object] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = str(key_node.value)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"key `{key}` is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
@@ -264,7 +270,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise ConfigError(f"`{path}`: no such run file")
     try:
         settings = yaml.load(storage.read_bytes(path).decode(), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2024-99-99
         raise ConfigError(f"`{path}`: not valid YAML: {error}") from None
     if settings is None:
         return {}
@@ -279,7 +285,7 @@ def _override(settings: dict[str, Any], word: str) -> None:
         raise ConfigError(f"`{word}`: expected `key=value`, as in `train.epochs=5`")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"`{word}`: the value is not valid YAML: {error}") from None
     *parents, last = dotted.split(".")
     place = settings
@@ -297,7 +303,6 @@ def _problems(error: ValidationError, settings: dict[str, Any]) -> str:
     lines = []
     for problem in error.errors(include_url=False):
         parts = [str(part) for part in problem["loc"]]
-        # pydantic adds the branch of a union to the place; what the user wrote ends before it.
         key = ".".join(_written(parts, settings)) or "run file"
         if problem["type"] == "extra_forbidden":
             lines.append(f"`{key}`: unknown key; {_known_keys(parts)}")
@@ -312,12 +317,16 @@ def _problems(error: ValidationError, settings: dict[str, Any]) -> str:
 
 
 def _written(parts: list[str], settings: Any) -> list[str]:
+    """What the user wrote of a place: pydantic adds the branches of unions, and items that are wanting."""
     kept: list[str] = []
     for part in parts:
-        if not isinstance(settings, dict | list) or (isinstance(settings, dict) and part not in settings):
-            break
+        if isinstance(settings, dict) and part in settings:
+            settings = settings[part]
+        elif isinstance(settings, list) and part.isdecimal() and int(part) < len(settings):
+            settings = settings[int(part)]
+        else:
+            continue
         kept.append(part)
-        settings = settings[part] if isinstance(settings, dict) else settings[int(part)]
     return kept
 
 

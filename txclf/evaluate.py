@@ -15,7 +15,6 @@ from torchmetrics.functional.classification import (
     multiclass_auroc,
     multiclass_calibration_error,
     multiclass_confusion_matrix,
-    multiclass_matthews_corrcoef,
 )
 
 from txclf import baseline, config, storage
@@ -130,7 +129,7 @@ def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[st
         "f1_macro": float(f1[seen].mean()),
         "precision_macro": float(precision[seen].mean()),
         "recall_macro": float(recall[seen].mean()),
-        "mcc": float(multiclass_matthews_corrcoef(torch.from_numpy(predicted), labels_t, classes)),
+        "mcc": _matthews(confusion),
         "auroc_macro": None if math.isnan(auroc) else auroc,
         "calibration_error": float(multiclass_calibration_error(probabilities_t, labels_t, classes, n_bins=15)),
         "per_class": {
@@ -158,6 +157,13 @@ def _confusion(predicted: Ints, labels: Ints, classes: int) -> Ints:
     """Rows by true class (first axis) and predicted class."""
     matrix = multiclass_confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(labels), classes)
     return np.asarray(matrix.numpy(), np.int64)
+
+
+def _matthews(confusion: Ints) -> float:
+    """Gorodkin's correlation (2004); 0 where it is not defined: all rows have one class, or are given one."""
+    support, guessed, rows = confusion.sum(axis=1), confusion.sum(axis=0), int(confusion.sum())
+    spread = float(rows**2 - (guessed**2).sum()) * float(rows**2 - (support**2).sum())
+    return float(np.trace(confusion) * rows - support @ guessed) / math.sqrt(spread) if spread else 0.0
 
 
 def _by_class(confusion: Ints) -> tuple[Any, Any, Any, Any]:

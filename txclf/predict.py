@@ -9,9 +9,10 @@ import csv
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,25 +61,24 @@ def predict(
     errors: list[dict[str, Any]] = []
     rows = 0
     writer: Writer | None = None
+    given: list[str] = []
     added: list[str] = []
-    with _whole(out, codec) as stream:
+    with ExitStack() as stack:
+        stream = stack.enter_context(_whole(out, codec))
         for source in sources:
             for raw in records.read_raw(source, batch_rows=BATCH_ROWS):
                 wanted = ["text"] if source.format == "text" else columns
-                missing = [name for name in wanted if name not in raw.columns and len(raw.problems) < len(raw.rows)]
-                if missing:
-                    there = ", ".join(f"`{name}`" for name in raw.columns)
-                    raise DataError(f"`{source.path}`: no column `{missing[0]}`, it has: {there}: name it by --text")
-                if writer is None:
-                    added = _names(raw.columns, classifier.labels if probabilities else [])
-                    writer = _writer(style, stream, list(raw.columns), added, raw.schema)
+                _check_text_columns(raw, wanted)
+                if not writer:
+                    given = list(raw.columns)
+                    added = _names(given, classifier.labels if probabilities else [])
+                    writer = stack.enter_context(closing(_writer(style, stream, given, added, raw.schema)))
                 predicted, reasons = _predict(classifier, raw, wanted, probabilities)
                 errors += [{"file": raw.files[i], "row": raw.rows[i], "reason": reasons[i]} for i in sorted(reasons)]
+                kept = _columns(raw, given, added, style)
                 try:
-                    writer.write({**raw.columns, **dict(zip(added, predicted, strict=True))}, len(raw.rows))
-                except KeyError as error:
-                    raise DataError(f"`{source.path}`: its columns differ from the first file's: {error}") from None
-                except pa.ArrowException as error:
+                    writer.write({**kept, **dict(zip(added, predicted, strict=True))}, len(raw.rows))
+                except (pa.ArrowException, OverflowError) as error:
                     raise DataError(
                         f"`{source.path}`: row {raw.rows[0]:,} on: a column changes type: {error}"
                     ) from None
@@ -86,11 +86,31 @@ def predict(
                 show(rows)
         if writer is None:
             raise DataError(f"no row in {', '.join(inputs)}")
-        writer.close()
     if errors:
         lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
         storage.write_bytes(f"{out}.errors.jsonl", lines.encode("utf-8", "replace"))
+    else:
+        storage.remove_file(f"{out}.errors.jsonl")  # an earlier prediction's
     return Done(rows, len(errors), added)
+
+
+def _check_text_columns(raw: RawBatch, names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in raw.columns]
+    # Where no row of a later batch of JSON lines has the key, each of them is a bad row.
+    later = raw.source.format == "jsonl" and raw.rows[0] > 1
+    if missing and not later and len(raw.problems) < len(raw.rows):
+        there = ", ".join(f"`{name}`" for name in raw.columns)
+        raise DataError(f"`{raw.source.path}`: no column `{missing[0]}`, it has: {there}: name it by --text")
+
+
+def _columns(raw: RawBatch, given: Sequence[str], added: Sequence[str], style: str) -> dict[str, list[Any]]:
+    """A batch's columns, those of the first batch (`given`) first. A JSON line may lack some and, in JSON, bring more."""
+    absent = [name for name in given if name not in raw.columns and raw.source.format != "jsonl"]
+    more = [name for name in raw.columns if name not in given and (style != "jsonl" or name in added)]
+    if absent or more:
+        what = f"lacks the column `{absent[0]}`" if absent else f"has a column `{more[0]}` too many"
+        raise DataError(f"`{raw.source.path}`: row {raw.rows[0]:,} on {what}: the first rows tell the output's columns")
+    return {name: raw.columns.get(name) or [None] * len(raw.rows) for name in given} | raw.columns
 
 
 def _predict(
@@ -181,7 +201,7 @@ def _writer(style: str, stream: Any, inputs: list[str], added: list[str], schema
 
 
 class CsvWriter:
-    """csv, or tsv with quotes where a value needs them."""
+    """csv, or tsv as it is read here: a quote is an ordinary character, but around a cell with tabs or line ends."""
 
     def __init__(self, stream: Any, names: list[str], delimiter: str) -> None:
         self.stream, self.names, self.delimiter = stream, names, delimiter
@@ -192,11 +212,19 @@ class CsvWriter:
 
     def _rows(self, rows: Any) -> None:
         text = io.StringIO()
-        csv.writer(text, delimiter=self.delimiter, lineterminator="\n").writerows(rows)
+        if self.delimiter == ",":
+            csv.writer(text, lineterminator="\n").writerows(rows)
+        else:
+            text.writelines("\t".join(map(_tsv_cell, row)) + "\n" for row in rows)
         self.stream.write(text.getvalue().encode())
 
     def close(self) -> None:
         pass
+
+
+def _tsv_cell(value: object) -> str:
+    text = "" if value is None else str(value)
+    return '"' + text.replace('"', '""') + '"' if re.search(r"[\t\r\n]", text) else text
 
 
 class JsonWriter:

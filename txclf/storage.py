@@ -52,8 +52,10 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 
 def join(folder: str | os.PathLike[str], *names: str) -> str:
-    """`folder/name/…`, for local paths and URIs alike."""
-    return "/".join([os.fspath(folder).rstrip("/"), *names])
+    """`folder/name/…`, for local paths and URIs alike; what follows a URI's `?` stays at its end."""
+    text = os.fspath(folder)
+    place, mark, query = text.partition("?") if "://" in text else (text, "", "")
+    return "/".join([place.rstrip("/"), *names]) + mark + query
 
 
 def _info(path: str | os.PathLike[str]) -> pafs.FileInfo:
@@ -75,10 +77,13 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def list_folder(path: str | os.PathLike[str]) -> list[str]:
-    """Names of the files and folders in a folder, sorted; empty when it is not there."""
+    """Names of the files and folders in a folder, sorted; empty when it is not there. Raises `StorageError` else."""
     filesystem, inner = resolve(path)
     selector = pafs.FileSelector(inner, allow_not_found=True)
-    return sorted(info.base_name for info in filesystem.get_file_info(selector))
+    try:
+        return sorted(info.base_name for info in filesystem.get_file_info(selector))
+    except OSError as error:
+        raise StorageError(f"`{os.fspath(path)}`: cannot be listed: {_reason(error)}") from error
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -125,6 +130,13 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
+def remove_file(path: str | os.PathLike[str]) -> None:
+    """Removes a file; nothing happens when it is not there."""
+    filesystem, inner = resolve(path)
+    if _info(path).type == pafs.FileType.File:
+        filesystem.delete_file(inner)
+
+
 def remove_folder(path: str | os.PathLike[str]) -> None:
     """Removes a folder and all below it; nothing happens when it is not there."""
     filesystem, inner = resolve(path)
@@ -147,8 +159,7 @@ def require_writable(folder: str | os.PathLike[str]) -> None:
     """Raises `StorageError` at once when a folder cannot be made or written to, before any long work."""
     probe = join(folder, f".probe-{uuid.uuid4().hex[:8]}")
     write_bytes(probe, b"")
-    filesystem, inner = resolve(probe)
-    filesystem.delete_file(inner)
+    remove_file(probe)
 
 
 def _reason(error: OSError) -> str:

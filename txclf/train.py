@@ -13,7 +13,6 @@ in where the rows come from and where the progress goes.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import uuid
@@ -134,7 +133,7 @@ def _finish(job: Job, manifest: shards.Manifest, outcome: dict[str, Any]) -> Sum
     bundle.save(
         storage.join(run.run_folder, "model"),
         run,
-        state["model"],
+        state.get("average") or state["model"],
         manifest.labels,
         storage.read_bytes(storage.join(job.prepared, shards.TOKENIZER)).decode(),
         {name: float(value) for name, value in winner.metrics.items()},
@@ -146,12 +145,7 @@ def _finish(job: Job, manifest: shards.Manifest, outcome: dict[str, Any]) -> Sum
 
 def _fit_here(job: Job, report: Report) -> dict[str, Any]:
     manifest = shards.load_manifest(job.prepared)
-    torch.set_num_threads(_cores())
     return worker.fit(job, lambda split: shards.read_split(job.prepared, manifest, split, COLUMNS), report, Place())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _fit_on_ray(job: Job, report: Report) -> dict[str, Any]:

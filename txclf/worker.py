@@ -9,6 +9,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from txclf.callbacks import Clock, Course, Progress, Recorder, exhausted
 from txclf.config import RunConfig
 from txclf.data import batches, shards
 from txclf.data.batches import Batch, TokenRows
-from txclf.module import ClassifierModule, choose_precision, class_weights
+from txclf.module import ClassifierModule, Precision, choose_precision, class_weights
 
 COLUMNS = ("input_ids", "label")
 
@@ -93,7 +94,6 @@ def fit(job: Job, rows: Callable[[str], pa.Table], report: Callable[[Progress], 
 
     `rows(split)` gives a table of `COLUMNS`. Raises `Interrupted` on every rank when `report` asked for a stop.
     """
-    _quiet()
     run = job.config
     manifest = shards.load_manifest(job.prepared)
     steps = batches.steps_per_epoch(manifest.splits["train"].rows, run.train.batch_size)
@@ -101,7 +101,17 @@ def fit(job: Job, rows: Callable[[str], pa.Table], report: Callable[[Progress], 
     saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
     state: dict[str, Any] = checkpoints.load(saved[-1]) if saved else {"step": 0, "history": []}
     clock = Clock()
-    recorder = Recorder(run.run_folder, run.train, run.seed, course, state["step"], state["history"], clock, report)
+    recorder = Recorder(
+        run.run_folder,
+        run.train,
+        run.seed,
+        course,
+        state["step"],
+        state["history"],
+        clock,
+        report,
+        state.get("average"),
+    )
     torch.manual_seed(run.seed)  # the same first weights on every rank
     label_counts = manifest.splits["train"].label_counts
     module = ClassifierModule(
@@ -118,27 +128,13 @@ def fit(job: Job, rows: Callable[[str], pa.Table], report: Callable[[Progress], 
     train_rows, valid_rows = TokenRows([rows("train")]), TokenRows([rows("valid")])
     train_batches = TrainBatches(train_rows, job, course, place, recorder)
     precision, _ = choose_precision(run.train.precision)
-    trainer = pl.Trainer(
-        accelerator="auto",
-        devices="auto" if place.world_size > 1 else 1,
-        strategy=place.strategy,
-        plugins=list(place.plugins),
-        precision=precision,
-        max_epochs=max(1, course.validations_after(state["step"])),  # an epoch of Lightning's ends in a validation
-        accumulate_grad_batches=run.train.accumulate,
-        gradient_clip_val=run.train.clip_norm or None,
-        callbacks=[recorder, *([Restore(state)] if "model" in state else [])],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-    )
+    with _quiet():
+        trainer = _trainer(run, place, precision, [recorder, *([Restore(state)] if "model" in state else [])])
     device = trainer.strategy.root_device
     trained = time.time()
     if state["step"] < course.total_steps and not exhausted(state["history"], run.train):
-        trainer.fit(module, train_batches, ScoringBatches(valid_rows, run.train.batch_size, place))
+        with _quiet():
+            trainer.fit(module, train_batches, ScoringBatches(valid_rows, run.train.batch_size, place))
     ended = time.time()
     worked = clock.steps + clock.data
     return {
@@ -162,6 +158,26 @@ def fit(job: Job, rows: Callable[[str], pa.Table], report: Callable[[Progress], 
     }
 
 
+def _trainer(run: RunConfig, place: Place, precision: Precision, callbacks: list[pl.Callback]) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="auto",
+        devices="auto" if place.world_size > 1 else 1,
+        strategy=place.strategy,
+        plugins=list(place.plugins),
+        precision=precision,
+        max_epochs=-1,  # the recorder stops it: an epoch of Lightning's ends in a validation
+        accumulate_grad_batches=run.train.accumulate,
+        gradient_clip_val=run.train.clip_norm or None,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+
+
 class Restore(pl.Callback):
     """Puts the optimizer and the gradient scaler back where a checkpoint left them."""
 
@@ -183,9 +199,15 @@ def _padding_share(rows: TokenRows, job: Job, course: Course, place: Place) -> f
     return batches.padding_share(rows.lengths, plan[:1000], place.world_size, run.train.accumulate)
 
 
-def _quiet() -> None:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Silences Lightning's hints that do not hold here: the loaders are plain iterables without worker processes."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
-    warnings.filterwarnings("ignore", category=UserWarning, module="lightning_fabric")
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\b")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -116,7 +116,7 @@ def write_shard(folder: str, split: str, table: pa.Table, num_labels: int) -> Sh
     table = table.sort_by([("key", "ascending"), ("file", "ascending"), ("row", "ascending")])
     file = f"{split}/part-{table['key'][0].as_py():016x}.parquet"
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=8192)
+    pq.write_table(table, sink, compression="zstd", row_group_size=8192, write_page_checksum=True)
     storage.write_bytes(storage.join(folder, file), sink.getvalue())
     lengths = _lengths(table["input_ids"])
     full = table["full_length"].to_numpy()
@@ -143,7 +143,7 @@ def read_shard(folder: str, shard: Shard, columns: Sequence[str]) -> pa.Table:
     path = storage.join(folder, shard.file)
     filesystem, inner = storage.resolve(path)
     try:
-        table = pq.read_table(inner, columns=list(columns), filesystem=filesystem)
+        table = pq.read_table(inner, columns=list(columns), filesystem=filesystem, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"`{path}`: the shard cannot be read: {error}; remove {folder} to prepare anew") from None
     if table.num_rows != shard.rows:

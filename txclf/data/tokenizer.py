@@ -26,12 +26,21 @@ SPECIAL_TOKENS = [PAD, UNKNOWN, SEPARATOR, MASK]
 def train_tokenizer(config: Tokenizer, texts: Iterable[str]) -> FastTokenizer:
     """A tokenizer of the kind and size that the run file asks for, or the one of `tokenizer.file`.
 
-    Raises `DataError` when the texts hold nothing to learn from or the file is not a tokenizer.
+    Raises `DataError` when the texts hold nothing to learn from, or more characters than the vocabulary may have, or
+    when the file is not a tokenizer.
     """
     if config.file is not None:
         return _from_file(config.file)
     tokenizer = _untrained(config)
-    tokenizer.train_from_iterator(texts, trainer=_trainer(config))
+    try:
+        tokenizer.train_from_iterator(texts, trainer=_trainer(config))
+    except Exception as error:  # unigram, where the texts have more characters than `vocab_size`
+        if "not large enough" not in str(error):
+            raise
+        raise DataError(
+            f"`tokenizer.vocab_size`: {config.vocab_size} is too small for the characters of the training texts: "
+            "raise it, or set `tokenizer.kind` to `bpe`"
+        ) from None
     if tokenizer.get_vocab_size() <= len(SPECIAL_TOKENS):
         raise DataError(
             "the training texts hold no token that occurs `tokenizer.min_frequency` "
