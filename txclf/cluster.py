@@ -15,7 +15,7 @@ from txclf.config import Compute
 from txclf.errors import ClusterError
 
 # Read by the worker processes too. Each can be overridden from outside.
-_SETTINGS = {
+SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # A stage of Ray Data that can never run raises after two minutes instead of thirty.
@@ -38,7 +38,7 @@ def connected(compute: Compute) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in _SETTINGS.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -104,7 +104,7 @@ def _check_text_columns(raw: RawBatch, names: Sequence[str]) -> None:
 
 
 def _columns(raw: RawBatch, given: Sequence[str], added: Sequence[str], style: str) -> dict[str, list[Any]]:
-    """A batch's columns, those of the first batch (`given`) first. A JSON line may lack some and, in JSON, bring more."""
+    """A batch's columns, those of the first batch (`given`) first. A JSON line may lack some and bring more to JSON."""
     absent = [name for name in given if name not in raw.columns and raw.source.format != "jsonl"]
     more = [name for name in raw.columns if name not in given and (style != "jsonl" or name in added)]
     if absent or more:

@@ -77,7 +77,10 @@ def _untrained(config: Tokenizer) -> FastTokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     elif config.kind == "unigram":
         tokenizer = FastTokenizer(Unigram())
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        # Its vocabulary holds the special tokens as pieces of text: one in a text is cut, so that it is not found whole.
+        special = Regex(rf"\[(?=(?:{'|'.join(token.strip('[]') for token in SPECIAL_TOKENS)})\])")
+        cut = pre_tokenizers.Split(special, "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), cut])
     else:
         tokenizer = FastTokenizer(WordLevel(unk_token=UNKNOWN))
         # Words with their inner apostrophes and hyphens; any other visible character stands alone.

@@ -1,0 +1,36 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from txclf import bundle, config
+from txclf.config import RunConfig
+from txclf.data.tokenizer import train_tokenizer
+from txclf.model.classifier import TransformerClassifier
+
+
+@pytest.fixture(scope="session")
+def tiny_run() -> RunConfig:
+    """The smallest run worth the name."""
+    return config.parse(
+        {
+            "name": "tiny",
+            "tokenizer": {"vocab_size": 300, "max_length": 16},
+            "model": {"layers": 1, "width": 16, "heads": 2, "feedforward": 16},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: RunConfig) -> str:
+    """The bundle of an untrained model with the labels `low`, `mid` and `high`; copy it before changing it."""
+    folder = str(tmp_path_factory.mktemp("tiny") / "model")
+    texts = ["the quick brown fox jumps over the lazy dog", "five boxing wizards jump quickly"] * 4
+    tokenizer = train_tokenizer(tiny_run.tokenizer, texts)
+    torch.manual_seed(0)
+    model = TransformerClassifier(tiny_run.model, tokenizer.get_vocab_size(), 3, tiny_run.tokenizer.max_length)
+    labels, metrics, rows = ["low", "mid", "high"], {"valid_loss": 1.25}, {"train": 1234, "valid": 56}
+    bundle.save(folder, tiny_run, model.state_dict(), labels, tokenizer.to_str(), metrics, rows)
+    return folder

@@ -1,0 +1,170 @@
+"""The same run on Ray: preparing and training give what they give in this process, on any number of workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from test_prepare import read
+from test_train import data, go_on, lines, losses, tiny, trained
+
+from txclf import checkpoints, cluster, storage
+from txclf.callbacks import Interrupted, Progress
+from txclf.config import Compute
+from txclf.data import shards
+from txclf.errors import ClusterError, DataError
+from txclf.prepare import prepare
+from txclf.train import train
+
+__all__ = ["data"]  # the fixture
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    """One Ray for the module, of three logical CPUs."""
+    for name, value in cluster.SETTINGS.items():
+        os.environ.setdefault(name, value)
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_preparing_on_ray_gives_the_same_rows_in_the_same_order(tmp_path: Path, data: str) -> None:
+    here = prepare(tiny(tmp_path / "here", data))
+    there = prepare(tiny(tmp_path / "there", data, "compute.workers=1"))
+    for split in ("train", "valid"):
+        assert read(here, split) == read(there, split)
+    one, two = shards.load_manifest(here), shards.load_manifest(there)
+    assert one.model_copy(update={"splits": {}}) == two.model_copy(update={"splits": {}})
+    assert [split.label_counts for split in one.splits.values()] == [
+        split.label_counts for split in two.splits.values()
+    ]
+
+
+def test_bad_rows_are_named_from_ray_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\nsome text,a\n,b\n")
+    with pytest.raises(DataError, match=r"a\.csv: row 2: no text"):
+        prepare(tiny(tmp_path, str(path), "compute.workers=1"))
+    path.write_text("text,labels\nsome text,a\n")
+    with pytest.raises(DataError, match="no column `label`"):
+        prepare(tiny(tmp_path, str(path), "compute.workers=1"))
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory, data: str) -> tuple[list[float], list[float]]:
+    """Training losses and validation losses of the run in this process, without dropout."""
+    run, _ = trained(tmp_path_factory.mktemp("here"), data, "model.dropout=0")
+    return losses(run), [line["valid_loss"] for line in lines(run) if "valid_loss" in line]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_workers_takes_the_same_steps(
+    tmp_path: Path, data: str, here: tuple[list[float], list[float]], workers: int
+) -> None:
+    # 16 rows a step on 3 workers: 6, 5 and 5 rows; the mean is over the 16 all the same.
+    words = ["model.dropout=0", f"compute.workers={workers}", "compute.cpus_per_worker=0.5"]
+    run, summary = trained(tmp_path, data, *words)
+    assert summary.workers == workers
+    np.testing.assert_allclose(losses(run), here[0], rtol=2e-3)
+    validations = [line for line in lines(run) if "valid_loss" in line]
+    np.testing.assert_allclose([line["valid_loss"] for line in validations], here[1], rtol=2e-3)
+    manifest = shards.load_manifest(summary.prepared)
+    assert {line["valid_rows"] for line in validations} == {manifest.splits["valid"].rows}
+    assert summary.rows_seen == len(losses(run)) * 16
+    assert not storage.exists(f"{run.run_folder}/.ray")
+
+
+def test_a_stop_asked_at_the_driver_saves_a_checkpoint_and_resume_goes_on(tmp_path: Path, data: str) -> None:
+    words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "train.epochs=40"]
+    run = tiny(tmp_path, data, *words)
+    prepared = prepare(run)
+    with pytest.raises(Interrupted):
+        train(run, prepared, lambda progress: progress.step >= 20)
+    (*_, last) = checkpoints.committed(f"{run.run_folder}/checkpoints")
+    assert 20 <= last.step < 40 * 16
+    shown: list[Progress] = []
+    summary = train(run, prepared, lambda progress: shown.append(progress) or False)
+    assert shown[-1].step == shown[-1].total_steps == summary.steps
+    assert [line["step"] for line in lines(run) if "train_loss" in line] == list(range(1, summary.steps + 1))
+
+
+def test_a_killed_worker_costs_no_step_that_was_committed(tmp_path: Path, data: str) -> None:
+    words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "train.epochs=30", "model.dropout=0.1"]
+    unbroken, _ = trained(tmp_path, data, *words, "name=unbroken")
+    run = tiny(tmp_path, data, *words, "name=broken")
+    killed: list[int] = []
+
+    def kill_one(progress: Progress) -> bool:
+        if progress.step >= 40 and not killed:
+            killed.append(_kill_a_train_worker())
+        return False
+
+    summary = train(run, prepare(run), kill_one)
+    assert killed
+    assert summary.steps == 30 * 16
+    assert lines(run) == lines(unbroken)
+
+
+def _kill_a_train_worker() -> int:
+    """SIGKILLs one worker process of Ray Train on this machine."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        title = path.read_bytes().decode(errors="replace")
+        if "RayTrainWorker" in title:
+            pid = int(path.parent.name)
+            os.kill(pid, signal.SIGKILL)
+            return pid
+    raise AssertionError("no worker of Ray Train is running")
+
+
+def test_more_than_the_cluster_has_is_refused_with_the_arithmetic(tmp_path: Path, data: str) -> None:
+    run = tiny(tmp_path, data, "compute.workers=4")
+    start = time.monotonic()
+    with pytest.raises(ClusterError, match=r"\(4\) x `compute.cpus_per_worker` \(1\) = 4 CPUs, but Ray has 3"):
+        train(run, prepare(run), go_on)
+    with pytest.raises(ClusterError, match="1 GPUs, but Ray has 0"):
+        cluster.require(Compute(workers=1, gpus_per_worker=1))
+    assert time.monotonic() - start < 60
+    assert not storage.exists(run.run_folder)
+
+
+def test_an_error_in_the_workers_comes_back_as_what_it_is(tmp_path: Path, data: str) -> None:
+    run = tiny(tmp_path, data, "compute.workers=1")
+    prepared = prepare(run)
+    (shard,) = Path(prepared, "train").iterdir()
+    shard.write_bytes(shard.read_bytes()[:200])
+    with pytest.raises(DataError, match=shard.name):
+        train(run, prepared, go_on)
+
+
+def test_an_address_that_does_not_answer_is_a_clear_error() -> None:
+    code = """
+import sys
+from txclf import cluster
+from txclf.config import Compute
+from txclf.errors import ClusterError
+try:
+    with cluster.connected(Compute(workers=1, address="127.0.0.1:1")):
+        pass
+except ClusterError as error:
+    sys.exit(0 if "127.0.0.1:1" in str(error) else 1)
+sys.exit(2)
+"""
+    environment = {
+        **os.environ,
+        "RAY_gcs_rpc_server_connect_timeout_s": "2",
+        "RAY_gcs_server_rpc_connect_timeout_s": "2",
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=120, check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]

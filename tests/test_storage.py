@@ -1,0 +1,191 @@
+"""Files on local paths and `file://` URIs: whole or not at all, and mistakes named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pyarrow import fs as pafs
+
+from txclf import storage
+from txclf.errors import StorageError
+
+
+@pytest.fixture(params=["path", "uri", "object"])
+def name(request: pytest.FixtureRequest) -> Callable[[Path], str | Path]:
+    """Names a place as a string, as a `file://` URI or as a `Path`."""
+    ways: dict[str, Callable[[Path], str | Path]] = {"path": str, "uri": lambda path: f"file://{path}", "object": Path}
+    return ways[request.param]
+
+
+# -------------------------------------------------------------------------------------------------------------- naming
+
+
+@pytest.mark.parametrize(
+    ("folder", "names", "expected"),
+    [
+        ("runs", ("a",), "runs/a"),
+        ("runs/", ("a", "b.txt"), "runs/a/b.txt"),
+        ("/", ("a",), "/a"),
+        ("a?b", ("c",), "a?b/c"),
+        (Path("runs"), ("a",), "runs/a"),
+        ("s3://bucket", ("a",), "s3://bucket/a"),
+        ("s3://bucket/runs/", ("a", "b"), "s3://bucket/runs/a/b"),
+        ("s3://bucket/runs?region=x&scheme=http", ("a",), "s3://bucket/runs/a?region=x&scheme=http"),
+        ("s3://bucket/runs/?endpoint_override=host:9000", ("a",), "s3://bucket/runs/a?endpoint_override=host:9000"),
+    ],
+)
+def test_join(folder: str | Path, names: tuple[str, ...], expected: str) -> None:
+    assert storage.join(folder, *names) == expected
+
+
+def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert storage.absolute("a/../b") == f"{tmp_path}/b"
+    assert storage.absolute("/a/b") == "/a/b"
+    assert storage.absolute("~/a") == "/home/someone/a"
+    assert storage.absolute("s3://bucket/a") == "s3://bucket/a"
+
+
+def test_local_paths() -> None:
+    assert storage.is_local("/a")
+    assert storage.is_local("file:///a")
+    assert storage.local_path("file:///a%20b/c") == Path("/a b/c")
+    assert isinstance(storage.resolve("file:///a")[0], pafs.LocalFileSystem)
+
+
+@pytest.mark.parametrize("uri", ["nfs://host/a", "file://relative/a", "file:///a b"])
+def test_a_uri_that_cannot_be_opened(uri: str) -> None:
+    with pytest.raises(StorageError, match=f"`{uri}`: not a storage URI that pyarrow can open: "):
+        storage.resolve(uri)
+
+
+# --------------------------------------------------------------------------------------------------- reading, writing
+
+
+@pytest.mark.parametrize("content", [b"", b"text\n", bytes(range(256)) * 5000])
+def test_bytes_come_back(tmp_path: Path, name: Callable[[Path], str | Path], content: bytes) -> None:
+    place = name(tmp_path / "new" / "folder" / "f.gz")  # nothing is unpacked by its ending
+    storage.write_bytes(place, b"before")
+    storage.write_bytes(place, content)
+    assert storage.read_bytes(place) == content
+    assert os.listdir(tmp_path / "new" / "folder") == ["f.gz"]
+
+
+def test_what_is_there(tmp_path: Path, name: Callable[[Path], str | Path]) -> None:
+    for file in ("b.txt", "a.txt", "deep/c.txt", ".hidden"):
+        storage.write_bytes(tmp_path / file, b"")
+    assert storage.list_folder(name(tmp_path)) == [".hidden", "a.txt", "b.txt", "deep"]
+    assert storage.list_folder(name(tmp_path / "none")) == []
+    found = {file: storage.exists(name(tmp_path / file)) for file in ("a.txt", "deep", "none", "a.txt/none")}
+    assert found == {"a.txt": True, "deep": True, "none": False, "a.txt/none": False}
+    assert storage.is_folder(name(tmp_path / "deep"))
+    assert not storage.is_folder(name(tmp_path / "a.txt"))
+    assert not storage.is_folder(name(tmp_path / "none"))
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    storage.write_bytes(tmp_path / "taken" / "f", b"kept")
+    with pytest.raises(StorageError, match=r"/taken`: cannot be written: Is a directory"):
+        storage.write_bytes(tmp_path / "taken", b"new")
+    assert os.listdir(tmp_path) == ["taken"]
+    assert storage.read_bytes(tmp_path / "taken" / "f") == b"kept"
+
+
+@pytest.mark.parametrize("deeper", ["x", "x/y"])
+def test_nothing_can_lie_under_a_file(tmp_path: Path, deeper: str) -> None:
+    (tmp_path / "f").write_bytes(b"")
+    place = tmp_path / "f" / deeper
+    with pytest.raises(StorageError, match=f"f/{deeper}`: cannot be written: "):
+        storage.write_bytes(place, b"")
+    with pytest.raises(StorageError, match=f"f/{deeper}`: cannot be read: "):
+        storage.read_bytes(place)
+    with pytest.raises(StorageError, match=rf"f/{deeper}/\.probe-\w+`: cannot be written: "):
+        storage.require_writable(place)
+    with pytest.raises(StorageError, match=f"f/{deeper}`: cannot be written: "):
+        storage.copy_folder(tmp_path, place)
+
+
+def test_reading_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="none`: cannot be read: "):
+        storage.read_bytes(tmp_path / "none")
+    with pytest.raises(StorageError, match=f"`{tmp_path}`: cannot be read: "):
+        storage.read_bytes(tmp_path)
+
+
+def test_listing_a_file(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"")
+    with pytest.raises(StorageError, match="f`: cannot be listed: "):
+        storage.list_folder(tmp_path / "f")
+
+
+def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path, name: Callable[[Path], str | Path]) -> None:
+    storage.require_writable(name(tmp_path / "new" / "folder"))
+    assert os.listdir(tmp_path / "new" / "folder") == []
+
+
+# ---------------------------------------------------------------------------------------------------------------- JSON
+
+
+@pytest.mark.parametrize("value", [None, 1.5, "é🎉", [1, {"a": []}], {"ü": True, "b": "\n"}])
+def test_json_comes_back(tmp_path: Path, value: object) -> None:
+    storage.write_json(tmp_path / "a.json", value)
+    assert storage.read_json(tmp_path / "a.json") == value
+    assert (tmp_path / "a.json").read_bytes().endswith(b"\n")
+
+
+def test_json_is_for_people_too(tmp_path: Path) -> None:
+    storage.write_json(tmp_path / "a.json", {"é": [1]})
+    assert (tmp_path / "a.json").read_text() == '{\n  "é": [\n    1\n  ]\n}\n'
+
+
+@pytest.mark.parametrize("value", [float("nan"), [float("inf")]])
+def test_json_has_no_nan(tmp_path: Path, value: object) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        storage.write_json(tmp_path / "a.json", value)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{} {}", b"\xff\xfe"])
+def test_what_is_no_json(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(StorageError, match=r"a\.json`: not valid JSON: "):
+        storage.read_json(tmp_path / "a.json")
+
+
+# ------------------------------------------------------------------------------------------------------ copy, removal
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_is_copied_into_what_is_there(tmp_path: Path, name: Callable[[Path], str | Path]) -> None:
+    source, target = tmp_path / "source", tmp_path / "to" / "target"
+    for file in ("a", "deep/er/b", ".hidden"):
+        storage.write_bytes(source / file, file.encode())
+    storage.write_bytes(target / "a", b"old")
+    storage.write_bytes(target / "more", b"more")
+    storage.copy_folder(name(source), name(target))
+    assert tree(target) == {**tree(source), "more": b"more"}
+
+
+def test_copying_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be written"):
+        storage.copy_folder(tmp_path / "none", tmp_path / "target")
+
+
+def test_removal(tmp_path: Path, name: Callable[[Path], str | Path]) -> None:
+    for file in ("a", "folder/b", "folder/deep/c"):
+        storage.write_bytes(tmp_path / file, b"")
+    storage.remove_folder(name(tmp_path / "folder"))
+    assert tree(tmp_path) == {"a": b""}
+    storage.remove_folder(name(tmp_path / "folder"))
+    storage.remove_folder(name(tmp_path / "a"))
+    assert tree(tmp_path) == {"a": b""}
+    storage.remove_file(name(tmp_path / "a"))
+    storage.remove_file(name(tmp_path / "a"))
+    assert tree(tmp_path) == {}
