@@ -87,7 +87,7 @@ def test_any_number_of_workers_takes_the_same_steps(
 
 
 def test_a_stop_asked_at_the_driver_saves_a_checkpoint_and_resume_goes_on(tmp_path: Path, data: str) -> None:
-    words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "train.epochs=40"]
+    words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "train.epochs=40", "train.patience=0"]
     run = tiny(tmp_path, data, *words)
     prepared = prepare(run)
     with pytest.raises(Interrupted):
@@ -95,13 +95,18 @@ def test_a_stop_asked_at_the_driver_saves_a_checkpoint_and_resume_goes_on(tmp_pa
     (*_, last) = checkpoints.committed(f"{run.run_folder}/checkpoints")
     assert 20 <= last.step < 40 * 16
     shown: list[Progress] = []
-    summary = train(run, prepared, lambda progress: shown.append(progress) or False)
+
+    def watch(progress: Progress) -> bool:
+        shown.append(progress)
+        return False
+
+    summary = train(run, prepared, watch)
     assert shown[-1].step == shown[-1].total_steps == summary.steps
     assert [line["step"] for line in lines(run) if "train_loss" in line] == list(range(1, summary.steps + 1))
 
 
 def test_a_killed_worker_costs_no_step_that_was_committed(tmp_path: Path, data: str) -> None:
-    words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "train.epochs=30", "model.dropout=0.1"]
+    words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "train.epochs=30", "train.patience=0"]
     unbroken, _ = trained(tmp_path, data, *words, "name=unbroken")
     run = tiny(tmp_path, data, *words, "name=broken")
     killed: list[int] = []

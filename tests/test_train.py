@@ -74,7 +74,15 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path, data: str) -> None:
     run, summary = trained(tmp_path, data)
     folder = Path(run.run_folder)
     names = {path.name for path in folder.iterdir()}
-    assert names == {"run.yaml", "metrics.jsonl", "checkpoints", "tensorboard", "model", "summary.json"}
+    assert names == {
+        "run.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+        "model",
+        "summary.json",
+        "prepared.json",
+    }
     assert config.load(folder / "run.yaml") == run
     manifest = shards.load_manifest(summary.prepared)
     steps = manifest.splits["train"].rows // 16
@@ -113,7 +121,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> tuple[RunConfi
     return trained(tmp_path_factory.mktemp("whole"), data, *STATEFUL)
 
 
-STATEFUL = ["train.eval_every=0.5", "train.accumulate=2", "train.average=0.9", "model.token_dropout=0.1"]
+STATEFUL = ["train.eval_every=0.5", "train.accumulate=2", "train.average=0.9", "train.token_dropout=0.1"]
 
 
 @pytest.mark.parametrize("step", [3, 16, 17, 20])

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from txclf import __version__, storage
 from txclf.config import Model, RunConfig
 from txclf.data.batches import TokenRows, scoring_batches
-from txclf.data.tokenizer import encode, parse_tokenizer
+from txclf.data.tokenizer import encode, parse_tokenizer, vocab_size
 from txclf.errors import BundleError, StorageError
 from txclf.model.classifier import TransformerClassifier
 
@@ -87,7 +87,7 @@ def save(
         labels=list(labels),
         text_columns=list(run.data.text),
         max_length=run.tokenizer.max_length,
-        vocab_size=parse_tokenizer(tokenizer).get_vocab_size(),
+        vocab_size=vocab_size(parse_tokenizer(tokenizer)),
         model=run.model,
         metrics=dict(metrics),
         rows=dict(rows),

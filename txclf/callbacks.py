@@ -136,6 +136,7 @@ class Recorder(pl.Callback):
         clock: Clock,
         report: Callable[[Progress], bool],
         average: dict[str, torch.Tensor] | None = None,
+        unlogged: tuple[int, float] = (0, 0.0),
     ) -> None:
         self.average_state = average
         self.average: Average | None = None
@@ -149,7 +150,7 @@ class Recorder(pl.Callback):
         self.clock = clock
         self.report = report
         self.progress = Progress(start_step, course.total_steps, course.epoch(start_step))
-        self.logged_step = start_step
+        self.logged_step, self.unlogged_loss = unlogged
         self.part_start = self.reported = self.logged_at = 0.0
         self.reported_tokens = 0
         self.stop_asked = False
@@ -160,6 +161,7 @@ class Recorder(pl.Callback):
         if self.train.average:
             self.average = Average(pl_module.model, self.train.average, self.average_state)
         if trainer.is_global_zero:
+            pl_module.train_loss_sum.fill_(self.unlogged_loss)
             self.writer = Log(self.run_folder, self.step)
         self.clock.first_step = self.reported = time.time()
 
@@ -181,7 +183,7 @@ class Recorder(pl.Callback):
             if self.average:
                 assert isinstance(pl_module, ClassifierModule)
                 self.average.add(pl_module.model, self.step)
-            if self.step - self.logged_step >= self.train.log_every_steps or self._validates():
+            if self.step % self.train.log_every_steps == 0 or self._validates():
                 self._log_training(trainer, pl_module)
             self._tell(trainer)
         self.clock.steps += time.perf_counter() - self.part_start
@@ -234,7 +236,7 @@ class Recorder(pl.Callback):
 
     def _log_training(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, ClassifierModule)
-        loss_sum = trainer.strategy.reduce(module.train_loss_sum, reduce_op="sum")
+        loss_sum = trainer.strategy.reduce(module.train_loss_sum.clone(), reduce_op="sum")
         steps = self.step - self.logged_step
         loss = float(loss_sum) / (steps * self.train.batch_size)
         module.train_loss_sum.zero_()
@@ -272,6 +274,7 @@ class Recorder(pl.Callback):
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, metrics: dict[str, float]) -> None:
         assert isinstance(module, ClassifierModule)
         start = time.perf_counter()
+        loss_sum = trainer.strategy.reduce(module.train_loss_sum.clone(), reduce_op="sum")
         if trainer.is_global_zero:
             state = {
                 "step": self.step,
@@ -280,6 +283,7 @@ class Recorder(pl.Callback):
                 "scaler": trainer.precision_plugin.state_dict(),
                 "history": self.history,
                 "average": self.average.state() if self.average else None,
+                "unlogged": (self.logged_step, float(loss_sum)),
             }
             checkpoints.save(self.checkpoints, self.step, metrics, state)
             checkpoints.prune(self.checkpoints, self.train.monitor, self.train.keep_checkpoints)

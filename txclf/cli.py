@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,6 +45,9 @@ def config(
     """Check a run file and print it resolved, every key written out."""
     from txclf import config as settings
 
+    if run_file and "=" in run_file and not os.path.exists(run_file):
+        words = [run_file, *(words or [])]
+        run_file = None
     print(settings.schema() if schema else settings.dump(settings.load(run_file, words or [])), end="")
     if schema:
         print()
@@ -123,7 +126,7 @@ def demo(
             "storage": folder,
             "data": {split: os.path.abspath(path) for split, path in files.items()},
             "tokenizer": {"vocab_size": 4000, "max_length": 192, "lowercase": False},
-            "model": {"layers": 1, "width": 96, "heads": 4, "feedforward": 192, "token_dropout": 0.2},
+            "model": {"layers": 1, "width": 96, "heads": 4, "feedforward": 192},
             "train": {"epochs": 8, "batch_size": 32, "learning_rate": 3e-3, "monitor": "valid_accuracy"},
         },
         "demo",
@@ -159,7 +162,7 @@ def _prepare(run: RunConfig) -> str:
     manifest = shards.load_manifest(folder)
     took = console.seconds(time.monotonic() - started)
     print(f"prepared data: {folder} ({len(manifest.labels)} labels, {manifest.vocab_size:,} tokens, {took})")
-    columns = ["split", "rows", "rejected", "tokens", "cut rows", "tokens lost", "duplicates", "also in train"]
+    columns = ["split", "rows", "rejected", "tokens", "cut rows", "lost", "doubles", "in train"]
     console.table(
         "Data",
         columns,
@@ -183,22 +186,22 @@ def _prepare(run: RunConfig) -> str:
 
 
 def _train(run: RunConfig, resume: bool, started: float) -> None:
-    with _signals() as asked:
-        from txclf import console
-        from txclf import train as verb
-        from txclf.callbacks import Interrupted, Progress
-        from txclf.module import choose_precision
+    from txclf import console
+    from txclf import train as verb
+    from txclf.callbacks import Interrupted, Progress
+    from txclf.module import choose_precision, uses_gpu
 
-        finished = verb.check_folder(run, resume)
-        if finished:
-            print(f"`{run.run_folder}` is finished already")
-            _closing(run, finished)
-            return
-        prepared = _prepare(run)
+    finished = verb.check_folder(run, resume)
+    if finished:
+        print(f"`{run.run_folder}` is finished already")
+        _closing(run, finished)
+        return
+    with _ray(run):
+        prepared = verb.recorded_data(run) or _prepare(run)
         if run.compute.workers == 0:
-            precision, reason = choose_precision(run.train.precision)
+            precision, reason = choose_precision(run.train.precision, uses_gpu(run.compute))
             print(f"precision {precision}: {reason}")
-        with console.Bar("training") as bar:
+        with _signals() as asked, console.Bar("training") as bar:
             shown: dict[str, float] = {}
 
             def show(progress: Progress) -> bool:
@@ -221,7 +224,16 @@ def _train(run: RunConfig, resume: bool, started: float) -> None:
             except Interrupted:
                 print(f"stopped; the checkpoint is saved: go on with --resume ({run.run_folder})", file=sys.stderr)
                 raise typer.Exit(128 + asked[0]) from None
-        _closing(run, summary)
+    _closing(run, summary)
+
+
+def _ray(run: RunConfig) -> AbstractContextManager[None]:
+    """One Ray for preparing and training, where the run wants Ray at all."""
+    if not run.compute.workers:
+        return nullcontext()
+    from txclf import cluster
+
+    return cluster.connected(run.compute)
 
 
 def _closing(run: RunConfig, summary: Summary) -> None:

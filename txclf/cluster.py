@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,6 +45,8 @@ def connected(compute: Compute) -> Iterator[None]:
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     address = compute.address or os.environ.get("RAY_ADDRESS")
+    # Ray puts its own handler over SIGTERM's, which would end the driver without a checkpoint.
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -57,6 +61,8 @@ def connected(compute: Compute) -> Iterator[None]:
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(f"Ray at `{address or 'local'}` cannot be joined: {error}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:

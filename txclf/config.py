@@ -34,8 +34,18 @@ def _as_list(value: object) -> object:
 
 # The schema, for editors, knows the bare string too.
 Strings = BeforeValidator(_as_list, json_schema_input_type=str | Annotated[tuple[str, ...], Field(min_length=1)])
+
+
+def _text_keys(value: object) -> object:
+    """Labels that YAML reads as numbers or booleans, as they are named in the data."""
+    if not isinstance(value, dict):
+        return value
+    return {str(key).lower() if isinstance(key, bool) else str(key): weight for key, weight in value.items()}
+
+
 Paths = Annotated[tuple[str, ...], Strings, Field(min_length=1)]
 Columns = Annotated[tuple[str, ...], Strings, Field(min_length=1)]
+Weights = dict[str, Annotated[float, Field(ge=0.0)]]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -104,8 +114,6 @@ class Model(Section):
     """Dropout on attention weights; 0 lets attention take its fastest kernel."""
     embedding_dropout: Fraction | None = None
     """Dropout on the embedded tokens; null = `dropout`."""
-    token_dropout: Fraction = 0.0
-    """Share of a row's tokens whose embedding is zeroed in training (word dropout)."""
     positions: Literal["rotary", "sinusoidal", "learned", "none"] = "rotary"
     """Rotary (arXiv:2104.09864), sinusoidal (arXiv:1706.03762), learned, or none."""
     norm: Literal["pre", "post"] = "pre"
@@ -155,8 +163,10 @@ class Train(Section):
     """Gradient norm above which gradients are scaled down; 0 = never."""
     average: Fraction = 0.0
     """Decay of an exponential moving average of the weights, which is then what is validated and bundled; 0 = none."""
-    class_weights: Literal["none", "balanced"] | dict[str, Annotated[float, Field(ge=0.0)]] = "none"
+    class_weights: Literal["none", "balanced"] | Annotated[Weights, BeforeValidator(_text_keys)] = "none"
     """`balanced` weighs a class by rows / (classes x its rows); a mapping gives each label's weight (default 1)."""
+    token_dropout: Fraction = 0.0
+    """Share of a row's tokens left out each time it is trained on (word dropout); at least one stays."""
     label_smoothing: Fraction = 0.0
     """Probability mass spread over all classes (arXiv:1512.00567)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

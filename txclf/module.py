@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from txclf.config import RunConfig, Train
+from txclf.config import Compute, RunConfig, Train
 from txclf.data.batches import Batch
 from txclf.errors import ConfigError
 from txclf.model.classifier import TransformerClassifier
@@ -160,20 +160,26 @@ def class_weights(setting: str | Mapping[str, float], label_counts: Mapping[str,
     return weights * counts.sum() / total
 
 
-def choose_precision(setting: str) -> tuple[Precision, str]:
-    """Lightning's name of the precision, and why. Raises `ConfigError` for one that this machine cannot do."""
+def uses_gpu(compute: Compute) -> bool:
+    """Whether the model trains on a GPU: in this process if there is one, in workers if they are given any."""
+    return compute.gpus_per_worker > 0 if compute.workers else torch.cuda.is_available()
+
+
+def choose_precision(setting: str, gpu: bool) -> tuple[Precision, str]:
+    """Lightning's name of the precision on this machine, and why. Raises `ConfigError` for one it cannot do."""
     if setting == "fp32":
         return "32-true", "as the run file says"
-    if setting == "fp16":
-        if not torch.cuda.is_available():
-            raise ConfigError("`train.precision: fp16` needs a GPU: set `auto`, `bf16` or `fp32`")
-        return "16-mixed", "as the run file says"
     if setting == "bf16":
         return "bf16-mixed", "as the run file says"
-    if torch.cuda.is_available():
+    if setting == "fp16":
+        if not gpu:
+            raise ConfigError("`train.precision: fp16` needs a GPU: set `auto`, `bf16` or `fp32`")
+        return "16-mixed", "as the run file says"
+    if gpu:
+        name = torch.cuda.get_device_name()
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16-mixed", f"{torch.cuda.get_device_name()} multiplies bf16 in hardware"
-        return "32-true", f"{torch.cuda.get_device_name()} has no bf16 in hardware"
+            return "bf16-mixed", f"{name} multiplies bf16 in hardware"
+        return "32-true", f"{name} has no bf16 in hardware"
     if torch.cpu._is_amx_tile_supported():
         return "bf16-mixed", "this CPU has AMX"
     if torch.cpu._is_avx512_bf16_supported():

@@ -12,7 +12,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from txclf.bundle import Classifier
 from txclf.data import records
 from txclf.data.records import RawBatch
 from txclf.data.sources import find_sources
-from txclf.errors import ConfigError, DataError
+from txclf.errors import ConfigError, DataError, StorageError
 
 BATCH_ROWS = 4096
 CODECS = {".gz": "gzip", ".zst": "zstd"}
@@ -57,7 +57,10 @@ def predict(
     style, codec = _style(out)
     classifier = Classifier.load(model)
     sources = find_sources(inputs)
-    columns = list(text_columns or classifier.description.text_columns)
+    trained = classifier.description.text_columns
+    columns = list(text_columns or trained)
+    if len(columns) != len(trained):
+        raise ConfigError(f"--text: {len(columns)} column(s), the model reads {len(trained)} ({', '.join(trained)})")
     errors: list[dict[str, Any]] = []
     rows = 0
     writer: Writer | None = None
@@ -166,22 +169,20 @@ def _style(out: str) -> tuple[str, str | None]:
 def _whole(out: str, codec: str | None) -> Iterator[Any]:
     """A stream to a file that appears under its name only when the block ends well."""
     filesystem, inner = storage.resolve(out)
-    if storage.is_local(out):
-        folder, name = os.path.split(inner)
-        part = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}")
+    folder, name = inner.rsplit("/", 1)
+    part = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}"
+    try:
+        filesystem.create_dir(folder or "/", recursive=True)
         try:
-            os.makedirs(folder, exist_ok=True)
             with filesystem.open_output_stream(part, compression=codec) as stream:
                 yield stream
-            os.replace(part, inner)
-        except OSError as error:
-            raise ConfigError(f"`{out}`: cannot be written: {error.strerror or error}") from error
-        finally:
-            if os.path.exists(part):
-                os.unlink(part)
-    else:
-        with filesystem.open_output_stream(inner, compression=codec) as stream:
-            yield stream
+            filesystem.move(part, inner)
+        except BaseException:
+            with suppress(OSError):
+                filesystem.delete_file(part)
+            raise
+    except OSError as error:
+        raise StorageError(f"`{out}`: cannot be written: {error.strerror or error}") from error
 
 
 class Writer(Protocol):

@@ -29,11 +29,12 @@ from txclf import storage
 from txclf.config import RunConfig
 from txclf.data import records, shards
 from txclf.data.records import Reject
-from txclf.data.shards import Manifest, Shard, Split, UInt64s
+from txclf.data.shards import Manifest, Shard, Split
 from txclf.data.sources import Source
 from txclf.data.sources import find_sources as list_sources
-from txclf.data.tokenizer import encode, parse_tokenizer, tokenizer_hash, train_tokenizer
+from txclf.data.tokenizer import encode, parse_tokenizer, tokenizer_hash, train_tokenizer, vocab_size
 from txclf.errors import ConfigError, DataError
+from txclf.hashes import UInt64s
 
 BUCKET_BYTES = 64 * 2**20  # raw bytes that become one shard, roughly
 SHOWN_REJECTS = 20
@@ -96,6 +97,7 @@ def prepare(run: RunConfig, show: Show = lambda stage, rows: None) -> str:
             from txclf import cluster
 
             stack.enter_context(cluster.connected(run.compute))
+            cluster.require(run.compute)
         audits, sample = _scan_all(run, sources, show)
         labels = records.sort_labels(audits["train"].labels)
         show("training the tokenizer on", len(sample))
@@ -124,7 +126,8 @@ def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:
         split: [[source.path, *map(list, _stamp(source))] for source in files] for split, files in sources.items()
     }
     given = run.tokenizer.file and hashlib.sha256(storage.read_bytes(run.tokenizer.file)).hexdigest()
-    settings = [1, run.seed, run.task, run.data.model_dump(), run.tokenizer.model_dump(), given, stamps]
+    data, tokenizer = run.data.model_dump(exclude=set(shards.SPLITS)), run.tokenizer.model_dump(exclude={"file"})
+    settings = [1, run.seed, run.task, data, tokenizer, given, stamps]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -151,22 +154,20 @@ def _scan_all(run: RunConfig, sources: dict[str, list[Source]], show: Show) -> t
     for split in sources:
         labels = None if split == "train" else tuple(audits["train"].labels)
         audit = audits[split] = Audit()
-        tables = []
+        hashes, label_hashes = [audit.hashes], [audit.label_hashes]
         for table in _map(run, _scan, _tasks(run, sources, split, share if split == "train" else 0.0, labels)):
             good, bad = table.filter(table["hash"].is_valid()), table.filter(table["reason"].is_valid())
             audit.rejects += map(Reject, *(bad[name].to_pylist() for name in ("file", "row", "reason")))
             audit.labels.update(good["label"].to_pylist())
             audit.float_labels |= any(good["float_label"].to_pylist())
             sample += good["sample"].drop_null().to_pylist()
-            tables.append(good.select(["hash", "label"]))
+            hashes.append(good["hash"].to_numpy())
+            label_hashes.append(shards.text_hashes((label,) for label in good["label"].to_pylist()))
             rows += table.num_rows
             show("read", rows)
             if run.data.on_bad_row == "fail" and len(audit.rejects) >= SHOWN_REJECTS:
                 break
-        if tables:
-            audit.hashes = pa.concat_tables(tables)["hash"].to_numpy()
-            labels_of = (label for table in tables for label in table["label"].to_pylist())
-            audit.label_hashes = shards.text_hashes((label,) for label in labels_of)
+        audit.hashes, audit.label_hashes = np.concatenate(hashes), np.concatenate(label_hashes)
         _check(run, split, audit)
     return audits, sample
 
@@ -325,7 +326,7 @@ def _manifest(
         fingerprint=fingerprint,
         labels=labels,
         tokenizer_hash=tokenizer_hash(encoder),
-        vocab_size=encoder.get_vocab_size(),
+        vocab_size=vocab_size(encoder),
         max_length=run.tokenizer.max_length,
         length_edges=list(shards.LENGTH_EDGES),
         splits=splits,

@@ -1,6 +1,7 @@
 """`txclf train`: prepared data to a run folder with a model bundle.
 
     run folder/run.yaml         the resolved run file, written before the first step
+               prepared.json    where the prepared data lie
                metrics.jsonl    a line per log interval and per validation
                checkpoints/     the best few and the last
                tensorboard/
@@ -28,10 +29,11 @@ from txclf.callbacks import Interrupted, Progress
 from txclf.config import RunConfig
 from txclf.data import shards
 from txclf.errors import ConfigError, TxclfError
-from txclf.module import choose_precision, class_weights
+from txclf.module import choose_precision, class_weights, uses_gpu
 from txclf.worker import COLUMNS, Job, Place
 
 SUMMARY = "summary.json"
+PREPARED = "prepared.json"
 
 Report = Callable[[Progress], bool]
 """Takes the progress, says whether to stop."""
@@ -97,7 +99,8 @@ def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
         raise ConfigError(
             f"`train.batch_size` ({size}) has fewer rows than `compute.workers` x `train.accumulate` ({world * parts})"
         )
-    choose_precision(run.train.precision)
+    if not (run.compute.workers and uses_gpu(run.compute)):  # a worker's GPU may not be seen from here
+        choose_precision(run.train.precision, uses_gpu(run.compute))
     class_weights(run.train.class_weights, manifest.splits["train"].label_counts)
 
 
@@ -109,9 +112,6 @@ def train(run: RunConfig, prepared: str, report: Report, started: float | None =
     job = Job(run, prepared, time.time() if started is None else started)
     manifest = shards.load_manifest(prepared)
     check_fit(run, manifest)
-    saved = storage.join(run.run_folder, "run.yaml")
-    if not storage.exists(saved):
-        storage.write_bytes(saved, config.dump(run).encode())
     outcome = _fit_on_ray(job, report) if run.compute.workers else _fit_here(job, report)
     return _finish(job, manifest, outcome)
 
@@ -143,8 +143,23 @@ def _finish(job: Job, manifest: shards.Manifest, outcome: dict[str, Any]) -> Sum
     return summary
 
 
+def recorded_data(run: RunConfig) -> str | None:
+    """The prepared folder that a run began with; None for a new run."""
+    path = storage.join(run.run_folder, PREPARED)
+    return str(storage.read_json(path)["folder"]) if storage.exists(path) else None
+
+
+def _begin(job: Job) -> None:
+    """Writes what makes the folder a run's, after all checks; a resumed run has it already."""
+    folder = job.config.run_folder
+    if not storage.exists(storage.join(folder, "run.yaml")):
+        storage.write_json(storage.join(folder, PREPARED), {"folder": job.prepared})
+        storage.write_bytes(storage.join(folder, "run.yaml"), config.dump(job.config).encode())
+
+
 def _fit_here(job: Job, report: Report) -> dict[str, Any]:
     manifest = shards.load_manifest(job.prepared)
+    _begin(job)
     return worker.fit(job, lambda split: shards.read_split(job.prepared, manifest, split, COLUMNS), report, Place())
 
 
@@ -156,6 +171,7 @@ def _fit_on_ray(job: Job, report: Report) -> dict[str, Any]:
 
     with cluster.connected(job.config.compute):
         cluster.require(job.config.compute)
+        _begin(job)
         board: Any = ray.remote(num_cpus=0)(Board).remote()
         outcome: dict[str, Any] = {}
         thread = threading.Thread(target=_run_trainer, args=(job, board, outcome), daemon=True)
@@ -166,8 +182,10 @@ def _fit_on_ray(job: Job, report: Report) -> dict[str, Any]:
             shown = ray.get(board.latest.remote()) or shown
             if report(shown):
                 board.ask_stop.remote()
-        if "error" in outcome:
-            raise outcome["error"]
+        failure = ray.get(board.failed.remote())
+        if failure is not None or "error" in outcome:
+            raise failure or outcome["error"]
+        report(ray.get(board.latest.remote()) or shown)
         if outcome["result"] is None:
             raise Interrupted
         return dict(outcome["result"])
@@ -179,6 +197,7 @@ class Board:
     def __init__(self) -> None:
         self.progress: Progress | None = None
         self.stop = False
+        self.failure: TxclfError | None = None
 
     def post(self, progress: Progress) -> bool:
         self.progress = progress
@@ -190,12 +209,17 @@ class Board:
     def ask_stop(self) -> None:
         self.stop = True
 
+    def fail(self, error: TxclfError) -> None:
+        self.failure = self.failure or error
+
+    def failed(self) -> TxclfError | None:
+        return self.failure
+
 
 def _run_trainer(job: Job, board: Any, outcome: dict[str, Any]) -> None:
     """Runs Ray Train to its end; leaves the result of rank 0 or the error in `outcome`."""
     from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     compute = job.config.compute
     # Ray's own state goes to a fresh folder each time: it resumes by name, and checkpoints of ours know better.
@@ -220,8 +244,6 @@ def _run_trainer(job: Job, board: Any, outcome: dict[str, Any]) -> None:
             dataset_config=DataConfig(datasets_to_split=[]),
         )
         outcome["result"] = trainer.fit().return_value  # type: ignore[attr-defined]
-    except TrainingFailedError as error:
-        outcome["error"] = _cause(error)
     except BaseException as error:
         outcome["error"] = _cause(error)
     finally:
@@ -283,7 +305,12 @@ def _work_on_ray(settings: dict[str, Any]) -> dict[str, Any] | None:
     def rows(split: str) -> pa.Table:
         return pa.concat_tables(get_dataset_shard(split).iter_batches(batch_size=None, batch_format="pyarrow"))
 
+    if ray.get(board.failed.remote()) is not None:
+        return None  # Ray Train starts workers again after any error, and this one would only come back
     try:
         return worker.fit(job, rows, report, place)
     except Interrupted:
         return None
+    except TxclfError as error:
+        ray.get(board.fail.remote(error))
+        raise

@@ -24,7 +24,7 @@ from txclf.callbacks import Clock, Course, Progress, Recorder, exhausted
 from txclf.config import RunConfig
 from txclf.data import batches, shards
 from txclf.data.batches import Batch, TokenRows
-from txclf.module import ClassifierModule, Precision, choose_precision, class_weights
+from txclf.module import ClassifierModule, Precision, choose_precision, class_weights, uses_gpu
 
 COLUMNS = ("input_ids", "label")
 
@@ -58,11 +58,11 @@ class TrainBatches:
         self.plan = np.empty((0, 0), np.int64)
 
     def __iter__(self) -> Iterator[Batch]:
-        reached = self.recorder.step
+        run, reached = self.job.config, self.recorder.step
         for step in range(reached, self.course.next_validation(reached)):
             for part in self.parts(step):
                 start = time.perf_counter()
-                batch = self.rows.batch(part)
+                batch = self.rows.batch(part, run.train.token_dropout, run.seed ^ (self.epoch << 32))
                 self.recorder.clock.data += time.perf_counter() - start
                 yield batch
 
@@ -111,6 +111,7 @@ def fit(job: Job, rows: Callable[[str], pa.Table], report: Callable[[Progress], 
         clock,
         report,
         state.get("average"),
+        state.get("unlogged", (state["step"], 0.0)),
     )
     torch.manual_seed(run.seed)  # the same first weights on every rank
     label_counts = manifest.splits["train"].label_counts
@@ -127,7 +128,7 @@ def fit(job: Job, rows: Callable[[str], pa.Table], report: Callable[[Progress], 
         module.model.load_state_dict(state["model"])
     train_rows, valid_rows = TokenRows([rows("train")]), TokenRows([rows("valid")])
     train_batches = TrainBatches(train_rows, job, course, place, recorder)
-    precision, _ = choose_precision(run.train.precision)
+    precision, _ = choose_precision(run.train.precision, uses_gpu(run.compute))
     with _quiet():
         trainer = _trainer(run, place, precision, [recorder, *([Restore(state)] if "model" in state else [])])
     device = trainer.strategy.root_device
@@ -159,8 +160,8 @@ def fit(job: Job, rows: Callable[[str], pa.Table], report: Callable[[Progress], 
 
 
 def _trainer(run: RunConfig, place: Place, precision: Precision, callbacks: list[pl.Callback]) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="auto",
+    trainer = pl.Trainer(
+        accelerator="auto" if uses_gpu(run.compute) else "cpu",
         devices="auto" if place.world_size > 1 else 1,
         strategy=place.strategy,
         plugins=list(place.plugins),
@@ -176,6 +177,9 @@ def _trainer(run: RunConfig, place: Place, precision: Precision, callbacks: list
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
+    # Signals are the driver's business: Lightning's own handler would end the process before a checkpoint is saved.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 class Restore(pl.Callback):

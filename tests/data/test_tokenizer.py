@@ -53,13 +53,16 @@ def ids_of(tokenizer: FastTokenizer, rows: Sequence[tuple[str, ...]], max_length
         ("bpe", "foxdog", ["Ġfox", "do", "g"]),
         ("wordpiece", "The fox.", ["the", "fox", "."]),
         ("wordpiece", "over-jump", ["over", "-", "jump"]),
-        ("unigram", "The dog", ["▁the", "▁dog"]),
         ("word", "The dog's over-jump, café!", ["the", "dog's", "over-jump", "[UNK]", "café", "!"]),
         ("word", "foxdog 日本 🎉", ["[UNK]", "日本", "🎉"]),
     ],
 )
 def test_what_a_token_is(trained: dict[str, FastTokenizer], kind: str, text: str, expected: list[str]) -> None:
     assert tokens(trained[kind], text) == expected
+
+
+def test_unigram_pieces_make_up_the_text(trained: dict[str, FastTokenizer]) -> None:
+    assert "".join(tokens(trained["unigram"], "The dog [MASK]")) == "▁the▁dog▁[mask]"
 
 
 @pytest.mark.parametrize("kind", KINDS)

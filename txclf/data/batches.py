@@ -24,6 +24,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from txclf.hashes import mix, uniform
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -59,15 +61,26 @@ class TokenRows:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def batch(self, rows: Ints) -> Batch:
-        """The given rows, padded to the longest of them."""
+    def batch(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> Batch:
+        """The given rows, padded to the longest of them.
+
+        `token_dropout` leaves out that share of the tokens (word dropout, Iyyer et al., ACL 2015), so sequences get
+        shorter too; at least one of a row stays. Which ones depends on the token and `key` alone, not on the batch.
+        """
         lengths = self.lengths[rows]
+        ends = np.cumsum(lengths)
+        places = np.arange(ends[-1]) + np.repeat(self.starts[rows] - ends + lengths, lengths)
+        if token_dropout:
+            kept = uniform(mix(places.astype(np.uint64) ^ mix(np.uint64(key)))) >= token_dropout
+            firsts = ends - lengths
+            kept[firsts[np.add.reduceat(kept, firsts) == 0]] = True
+            places, lengths = places[kept], np.add.reduceat(kept, firsts)
         longest = int(lengths.max())
         inside = np.arange(longest) < lengths[:, None]  # (B, T)
-        places = self.starts[rows][:, None] + np.arange(longest)
-        ids = np.where(inside, self.values[np.minimum(places, len(self.values) - 1)], 0)
+        ids = np.zeros(inside.shape, np.int64)
+        ids[inside] = self.values[places]
         return Batch(
-            input_ids=torch.from_numpy(ids.astype(np.int64)),
+            input_ids=torch.from_numpy(ids),
             mask=None if bool(inside.all()) else torch.from_numpy(inside),
             labels=torch.from_numpy(self.labels[rows]),
             num_tokens=int(lengths.sum()),

@@ -80,8 +80,10 @@ def write_corpus(folder: str | os.PathLike[str]) -> dict[str, str]:
         )
     paths = {split: storage.join(storage.absolute(folder), f"{split}.jsonl") for split in SHARES}
     for split, functions in splits.items():
-        lines = [json.dumps(found._asdict(), ensure_ascii=False) + "\n" for found in functions]
-        storage.write_bytes(paths[split], "".join(lines).encode())
+        content = "".join(json.dumps(found._asdict(), ensure_ascii=False) + "\n" for found in functions).encode()
+        # A file that is touched would be prepared anew.
+        if not storage.exists(paths[split]) or storage.read_bytes(paths[split]) != content:
+            storage.write_bytes(paths[split], content)
     return paths
 
 

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from txclf import storage
 from txclf.errors import DataError
+from txclf.hashes import UInt64s, mix, uniform
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -41,8 +42,6 @@ SCHEMA = pa.schema(
     ]
 )
 LENGTH_EDGES = tuple(int(edge) for edge in np.unique(np.round(2 ** (np.arange(33) / 2)).astype(int)))  # 1 … 65536
-
-UInt64s = npt.NDArray[np.uint64]
 
 
 class _Record(BaseModel):
@@ -161,31 +160,18 @@ def text_hashes(texts: Iterable[tuple[str, ...]]) -> UInt64s:
 
 def validation_rows(hashes: UInt64s, seed: int, fraction: float) -> npt.NDArray[np.bool_]:
     """Which rows of the training files are set aside for validation: by text alone: duplicates stay together."""
-    return _uniform(_mix(hashes ^ _mix(np.uint64(seed) + np.uint64(1)))) < fraction
+    return uniform(mix(hashes ^ mix(np.uint64(seed) + np.uint64(1)))) < fraction
 
 
 def sampled_rows(hashes: UInt64s, seed: int, fraction: float) -> npt.NDArray[np.bool_]:
     """Which rows the tokenizer learns from when there is too much text for all of it."""
-    return _uniform(_mix(hashes ^ _mix(np.uint64(seed) + np.uint64(2)))) < fraction
+    return uniform(mix(hashes ^ mix(np.uint64(seed) + np.uint64(2)))) < fraction
 
 
 def shuffle_keys(hashes: UInt64s, source: int, positions: npt.NDArray[np.int64], seed: int) -> UInt64s:
     """Sorting by these keys shuffles all rows of all files; a row is named by its source and its position there."""
-    place = _mix(positions.astype(np.uint64) ^ _mix(np.uint64(source)))
-    return _mix(hashes ^ place ^ _mix(np.uint64(seed) + np.uint64(3)))
-
-
-def _mix(values: UInt64s | np.uint64) -> UInt64s:
-    """The finalizer of splitmix64 (Steele, Lea and Flood, 2014): every input bit changes half of the output bits."""
-    with np.errstate(over="ignore"):
-        mixed = np.asarray(values, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return mixed ^ (mixed >> np.uint64(31))
-
-
-def _uniform(hashes: UInt64s) -> npt.NDArray[np.float64]:
-    return hashes.astype(np.float64) / 2.0**64
+    place = mix(positions.astype(np.uint64) ^ mix(np.uint64(source)))
+    return mix(hashes ^ place ^ mix(np.uint64(seed) + np.uint64(3)))
 
 
 def _lengths(lists: pa.ChunkedArray) -> npt.NDArray[np.int64]:

@@ -77,7 +77,7 @@ def _untrained(config: Tokenizer) -> FastTokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     elif config.kind == "unigram":
         tokenizer = FastTokenizer(Unigram())
-        # Its vocabulary holds the special tokens as pieces of text: one in a text is cut, so that it is not found whole.
+        # Its vocabulary holds the special tokens as pieces of text: one in a text is cut, never found whole.
         special = Regex(rf"\[(?=(?:{'|'.join(token.strip('[]') for token in SPECIAL_TOKENS)})\])")
         cut = pre_tokenizers.Split(special, "isolated")
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), cut])
@@ -111,6 +111,11 @@ def _trainer(config: Tokenizer) -> BpeTrainer | WordPieceTrainer | UnigramTraine
     if config.kind == "unigram":
         return UnigramTrainer(vocab_size=size, special_tokens=special, unk_token=UNKNOWN, show_progress=False)
     return WordLevelTrainer(vocab_size=size, min_frequency=minimum, special_tokens=special, show_progress=False)
+
+
+def vocab_size(tokenizer: FastTokenizer) -> int:
+    """One more than the highest token id, which in a tokenizer from a file may have gaps below it."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
 
 def tokenizer_hash(tokenizer: FastTokenizer) -> str:

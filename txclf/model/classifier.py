@@ -25,7 +25,6 @@ class TransformerClassifier(nn.Module):
         super().__init__()
         width = config.width
         self.config = config
-        self.token_dropout = config.token_dropout
         self.embedding = nn.Embedding(vocab_size, width)
         self.first = nn.Parameter(torch.empty(width)) if config.pooling == "cls" else None
         length = max_length + (self.first is not None)
@@ -69,10 +68,6 @@ class TransformerClassifier(nn.Module):
 
     def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         hidden_BTD = self.embedding(input_ids)
-        if self.token_dropout and self.training:
-            # Not scaled up: a token is there or not, as at prediction.
-            keep_BT1 = torch.rand(*input_ids.shape, 1, device=input_ids.device) >= self.token_dropout
-            hidden_BTD = hidden_BTD * keep_BT1
         if self.first is not None:
             first_B1D = self.first.expand(len(input_ids), 1, -1)
             hidden_BTD = torch.cat([first_B1D, hidden_BTD], dim=1)
