@@ -107,7 +107,7 @@ def test_a_stop_asked_at_the_driver_saves_a_checkpoint_and_resume_goes_on(tmp_pa
 
 def test_a_killed_worker_costs_no_step_that_was_committed(tmp_path: Path, data: str) -> None:
     words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "train.epochs=30", "train.patience=0"]
-    unbroken, _ = trained(tmp_path, data, *words, "name=unbroken")
+    unbroken, expected = trained(tmp_path, data, *words, "name=unbroken")
     run = tiny(tmp_path, data, *words, "name=broken")
     killed: list[int] = []
 
@@ -118,7 +118,7 @@ def test_a_killed_worker_costs_no_step_that_was_committed(tmp_path: Path, data: 
 
     summary = train(run, prepare(run), kill_one)
     assert killed
-    assert summary.steps == 30 * 16
+    assert summary.steps == expected.steps
     assert lines(run) == lines(unbroken)
 
 
@@ -153,23 +153,13 @@ def test_an_error_in_the_workers_comes_back_as_what_it_is(tmp_path: Path, data: 
         train(run, prepared, go_on)
 
 
-def test_an_address_that_does_not_answer_is_a_clear_error() -> None:
-    code = """
-import sys
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
+def test_an_address_that_does_not_answer_is_a_clear_error(address: str) -> None:
+    code = f"""
 from txclf import cluster
 from txclf.config import Compute
-from txclf.errors import ClusterError
-try:
-    with cluster.connected(Compute(workers=1, address="127.0.0.1:1")):
-        pass
-except ClusterError as error:
-    sys.exit(0 if "127.0.0.1:1" in str(error) else 1)
-sys.exit(2)
+with cluster.connected(Compute(workers=1, address="{address}")):
+    pass
 """
-    environment = {
-        **os.environ,
-        "RAY_gcs_rpc_server_connect_timeout_s": "2",
-        "RAY_gcs_server_rpc_connect_timeout_s": "2",
-    }
-    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=120, check=False, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False, capture_output=True, text=True)
+    assert f"ClusterError: Ray at `{address}` cannot be joined" in done.stderr

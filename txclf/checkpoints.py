@@ -40,6 +40,7 @@ def save(folder: str, step: int, metrics: Mapping[str, float], state: Mapping[st
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     content = buffer.getvalue()
+    storage.remove_file(storage.join(path, MARK))  # of an earlier state at this step
     storage.write_bytes(storage.join(path, STATE), content)
     mark = {"step": step, "metrics": dict(metrics), "sha256": hashlib.sha256(content).hexdigest()}
     storage.write_json(storage.join(path, MARK), mark)

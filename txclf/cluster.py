@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ def connected(compute: Compute) -> Iterator[None]:
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     address = compute.address or os.environ.get("RAY_ADDRESS")
+    if address and address not in ("auto", "local"):
+        _require_answer(address)
     # Ray puts its own handler over SIGTERM's, which would end the driver without a checkpoint.
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -67,6 +70,15 @@ def connected(compute: Compute) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raises `ClusterError` when nothing listens at `host:port`, which Ray would wait for until it dies."""
+    host, _, port = address.split("://")[-1].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"Ray at `{address}` cannot be joined: {error}: expected `auto` or `host:port`") from None
 
 
 def require(compute: Compute) -> None:

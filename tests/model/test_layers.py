@@ -1,0 +1,211 @@
+"""Layers against what they should compute, written out naively."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from txclf.model.layers import (
+    Attention,
+    Block,
+    Dropout,
+    Pooling,
+    Positions,
+    Rotary,
+    activation_module,
+    keep_mask,
+    sinusoids,
+)
+
+POOLINGS = ["mean", "max", "mean_max", "cls", "attention"]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def mask_of(*lengths: int) -> Tensor:
+    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+# ----------------------------------------------------------------------------------------------------------- positions
+
+
+def test_sinusoids() -> None:
+    table = sinusoids(50, 6)
+    for place, feature in [(0, 0), (0, 1), (7, 2), (7, 3), (49, 4), (49, 5)]:
+        angle = place / 10_000 ** (2 * (feature // 2) / 6)
+        expected = math.cos(angle) if feature % 2 else math.sin(angle)
+        assert table[place, feature].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sinusoidal", "learned", "rotary", "none"])
+def test_positions_are_added_alike_in_every_row(kind: str) -> None:
+    positions = Positions(kind, 10, 8)
+    added = positions(torch.zeros(3, 7, 8))
+    assert added.shape == (3, 7, 8)
+    assert torch.equal(added[0], added[2])
+    assert bool((added != 0).any()) == (kind in ("sinusoidal", "learned"))
+    assert torch.equal(positions(torch.zeros(1, 3, 8))[0], added[0, :3])
+    assert [name for name, _ in positions.named_parameters()] == (["table"] if kind == "learned" else [])
+
+
+@pytest.mark.parametrize("head_width", [2, 4, 16])
+def test_rotary_attention_sees_distances_alone(head_width: int) -> None:
+    rotary = Rotary(40, head_width)
+    query, key = torch.randn(2, head_width)
+    turned_queries = rotary(query.expand(1, 1, 40, -1))[0, 0]
+    turned_keys = rotary(key.expand(1, 1, 40, -1))[0, 0]
+    products = turned_queries @ turned_keys.T
+    for distance in range(-39, 40):
+        along = products.diagonal(distance)
+        assert (along - along[0]).abs().max() < 1e-4
+    firsts = torch.stack([products.diagonal(distance)[0] for distance in range(-39, 40)])
+    assert len(set(firsts.round(decimals=3).tolist())) > 30
+    assert torch.allclose(turned_queries.norm(dim=-1), query.norm().expand(40), atol=1e-5)
+    assert torch.equal(turned_queries[0], query)
+
+
+def test_rotary_keeps_the_type_and_holds_no_weights() -> None:
+    rotary = Rotary(8, 4)
+    assert rotary(torch.zeros(1, 2, 3, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert not rotary.state_dict()
+
+
+# ------------------------------------------------------------------------------------------------------------- dropout
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
+def test_what_is_kept_is_scaled_so_that_the_mean_stays(rate: float) -> None:
+    kept = keep_mask((200, 500), rate)
+    assert kept.shape == (200, 500)
+    assert kept.dtype == torch.float32
+    rounded = round(rate * 256) / 256
+    values = sorted(set(kept.flatten().tolist()))
+    assert values == pytest.approx([0.0, 1 / (1 - rounded)] if rate else [1.0])
+    assert (kept == 0).float().mean().item() == pytest.approx(rounded, abs=0.006)
+    assert kept.mean().item() == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (8,), (3, 5), (2, 3, 4), (0, 4)])
+def test_masks_of_any_shape(shape: tuple[int, ...]) -> None:
+    assert keep_mask(shape, 0.5).shape == shape
+
+
+def test_bytes_of_a_mask_are_independent() -> None:
+    kept = (keep_mask((100_000,), 0.5) > 0).double() * 2 - 1
+    assert kept.mean().abs() < 0.02
+    for lag in (1, 2, 7, 8, 64):
+        assert (kept[lag:] * kept[:-lag]).mean().abs() < 0.02
+
+
+def test_the_seed_fixes_dropout_and_each_call_draws_anew() -> None:
+    dropout, ones = Dropout(0.3), torch.ones(50, 50)
+    torch.manual_seed(7)
+    first, second = dropout(ones), dropout(ones)
+    torch.manual_seed(7)
+    assert torch.equal(dropout(ones), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("rate", "training"), [(0.0, True), (0.5, False), (0.0, False)])
+def test_dropout_that_does_nothing(rate: float, training: bool) -> None:
+    values = torch.randn(5, 5)
+    assert Dropout(rate).train(training)(values) is values
+
+
+def test_the_gradient_goes_where_the_values_went() -> None:
+    values = torch.ones(40, 40, requires_grad=True)
+    dropped = Dropout(0.5)(values)
+    (gradient,) = torch.autograd.grad(dropped.sum(), values)
+    assert torch.equal(gradient, dropped.detach())
+    assert Dropout(0.5)(torch.ones(4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+# ----------------------------------------------------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize("lengths", [(5, 5), (5, 2), (1, 5)])
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_attention_is_softmax_over_real_tokens(heads: int, lengths: tuple[int, int]) -> None:
+    attention = Attention(8, heads, 0.0, None)
+    hidden, mask = torch.randn(2, 5, 8), mask_of(*lengths)
+    output = attention(hidden, mask[:, None, None, :])
+    for row, length in enumerate(lengths):
+        query, key, value = attention.inputs(hidden[row, :length]).chunk(3, dim=-1)
+        mixed = []
+        for part in range(heads):
+            own = slice(part * 8 // heads, (part + 1) * 8 // heads)
+            weights = (query[:, own] @ key[:, own].T / math.sqrt(8 / heads)).softmax(dim=-1)
+            mixed.append(weights @ value[:, own])
+        expected = attention.output(torch.cat(mixed, dim=-1))
+        assert torch.allclose(output[row, :length], expected, atol=1e-5)
+
+
+def test_attention_dropout_is_for_training() -> None:
+    attention, hidden = Attention(8, 2, 0.5, None), torch.randn(2, 6, 8)
+    assert not torch.equal(attention(hidden, None), attention(hidden, None))
+    attention.eval()
+    assert torch.equal(attention(hidden, None), attention(hidden, None))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_block(norm: str, activation: str) -> None:
+    block = Block(8, 2, 12, 0.0, 0.0, norm, activation, None)
+    hidden = torch.randn(2, 5, 8)
+    act = activation_module(activation)
+
+    def feed(values: Tensor) -> Tensor:
+        first, _, second = block.feedforward
+        output: Tensor = second(act(first(values)))
+        return output
+
+    if norm == "pre":
+        middle = hidden + block.attention(block.attention_norm(hidden), None)
+        expected = middle + feed(block.feedforward_norm(middle))
+    else:
+        middle = block.attention_norm(hidden + block.attention(hidden, None))
+        expected = block.feedforward_norm(middle + feed(middle))
+    output = block(hidden, None)
+    assert torch.allclose(output, expected, atol=1e-5)
+    # Post-norm blocks end in a norm, pre-norm ones do not.
+    assert torch.allclose(output.mean(dim=-1), torch.zeros(2, 5), atol=1e-5) == (norm == "post")
+
+
+def test_activations() -> None:
+    values = torch.linspace(-3, 3, 13)
+    assert torch.equal(activation_module("gelu")(values), F.gelu(values))
+    assert torch.equal(activation_module("relu")(values), values.clamp(min=0))
+
+
+# ------------------------------------------------------------------------------------------------------------- pooling
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_pooling_reads_real_tokens_alone(kind: str) -> None:
+    pooling, lengths = Pooling(kind, 6), (4, 1, 3)
+    hidden, mask = torch.randn(3, 4, 6) - 5, mask_of(*lengths)  # below 0: a padded zero would win every maximum
+    pooled = pooling(hidden.masked_fill(~mask[..., None], 1e6), mask)
+    assert pooled.shape == (3, 12 if kind == "mean_max" else 6)
+    for row, length in enumerate(lengths):
+        own = hidden[row, :length]
+        expected = {
+            "mean": own.mean(dim=0),
+            "max": own.amax(dim=0),
+            "mean_max": torch.cat([own.mean(dim=0), own.amax(dim=0)]),
+            "cls": own[0],
+            "attention": pooling.score(own).softmax(dim=0).T @ own if kind == "attention" else own[0],
+        }[kind]
+        assert torch.allclose(pooled[row], expected.flatten(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+def test_pooling_without_a_mask(kind: str) -> None:
+    pooling, hidden = Pooling(kind, 6), torch.randn(3, 4, 6)
+    assert torch.allclose(pooling(hidden, None), pooling(hidden, mask_of(4, 4, 4)), atol=1e-6)
