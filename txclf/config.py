@@ -270,6 +270,23 @@ def parse(settings: dict[str, Any], name: str = "run file") -> RunConfig:
         raise ConfigError(f"`{name}` has {_problems(error, settings)}") from None
 
 
+def anchored(run: RunConfig) -> RunConfig:
+    """The same run with every path absolute, so that it means the same in any process, whatever its directory."""
+    data = {
+        split: tuple(map(storage.absolute, paths))
+        for split in ("train", "valid", "test")
+        if (paths := getattr(run.data, split)) is not None
+    }
+    file = run.tokenizer.file and storage.absolute(run.tokenizer.file)
+    return run.model_copy(
+        update={
+            "storage": storage.absolute(run.storage),
+            "data": run.data.model_copy(update=data),
+            "tokenizer": run.tokenizer.model_copy(update={"file": file}),
+        }
+    )
+
+
 def dump(config: RunConfig) -> str:
     """The resolved run file as YAML, every key written out."""
     settings = config.model_dump(mode="json")

@@ -26,7 +26,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from txclf import storage
-from txclf.config import RunConfig
+from txclf.config import RunConfig, anchored
 from txclf.data import records, shards
 from txclf.data.records import Reject
 from txclf.data.shards import Manifest, Shard, Split
@@ -86,9 +86,10 @@ def prepare(run: RunConfig, show: Show = lambda stage, rows: None) -> str:
 
     Raises `DataError` for missing files, bad rows under `on_bad_row: fail`, and data that cannot train a classifier.
     """
-    sources = find_sources(run)
+    sources = find_sources(run)  # of paths as they were written, for its messages
+    run = anchored(run)
     fingerprint = _fingerprint(run, sources)
-    folder = storage.join(storage.absolute(run.storage), "prepared", fingerprint)
+    folder = storage.join(run.storage, "prepared", fingerprint)
     if storage.exists(storage.join(folder, shards.MANIFEST)):
         return folder
     storage.require_writable(folder)

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 
 from txclf import __version__, bundle, checkpoints, config, storage, worker
 from txclf.callbacks import Interrupted, Progress
-from txclf.config import RunConfig
+from txclf.config import RunConfig, anchored
 from txclf.data import shards
 from txclf.errors import ConfigError, TxclfError
 from txclf.module import choose_precision, class_weights, uses_gpu
@@ -67,6 +67,7 @@ class Summary(BaseModel):
 
 def check_folder(run: RunConfig, resume: bool) -> Summary | None:
     """Refuses a run folder that is taken, or not there to resume; a finished run's summary when resumed."""
+    run = anchored(run)
     folder = run.run_folder
     saved = storage.join(folder, "run.yaml")
     if not storage.exists(saved):
@@ -109,6 +110,7 @@ def train(run: RunConfig, prepared: str, report: Report, started: float | None =
 
     Raises `Interrupted` when `report` asked for a stop; the checkpoint is saved then.
     """
+    run = anchored(run)
     job = Job(run, prepared, time.time() if started is None else started)
     manifest = shards.load_manifest(prepared)
     check_fit(run, manifest)

@@ -147,6 +147,16 @@ def test_attention_is_softmax_over_real_tokens(heads: int, lengths: tuple[int, i
         assert torch.allclose(output[row, :length], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_rotary_attention_does_not_see_where_the_text_begins(heads: int) -> None:
+    attention, hidden = Attention(8, heads, 0.0, Rotary(12, 8 // heads)), torch.randn(1, 12, 8)
+    mask = torch.arange(12)[None] >= 5
+    late, early = attention(hidden, mask[:, None, None, :])[:, 5:], attention(hidden[:, 5:], None)
+    assert torch.allclose(late, early, atol=1e-5)
+    shuffled = attention(hidden[:, 5:].flip(1), None).flip(1)
+    assert not torch.allclose(early, shuffled, atol=1e-3)
+
+
 def test_attention_dropout_is_for_training() -> None:
     attention, hidden = Attention(8, 2, 0.5, None), torch.randn(2, 6, 8)
     assert not torch.equal(attention(hidden, None), attention(hidden, None))
