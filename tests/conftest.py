@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread each, before torch is imported: the models of the tests are tiny, and on a small machine more threads only
+# wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

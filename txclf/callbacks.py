@@ -206,6 +206,9 @@ class Recorder(pl.Callback):
             self.average.swap(pl_module.model)
         metrics = dict(pl_module.valid_metrics)
         rows = int(metrics.pop("valid_rows"))
+        if not math.isfinite(metrics["valid_loss"]):
+            loss = metrics["valid_loss"]
+            raise TxclfError(f"the validation loss is {loss} at step {self.step}: lower `train.learning_rate`")
         entry = {"step": self.step, "epoch": self.course.epoch(self.step), **metrics}
         self.history.append(entry)
         self.clock.validation += time.perf_counter() - self.part_start

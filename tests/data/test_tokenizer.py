@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer as FastTokenizer
 
 from txclf.config import Tokenizer
-from txclf.data.tokenizer import SPECIAL_TOKENS, encode, parse_tokenizer, tokenizer_hash, train_tokenizer
+from txclf.data.tokenizer import SPECIAL_TOKENS, encode, parse_tokenizer, tokenizer_hash, train_tokenizer, vocab_size
 from txclf.errors import DataError
 
 KINDS = ["bpe", "wordpiece", "unigram", "word"]
@@ -53,7 +53,7 @@ def ids_of(tokenizer: FastTokenizer, rows: Sequence[tuple[str, ...]], max_length
         ("bpe", "foxdog", ["Ġfox", "do", "g"]),
         ("wordpiece", "The fox.", ["the", "fox", "."]),
         ("wordpiece", "over-jump", ["over", "-", "jump"]),
-        ("word", "The dog's over-jump, café!", ["the", "dog's", "over-jump", "[UNK]", "café", "!"]),
+        ("word", "The dog's over-jump, café!", ["the", "dog", "'", "s", "over", "-", "jump", "[UNK]", "café", "!"]),
         ("word", "foxdog 日本 🎉", ["[UNK]", "日本", "🎉"]),
     ],
 )
@@ -177,6 +177,15 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path, content: str) -> None:
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(DataError, match=r"`tokenizer\.file`: `.*t\.json` is not a tokenizer\.json"):
         from_file(tmp_path / "t.json")
+
+
+def test_ids_of_a_file_may_have_gaps(tmp_path: Path) -> None:
+    content = json.loads(foreign("<unk>").to_str())
+    content["model"]["vocab"]["cat"] = 7
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    loaded = from_file(tmp_path / "t.json")
+    assert ids_of(loaded, [("fox cat",)]) == [[1, 7]]
+    assert (loaded.get_vocab_size(), vocab_size(loaded)) == (4, 8)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ ENCODER = 6 * (4 * (256 * 256 + 256) + 2 * 256 * 1024 + 1024 + 256 + 4 * 256)
         ({}, ENCODER + 512 + 131_584 + 513 * 6),
         ({"norm": "post"}, ENCODER + 131_584 + 513 * 6),
         ({"pooling": "cls"}, ENCODER + 512 + 256 + 131_584 + 513 * 6),
-        ({"pooling": "attention"}, ENCODER + 512 + 257 + 131_584 + 513 * 6),
+        ({"pooling": "attention"}, ENCODER + 512 + 256 + 131_584 + 513 * 6),
         ({"pooling": "mean_max"}, ENCODER + 512 + 256 * 512 + 131_584 + 513 * 6),
         ({"positions": "learned"}, ENCODER + 512 + 128 * 256 + 131_584 + 513 * 6),
         ({"head_width": 0}, ENCODER + 512 + 257 * 6),

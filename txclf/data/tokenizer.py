@@ -83,8 +83,8 @@ def _untrained(config: Tokenizer) -> FastTokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), cut])
     else:
         tokenizer = FastTokenizer(WordLevel(unk_token=UNKNOWN))
-        # Words with their inner apostrophes and hyphens; any other visible character stands alone.
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+(?:['’-]\w+)*|[^\w\s]"), "removed", invert=True)
+        # Runs of letters and digits; any other visible character stands alone.
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), "removed", invert=True)
     steps: list[normalizers.Normalizer] = []
     if config.normalize != "none":
         steps.append(normalizers.NFC() if config.normalize == "nfc" else normalizers.NFKC())

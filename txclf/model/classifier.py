@@ -60,7 +60,8 @@ class TransformerClassifier(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         # With the scale by sqrt(width) in `forward`, an embedded token has unit variance.
         nn.init.normal_(self.embedding.weight, std=self.config.width**-0.5)
         if self.first is not None:

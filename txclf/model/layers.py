@@ -160,7 +160,7 @@ class Pooling(nn.Module):
         super().__init__()
         self.kind = kind
         if kind == "attention":
-            self.score = nn.Linear(width, 1)
+            self.score = nn.Linear(width, 1, bias=False)  # softmax would not see a bias
 
     def forward(self, hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         if self.kind == "cls":
