@@ -114,8 +114,6 @@ class Model(Section):
     """Dropout on attention weights; 0 lets attention take its fastest kernel."""
     embedding_dropout: Fraction | None = None
     """Dropout on the embedded tokens; null = `dropout`."""
-    bigram_buckets: Annotated[int, Field(ge=0)] = 0
-    """Size of a hashed embedding table of token pairs, added to the tokens' own (arXiv:2501.16975); 0 = none."""
     positions: Literal["rotary", "sinusoidal", "learned", "none"] = "rotary"
     """Rotary (arXiv:2104.09864), sinusoidal (arXiv:1706.03762), learned, or none."""
     norm: Literal["pre", "post"] = "pre"

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from txclf.config import Model
-from txclf.model.classifier import TransformerClassifier, bigram_ids
+from txclf.model.classifier import TransformerClassifier
 
 POOLINGS = ["mean", "max", "mean_max", "cls", "attention"]
 POSITIONS = ["rotary", "sinusoidal", "learned", "none"]
@@ -171,18 +170,3 @@ def test_the_seed_fixes_the_first_weights() -> None:
         one, two = make(pooling, positions), make(pooling, positions)
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
         assert all(weight.isfinite().all() for weight in one.parameters())
-
-
-def test_bigrams_are_of_neighbours_in_order_and_padding_changes_none() -> None:
-    ids = torch.tensor([[5, 6, 7], [6, 5, 7]])
-    buckets = bigram_ids(ids, 1_000_000)
-    assert len(set(buckets.flatten().tolist())) == 6
-    torch.testing.assert_close(bigram_ids(F.pad(ids, (0, 2)), 1_000_000)[:, :3], buckets)
-    model = make(bigram_buckets=1000)
-    assert model.bigrams is not None
-    assert not model.bigrams.weight.any()
-    torch.nn.init.normal_(model.bigrams.weight)
-    mask = torch.ones(2, 3, dtype=torch.bool)
-    torch.testing.assert_close(
-        model(F.pad(ids, (0, 2), value=9), F.pad(mask, (0, 2))), model(ids), atol=1e-5, rtol=1e-5
-    )

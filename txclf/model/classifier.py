@@ -26,7 +26,6 @@ class TransformerClassifier(nn.Module):
         width = config.width
         self.config = config
         self.embedding = nn.Embedding(vocab_size, width)
-        self.bigrams = nn.Embedding(config.bigram_buckets, width) if config.bigram_buckets else None
         self.first = nn.Parameter(torch.empty(width)) if config.pooling == "cls" else None
         length = max_length + (self.first is not None)
         self.positions = Positions(config.positions, length, width)
@@ -65,15 +64,11 @@ class TransformerClassifier(nn.Module):
                     nn.init.zeros_(module.bias)
         # With the scale by sqrt(width) in `forward`, an embedded token has unit variance.
         nn.init.normal_(self.embedding.weight, std=self.config.width**-0.5)
-        if self.bigrams is not None:
-            nn.init.zeros_(self.bigrams.weight)  # a pair that was never seen says nothing
         if self.first is not None:
             nn.init.normal_(self.first, std=self.config.width**-0.5)
 
     def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         hidden_BTD = self.embedding(input_ids)
-        if self.bigrams is not None:
-            hidden_BTD = hidden_BTD + self.bigrams(bigram_ids(input_ids, self.bigrams.num_embeddings))
         if self.first is not None:
             first_B1D = self.first.expand(len(input_ids), 1, -1)
             hidden_BTD = torch.cat([first_B1D, hidden_BTD], dim=1)
@@ -85,9 +80,3 @@ class TransformerClassifier(nn.Module):
             hidden_BTD = block(hidden_BTD, mask_B11T)
         logits: Tensor = self.head(self.pooling(self.final_norm(hidden_BTD), mask))
         return logits.float()
-
-
-def bigram_ids(input_ids: Tensor, buckets: int) -> Tensor:
-    """Bucket (B, T) of each token and the one before it; the first token of a row is paired with none (-1)."""
-    before_BT = F.pad(input_ids[:, :-1], (1, 0), value=-1)
-    return ((before_BT + 1) * 1_000_003 + input_ids * 7_919) % buckets
