@@ -18,7 +18,7 @@ PACKAGE = ROOT / "txclf"
 
 # A module imports only from floors above it in this list, or a sibling named in the same line after a colon.
 FLOORS = [
-    ["errors", "hashes"],
+    ["errors", "hashes", "stages"],
     ["storage", "console"],
     ["config"],
     ["data.sources", "data.tokenizer", "data.shards", "data.batches", "data.demo", "model.layers"],
@@ -29,7 +29,7 @@ FLOORS = [
     ["prepare", "train", "evaluate", "predict"],
     ["cli"],
 ]
-RAY = {"cluster", "prepare", "train"}
+RAY = {"cluster", "stages", "train"}
 LIGHTNING = {"module", "callbacks", "worker"}
 
 

@@ -93,9 +93,9 @@ def test_the_audit_adds_up(tmp_path: Path) -> None:
         assert split.tokens == sum(shard.tokens for shard in split.shards)
     rejected = [json.loads(line) for line in storage.read_bytes(f"{folder}/rejected.jsonl").decode().splitlines()]
     assert [(row["row"], row["reason"]) for row in rejected] == [
-        (4, "no text: `text` missing or blank"),
         (3, "label `never seen` is not among the training labels"),
-    ] or sorted(row["row"] for row in rejected) == [3, 4]
+        (4, "no text: `text` missing or blank"),
+    ]
     assert sum(manifest.reject_reasons.values()) == 2
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -65,7 +66,6 @@ class Progress:
     train_loss: float = math.nan
     tokens_per_second: float = 0.0
     valid: dict[str, float] = field(default_factory=dict)
-    stage: str = "train"
 
 
 @dataclass
@@ -151,7 +151,7 @@ class Recorder(pl.Callback):
         self.report = report
         self.progress = Progress(start_step, course.total_steps, course.epoch(start_step))
         self.logged_step, self.unlogged_loss = unlogged
-        self.part_start = self.reported = self.logged_at = 0.0
+        self.part_start = self.reported = 0.0
         self.reported_tokens = 0
         self.stop_asked = False
         self.writer: Log | None = None
@@ -197,7 +197,6 @@ class Recorder(pl.Callback):
             assert isinstance(pl_module, ClassifierModule)
             self.average.swap(pl_module.model)
         self.part_start = time.perf_counter()
-        self.progress.stage = "validate"
         self._tell(trainer, now=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -215,7 +214,7 @@ class Recorder(pl.Callback):
         if self.writer:
             self.writer.write({**entry, "valid_rows": rows})
             self.writer.sync()
-        self.progress.valid, self.progress.stage = metrics, "train"
+        self.progress.valid = metrics
         self._tell(trainer, now=True)
         self._save(trainer, pl_module, metrics)
         if self.step == self.course.total_steps or exhausted(self.history, self.train):
@@ -311,7 +310,7 @@ class Log:
         self.lines = [line for line in lines if json.loads(line)["step"] <= step]
         storage.write_bytes(self.path, "".join(line + "\n" for line in self.lines).encode())
         self.file = open(storage.local_path(self.path), "a") if self.local else None  # noqa: SIM115
-        self.temporary = None if self.local else _temporary_folder()
+        self.temporary = None if self.local else tempfile.mkdtemp(prefix="txclf-tensorboard-")
         self.writer = SummaryWriter(
             str(storage.local_path(self.events) if self.temporary is None else self.temporary), purge_step=step + 1
         )
@@ -338,9 +337,3 @@ class Log:
         self.writer.close()
         if self.file:
             self.file.close()
-
-
-def _temporary_folder() -> str:
-    import tempfile
-
-    return tempfile.mkdtemp(prefix="txclf-tensorboard-")

@@ -80,7 +80,7 @@ def predict(
                 errors += [{"file": raw.files[i], "row": raw.rows[i], "reason": reasons[i]} for i in sorted(reasons)]
                 kept = _columns(raw, given, added, style)
                 try:
-                    writer.write({**kept, **dict(zip(added, predicted, strict=True))}, len(raw.rows))
+                    writer.write({**kept, **dict(zip(added, predicted, strict=True))})
                 except (pa.ArrowException, OverflowError) as error:
                     raise DataError(
                         f"`{source.path}`: row {raw.rows[0]:,} on: a column changes type: {error}"
@@ -188,7 +188,7 @@ def _whole(out: str, codec: str | None) -> Iterator[Any]:
 class Writer(Protocol):
     """Writes columns batch by batch."""
 
-    def write(self, columns: dict[str, list[Any]], rows: int) -> None: ...
+    def write(self, columns: dict[str, list[Any]]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -208,7 +208,7 @@ class CsvWriter:
         self.stream, self.names, self.delimiter = stream, names, delimiter
         self._rows([names])
 
-    def write(self, columns: dict[str, list[Any]], rows: int) -> None:
+    def write(self, columns: dict[str, list[Any]]) -> None:
         self._rows(zip(*(columns[name] for name in self.names), strict=True))
 
     def _rows(self, rows: Any) -> None:
@@ -234,7 +234,7 @@ class JsonWriter:
     def __init__(self, stream: Any) -> None:
         self.stream = stream
 
-    def write(self, columns: dict[str, list[Any]], rows: int) -> None:
+    def write(self, columns: dict[str, list[Any]]) -> None:
         names = list(columns)
         lines = (
             json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=str)
@@ -253,7 +253,7 @@ class ParquetWriter:
         self.stream, self.inputs, self.added, self.schema = stream, inputs, added, schema
         self.writer: pq.ParquetWriter | None = None
 
-    def write(self, columns: dict[str, list[Any]], rows: int) -> None:
+    def write(self, columns: dict[str, list[Any]]) -> None:
         if self.writer is None:
             fields = [
                 self.schema.field(name)

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from txclf import storage
+from txclf import stages, storage
 from txclf.config import RunConfig, anchored
 from txclf.data import records, shards
 from txclf.data.records import Reject
@@ -35,6 +33,7 @@ from txclf.data.sources import find_sources as list_sources
 from txclf.data.tokenizer import encode, parse_tokenizer, tokenizer_hash, train_tokenizer, vocab_size
 from txclf.errors import ConfigError, DataError
 from txclf.hashes import UInt64s
+from txclf.stages import Tables
 
 BUCKET_BYTES = 64 * 2**20  # raw bytes that become one shard, roughly
 SHOWN_REJECTS = 20
@@ -52,7 +51,6 @@ SCANNED = pa.schema(
 
 Show = Callable[[str, int], None]
 """Takes what is being done and the rows done so far."""
-Tables = Iterator[pa.Table]
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,8 @@ def _scan_all(run: RunConfig, sources: dict[str, list[Source]], show: Show) -> t
         labels = None if split == "train" else tuple(audits["train"].labels)
         audit = audits[split] = Audit()
         hashes, label_hashes = [audit.hashes], [audit.label_hashes]
-        for table in _map(run, _scan, _tasks(run, sources, split, share if split == "train" else 0.0, labels)):
+        tasks = _tasks(run, sources, split, share if split == "train" else 0.0, labels)
+        for table in stages.tables(_scan, tasks, run.compute.workers > 0):
             good, bad = table.filter(table["hash"].is_valid()), table.filter(table["reason"].is_valid())
             audit.rejects += map(Reject, *(bad[name].to_pylist() for name in ("file", "row", "reason")))
             audit.labels.update(good["label"].to_pylist())
@@ -176,13 +175,15 @@ def _scan_all(run: RunConfig, sources: dict[str, list[Source]], show: Show) -> t
 def _scan(task: Task) -> Tables:
     """What the audit and the tokenizer need of each row of a file."""
     data, seed = task.run.data, task.run.seed
+    known = None if task.labels is None else set(task.labels)
     for rows, rejects in records.read_rows(task.source, data.text, data.label):
         bad = list(rejects)
         kept = list(range(len(rows.rows)))
-        if task.labels is not None:
-            unseen = [i for i in kept if rows.labels[i] not in task.labels]
+        if known is not None:
+            unseen = [i for i in kept if rows.labels[i] not in known]
             reason = "label `{}` is not among the training labels"
             bad += [Reject(rows.files[i], rows.rows[i], reason.format(rows.labels[i])) for i in unseen]
+            bad.sort(key=lambda reject: reject.row)
             kept = sorted(set(kept) - set(unseen))
         hashes = shards.text_hashes(rows.texts[i] for i in kept)
         drawn = shards.sampled_rows(hashes, seed, task.sample) & _belongs(task, hashes)
@@ -246,9 +247,11 @@ def _write_all(
         if files not in sources:
             continue
         tasks = _tasks(run, sources, files, 0.0, tuple(labels), split)
-        write = partial(shards.write_shard, folder, split, num_labels=len(labels))
+        write = partial(_write, folder=folder, split=split, num_labels=len(labels))
         written[split] = []
-        for shard in _shuffle(run, partial(_tokenize, tokenizer=tokenizer), tasks, write, _size(sources[files])):
+        tokenize, num_parts = partial(_tokenize, tokenizer=tokenizer), 1 + _size(sources[files]) // BUCKET_BYTES
+        for content in stages.sorted_parts(tokenize, tasks, run.compute.workers > 0, write, num_parts):
+            shard = Shard.model_validate_json(content)
             written[split].append(shard)
             rows += shard.rows
             show("tokenized", rows)
@@ -256,6 +259,11 @@ def _write_all(
         if not written[split]:
             raise DataError(f"`data.valid_fraction`: {run.data.valid_fraction} leaves no row for the {split} split")
     return written
+
+
+def _write(table: pa.Table, folder: str, split: str, num_labels: int) -> str:
+    """Writes a shard; its record as JSON, which travels through Ray Data."""
+    return shards.write_shard(folder, split, table, num_labels).model_dump_json()
 
 
 def _tokenize(task: Task, tokenizer: str) -> Tables:
@@ -336,9 +344,6 @@ def _manifest(
     )
 
 
-# ----------------------------------------------------------------------------------- in this process, or on Ray Data
-
-
 def _tasks(
     run: RunConfig,
     sources: dict[str, list[Source]],
@@ -352,59 +357,3 @@ def _tasks(
         Task(run, split or files, source, first + number, sample, labels)
         for number, source in enumerate(sources[files])
     ]
-
-
-def _map(run: RunConfig, function: Callable[[Task], Tables], tasks: list[Task]) -> Tables:
-    """The tables of every task, in the order of the tasks."""
-    if not run.compute.workers:
-        for task in tasks:
-            yield from function(task)
-    else:
-        yield from _ray_tables(function, tasks).iter_batches(batch_size=None, batch_format="pyarrow")
-
-
-def _shuffle(
-    run: RunConfig,
-    function: Callable[[Task], Tables],
-    tasks: list[Task],
-    write: Callable[[pa.Table], Shard],
-    raw_bytes: int,
-) -> Iterator[Shard]:
-    """The rows of every task, sorted by key and written as shards."""
-    if run.compute.workers:
-
-        def write_block(block: pa.Table) -> dict[str, list[str]]:
-            return {"shard": [write(block).model_dump_json()] if block.num_rows else []}
-
-        rows = _ray_tables(function, tasks).sort("key")
-        for row in rows.map_batches(write_block, batch_size=None, batch_format="pyarrow").iter_rows():
-            yield Shard.model_validate_json(row["shard"])
-        return
-    # Rows go to as many local files as there will be shards, each with its own range of keys; then each is sorted.
-    buckets = 1 + raw_bytes // BUCKET_BYTES
-    with tempfile.TemporaryDirectory(prefix="txclf-prepare-") as folder:
-        paths = [os.path.join(folder, str(bucket)) for bucket in range(buckets)]
-        with ExitStack() as stack:
-            writers = [stack.enter_context(pa.ipc.new_stream(path, shards.SCHEMA)) for path in paths]
-            for task in tasks:
-                for table in function(task):
-                    places = (table["key"].to_numpy() / 2.0**64 * buckets).astype(np.int64)
-                    for bucket in np.unique(places):
-                        writers[bucket].write_table(table.filter(pa.array(places == bucket)))
-        for path in paths:
-            with pa.memory_map(path) as file, pa.ipc.open_stream(file) as reader:
-                table = reader.read_all()
-                if table.num_rows:
-                    yield write(table)
-
-
-def _ray_tables(function: Callable[[Task], Tables], tasks: list[Task]) -> Any:
-    import ray
-
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-
-    def read(batch: dict[str, Any]) -> Tables:
-        for number in batch["id"]:
-            yield from function(tasks[number])
-
-    return ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(read, batch_size=1)

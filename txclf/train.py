@@ -24,7 +24,7 @@ import pyarrow as pa
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from txclf import __version__, bundle, checkpoints, config, storage, worker
+from txclf import __version__, bundle, checkpoints, config, stages, storage, worker
 from txclf.callbacks import Interrupted, Progress
 from txclf.config import RunConfig, anchored
 from txclf.data import shards
@@ -267,17 +267,11 @@ def _cause(error: BaseException) -> BaseException:
 
 def _dataset(prepared: str, split: str) -> Any:
     """The rows of a split in the object store, in prepared order: one copy for all the workers of a node."""
-    import ray
 
-    parts = shards.load_manifest(prepared).splits[split].shards
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    def read(shard: shards.Shard) -> stages.Tables:
+        yield shards.read_shard(prepared, shard, COLUMNS)
 
-    def read(batch: dict[str, Any]) -> Any:
-        for number in batch["id"]:
-            yield shards.read_shard(prepared, parts[number], COLUMNS)
-
-    numbers = ray.data.range(len(parts), override_num_blocks=len(parts))
-    return numbers.map_batches(read, batch_size=1, num_cpus=0.5).materialize()
+    return stages.dataset(read, shards.load_manifest(prepared).splits[split].shards).materialize()
 
 
 def _work_on_ray(settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -146,7 +146,7 @@ def fit(job: Job, rows: Callable[[str], pa.Table], report: Callable[[Progress], 
         "epochs": course.epoch(recorder.step),
         "rows_seen": recorder.step * run.train.batch_size,
         "stopped_early": recorder.step < course.total_steps,
-        "padding_share": _padding_share(train_rows, job, course, place),
+        "padding_share": _padding_share(train_rows, run, place),
         "tokens_per_second": clock.tokens * place.world_size / worked if worked else 0.0,
         "seconds": {
             "startup": (clock.first_step or trained) - job.started,
@@ -197,8 +197,8 @@ class Restore(pl.Callback):
         trainer.precision_plugin.load_state_dict(self.state["scaler"])
 
 
-def _padding_share(rows: TokenRows, job: Job, course: Course, place: Place) -> float:
-    run = job.config
+def _padding_share(rows: TokenRows, run: RunConfig, place: Place) -> float:
+    """Of the first steps of the first epoch, before token dropout."""
     plan = batches.epoch_batches(rows.lengths, run.train.batch_size, run.train.window_batches, run.seed, 0)
     return batches.padding_share(rows.lengths, plan[:1000], place.world_size, run.train.accumulate)
 
