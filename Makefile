@@ -1,7 +1,8 @@
 # Needs Python 3.11 or newer, make and git; all else comes from requirements.lock.
 #
 #   make demo     a first run on a corpus made of Python's own source
-#   make test     the whole test suite
+#   make test     the whole test suite, but for the faults
+#   make test-faults  processes, nodes and disks killed for real
 #   make check    lint, format and types
 #   make lock     upgrade every dependency within pyproject.toml's ranges, on purpose
 
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test check lock clean
+.PHONY: install demo test test-faults check lock clean
 
 install: $(INSTALLED)
 
@@ -26,7 +27,10 @@ demo: install
 	$(BIN)/txclf demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not faults"
+
+test-faults: install
+	$(BIN)/python -m pytest -m faults
 
 check: install
 	$(BIN)/ruff check .

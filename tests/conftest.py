@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 # One thread each, before torch is imported: the models of the tests are tiny, and on a small machine more threads only
 # wait for each other.
@@ -40,3 +41,18 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: RunConfig) -
     labels, metrics, rows = ["low", "mid", "high"], {"valid_loss": 1.25}, {"train": 1234, "valid": 56}
     bundle.save(folder, tiny_run, model.state_dict(), labels, tokenizer.to_str(), metrics, rows)
     return folder
+
+
+FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Takes a line that is printed after all tests, for the tables of the guide."""
+    return request.config.stash.setdefault(FIGURES, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what was measured."""
+    for line in terminalreporter.config.stash.get(FIGURES, []):
+        terminalreporter.write_line(line)

@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import txclf
-from txclf import bundle, config, storage
+from txclf import bundle, storage
 from txclf.bundle import Classifier
 from txclf.config import RunConfig
 from txclf.data.tokenizer import train_tokenizer
 from txclf.errors import BundleError
 from txclf.model.classifier import TransformerClassifier
+from txclf.sections import Model
 
 TEXTS = ["the quick brown fox", "", "a lazy dog jumps", "naïve 🎉 日本 " * 30, "fox", "the [PAD] fox"]
 
@@ -48,7 +49,7 @@ def test_a_loaded_model_says_what_the_saved_one_said(
     tmp_path: Path, tiny_run: RunConfig, tiny_bundle: str, pooling: str, positions: str, norm: str
 ) -> None:
     settings = tiny_run.model.model_dump() | {"pooling": pooling, "positions": positions, "norm": norm, "head_width": 8}
-    run = tiny_run.model_copy(update={"model": config.Model.model_validate(settings)})
+    run = tiny_run.model_copy(update={"model": Model.model_validate(settings)})
     tokenizer = Path(tiny_bundle, bundle.TOKENIZER).read_text()
     reference = Classifier.load(tiny_bundle)
     torch.manual_seed(1)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from txclf import config
 from txclf.config import RunConfig
 from txclf.errors import ConfigError
+from txclf.sections import Compute, Data, Model, Section, Tokenizer, Train
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").rglob("*.yaml"))
 
@@ -142,7 +143,7 @@ def test_every_problem_at_once_with_its_key() -> None:
         "`data.more`: unknown key; known here: train, valid, test, valid_fraction, text, label, on_bad_row",
         "`model`: `heads` (3) must divide `width` (128)",
         "`train.epochs`: input should be a valid integer, unable to parse string as an integer, not 'many'",
-        f"`train.nope`: unknown key; known here: {', '.join(config.Train.model_fields)}",
+        f"`train.nope`: unknown key; known here: {', '.join(Train.model_fields)}",
     ]
 
 
@@ -296,7 +297,7 @@ def test_the_schema_knows_what_the_check_knows() -> None:
 
 
 def test_every_key_is_explained() -> None:
-    sections: list[type[config.Section]] = [config.Data, config.Tokenizer, config.Model, config.Train, config.Compute]
+    sections: list[type[Section]] = [Data, Tokenizer, Model, Train, Compute]
     fields = [
         (f"{section.__name__}.{name}", field) for section in sections for name, field in section.model_fields.items()
     ]

@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score, log_loss
 from torch.nn import functional as F
 
 from txclf import config
-from txclf.config import Compute, RunConfig, Train
+from txclf.config import RunConfig
 from txclf.data.batches import TokenRows, rank_parts
 from txclf.errors import ConfigError
 from txclf.module import (
@@ -26,6 +26,7 @@ from txclf.module import (
     parameter_groups,
     uses_gpu,
 )
+from txclf.sections import Compute, Train
 from txclf.worker import Place, ScoringBatches
 
 SCHEDULES = ["one_cycle", "cosine", "linear", "constant"]
@@ -73,9 +74,29 @@ def test_the_parts_of_a_batch_sum_to_its_mean(
     expected = F.cross_entropy(logits, labels, weight, reduction="none", label_smoothing=smoothing).sum() / size
     total = torch.stack(losses).sum()
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert module.train_loss_sum.item() == pytest.approx(expected.item() * size, rel=1e-5)
+    assert module.step_loss.item() == pytest.approx(expected.item() * size, rel=1e-5)
     parameters = list(module.model.parameters())
     for one, two in zip(torch.autograd.grad(total, parameters), torch.autograd.grad(expected, parameters), strict=True):
+        assert torch.allclose(one, two, atol=1e-6)
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 3), (2, 1), (3, 2)])
+def test_adversarial_steps_too_are_the_same_on_any_number_of_ranks(
+    rows: TokenRows, world_size: int, accumulate: int
+) -> None:
+    words, batch = ["train.batch_size=17", "train.adversarial=0.5"], np.arange(20, 37)
+    whole = make_module(make_run(*words))
+    expected = whole.training_step(rows.batch(batch), 0)
+    module = make_module(make_run(*words, f"train.accumulate={accumulate}"), world_size=world_size)
+    parts = [part for rank in range(world_size) for part in rank_parts(batch, rank, world_size, accumulate)]
+    total = sum(module.training_step(rows.batch(part), 0) / accumulate / world_size for part in parts)
+    assert isinstance(total, torch.Tensor)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    # The log shows the loss of the rows as they are; the shift makes the step's loss a higher one.
+    assert module.step_loss.item() == pytest.approx(whole.step_loss.item(), rel=1e-5)
+    assert expected.item() > whole.step_loss.item() / 17
+    ones = torch.autograd.grad(total, list(module.model.parameters()))
+    for one, two in zip(ones, torch.autograd.grad(expected, list(whole.model.parameters())), strict=True):
         assert torch.allclose(one, two, atol=1e-6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from test_prepare import make_rows, write_csv
+from tokenizers import Tokenizer
 
-from txclf import Classifier, checkpoints, config, storage
+from txclf import Classifier, callbacks, checkpoints, config, storage
 from txclf.callbacks import Course, Interrupted, Progress
 from txclf.config import RunConfig
-from txclf.data import shards
-from txclf.data.batches import TokenRows
+from txclf.data import shards, spool
+from txclf.data.batches import Plan, TokenRows
 from txclf.errors import ConfigError, StorageError, TxclfError
 from txclf.prepare import prepare
-from txclf.train import Summary, check_folder, train
+from txclf.train import Summary, check_folder, recorded_data, train
 
 TINY = [
     "tokenizer.vocab_size=300",
@@ -82,6 +84,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path, data: str) -> None:
         "model",
         "summary.json",
         "prepared.json",
+        "sessions.jsonl",
     }
     assert config.load(folder / "run.yaml") == run
     manifest = shards.load_manifest(summary.prepared)
@@ -234,16 +237,112 @@ def test_storage_that_cannot_be_written_is_refused(tmp_path: Path, data: str) ->
         check_folder(tiny(tmp_path / "file", data), resume=False)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path, data: str) -> None:
-    run = tiny(tmp_path, data, "train.learning_rate=1e30", "train.clip_norm=0", "train.epochs=3")
-    with pytest.raises(TxclfError, match=r"training loss is (nan|inf) at step"):
+def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_path: Path, data: str) -> None:
+    run = tiny(tmp_path, data, "train.learning_rate=1e30", "train.clip_norm=0", "train.checkpoint_every=1")
+    with pytest.raises(
+        TxclfError, match=r"not finite at step 2 \(epoch 0\.12; .*rows \d+, \d+.* of the prepared"
+    ) as info:
         train(run, prepare(run), go_on)
+    assert info.value.exit_code == 2
+    (saved,) = checkpoints.committed(f"{run.run_folder}/checkpoints")
+    assert saved.step == 1
     assert not storage.exists(f"{run.run_folder}/summary.json")
+
+
+def poisoned(folder: Path, *words: str) -> tuple[RunConfig, int]:
+    """A run stopped early whose checkpoint has an embedding that is not a number, of a word of two training rows;
+    and the number of steps from there to the end that it spoils.
+    """
+    rows = make_rows(250)
+    train_file = write_csv(folder / "train.csv", [*rows, ("the zebra", "pos"), ("a zebra film", "neg")])
+    valid_file = write_csv(folder / "valid.csv", rows[:50])
+    run = tiny(folder, train_file, f"data.valid={valid_file}", "tokenizer.kind=word", *words)
+    stopped_at(run, 3)
+    (saved,) = checkpoints.committed(f"{run.run_folder}/checkpoints")
+    prepared = prepare(run)
+    token = Tokenizer.from_file(f"{prepared}/tokenizer.json").token_to_id("zebra")
+    state = checkpoints.load(saved)
+    state["model"]["embedding.weight"][token] = float("nan")
+    checkpoints.save(f"{run.run_folder}/checkpoints", saved.step, {}, state)
+    table = shards.read_split(prepared, shards.load_manifest(prepared), "train", ["input_ids", "label"])
+    tokens = TokenRows([table])
+    plan = Plan(tokens.lengths, 16, run.train.window_batches, run.seed)
+    steps = range(saved.step, run.train.epochs * plan.steps_per_epoch)
+    return run, sum(token in tokens.batch(plan.rows(step))["input_ids"] for step in steps)
+
+
+def test_skipped_steps_leave_the_weights_alone_and_are_counted(tmp_path: Path) -> None:
+    run, spoiled = poisoned(tmp_path, "train.on_nan=skip", "train.epochs=4")
+    assert 0 < spoiled <= 8
+    summary = train(run, prepare(run), go_on)
+    assert summary.steps_skipped == spoiled
+    written = losses(run)
+    assert sum(np.isnan(loss) for loss in written) == spoiled
+    assert np.isfinite(summary.best["valid_loss"])
+
+
+def test_without_skipping_the_same_run_names_the_first_such_step(tmp_path: Path) -> None:
+    run, _ = poisoned(tmp_path, "train.epochs=4")
+    with pytest.raises(TxclfError, match="not finite at step"):
+        train(run, prepare(run), go_on)
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [("5", {5, 10, 15}), ("0.25", {4, 8, 12, 16}), ("0.001s", set(range(1, 17))), ("1h", set())]
+)
+def test_checkpoints_come_by_steps_by_shares_of_an_epoch_and_by_time(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch, every: str, steps: set[int]
+) -> None:
+    run = tiny(tmp_path, data, "train.epochs=1", f"train.checkpoint_every={every}")
+    saved: set[int] = set()
+
+    def watch(progress: Progress) -> bool:
+        saved.update(checkpoint.step for checkpoint in checkpoints.committed(f"{run.run_folder}/checkpoints"))
+        return False
+
+    monkeypatch.setattr(callbacks, "SHOWN_EVERY_S", 0.0)
+    summary = train(run, prepare(run), watch)
+    saved.update(checkpoint.step for checkpoint in checkpoints.committed(f"{run.run_folder}/checkpoints"))
+    assert saved | {summary.steps} == {step for step in steps if step <= summary.steps} | {summary.steps}
+
+
+def test_a_run_copied_elsewhere_with_its_data_goes_on_there(tmp_path: Path, data: str) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    run, _ = trained(tmp_path, data)
+    stopped = tiny(there, data)
+    stopped_at(stopped, 5)
+    shutil.copytree(there, here)
+    shutil.rmtree(there)
+    moved = tiny(here, data)
+    assert check_folder(moved, resume=True) is None
+    prepared = recorded_data(moved)
+    assert prepared
+    assert prepared.startswith(str(here))
+    train(moved, prepared, go_on)
+    assert lines(moved) == lines(run)
+
+
+def test_a_second_process_that_goes_on_ends_the_first(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "SHOWN_EVERY_S", 0.0)
+    run = tiny(tmp_path, data, "train.checkpoint_every=1")
+    prepared = prepare(run)
+    second: list[Summary] = []
+
+    def meanwhile(progress: Progress) -> bool:
+        if progress.step == 5 and not second:
+            second.append(train(run, prepared, go_on))
+        return False
+
+    with pytest.raises(StorageError, match="another process goes on with this run"):
+        train(run, prepared, meanwhile)
+    assert second[0].sessions == 2
 
 
 @pytest.mark.parametrize(("steps", "every"), [(10, 1.0), (10, 0.25), (3, 0.1), (7, 0.5), (1, 1.0)])
 def test_every_epoch_ends_in_a_validation_and_none_is_met_twice(steps: int, every: float) -> None:
-    course = Course(steps, 3, every)
+    course = Course(steps, 3, every, "10m")
     met, step = [], 0
     while step < course.total_steps:
         step = course.next_validation(step)
@@ -252,3 +351,28 @@ def test_every_epoch_ends_in_a_validation_and_none_is_met_twice(steps: int, ever
     assert {steps, 2 * steps, 3 * steps} <= set(met)
     assert len(met) == 3 * min(steps, round(1 / every))
     assert all(course.next_validation(point - 1) == point for point in met)
+
+
+def test_streamed_from_disk_the_run_is_the_same_to_the_last_bit(tmp_path: Path, data: str) -> None:
+    notes: list[str] = []
+
+    def listen(progress: Progress) -> bool:
+        notes.extend(progress.notes)
+        return False
+
+    memory, _ = trained(tmp_path, data, "name=memory", "train.token_dropout=0.1")
+    disk = tiny(tmp_path, data, "name=disk", "train.token_dropout=0.1", "data.ingest=stream")
+    train(disk, prepare(disk), listen)
+    assert lines(disk) == lines(memory)
+    assert "streamed to local disk: as the run file says" in notes[0]
+
+
+def test_data_that_fit_are_held_in_memory_and_the_rest_is_streamed(tmp_path: Path, data: str) -> None:
+    manifest = shards.load_manifest(prepare(tiny(tmp_path, data)))
+    size = sum(4 * manifest.splits[name].tokens + 16 * manifest.splits[name].rows for name in ("train", "valid"))
+    assert spool.streams("auto", manifest, size)[0] is False
+    stream, note = spool.streams("auto", manifest, size - 1)
+    assert stream
+    assert "do not fit" in note
+    assert spool.streams("memory", manifest, 0)[0] is False
+    assert spool.streams("stream", manifest, size)[0] is True

@@ -26,11 +26,12 @@ from safetensors.torch import save as save_safetensors
 from tokenizers import Tokenizer as FastTokenizer
 
 from txclf import __version__, storage
-from txclf.config import Model, RunConfig
+from txclf.config import RunConfig
 from txclf.data.batches import TokenRows, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, vocab_size
 from txclf.errors import BundleError, StorageError
 from txclf.model.classifier import TransformerClassifier
+from txclf.sections import Model
 
 FORMAT = 1
 WEIGHTS, TOKENIZER, CARD, DESCRIPTION = "model.safetensors", "tokenizer.json", "card.md", "model.json"

@@ -6,23 +6,32 @@ goes on to the same validations as one never stopped. `Course` holds the run's t
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from txclf import checkpoints, storage
-from txclf.config import Train
+from txclf import checkpoints, sessions, storage, tensors
+from txclf.config import RunConfig
+from txclf.data.batches import Plan
 from txclf.errors import TxclfError
+from txclf.log import Log
 from txclf.module import ClassifierModule, learning_rate_factor
+from txclf.sections import Train
+from txclf.sessions import Session
+
+MOST_SKIPPED = 50
+"""Steps in a row without a finite gradient after which a run ends although it may skip them."""
+
+
+SHOWN_EVERY_S = 0.3
+"""Seconds between two looks of the driver at the progress."""
 
 
 class Interrupted(Exception):
@@ -36,6 +45,7 @@ class Course:
     steps_per_epoch: int
     epochs: int
     eval_every: float
+    checkpoint_every: int | float | str
 
     @property
     def total_steps(self) -> int:
@@ -55,17 +65,36 @@ class Course:
                 return epoch * self.steps_per_epoch + point
         raise AssertionError("an epoch ends in a validation")
 
+    @property
+    def checkpoint_steps(self) -> int:
+        """Steps between checkpoints; 0 where time decides."""
+        every = self.checkpoint_every
+        if isinstance(every, str):
+            return 0
+        return every if isinstance(every, int) else max(1, round(every * self.steps_per_epoch))
+
+    @property
+    def checkpoint_seconds(self) -> float:
+        """Seconds between checkpoints; infinite where steps decide."""
+        every = self.checkpoint_every
+        if isinstance(every, str):
+            return float(every[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[every[-1]]
+        return math.inf
+
 
 @dataclass
 class Progress:
     """What the driver shows while workers train; plain numbers, so that it travels."""
 
+    stage: Literal["training", "validating"] = "training"
     step: int = 0
     total_steps: int = 0
     epoch: float = 0.0
     train_loss: float = math.nan
     tokens_per_second: float = 0.0
     valid: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What happened to the workers so far."""
 
 
 @dataclass
@@ -79,6 +108,18 @@ class Clock:
     validation: float = 0.0
     checkpoints: float = 0.0
     tokens: int = 0
+
+
+@dataclass
+class Pulse:
+    """What this rank is doing, for whoever watches that it lives: `beats` grows whenever it gets on."""
+
+    doing: str = "starting"
+    step: int = 0
+    beats: int = 0
+
+    def beat(self, doing: str, step: int) -> None:
+        self.doing, self.step, self.beats = doing, step, self.beats + 1
 
 
 def exhausted(history: list[dict[str, float]], train: Train) -> bool:
@@ -96,74 +137,82 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float, state: dict[str, torch.Tensor] | None) -> None:
         self.decay = decay
-        self.weights = [parameter.detach().clone() for parameter in model.parameters()]
-        self.names = [name for name, _ in model.named_parameters()]
+        self.parameters = dict(model.named_parameters())
+        self.weights = [tensors.local(parameter.detach()).clone() for parameter in self.parameters.values()]
         if state:
-            for weight, name in zip(self.weights, self.names, strict=True):
-                weight.copy_(state[name])
+            for weight, (name, parameter) in zip(self.weights, self.parameters.items(), strict=True):
+                weight.copy_(tensors.local(tensors.like(state[name], parameter)))
 
-    def add(self, model: nn.Module, step: int) -> None:
+    def add(self, step: int) -> None:
         """Takes the weights after a step, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.weights, [parameter.detach() for parameter in model.parameters()], 1 - decay)
+        torch._foreach_lerp_(self.weights, self._now(), 1 - decay)
 
-    def swap(self, model: nn.Module) -> None:
+    def swap(self) -> None:
         """Puts the average into the model and what was there aside, or back."""
-        for mine, parameter in zip(self.weights, model.parameters(), strict=True):
-            held = parameter.detach().clone()
-            parameter.data.copy_(mine)
+        for mine, weight in zip(self.weights, self._now(), strict=True):
+            held = weight.clone()
+            weight.copy_(mine)
             mine.copy_(held)
 
     def state(self) -> dict[str, torch.Tensor]:
-        return dict(zip(self.names, self.weights, strict=True))
+        return {
+            name: tensors.as_sharded(mine, parameter)
+            for mine, (name, parameter) in zip(self.weights, self.parameters.items(), strict=True)
+        }
+
+    def _now(self) -> list[torch.Tensor]:
+        return [tensors.local(parameter.detach()) for parameter in self.parameters.values()]
 
 
 class Recorder(pl.Callback):
     """Writes `metrics.jsonl` and TensorBoard, saves checkpoints, stops early, answers interruption.
 
-    `report` gets the progress on rank 0 and says whether the driver wants a stop. `history` holds the validations so
-    far. Only rank 0 writes; all ranks take the same decisions.
+    `state` is the checkpoint that the run goes on from. `report` gets the progress on rank 0 and says whether the
+    driver wants a stop. Only rank 0 writes; all ranks take the same decisions.
     """
 
     def __init__(
         self,
-        run_folder: str,
-        train: Train,
-        seed: int,
+        run: RunConfig,
         course: Course,
-        start_step: int,
-        history: list[dict[str, float]],
+        plan: Plan,
+        state: Mapping[str, Any],
         clock: Clock,
+        pulse: Pulse,
         report: Callable[[Progress], bool],
-        average: dict[str, torch.Tensor] | None = None,
-        unlogged: tuple[int, float] = (0, 0.0),
     ) -> None:
-        self.average_state = average
+        self.folder = run.run_folder
+        self.checkpoints = storage.join(run.run_folder, "checkpoints")
+        self.train, self.seed = run.train, run.seed
+        self.course, self.plan, self.clock, self.pulse, self.report = course, plan, clock, pulse, report
+        self.state = state
+        self.step: int = state["step"]
+        self.history: list[dict[str, float]] = state["history"]
         self.average: Average | None = None
-        self.run_folder = run_folder
-        self.checkpoints = storage.join(run_folder, "checkpoints")
-        self.train = train
-        self.seed = seed
-        self.course = course
-        self.step = start_step
-        self.history = history
-        self.clock = clock
-        self.report = report
-        self.progress = Progress(start_step, course.total_steps, course.epoch(start_step))
-        self.logged_step, self.unlogged_loss = unlogged
-        self.part_start = self.reported = 0.0
+        self.progress = Progress("training", self.step, course.total_steps, course.epoch(self.step))
+        self.logged_step = self.step
+        self.skipped: int = state.get("skipped", 0)
+        self.part_start = self.reported = self.saved = 0.0
         self.reported_tokens = 0
         self.stop_asked = False
         self.writer: Log | None = None
+        self.session: Session | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ClassifierModule)
+        self.clock.first_step = self.reported = self.saved = time.time()
         if self.train.average:
-            self.average = Average(pl_module.model, self.train.average, self.average_state)
+            self.average = Average(pl_module.model, self.train.average, self.state.get("average"))
+        unlogged = self.state.get("unlogged", {"step": self.step, "good_steps": 0, "loss_sum": 0.0})
+        self.logged_step = unlogged["step"]
+        pl_module.good_steps.fill_(unlogged["good_steps"])
         if trainer.is_global_zero:
-            pl_module.train_loss_sum.fill_(self.unlogged_loss)
-            self.writer = Log(self.run_folder, self.step)
-        self.clock.first_step = self.reported = time.time()
+            pl_module.train_loss_sum.fill_(unlogged["loss_sum"])
+            self.writer = Log(self.folder, self.step)
+            self.session = sessions.begin(self.folder, self.step, trainer.world_size, self.writer.repeated)
+            self._tell(trainer, now=True)
+        self.pulse.beat("training", self.step)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -173,36 +222,62 @@ class Recorder(pl.Callback):
         state = np.random.SeedSequence([self.seed, trainer.global_rank, self.step, part]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]) >> 1)
         self.part_start = time.perf_counter()
+        self.pulse.beat("training", self.step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, ClassifierModule)
         self.clock.tokens += batch["num_tokens"]
-        if (batch_idx + 1) % self.train.accumulate == 0:
+        whole = (batch_idx + 1) % self.train.accumulate == 0
+        if whole:
             self.step += 1
             if self.average:
-                assert isinstance(pl_module, ClassifierModule)
-                self.average.add(pl_module.model, self.step)
-            if self.step % self.train.log_every_steps == 0 or self._validates():
+                self.average.add(self.step)
+            logs = self.step % self.train.log_every_steps == 0 or self._validates()
+            if logs or pl_module.device.type == "cpu":
+                self._require_finite(pl_module)
+            if logs:
                 self._log_training(trainer, pl_module)
             self._tell(trainer)
         self.clock.steps += time.perf_counter() - self.part_start
         # Where a validation follows it must come first: a checkpoint of this step would skip it on resume.
-        if (batch_idx + 1) % self.train.accumulate == 0 and not self._validates() and self._wants_stop(trainer):
-            self._save(trainer, pl_module, {})
+        if whole and not self._validates():
+            self._save_if_due(trainer, pl_module)
+        self.pulse.beat("waiting for data", self.step)
+
+    def _save_if_due(self, trainer: pl.Trainer, module: ClassifierModule) -> None:
+        """Saves where the steps say so, or where rank 0 finds that its time has come or that a stop is wanted."""
+        due = bool(self.course.checkpoint_steps) and self.step % self.course.checkpoint_steps == 0
+        stops = False
+        # Several ranks ask each other every few steps only, to save the exchange.
+        if trainer.world_size == 1 or self.step % 10 == 0:
+            asked = self.stop_asked or time.time() - self.saved > self.course.checkpoint_seconds
+            if self._any_rank(trainer, trainer.is_global_zero and asked):
+                due, stops = True, self._any_rank(trainer, self.stop_asked)
+        if due:
+            self._save(trainer, module, {})
+        if stops:
             raise Interrupted
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ClassifierModule)
         if self.average:
-            assert isinstance(pl_module, ClassifierModule)
-            self.average.swap(pl_module.model)
+            self.average.swap()
+        tensors.gather(pl_module.model)
         self.part_start = time.perf_counter()
+        self.progress.stage = "validating"
         self._tell(trainer, now=True)
+        self.pulse.beat("validating", self.step)
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.pulse.beat("validating", self.step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ClassifierModule)
+        tensors.release(pl_module.model)
         if self.average:
-            self.average.swap(pl_module.model)
+            self.average.swap()
         metrics = dict(pl_module.valid_metrics)
         rows = int(metrics.pop("valid_rows"))
         if not math.isfinite(metrics["valid_loss"]):
@@ -214,13 +289,14 @@ class Recorder(pl.Callback):
         if self.writer:
             self.writer.write({**entry, "valid_rows": rows})
             self.writer.sync()
-        self.progress.valid = metrics
+        self.progress.stage, self.progress.valid = "training", metrics
         self._tell(trainer, now=True)
         self._save(trainer, pl_module, metrics)
         if self.step == self.course.total_steps or exhausted(self.history, self.train):
             trainer.should_stop = True
-        elif self._asks_stop(trainer):
+        elif self._any_rank(trainer, self.stop_asked):
             raise Interrupted
+        self.pulse.beat("waiting for data", self.step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -239,26 +315,39 @@ class Recorder(pl.Callback):
     def _log_training(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, ClassifierModule)
         loss_sum = trainer.strategy.reduce(module.train_loss_sum.clone(), reduce_op="sum")
-        steps = self.step - self.logged_step
-        loss = float(loss_sum) / (steps * self.train.batch_size)
+        good_steps = int(module.good_steps)
+        self.skipped += self.step - self.logged_step - good_steps
+        loss = float(loss_sum) / (good_steps * self.train.batch_size) if good_steps else math.nan
         module.train_loss_sum.zero_()
+        module.good_steps.zero_()
         self.logged_step = self.step
         self.progress.train_loss = loss
         if self.writer:
             factor = learning_rate_factor(self.train, self.step - 1, self.course.total_steps)
             rate = self.train.learning_rate * factor
             epoch = self.course.epoch(self.step)
-            self.writer.write({"step": self.step, "epoch": epoch, "train_loss": loss, "learning_rate": rate})
-        if not math.isfinite(loss):
-            raise TxclfError(
-                f"the training loss is {loss} at step {self.step}: lower `train.learning_rate` "
-                f"({self.train.learning_rate}) or set `train.clip_norm`; the last good checkpoint is kept"
-            )
+            entry = {"step": self.step, "epoch": epoch, "train_loss": loss, "learning_rate": rate}
+            self.writer.write(entry)
+
+    def _require_finite(self, module: ClassifierModule) -> None:
+        """Raises `TxclfError` naming the step and the batch of a gradient that was not finite; waits for the device."""
+        first = int(module.first_bad)
+        skips = self.train.on_nan == "skip" or self.train.precision == "fp16"
+        if not first or (skips and self.step - first + 1 < MOST_SKIPPED):
+            return
+        rows = self.plan.rows(first - 1)
+        shown = ", ".join(map(str, rows[:10])) + (" …" if len(rows) > 10 else "")
+        row = f"{MOST_SKIPPED} steps in a row" if skips else "the weights are those of the step before"
+        raise TxclfError(
+            f"the gradient is not finite at step {first} (epoch {self.course.epoch(first):.2f}; {row}). "
+            f"Its batch: rows {shown} of the prepared training split. Lower `train.learning_rate` "
+            f"({self.train.learning_rate}), set `train.clip_norm`, or `train.on_nan: skip`; the checkpoints are kept"
+        )
 
     def _tell(self, trainer: pl.Trainer, now: bool = False) -> None:
         """Shows the progress a few times a second."""
         seconds = time.time() - self.reported
-        if trainer.is_global_zero and (now or seconds > 0.3):
+        if trainer.is_global_zero and (now or seconds > SHOWN_EVERY_S):
             tokens = (self.clock.tokens - self.reported_tokens) * trainer.world_size
             if tokens:
                 self.progress.tokens_per_second = tokens / max(seconds, 1e-9)
@@ -266,74 +355,34 @@ class Recorder(pl.Callback):
             self.stop_asked = self.report(self.progress)
             self.reported, self.reported_tokens = time.time(), self.clock.tokens
 
-    def _wants_stop(self, trainer: pl.Trainer) -> bool:
-        """Whether all ranks stop here; several ranks agree on it every few steps, to save the exchange."""
-        return (trainer.world_size == 1 or self.step % 10 == 0) and self._asks_stop(trainer)
-
-    def _asks_stop(self, trainer: pl.Trainer) -> bool:
-        return bool(trainer.strategy.reduce_boolean_decision(self.stop_asked, all=False))
+    def _any_rank(self, trainer: pl.Trainer, here: bool) -> bool:
+        return bool(trainer.strategy.reduce_boolean_decision(here, all=False))
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, metrics: dict[str, float]) -> None:
         assert isinstance(module, ClassifierModule)
         start = time.perf_counter()
+        self.pulse.beat("saving a checkpoint", self.step)
+        self._require_finite(module)
         loss_sum = trainer.strategy.reduce(module.train_loss_sum.clone(), reduce_op="sum")
+        state = {
+            "step": self.step,
+            "model": tensors.whole(module.model.state_dict()),
+            "optimizer": tensors.whole(trainer.optimizers[0].state_dict()),
+            "scaler": trainer.precision_plugin.state_dict(),
+            "history": self.history,
+            "average": tensors.whole(self.average.state()) if self.average else None,
+            "unlogged": {
+                "step": self.logged_step,
+                "good_steps": int(module.good_steps),
+                "loss_sum": float(loss_sum),
+            },
+            "skipped": self.skipped,
+        }
         if trainer.is_global_zero:
-            state = {
-                "step": self.step,
-                "model": module.model.state_dict(),
-                "optimizer": trainer.optimizers[0].state_dict(),
-                "scaler": trainer.precision_plugin.state_dict(),
-                "history": self.history,
-                "average": self.average.state() if self.average else None,
-                "unlogged": (self.logged_step, float(loss_sum)),
-            }
+            assert self.session
+            sessions.require_current(self.folder, self.session)
             checkpoints.save(self.checkpoints, self.step, metrics, state)
             checkpoints.prune(self.checkpoints, self.train.monitor, self.train.keep_checkpoints)
         trainer.strategy.barrier()
+        self.saved = time.time()
         self.clock.checkpoints += time.perf_counter() - start
-
-
-class Log:
-    """`metrics.jsonl` and TensorBoard event files of a run folder, continued after `step`.
-
-    On an object store, which cannot append, both are written whole at each `sync`.
-    """
-
-    def __init__(self, run_folder: str, step: int) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter  # imports slowly
-
-        self.path = storage.join(run_folder, "metrics.jsonl")
-        self.events = storage.join(run_folder, "tensorboard")
-        self.local = storage.is_local(run_folder)
-        lines = storage.read_bytes(self.path).decode().splitlines() if storage.exists(self.path) else []
-        # Lines after the checkpoint that the run goes on from would stand twice.
-        self.lines = [line for line in lines if json.loads(line)["step"] <= step]
-        storage.write_bytes(self.path, "".join(line + "\n" for line in self.lines).encode())
-        self.file = open(storage.local_path(self.path), "a") if self.local else None  # noqa: SIM115
-        self.temporary = None if self.local else tempfile.mkdtemp(prefix="txclf-tensorboard-")
-        self.writer = SummaryWriter(
-            str(storage.local_path(self.events) if self.temporary is None else self.temporary), purge_step=step + 1
-        )
-
-    def write(self, entry: dict[str, float]) -> None:
-        line = json.dumps(entry)
-        if self.file:
-            self.file.write(line + "\n")
-            self.file.flush()
-        else:
-            self.lines.append(line)
-        for name, value in entry.items():
-            if name not in ("step", "valid_rows"):
-                self.writer.add_scalar(name, value, int(entry["step"]))
-
-    def sync(self) -> None:
-        self.writer.flush()
-        if self.temporary is not None:
-            storage.write_bytes(self.path, "".join(line + "\n" for line in self.lines).encode())
-            storage.copy_folder(self.temporary, self.events)
-
-    def close(self) -> None:
-        self.sync()
-        self.writer.close()
-        if self.file:
-            self.file.close()

@@ -198,17 +198,22 @@ def _train(run: RunConfig, resume: bool, started: float) -> None:
         return
     with _ray(run):
         prepared = verb.recorded_data(run) or _prepare(run)
-        if run.compute.workers == 0:
+        if not run.compute.on_ray:
             precision, reason = choose_precision(run.train.precision, uses_gpu(run.compute))
             print(f"precision {precision}: {reason}")
         with _signals() as asked, console.Bar("training") as bar:
             shown: dict[str, float] = {}
+            told = [0]
 
             def show(progress: Progress) -> bool:
-                note = f"epoch {progress.epoch:.2f}"
+                note = f"{progress.stage}, " if progress.stage != "training" else ""
+                note += f"epoch {progress.epoch:.2f}"
                 if progress.train_loss == progress.train_loss:  # not a number before the first log line
                     note += f"  loss {progress.train_loss:.4f}"
                 note += f"  {progress.tokens_per_second:,.0f} tokens/s"
+                for text in progress.notes[told[0] :]:
+                    bar.line(text)
+                told[0] = len(progress.notes)
                 if progress.total_steps:
                     bar.update(progress.step, progress.total_steps, note)
                 else:
@@ -229,7 +234,7 @@ def _train(run: RunConfig, resume: bool, started: float) -> None:
 
 def _ray(run: RunConfig) -> AbstractContextManager[None]:
     """One Ray for preparing and training, where the run wants Ray at all."""
-    if not run.compute.workers:
+    if not run.compute.on_ray:
         return nullcontext()
     from txclf import cluster
 
@@ -248,9 +253,16 @@ def _closing(run: RunConfig, summary: Summary) -> None:
             f"{summary.steps:,} ({summary.epochs:.2f} epochs{early})",
         ),
         ("rows seen", f"{summary.rows_seen:,}"),
+        *([("steps skipped (not finite)", f"{summary.steps_skipped:,}")] if summary.steps_skipped else []),
+        *(
+            [("sessions", f"{summary.sessions}, {summary.steps_repeated:,} steps twice")]
+            if summary.sessions > 1
+            else []
+        ),
         ("parameters", f"{summary.parameters:,}"),
         ("tokens/s", f"{summary.tokens_per_second:,.0f}"),
         ("padding share", f"{summary.padding_share:.1%}"),
+        ("waiting for data", f"{summary.data_share:.1%} of the time of steps"),
         ("workers", f"{summary.workers} on {summary.device}, {summary.precision}"),
         *((f"time: {name}", console.seconds(value)) for name, value in seconds.items()),
     ]

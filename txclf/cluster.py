@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import ray
 import ray.data  # sets its loggers up when imported, before they are quieted below
 
-from txclf.config import Compute
 from txclf.errors import ClusterError
+from txclf.sections import Compute
 
 # Read by the worker processes too. Each can be overridden from outside.
 SETTINGS = {
@@ -82,15 +82,54 @@ def _require_answer(address: str) -> None:
 
 
 def require(compute: Compute) -> None:
-    """Raises `ClusterError`, with the arithmetic, when the cluster could never hold the workers."""
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    for resource, each, key in (
-        ("CPU", compute.cpus_per_worker, "cpus_per_worker"),
-        ("GPU", compute.gpus_per_worker, "gpus_per_worker"),
-    ):
-        wanted, total = compute.workers * each, there.get(resource, 0.0)
-        if wanted > total + 1e-9:
+    """Raises `ClusterError`, with the arithmetic, when the cluster could never hold the workers.
+
+    Reading and training ask for no CPU beside those of the workers, so they may take all there are.
+    """
+    workers = compute.fewest
+    word = f"`compute.workers` ({workers})" if not compute.elastic else f"the fewest of `compute.workers` ({workers})"
+    nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    wanted = {"CPU": compute.cpus_per_worker, "GPU": compute.gpus_per_worker}
+    keys = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
+    for resource, each in wanted.items():
+        total = sum(node.get(resource, 0.0) for node in nodes)
+        if workers * each > total + 1e-9:
             raise ClusterError(
-                f"`compute.workers` ({compute.workers}) x `compute.{key}` ({each:g}) = {wanted:g} {resource}s, "
+                f"{word} x `compute.{keys[resource]}` ({each:g}) = {workers * each:g} {resource}s, "
                 f"but Ray has {total:g}: lower one of them or add nodes"
             )
+    room = sum(_room(node, wanted) for node in nodes)
+    if workers > room:
+        sizes = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise ClusterError(
+            f"{word} with {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs each: the nodes have room for {room} "
+            f"({sizes}), and a worker does not stretch over nodes"
+        )
+
+
+def waiting(compute: Compute) -> str:
+    """What a run without workers waits for, with the arithmetic."""
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    needs = f"{compute.fewest * compute.cpus_per_worker:g} CPUs"
+    has = f"{free.get('CPU', 0):g} of {there.get('CPU', 0):g} CPUs"
+    if compute.gpus_per_worker:
+        needs += f" and {compute.fewest * compute.gpus_per_worker:g} GPUs"
+        has += f" and {free.get('GPU', 0):g} of {there.get('GPU', 0):g} GPUs"
+    return f"waiting for workers: {compute.fewest} of them take {needs}, and Ray has {has} free"
+
+
+def _room(node: dict[str, float], wanted: dict[str, float]) -> int:
+    """How many workers fit on a node."""
+    return min(int((node.get(name, 0.0) + 1e-9) / each) for name, each in wanted.items() if each)
+
+
+def data_budget(compute: Compute) -> int:
+    """Bytes of training data that go to memory: half the smallest node's object store, by the workers it has room for.
+
+    Ray sizes the store by the node's memory, and each worker holds a copy beside the one in the store.
+    """
+    wanted = {"CPU": compute.cpus_per_worker, "GPU": compute.gpus_per_worker}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    holding = [node for node in nodes if _room(node, wanted)]
+    return min(int(node.get("object_store_memory", 0) / 2 / min(compute.most, _room(node, wanted))) for node in holding)

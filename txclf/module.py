@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from txclf.config import Compute, RunConfig, Train
+from txclf import tensors
+from txclf.config import RunConfig
 from txclf.data.batches import Batch
 from txclf.errors import ConfigError
 from txclf.model.classifier import TransformerClassifier
+from txclf.sections import Compute, Train
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -50,25 +52,77 @@ class ClassifierModule(pl.LightningModule):
         self.network: nn.Module = torch.compile(self.model, dynamic=True) if config.train.compile else self.model  # type: ignore[assignment]
         self.total_steps = total_steps
         self.start_step = start_step
+        # Lightning cannot clip gradients that a fused optimizer unscales itself, as it would with fp16.
+        self.fused = config.train.precision != "fp16" and config.compute.strategy != "fsdp"
         self.loss_scale = world_size * config.train.accumulate / config.train.batch_size
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.f1_macro = MulticlassF1Score(num_classes, average="macro")
         self.loss_sum: Tensor
         self.row_count: Tensor
+        # Sums stay on the device: reading one would wait for it. Those of training are this rank's share.
+        self.step_loss: Tensor
         self.train_loss_sum: Tensor
-        self.register_buffer("train_loss_sum", torch.zeros((), dtype=torch.float64), persistent=False)
-        self.register_buffer("loss_sum", torch.zeros((), dtype=torch.float64), persistent=False)
-        self.register_buffer("row_count", torch.zeros((), dtype=torch.float64), persistent=False)
+        for name in ("step_loss", "train_loss_sum", "loss_sum", "row_count"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
+        # Steps with a finite gradient since the last log line; the last step; the first whose gradient was not finite.
+        self.good_steps: Tensor
+        self.last_step: Tensor
+        self.first_bad: Tensor
+        for name, value in (("good_steps", 0), ("last_step", start_step), ("first_bad", 0)):
+            self.register_buffer(name, torch.tensor(value), persistent=False)
         self.valid_metrics: dict[str, float] = {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits_BC = self.network(batch["input_ids"], batch["mask"])
+        if not self.config.train.adversarial:
+            loss = self.summed_loss(batch)
+            self.step_loss += loss.detach()
+            return loss * self.loss_scale
+        ids = batch["input_ids"]
+        nothing_BTD = torch.zeros(*ids.shape, self.config.model.width, device=ids.device, requires_grad=True)
+        loss = self.summed_loss(batch, nothing_BTD)
+        self.step_loss += loss.detach()
+        (slope_BTD,) = torch.autograd.grad(loss, nothing_BTD, retain_graph=True)
+        length_B11 = torch.linalg.vector_norm(slope_BTD, dim=(1, 2), keepdim=True)
+        shift_BTD = self.config.train.adversarial * slope_BTD / length_B11.clamp(min=1e-30)
+        return (loss + self.summed_loss(batch, shift_BTD)) / 2 * self.loss_scale
+
+    def summed_loss(self, batch: Batch, shift_BTD: Tensor | None = None) -> Tensor:
+        """The training loss, summed over the rows; `shift_BTD` moves the tokens' vectors."""
+        logits_BC = self.network(batch["input_ids"], batch["mask"], shift_BTD)
         weights: Any = self.class_weights
         smoothing = self.config.train.label_smoothing
-        loss: Tensor = F.cross_entropy(logits_BC, batch["labels"], weights, reduction="sum", label_smoothing=smoothing)
-        self.train_loss_sum += loss.detach()
-        return loss * self.loss_scale
+        return F.cross_entropy(logits_BC, batch["labels"], weights, reduction="sum", label_smoothing=smoothing)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Scales the step's gradient down to `train.clip_norm`; one that is not finite never reaches the weights.
+
+        All ranks hold the same gradient here, so they judge alike without asking each other. The fused optimizer skips
+        the step on the device, as for a gradient scaler; with fp16 the scaler itself does.
+        """
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = tensors.whole(nn.utils.get_total_norm(gradients)).to(self.device)
+        if self.config.train.clip_norm:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.train.clip_norm, norm)
+        finite = torch.isfinite(norm)
+        if self.fused:
+            self.optimizers(use_pl_optimizer=False).found_inf = (~finite).float()  # type: ignore[union-attr]
+        elif self.config.train.precision != "fp16" and not finite:
+            self.zero_grad()
+        self.last_step += 1
+        self.good_steps += finite
+        self.train_loss_sum += torch.where(finite, self.step_loss, 0.0)
+        self.step_loss.zero_()
+        since = torch.where(self.first_bad > 0, self.first_bad, self.last_step)
+        # A scaler of fp16 finds its scale by overflowing now and then.
+        forgiving = self.config.train.on_nan == "skip" or self.config.train.precision == "fp16"
+        forgiven = torch.zeros_like(since) if forgiving else self.first_bad
+        self.first_bad.copy_(torch.where(finite, forgiven, since))
 
     def on_validation_epoch_start(self) -> None:
         self.loss_sum.zero_()
@@ -100,8 +154,7 @@ class ClassifierModule(pl.LightningModule):
             parameter_groups(self.model, train.weight_decay),
             lr=train.learning_rate,
             betas=train.betas,
-            # Lightning cannot clip gradients that a fused optimizer unscales itself, as it would with fp16.
-            fused=train.precision != "fp16",
+            fused=self.fused,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(train, self.start_step + step, self.total_steps)
@@ -162,7 +215,7 @@ def class_weights(setting: str | Mapping[str, float], label_counts: Mapping[str,
 
 def uses_gpu(compute: Compute) -> bool:
     """Whether the model trains on a GPU: in this process if there is one, in workers if they are given any."""
-    return compute.gpus_per_worker > 0 if compute.workers else torch.cuda.is_available()
+    return compute.gpus_per_worker > 0 if compute.on_ray else torch.cuda.is_available()
 
 
 def choose_precision(setting: str, gpu: bool) -> tuple[Precision, str]:

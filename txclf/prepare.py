@@ -92,7 +92,7 @@ def prepare(run: RunConfig, show: Show = lambda stage, rows: None) -> str:
         return folder
     storage.require_writable(folder)
     with ExitStack() as stack:
-        if run.compute.workers:
+        if run.compute.on_ray:
             from txclf import cluster
 
             stack.enter_context(cluster.connected(run.compute))
@@ -125,7 +125,10 @@ def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:
         split: [[source.path, *map(list, _stamp(source))] for source in files] for split, files in sources.items()
     }
     given = run.tokenizer.file and hashlib.sha256(storage.read_bytes(run.tokenizer.file)).hexdigest()
-    data, tokenizer = run.data.model_dump(exclude=set(shards.SPLITS)), run.tokenizer.model_dump(exclude={"file"})
+    data, tokenizer = (
+        run.data.model_dump(exclude={*shards.SPLITS, "ingest"}),
+        run.tokenizer.model_dump(exclude={"file"}),
+    )
     settings = [1, run.seed, run.task, data, tokenizer, given, stamps]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -155,7 +158,7 @@ def _scan_all(run: RunConfig, sources: dict[str, list[Source]], show: Show) -> t
         audit = audits[split] = Audit()
         hashes, label_hashes = [audit.hashes], [audit.label_hashes]
         tasks = _tasks(run, sources, split, share if split == "train" else 0.0, labels)
-        for table in stages.tables(_scan, tasks, run.compute.workers > 0):
+        for table in stages.tables(_scan, tasks, run.compute.on_ray):
             good, bad = table.filter(table["hash"].is_valid()), table.filter(table["reason"].is_valid())
             audit.rejects += map(Reject, *(bad[name].to_pylist() for name in ("file", "row", "reason")))
             audit.labels.update(good["label"].to_pylist())
@@ -250,7 +253,7 @@ def _write_all(
         write = partial(_write, folder=folder, split=split, num_labels=len(labels))
         written[split] = []
         tokenize, num_parts = partial(_tokenize, tokenizer=tokenizer), 1 + _size(sources[files]) // BUCKET_BYTES
-        for content in stages.sorted_parts(tokenize, tasks, run.compute.workers > 0, write, num_parts):
+        for content in stages.sorted_parts(tokenize, tasks, run.compute.on_ray, write, num_parts):
             shard = Shard.model_validate_json(content)
             written[split].append(shard)
             rows += shard.rows

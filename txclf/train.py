@@ -2,6 +2,7 @@
 
     run folder/run.yaml         the resolved run file, written before the first step
                prepared.json    where the prepared data lie
+               sessions.jsonl   a line for each time that workers began
                metrics.jsonl    a line per log interval and per validation
                checkpoints/     the best few and the last
                tensorboard/
@@ -14,21 +15,19 @@ in where the rows come from and where the progress goes.
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
-import torch
 from pydantic import BaseModel, ConfigDict
 
-from txclf import __version__, bundle, checkpoints, config, stages, storage, worker
-from txclf.callbacks import Interrupted, Progress
+from txclf import __version__, bundle, checkpoints, config, sessions, storage, worker
+from txclf.callbacks import Progress
 from txclf.config import RunConfig, anchored
-from txclf.data import shards
-from txclf.errors import ConfigError, TxclfError
+from txclf.data import shards, spool
+from txclf.data.batches import TokenRows
+from txclf.errors import ConfigError
 from txclf.module import choose_precision, class_weights, uses_gpu
 from txclf.worker import COLUMNS, Job, Place
 
@@ -48,6 +47,7 @@ class Summary(BaseModel):
     prepared: str
     """The prepared folder it learned from."""
     workers: int
+    """0 = in this process; of an elastic run those of its last session."""
     device: str
     precision: str
     parameters: int
@@ -57,8 +57,16 @@ class Summary(BaseModel):
     steps: int
     epochs: float
     rows_seen: int
+    steps_skipped: int
+    """Steps whose gradient was not finite."""
+    steps_repeated: int
+    """Logged steps trained again after a failure or a stop."""
+    sessions: int
+    """Times that workers began: 1 for a run that was never stopped."""
     stopped_early: bool
     padding_share: float
+    data_share: float
+    """Share of the time of the steps spent waiting for data."""
     tokens_per_second: float
     """Real tokens over the seconds of steps and data."""
     seconds: dict[str, float]
@@ -77,12 +85,8 @@ def check_folder(run: RunConfig, resume: bool) -> Summary | None:
         return None
     if not resume:
         raise ConfigError(f"`{folder}` is there already: go on with --resume, or choose another `name`")
-    before = config.load(saved)
-    changed = [
-        key
-        for key in ("seed", "task", "data", "tokenizer", "model", "train")
-        if getattr(before, key) != getattr(run, key)
-    ]
+    was, wanted = (_kept_by_resume(one) for one in (config.load(saved), run))
+    changed = [key for key in was if was[key] != wanted[key]]
     if changed:
         names = ", ".join(f"`{key}`" for key in changed)
         raise ConfigError(f"`{saved}` differs from what is asked in {names}: a resumed run keeps its settings")
@@ -90,18 +94,30 @@ def check_folder(run: RunConfig, resume: bool) -> Summary | None:
     return Summary.model_validate(storage.read_json(summary)) if storage.exists(summary) else None
 
 
+def _kept_by_resume(run: RunConfig) -> dict[str, Any]:
+    """The settings that a resumed run must keep: all but where it runs and what it does about failures."""
+    sections = run.model_dump(include={"seed", "task", "data", "tokenizer", "model", "train"})
+    free = {"data": ["ingest"], "train": ["checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps"]}
+    for section, keys in free.items():
+        for key in keys:
+            del sections[section][key]
+    return sections
+
+
 def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
     """Raises `ConfigError` when the batches cannot be made from these data on these workers."""
     rows = manifest.splits["train"].rows
-    size, world, parts = run.train.batch_size, max(1, run.compute.workers), run.train.accumulate
+    size, world, parts = run.train.batch_size, max(1, run.compute.most), run.train.accumulate
     if size > rows:
         raise ConfigError(f"`train.batch_size` ({size}) is larger than the training split ({rows} rows)")
     if size < world * parts:
         raise ConfigError(
             f"`train.batch_size` ({size}) has fewer rows than `compute.workers` x `train.accumulate` ({world * parts})"
         )
-    if not (run.compute.workers and uses_gpu(run.compute)):  # a worker's GPU may not be seen from here
+    if not (run.compute.on_ray and uses_gpu(run.compute)):  # a worker's GPU may not be seen from here
         choose_precision(run.train.precision, uses_gpu(run.compute))
+    if run.train.precision == "fp16" and run.compute.strategy == "fsdp":
+        raise ConfigError("`train.precision: fp16` and `compute.strategy: fsdp` do not go together: take bf16")
     class_weights(run.train.class_weights, manifest.splits["train"].label_counts)
 
 
@@ -111,10 +127,13 @@ def train(run: RunConfig, prepared: str, report: Report, started: float | None =
     Raises `Interrupted` when `report` asked for a stop; the checkpoint is saved then.
     """
     run = anchored(run)
-    job = Job(run, prepared, time.time() if started is None else started)
     manifest = shards.load_manifest(prepared)
+    began = _began_with(run)
+    if began and began.rsplit("/", 1)[-1] != prepared.rsplit("/", 1)[-1]:
+        raise ConfigError(f"`{run.run_folder}` began with `{began}`; the data changed since: start a new run")
     check_fit(run, manifest)
-    outcome = _fit_on_ray(job, report) if run.compute.workers else _fit_here(job, report)
+    job = Job(run, prepared, time.time() if started is None else started, uuid.uuid4().hex)
+    outcome = _fit_on_ray(job, manifest, report) if run.compute.on_ray else _fit_here(job, manifest, report)
     return _finish(job, manifest, outcome)
 
 
@@ -124,10 +143,12 @@ def _finish(job: Job, manifest: shards.Manifest, outcome: dict[str, Any]) -> Sum
     saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
     winner = checkpoints.ranked(saved, run.train.monitor)[0]
     state = checkpoints.load(winner)
+    begun = sessions.read(run.run_folder)
     summary = Summary(
         version=__version__,
+        sessions=len(begun),
+        steps_repeated=sum(session.repeated for session in begun),
         prepared=job.prepared,
-        workers=run.compute.workers,
         best_step=winner.step,
         best=winner.metrics,
         **outcome,
@@ -146,7 +167,16 @@ def _finish(job: Job, manifest: shards.Manifest, outcome: dict[str, Any]) -> Sum
 
 
 def recorded_data(run: RunConfig) -> str | None:
-    """The prepared folder that a run began with; None for a new run."""
+    """The prepared folder that a run began with, or its copy where run and data were copied elsewhere together.
+
+    None for a new run, or when the data must be prepared again.
+    """
+    began = _began_with(run)
+    places = [began, storage.join(storage.absolute(run.storage), "prepared", began.rsplit("/", 1)[-1])] if began else []
+    return next((place for place in places if storage.exists(storage.join(place, shards.MANIFEST))), None)
+
+
+def _began_with(run: RunConfig) -> str | None:
     path = storage.join(run.run_folder, PREPARED)
     return str(storage.read_json(path)["folder"]) if storage.exists(path) else None
 
@@ -159,154 +189,26 @@ def _begin(job: Job) -> None:
         storage.write_bytes(storage.join(folder, "run.yaml"), config.dump(job.config).encode())
 
 
-def _fit_here(job: Job, report: Report) -> dict[str, Any]:
-    manifest = shards.load_manifest(job.prepared)
+def _fit_here(job: Job, manifest: shards.Manifest, report: Report) -> dict[str, Any]:
+    streams, note = spool.streams(job.config.data.ingest, manifest, spool.machine_memory() // 4)
+    report(Progress(notes=[note]))
     _begin(job)
-    return worker.fit(job, lambda split: shards.read_split(job.prepared, manifest, split, COLUMNS), report, Place())
+    place = Place()
+
+    def rows(split: str) -> TokenRows:
+        if streams:
+            return worker.streamed_rows(job, split, place.pulse)
+        return TokenRows([shards.read_split(job.prepared, manifest, split, COLUMNS)])
+
+    return worker.fit(job, rows, report, place)
 
 
-def _fit_on_ray(job: Job, report: Report) -> dict[str, Any]:
-    """Ray Train with Ray Data; the main thread shows the progress and takes the signals."""
-    import ray
-
-    from txclf import cluster
+def _fit_on_ray(job: Job, manifest: shards.Manifest, report: Report) -> dict[str, Any]:
+    from txclf import cluster, distributed
 
     with cluster.connected(job.config.compute):
         cluster.require(job.config.compute)
+        streams, note = spool.streams(job.config.data.ingest, manifest, cluster.data_budget(job.config.compute))
+        report(Progress(notes=[note]))
         _begin(job)
-        board: Any = ray.remote(num_cpus=0)(Board).remote()
-        outcome: dict[str, Any] = {}
-        thread = threading.Thread(target=_run_trainer, args=(job, board, outcome), daemon=True)
-        thread.start()
-        shown = Progress()
-        while thread.is_alive():
-            thread.join(timeout=0.3)
-            shown = ray.get(board.latest.remote()) or shown
-            if report(shown):
-                board.ask_stop.remote()
-        failure = ray.get(board.failed.remote())
-        if failure is not None or "error" in outcome:
-            raise failure or outcome["error"]
-        report(ray.get(board.latest.remote()) or shown)
-        if outcome["result"] is None:
-            raise Interrupted
-        return dict(outcome["result"])
-
-
-class Board:
-    """An actor where the workers leave their progress and find whether the driver wants a stop."""
-
-    def __init__(self) -> None:
-        self.progress: Progress | None = None
-        self.stop = False
-        self.failure: TxclfError | None = None
-
-    def post(self, progress: Progress) -> bool:
-        self.progress = progress
-        return self.stop
-
-    def latest(self) -> Progress | None:
-        return self.progress
-
-    def ask_stop(self) -> None:
-        self.stop = True
-
-    def fail(self, error: TxclfError) -> None:
-        self.failure = self.failure or error
-
-    def failed(self) -> TxclfError | None:
-        return self.failure
-
-
-def _run_trainer(job: Job, board: Any, outcome: dict[str, Any]) -> None:
-    """Runs Ray Train to its end; leaves the result of rank 0 or the error in `outcome`."""
-    from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    compute = job.config.compute
-    # Ray's own state goes to a fresh folder each time: it resumes by name, and checkpoints of ours know better.
-    scratch = storage.join(job.config.run_folder, ".ray")
-    try:
-        resources = {"CPU": compute.cpus_per_worker}
-        if compute.gpus_per_worker:
-            resources["GPU"] = compute.gpus_per_worker
-        trainer = TorchTrainer(
-            _work_on_ray,  # type: ignore[arg-type]
-            train_loop_config={"job": job, "board": board},
-            scaling_config=ScalingConfig(
-                num_workers=compute.workers, use_gpu=compute.gpus_per_worker > 0, resources_per_worker=resources
-            ),
-            run_config=RunConfig(
-                name=uuid.uuid4().hex,
-                storage_path=scratch,
-                failure_config=FailureConfig(max_failures=compute.max_failures),
-            ),
-            datasets={split: _dataset(job.prepared, split) for split in ("train", "valid")},
-            # Each rank picks its rows of each global batch itself, so none of Ray's splitting drops or repeats any.
-            dataset_config=DataConfig(datasets_to_split=[]),
-        )
-        outcome["result"] = trainer.fit().return_value  # type: ignore[attr-defined]
-    except BaseException as error:
-        outcome["error"] = _cause(error)
-    finally:
-        storage.remove_folder(scratch)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The user's error that Ray's errors are wrapped around, or the error itself."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for inner in [*failures.values(), getattr(error, "cause", None), error.__cause__]:
-        if isinstance(inner, TxclfError):
-            return inner
-        if isinstance(inner, BaseException) and inner is not error:
-            found = _cause(inner)
-            if isinstance(found, TxclfError):
-                return found
-    return error
-
-
-def _dataset(prepared: str, split: str) -> Any:
-    """The rows of a split in the object store, in prepared order: one copy for all the workers of a node."""
-
-    def read(shard: shards.Shard) -> stages.Tables:
-        yield shards.read_shard(prepared, shard, COLUMNS)
-
-    return stages.dataset(read, shards.load_manifest(prepared).splits[split].shards).materialize()
-
-
-def _work_on_ray(settings: dict[str, Any]) -> dict[str, Any] | None:
-    """What each worker of Ray Train runs; None when it was interrupted."""
-    import ray
-    from ray.train import get_context, get_dataset_shard
-    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
-
-    job, board = settings["job"], settings["board"]
-    context = get_context()
-    torch.set_num_threads(max(1, int(job.config.compute.cpus_per_worker)))
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    # Buffers are equal by construction, and broadcasting them would hang ranks with fewer validation batches.
-    place = (
-        Place(rank, world_size, RayDDPStrategy(broadcast_buffers=False), (RayLightningEnvironment(),))  # type: ignore[no-untyped-call]
-        if world_size > 1
-        else Place()
-    )
-    asked: list[Any] = []
-
-    def report(progress: Progress) -> bool:
-        """Posts without waiting; the answer to the post before says whether to stop."""
-        stop = bool(ray.get(asked.pop())) if asked else False
-        asked.append(board.post.remote(progress))
-        return stop
-
-    def rows(split: str) -> pa.Table:
-        return pa.concat_tables(get_dataset_shard(split).iter_batches(batch_size=None, batch_format="pyarrow"))
-
-    if ray.get(board.failed.remote()) is not None:
-        return None  # Ray Train starts workers again after any error, and this one would only come back
-    try:
-        return worker.fit(job, rows, report, place)
-    except Interrupted:
-        return None
-    except TxclfError as error:
-        ray.get(board.fail.remote(error))
-        raise
+        return distributed.fit(job, streams, report)

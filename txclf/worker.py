@@ -6,24 +6,25 @@ Where the rows come from and where the progress goes are its arguments; all else
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import Strategy
 
-from txclf import checkpoints, storage
-from txclf.callbacks import Clock, Course, Progress, Recorder, exhausted
+from txclf import checkpoints, storage, tensors
+from txclf.callbacks import Clock, Course, Progress, Pulse, Recorder, exhausted
 from txclf.config import RunConfig
-from txclf.data import batches, shards
-from txclf.data.batches import Batch, TokenRows
+from txclf.data import batches, shards, spool
+from txclf.data.batches import Batch, Plan, TokenRows
 from txclf.module import ClassifierModule, Precision, choose_precision, class_weights, uses_gpu
 
 COLUMNS = ("input_ids", "label")
@@ -37,6 +38,8 @@ class Job:
     prepared: str
     started: float
     """Wall-clock time at which the command began."""
+    id: str
+    """Names this command's temporary files."""
 
 
 @dataclass(frozen=True)
@@ -47,35 +50,24 @@ class Place:
     world_size: int = 1
     strategy: Strategy | str = "auto"
     plugins: tuple[Any, ...] = ()
+    pulse: Pulse = field(default_factory=Pulse)
 
 
 class TrainBatches:
     """An iterable whose each pass gives this rank's batches from the step reached to the next validation."""
 
-    def __init__(self, rows: TokenRows, job: Job, course: Course, place: Place, recorder: Recorder) -> None:
-        self.rows, self.job, self.course, self.place, self.recorder = rows, job, course, place, recorder
-        self.epoch = -1
-        self.plan = np.empty((0, 0), np.int64)
+    def __init__(self, rows: TokenRows, run: RunConfig, place: Place, recorder: Recorder) -> None:
+        self.rows, self.run, self.place, self.recorder = rows, run, place, recorder
 
     def __iter__(self) -> Iterator[Batch]:
-        run, reached = self.job.config, self.recorder.step
-        for step in range(reached, self.course.next_validation(reached)):
-            for part in self.parts(step):
+        run, plan, reached = self.run, self.recorder.plan, self.recorder.step
+        for step in range(reached, self.recorder.course.next_validation(reached)):
+            rows = plan.rows(step)
+            for part in batches.rank_parts(rows, self.place.rank, self.place.world_size, run.train.accumulate):
                 start = time.perf_counter()
-                batch = self.rows.batch(part, run.train.token_dropout, run.seed ^ (self.epoch << 32))
+                batch = self.rows.batch(part, run.train.token_dropout, run.seed ^ (plan.epoch << 32))
                 self.recorder.clock.data += time.perf_counter() - start
                 yield batch
-
-    def parts(self, step: int) -> list[batches.Ints]:
-        """This rank's rows of a step, one array per accumulated part."""
-        epoch, position = divmod(step, self.course.steps_per_epoch)
-        run = self.job.config
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self.plan = batches.epoch_batches(
-                self.rows.lengths, run.train.batch_size, run.train.window_batches, run.seed, epoch
-            )
-        return batches.rank_parts(self.plan[position], self.place.rank, self.place.world_size, run.train.accumulate)
 
 
 class ScoringBatches:
@@ -89,30 +81,35 @@ class ScoringBatches:
             yield self.rows.batch(part)
 
 
-def fit(job: Job, rows: Callable[[str], pa.Table], report: Callable[[Progress], bool], place: Place) -> dict[str, Any]:
+def streamed_rows(
+    job: Job, split: str, pulse: Pulse, first: bool = True, barrier: Callable[[], None] = lambda: None
+) -> TokenRows:
+    """The rows of a split on this node's disk, read from its shards one at a time by the first worker of the node."""
+    part = shards.load_manifest(job.prepared).splits[split]
+
+    def tables() -> Iterator[pa.Table]:
+        for shard in part.shards:
+            pulse.beat("reading data", 0)
+            yield shards.read_shard(job.prepared, shard, COLUMNS)
+
+    folder = os.path.join(tempfile.gettempdir(), f"txclf-{job.id}-{split}")
+    return spool.spooled(tables, folder, part.tokens, first, barrier)
+
+
+def fit(job: Job, rows: Callable[[str], TokenRows], report: Callable[[Progress], bool], place: Place) -> dict[str, Any]:
     """Trains until done, stopped early or interrupted, from the last committed checkpoint; what it did, as plain data.
 
-    `rows(split)` gives a table of `COLUMNS`. Raises `Interrupted` on every rank when `report` asked for a stop.
+    `rows(split)` gives the rows of a split. Raises `Interrupted` on every rank when `report` asked for a stop.
     """
     run = job.config
     manifest = shards.load_manifest(job.prepared)
-    steps = batches.steps_per_epoch(manifest.splits["train"].rows, run.train.batch_size)
-    course = Course(steps, run.train.epochs, run.train.eval_every)
+    train_rows, valid_rows = rows("train"), rows("valid")
+    plan = Plan(train_rows.lengths, run.train.batch_size, run.train.window_batches, run.seed)
+    course = Course(plan.steps_per_epoch, run.train.epochs, run.train.eval_every, run.train.checkpoint_every)
     saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
     state: dict[str, Any] = checkpoints.load(saved[-1]) if saved else {"step": 0, "history": []}
     clock = Clock()
-    recorder = Recorder(
-        run.run_folder,
-        run.train,
-        run.seed,
-        course,
-        state["step"],
-        state["history"],
-        clock,
-        report,
-        state.get("average"),
-        state.get("unlogged", (state["step"], 0.0)),
-    )
+    recorder = Recorder(run, course, plan, state, clock, place.pulse, report)
     torch.manual_seed(run.seed)  # the same first weights on every rank
     label_counts = manifest.splits["train"].label_counts
     module = ClassifierModule(
@@ -126,8 +123,7 @@ def fit(job: Job, rows: Callable[[str], pa.Table], report: Callable[[Progress], 
     )
     if "model" in state:
         module.model.load_state_dict(state["model"])
-    train_rows, valid_rows = TokenRows([rows("train")]), TokenRows([rows("valid")])
-    train_batches = TrainBatches(train_rows, job, course, place, recorder)
+    train_batches = TrainBatches(train_rows, run, place, recorder)
     precision, _ = choose_precision(run.train.precision, uses_gpu(run.compute))
     with _quiet():
         trainer = _trainer(run, place, precision, [recorder, *([Restore(state)] if "model" in state else [])])
@@ -139,14 +135,17 @@ def fit(job: Job, rows: Callable[[str], pa.Table], report: Callable[[Progress], 
     ended = time.time()
     worked = clock.steps + clock.data
     return {
+        "workers": place.world_size if run.compute.on_ray else 0,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": precision,
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "steps": recorder.step,
         "epochs": course.epoch(recorder.step),
         "rows_seen": recorder.step * run.train.batch_size,
+        "steps_skipped": recorder.skipped,
         "stopped_early": recorder.step < course.total_steps,
         "padding_share": _padding_share(train_rows, run, place),
+        "data_share": clock.data / worked if worked else 0.0,
         "tokens_per_second": clock.tokens * place.world_size / worked if worked else 0.0,
         "seconds": {
             "startup": (clock.first_step or trained) - job.started,
@@ -168,7 +167,6 @@ def _trainer(run: RunConfig, place: Place, precision: Precision, callbacks: list
         precision=precision,
         max_epochs=-1,  # the recorder stops it: an epoch of Lightning's ends in a validation
         accumulate_grad_batches=run.train.accumulate,
-        gradient_clip_val=run.train.clip_norm or None,
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
@@ -191,7 +189,12 @@ class Restore(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         optimizer = trainer.optimizers[0]
         rates = [group["lr"] for group in optimizer.param_groups]  # the schedule set them for this step
-        optimizer.load_state_dict(self.state["optimizer"])
+        saved = self.state["optimizer"]
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for number, values in saved["state"].items():
+            for name, value in values.items():
+                values[name] = tensors.like(value, parameters[number])
+        optimizer.load_state_dict(saved)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         trainer.precision_plugin.load_state_dict(self.state["scaler"])

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
 
-from txclf.config import Tokenizer
 from txclf.data.tokenizer import SPECIAL_TOKENS, encode, parse_tokenizer, tokenizer_hash, train_tokenizer, vocab_size
 from txclf.errors import DataError
+from txclf.sections import Tokenizer
 
 KINDS = ["bpe", "wordpiece", "unigram", "word"]
 TEXTS = [

@@ -16,7 +16,7 @@ Shapes: S steps, G rows of a global batch, B rows of a batch on this rank, T tok
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ from torch import Tensor
 from txclf.hashes import mix, uniform
 
 Ints = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+Lengths = npt.NDArray[np.signedinteger[Any]]
 
 
 class Batch(TypedDict):
@@ -51,15 +53,26 @@ class TokenRows:
     def __init__(self, tables: Sequence[pa.Table]) -> None:
         lists = [chunk for table in tables for chunk in table["input_ids"].chunks if len(chunk)]
         values = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in lists]
-        lengths = [np.diff(chunk.offsets.to_numpy()).astype(np.int64) for chunk in lists]
-        self.values = values[0] if len(values) == 1 else np.concatenate([np.empty(0, np.int32), *values])
-        self.lengths: Ints = np.concatenate([np.empty(0, np.int64), *lengths])
-        self.starts: Ints = np.concatenate([[0], np.cumsum(self.lengths)[:-1]]) if len(lists) else self.lengths
+        lengths = [np.diff(chunk.offsets.to_numpy()).astype(np.int32) for chunk in lists]
+        self.values: Int32s = values[0] if len(values) == 1 else np.concatenate([np.empty(0, np.int32), *values])
+        self.lengths: Int32s = np.concatenate([np.empty(0, np.int32), *lengths])
+        self.starts: Ints = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
         labels = [table["label"].to_numpy() for table in tables]
-        self.labels: Ints = np.concatenate([np.empty(0, np.int64), *labels]).astype(np.int64)
+        self.labels: Int32s = np.concatenate([np.empty(0, np.int32), *labels]).astype(np.int32)
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def tokens(self, rows: Ints) -> Int32s:
+        """The token ids of the given rows, one row after the other."""
+        tokens: Int32s = self.values[self._places(rows)]
+        return tokens
+
+    def _places(self, rows: Ints) -> Ints:
+        """The place of each of their tokens among all tokens."""
+        lengths = self.lengths[rows]
+        ends = np.cumsum(lengths, dtype=np.int64)
+        return np.arange(ends[-1]) + np.repeat(self.starts[rows] - ends + lengths, lengths)
 
     def batch(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> Batch:
         """The given rows, padded to the longest of them.
@@ -67,22 +80,23 @@ class TokenRows:
         `token_dropout` leaves out that share of the tokens (word dropout, Iyyer et al., ACL 2015), so sequences get
         shorter too; at least one of a row stays. Which ones depends on the token and `key` alone, not on the batch.
         """
-        lengths = self.lengths[rows]
-        ends = np.cumsum(lengths)
-        places = np.arange(ends[-1]) + np.repeat(self.starts[rows] - ends + lengths, lengths)
+        lengths = self.lengths[rows].astype(np.int64)
+        tokens = self.tokens(rows)
         if token_dropout:
+            ends = np.cumsum(lengths)
+            places = self._places(rows)
             kept = uniform(mix(places.astype(np.uint64) ^ mix(np.uint64(key)))) >= token_dropout
             firsts = ends - lengths
             kept[firsts[np.add.reduceat(kept, firsts) == 0]] = True
-            places, lengths = places[kept], np.add.reduceat(kept, firsts)
+            tokens, lengths = tokens[kept], np.add.reduceat(kept, firsts)
         longest = int(lengths.max())
         inside = np.arange(longest) < lengths[:, None]  # (B, T)
         ids = np.zeros(inside.shape, np.int64)
-        ids[inside] = self.values[places]
+        ids[inside] = tokens
         return Batch(
             input_ids=torch.from_numpy(ids),
             mask=None if bool(inside.all()) else torch.from_numpy(inside),
-            labels=torch.from_numpy(self.labels[rows]),
+            labels=torch.from_numpy(self.labels[rows].astype(np.int64)),
             num_tokens=int(lengths.sum()),
         )
 
@@ -92,7 +106,7 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
     return num_rows // batch_size
 
 
-def epoch_batches(lengths: Ints, batch_size: int, window_batches: int, seed: int, epoch: int) -> Ints:
+def epoch_batches(lengths: Lengths, batch_size: int, window_batches: int, seed: int, epoch: int) -> Ints:
     """Row numbers of every global batch of an epoch, (S, G). No row stands twice; at most G - 1 are left out."""
     generator = np.random.Generator(np.random.PCG64([seed, epoch]))
     steps = steps_per_epoch(len(lengths), batch_size)
@@ -106,6 +120,24 @@ def epoch_batches(lengths: Ints, batch_size: int, window_batches: int, seed: int
     return batches
 
 
+class Plan:
+    """The rows of every step of a run, the same on any number of ranks."""
+
+    def __init__(self, lengths: Lengths, batch_size: int, window_batches: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.window_batches, self.seed = lengths, batch_size, window_batches, seed
+        self.steps_per_epoch = steps_per_epoch(len(lengths), batch_size)
+        self.epoch, self.batches = -1, np.empty((0, 0), np.int64)
+
+    def rows(self, step: int) -> Ints:
+        """Row numbers (G,) of a step, counted from 0 over all epochs."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self.epoch:
+            self.batches = epoch_batches(self.lengths, self.batch_size, self.window_batches, self.seed, epoch)
+            self.epoch = epoch
+        rows: Ints = self.batches[position]
+        return rows
+
+
 def rank_parts(rows: Ints, rank: int, world_size: int, accumulate: int) -> list[Ints]:
     """This rank's rows of a global batch (G,), cut into `accumulate` parts of neighbouring lengths.
 
@@ -115,14 +147,14 @@ def rank_parts(rows: Ints, rank: int, world_size: int, accumulate: int) -> list[
     return np.array_split(rows[rank::world_size], accumulate)
 
 
-def scoring_batches(lengths: Ints, batch_size: int, rank: int, world_size: int) -> Iterator[Ints]:
+def scoring_batches(lengths: Lengths, batch_size: int, rank: int, world_size: int) -> Iterator[Ints]:
     """This rank's rows for scoring: over all ranks each row once, longest first, so that memory peaks at once."""
     by_length = np.argsort(-lengths, kind="stable")[rank::world_size]
     for start in range(0, len(by_length), batch_size):
         yield by_length[start : start + batch_size]
 
 
-def padding_share(lengths: Ints, batches: Ints, world_size: int, accumulate: int) -> float:
+def padding_share(lengths: Lengths, batches: Ints, world_size: int, accumulate: int) -> float:
     """Share of the positions of an epoch's batches that hold no token."""
     padded = 0
     for rows in batches:

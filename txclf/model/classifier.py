@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from txclf.config import Model
 from txclf.model.layers import Block, Dropout, Pooling, Positions, Rotary, activation_module
+from txclf.sections import Model
 
 
 class TransformerClassifier(nn.Module):
     """Encoder classifier: `forward(input_ids (B, T), mask (B, T) or None)` gives logits (B, C) in float32.
 
     `mask` is True at real tokens; None says that every token is real. What stands at masked places changes no logit.
+    `shift` (B, T, D) is added to the tokens' vectors, which have a length of about 1.
     """
 
     def __init__(self, config: Model, vocab_size: int, num_classes: int, max_length: int) -> None:
@@ -67,8 +68,10 @@ class TransformerClassifier(nn.Module):
         if self.first is not None:
             nn.init.normal_(self.first, std=self.config.width**-0.5)
 
-    def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, mask: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         hidden_BTD = self.embedding(input_ids)
+        if shift is not None:
+            hidden_BTD = hidden_BTD + shift
         if self.first is not None:
             first_B1D = self.first.expand(len(input_ids), 1, -1)
             hidden_BTD = torch.cat([first_B1D, hidden_BTD], dim=1)

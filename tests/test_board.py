@@ -1,0 +1,80 @@
+"""The board finds the worker that all wait for, and only where one stands still."""
+
+from __future__ import annotations
+
+import pytest
+
+from txclf.board import Board
+from txclf.callbacks import Pulse
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic time that the board sees, to be set."""
+    now = [1000.0]
+    monkeypatch.setattr("txclf.board.time.monotonic", lambda: now[0])
+    return now
+
+
+def joined(world_size: int) -> Board:
+    made = Board()
+    for rank in range(world_size):
+        made.join(rank, world_size, f"worker {rank}")
+    return made
+
+
+def beats(made: Board, doing: list[str], steps: list[int], count: int) -> None:
+    for rank, (what, step) in enumerate(zip(doing, steps, strict=True)):
+        made.beat(rank, Pulse(what, step, count))
+
+
+def test_workers_that_get_on_are_left_alone(clock: list[float]) -> None:
+    made = joined(3)
+    for count in range(1, 50):
+        clock[0] += 9
+        beats(made, ["training"] * 3, [count] * 3, count)
+        assert made.lost(10) is None
+
+
+def test_a_silent_worker_is_the_one_whatever_the_others_do(clock: list[float]) -> None:
+    made = joined(3)
+    beats(made, ["training"] * 3, [7] * 3, 1)
+    for count in range(2, 14):
+        clock[0] += 1
+        made.beat(0, Pulse("training", 7, 1))
+        made.beat(2, Pulse("training", 7 + count, count))
+    lost = made.lost(10)
+    assert lost
+    assert lost.worker == "worker 1"
+    assert lost.message == "rank 1: no sign of life for 12 s (it was training, step 7)"
+    assert made.lost(10) is None  # its group is gone
+
+
+def test_the_one_that_waits_for_data_is_named_not_those_that_wait_for_it(clock: list[float]) -> None:
+    made = joined(3)
+    for _ in range(13):
+        clock[0] += 1
+        beats(made, ["training", "waiting for data", "training"], [8, 7, 8], 1)
+    lost = made.lost(10)
+    assert lost
+    assert lost.message == "rank 1: no batch for 12 s (waiting for data, step 7)"
+
+
+def test_the_one_that_is_behind_is_named_where_all_are_in_a_step(clock: list[float]) -> None:
+    made = joined(2)
+    for _ in range(13):
+        clock[0] += 1
+        beats(made, ["training", "saving a checkpoint"], [9, 8], 1)
+    lost = made.lost(10)
+    assert lost
+    assert lost.message == "rank 1: no step for 12 s (saving a checkpoint, step 8)"
+
+
+def test_fewer_workers_after_a_loss_are_all_that_counts(clock: list[float]) -> None:
+    made = joined(3)
+    clock[0] += 8
+    made.join(0, 1, "again")
+    clock[0] += 8
+    made.beat(0, Pulse("training", 3, 1))
+    assert made.lost(10) is None
+    assert made.latest() == (None, 1)

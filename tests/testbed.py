@@ -1,0 +1,217 @@
+"""A cluster of several real Ray nodes on this machine, to be killed and cut off for real.
+
+Each node is a `ray start` with its raylet. Where the machine allows it (Linux, root, iproute2), each lives in a network
+namespace of its own with its own address, joined by a bridge: then killing a node is killing all of its processes, and
+the network can be cut. Elsewhere the nodes share the loopback address, and `namespaces` is False.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TOKEN = secrets.token_hex(16)
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def namespaces_work() -> bool:
+    """Whether this process may make network namespaces."""
+    if sys.platform != "linux" or os.geteuid() or not shutil.which("ip"):
+        return False
+    probe = f"txprobe{os.getpid()}"
+    if subprocess.run(["ip", "netns", "add", probe], check=False, capture_output=True).returncode:
+        return False
+    made = subprocess.run(
+        ["ip", "link", "add", probe[:13], "type", "bridge"], check=False, capture_output=True
+    ).returncode
+    subprocess.run(["ip", "link", "del", probe[:13]], check=False, capture_output=True)
+    subprocess.run(["ip", "netns", "del", probe], check=False, capture_output=True)
+    return made == 0
+
+
+@dataclass
+class Node:
+    """A node of the cluster."""
+
+    name: str
+    address: str
+    process: subprocess.Popen[bytes]
+    within: list[str]
+    """Words before a command that run it on this node."""
+
+
+class Testbed:
+    """Use as a context manager: everything it started is gone afterwards.
+
+    `address` is the cluster's, to connect to from a process that `start` runs on the head node.
+    """
+
+    __test__ = False  # not a test, whatever its name
+
+    def __init__(self, head_cpus: int) -> None:
+        # Ray's sockets lie in it, and their paths must be short.
+        self.folder = Path(tempfile.mkdtemp(prefix="tx"))
+        self.namespaces = namespaces_work()
+        self.prefix = f"tx{os.getpid() % 100000}"
+        self.subnet = f"10.{os.getpid() % 200 + 20}.{os.getpid() // 200 % 250}"
+        self.nodes: dict[str, Node] = {}
+        self.count = 0
+        if self.namespaces:
+            self._ip("link", "add", self.prefix, "type", "bridge")
+            self._ip("link", "set", self.prefix, "up")
+        port = 6379 if self.namespaces else _free_port()
+        self.address = f"{self.subnet}.1:{port}" if self.namespaces else f"127.0.0.1:{port}"
+        try:
+            self.head = self.add("head", head_cpus)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Testbed:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def add(self, name: str, cpus: int) -> Node:
+        """Starts a node and waits until the cluster has it; the first is the head."""
+        self.count += 1
+        address = f"{self.subnet}.{self.count}" if self.namespaces else "127.0.0.1"
+        within = self._namespace(name, address) if self.namespaces else []
+        words = [RAY, "start", "--block", f"--node-ip-address={address}", f"--num-cpus={cpus}"]
+        words += ["--object-store-memory=100000000", "--disable-usage-stats", f"--labels=name={name}"]
+        if not self.nodes:
+            words += ["--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false"]
+            words += [f"--temp-dir={self.folder}/ray"]
+            if not self.namespaces:
+                words += [f"--ray-client-server-port={_free_port()}"]
+        else:
+            words += [f"--address={self.address}"]
+        with (self.folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [*within, *words], stdout=log, stderr=log, env=environment(), start_new_session=True
+            )
+        node = self.nodes[name] = Node(name, address, process, within)
+        self._wait_for(len(self.nodes), cpus)
+        return node
+
+    def start(self, *words: str, **settings: Any) -> subprocess.Popen[str]:
+        """Starts a command on the head node."""
+        return subprocess.Popen([*self.head.within, *words], env=environment(), text=True, **settings)
+
+    def kill(self, node: Node) -> None:
+        """SIGKILLs every process of a node at once."""
+        for pid in self._processes(node):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        node.process.wait(timeout=30)
+        del self.nodes[node.name]
+
+    def cut(self, node: Node) -> None:
+        """Takes a node off the network, silently; needs `namespaces`."""
+        self._ip("link", "set", f"{self.prefix}{node.name}"[:15], "down")
+
+    def close(self) -> None:
+        """Ends all nodes and removes the namespaces."""
+        for node in list(self.nodes.values()):
+            self.kill(node)
+        if self.namespaces:
+            for name in subprocess.run(["ip", "netns"], check=True, capture_output=True, text=True).stdout.split():
+                if name.startswith(f"{self.prefix}-"):
+                    self._ip("netns", "del", name)
+            self._ip("link", "del", self.prefix)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _namespace(self, name: str, address: str) -> list[str]:
+        space, here = f"{self.prefix}-{name}", f"{self.prefix}{name}"[:15]
+        self._ip("netns", "add", space)
+        self._ip("link", "add", here, "type", "veth", "peer", "name", "eth0", "netns", space)
+        self._ip("link", "set", here, "master", self.prefix, "up")
+        self._ip("-n", space, "addr", "add", f"{address}/24", "dev", "eth0")
+        self._ip("-n", space, "link", "set", "eth0", "up")
+        self._ip("-n", space, "link", "set", "lo", "up")
+        return ["ip", "netns", "exec", space]
+
+    def _processes(self, node: Node) -> list[int]:
+        if self.namespaces:
+            words = ["ip", "netns", "pids", f"{self.prefix}-{node.name}"]
+            return [
+                int(pid) for pid in subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
+            ]
+        children: dict[int, list[int]] = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = path.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+        found = [node.process.pid]
+        for pid in found:
+            found += children.get(pid, [])
+        return found
+
+    def _wait_for(self, count: int, cpus: int) -> None:
+        """Waits until that many nodes are alive, by asking the cluster from the head node."""
+        code = f"""
+import ray, time
+for attempt in range(100):
+    try:
+        ray.init(address="{self.address}", logging_level=50, log_to_driver=False)
+        break
+    except ConnectionError:
+        time.sleep(0.5)
+while sum(node["Alive"] for node in ray.nodes()) < {count}:
+    time.sleep(0.2)
+"""
+        head = next(iter(self.nodes.values()))
+        subprocess.run(
+            [*head.within, sys.executable, "-c", code], check=True, timeout=120, env=environment(), capture_output=True
+        )
+
+    def _ip(self, *words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def environment() -> dict[str, str]:
+    """Of every process of the cluster and its drivers."""
+    quick = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_metrics_collection": "0",
+        "OMP_NUM_THREADS": "1",
+        # Said out loud: a token that lies about on the machine would turn it on for the nodes alone.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+        # A node that is cut off counts as dead after some five seconds instead of thirty.
+        "RAY_health_check_initial_delay_ms": "1000",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "1000",
+        "RAY_health_check_failure_threshold": "5",
+    }
+    return {**os.environ, **quick, "RAY_ADDRESS": ""}
+
+
+def wait_until(condition: Any, seconds: float, process: subprocess.Popen[str] | None = None) -> None:
+    """Waits until a condition holds; fails when time is up or the process has ended."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        if process is not None:
+            assert process.poll() is None, f"ended with {process.returncode}"
+        time.sleep(0.05)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

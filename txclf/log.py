@@ -1,0 +1,96 @@
+"""The log of a run: `metrics.jsonl` and TensorBoard."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO
+
+from txclf import storage
+from txclf.errors import StorageError
+
+
+class Log:
+    """`metrics.jsonl` and a TensorBoard event file of a run folder, continued after `step`.
+
+    `repeated` counts the logged steps after `step`, which are trained again. On an object store, which cannot append,
+    both files are written whole at each `sync`. Raises `StorageError` when they cannot be written.
+    """
+
+    def __init__(self, run_folder: str, step: int) -> None:
+        self.path = storage.join(run_folder, "metrics.jsonl")
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self.events_path = storage.join(run_folder, "tensorboard", name)
+        lines = read(self.path)
+        # Lines after the checkpoint that the run goes on from would stand twice.
+        kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step).encode()
+        self.repeated = max([0, *(int(line["step"]) - step for line in lines)])
+        storage.write_bytes(self.path, kept)
+        storage.write_bytes(self.events_path, b"")
+        self.local = storage.is_local(run_folder)
+        self.lines, self.events = self._open(self.path, kept), self._open(self.events_path, b"")
+        self._event(file_version="brain.Event:2", step=step + 1)
+        self._event(step=step + 1, restart=True)  # TensorBoard forgets what an earlier file says after it
+
+    def write(self, entry: dict[str, float]) -> None:
+        scalars = {name: value for name, value in entry.items() if name not in ("step", "valid_rows")}
+        with self._errors(self.path):
+            self.lines.write((json.dumps(entry) + "\n").encode())
+            self.lines.flush()
+            self._event(step=int(entry["step"]), scalars=scalars)
+
+    def sync(self) -> None:
+        with self._errors(self.path):
+            self.events.flush()
+        for path, file in ((self.path, self.lines), (self.events_path, self.events)):
+            if isinstance(file, io.BytesIO):
+                storage.write_bytes(path, file.getvalue())
+
+    def close(self) -> None:
+        try:
+            self.sync()
+        finally:
+            for file in (self.lines, self.events):
+                with suppress(OSError):  # what a full disk did not take stays in the buffer, and is reported once
+                    file.close()
+
+    def _open(self, path: str, content: bytes) -> BinaryIO:
+        if self.local:
+            return open(storage.local_path(path), "ab")
+        file = io.BytesIO()
+        file.write(content)
+        return file
+
+    def _event(
+        self, step: int, file_version: str = "", restart: bool = False, scalars: dict[str, float] | None = None
+    ) -> None:
+        """Appends a record in TensorBoard's own format; its writer would do it in a thread, and lose the errors."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        fields: dict[str, Any] = {"file_version": file_version} if file_version else {}
+        if restart:
+            fields["session_log"] = SessionLog(status=SessionLog.START)
+        if scalars:
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+            fields["summary"] = Summary(value=values)
+        RecordWriter(self.events).write(Event(wall_time=time.time(), step=step, **fields).SerializeToString())
+
+    @contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"`{path}`: cannot be written: {error.strerror or error}") from error
+
+
+def read(path: str) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`; none when it is not there. A last line that was cut short does not count."""
+    lines = storage.read_bytes(path).decode().splitlines(keepends=True) if storage.exists(path) else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
