@@ -168,13 +168,29 @@ def start(run: RunConfig, data: str, *words: str) -> subprocess.Popen[str]:
     (folder / "run.yaml").write_text("name: run\n")
     settings = [*TINY, f"data.train={data}", f"storage={run.storage}", *words]
     environment = {**os.environ, "RAY_ADDRESS": "", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [TXCLF, "train", str(folder / "run.yaml"), *settings],
         env=environment,
         text=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
+    STARTED.append(process)
+    return process
+
+
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """Ends the drivers that a failed test left."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+    STARTED.clear()
 
 
 def logged(run: RunConfig) -> int:
@@ -227,7 +243,9 @@ def fill(disk: Path) -> None:
 
 
 def freeze(disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    folder = str(disk / "runs/run/checkpoints")
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
 
 
 @pytest.mark.parametrize(("harm", "reason"), [(fill, "No space left"), (freeze, "Read-only")])
