@@ -140,7 +140,7 @@ def test_every_problem_at_once_with_its_key() -> None:
     assert count == "`command line` has 5 problems:"
     assert lines == [
         "`seed`: input should be greater than or equal to 0, not -1",
-        "`data.more`: unknown key; known here: train, valid, test, valid_fraction, text, label, on_bad_row",
+        "`data.more`: unknown key; known here: train, valid, test, valid_fraction, text, label, ingest, on_bad_row",
         "`model`: `heads` (3) must divide `width` (128)",
         "`train.epochs`: input should be a valid integer, unable to parse string as an integer, not 'many'",
         f"`train.nope`: unknown key; known here: {', '.join(Train.model_fields)}",
