@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # One thread each, before torch is imported: the models of the tests are tiny, and on a small machine more threads only
 # wait for each other.
@@ -41,6 +41,20 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: RunConfig) -
     labels, metrics, rows = ["low", "mid", "high"], {"valid_loss": 1.25}, {"train": 1234, "valid": 56}
     bundle.save(folder, tiny_run, model.state_dict(), labels, tokenizer.to_str(), metrics, rows)
     return folder
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """One local Ray of three logical CPUs for a whole file."""
+    import ray
+
+    from txclf import cluster
+
+    for name, value in cluster.SETTINGS.items():
+        os.environ.setdefault(name, value)
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 FIGURES = pytest.StashKey[list[str]]()

@@ -46,7 +46,7 @@ def test_a_silent_worker_is_the_one_whatever_the_others_do(clock: list[float]) -
     lost = made.lost(10)
     assert lost
     assert lost.worker == "worker 1"
-    assert lost.message == "rank 1: no sign of life for 12 s (it was training, step 7)"
+    assert lost.message == "rank 1: no sign of life for 12 s (training, step 7)"
     assert made.lost(10) is None  # its group is gone
 
 

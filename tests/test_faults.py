@@ -6,23 +6,26 @@ docs/guide/faults.md are printed by these tests (`make test-faults`).
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
+from test_prepare import write_csv
 from test_train import TINY, data, go_on, lines, losses, tiny, trained
-from testbed import Testbed, wait_until
+from testbed import Node, Testbed, namespaces_work, wait_until
 
-from txclf import checkpoints, cluster, sessions
+from txclf import checkpoints, sessions
 from txclf.callbacks import Progress
 from txclf.config import RunConfig
 from txclf.errors import ClusterError, DataError
@@ -38,16 +41,6 @@ pytestmark = [
 __all__ = ["data"]  # the fixture
 TXCLF = str(Path(sys.executable).with_name("txclf"))
 LONG = ["train.epochs=20", "train.patience=0", "train.checkpoint_every=10"]
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """One local Ray of three CPUs for the tests that need no second node."""
-    for name, value in cluster.SETTINGS.items():
-        os.environ.setdefault(name, value)
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 Figure = Callable[[str], None]
@@ -126,7 +119,7 @@ def test_a_worker_that_stands_still_is_named_and_replaced(
         return False
 
     summary = train(run, prepare(run), stop)
-    assert re.search(r"rank [01]: no sign of life for \d+ s \(it was .*, step \d+\)", "\n".join(notes))
+    assert re.search(r"rank [01]: no sign of life for \d+ s \(.*, step \d+\)", "\n".join(notes))
     assert summary.sessions == 2
     assert lines(run) == lines(unbroken)
     figure(line("worker SIGSTOPped", run, sessions.read(run.run_folder)[1].time - stopped[0]))
@@ -267,6 +260,55 @@ def test_storage_that_fails_is_one_message_and_the_checkpoints_stay_whole(
         assert checkpoints.load(saved)["step"] == saved.step
 
 
+@pytest.fixture
+def hanging_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB that can be frozen."""
+    image, folder = tmp_path / "image", tmp_path / "disk"
+    folder.mkdir()
+    image.write_bytes(bytes(64 << 20))
+    for words in (["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(folder)]):
+        if os.geteuid() or not shutil.which(words[0]) or subprocess.run(words, check=False).returncode:
+            pytest.skip("making a file system that hangs needs root, mkfs.ext4 and loop devices")
+    yield folder
+    with suppress(OSError):
+        fcntl.ioctl(os.open(folder, os.O_RDONLY), FITHAW, 0)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
+"""Requests of ioctl_fsfreeze(2)."""
+
+
+def test_data_that_do_not_come_are_an_error_that_names_the_rank(
+    tmp_path: Path, hanging_disk: Path, monkeypatch: pytest.MonkeyPatch, figure: Figure
+) -> None:
+    rows = [(" ".join(f"{(number * place) % 997}" for place in range(250)), str(number % 2)) for number in range(4000)]
+    data = write_csv(tmp_path / "long.csv", rows)
+    words = ["tokenizer.kind=word", "tokenizer.max_length=256", "compute.workers=2", "compute.cpus_per_worker=0.5"]
+    words += ["compute.max_failures=0", "data.ingest=stream", "train.stall_timeout_s=6"]
+    run = tiny(tmp_path / "runs", data, *words)
+    Path(run.storage).mkdir()
+    prepare(run)
+    monkeypatch.setenv("RAY_TMPDIR", tempfile.gettempdir())
+    monkeypatch.setenv("TMPDIR", str(hanging_disk))  # where the workers keep the rows that they stream
+    process = start(run, data, *words)
+    disk = os.open(hanging_disk, os.O_RDONLY)
+    while not any(hanging_disk.glob("txclf-*/tokens")):
+        assert process.poll() is None
+    fcntl.ioctl(disk, FIFREEZE, 0)
+    frozen = time.time()
+    assert process.stderr
+    said = next(said for said in process.stderr if said.startswith("rank"))
+    figure(f"data that hang: named after {time.time() - frozen:.0f} s")
+    assert re.match(r"rank 0: no batch for \d+ s \(reading data, step 0\)", said), said
+    fcntl.ioctl(disk, FITHAW, 0)
+    os.close(disk)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2, error
+    assert re.search(r"error: rank 0: no batch for .* that was failure 1 \(`compute.max_failures`\)", error)
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize("ingest", ["memory", "stream"])
 def test_a_truncated_shard_is_named(tmp_path: Path, data: str, local_ray: None, ingest: str) -> None:
     run = tiny(tmp_path, data, "compute.workers=1", f"data.ingest={ingest}")
@@ -294,14 +336,22 @@ def ended(process: subprocess.Popen[str], run: RunConfig) -> None:
     assert code == 0, Path(run.storage, "driver.log").read_text()[-3000:]
 
 
-def test_a_node_lost_and_another_that_comes(tmp_path: Path, data: str, unbroken: RunConfig, figure: Figure) -> None:
-    words = [*LONG, "compute.workers=2"]
-    run = tiny(tmp_path / "runs", data, *words)
+@contextmanager
+def training_on_two_nodes(
+    folder: Path, data: str, *words: str
+) -> Iterator[tuple[Testbed, RunConfig, Node, subprocess.Popen[str]]]:
+    """A run in its 45th step on a head without CPUs and two nodes of one; the second node is to be lost."""
+    run = tiny(folder / "runs", data, *LONG, *words)
     with Testbed(head_cpus=0) as bed:
         bed.add("one", 1)
         two = bed.add("two", 1)
-        process = on_bed(bed, run, data, words)
+        process = on_bed(bed, run, data, [*LONG, *words])
         wait_until(lambda: logged(run) >= 45, 200, process)
+        yield bed, run, two, process
+
+
+def test_a_node_lost_and_another_that_comes(tmp_path: Path, data: str, unbroken: RunConfig, figure: Figure) -> None:
+    with training_on_two_nodes(tmp_path, data, "compute.workers=2") as (bed, run, two, process):
         bed.kill(two)
         killed = time.time()
         bed.add("three", 1)
@@ -311,13 +361,8 @@ def test_a_node_lost_and_another_that_comes(tmp_path: Path, data: str, unbroken:
 
 
 def test_an_elastic_run_shrinks_and_grows_and_keeps_its_steps(tmp_path: Path, data: str, figure: Figure) -> None:
-    words = [*LONG, "train.epochs=5000", "compute.workers=[1, 2]"]
-    run = tiny(tmp_path / "runs", data, *words)
-    with Testbed(head_cpus=0) as bed:
-        bed.add("one", 1)
-        two = bed.add("two", 1)
-        process = on_bed(bed, run, data, words)
-        wait_until(lambda: logged(run) >= 45, 200, process)
+    words = ["train.epochs=5000", "compute.workers=[1, 2]"]
+    with training_on_two_nodes(tmp_path, data, *words) as (bed, run, two, process):
         bed.kill(two)
         killed = time.time()
         wait_until(lambda: len(sessions.read(run.run_folder)) == 2, 120, process)
@@ -345,15 +390,10 @@ def test_an_elastic_run_shrinks_and_grows_and_keeps_its_steps(tmp_path: Path, da
 
 
 def test_a_node_cut_off_from_the_network(tmp_path: Path, data: str, unbroken: RunConfig, figure: Figure) -> None:
-    words = [*LONG, "compute.workers=[1, 2]", "train.stall_timeout_s=10"]
-    run = tiny(tmp_path / "runs", data, *words)
-    with Testbed(head_cpus=0) as bed:
-        if not bed.namespaces:
-            pytest.skip("cutting a node off needs network namespaces")
-        bed.add("one", 1)
-        two = bed.add("two", 1)
-        process = on_bed(bed, run, data, words)
-        wait_until(lambda: logged(run) >= 45, 200, process)
+    if not namespaces_work():
+        pytest.skip("cutting a node off needs network namespaces")
+    words = ["compute.workers=[1, 2]", "train.stall_timeout_s=10"]
+    with training_on_two_nodes(tmp_path, data, *words) as (bed, run, two, process):
         bed.cut(two)
         cut = time.time()
         ended(process, run)

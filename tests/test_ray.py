@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from test_prepare import read
 from test_train import data, go_on, lines, losses, tiny, trained
@@ -27,19 +24,10 @@ from txclf.sections import Compute
 from txclf.train import train
 
 __all__ = ["data"]  # the fixture
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    """One Ray for the module, of three logical CPUs."""
-    for name, value in cluster.SETTINGS.items():
-        os.environ.setdefault(name, value)
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = [
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
+]
 
 
 def test_preparing_on_ray_gives_the_same_rows_in_the_same_order(tmp_path: Path, data: str) -> None:

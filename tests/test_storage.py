@@ -82,9 +82,6 @@ def test_what_is_there(tmp_path: Path, name: Callable[[Path], str | Path]) -> No
     assert storage.list_folder(name(tmp_path / "none")) == []
     found = {file: storage.exists(name(tmp_path / file)) for file in ("a.txt", "deep", "none", "a.txt/none")}
     assert found == {"a.txt": True, "deep": True, "none": False, "a.txt/none": False}
-    assert storage.is_folder(name(tmp_path / "deep"))
-    assert not storage.is_folder(name(tmp_path / "a.txt"))
-    assert not storage.is_folder(name(tmp_path / "none"))
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -105,8 +102,6 @@ def test_nothing_can_lie_under_a_file(tmp_path: Path, deeper: str) -> None:
         storage.read_bytes(place)
     with pytest.raises(StorageError, match=rf"f/{deeper}/\.probe-\w+`: cannot be written: "):
         storage.require_writable(place)
-    with pytest.raises(StorageError, match=f"f/{deeper}`: cannot be written: "):
-        storage.copy_folder(tmp_path, place)
 
 
 def test_reading_what_is_no_file(tmp_path: Path) -> None:
@@ -156,26 +151,11 @@ def test_what_is_no_json(tmp_path: Path, content: bytes) -> None:
         storage.read_json(tmp_path / "a.json")
 
 
-# ------------------------------------------------------------------------------------------------------ copy, removal
+# -------------------------------------------------------------------------------------------------------- removal
 
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_a_folder_is_copied_into_what_is_there(tmp_path: Path, name: Callable[[Path], str | Path]) -> None:
-    source, target = tmp_path / "source", tmp_path / "to" / "target"
-    for file in ("a", "deep/er/b", ".hidden"):
-        storage.write_bytes(source / file, file.encode())
-    storage.write_bytes(target / "a", b"old")
-    storage.write_bytes(target / "more", b"more")
-    storage.copy_folder(name(source), name(target))
-    assert tree(target) == {**tree(source), "more": b"more"}
-
-
-def test_copying_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot be written"):
-        storage.copy_folder(tmp_path / "none", tmp_path / "target")
 
 
 def test_removal(tmp_path: Path, name: Callable[[Path], str | Path]) -> None:

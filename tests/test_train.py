@@ -57,7 +57,7 @@ def lines(run: RunConfig) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(run.run_folder, "metrics.jsonl").read_text().splitlines()]
 
 
-def losses(run: RunConfig) -> list[float]:
+def losses(run: RunConfig) -> list[Any]:
     return [line["train_loss"] for line in lines(run) if "train_loss" in line]
 
 
@@ -276,8 +276,7 @@ def test_skipped_steps_leave_the_weights_alone_and_are_counted(tmp_path: Path) -
     assert 0 < spoiled <= 8
     summary = train(run, prepare(run), go_on)
     assert summary.steps_skipped == spoiled
-    written = losses(run)
-    assert sum(np.isnan(loss) for loss in written) == spoiled
+    assert losses(run).count(None) == spoiled
     assert np.isfinite(summary.best["valid_loss"])
 
 

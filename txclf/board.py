@@ -9,6 +9,9 @@ from typing import Any
 from txclf.callbacks import Progress, Pulse
 from txclf.errors import TxclfError
 
+DATA = ("reading data", "waiting for data")
+"""What a worker does while it has no batch."""
+
 
 @dataclass
 class Rank:
@@ -89,15 +92,8 @@ class Board:
             return None
         waiting = {number: one for number, one in self.ranks.items() if one.pulse.doing in DATA}
         number, one = min((silent or waiting or self.ranks).items(), key=lambda item: (item[1].pulse.step, item[0]))
-        doing, step = one.pulse.doing, one.pulse.step
-        if silent:
-            message = f"rank {number}: no sign of life for {now - one.heard:.0f} s (it was {doing}, step {step:,})"
-        elif one.pulse.doing in DATA:
-            message = f"rank {number}: no batch for {now - one.moved:.0f} s ({doing}, step {step:,})"
-        else:
-            message = f"rank {number}: no step for {now - one.moved:.0f} s ({doing}, step {step:,})"
+        missing = "sign of life" if silent else "batch" if waiting else "step"
+        seconds = now - (one.heard if silent else one.moved)
         self.leave()
+        message = f"rank {number}: no {missing} for {seconds:.0f} s ({one.pulse.doing}, step {one.pulse.step:,})"
         return Lost(message, one.worker)
-
-
-DATA = ("reading data", "waiting for data")

@@ -29,7 +29,6 @@ from txclf.sessions import Session
 MOST_SKIPPED = 50
 """Steps in a row without a finite gradient after which a run ends although it may skip them."""
 
-
 SHOWN_EVERY_S = 0.3
 """Seconds between two looks of the driver at the progress."""
 
@@ -326,8 +325,8 @@ class Recorder(pl.Callback):
             factor = learning_rate_factor(self.train, self.step - 1, self.course.total_steps)
             rate = self.train.learning_rate * factor
             epoch = self.course.epoch(self.step)
-            entry = {"step": self.step, "epoch": epoch, "train_loss": loss, "learning_rate": rate}
-            self.writer.write(entry)
+            known = loss if good_steps else None
+            self.writer.write({"step": self.step, "epoch": epoch, "train_loss": known, "learning_rate": rate})
 
     def _require_finite(self, module: ClassifierModule) -> None:
         """Raises `TxclfError` naming the step and the batch of a gradient that was not finite; waits for the device."""

@@ -88,8 +88,7 @@ def require(compute: Compute) -> None:
     """
     workers = compute.fewest
     word = f"`compute.workers` ({workers})" if not compute.elastic else f"the fewest of `compute.workers` ({workers})"
-    nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    wanted = {"CPU": compute.cpus_per_worker, "GPU": compute.gpus_per_worker}
+    nodes, wanted = _nodes(), _wanted(compute)
     keys = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
     for resource, each in wanted.items():
         total = sum(node.get(resource, 0.0) for node in nodes)
@@ -119,6 +118,16 @@ def waiting(compute: Compute) -> str:
     return f"waiting for workers: {compute.fewest} of them take {needs}, and Ray has {has} free"
 
 
+def _nodes() -> list[dict[str, float]]:
+    """The resources of each node that lives."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _wanted(compute: Compute) -> dict[str, float]:
+    """What a worker takes."""
+    return {"CPU": compute.cpus_per_worker, "GPU": compute.gpus_per_worker}
+
+
 def _room(node: dict[str, float], wanted: dict[str, float]) -> int:
     """How many workers fit on a node."""
     return min(int((node.get(name, 0.0) + 1e-9) / each) for name, each in wanted.items() if each)
@@ -129,7 +138,5 @@ def data_budget(compute: Compute) -> int:
 
     Ray sizes the store by the node's memory, and each worker holds a copy beside the one in the store.
     """
-    wanted = {"CPU": compute.cpus_per_worker, "GPU": compute.gpus_per_worker}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    holding = [node for node in nodes if _room(node, wanted)]
-    return min(int(node.get("object_store_memory", 0) / 2 / min(compute.most, _room(node, wanted))) for node in holding)
+    rooms = [(_room(node, _wanted(compute)), node.get("object_store_memory", 0.0)) for node in _nodes()]
+    return min(int(store / 2 / min(compute.most, room)) for room, store in rooms if room)

@@ -74,6 +74,8 @@ def fit(job: Job, streams: bool, report: Callable[[Progress], bool]) -> dict[str
         shown.notes = notes
         if report(shown):
             board.ask_stop.remote()
+            if not workers:  # nobody who could answer: what is not started yet has nothing to save
+                raise Interrupted
         found = ray.get(board.lost.remote(job.config.train.stall_timeout_s))
         if found:
             lost = found
@@ -201,6 +203,7 @@ def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
         return stop
 
     def rows(split: str) -> TokenRows:
+        pulse.beat("reading data", 0)
         if settings["streams"]:
             barrier = torch.distributed.barrier if world_size > 1 else lambda: None
             return worker.streamed_rows(job, split, pulse, context.get_local_rank() == 0, barrier)

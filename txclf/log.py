@@ -7,9 +7,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from txclf import storage
 from txclf.errors import StorageError
@@ -34,15 +38,19 @@ class Log:
         storage.write_bytes(self.events_path, b"")
         self.local = storage.is_local(run_folder)
         self.lines, self.events = self._open(self.path, kept), self._open(self.events_path, b"")
-        self._event(file_version="brain.Event:2", step=step + 1)
-        self._event(step=step + 1, restart=True)  # TensorBoard forgets what an earlier file says after it
+        self.records = RecordWriter(self.events)
+        self._event(step + 1, file_version="brain.Event:2")
+        restart = SessionLog(status=SessionLog.START)  # TensorBoard forgets what an earlier file says after it
+        self._event(step + 1, session_log=restart)
 
-    def write(self, entry: dict[str, float]) -> None:
-        scalars = {name: value for name, value in entry.items() if name not in ("step", "valid_rows")}
+    def write(self, entry: Mapping[str, float | None]) -> None:
+        """Appends a line; None stands for what has no value, such as the loss of steps that were all skipped."""
         with self._errors(self.path):
-            self.lines.write((json.dumps(entry) + "\n").encode())
+            self.lines.write((json.dumps(entry, allow_nan=False) + "\n").encode())
             self.lines.flush()
-            self._event(step=int(entry["step"]), scalars=scalars)
+            shown = {name: value for name, value in entry.items() if name not in ("step", "valid_rows")}
+            values = [Summary.Value(tag=name, simple_value=v) for name, v in shown.items() if v is not None]
+            self._event(int(entry["step"] or 0), summary=Summary(value=values))
 
     def sync(self) -> None:
         with self._errors(self.path):
@@ -66,21 +74,9 @@ class Log:
         file.write(content)
         return file
 
-    def _event(
-        self, step: int, file_version: str = "", restart: bool = False, scalars: dict[str, float] | None = None
-    ) -> None:
+    def _event(self, step: int, **fields: Any) -> None:
         """Appends a record in TensorBoard's own format; its writer would do it in a thread, and lose the errors."""
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        fields: dict[str, Any] = {"file_version": file_version} if file_version else {}
-        if restart:
-            fields["session_log"] = SessionLog(status=SessionLog.START)
-        if scalars:
-            values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-            fields["summary"] = Summary(value=values)
-        RecordWriter(self.events).write(Event(wall_time=time.time(), step=step, **fields).SerializeToString())
+        self.records.write(Event(wall_time=time.time(), step=step, **fields).SerializeToString())
 
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:

@@ -71,11 +71,6 @@ def exists(path: str | os.PathLike[str]) -> bool:
     return bool(_info(path).type != pafs.FileType.NotFound)
 
 
-def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a folder."""
-    return bool(_info(path).type == pafs.FileType.Directory)
-
-
 def list_folder(path: str | os.PathLike[str]) -> list[str]:
     """Names of the files and folders in a folder, sorted; empty when it is not there. Raises `StorageError` else."""
     filesystem, inner = resolve(path)
@@ -142,17 +137,6 @@ def remove_folder(path: str | os.PathLike[str]) -> None:
     filesystem, inner = resolve(path)
     if _info(path).type == pafs.FileType.Directory:
         filesystem.delete_dir(inner)
-
-
-def copy_folder(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Copies a folder's files, between file systems too."""
-    source_fs, source_inner = resolve(source)
-    target_fs, target_inner = resolve(target)
-    try:
-        target_fs.create_dir(target_inner, recursive=True)
-        pafs.copy_files(source_inner, target_inner, source_filesystem=source_fs, destination_filesystem=target_fs)
-    except OSError as error:
-        raise StorageError(f"`{os.fspath(target)}`: cannot be written: {_reason(error)}") from error
 
 
 def require_writable(folder: str | os.PathLike[str]) -> None:

@@ -129,8 +129,8 @@ def train(run: RunConfig, prepared: str, report: Report, started: float | None =
     run = anchored(run)
     manifest = shards.load_manifest(prepared)
     began = _began_with(run)
-    if began and began.rsplit("/", 1)[-1] != prepared.rsplit("/", 1)[-1]:
-        raise ConfigError(f"`{run.run_folder}` began with `{began}`; the data changed since: start a new run")
+    if began and began["fingerprint"] != manifest.fingerprint:
+        raise ConfigError(f"`{run.run_folder}` began with `{began['folder']}`; the data changed since: start a new run")
     check_fit(run, manifest)
     job = Job(run, prepared, time.time() if started is None else started, uuid.uuid4().hex)
     outcome = _fit_on_ray(job, manifest, report) if run.compute.on_ray else _fit_here(job, manifest, report)
@@ -172,27 +172,32 @@ def recorded_data(run: RunConfig) -> str | None:
     None for a new run, or when the data must be prepared again.
     """
     began = _began_with(run)
-    places = [began, storage.join(storage.absolute(run.storage), "prepared", began.rsplit("/", 1)[-1])] if began else []
+    if not began:
+        return None
+    places = began["folder"], storage.join(storage.absolute(run.storage), "prepared", began["fingerprint"])
     return next((place for place in places if storage.exists(storage.join(place, shards.MANIFEST))), None)
 
 
-def _began_with(run: RunConfig) -> str | None:
+def _began_with(run: RunConfig) -> dict[str, str] | None:
+    """`prepared.json`: the prepared folder that a run began with, and its fingerprint."""
     path = storage.join(run.run_folder, PREPARED)
-    return str(storage.read_json(path)["folder"]) if storage.exists(path) else None
+    return dict(storage.read_json(path)) if storage.exists(path) else None
 
 
-def _begin(job: Job) -> None:
+def _begin(job: Job, manifest: shards.Manifest) -> None:
     """Writes what makes the folder a run's, after all checks; a resumed run has it already."""
     folder = job.config.run_folder
     if not storage.exists(storage.join(folder, "run.yaml")):
-        storage.write_json(storage.join(folder, PREPARED), {"folder": job.prepared})
+        storage.write_json(
+            storage.join(folder, PREPARED), {"folder": job.prepared, "fingerprint": manifest.fingerprint}
+        )
         storage.write_bytes(storage.join(folder, "run.yaml"), config.dump(job.config).encode())
 
 
 def _fit_here(job: Job, manifest: shards.Manifest, report: Report) -> dict[str, Any]:
     streams, note = spool.streams(job.config.data.ingest, manifest, spool.machine_memory() // 4)
     report(Progress(notes=[note]))
-    _begin(job)
+    _begin(job, manifest)
     place = Place()
 
     def rows(split: str) -> TokenRows:
@@ -210,5 +215,5 @@ def _fit_on_ray(job: Job, manifest: shards.Manifest, report: Report) -> dict[str
         cluster.require(job.config.compute)
         streams, note = spool.streams(job.config.data.ingest, manifest, cluster.data_budget(job.config.compute))
         report(Progress(notes=[note]))
-        _begin(job)
+        _begin(job, manifest)
         return distributed.fit(job, streams, report)

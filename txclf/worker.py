@@ -84,13 +84,14 @@ class ScoringBatches:
 def streamed_rows(
     job: Job, split: str, pulse: Pulse, first: bool = True, barrier: Callable[[], None] = lambda: None
 ) -> TokenRows:
-    """The rows of a split on this node's disk, read from its shards one at a time by the first worker of the node."""
+    """The rows of a split on this node's disk, read from its shards by the first worker there."""
     part = shards.load_manifest(job.prepared).splits[split]
 
     def tables() -> Iterator[pa.Table]:
         for shard in part.shards:
-            pulse.beat("reading data", 0)
-            yield shards.read_shard(job.prepared, shard, COLUMNS)
+            for table in shards.read_groups(job.prepared, shard, COLUMNS):
+                pulse.beat("reading data", 0)
+                yield table
 
     folder = os.path.join(tempfile.gettempdir(), f"txclf-{job.id}-{split}")
     return spool.spooled(tables, folder, part.tokens, first, barrier)

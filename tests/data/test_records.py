@@ -1,4 +1,4 @@
-"""Reading labelled files: what is found, what is kept, what is rejected and why."""
+"""Reading labelled files: what is kept, what is rejected and why."""
 
 from __future__ import annotations
 
@@ -6,250 +6,34 @@ import csv
 import gzip
 import json
 import math
-import pickle
 import random
 import re
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from pyarrow import fs as pafs
+from files import (
+    PACK,
+    ROWS,
+    WRITERS,
+    as_csv,
+    as_jsonl,
+    as_parquet,
+    as_table,
+    checked,
+    invalid_strings,
+    pairs,
+    put,
+    raw,
+    source_of,
+)
 
-from txclf import storage
 from txclf.data import records
-from txclf.data.records import RawBatch, Reject, Rows, read_raw, read_rows, sort_labels
-from txclf.data.sources import Source, find_sources
-from txclf.errors import DataError, StorageError
-
-ROWS = [("a good day", "pos"), ('she said "no", twice', "neg"), ("naïve 🎉 日本", "pos")]
-PACK: dict[str, Callable[[bytes], bytes]] = {
-    "": lambda content: content,
-    ".gz": gzip.compress,
-    ".zst": lambda content: pa.compress(content, "zstd", asbytes=True),
-}
-
-
-def as_csv(rows: Sequence[Sequence[str]], newline: str = "\n") -> bytes:
-    def cell(text: str) -> str:
-        return '"' + text.replace('"', '""') + '"' if any(c in text for c in '",\r\n') else text
-
-    return newline.join(",".join(map(cell, row)) for row in [("text", "label"), *rows]).encode()
-
-
-def as_tsv(rows: Sequence[Sequence[str]]) -> bytes:
-    return "\n".join("\t".join(row) for row in [("text", "label"), *rows]).encode()
-
-
-def as_jsonl(rows: Sequence[Sequence[Any]]) -> bytes:
-    return "".join(json.dumps(dict(zip(("text", "label"), row, strict=True))) + "\n" for row in rows).encode()
-
-
-def as_parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return bytes(sink.getvalue())
-
-
-def as_table(rows: Sequence[Sequence[Any]]) -> pa.Table:
-    texts, labels = zip(*rows, strict=True)
-    return pa.table({"text": list(texts), "label": list(labels)})
-
-
-WRITERS: dict[str, Callable[[Sequence[Sequence[Any]]], bytes]] = {
-    "csv": as_csv,
-    "tsv": as_tsv,
-    "jsonl": as_jsonl,
-    "parquet": lambda rows: as_parquet(as_table(rows)),
-}
-
-
-def put(path: Path, content: bytes | str = b"") -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return str(path)
-
-
-def source_of(path: Path, content: bytes | str) -> Source:
-    (source,) = find_sources([put(path, content)])
-    return source
-
-
-def invalid_strings(values: list[bytes]) -> pa.Array:
-    return pa.Array.from_buffers(pa.string(), len(values), pa.array(values, pa.binary()).buffers())
-
-
-def raw(source: Source, columns: Sequence[str] | None = None, batch_rows: int = 2048) -> list[RawBatch]:
-    batches = list(read_raw(source, columns, batch_rows))
-    for batch in batches:
-        assert len(batch.rows) == len(batch.files) <= batch_rows
-        assert all(len(values) == len(batch.rows) for values in batch.columns.values())
-        assert all(values[i] is None for values in batch.columns.values() for i in batch.problems)
-        for values in batch.columns.values():
-            json.dumps(values, ensure_ascii=False, default=str).encode()
-    return batches
-
-
-def checked(
-    source: Source, text: Sequence[str] = ("text",), label: str | None = "label", batch_rows: int = 2048
-) -> tuple[list[Rows], list[Reject]]:
-    total = sum(len(batch.rows) for batch in raw(source, batch_rows=batch_rows))
-    both = list(read_rows(source, text, label, batch_rows))
-    rows, rejects = [kept for kept, _ in both], [reject for _, rejected in both for reject in rejected]
-    assert sum(len(kept.rows) for kept in rows) + len(rejects) == total
-    for kept in rows:
-        assert len(kept.texts) == len(kept.rows) == len(kept.files)
-        assert len(kept.labels) == (0 if label is None else len(kept.rows))
-    return rows, rejects
-
-
-def pairs(rows: list[Rows]) -> list[tuple[str, str]]:
-    return [(text[0], label) for kept in rows for text, label in zip(kept.texts, kept.labels, strict=True)]
-
-
-# ------------------------------------------------------------------------------------------------------------- finding
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("a.csv", "csv"),
-        ("a.CSV.GZ", "csv"),
-        ("a.tsv.zst", "tsv"),
-        ("a.jsonl", "jsonl"),
-        ("a.ndjson.gz", "jsonl"),
-        ("a.parquet", "parquet"),
-        ("year=2024/a[1].csv", "csv"),
-    ],
-)
-def test_the_ending_gives_the_format(tmp_path: Path, name: str, kind: str) -> None:
-    path = put(tmp_path / name)
-    assert find_sources([path]) == [Source(path, kind)]
-
-
-TREE = [
-    "b.csv",
-    "a.jsonl",
-    "deep/er/c.parquet",
-    "deep/d.tsv.gz",
-    "readme.md",
-    "notes.txt",
-    ".h.csv",
-    "_x.csv",
-    ".d/e.csv",
-]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("", ["a.jsonl", "b.csv", "deep/d.tsv.gz", "deep/er/c.parquet"]),
-        ("*.csv", ["b.csv"]),
-        ("?.[cj]s*", ["a.jsonl", "b.csv"]),
-        ("deep/**", ["deep/d.tsv.gz", "deep/er/c.parquet"]),
-        ("**/*.[pc]*", ["b.csv", "deep/er/c.parquet"]),
-        ("**/**/er/**/c.*", ["deep/er/c.parquet"]),
-        ("*/d.tsv.gz", ["deep/d.tsv.gz"]),
-        ("_*.csv", ["_x.csv"]),
-        ("d*p", ["deep/d.tsv.gz", "deep/er/c.parquet"]),
-    ],
-)
-def test_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: list[str]) -> None:
-    for name in TREE:
-        put(tmp_path / name)
-    wanted = [str(tmp_path / name) for name in expected]
-    assert [source.path for source in find_sources([f"{tmp_path}/{pattern}"])] == wanted
-    monkeypatch.chdir(tmp_path)
-    assert [source.path for source in find_sources([pattern or "."])] == wanted
-    if "?" not in pattern:
-        assert [source.path for source in find_sources([f"file://{tmp_path}/{pattern}"])] == wanted
-
-
-def test_a_file_uri_may_be_quoted(tmp_path: Path) -> None:
-    path = put(tmp_path / "a b" / "c d.csv", as_csv(ROWS))
-    for uri in (f"file://{tmp_path}/a%20b/c%20d.csv", f"file://{tmp_path}/a%20b", f"file://{tmp_path}/a%20b/*.csv"):
-        assert find_sources([uri]) == [Source(path, "csv")]
-
-
-@pytest.mark.parametrize(
-    ("uri", "expected"),
-    [
-        ("s3://bucket/in?region=x", ["s3://bucket/in/a%20b.csv.gz?region=x", "s3://bucket/in/d/c.tsv?region=x"]),
-        ("s3://bucket/in/", ["s3://bucket/in/a%20b.csv.gz", "s3://bucket/in/d/c.tsv"]),
-        ("s3://bucket/in/**/*.tsv", ["s3://bucket/in/d/c.tsv"]),
-        ("s3://bucket/i*/*.gz?region=x", ["s3://bucket/in/a%20b.csv.gz?region=x"]),
-        ("s3://bucket/in/d/c.tsv", ["s3://bucket/in/d/c.tsv"]),
-        ("s3://bucket/text", ["s3://bucket/text/good%20one"]),
-    ],
-)
-def test_uris_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, expected: list[str]) -> None:
-    remote = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-
-    def resolve(path: str) -> tuple[pafs.FileSystem, str]:
-        return remote, path.partition("?")[0].removeprefix("s3://").replace("%20", " ")
-
-    monkeypatch.setattr(storage, "resolve", resolve)
-    put(tmp_path / "bucket" / "in" / "a b.csv.gz", gzip.compress(as_csv(ROWS)))
-    put(tmp_path / "bucket" / "in" / "d" / "c.tsv", as_tsv(ROWS))
-    put(tmp_path / "bucket" / "text" / "good one" / "1.txt", "fine")
-    sources = find_sources([uri])
-    assert [source.path for source in sources] == expected
-    for source in sources:
-        rows, rejects = checked(source)
-        assert not rejects
-        assert pairs(rows) == ([("fine", "good one")] if source.format == "text" else ROWS)
-
-
-def test_paths_keep_their_order(tmp_path: Path) -> None:
-    first, second = put(tmp_path / "z.csv"), put(tmp_path / "a.csv")
-    assert [source.path for source in find_sources([first, second])] == [first, second]
-
-
-def test_a_source_travels(tmp_path: Path) -> None:
-    source = Source("/x/pos", "text", "pos")
-    assert pickle.loads(pickle.dumps(source)) == source
-
-
-@pytest.mark.parametrize(
-    ("files", "paths", "message"),
-    [
-        ([], ["none.csv"], r"`none\.csv`: no such file or folder \(working directory: `.*`\)"),
-        ([], ["*.csv"], r"`\*\.csv`: no file matches \(working directory"),
-        ([], ["none/**/*.csv"], "no file matches"),
-        ([], ["/none/such.csv"], r"`/none/such\.csv`: no such file or folder$"),
-        (
-            ["a.json"],
-            ["a.json"],
-            r"unknown ending; known: \.csv, \.tsv, \.jsonl, \.ndjson, \.parquet, each also with \.gz",
-        ),
-        (["a.csv.bz2"], ["a.csv.bz2"], "unknown ending"),
-        (["a"], ["a"], "unknown ending"),
-        (["a.txt"], ["a.txt"], "by the folder that holds them as `<label>/<file>.txt`"),
-        (["d/a.csv", "d/pos/1.txt"], ["d"], r"holds both data files \(`.*/d/a\.csv`\) and text files \(`pos/1\.txt`\)"),
-        (["d/readme.md", "d/1.txt"], ["d"], "holds neither data files .* nor text files"),
-        (["d/pos/1.txt", "d/neg/x/2.txt"], ["d"], "must lie at `<label>/<file>.txt`, not `neg/x/2.txt`"),
-        (["a.csv"], ["a.csv", "./a.csv"], r"a\.csv`: given twice, the second time by `\./a\.csv`"),
-        (["d/a.csv"], ["d", "d/*.csv"], "given twice"),
-        (["d/pos/1.txt"], ["d", "d"], "d/pos`: given twice"),
-    ],
-)
-def test_what_cannot_be_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], paths: list[str], message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for file in files:
-        put(tmp_path / file)
-    with pytest.raises(DataError, match=message):
-        find_sources(paths)
-
-
-def test_an_unknown_scheme() -> None:
-    with pytest.raises(StorageError, match="nfs"):
-        find_sources(["nfs://host/a.csv"])
-
+from txclf.data.records import Reject, read_rows, sort_labels
+from txclf.data.sources import find_sources
+from txclf.errors import DataError
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
@@ -445,91 +229,6 @@ def test_parquet_values_that_python_lacks(tmp_path: Path) -> None:
     (batch,) = raw(source)
     assert list(batch.problems) == [1]
     assert batch.problems[1].startswith("`at`: ")
-
-
-# --------------------------------------------------------------------------------------------------------- whole files
-
-
-@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
-@pytest.mark.parametrize("ending", PACK)
-@pytest.mark.parametrize("content", [b"", b"\n\n"])
-def test_an_empty_file(tmp_path: Path, kind: str, ending: str, content: bytes) -> None:
-    source = source_of(tmp_path / f"a.{kind}{ending}", PACK[ending](content) if content else b"")
-    with pytest.raises(DataError, match=rf"a\.{kind}{ending}`: is empty"):
-        raw(source)
-
-
-@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
-def test_a_header_alone_has_no_rows(tmp_path: Path, kind: str) -> None:
-    table = pa.table({"text": pa.array([], pa.string()), "label": pa.array([], pa.string())})
-    content = as_parquet(table) if kind == "parquet" else WRITERS[kind]([])
-    assert raw(source_of(tmp_path / f"a.{kind}", content)) == []
-
-
-@pytest.mark.parametrize("kind", WRITERS)
-def test_a_missing_column(tmp_path: Path, kind: str) -> None:
-    source = source_of(tmp_path / f"a.{kind}", WRITERS[kind](ROWS))
-    message = rf"a\.{kind}`: no column `topic`; found: `text`, `label`; set `data\.text` or `data\.label`"
-    with pytest.raises(DataError, match=message):
-        list(read_rows(source, ["text"], "topic"))
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
-def test_a_column_that_comes_twice(tmp_path: Path, name: str) -> None:
-    table = pa.table([["a"], ["x"], ["b"]], names=["text", "label", "text"])
-    content = {"a.csv": b"text,label,text\n", "a.tsv": b"text\tlabel\ttext\n", "a.parquet": as_parquet(table)}[name]
-    with pytest.raises(DataError, match="column `text` comes twice"):
-        raw(source_of(tmp_path / name, content))
-
-
-@pytest.mark.parametrize("content", ["text,label\na,x\n".encode("utf-16"), b'"text"x,label\na,x\n', b"caf\xe9,label\n"])
-def test_a_header_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
-    with pytest.raises(DataError, match="header line: "):
-        raw(source_of(tmp_path / "a.csv", content))
-
-
-@pytest.mark.parametrize("ending", [".gz", ".zst"])
-@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
-def test_a_damaged_stream_says_how_far_it_came(tmp_path: Path, kind: str, ending: str) -> None:
-    noise = random.Random(0)
-    rows = [(noise.randbytes(40).hex(), "x") for _ in range(8_000)]
-    packed = PACK[ending](WRITERS[kind](rows))
-    source = source_of(tmp_path / f"a.{kind}{ending}", packed[: len(packed) // 2])
-    read = 0
-    batches = read_raw(source, batch_rows=500)
-    with pytest.raises(DataError, match=rf"a\.{kind}{ending}`: damaged after row [\d,]+: ") as error:  # noqa: PT012
-        for batch in batches:
-            read += len(batch.rows)
-    reached = int(str(error.value).partition("after row ")[2].partition(":")[0].replace(",", ""))
-    assert 500 < read <= reached < read + 500
-    with pytest.raises(DataError, match="damaged after row 0"):
-        raw(source_of(tmp_path / f"b.{kind}{ending}", b"not packed at all"))
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"text,label\n", as_parquet(as_table(ROWS))[:-20]])
-@pytest.mark.parametrize("ending", PACK)
-def test_a_truncated_or_foreign_parquet(tmp_path: Path, content: bytes, ending: str) -> None:
-    with pytest.raises(DataError, match=rf"a\.parquet{ending}`: cannot be read as parquet: "):
-        raw(source_of(tmp_path / f"a.parquet{ending}", PACK[ending](content)))
-
-
-def test_a_parquet_damaged_inside(tmp_path: Path) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(as_table(ROWS * 1000), sink, row_group_size=1500, use_dictionary=False)
-    content = bytearray(sink.getvalue().to_pybytes())
-    place = pq.ParquetFile(sink.getvalue()).metadata.row_group(1).column(0).data_page_offset
-    content[place : place + 40] = b"\xff" * 40
-    source = source_of(tmp_path / "a.parquet", bytes(content))
-    with pytest.raises(DataError, match="damaged after row 1,500: "):
-        raw(source, batch_rows=1500)
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
-def test_a_file_that_is_gone(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
-        raw(Source(str(tmp_path / name), name[2:]))
-    with pytest.raises(DataError, match="holds no text files"):
-        raw(Source(str(tmp_path / "pos"), "text", "pos"))
 
 
 # ------------------------------------------------------------------------------------------------------------ checking

@@ -267,7 +267,7 @@ def test_a_flipped_bit_never_goes_unnoticed(written: tuple[str, Shard, Path]) ->
     content = path.read_bytes()
     whole = shards.read_shard(folder, shard, ["input_ids", "label"])
     told: list[str] = []
-    for place in range(0, len(content), 41):
+    for place in range(0, len(content), 5):
         damaged = bytearray(content)
         damaged[place] ^= 0x10
         path.write_bytes(damaged)
@@ -275,14 +275,14 @@ def test_a_flipped_bit_never_goes_unnoticed(written: tuple[str, Shard, Path]) ->
             assert shards.read_shard(folder, shard, ["input_ids", "label"]).equals(whole)
         except DataError as error:
             told.append(str(error))
-    assert len(told) > 100
+    assert len(told) > 1000
     assert all(path.name in message for message in told)
 
 
 def test_a_shard_with_other_rows(written: tuple[str, Shard, Path]) -> None:
     folder, shard, path = written
     pq.write_table(make_table(7), path)
-    with pytest.raises(DataError, match=f"{path.name}`: 7 rows, the manifest says 300: remove {folder}"):
+    with pytest.raises(DataError, match="7 rows of 0 tokens, the manifest says 300 of 0"):
         shards.read_shard(folder, shard, ["label"])
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 REJECTED = "rejected.jsonl"
 SPLITS = ("train", "valid", "test")
+GROUP_ROWS = 8192
+"""Rows that are compressed, and may be read, at a time."""
 
 SCHEMA = pa.schema(
     [
@@ -115,7 +117,7 @@ def write_shard(folder: str, split: str, table: pa.Table, num_labels: int) -> Sh
     table = table.sort_by([("key", "ascending"), ("file", "ascending"), ("row", "ascending")])
     file = f"{split}/part-{table['key'][0].as_py():016x}.parquet"
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=8192, write_page_checksum=True)
+    pq.write_table(table, sink, compression="zstd", row_group_size=GROUP_ROWS, write_page_checksum=True)
     storage.write_bytes(storage.join(folder, file), sink.getvalue())
     lengths = _lengths(table["input_ids"])
     full = table["full_length"].to_numpy()
@@ -139,15 +141,28 @@ def read_split(folder: str, manifest: Manifest, split: str, columns: Sequence[st
 
 def read_shard(folder: str, shard: Shard, columns: Sequence[str]) -> pa.Table:
     """One shard. Raises `DataError` naming it when it is damaged or missing."""
+    return pa.concat_tables(read_groups(folder, shard, columns))
+
+
+def read_groups(folder: str, shard: Shard, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """One shard, `GROUP_ROWS` rows at a time. Raises `DataError` naming it when it is damaged or missing."""
     path = storage.join(folder, shard.file)
     filesystem, inner = storage.resolve(path)
+    schema = pa.schema([SCHEMA.field(column) for column in columns])
+    rows = tokens = 0
     try:
-        table = pq.read_table(inner, columns=list(columns), filesystem=filesystem, page_checksum_verification=True)
-    except (OSError, pa.ArrowInvalid) as error:
+        with pq.ParquetFile(inner, filesystem=filesystem, page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, list(columns)).cast(schema)
+                rows += table.num_rows
+                tokens += int(_lengths(table["input_ids"]).sum()) if "input_ids" in columns else 0
+                yield table
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"`{path}`: the shard cannot be read: {error}; remove {folder} to prepare anew") from None
-    if table.num_rows != shard.rows:
-        raise DataError(f"`{path}`: {table.num_rows} rows, the manifest says {shard.rows}: remove {folder}")
-    return table
+    expected = (shard.rows, shard.tokens if "input_ids" in columns else 0)
+    if (rows, tokens) != expected:  # page checksums do not cover the headers of pages
+        found = f"{rows} rows of {tokens} tokens, the manifest says {expected[0]} of {expected[1]}"
+        raise DataError(f"`{path}`: damaged: {found}; remove {folder} to prepare anew")
 
 
 def text_hashes(texts: Iterable[tuple[str, ...]]) -> UInt64s:

@@ -1,8 +1,8 @@
 """Rows on this machine's disk, for data that memory should not hold: the same batches as from memory.
 
-The shards are read once, one at a time, into a flat file of token ids in the folder for temporary files; each batch
-then reads its rows there. Memory holds 16 bytes a row and the operating system's cache, which gives way. The files are
-unlinked as soon as every process of the node has opened them, so nothing is left behind, however a process ends.
+The shards are read once, a few thousand rows at a time, into a flat file of token ids in the folder for temporary
+files; each batch then reads its rows there. Memory holds 16 bytes a row and the operating system's cache, which gives
+way. The files are unlinked as soon as every process of the node has opened them: what is killed later leaves nothing.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class SpooledRows(TokenRows):
 
 def spool(tables: Iterable[pa.Table], folder: str, num_tokens: int) -> None:
     """Writes tables of `input_ids` and `label` into a folder. Raises `StorageError` when the disk has no room."""
-    os.makedirs(folder, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if 4 * num_tokens > free:
-        raise StorageError(
-            f"`{folder}`: {free / 1e9:.1f} GB free, but the tokens take {4 * num_tokens / 1e9:.1f} GB: "
-            "set TMPDIR to a larger disk, or `data.ingest: memory`"
-        )
     try:
+        os.makedirs(folder, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if 4 * num_tokens > free:
+            raise StorageError(
+                f"`{folder}`: {free / 1e9:.1f} GB free, but the tokens take {4 * num_tokens / 1e9:.1f} GB: "
+                "set TMPDIR to a larger disk, or `data.ingest: memory`"
+            )
         files = [open(os.path.join(folder, name), "wb") for name in NAMES]  # noqa: SIM115
         try:
             for table in tables:
@@ -60,7 +60,9 @@ def spool(tables: Iterable[pa.Table], folder: str, num_tokens: int) -> None:
             for file in files:
                 file.close()
     except OSError as error:
-        raise StorageError(f"`{folder}`: cannot be written: {error.strerror or error}") from error
+        raise StorageError(
+            f"`{folder}`: cannot be written: {error.strerror or error}: set TMPDIR to another disk"
+        ) from error
 
 
 def open_spool(folder: str) -> SpooledRows:

@@ -1,0 +1,153 @@
+"""Finding labelled files: folders, globs, URIs, formats by their endings."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+from pathlib import Path
+
+import pytest
+from files import ROWS, as_csv, as_tsv, checked, pairs, put
+from pyarrow import fs as pafs
+
+from txclf import storage
+from txclf.data.sources import Source, find_sources
+from txclf.errors import DataError, StorageError
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.csv", "csv"),
+        ("a.CSV.GZ", "csv"),
+        ("a.tsv.zst", "tsv"),
+        ("a.jsonl", "jsonl"),
+        ("a.ndjson.gz", "jsonl"),
+        ("a.parquet", "parquet"),
+        ("year=2024/a[1].csv", "csv"),
+    ],
+)
+def test_the_ending_gives_the_format(tmp_path: Path, name: str, kind: str) -> None:
+    path = put(tmp_path / name)
+    assert find_sources([path]) == [Source(path, kind)]
+
+
+TREE = [
+    "b.csv",
+    "a.jsonl",
+    "deep/er/c.parquet",
+    "deep/d.tsv.gz",
+    "readme.md",
+    "notes.txt",
+    ".h.csv",
+    "_x.csv",
+    ".d/e.csv",
+]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("", ["a.jsonl", "b.csv", "deep/d.tsv.gz", "deep/er/c.parquet"]),
+        ("*.csv", ["b.csv"]),
+        ("?.[cj]s*", ["a.jsonl", "b.csv"]),
+        ("deep/**", ["deep/d.tsv.gz", "deep/er/c.parquet"]),
+        ("**/*.[pc]*", ["b.csv", "deep/er/c.parquet"]),
+        ("**/**/er/**/c.*", ["deep/er/c.parquet"]),
+        ("*/d.tsv.gz", ["deep/d.tsv.gz"]),
+        ("_*.csv", ["_x.csv"]),
+        ("d*p", ["deep/d.tsv.gz", "deep/er/c.parquet"]),
+    ],
+)
+def test_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: list[str]) -> None:
+    for name in TREE:
+        put(tmp_path / name)
+    wanted = [str(tmp_path / name) for name in expected]
+    assert [source.path for source in find_sources([f"{tmp_path}/{pattern}"])] == wanted
+    monkeypatch.chdir(tmp_path)
+    assert [source.path for source in find_sources([pattern or "."])] == wanted
+    if "?" not in pattern:
+        assert [source.path for source in find_sources([f"file://{tmp_path}/{pattern}"])] == wanted
+
+
+def test_a_file_uri_may_be_quoted(tmp_path: Path) -> None:
+    path = put(tmp_path / "a b" / "c d.csv", as_csv(ROWS))
+    for uri in (f"file://{tmp_path}/a%20b/c%20d.csv", f"file://{tmp_path}/a%20b", f"file://{tmp_path}/a%20b/*.csv"):
+        assert find_sources([uri]) == [Source(path, "csv")]
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("s3://bucket/in?region=x", ["s3://bucket/in/a%20b.csv.gz?region=x", "s3://bucket/in/d/c.tsv?region=x"]),
+        ("s3://bucket/in/", ["s3://bucket/in/a%20b.csv.gz", "s3://bucket/in/d/c.tsv"]),
+        ("s3://bucket/in/**/*.tsv", ["s3://bucket/in/d/c.tsv"]),
+        ("s3://bucket/i*/*.gz?region=x", ["s3://bucket/in/a%20b.csv.gz?region=x"]),
+        ("s3://bucket/in/d/c.tsv", ["s3://bucket/in/d/c.tsv"]),
+        ("s3://bucket/text", ["s3://bucket/text/good%20one"]),
+    ],
+)
+def test_uris_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, expected: list[str]) -> None:
+    remote = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+
+    def resolve(path: str) -> tuple[pafs.FileSystem, str]:
+        return remote, path.partition("?")[0].removeprefix("s3://").replace("%20", " ")
+
+    monkeypatch.setattr(storage, "resolve", resolve)
+    put(tmp_path / "bucket" / "in" / "a b.csv.gz", gzip.compress(as_csv(ROWS)))
+    put(tmp_path / "bucket" / "in" / "d" / "c.tsv", as_tsv(ROWS))
+    put(tmp_path / "bucket" / "text" / "good one" / "1.txt", "fine")
+    sources = find_sources([uri])
+    assert [source.path for source in sources] == expected
+    for source in sources:
+        rows, rejects = checked(source)
+        assert not rejects
+        assert pairs(rows) == ([("fine", "good one")] if source.format == "text" else ROWS)
+
+
+def test_paths_keep_their_order(tmp_path: Path) -> None:
+    first, second = put(tmp_path / "z.csv"), put(tmp_path / "a.csv")
+    assert [source.path for source in find_sources([first, second])] == [first, second]
+
+
+def test_a_source_travels(tmp_path: Path) -> None:
+    source = Source("/x/pos", "text", "pos")
+    assert pickle.loads(pickle.dumps(source)) == source
+
+
+@pytest.mark.parametrize(
+    ("files", "paths", "message"),
+    [
+        ([], ["none.csv"], r"`none\.csv`: no such file or folder \(working directory: `.*`\)"),
+        ([], ["*.csv"], r"`\*\.csv`: no file matches \(working directory"),
+        ([], ["none/**/*.csv"], "no file matches"),
+        ([], ["/none/such.csv"], r"`/none/such\.csv`: no such file or folder$"),
+        (
+            ["a.json"],
+            ["a.json"],
+            r"unknown ending; known: \.csv, \.tsv, \.jsonl, \.ndjson, \.parquet, each also with \.gz",
+        ),
+        (["a.csv.bz2"], ["a.csv.bz2"], "unknown ending"),
+        (["a"], ["a"], "unknown ending"),
+        (["a.txt"], ["a.txt"], "by the folder that holds them as `<label>/<file>.txt`"),
+        (["d/a.csv", "d/pos/1.txt"], ["d"], r"holds both data files \(`.*/d/a\.csv`\) and text files \(`pos/1\.txt`\)"),
+        (["d/readme.md", "d/1.txt"], ["d"], "holds neither data files .* nor text files"),
+        (["d/pos/1.txt", "d/neg/x/2.txt"], ["d"], "must lie at `<label>/<file>.txt`, not `neg/x/2.txt`"),
+        (["a.csv"], ["a.csv", "./a.csv"], r"a\.csv`: given twice, the second time by `\./a\.csv`"),
+        (["d/a.csv"], ["d", "d/*.csv"], "given twice"),
+        (["d/pos/1.txt"], ["d", "d"], "d/pos`: given twice"),
+    ],
+)
+def test_what_cannot_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], paths: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in files:
+        put(tmp_path / file)
+    with pytest.raises(DataError, match=message):
+        find_sources(paths)
+
+
+def test_an_unknown_scheme() -> None:
+    with pytest.raises(StorageError, match="nfs"):
+        find_sources(["nfs://host/a.csv"])
