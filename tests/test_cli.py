@@ -89,6 +89,7 @@ def test_the_commands_of_the_readme_run_in_their_order(folder: Path, tmp_path: P
     for file in folder.glob("*.csv"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "jobs").symlink_to(Path(__file__).parent.parent / "jobs")
     commands = readme_commands()
     assert sum("txclf train" in command for command in commands) >= 3
     for command in commands:

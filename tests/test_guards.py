@@ -13,6 +13,7 @@ import pytest
 import txclf
 from txclf import config
 from txclf.sections import Compute, Data, Model, Tokenizer, Train
+from txclf.space import Domain, Scheduler, Tune
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "txclf"
@@ -21,6 +22,7 @@ PACKAGE = ROOT / "txclf"
 FLOORS = [
     ["errors", "hashes", "stages", "tensors"],
     ["storage", "console", "sections"],
+    ["space"],
     ["config"],
     ["data.sources", "data.tokenizer", "data.shards", "data.batches", "data.demo", "model.layers"],
     ["data.records", "data.spool", "model.classifier", "checkpoints", "baseline", "log", "sessions"],
@@ -28,10 +30,13 @@ FLOORS = [
     ["callbacks"],
     ["worker", "board"],
     ["distributed"],
-    ["prepare", "train", "evaluate", "predict"],
+    ["prepare", "train", "evaluate", "predict", "trials"],
+    ["schedulers", "trainable", "watcher"],
+    ["tune"],
+    ["screen"],
     ["cli"],
 ]
-RAY = {"cluster", "backend", "sharding", "stages", "distributed"}
+RAY = {"schedulers", "trainable", "watcher", "tune", "cluster", "backend", "sharding", "stages", "distributed"}
 LIGHTNING = {"module", "callbacks", "worker"}
 
 
@@ -112,7 +117,7 @@ def test_links_between_pages_lead_somewhere(path: Path) -> None:
 
 def test_every_setting_is_documented_with_its_default() -> None:
     guide = (ROOT / "docs/guide/run-file.md").read_text()
-    for section in (Data, Tokenizer, Model, Train, Compute, config.RunConfig):
+    for section in (Data, Tokenizer, Model, Train, Compute, Tune, Scheduler, Domain, config.RunConfig):
         for name, field in section.model_fields.items():
             assert f"`{name}`" in guide, f"docs/guide/run-file.md says nothing of `{name}`"
-            assert field.description or name in {"data", "tokenizer", "model", "train", "compute"}
+            assert field.description or name in {"data", "tokenizer", "model", "train", "compute", "tune", "scheduler"}

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from test_prepare import make_rows, write_csv
 from tokenizers import Tokenizer
 
@@ -375,3 +377,18 @@ def test_data_that_fit_are_held_in_memory_and_the_rest_is_streamed(tmp_path: Pat
     assert "do not fit" in note
     assert spool.streams("memory", manifest, 0)[0] is False
     assert spool.streams("stream", manifest, size)[0] is True
+
+
+@pytest.mark.parametrize("ingest", ["memory", "stream"])
+def test_validation_rows_are_trained_on_where_that_is_asked(tmp_path: Path, data: str, ingest: str) -> None:
+    words = ["train.include_valid=true", "train.epochs=6", "train.patience=1", "train.learning_rate=0.03"]
+    run, summary = trained(tmp_path, data, *words, f"data.ingest={ingest}")
+    assert summary.steps == 6 * (300 // 16)
+    assert summary.best_step == summary.steps
+    (*_, last) = checkpoints.committed(f"{run.run_folder}/checkpoints")
+    description = json.loads(Path(run.run_folder, "model/model.json").read_text())
+    assert description["rows"] == {"train": 300}
+    assert description["metrics"] == {}
+    weights = load_file(f"{run.run_folder}/model/model.safetensors")
+    saved = checkpoints.load(last)["model"]
+    assert all(torch.equal(weights[name], saved[name]) for name in weights)

@@ -92,6 +92,8 @@ class Progress:
     train_loss: float = math.nan
     tokens_per_second: float = 0.0
     valid: dict[str, float] = field(default_factory=dict)
+    validations: int = 0
+    """How many there were, those before a resume included."""
     notes: list[str] = field(default_factory=list)
     """What happened to the workers so far."""
 
@@ -123,7 +125,7 @@ class Pulse:
 
 def exhausted(history: list[dict[str, float]], train: Train) -> bool:
     """Whether `train.patience` validations brought nothing better."""
-    if not history or not train.patience:
+    if not history or not train.patience or train.include_valid:
         return False
     return len(history) - 1 - checkpoints.best(history, train.monitor) >= train.patience
 
@@ -288,9 +290,9 @@ class Recorder(pl.Callback):
         if self.writer:
             self.writer.write({**entry, "valid_rows": rows})
             self.writer.sync()
-        self.progress.stage, self.progress.valid = "training", metrics
-        self._tell(trainer, now=True)
         self._save(trainer, pl_module, metrics)
+        self.progress.stage, self.progress.valid, self.progress.validations = "training", metrics, len(self.history)
+        self._tell(trainer, now=True)
         if self.step == self.course.total_steps or exhausted(self.history, self.train):
             trainer.should_stop = True
         elif self._any_rank(trainer, self.stop_asked):

@@ -17,7 +17,6 @@ from txclf.errors import TxclfError
 
 if TYPE_CHECKING:
     from txclf.config import RunConfig
-    from txclf.train import Summary
 
 app = typer.Typer(
     name="txclf",
@@ -68,6 +67,27 @@ def train(run_file: RunFile, words: Words = None, resume: Resume = False) -> Non
     from txclf import config as settings
 
     _train(settings.load(run_file, words or []), resume, started)
+
+
+@app.command()
+def tune(
+    run_file: RunFile,
+    words: Words = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was stopped.")] = False,
+    extend: Annotated[int, typer.Option("--extend", min=0, help="Add so many trials to a search.")] = 0,
+    refit: Annotated[bool, typer.Option("--refit", help="Then train the winner on train and valid rows.")] = False,
+    refit_workers: Annotated[
+        int | None, typer.Option("--refit-workers", min=0, help="Workers of --refit, if not the run file's.")
+    ] = None,
+) -> None:
+    """Search settings: many trials, each an ordinary run, the poor ones stopped early, the best one bundled."""
+    from txclf import config as settings
+    from txclf import storage
+
+    run = settings.load(run_file, words or [])
+    refitted = _tune(run, resume, extend, refit or refit_workers is not None, refit_workers)
+    if refitted:
+        _train(refitted, storage.exists(refitted.run_folder), time.time())
 
 
 @app.command()
@@ -186,7 +206,7 @@ def _prepare(run: RunConfig) -> str:
 
 
 def _train(run: RunConfig, resume: bool, started: float) -> None:
-    from txclf import console
+    from txclf import console, screen
     from txclf import train as verb
     from txclf.callbacks import Interrupted, Progress
     from txclf.module import choose_precision, uses_gpu
@@ -194,7 +214,7 @@ def _train(run: RunConfig, resume: bool, started: float) -> None:
     finished = verb.check_folder(run, resume)
     if finished:
         print(f"`{run.run_folder}` is finished already")
-        _closing(run, finished)
+        screen.trained(run, finished)
         return
     with _ray(run):
         prepared = verb.recorded_data(run) or _prepare(run)
@@ -229,7 +249,31 @@ def _train(run: RunConfig, resume: bool, started: float) -> None:
             except Interrupted:
                 print(f"stopped; the checkpoint is saved: go on with --resume ({run.run_folder})", file=sys.stderr)
                 raise typer.Exit(128 + asked[0]) from None
-    _closing(run, summary)
+    screen.trained(run, summary)
+
+
+def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int | None) -> RunConfig | None:
+    """Runs a search; the run that is to follow it under `--refit`."""
+    from txclf import cluster, screen
+    from txclf import tune as verb
+    from txclf.callbacks import Interrupted
+    from txclf.watcher import Standing
+
+    run = verb.open_folder(run, resume, extend)
+    with cluster.connected(run.compute), _signals() as asked:
+        with screen.Screen() as shown:
+
+            def show(standing: Standing) -> bool:
+                shown.show(standing)
+                return bool(asked)
+
+            try:
+                search = verb.tune(run, show)
+            except Interrupted:
+                print(f"stopped; the trials are saved: go on with --resume ({run.run_folder})", file=sys.stderr)
+                raise typer.Exit(128 + asked[0]) from None
+        screen.searched(run, search)
+    return verb.refit_run(run, search, workers) if refit else None
 
 
 def _ray(run: RunConfig) -> AbstractContextManager[None]:
@@ -239,35 +283,6 @@ def _ray(run: RunConfig) -> AbstractContextManager[None]:
     from txclf import cluster
 
     return cluster.connected(run.compute)
-
-
-def _closing(run: RunConfig, summary: Summary) -> None:
-    from txclf import console
-
-    seconds, early = summary.seconds, ", stopped early" if summary.stopped_early else ""
-    rows = [
-        *((f"best {name}", f"{value:.4f}") for name, value in summary.best.items()),
-        ("best at step", f"{summary.best_step:,}"),
-        (
-            "steps",
-            f"{summary.steps:,} ({summary.epochs:.2f} epochs{early})",
-        ),
-        ("rows seen", f"{summary.rows_seen:,}"),
-        *([("steps skipped (not finite)", f"{summary.steps_skipped:,}")] if summary.steps_skipped else []),
-        *(
-            [("sessions", f"{summary.sessions}, {summary.steps_repeated:,} steps twice")]
-            if summary.sessions > 1
-            else []
-        ),
-        ("parameters", f"{summary.parameters:,}"),
-        ("tokens/s", f"{summary.tokens_per_second:,.0f}"),
-        ("padding share", f"{summary.padding_share:.1%}"),
-        ("waiting for data", f"{summary.data_share:.1%} of the time of steps"),
-        ("workers", f"{summary.workers} on {summary.device}, {summary.precision}"),
-        *((f"time: {name}", console.seconds(value)) for name, value in seconds.items()),
-    ]
-    console.table(f"Run {run.name}", ["", ""], rows)
-    print(f"run folder: {run.run_folder}\nmodel:      {run.run_folder}/model")
 
 
 def _evaluate(run: str, data: list[str] | None = None, with_baseline: bool = True) -> None:

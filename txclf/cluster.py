@@ -97,13 +97,18 @@ def require(compute: Compute) -> None:
                 f"{word} x `compute.{keys[resource]}` ({each:g}) = {workers * each:g} {resource}s, "
                 f"but Ray has {total:g}: lower one of them or add nodes"
             )
-    room = sum(_room(node, wanted) for node in nodes)
-    if workers > room:
+    fit = room(compute)
+    if workers > fit:
         sizes = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise ClusterError(
-            f"{word} with {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs each: the nodes have room for {room} "
+            f"{word} with {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs each: the nodes have room for {fit} "
             f"({sizes}), and a worker does not stretch over nodes"
         )
+
+
+def room(compute: Compute) -> int:
+    """How many workers the cluster has room for, were it empty."""
+    return sum(_room(node, _wanted(compute)) for node in _nodes())
 
 
 def waiting(compute: Compute) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Hashable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -19,6 +19,10 @@ from pydantic import BaseModel, Field, ValidationError
 from txclf import storage
 from txclf.errors import ConfigError
 from txclf.sections import Compute, Data, Model, Section, Tokenizer, Train
+from txclf.space import Settings, Tune, placed
+
+SEARCHED = ("seed", "data", "tokenizer", "model", "train")
+"""What a search may change."""
 
 
 class RunConfig(Section):
@@ -37,6 +41,7 @@ class RunConfig(Section):
     model: Model = Model()
     train: Train = Train()
     compute: Compute = Compute()
+    tune: Tune = Tune()
 
     @property
     def run_folder(self) -> str:
@@ -84,9 +89,17 @@ def load(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> 
 def parse(settings: dict[str, Any], name: str = "run file") -> RunConfig:
     """Checks settings as they stand in a run file. Raises `ConfigError` naming every key that is wrong."""
     try:
-        return RunConfig.model_validate(settings)
+        run = RunConfig.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(f"`{name}` has {_problems(error, settings)}") from None
+        raise ConfigError(f"`{name}` has {_counted(_problems(error, settings))}") from None
+    if problems := _space_problems(run):
+        raise ConfigError(f"`{name}` has {_counted(problems)}")
+    return run
+
+
+def replaced(run: RunConfig, settings: Settings) -> RunConfig:
+    """The same run with other values for dotted keys. Raises `ConfigError` naming every key that is wrong."""
+    return parse(placed(settings, run.model_dump()), run.name)
 
 
 def anchored(run: RunConfig) -> RunConfig:
@@ -151,7 +164,29 @@ def _override(settings: dict[str, Any], word: str) -> None:
     place[last] = value
 
 
-def _problems(error: ValidationError, settings: dict[str, Any]) -> str:
+def _space_problems(run: RunConfig) -> list[str]:
+    """The values of the search space that the run file would refuse, each by itself."""
+    settings = run.model_dump(exclude={"tune"})
+    found = []
+    for key, value in run.tune.probes():
+        parts = key.split(".")
+        if parts[0] not in SEARCHED or key == "train.monitor":
+            found.append(f"`tune.space.{key}`: not a key to search: take one of {', '.join(SEARCHED)}, with its dots")
+            continue
+        try:
+            RunConfig.model_validate(placed({key: value}, settings))
+        except ValidationError as error:
+            # What lies above the key is about several keys together, and may be right with another draw.
+            here = [problem for problem in error.errors() if list(map(str, problem["loc"]))[: len(parts)] == parts]
+            if here:
+                lines = _problems(ValidationError.from_exception_data("", here), placed({key: value}, {}))  # type: ignore[arg-type]
+                found += [line.replace("`", "`tune.space.", 1) for line in lines]
+        except TypeError:  # a part before the last is a value
+            found.append(f"`tune.space.{key}`: unknown key")
+    return list(dict.fromkeys(found))
+
+
+def _problems(error: ValidationError, settings: dict[str, Any]) -> list[str]:
     lines = []
     for problem in error.errors(include_url=False):
         parts = [str(part) for part in problem["loc"]]
@@ -163,7 +198,10 @@ def _problems(error: ValidationError, settings: dict[str, Any]) -> str:
         else:
             given = "" if isinstance(problem["input"], dict) else f", not {problem['input']!r}"
             lines.append(f"`{key}`: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}")
-    lines = list(dict.fromkeys(lines))
+    return list(dict.fromkeys(lines))
+
+
+def _counted(lines: list[str]) -> str:
     count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
     return count + ":\n" + "\n".join(f"  {line}" for line in lines)
 
@@ -185,7 +223,8 @@ def _written(parts: list[str], settings: Any) -> list[str]:
 def _known_keys(parts: list[str]) -> str:
     section: type[BaseModel] = RunConfig
     for part in parts[:-1]:
-        annotation = section.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        section = annotation
+        if part in section.model_fields:  # else it is the key of a mapping
+            annotation = section.model_fields[part].annotation
+            inner: Any = get_args(annotation)[-1] if get_args(annotation) else annotation
+            section = inner
     return "known here: " + ", ".join(section.model_fields)

@@ -13,11 +13,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 import torch
+from ray import PlacementGroupID
 from ray.train import (
     ControllerError,
     DataConfig,
@@ -28,6 +29,7 @@ from ray.train import (
     get_dataset_shard,
 )
 from ray.train.torch import TorchTrainer
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from txclf import cluster, storage, worker
@@ -39,6 +41,9 @@ from txclf.data.batches import TokenRows
 from txclf.errors import ClusterError, TxclfError
 from txclf.sections import Compute
 from txclf.worker import COLUMNS, Job, Place
+
+SCRATCH, HELD = ".ray", "placement_group"
+"""Where Ray Train keeps its state in the run folder while it runs, and the file there that names what it holds."""
 
 HEARTBEAT_S = 1.0
 WAITING_S = 45.0
@@ -98,7 +103,8 @@ def _run_trainer(job: Job, streams: bool, board: Any, outcome: dict[str, Any]) -
     """Runs Ray Train to its end; leaves the result of rank 0 or the error in `outcome`."""
     compute = job.config.compute
     # Ray's own state goes to a fresh folder each time: it resumes by name, and checkpoints of ours know better.
-    scratch = storage.join(job.config.run_folder, ".ray")
+    release(job.config.run_folder)
+    scratch = storage.join(job.config.run_folder, SCRATCH)
     if compute.elastic:
         # After a loss Ray first tries with as many workers as before; by default it waits a minute for the lost node.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "25")
@@ -126,7 +132,7 @@ def _run_trainer(job: Job, streams: bool, board: Any, outcome: dict[str, Any]) -
                     controller_failure_limit=30,
                 ),
             ),
-            datasets={} if streams else {split: _dataset(job.prepared, split) for split in ("train", "valid")},
+            datasets={} if streams else {split: _dataset(job, split) for split in ("train", "valid")},
             # Each rank picks its rows of each global batch itself, so none of Ray's splitting drops or repeats any.
             dataset_config=DataConfig(datasets_to_split=[]),
         )
@@ -135,6 +141,16 @@ def _run_trainer(job: Job, streams: bool, board: Any, outcome: dict[str, Any]) -
         outcome["error"] = error
     finally:
         storage.remove_folder(scratch)
+
+
+def release(run_folder: str) -> None:
+    """Gives back what workers of a run still hold whose driver was killed: Ray keeps their resources for ever else."""
+    path = storage.join(run_folder, SCRATCH, HELD)
+    if storage.exists(path):
+        held = PlacementGroupID(bytes.fromhex(storage.read_bytes(path).decode()))
+        with suppress(Exception):  # of a cluster that is gone
+            ray.util.remove_placement_group(PlacementGroup(held))
+        storage.remove_folder(storage.join(run_folder, SCRATCH))
 
 
 def _told(error: BaseException, lost: Lost | None, compute: Compute) -> BaseException:
@@ -170,7 +186,7 @@ def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | N
     return None
 
 
-def _dataset(prepared: str, split: str) -> Any:
+def _dataset(job: Job, split: str) -> Any:
     """The rows of a split in the object store, in prepared order: one copy for all the workers of a node.
 
     Read by tasks that ask for no CPU: blocks that are lost with their node are read again while workers hold all CPUs.
@@ -179,10 +195,10 @@ def _dataset(prepared: str, split: str) -> Any:
     most = int(ray.cluster_resources().get("CPU", 1)) + 1  # type: ignore[no-untyped-call]
     blocks: list[Any] = []
     running: list[Any] = []
-    for shard in shards.load_manifest(prepared).splits[split].shards:
+    for shard in job.manifest().splits[split].shards:
         if len(running) == most:
             _, running = ray.wait(running, fetch_local=False)
-        blocks.append(read.remote(prepared, shard, COLUMNS))
+        blocks.append(read.remote(job.prepared, shard, COLUMNS))
         running.append(blocks[-1])
     return ray.data.from_arrow_refs(blocks)
 
@@ -213,6 +229,10 @@ def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
             tables.append(table)
         return TokenRows(tables)
 
+    held = ray.util.get_current_placement_group()
+    if rank == 0 and held:
+        path = storage.join(job.config.run_folder, SCRATCH, HELD)
+        storage.write_bytes(path, held.id.hex().encode())
     if ray.get(board.failed.remote()) is not None:
         return None  # Ray Train starts workers again after any error, and this one would only come back
     try:

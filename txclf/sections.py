@@ -177,6 +177,9 @@ class Train(Section):
     """Validations without a better `monitor` after which the run stops; 0 = never."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 3
     """Best checkpoints kept, beside the last."""
+    include_valid: bool = False
+    """Whether to train on the validation rows too, as for the last model after a search. The last checkpoint is the
+    model then, and there is no early stopping: validation scores are of rows that it learned from."""
     eval_every: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of an epoch between validations."""
     checkpoint_every: CheckpointEvery = "10m"

@@ -131,18 +131,19 @@ def train(run: RunConfig, prepared: str, report: Report, started: float | None =
     began = _began_with(run)
     if began and began["fingerprint"] != manifest.fingerprint:
         raise ConfigError(f"`{run.run_folder}` began with `{began['folder']}`; the data changed since: start a new run")
-    check_fit(run, manifest)
     job = Job(run, prepared, time.time() if started is None else started, uuid.uuid4().hex)
+    manifest = job.manifest()
+    check_fit(run, manifest)
     outcome = _fit_on_ray(job, manifest, report) if run.compute.on_ray else _fit_here(job, manifest, report)
-    return _finish(job, manifest, outcome)
+    return _finish(job, outcome)
 
 
-def _finish(job: Job, manifest: shards.Manifest, outcome: dict[str, Any]) -> Summary:
+def _finish(job: Job, outcome: dict[str, Any]) -> Summary:
     """The bundle from the best checkpoint, then the summary, which marks the run as finished."""
     run = job.config
     saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
-    winner = checkpoints.ranked(saved, run.train.monitor)[0]
-    state = checkpoints.load(winner)
+    # Scores on rows that it learned from choose nothing.
+    winner = saved[-1] if run.train.include_valid else checkpoints.ranked(saved, run.train.monitor)[0]
     begun = sessions.read(run.run_folder)
     summary = Summary(
         version=__version__,
@@ -153,17 +154,26 @@ def _finish(job: Job, manifest: shards.Manifest, outcome: dict[str, Any]) -> Sum
         best=winner.metrics,
         **outcome,
     )
+    save_bundle(storage.join(run.run_folder, "model"), run, job.prepared, winner)
+    storage.write_json(storage.join(run.run_folder, SUMMARY), summary.model_dump())
+    return summary
+
+
+def save_bundle(folder: str, run: RunConfig, prepared: str, checkpoint: checkpoints.Checkpoint) -> None:
+    """The bundle of a checkpoint of a run on prepared data."""
+    state, manifest = checkpoints.load(checkpoint), shards.load_manifest(prepared)
+    seen = run.train.include_valid
+    if seen:
+        manifest = shards.with_valid(manifest)
     bundle.save(
-        storage.join(run.run_folder, "model"),
+        folder,
         run,
         state.get("average") or state["model"],
         manifest.labels,
-        storage.read_bytes(storage.join(job.prepared, shards.TOKENIZER)).decode(),
-        {name: float(value) for name, value in winner.metrics.items()},
-        {split: part.rows for split, part in manifest.splits.items()},
+        storage.read_bytes(storage.join(prepared, shards.TOKENIZER)).decode(),
+        {} if seen else {name: float(value) for name, value in checkpoint.metrics.items()},
+        {split: part.rows for split, part in manifest.splits.items() if not (seen and split == "valid")},
     )
-    storage.write_json(storage.join(run.run_folder, SUMMARY), summary.model_dump())
-    return summary
 
 
 def recorded_data(run: RunConfig) -> str | None:

@@ -41,6 +41,11 @@ class Job:
     id: str
     """Names this command's temporary files."""
 
+    def manifest(self) -> shards.Manifest:
+        """Of the prepared data, as this run trains on them."""
+        manifest = shards.load_manifest(self.prepared)
+        return shards.with_valid(manifest) if self.config.train.include_valid else manifest
+
 
 @dataclass(frozen=True)
 class Place:
@@ -85,7 +90,7 @@ def streamed_rows(
     job: Job, split: str, pulse: Pulse, first: bool = True, barrier: Callable[[], None] = lambda: None
 ) -> TokenRows:
     """The rows of a split on this node's disk, read from its shards by the first worker there."""
-    part = shards.load_manifest(job.prepared).splits[split]
+    part = job.manifest().splits[split]
 
     def tables() -> Iterator[pa.Table]:
         for shard in part.shards:
@@ -103,7 +108,7 @@ def fit(job: Job, rows: Callable[[str], TokenRows], report: Callable[[Progress],
     `rows(split)` gives the rows of a split. Raises `Interrupted` on every rank when `report` asked for a stop.
     """
     run = job.config
-    manifest = shards.load_manifest(job.prepared)
+    manifest = job.manifest()
     train_rows, valid_rows = rows("train"), rows("valid")
     plan = Plan(train_rows.lengths, run.train.batch_size, run.train.window_batches, run.seed)
     course = Course(plan.steps_per_epoch, run.train.epochs, run.train.eval_every, run.train.checkpoint_every)

@@ -112,6 +112,16 @@ def load_manifest(folder: str) -> Manifest:
         raise DataError(f"`{path}`: not a manifest of this version: run `txclf prepare` again") from None
 
 
+def with_valid(manifest: Manifest) -> Manifest:
+    """The manifest as if the training split held the validation rows too, after its own."""
+    train, valid = manifest.splits["train"], manifest.splits["valid"]
+    counts = {label: count + valid.label_counts[label] for label, count in train.label_counts.items()}
+    sums = {name: getattr(train, name) + getattr(valid, name) for name in ("shards", "rows", "tokens")}
+    return manifest.model_copy(
+        update={"splits": {**manifest.splits, "train": train.model_copy(update={**sums, "label_counts": counts})}}
+    )
+
+
 def write_shard(folder: str, split: str, table: pa.Table, num_labels: int) -> Shard:
     """Writes rows of `SCHEMA`, sorted by key here, as one shard named by its first key."""
     table = table.sort_by([("key", "ascending"), ("file", "ascending"), ("row", "ascending")])

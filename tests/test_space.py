@@ -1,0 +1,148 @@
+"""The search space: what it draws, and what the run file refuses of it before anything starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from txclf import config
+from txclf.errors import ConfigError
+from txclf.space import Domain, Tune, placed
+
+DOMAINS: list[dict[str, Any]] = [
+    {"choice": [1, "a", None]},
+    {"grid": [[0.9, 0.99], [0.8, 0.9]]},
+    {"uniform": [-1.0, 2.0]},
+    {"loguniform": [1e-5, 1e-1]},
+    {"quniform": [0.1, 0.55, 0.1]},
+    {"randint": [2, 5]},
+]
+
+
+def inside(domain: Domain, value: Any) -> bool:
+    if domain.finite:
+        return value in domain.values
+    low, high = domain.limits
+    if domain.quniform:
+        return any(abs(value - (0.1 + step * 0.1)) < 1e-12 for step in range(5))
+    return low <= value <= high and (not domain.randint or type(value) is int)
+
+
+@pytest.mark.parametrize("given", DOMAINS, ids=lambda given: next(iter(given)))
+def test_draws_and_their_neighbours_stay_inside(given: dict[str, Any]) -> None:
+    domain = Domain.model_validate(given)
+    generator = np.random.default_rng(0)
+    drawn = [domain.draw(generator) for _ in range(300)]
+    near = [domain.perturbed(value, generator) for value in drawn]
+    assert all(inside(domain, value) for value in drawn + near)
+    assert len({str(value) for value in drawn}) == {"choice": 3, "grid": 2, "quniform": 5, "randint": 4}.get(
+        domain.kind, 300
+    )
+    assert any(one != other for one, other in zip(drawn, near, strict=True))
+
+
+def test_the_logarithm_is_drawn_evenly() -> None:
+    domain, generator = Domain(loguniform=(1e-4, 1.0)), np.random.default_rng(1)
+    logarithms = np.log10([domain.draw(generator) for _ in range(4000)])
+    counts, _ = np.histogram(logarithms, bins=[-4, -3, -2, -1, 0])
+    assert counts.min() > 900
+
+
+SPACE = {
+    "train.batch_size": {"grid": [16, 32]},
+    "model.layers": {"grid": [1, 2, 3]},
+    "train.learning_rate": {"loguniform": [1e-4, 1e-2]},
+}
+
+
+def test_a_trial_is_drawn_by_its_number_alone() -> None:
+    few, many = (Tune.model_validate({"trials": count, "space": SPACE}) for count in (3, 30))
+    assert [few.drawn(number, 7) for number in range(3)] == [many.drawn(number, 7) for number in range(3)]
+    rates = {many.drawn(number, 7)["train.learning_rate"] for number in range(30)}
+    assert len(rates) == 30
+    assert many.drawn(0, 7) != many.drawn(0, 8) != many.drawn(0, 8, attempt=1)
+
+
+def test_combinations_of_the_grid_come_equally_often() -> None:
+    tune = Tune.model_validate({"trials": 12, "space": SPACE})
+    drawn = [tune.drawn(number, 0) for number in range(12)]
+    counts = Counter((each["train.batch_size"], each["model.layers"]) for each in drawn)
+    assert set(counts.values()) == {2}
+    assert len(counts) == 6
+
+
+def test_a_grid_search_tries_every_combination_once() -> None:
+    space = {"train.batch_size": {"grid": [16, 32]}, "model.layers": {"choice": [1, 2, 3]}}
+    tune = Tune.model_validate({"search": "grid", "space": space})
+    assert tune.total == 6
+    assert len({str(tune.drawn(number, 0)) for number in range(6)}) == 6
+
+
+def test_points_come_first_and_the_rest_of_them_is_drawn() -> None:
+    tune = Tune.model_validate({"space": SPACE, "points": [{"train.learning_rate": 0.005}, {"model.layers": 3}]})
+    assert tune.drawn(0, 0)["train.learning_rate"] == 0.005
+    assert tune.drawn(1, 0)["model.layers"] == 3
+    assert 1e-4 <= tune.drawn(1, 0)["train.learning_rate"] <= 1e-2
+
+
+def test_values_are_placed_by_their_dots() -> None:
+    before = {"train": {"epochs": 3, "betas": (0.9, 0.99)}, "seed": 0}
+    after = placed({"train.epochs": 5, "model.layers": 2, "seed": 1}, before)
+    assert after == {"train": {"epochs": 5, "betas": (0.9, 0.99)}, "model": {"layers": 2}, "seed": 1}
+    assert before["train"] == {"epochs": 3, "betas": (0.9, 0.99)}
+
+
+REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    (
+        {"train.learning_rat": {"choice": [1e-3]}},
+        {},
+        "`tune.space.train.learning_rat`: unknown key; known here: ep",
+    ),
+    ({"trian.epochs": {"choice": [1]}}, {}, "`tune.space.trian.epochs`: not a key to search: take one of seed, data"),
+    ({"name": {"choice": ["a"]}}, {}, "`tune.space.name`: not a key to search"),
+    ({"compute.workers": {"choice": [1, 2]}}, {}, "`tune.space.compute.workers`: not a key to search"),
+    ({"train.monitor": {"choice": ["valid_loss"]}}, {}, "`tune.space.train.monitor`: not a key to search"),
+    ({"model.layers": {"choice": [1, 0]}}, {}, "`tune.space.model.layers`: input should be greater than or equal to 1"),
+    (
+        {"model.positions": {"choice": ["rotary", "round"]}},
+        {},
+        "`tune.space.model.positions`: input should be",
+    ),
+    ({"model.dropout": {"uniform": [0, 1]}}, {}, "`tune.space.model.dropout`: input should be less than 1, not 1.0"),
+    ({"train.epochs": {"uniform": [1, 3]}}, {}, "`tune.space.train.epochs`: input should be a valid integer"),
+    ({"train.epochs": {"quniform": [1, 3, 0.5]}}, {}, "`tune.space.train.epochs`: input should be a valid integer"),
+    ({"train.epochs.x": {"choice": [1]}}, {}, "`tune.space.train.epochs.x`"),
+    ({"model.dropout": {"loguniform": [0, 0.5]}}, {}, "the logarithm of 0 is not a number"),
+    ({"model.dropout": {"uniform": [0.5, 0.1]}}, {}, "expected the lower, then the higher"),
+    ({"model.dropout": {"uniform": [0, 0.1], "choice": [0]}}, {}, "expected one of choice, grid, uniform"),
+    ({"model.dropout": {}}, {}, "expected one of choice, grid, uniform"),
+    ({"model.dropout": {"choice": []}}, {}, "should have at least 1 item"),
+    ({"model.dropout": {"normal": [0, 1]}}, {}, "`tune.space.model.dropout.normal`: unknown key; known here: choice"),
+    ({"model.dropout": {"uniform": [0, 0.1]}}, {"search": "grid"}, "needs `choice` or `grid`, but `model.dropout` is"),
+    ({"seed": {"choice": [1]}}, {"points": [{"sead": 1}]}, "`points`: `sead` is not a key of `space`"),
+    ({"seed": {"choice": [1]}}, {"points": [{"seed": 2}]}, "`points`: 2 is not among the values of `seed`"),
+    (
+        {"model.dropout": {"uniform": [0, 0.1]}},
+        {"points": [{"model.dropout": -1}]},
+        "`points`: -1 is not among",
+    ),
+    ({"seed": {"choice": [1]}}, {"metric": "valid_loss", "mode": "max"}, "looks for the worst"),
+    ({"seed": {"choice": [1]}}, {"metric": "loss"}, "`tune.metric`: input should be 'valid_loss'"),
+    ({"seed": {"choice": [1]}}, {"search": "optuna", "scheduler": {"kind": "pbt"}}, "take one of them"),
+    ({"seed": {"choice": [1]}}, {"scheduler": {"kind": "hyperband"}}, "`tune.scheduler.kind`: input should be 'asha'"),
+]
+
+
+@pytest.mark.parametrize(("space", "tune", "message"), REFUSED)
+def test_what_the_run_file_refuses(space: dict[str, Any], tune: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as info:
+        config.parse({"tune": {"space": space, **tune}})
+    assert message in str(info.value)
+
+
+def test_values_that_are_wrong_with_the_rest_of_the_file_alone_are_left_to_the_draw() -> None:
+    # 5 heads do not divide a width of 128, but do divide 160.
+    config.parse({"tune": {"space": {"model.heads": {"choice": [4, 5]}, "model.width": {"choice": [128, 160]}}}})

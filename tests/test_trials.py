@@ -1,0 +1,111 @@
+"""The trials of a search: ranked by their best, in a table, and which key made the difference."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from txclf import config, trials
+from txclf.config import RunConfig
+from txclf.errors import ConfigError
+from txclf.trials import Result, Trial
+
+
+def search(folder: Path, space: dict[str, Any], **tune: Any) -> RunConfig:
+    return config.parse({"storage": str(folder), "name": "search", "tune": {"space": space, **tune}})
+
+
+def logged(run: RunConfig, number: int, settings: dict[str, Any], losses: list[float]) -> Result:
+    """A trial with such validations, one an epoch of ten steps."""
+    trial = Trial(number=number, settings=settings, state="finished")
+    trials.write(run.run_folder, trial)
+    lines = [{"step": 5, "epoch": 0.5, "train_loss": 1.0}]
+    lines += [{"step": 10 * n, "epoch": float(n), "valid_loss": loss} for n, loss in enumerate(losses, 1)]
+    path = Path(trials.folder(run.run_folder, number), "metrics.jsonl")
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return trials.result(run.run_folder, trial, "valid_loss")
+
+
+def test_a_trial_is_ranked_by_its_best_validation_not_its_last(tmp_path: Path) -> None:
+    run = search(tmp_path, {"seed": {"choice": [1]}})
+    results = [
+        logged(run, 0, {}, [0.9, 0.8, 0.7]),
+        logged(run, 1, {}, [0.9, 0.3, 2.0]),
+        logged(run, 2, {}, [0.3, 0.5]),
+        logged(run, 3, {}, []),
+        logged(run, 4, {}, [0.9, 0.3, 1.0]),
+    ]
+    assert [one.trial.number for one in trials.ranked(results, "valid_loss")] == [2, 1, 4, 0, 3]
+    assert results[1][1:] == (3.0, 0.3, 20, 2.0)
+    assert math.isnan(results[3].best)
+    flipped = [one._replace(best=-one.best) for one in results]
+    assert [one.trial.number for one in trials.ranked(flipped, "valid_accuracy")] == [2, 1, 4, 0, 3]
+
+
+def test_the_tables_hold_every_trial(tmp_path: Path) -> None:
+    run = search(tmp_path, {"seed": {"choice": [1]}})
+    settings: list[dict[str, Any]] = [
+        {"train.learning_rate": 0.1, "train.betas": [0.9, 0.99], "model.pooling": "mean"},
+        {"seed": 3},
+    ]
+    results = [logged(run, 0, settings[0], [0.5, 0.25]), logged(run, 1, settings[1], [])]
+    trials.write_table(run.run_folder, results, "valid_loss")
+    table = pq.read_table(f"{run.run_folder}/trials.parquet")
+    assert table.to_pylist()[0] == {
+        "trial": 0,
+        "state": "finished",
+        "train.learning_rate": 0.1,
+        "train.betas": "[0.9, 0.99]",
+        "model.pooling": "mean",
+        "seed": None,
+        "best_valid_loss": 0.25,
+        "best_epoch": 2.0,
+        "best_step": 20,
+        "epochs": 2.0,
+        "seconds": 0.0,
+        "reason": "",
+    }
+    assert table["best_valid_loss"].to_pylist() == [0.25, None]
+    assert pyarrow.csv.read_csv(f"{run.run_folder}/trials.csv").column_names == table.column_names
+
+
+def test_the_key_that_makes_the_difference_is_found_at_an_epoch_all_reached(tmp_path: Path) -> None:
+    space = {"train.learning_rate": {"loguniform": [1e-5, 1e-1]}, "model.layers": {"choice": [1, 2]}}
+    run = search(tmp_path, space | {"seed": {"choice": [3]}})
+    results = []
+    for number in range(20):
+        settings = trials.draw(run, number)
+        loss = abs(math.log10(settings["train.learning_rate"]) + 3)
+        # The stopped ones never see the second epoch, in which all become equal.
+        results.append(logged(run, number, settings, [loss] if number % 2 else [loss, 0.01]))
+    found = trials.importance(run, results)
+    assert set(found) == {"train.learning_rate", "model.layers"}
+    assert found["train.learning_rate"] > 0.8
+    assert trials.importance(run, results[:3]) == {}
+
+
+def test_settings_that_do_not_go_together_are_drawn_again(tmp_path: Path) -> None:
+    space = {"model.heads": {"choice": [4, 5, 6]}, "model.width": {"choice": [40, 24]}}
+    run = search(tmp_path, space)
+    for number in range(20):
+        settings = trials.draw(run, number)
+        assert settings["model.width"] % settings["model.heads"] == 0
+    run = search(tmp_path, {"model.heads": {"choice": [5, 7]}, "model.width": {"choice": [128, 256]}})
+    with pytest.raises(ConfigError, match=r"(?s)no settings for trial 0 that go together: .*must divide `width`"):
+        trials.draw(run, 0)
+
+
+def test_the_run_of_a_trial_is_an_ordinary_one(tmp_path: Path) -> None:
+    run = search(tmp_path, {"train.learning_rate": {"choice": [0.5]}}, metric="valid_f1_macro")
+    one = trials.run_of(run, 3, trials.draw(run, 3))
+    assert one.run_folder == f"{tmp_path}/search/trials/0003"
+    assert one.train.learning_rate == 0.5
+    assert one.train.monitor == "valid_f1_macro"
+    assert not one.tune.space
+    assert config.parse(__import__("yaml").safe_load(config.dump(one))) == one

@@ -1,0 +1,153 @@
+"""What a terminal shows of a search while it runs, and of a run or a search when it is done.
+
+A search is a live table, or a line for each thing that happens where there is no terminal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from txclf import console, trials
+from txclf.config import RunConfig
+from txclf.trials import Result
+
+if TYPE_CHECKING:  # they bring Ray
+    from txclf.train import Summary
+    from txclf.tune import Search
+    from txclf.watcher import Standing
+
+ROWS = 30
+"""Trials that a table shows."""
+ORDER = ("running", "finished", "stopped", "failed", "waiting")
+
+
+class Screen:
+    """Use as a context manager; `show` brings it up to date."""
+
+    def __init__(self) -> None:
+        self.live = Live(console=console.err, transient=True, auto_refresh=False) if console.err.is_terminal else None
+        self.notes = self.events = 0
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.stop()
+
+    def show(self, standing: Standing) -> None:
+        """Shows where a search stands."""
+        for note in standing.notes[self.notes :]:
+            console.err.print(note, markup=False)
+        self.notes = len(standing.notes)
+        if self.live:
+            results = trials.ranked(list(standing.results.values()), standing.metric)
+            results.sort(key=lambda one: ORDER.index(one.trial.state))
+            seconds = [standing.seconds(one.trial.number) for one in results]
+            self.live.update(_table(_title(standing), standing.keys, standing.metric, results, seconds), refresh=True)
+        else:
+            for one in standing.events[self.events :]:
+                console.err.print(_line(one, standing), markup=False)
+            self.events = len(standing.events)
+
+
+def trained(run: RunConfig, summary: Summary) -> None:
+    """The end of a run, on standard output."""
+    seconds, early = summary.seconds, ", stopped early" if summary.stopped_early else ""
+    rows = [
+        *((f"best {name}", f"{value:.4f}") for name, value in summary.best.items()),
+        ("best at step", f"{summary.best_step:,}"),
+        (
+            "steps",
+            f"{summary.steps:,} ({summary.epochs:.2f} epochs{early})",
+        ),
+        ("rows seen", f"{summary.rows_seen:,}"),
+        *([("steps skipped (not finite)", f"{summary.steps_skipped:,}")] if summary.steps_skipped else []),
+        *(
+            [("sessions", f"{summary.sessions}, {summary.steps_repeated:,} steps twice")]
+            if summary.sessions > 1
+            else []
+        ),
+        ("parameters", f"{summary.parameters:,}"),
+        ("tokens/s", f"{summary.tokens_per_second:,.0f}"),
+        ("padding share", f"{summary.padding_share:.1%}"),
+        ("waiting for data", f"{summary.data_share:.1%} of the time of steps"),
+        ("workers", f"{summary.workers} on {summary.device}, {summary.precision}"),
+        *((f"time: {name}", console.seconds(value)) for name, value in seconds.items()),
+    ]
+    console.table(f"Run {run.name}", ["", ""], rows)
+    print(f"run folder: {run.run_folder}\nmodel:      {run.run_folder}/model")
+
+
+def searched(run: RunConfig, search: Search) -> None:
+    """The end of a search, on standard output."""
+    results = trials.ranked(
+        [trials.result(run.run_folder, trial, search.metric) for trial in trials.read(run.run_folder)], search.metric
+    )
+    title = f"Search {run.name}: {search.trials} trials, best first"
+    console.out.print(
+        _table(title, list(run.tune.space), search.metric, results, [one.trial.seconds for one in results])
+    )
+    share = search.epochs / search.epochs_to_the_end
+    rows = [
+        ("winner", f"trial {search.winner:04d}"),
+        *((f"best {name}", f"{value:.4f}") for name, value in search.best.items()),
+        *((key, _value(value)) for key, value in search.settings.items()),
+        ("trials", f"{search.finished} finished, {search.stopped} stopped early, {search.failed} failed"),
+        ("epochs", f"{search.epochs:,.1f} of {search.epochs_to_the_end:,.0f} ({share:.0%}): the rest was saved"),
+        *((f"importance of {key}", f"{value:.0%}") for key, value in search.importance.items()),
+        ("time", console.seconds(search.seconds)),
+    ]
+    console.table("Result", ["", ""], rows)
+    folder = run.run_folder
+    print(f"the winner as a run file: {folder}/best.yaml\nall trials:  {folder}/trials.csv, trials.parquet")
+    print(f"model:       {folder}/model")
+
+
+def _title(standing: Standing) -> str:
+    states = [one.trial.state for one in standing.results.values()]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ORDER if state in states)
+    return f"{len(states)} of {standing.total} trials: {counts}"
+
+
+def _table(title: str, keys: Sequence[str], metric: str, results: Sequence[Result], seconds: Sequence[float]) -> Table:
+    shown = Table(title=Text(title), title_justify="left", title_style="bold", header_style="")
+    last = [key.rpartition(".")[2] for key in keys]
+    names = last if len(set(last)) == len(last) else keys
+    for name in ("trial", "state", *names, "epoch", metric, "time"):
+        shown.add_column(Text(name), justify="left" if name == "state" else "right", overflow="fold")
+    for one, spent in list(zip(results, seconds, strict=True))[:ROWS]:
+        settings = [_value(one.trial.settings.get(key)) for key in keys]
+        cells = [f"{one.trial.number:04d}", one.trial.state, *settings, f"{one.epochs:g}", _best(one)]
+        shown.add_row(*map(Text, [*cells, console.seconds(spent) if spent else ""]))
+    if len(results) > ROWS:
+        shown.caption = Text(f"{len(results) - ROWS} more in trials.csv")
+    return shown
+
+
+def _line(one: Result, standing: Standing) -> str:
+    reason = f": {one.trial.reason}" if one.trial.reason else ""
+    text = f"trial {one.trial.number:04d} {one.trial.state}{reason}"
+    if not one.epochs:
+        return "  ".join([text, *(f"{key} {_value(value)}" for key, value in one.trial.settings.items())])
+    time = console.seconds(standing.seconds(one.trial.number))
+    return f"{text}  epoch {one.epochs:g}  best {standing.metric} {_best(one)}  {time}"
+
+
+def _best(one: Result) -> str:
+    return "" if math.isnan(one.best) else f"{one.best:.4f}"
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
