@@ -22,7 +22,7 @@ from txclf.callbacks import Interrupted
 from txclf.config import RunConfig
 from txclf.errors import ClusterError, ConfigError
 from txclf.prepare import prepare
-from txclf.train import train
+from txclf.train import check_folder, train
 from txclf.trials import Trial
 from txclf.tune import Search
 from txclf.watcher import Standing
@@ -80,14 +80,17 @@ def test_a_search_leaves_tables_a_run_file_and_a_model(tmp_path: Path, data: str
 
 
 def test_what_fails_is_marked_with_its_reason_and_the_rest_goes_on(tmp_path: Path, data: str) -> None:
-    space = {"train.learning_rate": {"grid": [1e30, 1e-3, 1e-2]}}
-    run = search(tmp_path, data, space, "train.clip_norm=0", trials=3, scheduler={"kind": "median"})
+    space = {"train.learning_rate": {"grid": [1e30, 1e-3]}, "model.feedforward": {"grid": [32, 10**11]}}
+    run = search(tmp_path, data, space, "train.clip_norm=0", trials=4, scheduler={"kind": "median"})
     found = done(run)
-    assert (found.failed, found.finished) == (1, 2)
-    (failed,) = [trial for trial in trials.read(run.run_folder) if trial.state == "failed"]
-    assert failed.settings == {"train.learning_rate": 1e30}
-    assert "the gradient is not finite at step 2" in failed.reason
-    assert found.settings["train.learning_rate"] < 1
+    assert (found.failed, found.finished) == (3, 1)
+    reasons = {tuple(trial.settings.values()): trial.reason for trial in trials.read(run.run_folder)}
+    assert "the gradient is not finite at step 2" in reasons[1e30, 32]
+    assert "not enough memory" in reasons[1e-3, 10**11]
+    assert reasons[1e-3, 32] == ""
+    assert found.settings == {"train.learning_rate": 1e-3, "model.feedforward": 32}
+    with pytest.raises(ConfigError, match="holds a search of `txclf tune`"):
+        check_folder(run, resume=True)
 
 
 def test_a_search_in_which_all_fails_says_why(tmp_path: Path, data: str) -> None:

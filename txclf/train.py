@@ -83,6 +83,8 @@ def check_folder(run: RunConfig, resume: bool) -> Summary | None:
             raise ConfigError(f"`{folder}`: no run to resume: start it without --resume")
         storage.require_writable(folder)
         return None
+    if not storage.exists(storage.join(folder, PREPARED)):
+        raise ConfigError(f"`{folder}` holds a search of `txclf tune`: choose another `name`")
     if not resume:
         raise ConfigError(f"`{folder}` is there already: go on with --resume, or choose another `name`")
     was, wanted = (_kept_by_resume(one) for one in (config.load(saved), run))
