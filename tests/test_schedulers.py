@@ -102,11 +102,18 @@ def test_optuna_goes_on_where_it_was(tmp_path: Any) -> None:
             found.append(given["trial"])
             name = f"ray-{given['trial']['number']}"
             made.asked[name] = made.asked.pop(next(iter(made.asked)))
-            made.on_trial_result(name, {"valid_loss": best_of(found[-1]["settings"])})
-            made.on_trial_complete(name)
+            result = {"valid_loss": best_of(found[-1]["settings"])}
+            if len(found) % 2:
+                made.on_trial_result(name, result)
+                made.on_trial_complete(name)
+            else:  # stopped at its first validation
+                made.on_trial_complete(name, result)
         return found
 
-    first = go(schedulers.Optuna(run, [], [], 30), 15)
+    begun = schedulers.Optuna(run, [], [], 30)
+    first = go(begun, 15)
+    told = [one for one in begun.study.trials if one.state.name == "COMPLETE"]
+    assert [one.params for one in told] == [one["settings"] for one in first]
     assert first[0]["settings"] == {"train.learning_rate": 0.02}
     known = [trials.Trial(number=one["number"], settings=one["settings"], state="finished") for one in first]
     results = [trials.Result(one, 1.0, best_of(one.settings), 1, 1.0) for one in known]

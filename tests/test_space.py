@@ -129,6 +129,8 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"points": [{"model.dropout": -1}]},
         "`points`: -1 is not among",
     ),
+    ({"model.dropout": {"quniform": [0, 0.4, 0.1]}}, {"points": [{"model.dropout": 0.15}]}, "0.15 is not among"),
+    ({"model.pooling.x": {"choice": [1]}}, {}, "`tune.space.model.pooling.x`"),
     ({"seed": {"choice": [1]}}, {"metric": "valid_loss", "mode": "max"}, "looks for the worst"),
     ({"seed": {"choice": [1]}}, {"metric": "loss"}, "`tune.metric`: input should be 'valid_loss'"),
     ({"seed": {"choice": [1]}}, {"search": "optuna", "scheduler": {"kind": "pbt"}}, "take one of them"),

@@ -88,6 +88,8 @@ def test_the_key_that_makes_the_difference_is_found_at_an_epoch_all_reached(tmp_
     assert set(found) == {"train.learning_rate", "model.layers"}
     assert found["train.learning_rate"] > 0.8
     assert trials.importance(run, results[:3]) == {}
+    equal = [logged(run, number, trials.draw(run, number), [0.5]) for number in range(20, 26)]
+    assert trials.importance(run, equal) == {}
 
 
 def test_settings_that_do_not_go_together_are_drawn_again(tmp_path: Path) -> None:

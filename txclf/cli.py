@@ -87,7 +87,7 @@ def tune(
     run = settings.load(run_file, words or [])
     refitted = _tune(run, resume, extend, refit or refit_workers is not None, refit_workers)
     if refitted:
-        _train(refitted, storage.exists(refitted.run_folder), time.time())
+        _train(refitted, storage.exists(storage.join(refitted.run_folder, "run.yaml")), time.time())
 
 
 @app.command()
@@ -260,15 +260,16 @@ def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int |
     from txclf.watcher import Standing
 
     run = verb.open_folder(run, resume, extend)
-    with cluster.connected(run.compute), _signals() as asked:
-        with screen.Screen() as shown:
+    with cluster.connected(run.compute):
+        plan = verb.plan(run, lambda note: print(note, file=sys.stderr))
+        with _signals() as asked, screen.Screen() as shown:
 
             def show(standing: Standing) -> bool:
                 shown.show(standing)
                 return bool(asked)
 
             try:
-                search = verb.tune(run, show)
+                search = verb.tune(run, plan, show)
             except Interrupted:
                 print(f"stopped; the trials are saved: go on with --resume ({run.run_folder})", file=sys.stderr)
                 raise typer.Exit(128 + asked[0]) from None

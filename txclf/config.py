@@ -181,7 +181,7 @@ def _space_problems(run: RunConfig) -> list[str]:
             if here:
                 lines = _problems(ValidationError.from_exception_data("", here), placed({key: value}, {}))  # type: ignore[arg-type]
                 found += [line.replace("`", "`tune.space.", 1) for line in lines]
-        except TypeError:  # a part before the last is a value
+        except (TypeError, ValueError):  # a part before the last is a value
             found.append(f"`tune.space.{key}`: unknown key")
     return list(dict.fromkeys(found))
 

@@ -6,6 +6,7 @@ rung of ASHA compares with every trial that ever passed it.
 
 from __future__ import annotations
 
+import uuid
 from types import SimpleNamespace
 from typing import Any
 
@@ -96,6 +97,9 @@ class Median(MedianStoppingRule):
         if before in self._results:
             self._results[trial] = self._results.pop(before)
 
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Nothing: the last result of a trial says again what the one before said."""
+
     def _on_insufficient_samples(self, tune_controller: Any, trial: Any, time: float) -> str:
         return TrialScheduler.CONTINUE
 
@@ -118,11 +122,8 @@ class Population(PopulationBasedTraining):
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         number, donor = trial.config["trial"]["number"], trial_to_clone.config["trial"]
         settings = self.run.tune.perturbed(donor["settings"], self.generator)
-        known = trials.read_one(self.run.run_folder, number)
-        change = {"epoch": trial_to_clone.last_result["epoch"], "from": donor["number"], "settings": settings}
-        update = {"settings": settings, "changes": [*known.changes, change]}
-        trials.write(self.run.run_folder, known.model_copy(update=update))
-        return {"trial": {"number": number, "settings": settings}}, {}
+        takeover = {"id": uuid.uuid4().hex, "epoch": trial_to_clone.last_result["epoch"], "from": donor["number"]}
+        return {"trial": {"number": number, "settings": settings, "takeover": takeover}}, {}
 
 
 class Optuna(Searcher):
@@ -143,6 +144,7 @@ class Optuna(Searcher):
         self.asked: dict[str, Any] = {}
         self.best: dict[str, float] = {}
         waiting = {trial.number for trial in first}
+        self.before = {one.trial.number: one.best for one in results if one.best == one.best}
         for one in results:
             if one.trial.number not in waiting and one.best == one.best:
                 self.study.add_trial(self._known(one.trial.settings, one.best))
@@ -151,6 +153,8 @@ class Optuna(Searcher):
         if self.first:
             trial = self.first.pop(0)
             self.asked[trial_id] = trial.settings
+            if trial.number in self.before:
+                self.best[trial_id] = self.before[trial.number]
             return {"trial": {"number": trial.number, "settings": trial.settings}}
         if self.next >= self.total:
             return Searcher.FINISHED
@@ -167,6 +171,8 @@ class Optuna(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         settings = self.asked.pop(trial_id)
+        if result and self.metric in result and "failed" not in result:
+            self.on_trial_result(trial_id, result)  # Tune keeps back the one at which it stopped a trial
         if trial_id in self.best:
             self.study.add_trial(self._known(settings, self.best[trial_id]))
 
@@ -181,7 +187,10 @@ class Optuna(Searcher):
         if number < len(tune.points) or any(domain.grid for domain in tune.space.values()):
             return trials.draw(self.run, number)
         for _ in range(trials.MOST_DRAWS):
-            params = self.study.ask(self.distributions).params
+            asked = self.study.ask(self.distributions)
+            params = asked.params
+            # Closed at once, for what comes of it is added as a trial of its own, like those before a resume.
+            self.study.tell(asked, state=self.optuna.trial.TrialState.FAIL)
             settings = {
                 key: tune.space[key].values[value] if tune.space[key].finite else value for key, value in params.items()
             }

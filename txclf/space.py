@@ -93,7 +93,8 @@ class Domain(Section):
         """Whether a value is one of them."""
         if self.finite:
             return value in self.values
-        return isinstance(value, int | float) and self.limits[0] <= value <= self.limits[1]
+        inside = isinstance(value, int | float) and self.limits[0] <= value <= self.limits[1]
+        return inside and self._on_grid(value) == value
 
     def draw(self, generator: np.random.Generator) -> Any:
         """A value by chance."""

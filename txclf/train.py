@@ -123,8 +123,10 @@ def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
     class_weights(run.train.class_weights, manifest.splits["train"].label_counts)
 
 
-def train(run: RunConfig, prepared: str, report: Report, started: float | None = None) -> Summary:
+def train(run: RunConfig, prepared: str, report: Report, started: float | None = None, share: int = 1) -> Summary:
     """Trains a run on prepared data, going on from its last checkpoint if there is one, and makes the bundle.
+
+    `share`: so many runs in a process of their own share this machine's memory.
 
     Raises `Interrupted` when `report` asked for a stop; the checkpoint is saved then.
     """
@@ -136,7 +138,7 @@ def train(run: RunConfig, prepared: str, report: Report, started: float | None =
     job = Job(run, prepared, time.time() if started is None else started, uuid.uuid4().hex)
     manifest = job.manifest()
     check_fit(run, manifest)
-    outcome = _fit_on_ray(job, manifest, report) if run.compute.on_ray else _fit_here(job, manifest, report)
+    outcome = _fit_on_ray(job, manifest, report) if run.compute.on_ray else _fit_here(job, manifest, report, share)
     return _finish(job, outcome)
 
 
@@ -206,8 +208,8 @@ def _begin(job: Job, manifest: shards.Manifest) -> None:
         storage.write_bytes(storage.join(folder, "run.yaml"), config.dump(job.config).encode())
 
 
-def _fit_here(job: Job, manifest: shards.Manifest, report: Report) -> dict[str, Any]:
-    streams, note = spool.streams(job.config.data.ingest, manifest, spool.machine_memory() // 4)
+def _fit_here(job: Job, manifest: shards.Manifest, report: Report, share: int) -> dict[str, Any]:
+    streams, note = spool.streams(job.config.data.ingest, manifest, spool.machine_memory() // 4 // share)
     report(Progress(notes=[note]))
     _begin(job, manifest)
     place = Place()

@@ -15,10 +15,11 @@ import threading
 import traceback
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
-from txclf import checkpoints, config, storage, trials
+from txclf import checkpoints, config, distributed, storage, trials
 from txclf.callbacks import Interrupted, Progress
 from txclf.config import RunConfig
 from txclf.errors import TxclfError
@@ -29,13 +30,28 @@ STOP_S = 120.0
 DONOR = "donor.json"
 
 
+class Flag:
+    """An actor that says whether the search is to stop: Tune cannot ask a trial in the middle of a step."""
+
+    def __init__(self) -> None:
+        self.up = False
+
+    def put_up(self) -> None:
+        self.up = True
+
+    def is_up(self) -> bool:
+        return self.up
+
+
 class Trainable(tune.Trainable):
-    """`setup` gets the search's run and the prepared folders by what they follow from."""
+    """`setup` gets the search, the prepared folders by what they follow from, a `Flag`, and how many run at once."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], run: RunConfig, prepared: dict[str, str]
+        self, config: dict[str, Any], run: RunConfig, prepared: dict[str, str], flag: Any, at_a_time: int
     ) -> None:
-        self.search, self.prepared_folders = run, prepared
+        self.search, self.prepared, self.flag, self.at_a_time = run, prepared, flag, at_a_time
+        if not run.compute.gpus_per_worker:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # those there are belong to who asked for them
         self._begin(config["trial"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -45,84 +61,115 @@ class Trainable(tune.Trainable):
         return True
 
     def _begin(self, trial: dict[str, Any]) -> None:
-        self.number, self.settings = trial["number"], trial["settings"]
-        self.run = trials.run_of(self.search, self.number, self.settings)
-        self.prepared = self.prepared_folders[trials.preparation(self.run)]
-        if self.run.compute.most <= 1:
-            self.run = config.replaced(self.run, {"compute.workers": 0})
-        self.thread: threading.Thread | None = None
-        self.results: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self.turn = threading.Semaphore(0)
-        self.stopping = False
-        self.seen, self.told_step, self.last = 0, 0, dict[str, Any]()
+        self.trial, self.last = trial, dict[str, Any]()
+        run = trials.run_of(self.search, trial["number"], trial["settings"])
+        prepared = self.prepared[trials.preparation(run)]
+        if run.compute.most <= 1:
+            run = config.replaced(run, {"compute.workers": 0})
+        self.training = Training(self.search, run, trial["number"], prepared, self.flag, self.at_a_time)
 
     def step(self) -> dict[str, Any]:
         """The next validation; with `done`, the end, and why when it failed."""
-        if self.thread is None:
-            self.thread = threading.Thread(target=self._train, daemon=True)
-            self.thread.start()
+        if self.training.ident is None:
+            if ray.get(self.flag.is_up.remote()):
+                return {"done": True}
+            self.training.start()
         else:
-            self.turn.release()
-        result = self.results.get()
-        self.last = result or {**self.last, "done": True}
-        return self.last
+            self.training.turn.release()
+        result = self.training.results.get()
+        self.last = {**self.last, "done": True} if result is None else result
+        return {**self.last, "takeover": self.trial.get("takeover", {}).get("id")}
 
     def cleanup(self) -> None:
         """Ends the training, at its next step."""
-        self.stopping = True
-        self.turn.release()
-        if self.thread:
-            self.thread.join(STOP_S)
+        self.training.stopping = True
+        self.training.turn.release()
+        if self.training.ident is not None:
+            self.training.join(STOP_S)
+            if self.training.is_alive():
+                distributed.release(self.training.run_config.run_folder)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """The last checkpoint of the run, for another trial to go on from."""
-        saved = checkpoints.committed(storage.join(self.run.run_folder, "checkpoints"))[-1]
-        content = {"number": self.number, "step": saved.step, "metrics": saved.metrics}
+        saved = checkpoints.committed(storage.join(self.training.run_config.run_folder, "checkpoints"))[-1]
+        content = {"number": self.trial["number"], "step": saved.step, "metrics": saved.metrics}
         storage.write_json(storage.join(checkpoint_dir, DONOR), content)
         torch.save(checkpoints.load(saved), os.path.join(checkpoint_dir, checkpoints.STATE))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Takes over the checkpoint of another trial; its own is in its run folder already."""
+        """Takes over the checkpoint of another trial, once; its own is in its run folder already."""
         with open(os.path.join(checkpoint, DONOR)) as file:
             donor = json.load(file)
-        if donor["number"] == self.number:
+        number, run = self.trial["number"], self.training.run_config
+        taken = [change["id"] for change in trials.read_one(self.search.run_folder, number).changes]
+        if donor["number"] == number or self.trial["takeover"]["id"] in taken:
             return
-        folder = storage.join(self.run.run_folder, "checkpoints")
+        folder = storage.join(run.run_folder, "checkpoints")
         for saved in checkpoints.committed(folder):
             if saved.step > donor["step"]:
                 storage.remove_folder(saved.path)
         state = torch.load(os.path.join(checkpoint, checkpoints.STATE), map_location="cpu", weights_only=True)
         checkpoints.save(folder, donor["step"], donor["metrics"], state)
-        storage.write_bytes(storage.join(self.run.run_folder, "run.yaml"), config.dump(self.run).encode())
+        storage.write_bytes(storage.join(run.run_folder, "run.yaml"), config.dump(run).encode())
 
-    def _train(self) -> None:
-        torch.set_num_threads(max(1, int(self.run.compute.cpus_per_worker)))
-        saved = checkpoints.committed(storage.join(self.run.run_folder, "checkpoints"))
-        self.told_step = saved[-1].step if saved else 0
+
+class Training(threading.Thread):
+    """The run of one trial. Each validation is a result; None, or a result with `failed`, is the end."""
+
+    def __init__(
+        self, search: RunConfig, run: RunConfig, number: int, prepared: str, flag: Any, at_a_time: int
+    ) -> None:
+        super().__init__(daemon=True)
+        self.search, self.run_config, self.number, self.prepared = search.run_folder, run, number, prepared
+        self.metric, self.flag, self.at_a_time = trials.metric(search), flag, at_a_time
+        self.results: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self.turn = threading.Semaphore(0)
+        """Released when Tune wants the next validation, or the end."""
+        self.stopping = False
+        self.asked: Any = None
+        self.seen = self.told_step = 0
+
+    def run(self) -> None:
+        result: dict[str, Any] | None = None
         try:
-            train(self.run, self.prepared, self._report)
-            self.results.put(None)
+            torch.set_num_threads(max(1, int(self.run_config.compute.cpus_per_worker)))
+            self.told_step = trials.read_one(self.search, self.number).judged
+            saved = checkpoints.committed(storage.join(self.run_config.run_folder, "checkpoints"))
+            self._tell(saved[-1].step if saved else 0)  # what was not judged before a resume
+            train(self.run_config, self.prepared, self._report, share=self.at_a_time)
         except Interrupted:
-            self.results.put(None)
-        except Exception as error:
-            known = isinstance(error, TxclfError)
-            reason = str(error) if known else f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            if not known:
-                path = storage.join(self.run.run_folder, "error.txt")
-                with contextlib.suppress(Exception):  # a full disk may be what the error is about
-                    storage.write_bytes(path, traceback.format_exc().encode())
-            self.results.put({"epoch": 0.0, trials.metric(self.search): self._worst(), "failed": reason, "done": True})
+            pass
+        except BaseException as error:
+            worst = float("inf") if self.metric == "valid_loss" else float("-inf")
+            result = {"epoch": 0.0, self.metric: worst, "failed": self._reason(error), "done": True}
+        finally:
+            self.results.put(result)
 
     def _report(self, progress: Progress) -> bool:
         if progress.validations != self.seen:
             self.seen = progress.validations
-            for entry in trials.validations(self.search.run_folder, self.number):
-                if entry["step"] > self.told_step:
-                    self.told_step = int(entry["step"])
-                    self.results.put({**entry, "done": False})
-                    if not self.run.compute.on_ray:
-                        self.turn.acquire()  # until Tune wants the next one, or the end
+            self._tell()
+        if self.asked is None:
+            self.asked = self.flag.is_up.remote()
+        elif ray.wait([self.asked], timeout=0)[0]:
+            self.stopping |= bool(ray.get(self.asked))
+            self.asked = None
         return self.stopping
 
-    def _worst(self) -> float:
-        return float("inf") if trials.metric(self.search) == "valid_loss" else float("-inf")
+    def _tell(self, up_to: float = float("inf")) -> None:
+        """Gives Tune the validations that it has not had."""
+        for entry in trials.validations(self.search, self.number):
+            if self.told_step < entry["step"] <= up_to and not self.stopping:
+                self.told_step = int(entry["step"])
+                self.results.put({**entry, "done": False})
+                if not self.run_config.compute.on_ray:
+                    self.turn.acquire()  # until Tune wants the next one, or the end
+
+    def _reason(self, error: BaseException) -> str:
+        """Why it failed, in a line or two; the traceback of what is not the user's to mend goes to `error.txt`."""
+        if isinstance(error, TxclfError):
+            return str(error)
+        with contextlib.suppress(Exception):  # a full disk may be what the error is about
+            content = traceback.format_exc().encode()
+            storage.write_bytes(storage.join(self.run_config.run_folder, "error.txt"), content)
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"

@@ -44,6 +44,8 @@ class Trial(BaseModel):
     state: State = "waiting"
     """`finished`: trained to its end; `stopped`: by the scheduler; `failed`: `reason` says why."""
     reason: str = ""
+    judged: int = 0
+    """Step of the last validation that the scheduler decided on."""
     seconds: float = 0.0
     """From its start to its end, over all sessions."""
     changes: list[dict[str, Any]] = []
@@ -189,13 +191,17 @@ def importance(run: RunConfig, results: Sequence[Result]) -> dict[str, float]:
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     common = min(history[-1]["epoch"] for history in histories.values())
+    values = {}
+    for number in settings:
+        history = [entry for entry in histories[number] if entry["epoch"] <= common + 1e-9] or histories[number][:1]
+        values[number] = history[checkpoints.best(history, monitor)][monitor]
+    if len(set(values.values())) < 2:
+        return {}
     study = optuna.create_study(direction="minimize" if monitor == "valid_loss" else "maximize")
     distributions = {key: distribution(run.tune, key) for key in keys}
     for number, each in settings.items():
-        history = [entry for entry in histories[number] if entry["epoch"] <= common + 1e-9] or histories[number][:1]
-        value = history[checkpoints.best(history, monitor)][monitor]
         params = {key: encoded(run.tune, key, each[key]) for key in keys}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=value))
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=values[number]))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=run.seed % 2**32)
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 

@@ -13,8 +13,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import ray
 from pydantic import BaseModel, ConfigDict
 from ray import tune as ray_tune
 
@@ -26,7 +27,7 @@ from txclf.errors import ClusterError, ConfigError
 from txclf.prepare import prepare
 from txclf.space import Tune
 from txclf.train import check_fit, save_bundle
-from txclf.trainable import Trainable
+from txclf.trainable import STOP_S, Flag, Trainable
 from txclf.trials import Result, Trial
 from txclf.watcher import Standing, Stopper, Watcher
 
@@ -77,11 +78,18 @@ def check(run: RunConfig) -> None:
         raise ConfigError("`tune.space`: nothing to search: name keys and their values, as in docs/guide/tune.md")
     if compute.elastic:
         raise ConfigError("`compute.workers`: a search needs a fixed number of workers per trial")
+    least = "min" if trials.metric(run) == "valid_loss" else "max"
+    if tune.mode not in (None, least):
+        raise ConfigError(f"`tune.mode: {tune.mode}` of `{trials.metric(run)}` looks for the worst: leave `mode` out")
+    if run.train.include_valid or "train.include_valid" in tune.space:
+        raise ConfigError("`train.include_valid`: trials are compared on rows that they must not have learned")
     touched = [key for key in tune.space if key.split(".")[0] in ("seed", "data", "tokenizer")]
     ranges = [key for key in touched if not tune.space[key].finite]
     if tune.search == "optuna" and ranges:
         raise ConfigError(f"`tune.space.{ranges[0]}`: with `search: optuna` what the data depend on needs `choice`")
     if tune.scheduler.kind == "pbt":
+        if tune.max_concurrent != "auto" and tune.max_concurrent < tune.total:
+            raise ConfigError("`tune.max_concurrent`: a population is trained as a whole: leave it `auto`")
         if compute.most > 1:
             raise ConfigError("`tune.scheduler.kind: pbt` needs trials of one worker: set `compute.workers: 1`")
         if fixed := [key for key in tune.space if key not in PERTURBED]:
@@ -184,28 +192,41 @@ def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
     return folders
 
 
-def tune(run: RunConfig, show: Show) -> Search:
-    """Runs a search to its end, in a folder of `open_folder`, with Ray connected.
+class Plan(NamedTuple):
+    """What is settled before the trials start."""
 
-    Raises `Interrupted` when `show` asked for a stop, and `ClusterError` when trials do not fit.
+    at_a_time: int
+    """Trials that run at once."""
+    prepared: dict[str, str]
+    """The prepared folder of each `trials.preparation`."""
+
+
+def plan(run: RunConfig, note: Callable[[str], None]) -> Plan:
+    """Finds out how many trials fit, and prepares their data. Ray must be connected.
+
+    Raises `ClusterError` when not even one trial fits.
+    """
+    at_a_time, reason = concurrency(run)
+    note(reason)
+    return Plan(at_a_time, prepare_all(run, note))
+
+
+def tune(run: RunConfig, plan: Plan, show: Show) -> Search:
+    """Runs a search to its end, in a folder of `open_folder`. Ray must be connected.
+
+    Raises `Interrupted` when `show` asked for a stop.
     """
     started = time.time()
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told as the trial's reason
     search, metric = run.run_folder, trials.metric(run)
-    standing = Standing(run, [])
-    at_a_time, note = concurrency(run)
-    standing.notes.append(note)
-    show(standing)
-    prepared = prepare_all(run, standing.notes.append)
     if run.tune.search != "optuna":
         there = {trial.number for trial in trials.read(search)}
         for number in range(run.tune.total):
             if number not in there:
                 trials.write(search, Trial(number=number, settings=trials.draw(run, number)))
     results = [trials.result(search, trial, metric) for trial in trials.read(search)]
-    standing.results = {one.trial.number: one for one in results}
     # Those that were running go on first.
     left = [one.trial for one in results if one.trial.state in ("running", "waiting")]
     left.sort(key=lambda trial: (trial.state != "running", trial.number))
@@ -213,15 +234,15 @@ def tune(run: RunConfig, show: Show) -> Search:
     if left or new > 0:
         for trial in left:
             distributed.release(trials.folder(search, trial.number))
-        _run_tuner(run, prepared, at_a_time, results, left, standing, show)
-    return _finish(run, prepared, started)
+        _run_tuner(run, plan, results, left, show)
+    return _finish(run, plan.prepared, started)
 
 
 def refit_run(run: RunConfig, search: Search, workers: int | None) -> RunConfig:
     """A run that trains the winner's settings on the training and validation rows, as long as the winner was at its
     best."""
     best_epoch = trials.result(run.run_folder, trials.read_one(run.run_folder, search.winner), search.metric).best_epoch
-    place: dict[str, Any] = {"name": f"{run.name}-refit", "train.include_valid": True}
+    place: dict[str, Any] = {"name": f"{run.name}-refit-{search.winner:04d}", "train.include_valid": True}
     if workers is not None:
         place["compute.workers"] = workers
     return config.replaced(trials.settled(run, search.settings), {**place, "train.epochs": max(1, round(best_epoch))})
@@ -229,19 +250,26 @@ def refit_run(run: RunConfig, search: Search, workers: int | None) -> RunConfig:
 
 def _run_tuner(
     run: RunConfig,
-    prepared: dict[str, str],
-    at_a_time: int,
+    plan: Plan,
     results: list[Result],
     left: list[Trial],
-    standing: Standing,
     show: Show,
 ) -> None:
-    search = run.run_folder
+    search, standing = run.run_folder, Standing(run, results)
     scratch = storage.join(search, ".ray")
-    histories = {one.trial.number: trials.validations(search, one.trial.number) for one in results if one.epochs}
+    histories = {
+        one.trial.number: [
+            entry
+            for entry in trials.validations(search, one.trial.number)
+            if entry["step"] <= one.trial.judged or one.trial not in left
+        ]
+        for one in results
+        if one.epochs
+    }
+    flag: Any = ray.remote(Flag).options(num_cpus=0).remote()
     watcher, stopper = Watcher(search, standing), Stopper()
     drawn: dict[str, Any] = {}
-    settings: dict[str, Any] = {"max_concurrent_trials": at_a_time}
+    settings: dict[str, Any] = {"max_concurrent_trials": plan.at_a_time}
     if run.tune.scheduler.kind == "pbt" and run.tune.max_concurrent == "auto":
         # The whole population waits in line, so that its members take turns where there is no room for all.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(run.tune.total)
@@ -253,7 +281,7 @@ def _run_tuner(
         drawn = {"trial": ray_tune.grid_search([{"number": one.number, "settings": one.settings} for one in left])}
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(
-            ray_tune.with_parameters(Trainable, run=run, prepared=prepared),
+            ray_tune.with_parameters(Trainable, run=run, prepared=plan.prepared, flag=flag, at_a_time=plan.at_a_time),
             _resources(run),
         ),
         param_space=drawn,
@@ -283,16 +311,20 @@ def _run_tuner(
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
+    asked = 0.0
     try:
         while thread.is_alive():
             thread.join(timeout=0.3)
-            if show(standing) and not stopper.asked:
-                watcher.stopping = stopper.asked = True
+            if show(standing) and not watcher.stopping:
+                watcher.stopping, asked = True, time.monotonic()
+                flag.put_up.remote()
                 standing.notes.append("stopping: the trials save their checkpoints")
+            if watcher.stopping and (not watcher.live or time.monotonic() - asked > STOP_S):
+                stopper.asked = True
         show(standing)
     finally:
         storage.remove_folder(scratch)
-    if stopper.asked:
+    if watcher.stopping:
         raise Interrupted
     if outcome:
         raise outcome[0]
@@ -321,13 +353,13 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
     results = trials.ranked(everything, metric)
     trials.write_table(search, results, metric)
     winner = results[0]
-    if math.isnan(winner.best):
-        raise ClusterError(f"no trial came to a validation; the first failed because: {winner.trial.reason}")
     best = trials.settled(run, winner.trial.settings)
-    storage.write_bytes(storage.join(search, "best.yaml"), config.dump(best).encode())
     source = trials.run_of(run, winner.trial.number, winner.trial.settings)
-    saved = checkpoints.committed(storage.join(source.run_folder, "checkpoints"))
-    checkpoint = checkpoints.ranked(saved, metric)[0]
+    saved = checkpoints.ranked(checkpoints.committed(storage.join(source.run_folder, "checkpoints")), metric)
+    if math.isnan(winner.best) or not saved:
+        raise ClusterError(f"no trial came to a validation; the first failed because: {winner.trial.reason}")
+    storage.write_bytes(storage.join(search, "best.yaml"), config.dump(best).encode())
+    checkpoint = saved[0]
     save_bundle(storage.join(search, "model"), best, prepared[trials.preparation(source)], checkpoint)
     states = [one.trial.state for one in results]
     summary = Search(

@@ -23,12 +23,12 @@ class Standing:
         self.notes: list[str] = []
         self.events: list[Result] = []
         """Trials after each thing that happened to them, in order."""
-        self.began = {one.trial.number: 0.0 for one in results}
+        self.began: dict[int, float] = {}
 
     def seconds(self, number: int) -> float:
         """Time that a trial ran, so far."""
         trial = self.results[number].trial
-        return trial.seconds + (time.time() - self.began[number] if trial.state == "running" else 0.0)
+        return trial.seconds + (time.time() - self.began.get(number, time.time()) if trial.state == "running" else 0.0)
 
 
 class Watcher(tune.Callback):
@@ -37,19 +37,34 @@ class Watcher(tune.Callback):
     def __init__(self, search: str, standing: Standing) -> None:
         self.search, self.standing = search, standing
         self.stopping = False
+        self.live = set[int]()
+        """Trials that run."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self.stopping:
+            return
         known = self._read(trial)
-        self.standing.began[known.number] = time.time()
+        self.live.add(known.number)
+        self.standing.began.setdefault(known.number, time.time())
         self._note(known.model_copy(update={"state": "running"}))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if not result.get("done"):
-            self._note(self._read(trial), write=False)
+        if result.get("done") or self.stopping:  # what is not judged now is told again after a resume
+            return
+        known, wanted = self._read(trial), trial.config["trial"]
+        update: dict[str, Any] = {"judged": result["step"]}
+        takeover = wanted.get("takeover", {"id": None})
+        # The result that led to a takeover is still of the trial as it was before.
+        taken = takeover["id"] is not None and takeover["id"] == result["takeover"]
+        if taken and takeover["id"] not in [change["id"] for change in known.changes]:
+            changes = [*known.changes, {**takeover, "settings": wanted["settings"]}]
+            update |= {"settings": wanted["settings"], "changes": changes}
+        self._note(known.model_copy(update=update))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.live.discard(trial.config["trial"]["number"])
         if self.stopping:
             return
         known, reason = self._read(trial), (trial.last_result or {}).get("failed")
@@ -58,6 +73,7 @@ class Watcher(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         known = self._read(trial)
+        self.live.discard(known.number)
         distributed.release(self._folder(known.number))
         self._end(known, "failed", _reason(trial))
 
@@ -72,7 +88,7 @@ class Watcher(tune.Callback):
         return trials.folder(self.search, number)
 
     def _end(self, trial: Trial, state: str, reason: str) -> None:
-        seconds = trial.seconds + time.time() - self.standing.began[trial.number]
+        seconds = trial.seconds + time.time() - self.standing.began.get(trial.number, time.time())
         self._note(trial.model_copy(update={"state": state, "reason": reason, "seconds": seconds}))
 
     def _note(self, trial: Trial, write: bool = True) -> None:
