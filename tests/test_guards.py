@@ -31,12 +31,12 @@ FLOORS = [
     ["worker", "board"],
     ["distributed"],
     ["prepare", "train", "evaluate", "predict", "trials"],
-    ["schedulers", "trainable", "watcher"],
+    ["schedulers", "trainable", "watcher", "check"],
     ["tune"],
     ["screen"],
     ["cli"],
 ]
-RAY = {"schedulers", "trainable", "watcher", "tune", "cluster", "backend", "sharding", "stages", "distributed"}
+RAY = {"check", "schedulers", "trainable", "watcher", "tune", "cluster", "backend", "sharding", "stages", "distributed"}
 LIGHTNING = {"module", "callbacks", "worker"}
 
 

@@ -86,11 +86,16 @@ class Testbed:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def add(self, name: str, cpus: int) -> Node:
-        """Starts a node and waits until the cluster has it; the first is the head."""
+    def add(self, name: str, cpus: int, hidden: Path | None = None) -> Node:
+        """Starts a node and waits until the cluster has it; the first is the head.
+
+        `hidden`: a folder that this node has for itself, empty; needs `namespaces`.
+        """
         self.count += 1
         address = f"{self.subnet}.{self.count}" if self.namespaces else "127.0.0.1"
         within = self._namespace(name, address) if self.namespaces else []
+        if hidden:
+            within += ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs "{hidden}" && exec "$@"', "sh"]
         words = [RAY, "start", "--block", f"--node-ip-address={address}", f"--num-cpus={cpus}"]
         words += ["--object-store-memory=100000000", "--disable-usage-stats", f"--labels=name={name}"]
         if not self.nodes:

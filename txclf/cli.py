@@ -91,6 +91,23 @@ def tune(
 
 
 @app.command()
+def check(run_file: RunFile, words: Words = None) -> None:
+    """Ask every node of the cluster whether a run would get what it needs there; exit code 1 if not."""
+    from txclf import check as verb
+    from txclf import config as settings
+    from txclf import console
+
+    run = settings.load(run_file, words or [])
+    with _ray(run):
+        findings = verb.check(run)
+    for finding in findings:
+        line = f"{finding.status}  {finding.what}: {finding.found}"
+        console.out.print(line + (f" -> {finding.advice}" if finding.advice else ""), markup=False)
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)],
     data: Annotated[list[str] | None, typer.Option("--data", help="Labelled files instead of the test split.")] = None,
@@ -206,6 +223,7 @@ def _prepare(run: RunConfig) -> str:
 
 
 def _train(run: RunConfig, resume: bool, started: float) -> None:
+    from txclf import check as preflight
     from txclf import console, screen
     from txclf import train as verb
     from txclf.callbacks import Interrupted, Progress
@@ -217,6 +235,8 @@ def _train(run: RunConfig, resume: bool, started: float) -> None:
         screen.trained(run, finished)
         return
     with _ray(run):
+        if run.compute.on_ray:
+            preflight.require_shared(run)
         prepared = verb.recorded_data(run) or _prepare(run)
         if not run.compute.on_ray:
             precision, reason = choose_precision(run.train.precision, uses_gpu(run.compute))
@@ -257,10 +277,12 @@ def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int |
     from txclf import cluster, screen
     from txclf import tune as verb
     from txclf.callbacks import Interrupted
+    from txclf.check import require_shared
     from txclf.watcher import Standing
 
     run = verb.open_folder(run, resume, extend)
     with cluster.connected(run.compute):
+        require_shared(run)
         plan = verb.plan(run, lambda note: print(note, file=sys.stderr))
         with _signals() as asked, screen.Screen() as shown:
 

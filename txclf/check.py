@@ -1,0 +1,262 @@
+"""`txclf check`: would a run get what it needs where it would run? Every node is asked for itself.
+
+Whether all nodes share `storage` and have the same versions is asked by `train` and `tune` too, before they start on a
+cluster of several nodes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+import tempfile
+import time
+import uuid
+from typing import Any, Literal, NamedTuple
+
+from txclf import __version__, storage
+from txclf.config import RunConfig, anchored
+from txclf.errors import ClusterError, TxclfError
+from txclf.module import choose_precision
+from txclf.prepare import find_sources
+
+GIB = 2**30
+LEAST_DISK, LEAST_SHM = 5.0, 1.0
+"""GiB under which the temporary folder and /dev/shm of a node are too small to be comfortable."""
+MOST_SKEW_S = 5.0
+
+
+class Finding(NamedTuple):
+    """One line of the answer."""
+
+    status: Literal["pass", "warn", "fail"]
+    what: str
+    found: str
+    advice: str = ""
+
+
+class Node(NamedTuple):
+    """What a node says of itself."""
+
+    name: str
+    versions: dict[str, str]
+    cores: int
+    gpus: list[str]
+    memory: float
+    disk: float
+    shm: float
+    """GiB: of memory in all, free in the folder for temporary files, in all of /dev/shm (not a number without one)."""
+    time: float
+    bf16: str
+    problems: list[str]
+    """Paths that it cannot read or write, each with the reason."""
+
+
+def check(run: RunConfig) -> list[Finding]:
+    """What speaks for and against a run, most general first. Ray must be connected if the run wants it."""
+    findings = _settings(run)
+    run = anchored(run)
+    if any(finding.status == "fail" for finding in findings):
+        return findings
+    paths = sorted({source.path for files in find_sources(run).values() for source in files})
+    with Probe(run.storage) as probe:
+        started = time.time()
+        nodes = (
+            _ask_all(probe.token, run.storage, paths) if run.compute.on_ray else [ask(probe.token, run.storage, paths)]
+        )
+        skew = max((_skew(node.time, started, time.time()) for node in nodes), default=0.0)
+        findings += _storage(nodes, run, len(paths), probe.missing(nodes))
+    if run.compute.on_ray:
+        findings += [_request(run), _authentication()]
+    findings += [_versions(nodes), *_machines(nodes), _precision(run, nodes)]
+    if len(nodes) > 1:
+        late = skew > MOST_SKEW_S
+        advice = "set the clocks by NTP: times in logs and sessions will not agree" if late else ""
+        findings.append(Finding("warn" if late else "pass", "clocks", f"apart by up to {skew:.1f} s", advice))
+    return findings
+
+
+def require_shared(run: RunConfig) -> None:
+    """Raises `ClusterError` when a node of several cannot read and write `storage` or has other versions.
+
+    Costs a fraction of a second; on one node nothing is asked.
+    """
+    import ray
+
+    if len([node for node in ray.nodes() if node["Alive"]]) < 2:  # type: ignore[no-untyped-call]
+        return
+    run = anchored(run)
+    with Probe(run.storage) as probe:
+        nodes = _ask_all(probe.token, run.storage, [])
+        found = [*_storage(nodes, run, 0, probe.missing(nodes)), _versions(nodes)]
+    for finding in found:
+        if finding.status == "fail":
+            raise ClusterError(f"{finding.what}: {finding.found}: {finding.advice} (`txclf check` says more)")
+
+
+class Probe:
+    """A file in a folder for the time of the block, for others to find, and to answer with files of their own."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.token = folder, uuid.uuid4().hex
+
+    def __enter__(self) -> Probe:
+        storage.write_bytes(storage.join(self.folder, f".probe-{self.token}"), self.token.encode())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name in storage.list_folder(self.folder):
+            if name.startswith(f".probe-{self.token}"):
+                storage.remove_file(storage.join(self.folder, name))
+
+    def missing(self, nodes: list[Node]) -> list[str]:
+        """Nodes whose answer is not here."""
+        names = storage.list_folder(self.folder)
+        return [node.name for node in nodes if not any(f"{self.token}-{node.name}" in name for name in names)]
+
+
+def ask(token: str, folder: str, paths: list[str]) -> Node:
+    """This machine's answer."""
+    import ray
+    import torch
+
+    name = ray.util.get_node_ip_address() if ray.is_initialized() else platform.node()  # type: ignore[no-untyped-call]
+    problems = []
+    try:
+        if storage.read_bytes(storage.join(folder, f".probe-{token}")).decode() != token:
+            problems.append(f"`{folder}`: not the folder that the driver sees")
+        storage.write_bytes(storage.join(folder, f".probe-{token}-{name}"), b"")
+    except (TxclfError, OSError) as error:
+        problems.append(str(error))
+    for path in paths:
+        try:
+            if not storage.exists(path):
+                problems.append(f"`{path}`: not there")
+        except (TxclfError, OSError) as error:
+            problems.append(str(error))
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    precision, reason = choose_precision("auto", bool(gpus))
+    return Node(
+        name=name,
+        versions={
+            "Python": platform.python_version(),
+            "Ray": ray.__version__,
+            "torch": torch.__version__,
+            "txclf": __version__,
+        },
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        gpus=gpus,
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB,
+        disk=shutil.disk_usage(tempfile.gettempdir()).free / GIB,
+        shm=shutil.disk_usage("/dev/shm").total / GIB if os.path.isdir("/dev/shm") else math.nan,
+        time=time.time(),
+        bf16=f"{precision}: {reason}",
+        problems=problems,
+    )
+
+
+def _ask_all(token: str, folder: str, paths: list[str]) -> list[Node]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(ask)
+    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    asked = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(token, folder, paths)
+        for node in alive
+    ]
+    try:
+        return list(ray.get(asked, timeout=120))
+    except ray.exceptions.GetTimeoutError:
+        raise ClusterError("a node of the cluster does not answer within two minutes: see `ray status`") from None
+    except ray.exceptions.RayTaskError as error:
+        raise ClusterError(f"a node cannot run txclf: {error.cause!s}: install the same version on each") from None
+
+
+def _settings(run: RunConfig) -> list[Finding]:
+    try:
+        sources = find_sources(run)
+        count = sum(len(files) for files in sources.values())
+        return [Finding("pass", "run file", f"`{run.name}`, {count} data file(s) for {', '.join(sources)}")]
+    except TxclfError as error:
+        return [Finding("fail", "run file", str(error), "mend it first; the rest was not asked")]
+
+
+def _storage(nodes: list[Node], run: RunConfig, files: int, missing: list[str]) -> list[Finding]:
+    blind = {node.name: node.problems for node in nodes if node.problems}
+    for name in missing:
+        blind.setdefault(name, [f"`{run.storage}`: what it writes there does not arrive here"])
+    if blind:
+        name, problems = next(iter(blind.items()))
+        found = f"{len(blind)} of {len(nodes)} node(s) fail, first {name}: {problems[0]}"
+        advice = "set `storage` (and the data) to a path that every node mounts, or to a URI such as s3://bucket/runs"
+        return [Finding("fail", "storage", found, advice)]
+    data = f", {files} data file(s) readable" if files else ""
+    return [Finding("pass", "storage", f"`{run.storage}` is read and written by {len(nodes)} node(s){data}")]
+
+
+def _request(run: RunConfig) -> Finding:
+    from txclf import cluster
+
+    compute = run.compute
+    try:
+        cluster.require(compute)
+    except ClusterError as error:
+        return Finding("fail", "workers", str(error), "lower `compute.workers` or add nodes")
+    asked = f"{compute.most} x {compute.cpus_per_worker:g} CPUs"
+    asked += f" and {compute.gpus_per_worker:g} GPUs" if compute.gpus_per_worker else ""
+    room = cluster.room(compute)
+    if room < compute.most:
+        return Finding("warn", "workers", f"{asked}: room for {room} now", "it begins with these and grows")
+    return Finding("pass", "workers", f"{asked}: the cluster has room for {room}")
+
+
+def _authentication() -> Finding:
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        return Finding("pass", "token", "Ray asks for a token")
+    advice = "whoever reaches the head can run code: set RAY_AUTH_MODE=token on every node (docs/guide/cluster.md)"
+    address = os.environ.get("RAY_ADDRESS")
+    return Finding("warn", "token", "no token is asked for" + (f" at {address}" if address else ""), advice)
+
+
+def _versions(nodes: list[Node]) -> Finding:
+    kinds = {tuple(node.versions.items()): node.name for node in nodes}
+    told = "; ".join(
+        f"{name}: " + ", ".join(f"{what} {version}" for what, version in kind) for kind, name in kinds.items()
+    )
+    if len(kinds) > 1:
+        return Finding("fail", "versions", told, "install the same versions on every node")
+    return Finding("pass", "versions", told.partition(": ")[2])
+
+
+def _machines(nodes: list[Node]) -> list[Finding]:
+    findings = []
+    for node in nodes:
+        found = (
+            f"{node.cores} cores, {len(node.gpus)} GPUs, {node.memory:.0f} GiB memory, {node.disk:.0f} GiB disk free"
+        )
+        advice = []
+        if node.disk < LEAST_DISK:
+            advice.append("free disk, or set TMPDIR to a larger one")
+        if node.shm < LEAST_SHM:
+            found += f", {node.shm:.1f} GiB /dev/shm"
+            advice.append("enlarge /dev/shm (docker: --shm-size), which holds Ray's objects")
+        findings.append(Finding("warn" if advice else "pass", f"node {node.name}", found, "; ".join(advice)))
+    return findings
+
+
+def _precision(run: RunConfig, nodes: list[Node]) -> Finding:
+    kinds = sorted({node.bf16 for node in nodes})
+    if run.train.precision != "auto":
+        return Finding("pass", "precision", f"{run.train.precision}, as the run file says")
+    if len(kinds) > 1:
+        return Finding(
+            "warn", "precision", "; ".join(kinds), "set `train.precision`, or nodes compute in different ones"
+        )
+    return Finding("pass", "precision", kinds[0])
+
+
+def _skew(there: float, before: float, after: float) -> float:
+    """Seconds by which a clock is off at least, asked between two times of ours."""
+    return max(0.0, before - there, there - after)
