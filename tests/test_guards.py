@@ -31,12 +31,26 @@ FLOORS = [
     ["worker", "board"],
     ["distributed"],
     ["prepare", "train", "evaluate", "predict", "trials"],
-    ["schedulers", "trainable", "watcher", "check"],
+    ["schedulers", "trainable", "watcher", "check", "submit"],
     ["tune"],
     ["screen"],
+    ["cli_cluster"],
     ["cli"],
+    ["__main__"],
 ]
-RAY = {"check", "schedulers", "trainable", "watcher", "tune", "cluster", "backend", "sharding", "stages", "distributed"}
+RAY = {
+    "submit",
+    "check",
+    "schedulers",
+    "trainable",
+    "watcher",
+    "tune",
+    "cluster",
+    "backend",
+    "sharding",
+    "stages",
+    "distributed",
+}
 LIGHTNING = {"module", "callbacks", "worker"}
 
 

@@ -61,7 +61,8 @@ class Testbed:
 
     __test__ = False  # not a test, whatever its name
 
-    def __init__(self, head_cpus: int) -> None:
+    def __init__(self, head_cpus: int, dashboard: bool = False) -> None:
+        self.with_dashboard = dashboard
         # Ray's sockets lie in it, and their paths must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="tx"))
         self.namespaces = namespaces_work()
@@ -74,6 +75,8 @@ class Testbed:
             self._ip("link", "set", self.prefix, "up")
         port = 6379 if self.namespaces else _free_port()
         self.address = f"{self.subnet}.1:{port}" if self.namespaces else f"127.0.0.1:{port}"
+        # Bound to loopback, as it should be: who talks to it is on the head.
+        self.dashboard = f"http://127.0.0.1:{8265 if self.namespaces else _free_port()}"
         try:
             self.head = self.add("head", head_cpus)
         except BaseException:
@@ -99,7 +102,9 @@ class Testbed:
         words = [RAY, "start", "--block", f"--node-ip-address={address}", f"--num-cpus={cpus}"]
         words += ["--object-store-memory=100000000", "--disable-usage-stats", f"--labels=name={name}"]
         if not self.nodes:
-            words += ["--head", f"--port={self.address.rpartition(':')[2]}", "--include-dashboard=false"]
+            words += ["--head", f"--port={self.address.rpartition(':')[2]}"]
+            words += [f"--include-dashboard={'true' if self.with_dashboard else 'false'}"]
+            words += [f"--dashboard-port={self.dashboard.rpartition(':')[2]}"] if self.with_dashboard else []
             words += [f"--temp-dir={self.folder}/ray"]
             if not self.namespaces:
                 words += [f"--ray-client-server-port={_free_port()}"]
@@ -205,7 +210,8 @@ def environment() -> dict[str, str]:
         "RAY_health_check_timeout_ms": "1000",
         "RAY_health_check_failure_threshold": "5",
     }
-    return {**os.environ, **quick, "RAY_ADDRESS": ""}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {**os.environ, **quick, "RAY_ADDRESS": "", "PATH": path}
 
 
 def wait_until(condition: Any, seconds: float, process: subprocess.Popen[str] | None = None) -> None:

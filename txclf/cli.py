@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from txclf import __version__
+from txclf import __version__, cli_cluster
+from txclf.cli_cluster import RunFile, Words
 from txclf.errors import TxclfError
 
 if TYPE_CHECKING:
@@ -27,12 +28,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-RunFile = Annotated[str, typer.Argument(metavar="RUN.yaml", help="The run file.", show_default=False)]
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]…", help="Settings over the run file's, as in `train.epochs=5`."),
-]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
+
+
+app.add_typer(cli_cluster.commands)
 
 
 @app.command()
@@ -88,23 +87,6 @@ def tune(
     refitted = _tune(run, resume, extend, refit or refit_workers is not None, refit_workers)
     if refitted:
         _train(refitted, storage.exists(storage.join(refitted.run_folder, "run.yaml")), time.time())
-
-
-@app.command()
-def check(run_file: RunFile, words: Words = None) -> None:
-    """Ask every node of the cluster whether a run would get what it needs there; exit code 1 if not."""
-    from txclf import check as verb
-    from txclf import config as settings
-    from txclf import console
-
-    run = settings.load(run_file, words or [])
-    with _ray(run):
-        findings = verb.check(run)
-    for finding in findings:
-        line = f"{finding.status}  {finding.what}: {finding.found}"
-        console.out.print(line + (f" -> {finding.advice}" if finding.advice else ""), markup=False)
-    if any(finding.status == "fail" for finding in findings):
-        raise typer.Exit(1)
 
 
 @app.command()

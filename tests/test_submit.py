@@ -1,0 +1,132 @@
+"""Commands run as jobs of a real Ray cluster: sent, followed, stopped, kept out without the token."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_train import TINY, data
+from testbed import TOKEN, Testbed, environment, wait_until
+
+from txclf import Classifier, checkpoints, submit
+from txclf.errors import ClusterError, ConfigError
+
+__all__ = ["data"]  # the fixture
+TXCLF = str(Path(sys.executable).with_name("txclf"))
+
+
+# --------------------------------------------------------------------------------------------------- before it is sent
+
+
+def run_file(folder: Path) -> str:
+    path = folder / "mine.yaml"
+    path.write_text("name: mine\n")
+    return str(path)
+
+
+def test_storage_that_would_be_lost_with_the_job_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`storage: runs` would lie in the job's own folder"):
+        submit.submit("http://127.0.0.1:1", "train", [run_file(tmp_path)], str(tmp_path))
+
+
+def test_a_folder_that_is_too_large_names_its_largest_files(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "large.csv").write_bytes(bytes(3_000_000))
+    (tmp_path / "small.csv").write_bytes(bytes(1000))
+    (tmp_path / ".hidden").write_bytes(bytes(5_000_000))
+    words = [run_file(tmp_path), "storage=/x"]
+    too_large = r"3 MB would travel, the most is 2 MB; the largest: data/large\.csv \(3 MB\)"
+    with pytest.raises(ConfigError, match=too_large):
+        submit.submit("http://127.0.0.1:1", "train", words, str(tmp_path), most_mb=2)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / ".gitignore").write_text("data/\n.hidden\n")
+    with pytest.raises(ClusterError, match="no Ray dashboard answers there"):
+        submit.submit("http://127.0.0.1:1", "train", words, str(tmp_path), most_mb=2)
+
+
+def test_what_is_wrong_in_the_run_file_is_said_here(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`train\.epoch`: unknown key"):
+        submit.submit("http://127.0.0.1:1", "train", [run_file(tmp_path), "train.epoch=3"], str(tmp_path))
+    with pytest.raises(ConfigError, match="`serve`: expected one of train, tune"):
+        submit.submit("http://127.0.0.1:1", "serve", [run_file(tmp_path)], str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------------- on a cluster
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Testbed]:
+    """A head without CPUs and two nodes of one, with a dashboard and a token."""
+    with Testbed(head_cpus=0, dashboard=True) as made:
+        made.add("one", 1)
+        made.add("two", 1)
+        yield made
+
+
+def txclf(bed: Testbed, folder: Path, *words: str, **changed: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*bed.head.within, TXCLF, *words, "--address", bed.dashboard],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**environment(), **changed},
+        timeout=300,
+    )
+
+
+def settings(folder: Path, data: str, *words: str) -> list[str]:
+    run_file(folder)
+    return ["mine.yaml", *TINY, f"data.train={data}", f"storage={folder}/runs", "compute.workers=2", *words]
+
+
+@pytest.mark.faults
+def test_a_job_trains_on_two_nodes_and_its_log_and_exit_code_come_back(bed: Testbed, tmp_path: Path, data: str) -> None:
+    done = txclf(bed, tmp_path, "submit", "train", *settings(tmp_path, data))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "│ workers" in done.stdout
+    assert Classifier.load(f"{tmp_path}/runs/mine/model")(["a good film"])[0].label in ("neg", "pos")
+    again = txclf(bed, tmp_path, "submit", "train", *settings(tmp_path, data))
+    assert again.returncode == 2
+    assert "is there already: go on with --resume" in again.stdout
+    listed = txclf(bed, tmp_path, "jobs", "list")
+    assert "mine" in listed.stdout
+    assert "succeeded" in listed.stdout
+    assert "failed" in listed.stdout
+    for path in [*tmp_path.rglob("*"), *bed.folder.rglob("*")]:
+        if path.is_file() and not path.is_symlink():
+            assert TOKEN.encode() not in path.read_bytes(), path
+    assert TOKEN not in done.stdout + done.stderr
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("token", ["", "wrong" * 8])
+def test_without_the_token_nothing_is_run(bed: Testbed, tmp_path: Path, data: str, token: str) -> None:
+    done = txclf(bed, tmp_path, "submit", "train", *settings(tmp_path, data), RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "asks for a token that fits: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.faults
+def test_a_job_that_is_stopped_leaves_a_run_that_goes_on(bed: Testbed, tmp_path: Path, data: str) -> None:
+    words = settings(tmp_path, data, "train.epochs=300", "train.patience=0")
+    sent = txclf(bed, tmp_path, "submit", "--no-wait", "train", *words)
+    assert sent.returncode == 0, sent.stderr
+    job = sent.stderr.split("job ")[1].split(":")[0]
+    log = tmp_path / "runs/mine/metrics.jsonl"
+    wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, 120)
+    assert txclf(bed, tmp_path, "jobs", "stop", job).returncode == 0
+    wait_until(lambda: "stopped" in txclf(bed, tmp_path, "jobs", "status", job).stdout, 60)
+    saved = checkpoints.committed(f"{tmp_path}/runs/mine/checkpoints")
+    assert saved
+    words += ["--resume"]
+    sent = txclf(bed, tmp_path, "submit", "--no-wait", "train", *words)
+    sessions = tmp_path / "runs/mine/sessions.jsonl"
+    wait_until(lambda: sessions.read_text().count("\n") == 2, 120)
+    assert txclf(bed, tmp_path, "jobs", "stop", sent.stderr.split("job ")[1].split(":")[0]).returncode == 0
+    assert "no such job" in txclf(bed, tmp_path, "jobs", "status", "none").stderr

@@ -1,0 +1,5 @@
+"""`python -m txclf`: the command line."""
+
+from txclf.cli import main
+
+main()
