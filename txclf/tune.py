@@ -323,6 +323,9 @@ def _run_tuner(
                 stopper.asked = True
         show(standing)
     finally:
+        if run.compute.most > 1:  # Tune kills a trial that it stops last before that gives its workers back
+            for number in standing.results:
+                distributed.release(trials.folder(search, number))
         storage.remove_folder(scratch)
     if watcher.stopping:
         raise Interrupted
