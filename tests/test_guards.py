@@ -29,6 +29,7 @@ FLOORS = [
     ["module", "bundle", "cluster", "backend", "sharding"],
     ["callbacks"],
     ["worker", "board"],
+    ["gauges"],
     ["distributed"],
     ["prepare", "train", "evaluate", "predict", "trials"],
     ["schedulers", "trainable", "watcher", "check", "submit"],
@@ -50,6 +51,7 @@ RAY = {
     "sharding",
     "stages",
     "distributed",
+    "gauges",
 }
 LIGHTNING = {"module", "callbacks", "worker"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from test_train import TINY, data
-from testbed import TOKEN, Testbed, environment, wait_until
+from testbed import METRICS, TOKEN, Testbed, environment, wait_until
 
 from txclf import Classifier, checkpoints, submit
 from txclf.errors import ClusterError, ConfigError
@@ -112,14 +114,24 @@ def test_without_the_token_nothing_is_run(bed: Testbed, tmp_path: Path, data: st
     assert not (tmp_path / "runs").exists()
 
 
+def send(bed: Testbed, folder: Path, *words: str) -> str:
+    """Sends a job without waiting; its id, once it trains."""
+    sent = txclf(bed, folder, "submit", "--no-wait", *words)
+    assert sent.returncode == 0, sent.stderr
+    log = folder / "runs/mine/metrics.jsonl"
+    wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, 120)
+    return sent.stderr.split("job ")[1].split(":")[0]
+
+
 @pytest.mark.faults
 def test_a_job_that_is_stopped_leaves_a_run_that_goes_on(bed: Testbed, tmp_path: Path, data: str) -> None:
     words = settings(tmp_path, data, "train.epochs=300", "train.patience=0")
-    sent = txclf(bed, tmp_path, "submit", "--no-wait", "train", *words)
-    assert sent.returncode == 0, sent.stderr
-    job = sent.stderr.split("job ")[1].split(":")[0]
-    log = tmp_path / "runs/mine/metrics.jsonl"
-    wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, 120)
+    job = send(bed, tmp_path, "train", *words)
+    if bed.namespaces:
+        wait_until(lambda: "ray_txclf_step{" in metrics(bed), 30)
+        shown = metrics(bed)
+        for name in ("epoch", "train_loss", "tokens_per_second", "valid", "data_wait_seconds", "gpu_memory_bytes"):
+            assert re.search(rf'^ray_txclf_{name}{{.*run="mine"', shown, re.MULTILINE), name
     assert txclf(bed, tmp_path, "jobs", "stop", job).returncode == 0
     wait_until(lambda: "stopped" in txclf(bed, tmp_path, "jobs", "status", job).stdout, 60)
     saved = checkpoints.committed(f"{tmp_path}/runs/mine/checkpoints")
@@ -129,4 +141,59 @@ def test_a_job_that_is_stopped_leaves_a_run_that_goes_on(bed: Testbed, tmp_path:
     sessions = tmp_path / "runs/mine/sessions.jsonl"
     wait_until(lambda: sessions.read_text().count("\n") == 2, 120)
     assert txclf(bed, tmp_path, "jobs", "stop", sent.stderr.split("job ")[1].split(":")[0]).returncode == 0
+    assert TOKEN not in metrics(bed)
     assert "no such job" in txclf(bed, tmp_path, "jobs", "status", "none").stderr
+
+
+def metrics(bed: Testbed) -> str:
+    """What Prometheus would read from the head."""
+    code = f"from urllib.request import urlopen; print(urlopen('http://{bed.head.address}:{METRICS}/metrics').read().decode())"
+    done = subprocess.run([*bed.head.within, sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+@pytest.mark.faults
+def test_a_search_and_then_its_model_on_new_rows(bed: Testbed, tmp_path: Path, data: str) -> None:
+    words = settings(tmp_path, data, "compute.workers=1")
+    (tmp_path / "mine.yaml").write_text("name: mine\ntune: {trials: 3, space: {train.batch_size: {choice: [8, 16]}}}\n")
+    done = txclf(bed, tmp_path, "submit", "tune", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    model = f"{tmp_path}/runs/mine/model"
+    assert Classifier.load(model)
+    done = txclf(bed, tmp_path, "submit", "predict", model, data, "--out", f"{tmp_path}/out.csv")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out.csv").read_text().count("\n") == 301
+
+
+@pytest.mark.faults
+def test_txclf_itself_travels(bed: Testbed, tmp_path: Path, data: str) -> None:
+    """Another version than the cluster has: every node runs the one that was sent from."""
+    shutil.copytree(Path(submit.__file__).parent, tmp_path / "other" / "txclf")
+    changed = tmp_path / "other/txclf/__init__.py"
+    changed.write_text(re.sub(r'__version__ = ".*"', '__version__ = "9.8.7"', changed.read_text()))
+    words = ["-m", "txclf", "submit", "check", *settings(tmp_path, data), "--address", bed.dashboard]
+    done = subprocess.run(
+        [*bed.head.within, sys.executable, *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": str(tmp_path / "other")},
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"pass  versions: .*txclf 9\.8\.7\n", done.stdout), done.stdout
+    assert "is read and written by 3 node(s)" in done.stdout
+
+
+@pytest.mark.faults
+def test_a_job_outlives_a_node(bed: Testbed, tmp_path: Path, data: str) -> None:
+    words = settings(tmp_path, data, "compute.workers=[1, 2]", "train.epochs=40", "train.patience=0")
+    job = send(bed, tmp_path, "train", *words, "train.checkpoint_every=10")
+    bed.kill(bed.nodes["two"])
+    done = txclf(bed, tmp_path, "jobs", "logs", job)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert Classifier.load(f"{tmp_path}/runs/mine/model")
+    began = (tmp_path / "runs/mine/sessions.jsonl").read_text().splitlines()
+    assert len(began) > 1
+    assert txclf(bed, tmp_path, "jobs", "status", job).stdout == "succeeded\n"

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 TOKEN = secrets.token_hex(16)
+METRICS = 8080
+"""Where the head serves its metrics, in a namespace of its own."""
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -104,7 +106,9 @@ class Testbed:
         if not self.nodes:
             words += ["--head", f"--port={self.address.rpartition(':')[2]}"]
             words += [f"--include-dashboard={'true' if self.with_dashboard else 'false'}"]
-            words += [f"--dashboard-port={self.dashboard.rpartition(':')[2]}"] if self.with_dashboard else []
+            if self.with_dashboard:
+                words += [f"--dashboard-port={self.dashboard.rpartition(':')[2]}"]
+                words += [f"--metrics-export-port={METRICS}"] if self.namespaces else []
             words += [f"--temp-dir={self.folder}/ray"]
             if not self.namespaces:
                 words += [f"--ray-client-server-port={_free_port()}"]
@@ -112,7 +116,7 @@ class Testbed:
             words += [f"--address={self.address}"]
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                [*within, *words], stdout=log, stderr=log, env=environment(), start_new_session=True
+                [*within, *words], stdout=log, stderr=log, env=self._environment(), start_new_session=True
             )
         node = self.nodes[name] = Node(name, address, process, within)
         self._wait_for(len(self.nodes), cpus)
@@ -190,6 +194,9 @@ while sum(node["Alive"] for node in ray.nodes()) < {count}:
         subprocess.run(
             [*head.within, sys.executable, "-c", code], check=True, timeout=120, env=environment(), capture_output=True
         )
+
+    def _environment(self) -> dict[str, str]:
+        return {**environment(), "RAY_enable_metrics_collection": "1" if self.with_dashboard else "0"}
 
     def _ip(self, *words: str) -> None:
         subprocess.run(["ip", *words], check=True, capture_output=True)

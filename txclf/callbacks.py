@@ -118,6 +118,10 @@ class Pulse:
     doing: str = "starting"
     step: int = 0
     beats: int = 0
+    waited: float = 0.0
+    """Seconds that it waited for training batches."""
+    gpu_bytes: int = 0
+    """The most GPU memory that it held."""
 
     def beat(self, doing: str, step: int) -> None:
         self.doing, self.step, self.beats = doing, step, self.beats + 1

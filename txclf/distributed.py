@@ -34,11 +34,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from txclf import cluster, storage, worker
 from txclf.backend import Interfaces
-from txclf.board import Board, Lost
+from txclf.board import Lost
 from txclf.callbacks import Interrupted, Progress, Pulse
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.errors import ClusterError, TxclfError
+from txclf.gauges import GaugedBoard
 from txclf.sections import Compute
 from txclf.worker import COLUMNS, Job, Place
 
@@ -60,7 +61,7 @@ def fit(job: Job, streams: bool, report: Callable[[Progress], bool]) -> dict[str
     """
     # On the driver's node, or the loss of another node would take it along.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    board: Any = ray.remote(GaugedBoard).options(num_cpus=0, scheduling_strategy=here).remote(job.config.name)
     outcome: dict[str, Any] = {}
     thread = threading.Thread(target=_run_trainer, args=(job, streams, board, outcome), daemon=True)
     thread.start()
@@ -264,6 +265,8 @@ def _heartbeat(board: Any, rank: int, world_size: int, pulse: Pulse) -> Iterator
 
     def tell() -> None:
         while not ended.wait(HEARTBEAT_S):
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                pulse.gpu_bytes = torch.cuda.max_memory_reserved()
             board.beat.remote(rank, pulse)
 
     thread = threading.Thread(target=tell, daemon=True)

@@ -72,6 +72,7 @@ class TrainBatches:
                 start = time.perf_counter()
                 batch = self.rows.batch(part, run.train.token_dropout, run.seed ^ (plan.epoch << 32))
                 self.recorder.clock.data += time.perf_counter() - start
+                self.place.pulse.waited = self.recorder.clock.data
                 yield batch
 
 

@@ -1,0 +1,46 @@
+"""Metrics of a Ray run for Prometheus, which every Ray node serves; docs/guide/cluster.md lists them."""
+
+from __future__ import annotations
+
+import math
+
+from ray.util.metrics import Gauge
+
+from txclf.board import Board
+from txclf.callbacks import Progress, Pulse
+
+
+class GaugedBoard(Board):
+    """A board that shows what it is told as gauges too. Runs as an actor: Ray collects gauges of its own processes."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__()
+        self.run = run
+        self.step = _gauge("step", "Optimizer steps done")
+        self.epoch = _gauge("epoch", "Passes over the training rows done")
+        self.train_loss = _gauge("train_loss", "Mean loss of a training row since the log line before")
+        self.tokens = _gauge("tokens_per_second", "Training tokens a second, padding left out, over all workers")
+        self.valid = _gauge("valid", "The last validation", "metric")
+        self.waited = _gauge("data_wait_seconds", "Time that a worker waited for batches", "rank")
+        self.gpu = _gauge("gpu_memory_bytes", "The most GPU memory that a worker held", "rank")
+
+    def post(self, progress: Progress) -> bool:
+        tags = {"run": self.run}
+        self.step.set(progress.step, tags)
+        self.epoch.set(progress.epoch, tags)
+        self.tokens.set(progress.tokens_per_second, tags)
+        if math.isfinite(progress.train_loss):
+            self.train_loss.set(progress.train_loss, tags)
+        for name, value in progress.valid.items():
+            self.valid.set(value, {**tags, "metric": name.removeprefix("valid_")})
+        return super().post(progress)
+
+    def beat(self, rank: int, pulse: Pulse) -> None:
+        tags = {"run": self.run, "rank": str(rank)}
+        self.waited.set(pulse.waited, tags)
+        self.gpu.set(pulse.gpu_bytes, tags)
+        super().beat(rank, pulse)
+
+
+def _gauge(name: str, description: str, *tags: str) -> Gauge:
+    return Gauge(f"txclf_{name}", description=description, tag_keys=("run", *tags))
