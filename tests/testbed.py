@@ -99,8 +99,13 @@ class Testbed:
         self.count += 1
         address = f"{self.subnet}.{self.count}" if self.namespaces else "127.0.0.1"
         within = self._namespace(name, address) if self.namespaces else []
-        if hidden:
-            within += ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs "{hidden}" && exec "$@"', "sh"]
+        if self.namespaces and self.nodes:
+            # A temporary folder of its own: Ray cleans up there, and would take from under the others what they use.
+            mine = self.folder / name
+            mine.mkdir(exist_ok=True)
+            mounts = f'mount --bind "{mine}" "{self.folder}/ray"'
+            mounts += f' && mount -t tmpfs tmpfs "{hidden}"' if hidden else ""
+            within += ["unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh"]
         words = [RAY, "start", "--block", f"--node-ip-address={address}", f"--num-cpus={cpus}"]
         words += ["--object-store-memory=100000000", "--disable-usage-stats", f"--labels=name={name}"]
         if not self.nodes:
