@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -109,9 +113,24 @@ def test_a_job_trains_on_two_nodes_and_its_log_and_exit_code_come_back(bed: Test
 def test_without_the_token_nothing_is_run(bed: Testbed, tmp_path: Path, data: str, token: str) -> None:
     done = txclf(bed, tmp_path, "submit", "train", *settings(tmp_path, data), RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "asks for a token that fits: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in done.stderr
+    assert "asks for a token that fits: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.faults
+def test_the_token_may_lie_in_a_file(bed: Testbed, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    known = {name: value for name, value in environment().items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [*bed.head.within, TXCLF, "jobs", "list", "--address", bed.dashboard],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**known, "HOME": str(tmp_path), "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")},
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def send(bed: Testbed, folder: Path, *words: str) -> str:
@@ -143,6 +162,34 @@ def test_a_job_that_is_stopped_leaves_a_run_that_goes_on(bed: Testbed, tmp_path:
     assert txclf(bed, tmp_path, "jobs", "stop", sent.stderr.split("job ")[1].split(":")[0]).returncode == 0
     assert TOKEN not in metrics(bed)
     assert "no such job" in txclf(bed, tmp_path, "jobs", "status", "none").stderr
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("answer", "state"), [("n", "running"), ("y", "stopped")])
+def test_ctrl_c_asks_whether_the_job_goes_on(bed: Testbed, tmp_path: Path, data: str, answer: str, state: str) -> None:
+    job = send(bed, tmp_path, "train", *settings(tmp_path, data, "train.epochs=300", "train.patience=0"))
+    ours, theirs = pty.openpty()
+    words = [*bed.head.within, TXCLF, "jobs", "logs", job, "--address", bed.dashboard]
+    process = subprocess.Popen(
+        words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(), start_new_session=True
+    )
+    said = b""
+
+    def shows(text: bytes) -> bool:
+        nonlocal said
+        said += os.read(ours, 10_000) if select.select([ours], [], [], 0.1)[0] else b""
+        return text in said
+
+    wait_until(lambda: shows(b"epoch"), 60)
+    os.killpg(process.pid, signal.SIGINT)
+    wait_until(lambda: shows(b"else it goes on"), 20)
+    os.write(ours, f"{answer}\n".encode())
+    assert process.wait(timeout=30) == 130
+    wait_until(lambda: txclf(bed, tmp_path, "jobs", "status", job).stdout.strip() == state, 60)
+    if state == "running":
+        assert shows(b"goes on: txclf jobs logs")
+        txclf(bed, tmp_path, "jobs", "stop", job)
+        wait_until(lambda: "stopped" in txclf(bed, tmp_path, "jobs", "status", job).stdout, 60)
 
 
 def metrics(bed: Testbed) -> str:

@@ -62,6 +62,9 @@ def submit(address: str, verb: str, words: Sequence[str], folder: str = ".", mos
 
 def connect(address: str) -> Any:
     """A client of Ray's job API. Raises `ClusterError` when the cluster does not answer, or refuses us."""
+    known = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if known or Path("~/.ray/auth_token").expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read by Ray when it is imported
     from ray.job_submission import JobSubmissionClient
 
     try:
@@ -71,7 +74,7 @@ def connect(address: str) -> Any:
         reason = str(error).strip().splitlines()[0]
         if "401" in str(error) or "403" in str(error) or "uthenticat" in str(error):
             raise ClusterError(
-                f"`{address}` asks for a token that fits: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or "
+                f"`{address}` asks for a token that fits: set RAY_AUTH_TOKEN, or "
                 "RAY_AUTH_TOKEN_PATH to a file that holds it"
             ) from None
         raise ClusterError(f"`{address}`: no Ray dashboard answers there: {reason}") from None
