@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv beside txclf's files on a node, with the versions of requirements.lock. Run again, it brings .venv up to
-# date. Words are more packages: those that `ray up` needs of its cloud.
+# date.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,4 +14,4 @@ if [[ ! -x .venv/bin/python ]]; then
         uv venv --seed --python 3.11 .venv
     fi
 fi
-.venv/bin/python -m pip install --quiet --constraint requirements.lock '.[cluster]' "$@"
+.venv/bin/python -m pip install --quiet --constraint requirements.lock '.[cluster]'
