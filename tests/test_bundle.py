@@ -54,7 +54,7 @@ def test_a_loaded_model_says_what_the_saved_one_said(
     reference = Classifier.load(tiny_bundle)
     torch.manual_seed(1)
     model = TransformerClassifier(run.model, reference.description.vocab_size, 3, run.tokenizer.max_length)
-    bundle.save(str(tmp_path), run, model.state_dict(), ["a", "b", "c"], tokenizer, {}, {})
+    bundle.save(str(tmp_path), run, model.state_dict(), ["a", "b", "c"], [tokenizer], {}, {})
     expected = Classifier(reference.description, reference.tokenizer, model)
     rows = [(text,) for text in TEXTS]
     assert np.array_equal(Classifier.load(str(tmp_path)).probabilities(rows), expected.probabilities(rows))
@@ -254,7 +254,7 @@ def test_a_bundle_counts_once_its_description_is_there(tmp_path: Path, tiny_run:
             tiny_run,
             model.state_dict(),
             ["a", "b"],
-            tokenizer.to_str(),
+            [tokenizer.to_str()],
             {"valid_loss": float("nan")},
             {},
         )

@@ -140,7 +140,7 @@ def test_every_problem_at_once_with_its_key() -> None:
     assert count == "`command line` has 5 problems:"
     assert lines == [
         "`seed`: input should be greater than or equal to 0, not -1",
-        "`data.more`: unknown key; known here: train, valid, test, valid_fraction, text, label, ingest, on_bad_row",
+        f"`data.more`: unknown key; known here: {', '.join(Data.model_fields)}",
         "`model`: `heads` (3) must divide `width` (128)",
         "`train.epochs`: input should be a valid integer, unable to parse string as an integer, not 'many'",
         f"`train.nope`: unknown key; known here: {', '.join(Train.model_fields)}",
@@ -148,7 +148,7 @@ def test_every_problem_at_once_with_its_key() -> None:
 
 
 def test_an_unknown_section_is_told_the_sections() -> None:
-    known = "name, storage, seed, task, data, tokenizer, model, train, compute"
+    known = "name, storage, seed, task, data, tokenizer, model, train, generate, compute"
     assert any(line.startswith(f"`optimizer`: unknown key; known here: {known}") for line in problems("optimizer.lr=1"))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import txclf
 from txclf import config
-from txclf.sections import Compute, Data, Model, Tokenizer, Train
+from txclf.sections import Compute, Data, Generate, Model, Tokenizer, Train
 from txclf.space import Domain, Scheduler, Tune
 
 ROOT = Path(__file__).parent.parent
@@ -25,9 +25,9 @@ FLOORS = [
     ["space"],
     ["config"],
     ["data.sources", "data.tokenizer", "data.shards", "data.batches", "data.demo", "model.layers"],
-    ["data.records", "data.spool", "model.classifier", "checkpoints", "baseline", "log", "sessions"],
-    ["module", "bundle", "cluster", "backend", "sharding"],
-    ["callbacks"],
+    ["data.records", "data.spool", "model.classifier", "model.seq2seq", "checkpoints", "baseline", "log", "sessions"],
+    ["module", "bundle", "model.decoding", "cluster", "backend", "sharding"],
+    ["callbacks", "seq2seq", "module_seq2seq"],
     ["worker", "board"],
     ["gauges"],
     ["distributed"],
@@ -133,7 +133,16 @@ def test_links_between_pages_lead_somewhere(path: Path) -> None:
 
 def test_every_setting_is_documented_with_its_default() -> None:
     guide = (ROOT / "docs/guide/run-file.md").read_text()
-    for section in (Data, Tokenizer, Model, Train, Compute, Tune, Scheduler, Domain, config.RunConfig):
+    for section in (Data, Tokenizer, Model, Train, Generate, Compute, Tune, Scheduler, Domain, config.RunConfig):
         for name, field in section.model_fields.items():
             assert f"`{name}`" in guide, f"docs/guide/run-file.md says nothing of `{name}`"
-            assert field.description or name in {"data", "tokenizer", "model", "train", "compute", "tune", "scheduler"}
+            assert field.description or name in {
+                "data",
+                "tokenizer",
+                "model",
+                "train",
+                "generate",
+                "compute",
+                "tune",
+                "scheduler",
+            }

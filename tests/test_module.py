@@ -68,13 +68,17 @@ def test_the_parts_of_a_batch_sum_to_its_mean(
     batch = np.arange(20, 20 + size)
     # Lightning divides by the accumulated parts, DDP takes the mean over the ranks.
     parts = [part for rank in range(world_size) for part in rank_parts(batch, rank, world_size, accumulate)]
-    losses = [module.training_step(rows.batch(part), 0) / accumulate / world_size for part in parts if len(part)]
+    losses = [
+        module.training_step({**rows.batch(part), "step_size": 17}, 0) / accumulate / world_size
+        for part in parts
+        if len(part)
+    ]
     whole = rows.batch(batch)
     logits, labels = module.model(whole["input_ids"], whole["mask"]), whole["labels"]
     expected = F.cross_entropy(logits, labels, weight, reduction="none", label_smoothing=smoothing).sum() / size
     total = torch.stack(losses).sum()
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert module.step_loss.item() == pytest.approx(expected.item() * size, rel=1e-5)
+    assert module.step_loss.item() == pytest.approx(expected.item(), rel=1e-5)
     parameters = list(module.model.parameters())
     for one, two in zip(torch.autograd.grad(total, parameters), torch.autograd.grad(expected, parameters), strict=True):
         assert torch.allclose(one, two, atol=1e-6)
@@ -86,15 +90,17 @@ def test_adversarial_steps_too_are_the_same_on_any_number_of_ranks(
 ) -> None:
     words, batch = ["train.batch_size=17", "train.adversarial=0.5"], np.arange(20, 37)
     whole = make_module(make_run(*words))
-    expected = whole.training_step(rows.batch(batch), 0)
+    expected = whole.training_step({**rows.batch(batch), "step_size": 17}, 0)
     module = make_module(make_run(*words, f"train.accumulate={accumulate}"), world_size=world_size)
     parts = [part for rank in range(world_size) for part in rank_parts(batch, rank, world_size, accumulate)]
-    total = sum(module.training_step(rows.batch(part), 0) / accumulate / world_size for part in parts)
+    total = sum(
+        module.training_step({**rows.batch(part), "step_size": 17}, 0) / accumulate / world_size for part in parts
+    )
     assert isinstance(total, torch.Tensor)
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
     # The log shows the loss of the rows as they are; the shift makes the step's loss a higher one.
     assert module.step_loss.item() == pytest.approx(whole.step_loss.item(), rel=1e-5)
-    assert expected.item() > whole.step_loss.item() / 17
+    assert expected.item() > whole.step_loss.item()
     ones = torch.autograd.grad(total, list(module.model.parameters()))
     for one, two in zip(ones, torch.autograd.grad(expected, list(whole.model.parameters())), strict=True):
         assert torch.allclose(one, two, atol=1e-6)

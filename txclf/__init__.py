@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from txclf.bundle import Classifier, Prediction
+    from txclf.seq2seq import Seq2Seq
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "Prediction", "__version__"]
+__all__ = ["Classifier", "Prediction", "Seq2Seq", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from txclf import bundle
 
         return getattr(bundle, name)
+    if name == "Seq2Seq":
+        from txclf.seq2seq import Seq2Seq
+
+        return Seq2Seq
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,8 +12,8 @@ Classifier.load("runs/agnews/model")(["some text"])
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from tokenizers import Tokenizer as FastTokenizer
+from torch import nn
 
 from txclf import __version__, storage
 from txclf.config import RunConfig
@@ -31,12 +32,19 @@ from txclf.data.batches import TokenRows, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, vocab_size
 from txclf.errors import BundleError, StorageError
 from txclf.model.classifier import TransformerClassifier
-from txclf.sections import Model
+from txclf.sections import Generate, Model
 
 FORMAT = 1
-WEIGHTS, TOKENIZER, CARD, DESCRIPTION = "model.safetensors", "tokenizer.json", "card.md", "model.json"
+WEIGHTS, TOKENIZER, TARGET_TOKENIZER, CARD, DESCRIPTION = (
+    "model.safetensors",
+    "tokenizer.json",
+    "target_tokenizer.json",
+    "card.md",
+    "model.json",
+)
 
 Floats = npt.NDArray[np.float32]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Description(BaseModel):
@@ -47,12 +55,16 @@ class Description(BaseModel):
     format: int
     version: str
     """Of txclf, when it was saved."""
-    task: Literal["classify"]
+    task: Literal["classify", "seq2seq"]
     labels: list[str]
     """In the order of the model's outputs."""
     text_columns: list[str]
     max_length: PositiveInt
     vocab_size: PositiveInt
+    target_vocab_size: int = 0
+    """Of `seq2seq`."""
+    generate: Generate | None = None
+    """Of `seq2seq`: how outputs are made, if nothing else is said."""
     model: Model
     metrics: dict[str, float]
     """On the validation split."""
@@ -75,12 +87,13 @@ def save(
     run: RunConfig,
     weights: Mapping[str, torch.Tensor],
     labels: Sequence[str],
-    tokenizer: str,
+    tokenizers: Sequence[str],
     metrics: Mapping[str, float],
     rows: Mapping[str, int],
 ) -> None:
-    """Writes a bundle; `model.json`, written last, makes it whole."""
-    content = save_safetensors({name: weight.contiguous() for name, weight in weights.items()})
+    """Writes a bundle; `model.json`, written last, makes it whole. A second tokenizer is that of the targets."""
+    parts = {WEIGHTS: save_safetensors({name: weight.contiguous() for name, weight in weights.items()})}
+    parts |= {name: text.encode() for name, text in zip((TOKENIZER, TARGET_TOKENIZER), tokenizers, strict=False)}
     description = Description(
         format=FORMAT,
         version=__version__,
@@ -88,14 +101,16 @@ def save(
         labels=list(labels),
         text_columns=list(run.data.text),
         max_length=run.tokenizer.max_length,
-        vocab_size=vocab_size(parse_tokenizer(tokenizer)),
+        vocab_size=vocab_size(parse_tokenizer(tokenizers[0])),
+        target_vocab_size=vocab_size(parse_tokenizer(tokenizers[-1])) if run.task == "seq2seq" else 0,
+        generate=run.generate if run.task == "seq2seq" else None,
         model=run.model,
         metrics=dict(metrics),
         rows=dict(rows),
-        sha256={WEIGHTS: _sha256(content), TOKENIZER: _sha256(tokenizer.encode())},
+        sha256={name: _sha256(part) for name, part in parts.items()},
     )
-    storage.write_bytes(storage.join(folder, WEIGHTS), content)
-    storage.write_bytes(storage.join(folder, TOKENIZER), tokenizer.encode())
+    for name, part in parts.items():
+        storage.write_bytes(storage.join(folder, name), part)
     storage.write_bytes(storage.join(folder, CARD), _card(run.name, description).encode())
     storage.write_json(storage.join(folder, DESCRIPTION), description.model_dump())
 
@@ -111,23 +126,10 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: str) -> Self:
-        """Reads a bundle from a path or URI. Raises `BundleError` when it is damaged, of another format or none."""
-        description = _description(folder)
-        content = {}
-        for name in (WEIGHTS, TOKENIZER):
-            path = storage.join(folder, name)
-            if not storage.exists(path):
-                raise BundleError(f"`{path}`: missing, the bundle is damaged: copy the whole folder again")
-            content[name] = storage.read_bytes(path)
-            if _sha256(content[name]) != description.sha256.get(name):
-                raise BundleError(f"`{path}`: its content changed since it was saved: copy the whole folder again")
-        try:
-            model = TransformerClassifier(
-                description.model, description.vocab_size, len(description.labels), description.max_length
-            )
-            model.load_state_dict(load_safetensors(content[WEIGHTS]))
-        except (SafetensorError, RuntimeError) as error:
-            raise BundleError(f"`{folder}`: the weights do not fit `{DESCRIPTION}`: {error}") from None
+        """Reads a bundle from a path or URI. Raises `BundleError` when it is damaged or of another format or task."""
+        description, content = read(folder, "classify")
+        sizes = description.vocab_size, len(description.labels), description.max_length
+        model = build(lambda: TransformerClassifier(description.model, *sizes), content, folder)
         return cls(description, parse_tokenizer(content[TOKENIZER].decode()), model)
 
     @property
@@ -168,7 +170,35 @@ def softmax(logits: Floats) -> Floats:
     return raised / raised.sum(axis=1, keepdims=True) if len(logits) else logits
 
 
-def _description(folder: str) -> Description:
+def read(folder: str, task: str) -> tuple[Description, dict[str, bytes]]:
+    """A bundle's description and its files' content. Raises `BundleError` when it is damaged or of another task."""
+    description = describe(folder)
+    if description.task != task:
+        raise BundleError(f"`{folder}`: a model of `task: {description.task}`, not {task}")
+    content = {}
+    for name in (WEIGHTS, TOKENIZER, TARGET_TOKENIZER):
+        if name == TARGET_TOKENIZER and name not in description.sha256:
+            continue
+        path = storage.join(folder, name)
+        if not storage.exists(path):
+            raise BundleError(f"`{path}`: missing, the bundle is damaged: copy the whole folder again")
+        content[name] = storage.read_bytes(path)
+        if _sha256(content[name]) != description.sha256.get(name):
+            raise BundleError(f"`{path}`: its content changed since it was saved: copy the whole folder again")
+    return description, content
+
+
+def build(make: Callable[[], Network], content: Mapping[str, bytes], folder: str) -> Network:
+    """A model with the weights of a bundle. Raises `BundleError` when they do not fit."""
+    try:
+        model = make()
+        model.load_state_dict(load_safetensors(content[WEIGHTS]))
+        return model
+    except (SafetensorError, RuntimeError) as error:
+        raise BundleError(f"`{folder}`: the weights do not fit `{DESCRIPTION}`: {error}") from None
+
+
+def describe(folder: str) -> Description:
     path = storage.join(folder, DESCRIPTION)
     if not storage.exists(path):
         hint = storage.join(folder, "model")
@@ -198,12 +228,18 @@ def _card(name: str, description: Description) -> str:
     rows = ", ".join(f"{split} {count:,}" for split, count in description.rows.items())
     labels = ", ".join(f"`{label}`" for label in description.labels)
     model = description.model
+    if description.task == "seq2seq":
+        kind, cls = "transformer that makes texts from texts", "Seq2Seq"
+        facts = f"- **Target vocabulary**: {description.target_vocab_size:,} tokens"
+    else:
+        kind, cls = "transformer text classifier", "Classifier"
+        facts = f"- **Labels** ({len(description.labels)}): {labels}"
     return f"""# {name}
 
-A transformer text classifier ({model.layers} layers, width {model.width}, {model.heads} heads), trained with txclf
+A {kind} ({model.layers} layers, width {model.width}, {model.heads} heads), trained with txclf
 {description.version}.
 
-- **Labels** ({len(description.labels)}): {labels}
+{facts}
 - **Rows**: {rows}
 - **Reads** the first {description.max_length} tokens of a text, a vocabulary of {description.vocab_size:,} tokens
 
@@ -212,9 +248,9 @@ A transformer text classifier ({model.layers} layers, width {model.width}, {mode
 {metrics}
 
 ```python
-from txclf import Classifier
+from txclf import {cls}
 
-classifier = Classifier.load("this/folder")
-print(classifier(["some text"]))
+model = {cls}.load("this/folder")
+print(model(["some text"]))
 ```
 """

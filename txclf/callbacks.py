@@ -22,7 +22,7 @@ from txclf.config import RunConfig
 from txclf.data.batches import Plan
 from txclf.errors import TxclfError
 from txclf.log import Log
-from txclf.module import ClassifierModule, learning_rate_factor
+from txclf.module import TrainingModule, learning_rate_factor
 from txclf.sections import Train
 from txclf.sessions import Session
 
@@ -205,7 +205,7 @@ class Recorder(pl.Callback):
         self.session: Session | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, ClassifierModule)
+        assert isinstance(pl_module, TrainingModule)
         self.clock.first_step = self.reported = self.saved = time.time()
         if self.train.average:
             self.average = Average(pl_module.model, self.train.average, self.state.get("average"))
@@ -232,7 +232,7 @@ class Recorder(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, ClassifierModule)
+        assert isinstance(pl_module, TrainingModule)
         self.clock.tokens += batch["num_tokens"]
         whole = (batch_idx + 1) % self.train.accumulate == 0
         if whole:
@@ -251,7 +251,7 @@ class Recorder(pl.Callback):
             self._save_if_due(trainer, pl_module)
         self.pulse.beat("waiting for data", self.step)
 
-    def _save_if_due(self, trainer: pl.Trainer, module: ClassifierModule) -> None:
+    def _save_if_due(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         """Saves where the steps say so, or where rank 0 finds that its time has come or that a stop is wanted."""
         due = bool(self.course.checkpoint_steps) and self.step % self.course.checkpoint_steps == 0
         stops = False
@@ -266,7 +266,7 @@ class Recorder(pl.Callback):
             raise Interrupted
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, ClassifierModule)
+        assert isinstance(pl_module, TrainingModule)
         if self.average:
             self.average.swap()
         tensors.gather(pl_module.model)
@@ -279,7 +279,7 @@ class Recorder(pl.Callback):
         self.pulse.beat("validating", self.step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, ClassifierModule)
+        assert isinstance(pl_module, TrainingModule)
         tensors.release(pl_module.model)
         if self.average:
             self.average.swap()
@@ -318,11 +318,11 @@ class Recorder(pl.Callback):
         return self.step == self.course.next_validation(self.step - 1)
 
     def _log_training(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, ClassifierModule)
+        assert isinstance(module, TrainingModule)
         loss_sum = trainer.strategy.reduce(module.train_loss_sum.clone(), reduce_op="sum")
         good_steps = int(module.good_steps)
         self.skipped += self.step - self.logged_step - good_steps
-        loss = float(loss_sum) / (good_steps * self.train.batch_size) if good_steps else math.nan
+        loss = float(loss_sum) / good_steps if good_steps else math.nan
         module.train_loss_sum.zero_()
         module.good_steps.zero_()
         self.logged_step = self.step
@@ -334,7 +334,7 @@ class Recorder(pl.Callback):
             known = loss if good_steps else None
             self.writer.write({"step": self.step, "epoch": epoch, "train_loss": known, "learning_rate": rate})
 
-    def _require_finite(self, module: ClassifierModule) -> None:
+    def _require_finite(self, module: TrainingModule) -> None:
         """Raises `TxclfError` naming the step and the batch of a gradient that was not finite; waits for the device."""
         first = int(module.first_bad)
         skips = self.train.on_nan == "skip" or self.train.precision == "fp16"
@@ -364,7 +364,7 @@ class Recorder(pl.Callback):
         return bool(trainer.strategy.reduce_boolean_decision(here, all=False))
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, metrics: dict[str, float]) -> None:
-        assert isinstance(module, ClassifierModule)
+        assert isinstance(module, TrainingModule)
         start = time.perf_counter()
         self.pulse.beat("saving a checkpoint", self.step)
         self._require_finite(module)

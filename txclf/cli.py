@@ -180,7 +180,8 @@ def _prepare(run: RunConfig) -> str:
         folder = verb.prepare(run, lambda stage, rows: bar.update(rows, None, "rows", stage))
     manifest = shards.load_manifest(folder)
     took = console.seconds(time.monotonic() - started)
-    print(f"prepared data: {folder} ({len(manifest.labels)} labels, {manifest.vocab_size:,} tokens, {took})")
+    about = f"{len(manifest.labels)} labels" if manifest.labels else f"{manifest.target_vocab_size:,} target tokens"
+    print(f"prepared data: {folder} ({about}, {manifest.vocab_size:,} tokens, {took})")
     columns = ["split", "rows", "rejected", "tokens", "cut rows", "lost", "doubles", "in train"]
     console.table(
         "Data",
@@ -291,10 +292,16 @@ def _ray(run: RunConfig) -> AbstractContextManager[None]:
 
 
 def _evaluate(run: str, data: list[str] | None = None, with_baseline: bool = True) -> None:
-    from txclf import console
+    from txclf import console, screen
     from txclf import evaluate as verb
 
     result = verb.evaluate(run, data, with_baseline)
+    if "bleu" in result:
+        console.table(
+            f"Scores on {result['rows']:,} rows, {result['beams']} beams", ["", ""], screen.text_scores(result)
+        )
+        print(f"all of it: {os.path.join(run, verb.METRICS)}")
+        return
     rows = [["model", f"{result['accuracy']:.4f}", f"{result['f1_macro']:.4f}"]]
     for key, name in (("baseline", "n-gram logistic regression"), ("majority", "majority class")):
         if key in result:

@@ -11,16 +11,18 @@ import json
 import os
 import re
 from collections.abc import Hashable, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from txclf import storage
 from txclf.errors import ConfigError
-from txclf.sections import Compute, Data, Model, Section, Tokenizer, Train
+from txclf.sections import Compute, Data, Generate, Model, Section, Tokenizer, Train
 from txclf.space import Settings, Tune, placed
 
+LABEL_MONITORS = ("valid_loss", "valid_accuracy", "valid_f1_macro")
+PAIR_MONITORS = ("valid_loss", "valid_token_accuracy", "valid_exact_match")
 SEARCHED = ("seed", "data", "tokenizer", "model", "train")
 """What a search may change."""
 
@@ -34,14 +36,35 @@ class RunConfig(Section):
     """Path or URI, reachable from every node, under which runs and prepared data lie."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the split, the shuffles, the initial weights and dropout."""
-    task: Literal["classify"] = "classify"
-    """One label per text."""
+    task: Literal["classify", "seq2seq"] = "classify"
+    """`classify`: one label per text; `seq2seq`: a text from a text."""
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()
     train: Train = Train()
+    generate: Generate = Generate()
     compute: Compute = Compute()
     tune: Tune = Tune()
+
+    @model_validator(mode="after")
+    def _fits_task(self) -> Self:
+        pairs = self.task == "seq2seq"
+        known = PAIR_MONITORS if pairs else LABEL_MONITORS
+        for key, value in (("train.monitor", self.train.monitor), ("tune.metric", self.tune.metric)):
+            if value is not None and value not in known:
+                raise ValueError(f"`{key}: {value}` is not of `task: {self.task}`, which has {', '.join(known)}")
+        if pairs:
+            refused = {
+                "train.adversarial": self.train.adversarial > 0,
+                "train.class_weights": self.train.class_weights != "none",
+                "data.ingest: stream": self.data.ingest == "stream",
+                "compute.strategy: fsdp": self.compute.strategy == "fsdp",
+                "model.pooling: cls": self.model.pooling == "cls",
+            }
+            for key, given in refused.items():
+                if given:
+                    raise ValueError(f"`{key}` does not go with `task: seq2seq`")
+        return self
 
     @property
     def run_folder(self) -> str:

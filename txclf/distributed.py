@@ -37,11 +37,11 @@ from txclf.backend import Interfaces
 from txclf.board import Lost
 from txclf.callbacks import Interrupted, Progress, Pulse
 from txclf.data import shards
-from txclf.data.batches import TokenRows
+from txclf.data.batches import Rows
 from txclf.errors import ClusterError, TxclfError
 from txclf.gauges import GaugedBoard
 from txclf.sections import Compute
-from txclf.worker import COLUMNS, Job, Place
+from txclf.worker import Job, Place
 
 SCRATCH, HELD = ".ray", "placement_group"
 """Where Ray Train keeps its state in the run folder while it runs, and the file there that names what it holds."""
@@ -199,7 +199,7 @@ def _dataset(job: Job, split: str) -> Any:
     for shard in job.manifest().splits[split].shards:
         if len(running) == most:
             _, running = ray.wait(running, fetch_local=False)
-        blocks.append(read.remote(job.prepared, shard, COLUMNS))
+        blocks.append(read.remote(job.prepared, shard, job.columns))
         running.append(blocks[-1])
     return ray.data.from_arrow_refs(blocks)
 
@@ -219,7 +219,7 @@ def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
         asked.append(board.post.remote(progress))
         return stop
 
-    def rows(split: str) -> TokenRows:
+    def rows(split: str) -> Rows:
         pulse.beat("reading data", 0)
         if settings["streams"]:
             barrier = torch.distributed.barrier if world_size > 1 else lambda: None
@@ -228,7 +228,7 @@ def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
         for table in get_dataset_shard(split).iter_batches(batch_size=None, batch_format="pyarrow"):
             pulse.beat("reading data", 0)
             tables.append(table)
-        return TokenRows(tables)
+        return job.rows(tables)  # type: ignore[no-any-return]
 
     held = ray.util.get_current_placement_group()
     if rank == 0 and held:

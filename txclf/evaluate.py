@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,16 @@ from torchmetrics.functional.classification import (
     multiclass_calibration_error,
     multiclass_confusion_matrix,
 )
+from torchmetrics.functional.text import chrf_score, sacre_bleu_score
 
 from txclf import baseline, config, storage
 from txclf.bundle import Classifier, softmax
 from txclf.config import RunConfig
 from txclf.data import records, shards, sources
-from txclf.data.batches import TokenRows
-from txclf.data.tokenizer import encode
+from txclf.data.batches import PairRows, TokenRows
+from txclf.data.tokenizer import encode, encode_targets
 from txclf.errors import ConfigError, DataError
+from txclf.seq2seq import Seq2Seq
 
 METRICS = "metrics.json"
 Ints = npt.NDArray[np.int64]
@@ -42,18 +45,22 @@ def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: 
     run = config.load(storage.join(folder, "run.yaml"))
     prepared = storage.read_json(summary_path)["prepared"]
     manifest = shards.load_manifest(prepared)
+    if data is None and "test" not in manifest.splits:
+        raise ConfigError(f"`{run_folder}`: the run has no `data.test`: score other files by --data FILE")
+    if run.task == "seq2seq":
+        result = _evaluate_pairs(run, folder, prepared, manifest, data)
+        storage.write_json(storage.join(folder, METRICS), result)
+        return result
     classifier = Classifier.load(storage.join(folder, "model"))
     skipped = 0
     if data is None:
-        if "test" not in manifest.splits:
-            raise ConfigError(f"`{run_folder}`: the run has no `data.test`: score other files by --data FILE")
         table = shards.read_split(prepared, manifest, "test", ["input_ids", "label", "text"])
         skipped = manifest.splits["test"].rejected
     else:
         table, skipped = _read(run, classifier, data)
     labels = table["label"].to_numpy().astype(np.int64)
     probabilities = softmax(classifier.logits(TokenRows([table])))
-    result: dict[str, Any] = {
+    result = {
         "data": "test" if data is None else list(data),
         "skipped": skipped,
         "labels": classifier.labels,
@@ -76,19 +83,69 @@ def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: 
     return result
 
 
+def _evaluate_pairs(
+    run: RunConfig, folder: str, prepared: str, manifest: shards.Manifest, data: Sequence[str] | None
+) -> dict[str, Any]:
+    model = Seq2Seq.load(storage.join(folder, "model"))
+    if data is None:
+        table = shards.read_split(prepared, manifest, "test", ["input_ids", "target_ids", "target"])
+        skipped = manifest.splits["test"].rejected
+    else:
+        texts, targets, bad = _labelled(run, data, run.data.target, None)
+        input_ids, _ = encode(model.tokenizer, texts, model.description.max_length)
+        target_ids, _ = encode_targets(model.target_tokenizer, targets, model.description.max_length)
+        columns = [input_ids, target_ids, pa.array(targets)]
+        table, skipped = pa.table(columns, names=["input_ids", "target_ids", "target"]), bad
+    started = time.monotonic()
+    outputs = model.generate(TokenRows([table]))
+    seconds = time.monotonic() - started
+    return {
+        "data": "test" if data is None else list(data),
+        "skipped": skipped,
+        "beams": model.settings.beams,
+        "seconds": round(seconds, 2),
+        **model.teacher_forced(PairRows([table])),
+        **text_scores(outputs, table["target"].to_pylist()),
+    }
+
+
+def text_scores(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
+    """Exact match, BLEU (sacreBLEU's, cased, tokenizer 13a; Post 2018) and chrF (Popović 2015), in percent but for the
+    first."""
+    pairs = [[target] for target in targets]
+    exact = np.mean([output.split() == target.split() for output, target in zip(outputs, targets, strict=True)])
+    return {
+        "rows": len(outputs),
+        "exact_match": float(exact),
+        "bleu": 100 * float(sacre_bleu_score(outputs, pairs)),
+        "chrf": 100 * float(torch.as_tensor(chrf_score(outputs, pairs, n_word_order=0))),
+    }
+
+
 def _read(run: RunConfig, classifier: Classifier, paths: Sequence[str]) -> tuple[pa.Table, int]:
     """Labelled rows of other files, tokenized for the bundle, and how many were skipped."""
     numbers = {label: number for number, label in enumerate(classifier.labels)}
+    texts, labels, skipped = _labelled(run, paths, run.data.label, numbers)
+    input_ids, _ = encode(classifier.tokenizer, texts, classifier.description.max_length)
+    known = pa.array([numbers[label] for label in labels], pa.int32())
+    columns = [input_ids, known, pa.array(["\n".join(text) for text in texts])]
+    return pa.table(columns, names=["input_ids", "label", "text"]), skipped
+
+
+def _labelled(
+    run: RunConfig, paths: Sequence[str], column: str, known: Collection[str] | None
+) -> tuple[list[tuple[str, ...]], list[str], int]:
+    """Texts and what a column says of them, one of `known` if that is given; and how many rows were skipped."""
     texts: list[tuple[str, ...]] = []
-    labels: list[int] = []
+    labels: list[str] = []
     bad: list[records.Reject] = []
     for source in sources.find_sources(paths):
-        for rows, rejects in records.read_rows(source, run.data.text, run.data.label):
+        for rows, rejects in records.read_rows(source, run.data.text, column):
             bad += rejects
             for text, label, file, row in zip(rows.texts, rows.labels, rows.files, rows.rows, strict=True):
-                if label in numbers:
+                if known is None or label in known:
                     texts.append(text)
-                    labels.append(numbers[label])
+                    labels.append(label)
                 else:
                     bad.append(records.Reject(file, row, f"label `{label}` is not one of the model's"))
     if bad and run.data.on_bad_row == "fail":
@@ -96,9 +153,7 @@ def _read(run: RunConfig, classifier: Classifier, paths: Sequence[str]) -> tuple
         raise DataError(f"{len(bad):,} bad row(s), the first of them:\n{lines}\nthe run has `data.on_bad_row: fail`")
     if not texts:
         raise DataError(f"no usable row in {', '.join(paths)}")
-    input_ids, _ = encode(classifier.tokenizer, texts, classifier.description.max_length)
-    columns = [input_ids, pa.array(labels, pa.int32()), pa.array(["\n".join(text) for text in texts])]
-    return pa.table(columns, names=["input_ids", "label", "text"]), len(bad)
+    return texts, labels, len(bad)
 
 
 def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[str, Any]:

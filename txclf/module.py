@@ -25,45 +25,34 @@ from txclf.sections import Compute, Train
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
-class ClassifierModule(pl.LightningModule):
-    """Trains a `TransformerClassifier` so that a step means the same on any number of ranks.
+class TrainingModule(pl.LightningModule):
+    """Trains a model so that a step means the same on any number of ranks.
 
-    The loss of a part of a batch is its sum over rows divided by the rows of the *global* batch, times what Lightning
-    and DDP divide by afterwards. So uneven parts weigh right, and the gradient is that of the mean over all rows.
+    The loss of a part of a batch is its sum divided by the `step_size` of the *global* batch (its rows, or target
+    tokens), times what Lightning and DDP divide by afterwards. So uneven parts weigh right, and the gradient is that of
+    the mean over all of them.
 
-    `class_weights` is (C,) or None; `total_steps` counts optimizer steps of the whole run; `start_step` is where a
-    resumed run goes on.
+    A subclass has `summed_loss(batch)` and validation steps that leave `valid_metrics`. `total_steps` counts optimizer
+    steps of the whole run; `start_step` is where a resumed run goes on.
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        vocab_size: int,
-        num_classes: int,
-        class_weights: Tensor | None,
-        total_steps: int,
-        start_step: int = 0,
-        world_size: int = 1,
+        self, config: RunConfig, model: nn.Module, total_steps: int, start_step: int = 0, world_size: int = 1
     ) -> None:
         super().__init__()
         self.config = config
-        self.model = TransformerClassifier(config.model, vocab_size, num_classes, config.tokenizer.max_length)
+        self.model = model
         # Compiled by name, so that the state's keys are the same with and without.
-        self.network: nn.Module = torch.compile(self.model, dynamic=True) if config.train.compile else self.model  # type: ignore[assignment]
+        self.network: nn.Module = torch.compile(model, dynamic=True) if config.train.compile else model  # type: ignore[assignment]
         self.total_steps = total_steps
         self.start_step = start_step
         # Lightning cannot clip gradients that a fused optimizer unscales itself, as it would with fp16.
         self.fused = config.train.precision != "fp16" and config.compute.strategy != "fsdp"
-        self.loss_scale = world_size * config.train.accumulate / config.train.batch_size
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.f1_macro = MulticlassF1Score(num_classes, average="macro")
-        self.loss_sum: Tensor
-        self.row_count: Tensor
+        self.divided_by = world_size * config.train.accumulate
         # Sums stay on the device: reading one would wait for it. Those of training are this rank's share.
         self.step_loss: Tensor
         self.train_loss_sum: Tensor
-        for name in ("step_loss", "train_loss_sum", "loss_sum", "row_count"):
+        for name in ("step_loss", "train_loss_sum"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
         # Steps with a finite gradient since the last log line; the last step; the first whose gradient was not finite.
         self.good_steps: Tensor
@@ -73,26 +62,19 @@ class ClassifierModule(pl.LightningModule):
             self.register_buffer(name, torch.tensor(value), persistent=False)
         self.valid_metrics: dict[str, float] = {}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if not self.config.train.adversarial:
-            loss = self.summed_loss(batch)
-            self.step_loss += loss.detach()
-            return loss * self.loss_scale
-        ids = batch["input_ids"]
-        nothing_BTD = torch.zeros(*ids.shape, self.config.model.width, device=ids.device, requires_grad=True)
-        loss = self.summed_loss(batch, nothing_BTD)
-        self.step_loss += loss.detach()
-        (slope_BTD,) = torch.autograd.grad(loss, nothing_BTD, retain_graph=True)
-        length_B11 = torch.linalg.vector_norm(slope_BTD, dim=(1, 2), keepdim=True)
-        shift_BTD = self.config.train.adversarial * slope_BTD / length_B11.clamp(min=1e-30)
-        return (loss + self.summed_loss(batch, shift_BTD)) / 2 * self.loss_scale
+    def summed_loss(self, batch: Any) -> Tensor:
+        """The training loss, summed over what `step_size` counts."""
+        raise NotImplementedError
 
-    def summed_loss(self, batch: Batch, shift_BTD: Tensor | None = None) -> Tensor:
-        """The training loss, summed over the rows; `shift_BTD` moves the tokens' vectors."""
-        logits_BC = self.network(batch["input_ids"], batch["mask"], shift_BTD)
-        weights: Any = self.class_weights
-        smoothing = self.config.train.label_smoothing
-        return F.cross_entropy(logits_BC, batch["labels"], weights, reduction="sum", label_smoothing=smoothing)
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.summed_loss(batch)
+        return self.scaled(loss, loss, batch)
+
+    def scaled(self, loss: Tensor, shown: Tensor, batch: Any) -> Tensor:
+        """A summed loss as Lightning is to have it; `shown` goes to the log."""
+        self.step_loss += shown.detach().double() / batch["step_size"]
+        scale: float = self.divided_by / batch["step_size"]
+        return loss * scale
 
     def configure_gradient_clipping(
         self,
@@ -124,6 +106,61 @@ class ClassifierModule(pl.LightningModule):
         forgiven = torch.zeros_like(since) if forgiving else self.first_bad
         self.first_bad.copy_(torch.where(finite, forgiven, since))
 
+    def configure_optimizers(self) -> Any:
+        train = self.config.train
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, train.weight_decay),
+            lr=train.learning_rate,
+            betas=train.betas,
+            fused=self.fused,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(train, self.start_step + step, self.total_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class ClassifierModule(TrainingModule):
+    """Trains a `TransformerClassifier`; `class_weights` is (C,) or None."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        vocab_size: int,
+        num_classes: int,
+        class_weights: Tensor | None,
+        total_steps: int,
+        start_step: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        model = TransformerClassifier(config.model, vocab_size, num_classes, config.tokenizer.max_length)
+        super().__init__(config, model, total_steps, start_step, world_size)
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.f1_macro = MulticlassF1Score(num_classes, average="macro")
+        self.loss_sum: Tensor
+        self.row_count: Tensor
+        for name in ("loss_sum", "row_count"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if not self.config.train.adversarial:
+            return super().training_step(batch, batch_idx)
+        ids = batch["input_ids"]
+        nothing_BTD = torch.zeros(*ids.shape, self.config.model.width, device=ids.device, requires_grad=True)
+        loss = self.summed_loss(batch, nothing_BTD)
+        (slope_BTD,) = torch.autograd.grad(loss, nothing_BTD, retain_graph=True)
+        length_B11 = torch.linalg.vector_norm(slope_BTD, dim=(1, 2), keepdim=True)
+        shift_BTD = self.config.train.adversarial * slope_BTD / length_B11.clamp(min=1e-30)
+        return self.scaled((loss + self.summed_loss(batch, shift_BTD)) / 2, loss, batch)
+
+    def summed_loss(self, batch: Any, shift_BTD: Tensor | None = None) -> Tensor:
+        """The training loss, summed over the rows; `shift_BTD` moves the tokens' vectors."""
+        logits_BC = self.network(batch["input_ids"], batch["mask"], shift_BTD)
+        weights: Any = self.class_weights
+        smoothing = self.config.train.label_smoothing
+        return F.cross_entropy(logits_BC, batch["labels"], weights, reduction="sum", label_smoothing=smoothing)
+
     def on_validation_epoch_start(self) -> None:
         self.loss_sum.zero_()
         self.row_count.zero_()
@@ -148,19 +185,6 @@ class ClassifierModule(pl.LightningModule):
         self.accuracy.reset()
         self.f1_macro.reset()
 
-    def configure_optimizers(self) -> Any:
-        train = self.config.train
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, train.weight_decay),
-            lr=train.learning_rate,
-            betas=train.betas,
-            fused=self.fused,
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(train, self.start_step + step, self.total_steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight matrices with decay; norms, biases, embeddings and other vectors without."""
@@ -168,7 +192,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        matrix = parameter.ndim >= 2 and id(parameter) not in embeddings and not name.startswith("positions.")
+        matrix = parameter.ndim >= 2 and id(parameter) not in embeddings and "positions." not in name
         (decayed if matrix else others).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +31,14 @@ from txclf.data.records import Reject
 from txclf.data.shards import Manifest, Shard, Split
 from txclf.data.sources import Source
 from txclf.data.sources import find_sources as list_sources
-from txclf.data.tokenizer import encode, parse_tokenizer, tokenizer_hash, train_tokenizer, vocab_size
+from txclf.data.tokenizer import (
+    encode,
+    encode_targets,
+    parse_tokenizer,
+    tokenizer_hash,
+    train_tokenizer,
+    vocab_size,
+)
 from txclf.errors import ConfigError, DataError
 from txclf.hashes import UInt64s
 from txclf.stages import Tables
@@ -43,6 +51,7 @@ SCANNED = pa.schema(
         ("label", pa.string()),
         ("float_label", pa.bool_()),
         ("sample", pa.string()),  # text for the tokenizer, null where it is not drawn
+        ("target_sample", pa.string()),
         ("file", pa.string()),  # of a rejected row
         ("row", pa.int64()),
         ("reason", pa.string()),
@@ -66,6 +75,14 @@ class Task:
     """Share of its rows that the tokenizer learns from."""
     labels: tuple[str, ...] | None = None
     """The training labels, once they are known; rows with another are rejected."""
+
+
+class Samples(NamedTuple):
+    """What the tokenizers learn from."""
+
+    texts: list[str]
+    targets: list[str]
+    """Of `seq2seq`."""
 
 
 @dataclass
@@ -99,16 +116,32 @@ def prepare(run: RunConfig, show: Show = lambda stage, rows: None) -> str:
             cluster.require(run.compute)
         audits, sample = _scan_all(run, sources, show)
         labels = records.sort_labels(audits["train"].labels)
-        show("training the tokenizer on", len(sample))
-        tokenizer = train_tokenizer(run.tokenizer, sample).to_str()
-        storage.write_bytes(storage.join(folder, shards.TOKENIZER), tokenizer.encode())
-        written = _write_all(run, sources, labels, tokenizer, folder, show)
+        tokenizers = _train_tokenizers(run, sample, show)
+        for name, content in zip((shards.TOKENIZER, shards.TARGET_TOKENIZER), tokenizers, strict=False):
+            storage.write_bytes(storage.join(folder, name), content.encode())
+        written = _write_all(run, sources, labels, tokenizers, folder, show)
     rejects = [reject for audit in audits.values() for reject in audit.rejects]
     lines = [json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in rejects]
     storage.write_bytes(storage.join(folder, shards.REJECTED), "".join(lines).encode("utf-8", "replace"))
-    manifest = _manifest(run, fingerprint, labels, tokenizer, audits, written)
+    manifest = _manifest(run, fingerprint, labels, tokenizers, audits, written)
     storage.write_bytes(storage.join(folder, shards.MANIFEST), (manifest.model_dump_json(indent=2) + "\n").encode())
     return folder
+
+
+def _answer(run: RunConfig) -> str:
+    """The column that holds what a model is to say of a text."""
+    return run.data.target if run.task == "seq2seq" else run.data.label
+
+
+def _train_tokenizers(run: RunConfig, sample: Samples, show: Show) -> list[str]:
+    """The tokenizer of the texts, and that of the targets where they have their own."""
+    show("training the tokenizer on", len(sample.texts))
+    if run.task == "classify":
+        return [train_tokenizer(run.tokenizer, sample.texts).to_str()]
+    if run.tokenizer.target == "shared":
+        return [train_tokenizer(run.tokenizer, chain(sample.texts, sample.targets), for_targets=True).to_str()]
+    targets = train_tokenizer(run.tokenizer, sample.targets, for_targets=True)
+    return [train_tokenizer(run.tokenizer, sample.texts).to_str(), targets.to_str()]
 
 
 def find_sources(run: RunConfig) -> dict[str, list[Source]]:
@@ -125,9 +158,10 @@ def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:
         split: [[source.path, *map(list, _stamp(source))] for source in files] for split, files in sources.items()
     }
     given = run.tokenizer.file and hashlib.sha256(storage.read_bytes(run.tokenizer.file)).hexdigest()
+    unused = {"target"} if run.task == "classify" else {"label"}
     data, tokenizer = (
-        run.data.model_dump(exclude={*shards.SPLITS, "ingest"}),
-        run.tokenizer.model_dump(exclude={"file"}),
+        run.data.model_dump(exclude={*shards.SPLITS, "ingest", *unused}),
+        run.tokenizer.model_dump(exclude={"file", *unused}),
     )
     settings = [1, run.seed, run.task, data, tokenizer, given, stamps]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -147,23 +181,25 @@ def _size(sources: Iterable[Source]) -> int:
 # ------------------------------------------------------------------------------------------------------------ scanning
 
 
-def _scan_all(run: RunConfig, sources: dict[str, list[Source]], show: Show) -> tuple[dict[str, Audit], list[str]]:
+def _scan_all(run: RunConfig, sources: dict[str, list[Source]], show: Show) -> tuple[dict[str, Audit], Samples]:
     """Scans every split, the training files first, for their labels are what the others are held to."""
     audits: dict[str, Audit] = {}
-    sample: list[str] = []
+    sample = Samples([], [])
     share = min(1.0, run.tokenizer.training_megabytes * 2**20 / max(1, _size(sources["train"])))
     rows = 0
     for split in sources:
-        labels = None if split == "train" else tuple(audits["train"].labels)
+        labels = None if split == "train" or run.task == "seq2seq" else tuple(audits["train"].labels)
         audit = audits[split] = Audit()
         hashes, label_hashes = [audit.hashes], [audit.label_hashes]
         tasks = _tasks(run, sources, split, share if split == "train" else 0.0, labels)
         for table in stages.tables(_scan, tasks, run.compute.on_ray):
             good, bad = table.filter(table["hash"].is_valid()), table.filter(table["reason"].is_valid())
             audit.rejects += map(Reject, *(bad[name].to_pylist() for name in ("file", "row", "reason")))
-            audit.labels.update(good["label"].to_pylist())
-            audit.float_labels |= any(good["float_label"].to_pylist())
-            sample += good["sample"].drop_null().to_pylist()
+            if run.task == "classify":
+                audit.labels.update(good["label"].to_pylist())
+                audit.float_labels |= any(good["float_label"].to_pylist())
+            sample.texts.extend(good["sample"].drop_null().to_pylist())
+            sample.targets.extend(good["target_sample"].drop_null().to_pylist())
             hashes.append(good["hash"].to_numpy())
             label_hashes.append(shards.text_hashes((label,) for label in good["label"].to_pylist()))
             rows += table.num_rows
@@ -179,7 +215,7 @@ def _scan(task: Task) -> Tables:
     """What the audit and the tokenizer need of each row of a file."""
     data, seed = task.run.data, task.run.seed
     known = None if task.labels is None else set(task.labels)
-    for rows, rejects in records.read_rows(task.source, data.text, data.label):
+    for rows, rejects in records.read_rows(task.source, data.text, _answer(task.run)):
         bad = list(rejects)
         kept = list(range(len(rows.rows)))
         if known is not None:
@@ -191,12 +227,15 @@ def _scan(task: Task) -> Tables:
         hashes = shards.text_hashes(rows.texts[i] for i in kept)
         drawn = shards.sampled_rows(hashes, seed, task.sample) & _belongs(task, hashes)
         sample = ["\n".join(rows.texts[i]) if draw else None for i, draw in zip(kept, drawn.tolist(), strict=True)]
+        drawn = drawn if task.run.task == "seq2seq" else np.zeros(len(kept), bool)
+        targets = [rows.labels[i] if draw else None for i, draw in zip(kept, drawn.tolist(), strict=True)]
         nothing, nulls = [None] * len(kept), [None] * len(bad)
         columns = [
             [*hashes.tolist(), *nulls],
             [*(rows.labels[i] for i in kept), *nulls],
             [*["float" in rows.label_kinds] * len(kept), *nulls],
             [*sample, *nulls],
+            [*targets, *nulls],
             *([*nothing, *column] for column in (zip(*bad, strict=True) if bad else [[], [], []])),
         ]
         yield pa.table([pa.array(column, kind) for column, kind in zip(columns, SCANNED.types, strict=True)], SCANNED)
@@ -222,7 +261,7 @@ def _check(run: RunConfig, split: str, audit: Audit) -> None:
     rows, labels = len(audit.hashes), sorted(audit.labels)
     if not rows:
         raise DataError(f"{key}: no usable row in {', '.join(getattr(run.data, split))}")
-    if split != "train":
+    if split != "train" or run.task == "seq2seq":
         return
     if len(labels) == 1:
         raise DataError(f"{key}: every row has the label `{labels[0]}`: a classifier needs at least two")
@@ -240,7 +279,7 @@ def _check(run: RunConfig, split: str, audit: Audit) -> None:
 
 
 def _write_all(
-    run: RunConfig, sources: dict[str, list[Source]], labels: list[str], tokenizer: str, folder: str, show: Show
+    run: RunConfig, sources: dict[str, list[Source]], labels: list[str], tokenizers: list[str], folder: str, show: Show
 ) -> dict[str, list[Shard]]:
     """Tokenizes every split into shards in shuffled order."""
     written: dict[str, list[Shard]] = {}
@@ -252,7 +291,7 @@ def _write_all(
         tasks = _tasks(run, sources, files, 0.0, tuple(labels), split)
         write = partial(_write, folder=folder, split=split, num_labels=len(labels))
         written[split] = []
-        tokenize, num_parts = partial(_tokenize, tokenizer=tokenizer), 1 + _size(sources[files]) // BUCKET_BYTES
+        tokenize, num_parts = partial(_tokenize, tokenizers=tokenizers), 1 + _size(sources[files]) // BUCKET_BYTES
         for content in stages.sorted_parts(tokenize, tasks, run.compute.on_ray, write, num_parts):
             shard = Shard.model_validate_json(content)
             written[split].append(shard)
@@ -269,39 +308,42 @@ def _write(table: pa.Table, folder: str, split: str, num_labels: int) -> str:
     return shards.write_shard(folder, split, table, num_labels).model_dump_json()
 
 
-def _tokenize(task: Task, tokenizer: str) -> Tables:
-    """The rows of a file that belong to the task's split, as `shards.SCHEMA`."""
+def _tokenize(task: Task, tokenizers: list[str]) -> Tables:
+    """The rows of a file that belong to the task's split, as `shards.SCHEMA` or `shards.PAIRS`."""
     assert task.labels is not None
-    data, numbers = task.run.data, {label: number for number, label in enumerate(task.labels)}
-    encoder = parse_tokenizer(tokenizer)
+    numbers = {label: number for number, label in enumerate(task.labels)}
+    pairs, max_length = task.run.task == "seq2seq", task.run.tokenizer.max_length
+    encoder, target_encoder = parse_tokenizer(tokenizers[0]), parse_tokenizer(tokenizers[-1])
     done = 0
-    for rows, _ in records.read_rows(task.source, data.text, data.label):
+    for rows, _ in records.read_rows(task.source, task.run.data.text, _answer(task.run)):
         hashes = shards.text_hashes(rows.texts)
-        known = np.array([label in numbers for label in rows.labels], bool)
+        known = np.array([pairs or label in numbers for label in rows.labels], bool)
         kept = np.flatnonzero(known & _belongs(task, hashes))
         positions = done + kept
         done += len(rows.rows)
         texts = [rows.texts[i] for i in kept]
-        input_ids, full_lengths = encode(encoder, texts, task.run.tokenizer.max_length)
-        yield pa.table(
-            [
-                input_ids,
-                pa.array([numbers[rows.labels[i]] for i in kept], pa.int32()),
-                pa.array(["\n".join(text) for text in texts], pa.string()),
-                pa.array([rows.files[i] for i in kept], pa.string()),
-                pa.array([rows.rows[i] for i in kept], pa.int64()),
-                pa.array(full_lengths),
-                pa.array(shards.shuffle_keys(hashes[kept], task.number, positions, task.run.seed)),
-            ],
-            schema=shards.SCHEMA,
-        )
+        input_ids, full_lengths = encode(encoder, texts, max_length)
+        columns = [
+            input_ids,
+            pa.array([0 if pairs else numbers[rows.labels[i]] for i in kept], pa.int32()),
+            pa.array(["\n".join(text) for text in texts], pa.string()),
+            pa.array([rows.files[i] for i in kept], pa.string()),
+            pa.array([rows.rows[i] for i in kept], pa.int64()),
+            pa.array(full_lengths),
+            pa.array(shards.shuffle_keys(hashes[kept], task.number, positions, task.run.seed)),
+        ]
+        if pairs:
+            targets = [rows.labels[i] for i in kept]
+            target_ids, full_targets = encode_targets(target_encoder, targets, max_length)
+            columns += [target_ids, pa.array(targets, pa.string()), pa.array(full_targets)]
+        yield pa.table(columns, schema=shards.PAIRS if pairs else shards.SCHEMA)
 
 
 def _manifest(
     run: RunConfig,
     fingerprint: str,
     labels: list[str],
-    tokenizer: str,
+    tokenizers: list[str],
     audits: dict[str, Audit],
     written: dict[str, list[Shard]],
 ) -> Manifest:
@@ -313,7 +355,7 @@ def _manifest(
     order = np.lexsort((audits["train"].label_hashes, train))
     same = train[order][1:] == train[order][:-1]
     other = audits["train"].label_hashes[order][1:] != audits["train"].label_hashes[order][:-1]
-    encoder = parse_tokenizer(tokenizer)
+    encoder, target_encoder = parse_tokenizer(tokenizers[0]), parse_tokenizer(tokenizers[-1])
     splits = {}
     for split, parts in written.items():
         rows, rejected = sum(part.rows for part in parts), len(audits[split].rejects) if split in audits else 0
@@ -329,6 +371,8 @@ def _manifest(
             tokens=tokens,
             truncated_rows=sum(part.truncated_rows for part in parts),
             truncated_token_share=1.0 - tokens / full,
+            target_tokens=sum(part.target_tokens for part in parts),
+            truncated_targets=sum(part.truncated_targets for part in parts),
             label_counts=dict(zip(labels, counts, strict=True)),
             length_histogram=np.sum([part.length_histogram for part in parts], axis=0).tolist(),
             duplicates=rows - len(np.unique(hashes[split])),
@@ -339,6 +383,7 @@ def _manifest(
         labels=labels,
         tokenizer_hash=tokenizer_hash(encoder),
         vocab_size=vocab_size(encoder),
+        target_vocab_size=vocab_size(target_encoder) if run.task == "seq2seq" else 0,
         max_length=run.tokenizer.max_length,
         length_edges=list(shards.LENGTH_EDGES),
         splits=splits,

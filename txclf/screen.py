@@ -151,3 +151,13 @@ def _best(one: Result) -> str:
 
 def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def text_scores(result: dict[str, Any]) -> list[list[str]]:
+    """The scores of produced texts, as rows of a table."""
+    names = {"bleu": "BLEU", "chrf": "chrF", "exact_match": "exact match", "token_accuracy": "token accuracy"}
+    rows = [
+        [title, f"{result[key]:.2f}" if key in ("bleu", "chrf") else f"{result[key]:.4f}"]
+        for key, title in names.items()
+    ]
+    return [*rows, ["perplexity", f"{result['perplexity']:.3f}"], ["seconds", f"{result['seconds']:.1f}"]]

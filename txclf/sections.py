@@ -41,6 +41,9 @@ Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smh]$")]
 CheckpointEvery = Steps | ShareOfEpoch | Duration
 
 
+Monitor = Literal["valid_loss", "valid_accuracy", "valid_f1_macro", "valid_token_accuracy", "valid_exact_match"]
+
+
 class Data(Section):
     """Where the labelled rows are."""
 
@@ -55,6 +58,8 @@ class Data(Section):
     """Share of the training rows set aside for validation, by a hash of the text: duplicates never straddle the two."""
     text: Columns = ("text",)
     """Column that holds the text, or a list of columns that become one sequence with a separator token between."""
+    target: str = "target"
+    """Column that holds the text to produce, for `task: seq2seq`."""
     label: str = "label"
     """Column that holds the label: strings, integers or booleans."""
     ingest: Literal["auto", "memory", "stream"] = "auto"
@@ -82,6 +87,8 @@ class Tokenizer(Section):
     """Occurrences that a token needs to enter the vocabulary."""
     training_megabytes: Annotated[int, Field(ge=1)] = 200
     """Size of the training files above which the tokenizer learns from a sample of them, drawn by the seed."""
+    target: Literal["shared", "separate"] = "shared"
+    """For `task: seq2seq`: whether one vocabulary serves both sides, or each has its own of `vocab_size`."""
     file: str | None = None
     """A `tokenizer.json` of the `tokenizers` library, for `kind: file`."""
 
@@ -119,6 +126,11 @@ class Model(Section):
     """How real tokens become one vector; `mean_max` puts the two side by side, `cls` a learned vector in front."""
     head_width: Annotated[int, Field(ge=0)] = 0
     """Hidden size of the head; 0 = one linear layer."""
+    decoder_layers: Annotated[int, Field(ge=1)] | None = None
+    """Decoder blocks of a `seq2seq` model; null = `layers`."""
+    tie_embeddings: bool = True
+    """Whether a `seq2seq` model has one matrix for its target tokens, in and out (arXiv:1608.05859), and for its source
+    tokens too where the vocabulary is shared."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -171,8 +183,9 @@ class Train(Section):
     """`auto`: bf16 where the hardware multiplies it fast (CUDA, AMX, AVX512-BF16), fp32 elsewhere."""
     compile: bool = False
     """Whether `torch.compile` is applied to the model."""
-    monitor: Literal["valid_loss", "valid_accuracy", "valid_f1_macro"] = "valid_loss"
-    """What ranks validations: for the best checkpoint, and so for the bundle."""
+    monitor: Monitor = "valid_loss"
+    """What ranks validations: for the best checkpoint, and so for the bundle. `seq2seq` knows `valid_loss`,
+    `valid_token_accuracy` and `valid_exact_match`."""
     patience: Annotated[int, Field(ge=0)] = 5
     """Validations without a better `monitor` after which the run stops; 0 = never."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 3
@@ -194,6 +207,17 @@ class Train(Section):
     """Optimizer steps between lines in `metrics.jsonl` and TensorBoard."""
     window_batches: Annotated[int, Field(ge=1)] = 32
     """Batches sorted by length together: more = less padding, less mixing."""
+
+
+class Generate(Section):
+    """How a `seq2seq` model makes its output. Kept in the bundle, as defaults."""
+
+    beams: Annotated[int, Field(ge=1, le=100)] = 4
+    """Outputs followed at once (beam search); 1 = always the likeliest token."""
+    length_penalty: Annotated[float, Field(ge=0.0)] = 0.6
+    """Exponent of the length penalty (arXiv:1609.08144): more = longer outputs."""
+    max_length: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Most tokens of an output; null = `tokenizer.max_length`."""
 
 
 class Compute(Section):

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_serializer, model_validator
 
-from txclf.sections import Section
+from txclf.sections import Monitor, Section
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 Settings = dict[str, Any]
@@ -147,7 +147,7 @@ class Tune(Section):
 
     trials: Annotated[int, Field(ge=1)] = 16
     """Trials in all; `search: grid` runs as many as there are combinations."""
-    metric: Literal["valid_loss", "valid_accuracy", "valid_f1_macro"] | None = None
+    metric: Monitor | None = None
     """What trials are compared by, each at its best validation; null = `train.monitor`. It takes the place of
     `train.monitor` in every trial."""
     mode: Literal["min", "max"] | None = None

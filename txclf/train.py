@@ -26,10 +26,10 @@ from txclf import __version__, bundle, checkpoints, config, sessions, storage, w
 from txclf.callbacks import Progress
 from txclf.config import RunConfig, anchored
 from txclf.data import shards, spool
-from txclf.data.batches import TokenRows
+from txclf.data.batches import Rows
 from txclf.errors import ConfigError
 from txclf.module import choose_precision, class_weights, uses_gpu
-from txclf.worker import COLUMNS, Job, Place
+from txclf.worker import Job, Place
 
 SUMMARY = "summary.json"
 PREPARED = "prepared.json"
@@ -174,7 +174,7 @@ def save_bundle(folder: str, run: RunConfig, prepared: str, checkpoint: checkpoi
         run,
         state.get("average") or state["model"],
         manifest.labels,
-        storage.read_bytes(storage.join(prepared, shards.TOKENIZER)).decode(),
+        shards.tokenizers(prepared),
         {} if seen else {name: float(value) for name, value in checkpoint.metrics.items()},
         {split: part.rows for split, part in manifest.splits.items() if not (seen and split == "valid")},
     )
@@ -214,10 +214,10 @@ def _fit_here(job: Job, manifest: shards.Manifest, report: Report, share: int) -
     _begin(job, manifest)
     place = Place()
 
-    def rows(split: str) -> TokenRows:
+    def rows(split: str) -> Rows:
         if streams:
             return worker.streamed_rows(job, split, place.pulse)
-        return TokenRows([shards.read_split(job.prepared, manifest, split, COLUMNS)])
+        return job.rows([shards.read_split(job.prepared, manifest, split, job.columns)])
 
     return worker.fit(job, rows, report, place)
 

@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,10 +24,12 @@ from txclf import checkpoints, storage, tensors
 from txclf.callbacks import Clock, Course, Progress, Pulse, Recorder, exhausted
 from txclf.config import RunConfig
 from txclf.data import batches, shards, spool
-from txclf.data.batches import Batch, Plan, TokenRows
-from txclf.module import ClassifierModule, Precision, choose_precision, class_weights, uses_gpu
+from txclf.data.batches import Batch, PairBatch, PairRows, Plan, Rows, TokenRows
+from txclf.module import ClassifierModule, Precision, TrainingModule, choose_precision, class_weights, uses_gpu
+from txclf.module_seq2seq import Seq2SeqModule
 
-COLUMNS = ("input_ids", "label")
+COLUMNS = {"classify": ("input_ids", "label"), "seq2seq": ("input_ids", "target_ids")}
+"""Of the shards, that a worker reads."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,14 @@ class Job:
     """Wall-clock time at which the command began."""
     id: str
     """Names this command's temporary files."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return COLUMNS[self.config.task]
+
+    def rows(self, tables: Sequence[pa.Table]) -> Rows:
+        """Tables of these columns as rows to make batches of."""
+        return TokenRows(tables) if self.config.task == "classify" else PairRows(tables)
 
     def manifest(self) -> shards.Manifest:
         """Of the prepared data, as this run trains on them."""
@@ -61,28 +71,29 @@ class Place:
 class TrainBatches:
     """An iterable whose each pass gives this rank's batches from the step reached to the next validation."""
 
-    def __init__(self, rows: TokenRows, run: RunConfig, place: Place, recorder: Recorder) -> None:
+    def __init__(self, rows: Rows, run: RunConfig, place: Place, recorder: Recorder) -> None:
         self.rows, self.run, self.place, self.recorder = rows, run, place, recorder
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         run, plan, reached = self.run, self.recorder.plan, self.recorder.step
         for step in range(reached, self.recorder.course.next_validation(reached)):
             rows = plan.rows(step)
+            step_size = self.rows.step_size(rows)
             for part in batches.rank_parts(rows, self.place.rank, self.place.world_size, run.train.accumulate):
                 start = time.perf_counter()
                 batch = self.rows.batch(part, run.train.token_dropout, run.seed ^ (plan.epoch << 32))
                 self.recorder.clock.data += time.perf_counter() - start
                 self.place.pulse.waited = self.recorder.clock.data
-                yield batch
+                yield {**batch, "step_size": step_size}
 
 
 class ScoringBatches:
     """This rank's share of the validation rows, each row once over all ranks."""
 
-    def __init__(self, rows: TokenRows, batch_size: int, place: Place) -> None:
+    def __init__(self, rows: Rows, batch_size: int, place: Place) -> None:
         self.rows, self.batch_size, self.place = rows, batch_size, place
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | PairBatch]:
         for part in batches.scoring_batches(self.rows.lengths, self.batch_size, self.place.rank, self.place.world_size):
             yield self.rows.batch(part)
 
@@ -95,7 +106,7 @@ def streamed_rows(
 
     def tables() -> Iterator[pa.Table]:
         for shard in part.shards:
-            for table in shards.read_groups(job.prepared, shard, COLUMNS):
+            for table in shards.read_groups(job.prepared, shard, job.columns):
                 pulse.beat("reading data", 0)
                 yield table
 
@@ -103,7 +114,7 @@ def streamed_rows(
     return spool.spooled(tables, folder, part.tokens, first, barrier)
 
 
-def fit(job: Job, rows: Callable[[str], TokenRows], report: Callable[[Progress], bool], place: Place) -> dict[str, Any]:
+def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool], place: Place) -> dict[str, Any]:
     """Trains until done, stopped early or interrupted, from the last committed checkpoint; what it did, as plain data.
 
     `rows(split)` gives the rows of a split. Raises `Interrupted` on every rank when `report` asked for a stop.
@@ -118,16 +129,14 @@ def fit(job: Job, rows: Callable[[str], TokenRows], report: Callable[[Progress],
     clock = Clock()
     recorder = Recorder(run, course, plan, state, clock, place.pulse, report)
     torch.manual_seed(run.seed)  # the same first weights on every rank
-    label_counts = manifest.splits["train"].label_counts
-    module = ClassifierModule(
-        run,
-        manifest.vocab_size,
-        len(manifest.labels),
-        class_weights(run.train.class_weights, label_counts),
-        course.total_steps,
-        state["step"],
-        place.world_size,
-    )
+    module: TrainingModule
+    if run.task == "seq2seq":
+        sizes = (manifest.vocab_size, manifest.target_vocab_size)
+        module = Seq2SeqModule(run, *sizes, course.total_steps, state["step"], place.world_size)
+    else:
+        weights = class_weights(run.train.class_weights, manifest.splits["train"].label_counts)
+        sizes = (manifest.vocab_size, len(manifest.labels))
+        module = ClassifierModule(run, *sizes, weights, course.total_steps, state["step"], place.world_size)
     if "model" in state:
         module.model.load_state_dict(state["model"])
     train_batches = TrainBatches(train_rows, run, place, recorder)
@@ -207,10 +216,10 @@ class Restore(pl.Callback):
         trainer.precision_plugin.load_state_dict(self.state["scaler"])
 
 
-def _padding_share(rows: TokenRows, run: RunConfig, place: Place) -> float:
+def _padding_share(rows: Rows, run: RunConfig, place: Place) -> float:
     """Of the first steps of the first epoch, before token dropout."""
     plan = batches.epoch_batches(rows.lengths, run.train.batch_size, run.train.window_batches, run.seed, 0)
-    return batches.padding_share(rows.lengths, plan[:1000], place.world_size, run.train.accumulate)
+    return rows.padding_share(plan[:1000], place.world_size, run.train.accumulate)
 
 
 @contextmanager

@@ -132,14 +132,14 @@ def naive_padding_share(lengths: Ints, plan: Ints, ranks: int, accumulate: int) 
 def test_the_padding_share(ranks: int, accumulate: int, batch_size: int) -> None:
     lengths = lengths_of(300)
     plan = batches.epoch_batches(lengths, batch_size, 4, seed=0, epoch=0)
-    share = batches.padding_share(lengths, plan, ranks, accumulate)
+    share = batches.padding_share([lengths], plan, ranks, accumulate)
     assert share == pytest.approx(naive_padding_share(lengths, plan, ranks, accumulate))
 
 
 def test_windows_of_many_batches_save_padding() -> None:
     lengths = lengths_of(4000)
     share = [
-        batches.padding_share(lengths, batches.epoch_batches(lengths, 32, window, seed=0, epoch=0), 2, 1)
+        batches.padding_share([lengths], batches.epoch_batches(lengths, 32, window, seed=0, epoch=0), 2, 1)
         for window in (1, 4, 32, 125)
     ]
     assert share[0] > 0.6
@@ -149,8 +149,8 @@ def test_windows_of_many_batches_save_padding() -> None:
 
 
 def test_no_padding() -> None:
-    assert batches.padding_share(np.full(10, 7), np.arange(10).reshape(2, 5), 2, 2) == 0.0
-    assert batches.padding_share(lengths_of(3), np.empty((0, 5), np.int64), 1, 1) == 0.0
+    assert batches.padding_share([np.full(10, 7)], np.arange(10).reshape(2, 5), 2, 2) == 0.0
+    assert batches.padding_share([lengths_of(3)], np.empty((0, 5), np.int64), 1, 1) == 0.0
 
 
 # -------------------------------------------------------------------------------------------------------------- scoring

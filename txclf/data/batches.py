@@ -44,20 +44,33 @@ class Batch(TypedDict):
     """Real tokens."""
 
 
+class PairBatch(TypedDict):
+    """What a step of `seq2seq` takes: U target tokens, `[BOS]` first."""
+
+    input_ids: Tensor
+    mask: Tensor | None
+    target_ids: Tensor
+    """(B, U) int64, zero where there is no token."""
+    target_lengths: Tensor
+    """(B,) int64."""
+    num_tokens: int
+
+
 class TokenRows:
     """Rows held as one flat array of token ids: any rows can be gathered without a Python loop over tokens.
 
-    Made of Arrow tables with `input_ids` (list<int32>) and `label` columns. A single chunk is not copied.
+    Made of Arrow tables with a column of token ids (list<int32>) and, where there are labels, `label`. A single chunk
+    is not copied.
     """
 
-    def __init__(self, tables: Sequence[pa.Table]) -> None:
-        lists = [chunk for table in tables for chunk in table["input_ids"].chunks if len(chunk)]
+    def __init__(self, tables: Sequence[pa.Table], column: str = "input_ids") -> None:
+        lists = [chunk for table in tables for chunk in table[column].chunks if len(chunk)]
         values = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in lists]
         lengths = [np.diff(chunk.offsets.to_numpy()).astype(np.int32) for chunk in lists]
         self.values: Int32s = values[0] if len(values) == 1 else np.concatenate([np.empty(0, np.int32), *values])
         self.lengths: Int32s = np.concatenate([np.empty(0, np.int32), *lengths])
         self.starts: Ints = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
-        labels = [table["label"].to_numpy() for table in tables]
+        labels = [table["label"].to_numpy() for table in tables if "label" in table.column_names]
         self.labels: Int32s = np.concatenate([np.empty(0, np.int32), *labels]).astype(np.int32)
 
     def __len__(self) -> int:
@@ -74,8 +87,22 @@ class TokenRows:
         ends = np.cumsum(lengths, dtype=np.int64)
         return np.arange(ends[-1]) + np.repeat(self.starts[rows] - ends + lengths, lengths)
 
+    def step_size(self, rows: Ints) -> int:
+        """What the loss of a step with these rows is divided by."""
+        return len(rows)
+
+    def padding_share(self, batches: Ints, world_size: int, accumulate: int) -> float:
+        """Share of the positions of these global batches (S, G) that hold no token."""
+        return padding_share([self.lengths], batches, world_size, accumulate)
+
     def batch(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> Batch:
-        """The given rows, padded to the longest of them.
+        """The given rows and their labels, as `pad` makes them."""
+        ids, mask, num_tokens = self.pad(rows, token_dropout, key)
+        labels = torch.from_numpy(self.labels[rows].astype(np.int64))
+        return Batch(input_ids=ids, mask=mask, labels=labels, num_tokens=num_tokens)
+
+    def pad(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> tuple[Tensor, Tensor | None, int]:
+        """Token ids (B, T) of the given rows, padded to the longest of them; the mask; how many tokens there are.
 
         `token_dropout` leaves out that share of the tokens (word dropout, Iyyer et al., ACL 2015), so sequences get
         shorter too; at least one of a row stays. Which ones depends on the token and `key` alone, not on the batch.
@@ -89,16 +116,52 @@ class TokenRows:
             firsts = ends - lengths
             kept[firsts[np.add.reduceat(kept, firsts) == 0]] = True
             tokens, lengths = tokens[kept], np.add.reduceat(kept, firsts)
-        longest = int(lengths.max())
-        inside = np.arange(longest) < lengths[:, None]  # (B, T)
-        ids = np.zeros(inside.shape, np.int64)
-        ids[inside] = tokens
-        return Batch(
-            input_ids=torch.from_numpy(ids),
-            mask=None if bool(inside.all()) else torch.from_numpy(inside),
-            labels=torch.from_numpy(self.labels[rows].astype(np.int64)),
-            num_tokens=int(lengths.sum()),
+        ids, mask = padded(tokens, lengths)
+        return ids, mask, int(lengths.sum())
+
+
+class PairRows:
+    """Rows of `seq2seq`: a source and a target each, from tables with `input_ids` and `target_ids`."""
+
+    def __init__(self, tables: Sequence[pa.Table]) -> None:
+        self.source, self.target = TokenRows(tables), TokenRows(tables, "target_ids")
+        # What rows are sorted by: the target, which costs more, then the source.
+        self.lengths: Ints = self.target.lengths.astype(np.int64) << 32 | self.source.lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def step_size(self, rows: Ints) -> int:
+        """Target tokens that these rows predict, which the loss of their step is divided by."""
+        return int(self.target.lengths[rows].sum()) - len(rows)
+
+    def padding_share(self, batches: Ints, world_size: int, accumulate: int) -> float:
+        """Share of the positions of these global batches (S, G) that hold no token, of both sides."""
+        return padding_share([self.source.lengths, self.target.lengths], batches, world_size, accumulate)
+
+    def batch(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> PairBatch:
+        """The given rows, each side padded to its longest; `token_dropout` leaves out tokens of the source."""
+        source = self.source.pad(rows, token_dropout, key)
+        lengths = self.target.lengths[rows].astype(np.int64)
+        target_ids, _ = padded(self.target.tokens(rows), lengths)
+        return PairBatch(
+            input_ids=source[0],
+            mask=source[1],
+            target_ids=target_ids,
+            target_lengths=torch.from_numpy(lengths),
+            num_tokens=source[2] + int(lengths.sum()) - len(rows),
         )
+
+
+Rows = TokenRows | PairRows
+
+
+def padded(tokens: Int32s, lengths: Ints) -> tuple[Tensor, Tensor | None]:
+    """Rows that lie one after the other as (B, T) int64, zero where there is no token; and their mask, None if full."""
+    inside = np.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
+    ids = np.zeros(inside.shape, np.int64)
+    ids[inside] = tokens
+    return torch.from_numpy(ids), None if bool(inside.all()) else torch.from_numpy(inside)
 
 
 def steps_per_epoch(num_rows: int, batch_size: int) -> int:
@@ -154,11 +217,11 @@ def scoring_batches(lengths: Lengths, batch_size: int, rank: int, world_size: in
         yield by_length[start : start + batch_size]
 
 
-def padding_share(lengths: Lengths, batches: Ints, world_size: int, accumulate: int) -> float:
-    """Share of the positions of an epoch's batches that hold no token."""
+def padding_share(sides: Sequence[Lengths], batches: Ints, world_size: int, accumulate: int) -> float:
+    """Share of the positions of global batches (S, G) that hold no token; `sides` are the lengths of what is padded."""
     padded = 0
     for rows in batches:
         for rank in range(world_size):
-            parts = rank_parts(rows, rank, world_size, accumulate)
-            padded += sum(int(lengths[part].max()) * len(part) for part in parts if len(part))
-    return 1.0 - float(lengths[batches].sum()) / padded if padded else 0.0
+            parts = [part for part in rank_parts(rows, rank, world_size, accumulate) if len(part)]
+            padded += sum(int(lengths[part].max()) * len(part) for part in parts for lengths in sides)
+    return 1.0 - sum(float(lengths[batches].sum()) for lengths in sides) / padded if padded else 0.0

@@ -43,6 +43,16 @@ SCHEMA = pa.schema(
         ("key", pa.uint64()),  # the shuffle key that orders the rows
     ]
 )
+PAIRS = pa.schema(
+    [
+        *SCHEMA,
+        ("target_ids", pa.list_(pa.int32())),  # with [BOS], and [EOS] unless it was cut
+        ("target", pa.string()),
+        ("target_full_length", pa.int64()),
+    ]
+)
+"""Of `task: seq2seq`, where `label` means nothing."""
+TARGET_TOKENIZER = "target_tokenizer.json"
 LENGTH_EDGES = tuple(int(edge) for edge in np.unique(np.round(2 ** (np.arange(33) / 2)).astype(int)))  # 1 … 65536
 
 
@@ -61,6 +71,9 @@ class Shard(_Record):
     """Tokens before the cut to `max_length`."""
     truncated_rows: int
     label_counts: list[int]
+    target_tokens: int = 0
+    """Of `seq2seq`, `[BOS]` and `[EOS]` among them."""
+    truncated_targets: int = 0
     length_histogram: list[int]
     """Rows by full length, over the bins that start at the manifest's `length_edges`."""
 
@@ -76,6 +89,8 @@ class Split(_Record):
     truncated_rows: int
     truncated_token_share: float
     """Share of all tokens that the cut to `max_length` lost."""
+    target_tokens: int = 0
+    truncated_targets: int = 0
     label_counts: dict[str, int]
     length_histogram: list[int]
     duplicates: int
@@ -93,6 +108,8 @@ class Manifest(_Record):
     """In the order of the model's outputs."""
     tokenizer_hash: str
     vocab_size: int
+    target_vocab_size: int = 0
+    """Of `seq2seq`; where the vocabulary is shared, the same."""
     max_length: int
     length_edges: list[int]
     splits: dict[str, Split]
@@ -110,6 +127,12 @@ def load_manifest(folder: str) -> Manifest:
         return Manifest.model_validate_json(storage.read_bytes(path))
     except ValidationError:
         raise DataError(f"`{path}`: not a manifest of this version: run `txclf prepare` again") from None
+
+
+def tokenizers(folder: str) -> list[str]:
+    """The tokenizer of prepared data, and that of the targets where they have their own."""
+    paths = [storage.join(folder, name) for name in (TOKENIZER, TARGET_TOKENIZER)]
+    return [storage.read_bytes(path).decode() for path in paths if storage.exists(path)]
 
 
 def with_valid(manifest: Manifest) -> Manifest:
@@ -131,6 +154,9 @@ def write_shard(folder: str, split: str, table: pa.Table, num_labels: int) -> Sh
     storage.write_bytes(storage.join(folder, file), sink.getvalue())
     lengths = _lengths(table["input_ids"])
     full = table["full_length"].to_numpy()
+    pairs = "target_ids" in table.column_names
+    target_lengths = _lengths(table["target_ids"]) if pairs else np.zeros(0, np.int64)
+    cut_targets = (table["target_full_length"].to_numpy() > target_lengths - 1).sum() if pairs else 0
     histogram, _ = np.histogram(full, bins=[0, *LENGTH_EDGES[1:], np.inf])
     return Shard(
         file=file,
@@ -138,7 +164,9 @@ def write_shard(folder: str, split: str, table: pa.Table, num_labels: int) -> Sh
         tokens=int(lengths.sum()),
         full_tokens=int(np.maximum(full, lengths).sum()),
         truncated_rows=int((full > lengths).sum()),
-        label_counts=np.bincount(table["label"].to_numpy(), minlength=num_labels).tolist(),
+        target_tokens=int(target_lengths.sum()),
+        truncated_targets=int(cut_targets),
+        label_counts=np.bincount(table["label"].to_numpy(), minlength=num_labels)[:num_labels].tolist(),
         length_histogram=histogram.tolist(),
     )
 
@@ -158,7 +186,7 @@ def read_groups(folder: str, shard: Shard, columns: Sequence[str]) -> Iterator[p
     """One shard, `GROUP_ROWS` rows at a time. Raises `DataError` naming it when it is damaged or missing."""
     path = storage.join(folder, shard.file)
     filesystem, inner = storage.resolve(path)
-    schema = pa.schema([SCHEMA.field(column) for column in columns])
+    schema = pa.schema([PAIRS.field(column) for column in columns])
     rows = tokens = 0
     try:
         with pq.ParquetFile(inner, filesystem=filesystem, page_checksum_verification=True) as file:

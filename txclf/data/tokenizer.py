@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
-from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordLevelTrainer, WordPieceTrainer
@@ -21,10 +21,14 @@ from txclf.sections import Tokenizer
 
 PAD, UNKNOWN, SEPARATOR, MASK = "[PAD]", "[UNK]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = [PAD, UNKNOWN, SEPARATOR, MASK]
+BEGIN, END = "[BOS]", "[EOS]"
+"""Around the text that a `seq2seq` model produces."""
 
 
-def train_tokenizer(config: Tokenizer, texts: Iterable[str]) -> FastTokenizer:
+def train_tokenizer(config: Tokenizer, texts: Iterable[str], for_targets: bool = False) -> FastTokenizer:
     """A tokenizer of the kind and size that the run file asks for, or the one of `tokenizer.file`.
+
+    `for_targets`: its tokens are produced too, so it has `[BOS]` and `[EOS]`, and can put text together again.
 
     Raises `DataError` when the texts hold nothing to learn from, or more characters than the vocabulary may have, or
     when the file is not a tokenizer.
@@ -32,8 +36,11 @@ def train_tokenizer(config: Tokenizer, texts: Iterable[str]) -> FastTokenizer:
     if config.file is not None:
         return _from_file(config.file)
     tokenizer = _untrained(config)
+    if for_targets:
+        tokenizer.decoder = DECODERS.get(config.kind)  # `word`: joined by spaces
+    special = [*SPECIAL_TOKENS, BEGIN, END] if for_targets else SPECIAL_TOKENS
     try:
-        tokenizer.train_from_iterator(texts, trainer=_trainer(config))
+        tokenizer.train_from_iterator(texts, trainer=_trainer(config, special))
     except Exception as error:  # unigram, where the texts have more characters than `vocab_size`
         if "not large enough" not in str(error):
             raise
@@ -41,12 +48,15 @@ def train_tokenizer(config: Tokenizer, texts: Iterable[str]) -> FastTokenizer:
             f"`tokenizer.vocab_size`: {config.vocab_size} is too small for the characters of the training texts: "
             "raise it, or set `tokenizer.kind` to `bpe`"
         ) from None
-    if tokenizer.get_vocab_size() <= len(SPECIAL_TOKENS):
+    if tokenizer.get_vocab_size() <= len(special):
         raise DataError(
             "the training texts hold no token that occurs `tokenizer.min_frequency` "
             f"({config.min_frequency}) times: give more text or set it to 1"
         )
     return parse_tokenizer(tokenizer.to_str())
+
+
+DECODERS = {"bpe": decoders.ByteLevel(), "wordpiece": decoders.WordPiece(), "unigram": decoders.Metaspace()}
 
 
 def parse_tokenizer(content: str) -> FastTokenizer:
@@ -94,8 +104,10 @@ def _untrained(config: Tokenizer) -> FastTokenizer:
     return tokenizer
 
 
-def _trainer(config: Tokenizer) -> BpeTrainer | WordPieceTrainer | UnigramTrainer | WordLevelTrainer:
-    special = [AddedToken(token, special=True) for token in SPECIAL_TOKENS]
+def _trainer(
+    config: Tokenizer, special_tokens: Sequence[str]
+) -> BpeTrainer | WordPieceTrainer | UnigramTrainer | WordLevelTrainer:
+    special = [AddedToken(token, special=True) for token in special_tokens]
     size, minimum = config.vocab_size, config.min_frequency
     if config.kind == "bpe":
         alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -152,6 +164,37 @@ def encode(
     np.cumsum(lengths, out=offsets[1:])
     values = np.fromiter((token for row in rows for token in row[:max_length]), np.int32, offsets[-1])
     return pa.ListArray.from_arrays(offsets, values), full_lengths
+
+
+def encode_targets(tokenizer: FastTokenizer, texts: Sequence[str], max_length: int) -> tuple[pa.ListArray, np.ndarray]:
+    """Token ids of texts to produce, between `[BOS]` and `[EOS]`; each text's length before the cut to `max_length`.
+
+    A text that is cut has no `[EOS]`: its end is not there to be learned.
+    """
+    begin, end = target_ends(tokenizer)
+    inner, full_lengths = encode(tokenizer, [(text,) for text in texts], max_length)
+    lengths = np.diff(inner.offsets.to_numpy())
+    ends = (full_lengths <= max_length).astype(np.int64)
+    offsets = np.zeros(len(texts) + 1, np.int32)
+    np.cumsum(lengths + 1 + ends, out=offsets[1:])
+    values = np.full(offsets[-1], end, np.int32)
+    values[offsets[:-1]] = begin
+    inside = np.ones(len(values), bool)
+    inside[offsets[:-1]] = False
+    inside[(offsets[1:] - 1)[ends == 1]] = False
+    values[inside] = inner.flatten().to_numpy()
+    return pa.ListArray.from_arrays(offsets, values), full_lengths
+
+
+def target_ends(tokenizer: FastTokenizer) -> tuple[int, int]:
+    """The ids of `[BOS]` and `[EOS]`. Raises `DataError` when a tokenizer from a file lacks them."""
+    begin = _token_id(tokenizer, (BEGIN, "<s>"), "begins a text that is produced")
+    return begin, _token_id(tokenizer, (END, "</s>"), "ends a text that is produced")
+
+
+def decode(tokenizer: FastTokenizer, outputs: Sequence[Sequence[int]]) -> list[str]:
+    """Texts of token ids, special tokens left out."""
+    return [text.strip() for text in tokenizer.decode_batch([list(ids) for ids in outputs], skip_special_tokens=True)]
 
 
 def _token_id(tokenizer: FastTokenizer, names: tuple[str, ...], purpose: str) -> int:

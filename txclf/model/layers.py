@@ -28,9 +28,10 @@ class Positions(nn.Module):
         elif kind == "sinusoidal":
             self.register_buffer("table", sinusoids(max_length, width), persistent=False)
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, start: int = 0) -> Tensor:
+        """`start` is the position of the first token."""
         if self.kind in ("learned", "sinusoidal"):
-            table: Tensor = self.table[: hidden_BTD.shape[1]]
+            table: Tensor = self.table[start : start + hidden_BTD.shape[1]]
             return hidden_BTD + table
         return hidden_BTD
 
@@ -54,10 +55,11 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)  # (max_length, E / 2)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, heads_BHTE: Tensor) -> Tensor:
+    def forward(self, heads_BHTE: Tensor, start: int = 0) -> Tensor:
+        """`start` is the position of the first token."""
         first, second = heads_BHTE.chunk(2, dim=-1)
-        cos = self.cos[: heads_BHTE.shape[2]].to(heads_BHTE.dtype)
-        sin = self.sin[: heads_BHTE.shape[2]].to(heads_BHTE.dtype)
+        cos = self.cos[start : start + heads_BHTE.shape[2]].to(heads_BHTE.dtype)
+        sin = self.sin[start : start + heads_BHTE.shape[2]].to(heads_BHTE.dtype)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
@@ -105,14 +107,24 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, hidden_BTD: Tensor, mask_B11T: Tensor | None) -> Tensor:
+        return self.mix(*self.project(hidden_BTD), mask_B11T)
+
+    def project(self, hidden_BTD: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, each (B, H, T, E); `start` is the position of the first token."""
         rows, tokens, width = hidden_BTD.shape
         split = self.inputs(hidden_BTD).view(rows, tokens, 3, self.heads, width // self.heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4)  # each (B, H, T, E)
+        query, key, value = split.permute(2, 0, 3, 1, 4)
         if self.rotary is not None:
-            query, key = self.rotary(query), self.rotary(key)
+            query, key = self.rotary(query, start), self.rotary(key, start)
+        return query, key, value
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask_B11T: Tensor | None, causal: bool = False) -> Tensor:
+        """What the queries find, (B, T, D); `causal`: each sees the keys up to its own place."""
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11T, dropout_p=dropout)
-        output: Tensor = self.output(mixed.transpose(1, 2).reshape(rows, tokens, width))
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask_B11T, dropout_p=dropout, is_causal=causal
+        )
+        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output
 
 

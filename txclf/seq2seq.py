@@ -1,0 +1,92 @@
+"""A trained `seq2seq` model: texts in, texts out, without Ray, Lightning or pickle.
+
+from txclf import Seq2Seq
+Seq2Seq.load("runs/multi30k/model")(["A man is sleeping."])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tokenizers import Tokenizer as FastTokenizer
+from torch.nn import functional as F
+
+from txclf import bundle
+from txclf.bundle import Description
+from txclf.data.batches import PairRows, TokenRows, scoring_batches
+from txclf.data.tokenizer import decode, encode, parse_tokenizer, target_ends
+from txclf.model.decoding import generate
+from txclf.model.seq2seq import Seq2SeqTransformer
+from txclf.sections import Generate
+
+
+class Seq2Seq:
+    """Makes a text from each text, by beam search."""
+
+    def __init__(
+        self, description: Description, tokenizers: Sequence[FastTokenizer], model: Seq2SeqTransformer
+    ) -> None:
+        assert description.generate is not None
+        self.description = description
+        self.settings: Generate = description.generate
+        """How outputs are made; another may be set."""
+        self.tokenizer, self.target_tokenizer = tokenizers[0], tokenizers[-1]
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.eval().to(self.device)
+
+    @classmethod
+    def load(cls, folder: str) -> Self:
+        """Reads a bundle from a path or URI. Raises `BundleError` when it is damaged or of another format or task."""
+        description, content = bundle.read(folder, "seq2seq")
+        shared = bundle.TARGET_TOKENIZER not in content
+        sizes = description.vocab_size, description.target_vocab_size, description.max_length
+        model = bundle.build(lambda: Seq2SeqTransformer(description.model, *sizes, shared), content, folder)
+        names = [bundle.TOKENIZER] if shared else [bundle.TOKENIZER, bundle.TARGET_TOKENIZER]
+        return cls(description, [parse_tokenizer(content[name].decode()) for name in names], model)
+
+    def __call__(self, texts: Sequence[str], batch_size: int = 64) -> list[str]:
+        """The output for each text, in their order. Raises `TypeError` for a bare string."""
+        if isinstance(texts, str):
+            raise TypeError('expected a list of texts, as in model(["some text"])')
+        return self.outputs([(text,) for text in texts], batch_size)
+
+    def outputs(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> list[str]:
+        """The output for each row of text columns."""
+        input_ids, _ = encode(self.tokenizer, texts, self.description.max_length)
+        return self.generate(TokenRows([pa.table({"input_ids": input_ids})]), batch_size)
+
+    @torch.inference_mode()
+    def teacher_forced(self, rows: PairRows, batch_size: int = 64) -> dict[str, float]:
+        """Loss, perplexity and accuracy of target tokens, each predicted from the true ones before it."""
+        loss, right, tokens = 0.0, 0, 0
+        for part in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
+            batch = rows.batch(part)
+            mask = None if batch["mask"] is None else batch["mask"].to(self.device)
+            target_BU = batch["target_ids"].to(self.device)
+            logits_BUV = self.model(batch["input_ids"].to(self.device), mask, target_BU[:, :-1])
+            inside_BU = torch.arange(1, target_BU.shape[1]) < batch["target_lengths"][:, None]
+            logits, wanted = logits_BUV[inside_BU.to(self.device)], target_BU[:, 1:][inside_BU.to(self.device)]
+            loss += float(F.cross_entropy(logits, wanted, reduction="sum"))
+            right += int((logits.argmax(dim=-1) == wanted).sum())
+            tokens += len(wanted)
+        return {"loss": loss / tokens, "perplexity": math.exp(loss / tokens), "token_accuracy": right / tokens}
+
+    def generate(self, rows: TokenRows, batch_size: int = 64) -> list[str]:
+        """The output for each row of tokens, batched by length: it does not depend on the neighbours."""
+        settings, ends = self.settings, target_ends(self.target_tokenizer)
+        longest = min(settings.max_length or self.description.max_length, self.description.max_length)
+        outputs: list[list[int]] = [[] for _ in range(len(rows))]
+        for part in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
+            ids, mask, _ = rows.pad(part)
+            mask = None if mask is None else mask.to(self.device)
+            found = generate(
+                self.model, ids.to(self.device), mask, ends, settings.beams, longest, settings.length_penalty
+            )
+            for row, output in zip(np.asarray(part).tolist(), found, strict=True):
+                outputs[row] = output
+        return decode(self.target_tokenizer, outputs)
