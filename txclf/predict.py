@@ -11,7 +11,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,14 +19,17 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from txclf import storage
+from txclf import bundle, storage
 from txclf.bundle import Classifier
 from txclf.data import records
 from txclf.data.records import RawBatch
 from txclf.data.sources import find_sources
 from txclf.errors import ConfigError, DataError, StorageError
+from txclf.seq2seq import Seq2Seq
 
 BATCH_ROWS = 4096
+Answer = Callable[[list[tuple[str, ...]]], Iterable[list[Any]]]
+"""Takes rows of text columns, gives for each what is added to it."""
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -51,13 +54,12 @@ def predict(
     """Predicts every row of the inputs, in order, into one file; the ending of `out` says its format.
 
     Adds `label` and `probability` (`predicted_label` and so on where the input has such a column), and with
-    `probabilities` a column for each label. Raises `ConfigError` for an output format it cannot write, `DataError` for
-    inputs it cannot read. Nothing stands at `out` unless all of it does.
+    `probabilities` a column for each label; a `seq2seq` model adds `output`. Raises `ConfigError` for an output format
+    it cannot write, `DataError` for inputs it cannot read. Nothing stands at `out` unless all of it does.
     """
     style, codec = _style(out)
-    classifier = Classifier.load(model)
+    adds, trained, answer = _load(model, probabilities)
     sources = find_sources(inputs)
-    trained = classifier.description.text_columns
     columns = list(text_columns or trained)
     if len(columns) != len(trained):
         raise ConfigError(f"--text: {len(columns)} column(s), the model reads {len(trained)} ({', '.join(trained)})")
@@ -74,9 +76,9 @@ def predict(
                 _check_text_columns(raw, wanted)
                 if not writer:
                     given = list(raw.columns)
-                    added = _names(given, classifier.labels if probabilities else [])
+                    added = _names(given, adds)
                     writer = stack.enter_context(closing(_writer(style, stream, given, added, raw.schema)))
-                predicted, reasons = _predict(classifier, raw, wanted, probabilities)
+                predicted, reasons = _predict(answer, len(adds), raw, wanted)
                 errors += [{"file": raw.files[i], "row": raw.rows[i], "reason": reasons[i]} for i in sorted(reasons)]
                 kept = _columns(raw, given, added, style)
                 try:
@@ -116,8 +118,27 @@ def _columns(raw: RawBatch, given: Sequence[str], added: Sequence[str], style: s
     return {name: raw.columns.get(name) or [None] * len(raw.rows) for name in given} | raw.columns
 
 
+def _load(folder: str, probabilities: bool) -> tuple[list[str], list[str], Answer]:
+    """What a model adds to rows, the text columns that it was trained on, and what makes the one from the other."""
+    description = bundle.describe(folder)
+    if description.task == "seq2seq":
+        if probabilities:
+            raise ConfigError("--probabilities: a `seq2seq` model has no labels")
+        model = Seq2Seq.load(folder)
+        return ["output"], description.text_columns, lambda texts: ([output] for output in model.outputs(texts))
+    classifier = Classifier.load(folder)
+
+    def labelled(texts: list[tuple[str, ...]]) -> Iterator[list[Any]]:
+        for row in classifier.probabilities(texts):
+            winner = int(row.argmax())
+            yield [classifier.labels[winner], float(row[winner]), *(row.tolist() if probabilities else [])]
+
+    each = [f"probability_{label}" for label in classifier.labels] if probabilities else []
+    return ["label", "probability", *each], description.text_columns, labelled
+
+
 def _predict(
-    classifier: Classifier, raw: RawBatch, columns: Sequence[str], probabilities: bool
+    answer: Answer, count: int, raw: RawBatch, columns: Sequence[str]
 ) -> tuple[list[list[Any]], dict[int, str]]:
     """Columns of predictions, None for a row that has none, and the reasons why."""
     reasons = dict(raw.problems)
@@ -134,21 +155,17 @@ def _predict(
         else:
             texts.append(tuple(value or "" for value in row))
             places.append(place)
-    labels: list[Any] = list(none)
-    best: list[Any] = list(none)
-    each: list[list[Any]] = [list(none) for _ in classifier.labels] if probabilities else []
-    for place, row in zip(places, classifier.probabilities(texts), strict=True):
-        winner = int(row.argmax())
-        labels[place], best[place] = classifier.labels[winner], float(row[winner])
-        for values, value in zip(each, row.tolist(), strict=False):
+    answers: list[list[Any]] = [list(none) for _ in range(count)]
+    for place, found in zip(places, answer(texts), strict=True):
+        for values, value in zip(answers, found, strict=True):
             values[place] = value
-    return [labels, best, *each], reasons
+    return answers, reasons
 
 
-def _names(taken: Sequence[str] | dict[str, Any], labels: Sequence[str]) -> list[str]:
+def _names(taken: Sequence[str] | dict[str, Any], adds: Sequence[str]) -> list[str]:
     """Names of the added columns, which never hide one of the input's."""
     names: list[str] = []
-    for name in ["label", "probability", *(f"probability_{label}" for label in labels)]:
+    for name in adds:
         while name in taken or name in names:
             name = f"predicted_{name}"
         names.append(name)

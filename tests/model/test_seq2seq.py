@@ -80,7 +80,8 @@ def score(model: Seq2SeqTransformer, source: Tensor, output: list[int], penalty:
     with torch.no_grad():
         ranked = model(source, None, target)[0]
     chosen = ranked.log_softmax(dim=-1)[torch.arange(len(output) + 1), torch.tensor([*output, END])]
-    return float(chosen.sum()) / ((5 + len(output) + 1) / 6) ** penalty
+    value: float = float(chosen.sum()) / ((5 + len(output) + 1) / 6) ** penalty
+    return value
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])

@@ -1,0 +1,192 @@
+"""`task: seq2seq` the whole way: files in, a model that makes text, the same on any number of workers."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from test_train import go_on, lines
+
+from txclf import Classifier, Seq2Seq, config, evaluate, storage
+from txclf.callbacks import Interrupted, Progress
+from txclf.config import RunConfig
+from txclf.data import shards
+from txclf.data.batches import PairRows, epoch_batches
+from txclf.data.tokenizer import decode, encode_targets, target_ends, train_tokenizer
+from txclf.errors import BundleError, ConfigError
+from txclf.predict import predict
+from txclf.prepare import prepare
+from txclf.sections import Tokenizer
+from txclf.train import train
+
+WORDS = ["red", "blue", "green", "small", "large", "old", "new"]
+TINY = [
+    "name=pairs",
+    "task=seq2seq",
+    "data.text=source",
+    "tokenizer.kind=word",
+    "tokenizer.min_frequency=1",
+    "tokenizer.max_length=8",
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=2",
+    "model.feedforward=64",
+    "model.dropout=0",
+    "model.positions=sinusoidal",
+    "train.epochs=25",
+    "train.patience=0",
+    "train.batch_size=16",
+    "train.learning_rate=1e-2",
+    "train.log_every_steps=1",
+    "train.monitor=valid_exact_match",
+    "generate.beams=2",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The words of a text in the other order, in capitals."""
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    texts = [[draw.choice(WORDS) for _ in range(draw.randint(1, 4))] for _ in range(600)]
+    rows = [{"source": " ".join(text), "target": " ".join(text[::-1]).upper()} for text in texts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def pairs(folder: Path, data: str, *words: str) -> RunConfig:
+    where = [f"storage={folder}", f"data.train={data}", f"data.test={data}", "tokenizer.lowercase=false"]
+    return config.load(None, [*TINY, *where, *words])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, data: str) -> RunConfig:
+    run = pairs(tmp_path_factory.mktemp("trained"), data)
+    summary = train(run, prepare(run), go_on)
+    assert summary.best["valid_exact_match"] > 0.9
+    return run
+
+
+def test_it_learns_and_its_outputs_are_scored(trained: RunConfig) -> None:
+    model = Seq2Seq.load(f"{trained.run_folder}/model")
+    assert model(["small red", "old blue green"]) == ["RED SMALL", "GREEN BLUE OLD"]
+    found = evaluate.evaluate(trained.run_folder)
+    assert found["exact_match"] > 0.9
+    assert found["bleu"] > 90
+    assert found["chrf"] > 90
+    assert found["token_accuracy"] > 0.95
+    assert found["perplexity"] < 1.5
+    again = evaluate.evaluate(trained.run_folder, list(trained.data.test or ()))
+    assert {key: again[key] for key in ("bleu", "exact_match", "rows")} == {
+        key: found[key] for key in ("bleu", "exact_match", "rows")
+    }
+    assert again["loss"] == pytest.approx(found["loss"])
+    with pytest.raises(BundleError, match="a model of `task: seq2seq`, not classify"):
+        Classifier.load(f"{trained.run_folder}/model")
+
+
+def test_outputs_are_added_to_files(trained: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("source,output\nsmall red,mine\n,gap\n")
+    done = predict(f"{trained.run_folder}/model", [str(tmp_path / "in.csv")], str(tmp_path / "out.csv"))
+    assert (done.rows, done.bad, done.columns) == (2, 1, ["predicted_output"])
+    assert (tmp_path / "out.csv").read_text() == "source,output,predicted_output\nsmall red,mine,RED SMALL\n,gap,\n"
+    with pytest.raises(ConfigError, match="has no labels"):
+        predict(f"{trained.run_folder}/model", [str(tmp_path / "in.csv")], str(tmp_path / "o.csv"), probabilities=True)
+
+
+def test_stopped_and_resumed_it_goes_on_as_if_never_stopped(trained: RunConfig, tmp_path: Path, data: str) -> None:
+    run = pairs(tmp_path, data, "train.checkpoint_every=7", "train.epochs=4", "model.dropout=0.1")
+    whole = pairs(tmp_path, data, "name=whole", "train.checkpoint_every=7", "train.epochs=4", "model.dropout=0.1")
+    folder = prepare(run)
+    train(whole, folder, go_on)
+
+    def stop(progress: Progress) -> bool:
+        return progress.step >= 40
+
+    with pytest.raises(Interrupted):
+        train(run, folder, stop)
+    train(run, folder, go_on)
+    assert losses(run) == losses(whole)
+
+
+def losses(run: RunConfig) -> list[tuple[Any, ...]]:
+    return [(line["step"], line.get("train_loss"), line.get("valid_loss")) for line in lines(run)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("local_ray")
+def test_two_workers_take_the_steps_of_one(tmp_path: Path, data: str) -> None:
+    found = {}
+    for workers in (0, 2):
+        run = pairs(
+            tmp_path,
+            data,
+            f"name=on-{workers}",
+            f"compute.workers={workers}",
+            "train.epochs=1",
+            "train.learning_rate=1e-3",
+        )
+        train(run, prepare(run), go_on)
+        found[workers] = losses(run)
+    assert [step for step, *_ in found[0]] == [step for step, *_ in found[2]]
+    for one, two in zip(found[0], found[2], strict=True):
+        assert [value or 0.0 for value in one] == pytest.approx([value or 0.0 for value in two], rel=1e-4)
+    assert storage.exists(f"{tmp_path}/on-2/model/model.json")
+
+
+def test_the_loss_is_a_mean_over_target_tokens(trained: RunConfig) -> None:
+    """Of all tokens of a step together, however long its rows are: at first each token costs about log(vocabulary)."""
+    folder = storage.read_json(f"{trained.run_folder}/summary.json")["prepared"]
+    manifest = shards.load_manifest(folder)
+    rows = PairRows([shards.read_split(folder, manifest, "train", ["input_ids", "target_ids"])])
+    assert manifest.labels == []
+    assert manifest.splits["train"].target_tokens == rows.target.lengths.sum()
+    assert rows.step_size(np.array([0, 5])) == rows.target.lengths[[0, 5]].sum() - 2
+    first = lines(trained)[0]["train_loss"]
+    assert 0.6 * np.log(manifest.target_vocab_size) < first < 2 * np.log(manifest.target_vocab_size)
+
+
+def test_windows_look_at_both_sides() -> None:
+    draw = np.random.default_rng(0)
+    sides = [pa.array([[1] * n for n in draw.integers(2, 60, 4000)], pa.list_(pa.int32())) for _ in range(2)]
+    rows = PairRows([pa.table(sides, names=["input_ids", "target_ids"])])
+    plan = epoch_batches(rows.lengths, 32, 50, 0, 0)
+    by_source_alone = epoch_batches(rows.source.lengths, 32, 50, 0, 0)
+    assert rows.padding_share(plan, 1, 1) < rows.padding_share(epoch_batches(rows.lengths, 32, 1, 0, 0), 1, 1) - 0.1
+    assert rows.target.padding_share(plan, 1, 1) < 0.1 < rows.target.padding_share(by_source_alone, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram", "word"])
+def test_targets_are_put_together_again(kind: str) -> None:
+    texts = ["Zwei junge Männer sind draußen", "ein Hund läuft"] * 3
+    settings = Tokenizer.model_validate({"kind": kind, "vocab_size": 400, "min_frequency": 1, "lowercase": False})
+    tokenizer = train_tokenizer(settings, texts, for_targets=True)
+    begin, end = target_ends(tokenizer)
+    ids, full = encode_targets(tokenizer, texts[:2], 1000)
+    assert all(
+        one[0] == begin and one[-1] == end and begin not in one[1:] and end not in one[:-1] for one in ids.to_pylist()
+    )
+    assert [len(one) - 2 for one in ids.to_pylist()] == full.tolist()
+    assert decode(tokenizer, ids.to_pylist()) == texts[:2]
+    cut, _ = encode_targets(tokenizer, texts[:2], 2)
+    assert [len(one) for one in cut.to_pylist()] == [3, 3]
+    assert all(one[-1] != end for one in cut.to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.monitor=valid_accuracy"], "`train.monitor: valid_accuracy` is not of `task: seq2seq`"),
+        (["train.adversarial=1"], "`train.adversarial` does not go with `task: seq2seq`"),
+        (["train.class_weights=balanced"], "`train.class_weights` does not go with"),
+        (["task=classify"], "`train.monitor: valid_exact_match` is not of `task: classify`"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path: Path, data: str, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pairs(tmp_path, data, *words)
