@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -37,6 +37,19 @@ FORMAT = 1
 WEIGHTS, TOKENIZER, CARD, DESCRIPTION = "model.safetensors", "tokenizer.json", "card.md", "model.json"
 
 Floats = npt.NDArray[np.float32]
+
+
+class Calibration(BaseModel):
+    """How a bundle's probabilities were calibrated, on the validation split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: PositiveFloat
+    """What the logits are divided by (Guo et al., arXiv:1706.04599)."""
+    error_before: float
+    """Expected calibration error with a temperature of 1."""
+    error_after: float
+    rows: int
 
 
 class Description(BaseModel):
@@ -60,6 +73,8 @@ class Description(BaseModel):
     """Of each split it was made with."""
     sha256: dict[str, str]
     """Of the weights and of the tokenizer."""
+    calibration: Calibration | None = None
+    """None: the logits are taken as they are."""
 
 
 class Prediction(NamedTuple):
@@ -78,10 +93,27 @@ def save(
     tokenizer: str,
     metrics: Mapping[str, float],
     rows: Mapping[str, int],
+    calibration: Calibration | None = None,
 ) -> None:
     """Writes a bundle; `model.json`, written last, makes it whole."""
     content = save_safetensors({name: weight.contiguous() for name, weight in weights.items()})
-    description = Description(
+    description = _describe(run, labels, tokenizer).model_copy(
+        update={
+            "metrics": dict(metrics),
+            "rows": dict(rows),
+            "sha256": {WEIGHTS: _sha256(content), TOKENIZER: _sha256(tokenizer.encode())},
+            "calibration": calibration,
+        }
+    )
+    storage.write_bytes(storage.join(folder, WEIGHTS), content)
+    storage.write_bytes(storage.join(folder, TOKENIZER), tokenizer.encode())
+    storage.write_bytes(storage.join(folder, CARD), _card(run.name, description).encode())
+    storage.write_json(storage.join(folder, DESCRIPTION), description.model_dump())
+
+
+def _describe(run: RunConfig, labels: Sequence[str], tokenizer: str) -> Description:
+    """What follows from the run alone."""
+    return Description(
         format=FORMAT,
         version=__version__,
         task=run.task,
@@ -90,14 +122,10 @@ def save(
         max_length=run.tokenizer.max_length,
         vocab_size=vocab_size(parse_tokenizer(tokenizer)),
         model=run.model,
-        metrics=dict(metrics),
-        rows=dict(rows),
-        sha256={WEIGHTS: _sha256(content), TOKENIZER: _sha256(tokenizer.encode())},
+        metrics={},
+        rows={},
+        sha256={},
     )
-    storage.write_bytes(storage.join(folder, WEIGHTS), content)
-    storage.write_bytes(storage.join(folder, TOKENIZER), tokenizer.encode())
-    storage.write_bytes(storage.join(folder, CARD), _card(run.name, description).encode())
-    storage.write_json(storage.join(folder, DESCRIPTION), description.model_dump())
 
 
 class Classifier:
@@ -122,18 +150,26 @@ class Classifier:
             if _sha256(content[name]) != description.sha256.get(name):
                 raise BundleError(f"`{path}`: its content changed since it was saved: copy the whole folder again")
         try:
-            model = TransformerClassifier(
-                description.model, description.vocab_size, len(description.labels), description.max_length
-            )
-            model.load_state_dict(load_safetensors(content[WEIGHTS]))
+            model = _model(description, load_safetensors(content[WEIGHTS]))
         except (SafetensorError, RuntimeError) as error:
             raise BundleError(f"`{folder}`: the weights do not fit `{DESCRIPTION}`: {error}") from None
         return cls(description, parse_tokenizer(content[TOKENIZER].decode()), model)
+
+    @classmethod
+    def of(cls, run: RunConfig, weights: Mapping[str, torch.Tensor], labels: Sequence[str], tokenizer: str) -> Self:
+        """The classifier of a run's weights, without a bundle and not calibrated."""
+        description = _describe(run, labels, tokenizer)
+        return cls(description, parse_tokenizer(tokenizer), _model(description, weights))
 
     @property
     def labels(self) -> list[str]:
         """In the order of the columns of `probabilities`."""
         return self.description.labels
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by before they become probabilities."""
+        return self.description.calibration.temperature if self.description.calibration else 1.0
 
     def __call__(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
         """Labels and probabilities of texts, in their order. Raises `TypeError` for a bare string."""
@@ -146,14 +182,14 @@ class Classifier:
         ]
 
     def probabilities(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Floats:
-        """Class probabilities (rows, classes) of rows of text columns."""
+        """Calibrated class probabilities (rows, classes) of rows of text columns."""
         input_ids, _ = encode(self.tokenizer, texts, self.description.max_length)
         table = pa.table({"input_ids": input_ids, "label": pa.array(np.zeros(len(texts), np.int32))})
-        return softmax(self.logits(TokenRows([table]), batch_size))
+        return softmax(self.logits(TokenRows([table]), batch_size), self.temperature)
 
     @torch.inference_mode()
     def logits(self, rows: TokenRows, batch_size: int = 64) -> Floats:
-        """Logits (rows, classes), batched by length: a row's logits do not depend on its neighbours."""
+        """Logits (rows, classes), not calibrated, batched by length: a row's logits do not depend on its neighbours."""
         output = np.empty((len(rows), len(self.labels)), np.float32)
         for part in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
             batch = rows.batch(part)
@@ -162,10 +198,20 @@ class Classifier:
         return output
 
 
-def softmax(logits: Floats) -> Floats:
-    """Probabilities (rows, classes) of logits."""
+def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
+    """Probabilities (rows, classes) of logits divided by a temperature."""
+    logits = logits / np.float32(temperature)
     raised = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
     return raised / raised.sum(axis=1, keepdims=True) if len(logits) else logits
+
+
+def _model(description: Description, weights: Mapping[str, torch.Tensor]) -> TransformerClassifier:
+    """Raises `RuntimeError` when the weights are those of another model."""
+    model = TransformerClassifier(
+        description.model, description.vocab_size, len(description.labels), description.max_length
+    )
+    model.load_state_dict(weights)
+    return model
 
 
 def _description(folder: str) -> Description:
@@ -197,7 +243,13 @@ def _card(name: str, description: Description) -> str:
     metrics = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in description.metrics.items())
     rows = ", ".join(f"{split} {count:,}" for split, count in description.rows.items())
     labels = ", ".join(f"`{label}`" for label in description.labels)
-    model = description.model
+    model, found = description.model, description.calibration
+    calibrated = "not calibrated"
+    if found:
+        calibrated = (
+            f"calibrated on {found.rows:,} validation rows: temperature {found.temperature:.3f}, "
+            f"calibration error {found.error_before:.4f} before, {found.error_after:.4f} after"
+        )
     return f"""# {name}
 
 A transformer text classifier ({model.layers} layers, width {model.width}, {model.heads} heads), trained with txclf
@@ -206,6 +258,7 @@ A transformer text classifier ({model.layers} layers, width {model.width}, {mode
 - **Labels** ({len(description.labels)}): {labels}
 - **Rows**: {rows}
 - **Reads** the first {description.max_length} tokens of a text, a vocabulary of {description.vocab_size:,} tokens
+- **Probabilities**: {calibrated}
 
 | on the validation split | |
 | --- | --- |

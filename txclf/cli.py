@@ -303,6 +303,10 @@ def _evaluate(run: str, data: list[str] | None = None, with_baseline: bool = Tru
     console.table(f"Scores on {result['rows']:,} rows{skipped}", ["", "accuracy", "macro F1"], rows)
     names = {"loss": "loss", "mcc": "MCC", "auroc_macro": "AUROC (macro)", "calibration_error": "calibration error"}
     print("  ".join(f"{title} {result[key]:.4f}" for key, title in names.items() if result[key] is not None))
+    if result["temperature"] != 1.0:
+        before, after = result["calibration_error_before"], result["calibration_error"]
+        told = f"{before:.4f} before calibration, {after:.4f} after"
+        print(f"calibration error {told} (temperature {result['temperature']:.3f})")
     classes = sorted(result["per_class"].items(), key=lambda item: item[1]["f1"])
     console.table(
         "By class, worst first" + (f" ({len(classes) - 30} more in metrics.json)" if len(classes) > 30 else ""),

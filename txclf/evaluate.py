@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
-from txclf import baseline, config, storage
+from txclf import baseline, calibration, config, storage
 from txclf.bundle import Classifier, softmax
 from txclf.config import RunConfig
 from txclf.data import records, shards, sources
@@ -52,12 +52,15 @@ def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: 
     else:
         table, skipped = _read(run, classifier, data)
     labels = table["label"].to_numpy().astype(np.int64)
-    probabilities = softmax(classifier.logits(TokenRows([table])))
+    logits = classifier.logits(TokenRows([table]))
+    probabilities = softmax(logits, classifier.temperature)
     result: dict[str, Any] = {
         "data": "test" if data is None else list(data),
         "skipped": skipped,
         "labels": classifier.labels,
         **scores(probabilities, labels, classifier.labels),
+        "temperature": classifier.temperature,
+        "calibration_error_before": calibration.error(logits, labels),
     }
     if with_baseline:
         train = shards.read_split(prepared, manifest, "train", ["label", "text"])

@@ -68,6 +68,7 @@ def trained(run: RunConfig, summary: Summary) -> None:
     rows = [
         *((f"best {name}", f"{value:.4f}") for name, value in summary.best.items()),
         ("best at step", f"{summary.best_step:,}"),
+        ("calibration", _calibration(run, summary)),
         (
             "steps",
             f"{summary.steps:,} ({summary.epochs:.2f} epochs{early})",
@@ -88,6 +89,14 @@ def trained(run: RunConfig, summary: Summary) -> None:
     ]
     console.table(f"Run {run.name}", ["", ""], rows)
     print(f"run folder: {run.run_folder}\nmodel:      {run.run_folder}/model")
+
+
+def _calibration(run: RunConfig, summary: Summary) -> str:
+    found = summary.calibration
+    if not found:
+        return "none: the validation rows were learned from" if run.train.include_valid else "none"
+    errors = f"error {found.error_before:.4f} before, {found.error_after:.4f} after"
+    return f"temperature {found.temperature:.3f}: {errors}"
 
 
 def searched(run: RunConfig, search: Search) -> None:

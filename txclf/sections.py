@@ -180,6 +180,9 @@ class Train(Section):
     include_valid: bool = False
     """Whether to train on the validation rows too, as for the last model after a search. The last checkpoint is the
     model then, and there is no early stopping: validation scores are of rows that it learned from."""
+    calibrate: bool = True
+    """Whether the bundle's probabilities are calibrated by a temperature fitted on the validation rows
+    (arXiv:1706.04599); not with `include_valid`, which learned from them."""
     eval_every: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of an epoch between validations."""
     checkpoint_every: CheckpointEvery = "10m"

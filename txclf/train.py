@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from txclf import __version__, bundle, checkpoints, config, sessions, storage, worker
+from txclf import __version__, bundle, checkpoints, config, selection, sessions, storage, worker
 from txclf.callbacks import Progress
 from txclf.config import RunConfig, anchored
 from txclf.data import shards, spool
@@ -54,6 +54,8 @@ class Summary(BaseModel):
     best_step: int
     best: dict[str, float]
     """Metrics of the validation that the bundle comes from."""
+    calibration: bundle.Calibration | None = None
+    """Of the bundle; None without `train.calibrate`, or when the validation rows were learned from."""
     steps: int
     epochs: float
     rows_seen: int
@@ -146,8 +148,7 @@ def _finish(job: Job, outcome: dict[str, Any]) -> Summary:
     """The bundle from the best checkpoint, then the summary, which marks the run as finished."""
     run = job.config
     saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
-    # Scores on rows that it learned from choose nothing.
-    winner = saved[-1] if run.train.include_valid else checkpoints.ranked(saved, run.train.monitor)[0]
+    winner = save_bundle(storage.join(run.run_folder, "model"), run, job.prepared, saved)
     begun = sessions.read(run.run_folder)
     summary = Summary(
         version=__version__,
@@ -155,29 +156,31 @@ def _finish(job: Job, outcome: dict[str, Any]) -> Summary:
         steps_repeated=sum(session.repeated for session in begun),
         prepared=job.prepared,
         best_step=winner.step,
-        best=winner.metrics,
+        best=winner.metrics or saved[-1].metrics,
+        calibration=winner.calibration,
         **outcome,
     )
-    save_bundle(storage.join(run.run_folder, "model"), run, job.prepared, winner)
     storage.write_json(storage.join(run.run_folder, SUMMARY), summary.model_dump())
     return summary
 
 
-def save_bundle(folder: str, run: RunConfig, prepared: str, checkpoint: checkpoints.Checkpoint) -> None:
-    """The bundle of a checkpoint of a run on prepared data."""
-    state, manifest = checkpoints.load(checkpoint), shards.load_manifest(prepared)
+def save_bundle(folder: str, run: RunConfig, prepared: str, saved: list[checkpoints.Checkpoint]) -> selection.Chosen:
+    """The bundle of a run on prepared data that left these checkpoints; what was chosen for it."""
+    winner, manifest = selection.chosen(run, prepared, saved), shards.load_manifest(prepared)
     seen = run.train.include_valid
     if seen:
         manifest = shards.with_valid(manifest)
     bundle.save(
         folder,
         run,
-        state.get("average") or state["model"],
+        winner.weights,
         manifest.labels,
         storage.read_bytes(storage.join(prepared, shards.TOKENIZER)).decode(),
-        {} if seen else {name: float(value) for name, value in checkpoint.metrics.items()},
+        winner.metrics,
         {split: part.rows for split, part in manifest.splits.items() if not (seen and split == "valid")},
+        winner.calibration,
     )
+    return winner
 
 
 def recorded_data(run: RunConfig) -> str | None:
