@@ -109,7 +109,7 @@ def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[st
 
     Macro means run over the classes that occur in the labels or in the predictions, as in scikit-learn; AUROC is one
     against the rest, over the classes that occur and do not fill all rows; the calibration error has 15 bins of equal
-    width (Guo et al., arXiv:1706.04599).
+    width (Guo et al., arXiv:1706.04599). `f1_minority` is the F1 of the class with the fewest rows here.
     """
     classes = len(names)
     predicted = probabilities.argmax(axis=1)
@@ -130,6 +130,8 @@ def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[st
         "loss": float(-np.log(chosen).mean()),
         "accuracy": float((predicted == labels).mean()),
         "f1_macro": float(f1[seen].mean()),
+        "f1_minority": float(f1[_rarest(f1, support)]),
+        "minority": names[_rarest(f1, support)],
         "precision_macro": float(precision[seen].mean()),
         "recall_macro": float(recall[seen].mean()),
         "mcc": _matthews(confusion),
@@ -149,11 +151,20 @@ def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[st
 
 
 def short_scores(predicted: Ints, labels: Ints, classes: int) -> dict[str, float]:
-    """Accuracy and macro F1 of predicted classes."""
+    """Accuracy, macro F1 and the rarest class's F1 of predicted classes."""
     confusion = _confusion(predicted, labels, classes)
     _, _, f1, support = _by_class(confusion)
     seen = (confusion.sum(axis=0) + support) > 0
-    return {"accuracy": float((predicted == labels).mean()), "f1_macro": float(f1[seen].mean())}
+    return {
+        "accuracy": float((predicted == labels).mean()),
+        "f1_macro": float(f1[seen].mean()),
+        "f1_minority": float(f1[_rarest(f1, support)]),
+    }
+
+
+def _rarest(f1: Any, support: Ints) -> int:
+    """The class with the fewest rows, of those that have any; of equals the one predicted worst."""
+    return min(np.flatnonzero(support).tolist(), key=lambda number: (support[number], f1[number]))
 
 
 def _confusion(predicted: Ints, labels: Ints, classes: int) -> Ints:

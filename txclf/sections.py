@@ -167,6 +167,12 @@ class Train(Section):
     the rows as they are and half on the shifted ones, at twice the cost (arXiv:1605.07725); 0 = none."""
     label_smoothing: Fraction = 0.0
     """Probability mass spread over all classes (arXiv:1512.00567)."""
+    focal_gamma: Annotated[float, Field(ge=0.0)] = 0.0
+    """Focal loss (arXiv:1708.02002): a row's loss is multiplied by (1 - p) to this power, p being the probability of
+    its label, so that easy rows count less; with `class_weights` too, but not with `label_smoothing`; 0 = none."""
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """Rows of an epoch: each at most once (`shuffle`), or all classes equally often, with rows of rare classes several
+    times and not all of the frequent ones (`balanced`); the steps stay as many. Not with `class_weights`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 where the hardware multiplies it fast (CUDA, AMX, AVX512-BF16), fp32 elsewhere."""
     compile: bool = False
@@ -197,6 +203,14 @@ class Train(Section):
     """Optimizer steps between lines in `metrics.jsonl` and TensorBoard."""
     window_batches: Annotated[int, Field(ge=1)] = 32
     """Batches sorted by length together: more = less padding, less mixing."""
+
+    @model_validator(mode="after")
+    def _one_remedy_at_a_time(self) -> Self:
+        if self.focal_gamma and self.label_smoothing:
+            raise ValueError("`focal_gamma` and `label_smoothing` do not go together: the one needs one true class")
+        if self.sampling == "balanced" and self.class_weights != "none":
+            raise ValueError("`sampling: balanced` and `class_weights` do the same twice: take one of them")
+        return self
 
 
 class Compute(Section):
