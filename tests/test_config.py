@@ -228,10 +228,11 @@ def test_widths_that_do_not_go_together(words: list[str], message: str) -> None:
             ["train.sampling=balanced", "train.class_weights=balanced"],
             "`sampling: balanced` and `class_weights` do the",
         ),
+        (["train.average_best=4"], "`average_best` (4) needs as many `keep_checkpoints`, not 3"),
         (["train.sampling=balanced", "train.class_weights={a: 2}"], "`sampling: balanced` and `class_weights` do the"),
     ],
 )
-def test_remedies_that_do_not_go_together(words: list[str], message: str) -> None:
+def test_training_settings_that_do_not_go_together(words: list[str], message: str) -> None:
     assert message in "\n".join(problems(*words))
 
 

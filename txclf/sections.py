@@ -183,6 +183,9 @@ class Train(Section):
     """Validations without a better `monitor` after which the run stops; 0 = never."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 3
     """Best checkpoints kept, beside the last."""
+    average_best: Annotated[int, Field(ge=0)] = 0
+    """Best checkpoints whose mean weights are bundled (arXiv:2203.05482) where they score at least as well on the
+    validation rows as the best alone; at most `keep_checkpoints`; 0 = the best alone."""
     include_valid: bool = False
     """Whether to train on the validation rows too, as for the last model after a search. The last checkpoint is the
     model then, and there is no early stopping: validation scores are of rows that it learned from."""
@@ -210,6 +213,13 @@ class Train(Section):
             raise ValueError("`focal_gamma` and `label_smoothing` do not go together: the one needs one true class")
         if self.sampling == "balanced" and self.class_weights != "none":
             raise ValueError("`sampling: balanced` and `class_weights` do the same twice: take one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _averaged_checkpoints_are_kept(self) -> Self:
+        if self.average_best > self.keep_checkpoints:
+            kept = self.keep_checkpoints
+            raise ValueError(f"`average_best` ({self.average_best}) needs as many `keep_checkpoints`, not {kept}")
         return self
 
 

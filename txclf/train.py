@@ -54,6 +54,8 @@ class Summary(BaseModel):
     best_step: int
     best: dict[str, float]
     """Metrics of the validation that the bundle comes from."""
+    averaged: list[int] = []
+    """Steps of the checkpoints whose mean was bundled; empty when it was the best alone."""
     calibration: bundle.Calibration | None = None
     """Of the bundle; None without `train.calibrate`, or when the validation rows were learned from."""
     steps: int
@@ -157,6 +159,7 @@ def _finish(job: Job, outcome: dict[str, Any]) -> Summary:
         prepared=job.prepared,
         best_step=winner.step,
         best=winner.metrics or saved[-1].metrics,
+        averaged=winner.averaged,
         calibration=winner.calibration,
         **outcome,
     )
