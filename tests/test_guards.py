@@ -24,7 +24,7 @@ FLOORS = [
     ["storage", "console", "sections"],
     ["space"],
     ["config"],
-    ["data.sources", "data.tokenizer", "data.shards", "data.batches", "data.demo", "model.layers"],
+    ["data.sources", "data.tokenizer", "data.shards", "data.batches", "data.demo", "model.layers", "trackers"],
     ["data.records", "data.spool", "model.classifier", "checkpoints", "baseline", "calibration", "log", "sessions"],
     ["module", "bundle", "cluster", "backend", "sharding"],
     ["callbacks", "selection"],

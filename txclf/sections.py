@@ -204,6 +204,8 @@ class Train(Section):
     """Seconds without a sign of life, a batch or a step after which a worker of Ray counts as lost."""
     log_every_steps: Annotated[int, Field(ge=1)] = 50
     """Optimizer steps between lines in `metrics.jsonl` and TensorBoard."""
+    trackers: tuple[Literal["mlflow", "wandb"], ...] = ()
+    """Experiment trackers that get the metrics and the run file too: `mlflow`, `wandb`; packages of their own."""
     window_batches: Annotated[int, Field(ge=1)] = 32
     """Batches sorted by length together: more = less padding, less mixing."""
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from txclf import __version__, bundle, checkpoints, config, selection, sessions, storage, worker
+from txclf import __version__, bundle, checkpoints, config, selection, sessions, storage, trackers, worker
 from txclf.callbacks import Progress
 from txclf.config import RunConfig, anchored
 from txclf.data import shards, spool
@@ -79,6 +79,7 @@ class Summary(BaseModel):
 
 def check_folder(run: RunConfig, resume: bool) -> Summary | None:
     """Refuses a run folder that is taken, or not there to resume; a finished run's summary when resumed."""
+    trackers.require(run)
     run = anchored(run)
     folder = run.run_folder
     saved = storage.join(folder, "run.yaml")
@@ -103,7 +104,10 @@ def check_folder(run: RunConfig, resume: bool) -> Summary | None:
 def _kept_by_resume(run: RunConfig) -> dict[str, Any]:
     """The settings that a resumed run must keep: all but where it runs and what it does about failures."""
     sections = run.model_dump(include={"seed", "task", "data", "tokenizer", "model", "train"})
-    free = {"data": ["ingest"], "train": ["checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps"]}
+    free = {
+        "data": ["ingest"],
+        "train": ["checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps", "trackers"],
+    }
     for section, keys in free.items():
         for key in keys:
             del sections[section][key]
@@ -112,6 +116,7 @@ def _kept_by_resume(run: RunConfig) -> dict[str, Any]:
 
 def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
     """Raises `ConfigError` when the batches cannot be made from these data on these workers."""
+    trackers.require(run)
     rows = manifest.splits["train"].rows
     size, world, parts = run.train.batch_size, max(1, run.compute.most), run.train.accumulate
     if size > rows:
