@@ -17,9 +17,9 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 LIMIT = 20.0
 """A temperature lies between 1 / LIMIT and LIMIT."""
-HALVINGS = 60
-CHUNK_ROWS = 65_536
-"""Rows in float64 at a time."""
+HALVINGS = 40
+CHUNK_CELLS = 2**22
+"""Logits in float64 at a time."""
 
 Labels = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float32]
@@ -44,10 +44,11 @@ def temperature(logits: Floats, labels: Labels) -> float:
 def _slope(logits: Floats, labels: Labels, inverse: float) -> float:
     """Of the summed cross-entropy by the inverse temperature: the expected logit less the true class's."""
     total = 0.0
-    for start in range(0, len(logits), CHUNK_ROWS):
-        logits_NC = torch.from_numpy(logits[start : start + CHUNK_ROWS]).double()
+    rows = max(1, CHUNK_CELLS // logits.shape[1])
+    for start in range(0, len(logits), rows):
+        logits_NC = torch.from_numpy(logits[start : start + rows]).double()
         # Shifted, or rows that are surely right would leave a rest of rounding instead of 0.
-        logits_NC -= logits_NC.gather(1, _index(labels[start : start + CHUNK_ROWS]))
+        logits_NC -= logits_NC.gather(1, _index(labels[start : start + rows]))
         total += float(((logits_NC * inverse).softmax(dim=1) * logits_NC).sum())
     return total
 
