@@ -138,7 +138,7 @@ def send(bed: Testbed, folder: Path, *words: str) -> str:
     sent = txclf(bed, folder, "submit", "--no-wait", *words)
     assert sent.returncode == 0, sent.stderr
     log = folder / "runs/mine/metrics.jsonl"
-    wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, 120)
+    wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, 300)
     return sent.stderr.split("job ")[1].split(":")[0]
 
 
@@ -158,7 +158,7 @@ def test_a_job_that_is_stopped_leaves_a_run_that_goes_on(bed: Testbed, tmp_path:
     words += ["--resume"]
     sent = txclf(bed, tmp_path, "submit", "--no-wait", "train", *words)
     sessions = tmp_path / "runs/mine/sessions.jsonl"
-    wait_until(lambda: sessions.read_text().count("\n") == 2, 120)
+    wait_until(lambda: sessions.read_text().count("\n") == 2, 300)
     assert txclf(bed, tmp_path, "jobs", "stop", sent.stderr.split("job ")[1].split(":")[0]).returncode == 0
     assert TOKEN not in metrics(bed)
     assert "no such job" in txclf(bed, tmp_path, "jobs", "status", "none").stderr

@@ -146,6 +146,7 @@ def test_a_driver_killed_at_half_and_resumed_ends_as_one_never_killed(tmp_path: 
     assert [one[key] for key in ("winner", "best", "settings")] == [two[key] for key in ("winner", "best", "settings")]
 
 
+@pytest.mark.faults
 def test_ctrl_c_leaves_a_search_that_goes_on_and_can_be_extended(tmp_path: Path, data: str) -> None:
     run = search(tmp_path, data, None, "train.epochs=40", "train.patience=0", trials=2, scheduler={"kind": "fifo"})
     words = ["train.epochs=40", "train.patience=0"]

@@ -7,6 +7,7 @@ the network can be cut. Elsewhere the nodes share the loopback address, and `nam
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import shutil
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+BEDS = itertools.count()
 TOKEN = secrets.token_hex(16)
 METRICS = 8080
 """Where the head serves its metrics, in a namespace of its own."""
@@ -68,8 +70,10 @@ class Testbed:
         # Ray's sockets lie in it, and their paths must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="tx"))
         self.namespaces = namespaces_work()
-        self.prefix = f"tx{os.getpid() % 100000}"
-        self.subnet = f"10.{os.getpid() % 200 + 20}.{os.getpid() // 200 % 250}"
+        # The kernel takes its time to remove what an earlier bed of this process had.
+        number = next(BEDS)
+        self.prefix = f"tx{os.getpid() % 10000}{chr(ord('a') + number % 26)}"
+        self.subnet = f"10.{os.getpid() % 200 + 20}.{(os.getpid() // 200 + number) % 250}"
         self.nodes: dict[str, Node] = {}
         self.count = 0
         if self.namespaces:

@@ -22,6 +22,8 @@ from txclf import config
 from txclf.errors import ClusterError, ConfigError
 
 VERBS = ("train", "tune", "prepare", "evaluate", "predict", "check")
+STOP_S = 120
+"""Seconds that a job which is stopped has to save a checkpoint; Ray's default is 3."""
 MOST_MB = 100.0
 """Size of a working folder above which it does not travel."""
 
@@ -53,7 +55,11 @@ def submit(address: str, verb: str, words: Sequence[str], folder: str = ".", mos
         return str(
             connect(address).submit_job(
                 entrypoint=shlex.join(["python", "-m", "txclf", verb, *words]),
-                runtime_env={"working_dir": staging, "py_modules": [os.path.dirname(txclf.__file__)]},
+                runtime_env={
+                    "working_dir": staging,
+                    "py_modules": [os.path.dirname(txclf.__file__)],
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)},
+                },
                 entrypoint_num_cpus=0,
                 metadata={"run": name, "verb": verb},
             )

@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# A Ray cluster for one job of Slurm, and a command of txclf on it:
+#
+#   sbatch --nodes=4 cluster/slurm.sh train jobs/agnews.yaml compute.workers=4 storage=/shared/runs
+#
+# The folder it is sent from must be shared by the nodes, and txclf on PATH: activate its .venv first.
+#SBATCH --job-name=txclf
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@120
+set -euo pipefail
+
+: "${SLURM_JOB_ID:?not set: send this script by sbatch}"
+shared=${TXCLF_CLUSTER_DIR:-${SLURM_SUBMIT_DIR:-$PWD}}/.ray-$SLURM_JOB_ID
+port=$((20000 + SLURM_JOB_ID % 3000 * 4))  # below the ports that systems give out by themselves
+ip=${TXCLF_HEAD_IP:-$(python -c 'import ray.util; print(ray.util.get_node_ip_address())')}
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+
+# The token lies in a file: a command line can be read by all users of a node.
+rm -rf "$shared"
+(umask 077 && mkdir -p "$shared" && python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$shared/token")
+unset RAY_AUTH_TOKEN  # it would come first
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$shared/token RAY_USAGE_STATS_ENABLED=0
+
+steps=() run=
+# shellcheck disable=SC2329
+finish() {
+    trap '' TERM USR1 INT
+    kill "${steps[@]}" 2> /dev/null || true
+    wait
+    rm -rf "$shared"
+}
+# shellcheck disable=SC2329
+stop() {
+    if [[ $run ]]; then kill -TERM "$run" 2> /dev/null || true; else exit 143; fi
+}
+trap finish EXIT
+trap stop TERM USR1 INT
+
+# What runs on each node. Ray's sockets need a short path, and a folder of their own beside other jobs'.
+# shellcheck disable=SC2016
+on_node='
+folder=$(mktemp -d /tmp/ray-XXXXXX)
+ulimit -n 65536 2> /dev/null || ulimit -n "$(ulimit -Hn)"
+unset RAY_ADDRESS
+ray start --block --num-cpus="${SLURM_CPUS_ON_NODE:?}" --temp-dir="$folder" "$@" &
+trap "kill $!" TERM INT
+wait $!
+trap "" TERM INT
+wait $!
+code=$?
+rm -rf "$folder"
+exit $code'
+start() {
+    local name=$1
+    shift
+    srun --nodes=1 --ntasks=1 --nodelist="$name" --overlap --mem=0 --cpu-bind=none \
+        --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" bash -c "$on_node" bash "$@" &> "$shared/$name.log" &
+    steps+=($!)
+}
+start "${nodes[0]}" --head --node-ip-address="$ip" --port="$port" --dashboard-host=127.0.0.1 \
+    --dashboard-port=$((port + 1)) --ray-client-server-port=$((port + 2))
+for name in "${nodes[@]:1}"; do start "$name" --address="$ip:$port"; done
+
+export RAY_ADDRESS=$ip:$port
+all_joined='
+import sys, ray
+try:
+    ray.init(logging_level=50, log_to_driver=False)
+except (ConnectionError, RuntimeError):
+    sys.exit(1)
+sys.exit(sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]))'
+seconds=${TXCLF_JOIN_S:-300}
+deadline=$((SECONDS + seconds))
+until timeout 60 python -c "$all_joined" "${#nodes[@]}" &> /dev/null; do
+    for step in "${steps[@]}"; do
+        if ! kill -0 "$step" 2> /dev/null || ((SECONDS > deadline)); then
+            echo "Ray did not come up on ${#nodes[@]} nodes within $seconds s; the ends of its logs:" >&2
+            tail -n 15 "$shared"/*.log >&2
+            exit 1
+        fi
+    done
+    sleep 1
+done
+echo "Ray: ${#nodes[@]} nodes; the dashboard: ssh -L 8265:127.0.0.1:$((port + 1)) ${nodes[0]}" >&2
+
+# A job that Slurm began anew goes on with its run, if it had come so far as to make one.
+begun='
+import sys
+from txclf import config, storage
+run = config.load(sys.argv[1], [word for word in sys.argv[2:] if "=" in word])
+sys.exit(not storage.exists(storage.join(run.run_folder, "run.yaml")))'
+if [[ ${SLURM_RESTART_COUNT:-0} != 0 && $1 =~ ^(train|tune)$ ]] && python -c "$begun" "${@:2}" 2> /dev/null; then
+    set -- "$@" --resume
+fi
+
+python -m txclf "$@" &
+run=$!
+while kill -0 "$run" 2> /dev/null; do wait "$run" || true; done  # a signal ends a wait, not the run
+code=0
+wait "$run" || code=$?
+exit "$code"

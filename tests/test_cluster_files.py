@@ -1,0 +1,415 @@
+"""The files of `cluster/`, against the schemas and code of what reads them, and for what they open to whom."""
+
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import ray
+import yaml
+from ray.autoscaler._private import util
+
+import txclf
+from txclf import config
+
+ROOT = Path(__file__).parent.parent
+CLUSTER = ROOT / "cluster"
+BIN = Path(sys.executable).parent
+LAUNCHED = ["on-premises", "aws", "gcp"]
+KUBERAY = ["raycluster", "rayjob-train", "rayjob-tune"]
+KUBERNETES = "1.33"
+RAY_VERSION = re.findall(r"^ray==(.+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)[0]
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+def files() -> list[Path]:
+    return sorted(path for path in CLUSTER.rglob("*") if path.is_file())
+
+
+def run(*words: str | Path) -> None:
+    done = subprocess.run([str(word) for word in words], check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- ray up
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_ray_up_takes_the_file(name: str) -> None:
+    """Ray's own preparation and schema; what needs the cloud comes after these."""
+    prepared = util.prepare_config(load(f"{name}.yaml"))
+    util.validate_config(prepared)
+    broken = copy.deepcopy(prepared)
+    broken["head_start_commands"] = []
+    with pytest.raises(jsonschema.ValidationError, match="head_start_commands"):
+        util.validate_config(broken)
+    fewest = sum(kind.get("min_workers", 0) for kind in prepared["available_node_types"].values())
+    assert 1 <= fewest <= prepared["max_workers"]
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_each_node_is_set_up_and_started_alike(name: str) -> None:
+    launched = load(f"{name}.yaml")
+    first = load("on-premises.yaml")
+    for key in ("file_mounts", "head_start_ray_commands", "worker_start_ray_commands"):
+        assert launched[key] == first[key]
+    for here in launched["file_mounts"].values():
+        assert here.startswith("~/.ray") or (ROOT / here).exists(), here
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        start = launched[key][-1]
+        assert start.startswith("export RAY_AUTH_MODE=token ")
+        assert "PATH=$HOME/txclf/.venv/bin:$PATH; ulimit -n 65536;" in start
+    assert "--dashboard-host=127.0.0.1" in launched["head_start_ray_commands"][-1]
+    assert launched["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert any(command.startswith("bash ~/txclf/cluster/setup.sh") for command in launched["setup_commands"])
+
+
+def test_clouds_have_spot_nodes_and_nodes_that_reach_the_storage() -> None:
+    aws, gcp = load("aws.yaml")["available_node_types"], load("gcp.yaml")["available_node_types"]
+    assert aws["gpu_spot"]["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+    assert gcp["gpu_spot"]["node_config"]["scheduling"]["provisioningModel"] == "SPOT"
+    assert all(kind["node_config"]["IamInstanceProfile"] == {"Name": "txclf-ray"} for kind in aws.values())
+    # The account that Ray makes; its code needs Google's packages, so it is read, not imported.
+    source = Path(ray.__file__).with_name("autoscaler") / "_private/gcp/config.py"
+    version = re.findall(r'^VERSION = "(\w+)"$', source.read_text(), re.MULTILINE)[0]
+    account = f"ray-autoscaler-sa-{version}@{load('gcp.yaml')['provider']['project_id']}.iam.gserviceaccount.com"
+    for name in ("gpu", "gpu_spot"):
+        assert gcp[name]["node_config"]["serviceAccounts"][0]["email"] == account
+    assert aws["head"]["resources"] == gcp["head"]["resources"] == {"CPU": 0}
+
+
+# -------------------------------------------------------------------------------------------------------- Kubernetes
+
+# The fields of ray.io/v1 that KubeRay 1.5.1 and later have. A name in capitals is a table of its own; `Pod` and what
+# else is Kubernetes' own is checked by its schemas.
+STRINGS = {"*": str}
+API: dict[str, dict[str, Any]] = {
+    "RayCluster": {"apiVersion": str, "kind": str, "metadata": dict, "spec": "RayClusterSpec"},
+    "RayJob": {"apiVersion": str, "kind": str, "metadata": dict, "spec": "RayJobSpec"},
+    "RayClusterSpec": {
+        "authOptions": "AuthOptions",
+        "autoscalerOptions": "AutoscalerOptions",
+        "enableInTreeAutoscaling": bool,
+        "gcsFaultToleranceOptions": dict,
+        "headGroupSpec": "HeadGroupSpec",
+        "headServiceAnnotations": STRINGS,
+        "managedBy": str,
+        "rayVersion": str,
+        "suspend": bool,
+        "upgradeStrategy": {"type": str},
+        "workerGroupSpecs": ["WorkerGroupSpec"],
+    },
+    "AuthOptions": {"mode": {"disabled", "token"}},
+    "AutoscalerOptions": {
+        "env": list,
+        "envFrom": list,
+        "idleTimeoutSeconds": int,
+        "image": str,
+        "imagePullPolicy": str,
+        "resources": dict,
+        "securityContext": dict,
+        "upscalingMode": {"Default", "Aggressive", "Conservative"},
+        "version": {"v1", "v2"},
+        "volumeMounts": list,
+    },
+    "HeadGroupSpec": {
+        "enableIngress": bool,
+        "headService": dict,
+        "labels": STRINGS,
+        "rayStartParams": STRINGS,
+        "resources": STRINGS,
+        "serviceType": {"ClusterIP", "NodePort", "LoadBalancer"},
+        "template": "Pod",
+    },
+    "WorkerGroupSpec": {
+        "groupName": str,
+        "idleTimeoutSeconds": int,
+        "labels": STRINGS,
+        "maxReplicas": int,
+        "minReplicas": int,
+        "numOfHosts": int,
+        "rayStartParams": STRINGS,
+        "replicas": int,
+        "resources": STRINGS,
+        "scaleStrategy": {"workersToDelete": list},
+        "suspend": bool,
+        "template": "Pod",
+    },
+    "RayJobSpec": {
+        "activeDeadlineSeconds": int,
+        "backoffLimit": int,
+        "clusterSelector": STRINGS,
+        "deletionStrategy": dict,
+        "entrypoint": str,
+        "entrypointNumCpus": float,
+        "entrypointNumGpus": float,
+        "entrypointResources": str,
+        "jobId": str,
+        "managedBy": str,
+        "metadata": STRINGS,
+        "preRunningDeadlineSeconds": int,
+        "rayClusterSpec": "RayClusterSpec",
+        "runtimeEnvYAML": str,
+        "shutdownAfterJobFinishes": bool,
+        "submissionMode": {"K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"},
+        "submitterConfig": {"backoffLimit": int},
+        "submitterPodTemplate": "Pod",
+        "suspend": bool,
+        "ttlSecondsAfterFinished": int,
+    },
+}
+
+
+def faults(value: Any, kind: Any, place: str) -> Iterator[str]:
+    """What in a manifest does not fit: unknown keys, values of another type."""
+    if kind == "Pod":
+        yield from pod_faults(value, place)
+    elif isinstance(kind, str):
+        yield from faults(value, API[kind], place)
+    elif isinstance(kind, set):
+        if value not in kind:
+            yield f"{place}: {value!r} is none of {sorted(kind)}"
+    elif isinstance(kind, list):
+        for number, each in enumerate(value):
+            yield from faults(each, kind[0], f"{place}[{number}]")
+    elif isinstance(kind, dict):
+        if not isinstance(value, dict):
+            yield f"{place}: {value!r} is no mapping"
+            return
+        for key, inner in value.items():
+            if key in kind or "*" in kind:
+                yield from faults(inner, kind.get(key, kind.get("*")), f"{place}.{key}")
+            else:
+                yield f"{place}.{key}: unknown"
+    elif type(value) is not kind:  # a bool is no int
+        yield f"{place}: {value!r} is no {kind.__name__}"
+
+
+def pod_faults(template: dict[str, Any], place: str) -> Iterator[str]:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": template.get("metadata", {}), "spec": template.get("spec")}
+    if set(template) - {"metadata", "spec"}:
+        yield f"{place}: {sorted(set(template) - {'metadata', 'spec'})} unknown"
+    try:
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        yield f"{place}.{'.'.join(map(str, error.path))}: {error.message}"
+    spec = template["spec"]
+    named = {volume["name"] for volume in spec.get("volumes", [])}
+    for container in spec["containers"]:
+        for mount in container.get("volumeMounts", []):
+            if mount["name"] not in named:
+                yield f"{place}: mounts `{mount['name']}`, which is no volume of the pod"
+
+
+def checked(manifest: dict[str, Any]) -> list[str]:
+    return list(faults(manifest, manifest["kind"], manifest["kind"]))
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_kubernetes_takes_the_manifest(name: str) -> None:
+    manifest = load(f"kuberay/{name}.yaml")
+    assert manifest["apiVersion"] == "ray.io/v1"
+    assert checked(manifest) == []
+
+
+def test_the_claim_is_one_that_all_pods_can_mount() -> None:
+    claim = load("kuberay/storage.yaml")
+    kubernetes_validate.validate(claim, KUBERNETES, strict=True)
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    with pytest.raises(kubernetes_validate.ValidationError, match="storageClass"):
+        kubernetes_validate.validate({**claim, "spec": {**claim["spec"], "storageClass": "x"}}, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "value", "told"),
+    [
+        ((), "rayVersions", "1", "RayCluster.spec.rayVersions: unknown"),
+        (("authOptions",), "mode", "tokens", "RayCluster.spec.authOptions.mode: 'tokens' is none of"),
+        (("headGroupSpec",), "rayStartParams", {"num-cpus": 0}, "rayStartParams.num-cpus: 0 is no str"),
+        (("workerGroupSpecs", 0), "minReplica", 1, "workerGroupSpecs[0].minReplica: unknown"),
+        (("workerGroupSpecs", 0), "minReplicas", "1", "minReplicas: '1' is no int"),
+        (("workerGroupSpecs", 1, "template", "spec"), "toleration", [], "toleration"),
+        (("workerGroupSpecs", 1, "template", "spec"), "volumes", [], "mounts `storage`, which is no volume"),
+        (("headGroupSpec", "template", "spec", "containers", 0), "volumeMount", [], "volumeMount"),
+    ],
+)
+def test_a_broken_manifest_would_be_found(path: tuple[Any, ...], key: str, value: Any, told: str) -> None:
+    manifest = copy.deepcopy(load("kuberay/raycluster.yaml"))
+    place = manifest["spec"]
+    for part in path:
+        place = place[part]
+    place[key] = value
+    found = checked(manifest)
+    assert found
+    assert told in " ".join(found)
+
+
+def clusters() -> dict[str, dict[str, Any]]:
+    manifests = {name: load(f"kuberay/{name}.yaml")["spec"] for name in KUBERAY}
+    return {name: spec.get("rayClusterSpec", spec) for name, spec in manifests.items()}
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_pods_share_the_storage_and_run_as_the_user_of_the_image(name: str) -> None:
+    spec = clusters()[name]
+    claim = load("kuberay/storage.yaml")["metadata"]["name"]
+    groups = {group["groupName"]: group["template"]["spec"] for group in spec["workerGroupSpecs"]}
+    user = re.findall(r"^ARG USER_ID=(\d+)$", (CLUSTER / "Dockerfile").read_text(), re.MULTILINE)[0]
+    for pod in [spec["headGroupSpec"]["template"]["spec"], *groups.values()]:
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        assert volumes["storage"]["persistentVolumeClaim"]["claimName"] == claim
+        assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
+        mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounts["/storage"] == "storage"
+        assert mounts["/dev/shm"] == "shm"
+        assert pod["securityContext"]["runAsUser"] == int(user)
+    keys = {toleration["key"] for toleration in groups["gpu-spot"]["tolerations"]}
+    assert {"nvidia.com/gpu", *groups["gpu-spot"]["nodeSelector"]} == keys
+    assert groups["gpu"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    # A run is refused that finds no room for its fewest workers among the pods that are there.
+    assert spec["workerGroupSpecs"][0]["minReplicas"] >= 1
+
+
+@pytest.mark.parametrize(("name", "verb"), [("rayjob-train", "train"), ("rayjob-tune", "tune")])
+def test_the_entrypoint_is_a_command_of_txclf(name: str, verb: str) -> None:
+    job = load(f"kuberay/{name}.yaml")["spec"]
+    words = job["entrypoint"].split()
+    assert words[:3] == ["txclf-again", verb, "/jobs/run.yaml"]
+    assert not set("'\"$;|&") & set(job["entrypoint"])  # it goes through two shells
+    settings = config.load(None, words[3:])
+    assert settings.storage.startswith("/storage/")
+    worker = job["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["requests"]
+    assert settings.compute.cpus_per_worker <= float(worker["cpu"])
+    assert settings.compute.gpus_per_worker == float(worker["nvidia.com/gpu"])
+    assert job["shutdownAfterJobFinishes"]
+    assert job["backoffLimit"] >= 1
+
+
+def test_a_command_begins_and_goes_on_by_the_same_words(tmp_path: Path) -> None:
+    """`again.sh` with a stand-in for txclf that says what it was asked."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").write_text(
+        f'#!/bin/sh\nif [ "$1" = -m ]; then shift; echo "$@"; else exec {sys.executable} "$@"; fi\n'
+    )
+    (tmp_path / "bin/python").chmod(0o755)
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+
+    def asked(*words: str) -> str:
+        return subprocess.run(
+            ["bash", CLUSTER / "again.sh", *words],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"},
+        ).stdout.strip()
+
+    words = ["mine.yaml", f"storage={tmp_path}/runs"]
+    assert asked("train", *words) == f"txclf train mine.yaml storage={tmp_path}/runs"
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    (tmp_path / "runs/mine/run.yaml").write_text("")
+    assert asked("train", *words) == f"txclf train mine.yaml storage={tmp_path}/runs --resume"
+    assert asked("tune", *words).endswith("--resume")
+    assert asked("train", *words, "name=other") == f"txclf train mine.yaml storage={tmp_path}/runs name=other"
+    assert asked("check", *words) == f"txclf check mine.yaml storage={tmp_path}/runs"
+    assert asked("train", "none.yaml") == "txclf train none.yaml"
+
+
+# -------------------------------------------------------------------------------------------------- images and scripts
+
+
+@pytest.mark.parametrize("name", ["setup.sh", "slurm.sh", "again.sh"])
+def test_scripts_are_sound(name: str) -> None:
+    run(BIN / "shellcheck", CLUSTER / name)
+    assert (CLUSTER / name).stat().st_mode & 0o111
+
+
+def test_the_dockerfile_is_sound_and_finds_what_it_copies() -> None:
+    run(BIN / "hadolint", CLUSTER / "Dockerfile")
+    text = (CLUSTER / "Dockerfile").read_text()
+    copied = {name for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for name in line.split()}
+    let_in = {
+        line[1:] for line in (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")
+    }
+    assert copied == let_in
+    assert all((ROOT / name).exists() for name in copied)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["readme"] in copied
+    assert set(project["license-files"]) <= copied
+
+
+def test_the_slurm_script_asks_for_its_signal_at_the_script_alone() -> None:
+    lines = (CLUSTER / "slurm.sh").read_text().splitlines()
+    asked = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
+    assert "--signal=B:TERM@120" in asked
+    assert "--ntasks-per-node=1" in asked
+
+
+# ------------------------------------------------------------------------------------------------- versions and doors
+
+
+def test_versions_are_those_of_the_lock() -> None:
+    assert ray.__version__ == RAY_VERSION
+    for spec in clusters().values():
+        assert spec["rayVersion"] == RAY_VERSION
+    for path in files():
+        for version in re.findall(r"\bray(?:\[[\w,]+\])?==([\d.]+)", path.read_text()):
+            assert version == RAY_VERSION, path
+        for version in re.findall(r"txclf:(\d[\d.]+\d)", path.read_text()):
+            assert version == txclf.__version__, path
+    docker = (CLUSTER / "Dockerfile").read_text()
+    assert "--constraint requirements.lock '.[cluster]'" in docker
+    assert "--constraint requirements.lock '.[cluster]'" in (CLUSTER / "setup.sh").read_text()
+    locked = (ROOT / "requirements.lock").read_text().splitlines()[0]
+    assert re.findall(r"^FROM python:([\d.]+)-slim$", docker, re.MULTILINE) == re.findall(r"Python ([\d.]+)", locked)
+
+
+def test_every_ray_asks_for_the_token() -> None:
+    for name in LAUNCHED:
+        for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+            for command in load(f"{name}.yaml")[key]:
+                assert "ray stop" in command or "RAY_AUTH_MODE=token" in command
+    for spec in clusters().values():
+        assert spec["authOptions"] == {"mode": "token"}
+    compose = load("docker-compose.yaml")
+    for service in compose["services"].values():
+        assert service["environment"]["RAY_AUTH_MODE"] == "token"
+        assert service["environment"]["RAY_AUTH_TOKEN_PATH"] == f"/run/secrets/{service['secrets'][0]}"
+        assert service["secrets"][0] in compose["secrets"]
+    slurm = (CLUSTER / "slurm.sh").read_text()
+    assert slurm.index("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=") < slurm.index("srun ")
+
+
+def test_the_dashboard_is_open_to_nobody_outside() -> None:
+    for path in files():
+        text = path.read_text()
+        # In a container it listens on all of the container's addresses; who gets there is said by ports and services.
+        if path.name not in ("docker-compose.yaml", *(f"{name}.yaml" for name in KUBERAY)):
+            assert "0.0.0.0" not in text, path
+            assert text.count("ray start") == 0 or "--dashboard-host=127.0.0.1" in text, path
+    for service in load("docker-compose.yaml")["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        assert "network_mode" not in service
+    for spec in clusters().values():
+        assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+        assert "enableIngress" not in spec["headGroupSpec"]
+
+
+def test_no_file_holds_a_secret() -> None:
+    for path in files():
+        text = path.read_text()
+        assert not re.search(r"\b[0-9a-f]{32,}\b", text), path
+        assert not re.search(r"RAY_AUTH_TOKEN[=:]", text), path
+        assert not re.search(r"AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE KEY", text), path
