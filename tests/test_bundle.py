@@ -151,6 +151,27 @@ print(repr(Classifier.load({tiny_bundle!r})({TEXTS!r})[3].probability))
     assert float(done.stdout) == pytest.approx(classifier(TEXTS)[3].probability, abs=1e-6)
 
 
+def test_a_calibrated_bundle_divides_its_logits_by_the_temperature(copy: Path, classifier: Classifier) -> None:
+    description = storage.read_json(copy / bundle.DESCRIPTION)
+    assert description["calibration"] is None
+    description["calibration"] = {"temperature": 4.0, "error_before": 0.2, "error_after": 0.1, "rows": 56}
+    storage.write_json(copy / bundle.DESCRIPTION, description)
+    rows = [(text,) for text in TEXTS]
+    plain, cooled = classifier.probabilities(rows), Classifier.load(str(copy)).probabilities(rows)
+    expected = plain.astype(np.float64) ** 0.25  # a power of probabilities is a division of logits
+    assert cooled == pytest.approx(expected / expected.sum(axis=1, keepdims=True), abs=1e-6)
+    assert (cooled.argmax(axis=1) == plain.argmax(axis=1)).all()
+
+
+def test_a_bundle_from_before_there_was_calibration_loads(copy: Path, classifier: Classifier) -> None:
+    description = storage.read_json(copy / bundle.DESCRIPTION)
+    del description["calibration"]
+    storage.write_json(copy / bundle.DESCRIPTION, description)
+    old = Classifier.load(str(copy))
+    assert old.temperature == 1.0
+    assert old(TEXTS) == classifier(TEXTS)
+
+
 # --------------------------------------------------------------------------------------------------------------- damage
 
 
@@ -198,6 +219,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "no vocabulary": (lambda found: found.update(vocab_size=-1), "damaged at `vocab_size`: "),
     "a huge vocabulary": (lambda found: found.update(vocab_size=10**14), r"weights do not fit `model\.json`: "),
     "no sums": (lambda found: found.update(sha256={}), r"model\.safetensors`: its content changed since"),
+    "a temperature of 0": (
+        lambda found: found.update(calibration={"temperature": 0, "error_before": 0, "error_after": 0, "rows": 1}),
+        r"damaged at `calibration\.temperature`: ",
+    ),
     "other sums": (lambda found: found["sha256"].update({bundle.TOKENIZER: "0"}), r"tokenizer\.json`: its content"),
 }
 

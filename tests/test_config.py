@@ -217,6 +217,25 @@ def test_widths_that_do_not_go_together(words: list[str], message: str) -> None:
     assert message in "\n".join(problems(*words))
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["train.focal_gamma=2", "train.label_smoothing=0.1"],
+            "`focal_gamma` and `label_smoothing` do not go together",
+        ),
+        (
+            ["train.sampling=balanced", "train.class_weights=balanced"],
+            "`sampling: balanced` and `class_weights` do the",
+        ),
+        (["train.average_best=4"], "`average_best` (4) needs as many `keep_checkpoints`, not 3"),
+        (["train.sampling=balanced", "train.class_weights={a: 2}"], "`sampling: balanced` and `class_weights` do the"),
+    ],
+)
+def test_training_settings_that_do_not_go_together(words: list[str], message: str) -> None:
+    assert message in "\n".join(problems(*words))
+
+
 def test_an_odd_width_serves_where_no_position_needs_pairs() -> None:
     words = ["model.width=15", "model.heads=5", "model.positions=learned"]
     assert config.load(None, words).model.width == 15

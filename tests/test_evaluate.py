@@ -82,7 +82,12 @@ def test_scores_are_scikit_learn_s(case: str, classes: int, mode: str) -> None:
     assert found["auroc_macro"] == (pytest.approx(np.mean(areas), abs=1e-5) if areas else None)
     assert found["rows"] == len(labels)
     short = short_scores(predicted, labels, classes)
-    assert short == {name: pytest.approx(expected[name]) for name in ("accuracy", "f1_macro")}
+    rows = {number: int((labels == number).sum()) for number in every if (labels == number).any()}
+    rarest = min(float(by_class[2][number]) for number in rows if rows[number] == min(rows.values()))
+    assert found["f1_minority"] == pytest.approx(rarest)
+    assert found["per_class"][found["minority"]]["f1"] == pytest.approx(rarest)
+    assert found["per_class"][found["minority"]]["support"] == min(rows.values())
+    assert short == {name: pytest.approx(found[name]) for name in ("accuracy", "f1_macro", "f1_minority")}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from txclf.module import (
     ClassifierModule,
     choose_precision,
     class_weights,
+    focal_loss,
     learning_rate_factor,
     parameter_groups,
     uses_gpu,
@@ -82,6 +83,47 @@ def test_the_parts_of_a_batch_sum_to_its_mean(
     parameters = list(module.model.parameters())
     for one, two in zip(torch.autograd.grad(total, parameters), torch.autograd.grad(expected, parameters), strict=True):
         assert torch.allclose(one, two, atol=1e-6)
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (1, 3), (2, 1), (5, 3)])
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("weights", [None, [0.5, 0.0, 3.0]])
+def test_focal_loss_too_is_the_mean_over_the_whole_batch(
+    rows: TokenRows, world_size: int, accumulate: int, gamma: float, weights: list[float] | None
+) -> None:
+    run = make_run("train.batch_size=17", f"train.accumulate={accumulate}", f"train.focal_gamma={gamma}")
+    module = make_module(run, None if weights is None else torch.tensor(weights), world_size=world_size)
+    batch = np.arange(20, 37)
+    parts = [part for rank in range(world_size) for part in rank_parts(batch, rank, world_size, accumulate)]
+    losses = [
+        module.training_step({**rows.batch(part), "step_size": 17}, 0) / accumulate / world_size
+        for part in parts
+        if len(part)
+    ]
+    whole = rows.batch(batch)
+    # Equation 5 of arXiv:1708.02002, as it is written.
+    p = module.model(whole["input_ids"], whole["mask"]).softmax(dim=1)[torch.arange(17), whole["labels"]]
+    alpha = torch.ones(17) if weights is None else torch.tensor(weights)[whole["labels"]]
+    expected = (-alpha * (1 - p) ** gamma * p.log()).sum() / 17
+    total = torch.stack(losses).sum()
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert module.step_loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    parameters = list(module.model.parameters())
+    for one, two in zip(torch.autograd.grad(total, parameters), torch.autograd.grad(expected, parameters), strict=True):
+        assert torch.allclose(one, two, atol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.3, 1.0, 2.0, 5.0])
+def test_the_slope_of_focal_loss_is_finite_where_a_row_is_surely_right_or_wrong(gamma: float) -> None:
+    logits = torch.tensor([[0.0, 0.0], [200.0, 0.0], [0.0, 200.0], [17.0, 0.0], [1e-6, 0.0]], requires_grad=True)
+    loss = focal_loss(logits, torch.zeros(5, dtype=torch.int64), None, gamma)
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert slope.isfinite().all()
+    assert slope[1].tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert slope[2].tolist() == pytest.approx([-1.0, 1.0])
+    # Of the first row, by hand: d/dz of -(1 - p)^gamma log p at p = 1/2.
+    by_hand = (gamma * 0.5**gamma * np.log(0.5) - 0.5**gamma) * 0.5
+    assert slope[0, 0].item() == pytest.approx(by_hand, rel=1e-5)
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 3), (2, 1), (3, 2)])

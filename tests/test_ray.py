@@ -106,6 +106,19 @@ def test_sharded_the_steps_are_the_same_also_after_a_stop(
     assert accuracy == pytest.approx(summary.best["valid_accuracy"], abs=1e-6)
 
 
+def test_balanced_epochs_focal_loss_and_calibration_are_the_same_on_ray(tmp_path: Path, data: str) -> None:
+    words = ["model.dropout=0", "train.sampling=balanced", "train.focal_gamma=2", "train.average_best=2"]
+    here, one = trained(tmp_path, data, "name=here", *words)
+    run, two = trained(tmp_path, data, *words, "compute.workers=2", "compute.cpus_per_worker=0.5")
+    np.testing.assert_allclose(losses(run), losses(here), rtol=2e-3)
+    assert one.calibration
+    assert two.calibration
+    assert two.calibration.rows == one.calibration.rows
+    assert two.calibration.temperature == pytest.approx(one.calibration.temperature, rel=0.02) != 1.0
+    assert len(one.averaged) == len(two.averaged)
+    assert two.best["valid_loss"] == pytest.approx(one.best["valid_loss"], rel=2e-3)
+
+
 def test_gradients_travel_in_bf16(tmp_path: Path, data: str, here: tuple[list[float], list[float]]) -> None:
     words = ["model.dropout=0", "compute.workers=2", "compute.cpus_per_worker=0.5", "compute.gradient_dtype=bf16"]
     run, _ = trained(tmp_path, data, *words, "train.epochs=1")

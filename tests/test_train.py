@@ -205,6 +205,35 @@ def test_class_weights_smoothing_and_every_schedule_run(tmp_path: Path, data: st
         assert summary.best["valid_loss"] < 0.8
 
 
+@pytest.fixture(scope="module")
+def skewed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """400 rows of which about one in sixteen is `neg`."""
+    rows = [(f"{text} {'good' if label == 'pos' else 'bad'}", label) for text, label in make_rows(800)]
+    rare = [row for row in rows if row[1] == "neg"][:25]
+    return write_csv(tmp_path_factory.mktemp("skewed") / "train.csv", [row for row in rows if row[1] == "pos"] + rare)
+
+
+def test_a_balanced_run_stopped_in_an_epoch_goes_on_to_the_same_losses(tmp_path: Path, skewed: str) -> None:
+    words = ["train.sampling=balanced", "train.focal_gamma=2", "train.token_dropout=0.1"]
+    whole, summary = trained(tmp_path, skewed, "name=whole", *words)
+    stopped = tiny(tmp_path, skewed, "name=stopped", *words)
+    stopped_at(stopped, 7)
+    train(stopped, prepare(stopped), go_on)
+    assert lines(stopped) == lines(whole)
+    manifest = shards.load_manifest(summary.prepared)
+    assert summary.steps == 2 * (manifest.splits["train"].rows // 16)
+
+
+def test_balanced_sampling_and_focal_loss_change_what_is_learned(tmp_path: Path, skewed: str) -> None:
+    every = [
+        losses(trained(tmp_path, skewed, f"name=run{number}", "train.epochs=1", *words)[0])
+        for number, words in enumerate([[], ["train.sampling=balanced"], ["train.focal_gamma=2"]])
+    ]
+    assert len({tuple(one) for one in every}) == 3
+    # The first step has the same rows and weights: focal loss is the smaller one.
+    assert every[2][0] < every[0][0]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -47,6 +47,19 @@ Floats = npt.NDArray[np.float32]
 Network = TypeVar("Network", bound=nn.Module)
 
 
+class Calibration(BaseModel):
+    """How a bundle's probabilities were calibrated, on the validation split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: PositiveFloat
+    """What the logits are divided by (Guo et al., arXiv:1706.04599)."""
+    error_before: float
+    """Expected calibration error with a temperature of 1."""
+    error_after: float
+    rows: int
+
+
 class Description(BaseModel):
     """`model.json`."""
 
@@ -72,6 +85,8 @@ class Description(BaseModel):
     """Of each split it was made with."""
     sha256: dict[str, str]
     """Of the weights and of the tokenizer."""
+    calibration: Calibration | None = None
+    """None: the logits are taken as they are."""
 
 
 class Prediction(NamedTuple):
@@ -90,11 +105,28 @@ def save(
     tokenizers: Sequence[str],
     metrics: Mapping[str, float],
     rows: Mapping[str, int],
+    calibration: Calibration | None = None,
 ) -> None:
     """Writes a bundle; `model.json`, written last, makes it whole. A second tokenizer is that of the targets."""
     parts = {WEIGHTS: save_safetensors({name: weight.contiguous() for name, weight in weights.items()})}
     parts |= {name: text.encode() for name, text in zip((TOKENIZER, TARGET_TOKENIZER), tokenizers, strict=False)}
-    description = Description(
+    description = _describe(run, labels, tokenizers).model_copy(
+        update={
+            "metrics": dict(metrics),
+            "rows": dict(rows),
+            "sha256": {name: _sha256(part) for name, part in parts.items()},
+            "calibration": calibration,
+        }
+    )
+    for name, part in parts.items():
+        storage.write_bytes(storage.join(folder, name), part)
+    storage.write_bytes(storage.join(folder, CARD), _card(run.name, description).encode())
+    storage.write_json(storage.join(folder, DESCRIPTION), description.model_dump())
+
+
+def _describe(run: RunConfig, labels: Sequence[str], tokenizers: Sequence[str]) -> Description:
+    """What follows from the run alone."""
+    return Description(
         format=FORMAT,
         version=__version__,
         task=run.task,
@@ -105,14 +137,10 @@ def save(
         target_vocab_size=vocab_size(parse_tokenizer(tokenizers[-1])) if run.task == "seq2seq" else 0,
         generate=run.generate if run.task == "seq2seq" else None,
         model=run.model,
-        metrics=dict(metrics),
-        rows=dict(rows),
-        sha256={name: _sha256(part) for name, part in parts.items()},
+        metrics={},
+        rows={},
+        sha256={},
     )
-    for name, part in parts.items():
-        storage.write_bytes(storage.join(folder, name), part)
-    storage.write_bytes(storage.join(folder, CARD), _card(run.name, description).encode())
-    storage.write_json(storage.join(folder, DESCRIPTION), description.model_dump())
 
 
 class Classifier:
@@ -128,14 +156,26 @@ class Classifier:
     def load(cls, folder: str) -> Self:
         """Reads a bundle from a path or URI. Raises `BundleError` when it is damaged or of another format or task."""
         description, content = read(folder, "classify")
-        sizes = description.vocab_size, len(description.labels), description.max_length
-        model = build(lambda: TransformerClassifier(description.model, *sizes), content, folder)
+        model = build(lambda: _network(description), content, folder)
         return cls(description, parse_tokenizer(content[TOKENIZER].decode()), model)
+
+    @classmethod
+    def of(cls, run: RunConfig, weights: Mapping[str, torch.Tensor], labels: Sequence[str], tokenizer: str) -> Self:
+        """The classifier of a run's weights, without a bundle and not calibrated."""
+        description = _describe(run, labels, [tokenizer])
+        model = _network(description)
+        model.load_state_dict(weights)
+        return cls(description, parse_tokenizer(tokenizer), model)
 
     @property
     def labels(self) -> list[str]:
         """In the order of the columns of `probabilities`."""
         return self.description.labels
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by before they become probabilities."""
+        return self.description.calibration.temperature if self.description.calibration else 1.0
 
     def __call__(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
         """Labels and probabilities of texts, in their order. Raises `TypeError` for a bare string."""
@@ -148,14 +188,14 @@ class Classifier:
         ]
 
     def probabilities(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Floats:
-        """Class probabilities (rows, classes) of rows of text columns."""
+        """Calibrated class probabilities (rows, classes) of rows of text columns."""
         input_ids, _ = encode(self.tokenizer, texts, self.description.max_length)
         table = pa.table({"input_ids": input_ids, "label": pa.array(np.zeros(len(texts), np.int32))})
-        return softmax(self.logits(TokenRows([table]), batch_size))
+        return softmax(self.logits(TokenRows([table]), batch_size), self.temperature)
 
     @torch.inference_mode()
     def logits(self, rows: TokenRows, batch_size: int = 64) -> Floats:
-        """Logits (rows, classes), batched by length: a row's logits do not depend on its neighbours."""
+        """Logits (rows, classes), not calibrated, batched by length: a row's logits do not depend on its neighbours."""
         output = np.empty((len(rows), len(self.labels)), np.float32)
         for part in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
             batch = rows.batch(part)
@@ -164,8 +204,9 @@ class Classifier:
         return output
 
 
-def softmax(logits: Floats) -> Floats:
-    """Probabilities (rows, classes) of logits."""
+def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
+    """Probabilities (rows, classes) of logits divided by a temperature."""
+    logits = logits / np.float32(temperature)
     raised = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
     return raised / raised.sum(axis=1, keepdims=True) if len(logits) else logits
 
@@ -198,6 +239,13 @@ def build(make: Callable[[], Network], content: Mapping[str, bytes], folder: str
         raise BundleError(f"`{folder}`: the weights do not fit `{DESCRIPTION}`: {error}") from None
 
 
+def _network(description: Description) -> TransformerClassifier:
+    """Without its weights yet."""
+    return TransformerClassifier(
+        description.model, description.vocab_size, len(description.labels), description.max_length
+    )
+
+
 def describe(folder: str) -> Description:
     path = storage.join(folder, DESCRIPTION)
     if not storage.exists(path):
@@ -227,13 +275,19 @@ def _card(name: str, description: Description) -> str:
     metrics = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in description.metrics.items())
     rows = ", ".join(f"{split} {count:,}" for split, count in description.rows.items())
     labels = ", ".join(f"`{label}`" for label in description.labels)
-    model = description.model
+    model, found = description.model, description.calibration
     if description.task == "seq2seq":
         kind, cls = "transformer that makes texts from texts", "Seq2Seq"
         facts = f"- **Target vocabulary**: {description.target_vocab_size:,} tokens"
     else:
         kind, cls = "transformer text classifier", "Classifier"
         facts = f"- **Labels** ({len(description.labels)}): {labels}"
+    calibrated = "not calibrated"
+    if found:
+        calibrated = (
+            f"calibrated on {found.rows:,} validation rows: temperature {found.temperature:.3f}, "
+            f"calibration error {found.error_before:.4f} before, {found.error_after:.4f} after"
+        )
     return f"""# {name}
 
 A {kind} ({model.layers} layers, width {model.width}, {model.heads} heads), trained with txclf
@@ -242,6 +296,7 @@ A {kind} ({model.layers} layers, width {model.width}, {model.heads} heads), trai
 {facts}
 - **Rows**: {rows}
 - **Reads** the first {description.max_length} tokens of a text, a vocabulary of {description.vocab_size:,} tokens
+- **Probabilities**: {calibrated}
 
 | on the validation split | |
 | --- | --- |

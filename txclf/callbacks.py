@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from txclf import checkpoints, sessions, storage, tensors
+from txclf import checkpoints, sessions, storage, tensors, trackers
 from txclf.config import RunConfig
 from txclf.data.batches import Plan
 from txclf.errors import TxclfError
@@ -189,7 +189,7 @@ class Recorder(pl.Callback):
     ) -> None:
         self.folder = run.run_folder
         self.checkpoints = storage.join(run.run_folder, "checkpoints")
-        self.train, self.seed = run.train, run.seed
+        self.run, self.train, self.seed = run, run.train, run.seed
         self.course, self.plan, self.clock, self.pulse, self.report = course, plan, clock, pulse, report
         self.state = state
         self.step: int = state["step"]
@@ -214,7 +214,7 @@ class Recorder(pl.Callback):
         pl_module.good_steps.fill_(unlogged["good_steps"])
         if trainer.is_global_zero:
             pl_module.train_loss_sum.fill_(unlogged["loss_sum"])
-            self.writer = Log(self.folder, self.step)
+            self.writer = Log(self.folder, self.step, trackers.opened(self.run))
             self.session = sessions.begin(self.folder, self.step, trainer.world_size, self.writer.repeated)
             self._tell(trainer, now=True)
         self.pulse.beat("training", self.step)
@@ -304,14 +304,14 @@ class Recorder(pl.Callback):
         self.pulse.beat("waiting for data", self.step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._close()
+        self._close("FINISHED")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._close()
+        self._close("KILLED" if isinstance(exception, Interrupted) else "FAILED")
 
-    def _close(self) -> None:
+    def _close(self, status: trackers.Status) -> None:
         if self.writer:
-            self.writer.close()
+            self.writer.close(status)
             self.writer = None
 
     def _validates(self) -> bool:

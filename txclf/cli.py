@@ -302,14 +302,18 @@ def _evaluate(run: str, data: list[str] | None = None, with_baseline: bool = Tru
         )
         print(f"all of it: {os.path.join(run, verb.METRICS)}")
         return
-    rows = [["model", f"{result['accuracy']:.4f}", f"{result['f1_macro']:.4f}"]]
-    for key, name in (("baseline", "n-gram logistic regression"), ("majority", "majority class")):
-        if key in result:
-            rows.append([name, f"{result[key]['accuracy']:.4f}", f"{result[key]['f1_macro']:.4f}"])
+    shown = {"accuracy": "accuracy", "f1_macro": "macro F1", "f1_minority": "F1 of the rarest class"}
+    names = {"baseline": "n-gram logistic regression", "majority": "majority class"}
+    scored = {"model": result, **{name: result[key] for key, name in names.items() if key in result}}
+    rows = [[name, *(f"{found[key]:.4f}" for key in shown)] for name, found in scored.items()]
     skipped = f", {result['skipped']:,} bad rows skipped" if result["skipped"] else ""
-    console.table(f"Scores on {result['rows']:,} rows{skipped}", ["", "accuracy", "macro F1"], rows)
+    console.table(f"Scores on {result['rows']:,} rows{skipped}", ["", *shown.values()], rows)
     names = {"loss": "loss", "mcc": "MCC", "auroc_macro": "AUROC (macro)", "calibration_error": "calibration error"}
     print("  ".join(f"{title} {result[key]:.4f}" for key, title in names.items() if result[key] is not None))
+    if result["temperature"] != 1.0:
+        before, after = result["calibration_error_before"], result["calibration_error"]
+        told = f"{before:.4f} before calibration, {after:.4f} after"
+        print(f"calibration error {told} (temperature {result['temperature']:.3f})")
     classes = sorted(result["per_class"].items(), key=lambda item: item[1]["f1"])
     console.table(
         "By class, worst first" + (f" ({len(classes) - 30} more in metrics.json)" if len(classes) > 30 else ""),

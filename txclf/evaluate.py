@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.functional.text import chrf_score, sacre_bleu_score
 
-from txclf import baseline, config, storage
+from txclf import baseline, calibration, config, storage
 from txclf.bundle import Classifier, softmax
 from txclf.config import RunConfig
 from txclf.data import records, shards, sources
@@ -59,12 +59,15 @@ def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: 
     else:
         table, skipped = _read(run, classifier, data)
     labels = table["label"].to_numpy().astype(np.int64)
-    probabilities = softmax(classifier.logits(TokenRows([table])))
+    logits = classifier.logits(TokenRows([table]))
+    probabilities = softmax(logits, classifier.temperature)
     result = {
         "data": "test" if data is None else list(data),
         "skipped": skipped,
         "labels": classifier.labels,
         **scores(probabilities, labels, classifier.labels),
+        "temperature": classifier.temperature,
+        "calibration_error_before": calibration.error(logits, labels),
     }
     if with_baseline:
         train = shards.read_split(prepared, manifest, "train", ["label", "text"])
@@ -161,7 +164,7 @@ def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[st
 
     Macro means run over the classes that occur in the labels or in the predictions, as in scikit-learn; AUROC is one
     against the rest, over the classes that occur and do not fill all rows; the calibration error has 15 bins of equal
-    width (Guo et al., arXiv:1706.04599).
+    width (Guo et al., arXiv:1706.04599). `f1_minority` is the F1 of the class with the fewest rows here.
     """
     classes = len(names)
     predicted = probabilities.argmax(axis=1)
@@ -182,6 +185,8 @@ def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[st
         "loss": float(-np.log(chosen).mean()),
         "accuracy": float((predicted == labels).mean()),
         "f1_macro": float(f1[seen].mean()),
+        "f1_minority": float(f1[_rarest(f1, support)]),
+        "minority": names[_rarest(f1, support)],
         "precision_macro": float(precision[seen].mean()),
         "recall_macro": float(recall[seen].mean()),
         "mcc": _matthews(confusion),
@@ -201,11 +206,20 @@ def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[st
 
 
 def short_scores(predicted: Ints, labels: Ints, classes: int) -> dict[str, float]:
-    """Accuracy and macro F1 of predicted classes."""
+    """Accuracy, macro F1 and the rarest class's F1 of predicted classes."""
     confusion = _confusion(predicted, labels, classes)
     _, _, f1, support = _by_class(confusion)
     seen = (confusion.sum(axis=0) + support) > 0
-    return {"accuracy": float((predicted == labels).mean()), "f1_macro": float(f1[seen].mean())}
+    return {
+        "accuracy": float((predicted == labels).mean()),
+        "f1_macro": float(f1[seen].mean()),
+        "f1_minority": float(f1[_rarest(f1, support)]),
+    }
+
+
+def _rarest(f1: Any, support: Ints) -> int:
+    """The class with the fewest rows, of those that have any; of equals the one predicted worst."""
+    return min(np.flatnonzero(support).tolist(), key=lambda number: (support[number], f1[number]))
 
 
 def _confusion(predicted: Ints, labels: Ints, classes: int) -> Ints:

@@ -17,16 +17,18 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from txclf import storage
 from txclf.errors import StorageError
+from txclf.trackers import Status, Tracker
 
 
 class Log:
-    """`metrics.jsonl` and a TensorBoard event file of a run folder, continued after `step`.
+    """`metrics.jsonl` and a TensorBoard event file of a run folder, continued after `step`; `tracker` gets the same.
 
     `repeated` counts the logged steps after `step`, which are trained again. On an object store, which cannot append,
     both files are written whole at each `sync`. Raises `StorageError` when they cannot be written.
     """
 
-    def __init__(self, run_folder: str, step: int) -> None:
+    def __init__(self, run_folder: str, step: int, tracker: Tracker | None = None) -> None:
+        self.tracker = tracker
         self.path = storage.join(run_folder, "metrics.jsonl")
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
         self.events_path = storage.join(run_folder, "tensorboard", name)
@@ -49,8 +51,11 @@ class Log:
             self.lines.write((json.dumps(entry, allow_nan=False) + "\n").encode())
             self.lines.flush()
             shown = {name: value for name, value in entry.items() if name not in ("step", "valid_rows")}
-            values = [Summary.Value(tag=name, simple_value=v) for name, v in shown.items() if v is not None]
+            known = {name: value for name, value in shown.items() if value is not None}
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in known.items()]
             self._event(int(entry["step"] or 0), summary=Summary(value=values))
+        if self.tracker:
+            self.tracker.write(int(entry["step"] or 0), known)
 
     def sync(self) -> None:
         with self._errors(self.path):
@@ -59,10 +64,12 @@ class Log:
             if isinstance(file, io.BytesIO):
                 storage.write_bytes(path, file.getvalue())
 
-    def close(self) -> None:
+    def close(self, status: Status = "FINISHED") -> None:
         try:
             self.sync()
         finally:
+            if self.tracker:
+                self.tracker.close(status)
             for file in (self.lines, self.events):
                 with suppress(OSError):  # what a full disk did not take stays in the buffer, and is reported once
                     file.close()

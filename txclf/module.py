@@ -158,6 +158,8 @@ class ClassifierModule(TrainingModule):
         """The training loss, summed over the rows; `shift_BTD` moves the tokens' vectors."""
         logits_BC = self.network(batch["input_ids"], batch["mask"], shift_BTD)
         weights: Any = self.class_weights
+        if self.config.train.focal_gamma:
+            return focal_loss(logits_BC, batch["labels"], weights, self.config.train.focal_gamma)
         smoothing = self.config.train.label_smoothing
         return F.cross_entropy(logits_BC, batch["labels"], weights, reduction="sum", label_smoothing=smoothing)
 
@@ -184,6 +186,15 @@ class ClassifierModule(TrainingModule):
         }
         self.accuracy.reset()
         self.f1_macro.reset()
+
+
+def focal_loss(logits_BC: Tensor, labels_B: Tensor, weights_C: Tensor | None, gamma: float) -> Tensor:
+    """Focal loss (Lin et al., arXiv:1708.02002, equation 5), summed over the rows; `weights_C` are its alpha."""
+    logs_BC = F.log_softmax(logits_BC.float(), dim=1)
+    losses_B = F.nll_loss(logs_BC, labels_B, weights_C, reduction="none")
+    wrong_B = -torch.expm1(logs_BC.gather(1, labels_B[:, None])[:, 0])
+    # Where a row is surely right, the slope of a power below 1 is infinite.
+    return (wrong_B.clamp(min=1e-12) ** gamma * losses_B).sum()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -68,6 +68,8 @@ def trained(run: RunConfig, summary: Summary) -> None:
     rows = [
         *((f"best {name}", f"{value:.4f}") for name, value in summary.best.items()),
         ("best at step", f"{summary.best_step:,}"),
+        *([("weights", _weights(run, summary))] if run.train.average_best > 1 else []),
+        ("calibration", _calibration(run, summary)),
         (
             "steps",
             f"{summary.steps:,} ({summary.epochs:.2f} epochs{early})",
@@ -88,6 +90,22 @@ def trained(run: RunConfig, summary: Summary) -> None:
     ]
     console.table(f"Run {run.name}", ["", ""], rows)
     print(f"run folder: {run.run_folder}\nmodel:      {run.run_folder}/model")
+
+
+def _weights(run: RunConfig, summary: Summary) -> str:
+    if summary.averaged:
+        return f"mean of steps {', '.join(f'{step:,}' for step in summary.averaged)}"
+    if run.train.include_valid:
+        return "of the last step: the validation rows were learned from"
+    return f"of the best step: the mean of {run.train.average_best} was worse, or there were no others"
+
+
+def _calibration(run: RunConfig, summary: Summary) -> str:
+    found = summary.calibration
+    if not found:
+        return "none: the validation rows were learned from" if run.train.include_valid else "none"
+    errors = f"error {found.error_before:.4f} before, {found.error_after:.4f} after"
+    return f"temperature {found.temperature:.3f}: {errors}"
 
 
 def searched(run: RunConfig, search: Search) -> None:

@@ -179,6 +179,12 @@ class Train(Section):
     the rows as they are and half on the shifted ones, at twice the cost (arXiv:1605.07725); 0 = none."""
     label_smoothing: Fraction = 0.0
     """Probability mass spread over all classes (arXiv:1512.00567)."""
+    focal_gamma: Annotated[float, Field(ge=0.0)] = 0.0
+    """Focal loss (arXiv:1708.02002): a row's loss is multiplied by (1 - p) to this power, p being the probability of
+    its label, so that easy rows count less; with `class_weights` too, but not with `label_smoothing`; 0 = none."""
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """Rows of an epoch: each at most once (`shuffle`), or all classes equally often, with rows of rare classes several
+    times and not all of the frequent ones (`balanced`); the steps stay as many. Not with `class_weights`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto`: bf16 where the hardware multiplies it fast (CUDA, AMX, AVX512-BF16), fp32 elsewhere."""
     compile: bool = False
@@ -190,9 +196,15 @@ class Train(Section):
     """Validations without a better `monitor` after which the run stops; 0 = never."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 3
     """Best checkpoints kept, beside the last."""
+    average_best: Annotated[int, Field(ge=0)] = 0
+    """Best checkpoints whose mean weights are bundled (arXiv:2203.05482) where they score at least as well on the
+    validation rows as the best alone; at most `keep_checkpoints`; 0 = the best alone."""
     include_valid: bool = False
     """Whether to train on the validation rows too, as for the last model after a search. The last checkpoint is the
     model then, and there is no early stopping: validation scores are of rows that it learned from."""
+    calibrate: bool = True
+    """Whether the bundle's probabilities are calibrated by a temperature fitted on the validation rows
+    (arXiv:1706.04599); not with `include_valid`, which learned from them."""
     eval_every: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of an epoch between validations."""
     checkpoint_every: CheckpointEvery = "10m"
@@ -205,8 +217,25 @@ class Train(Section):
     """Seconds without a sign of life, a batch or a step after which a worker of Ray counts as lost."""
     log_every_steps: Annotated[int, Field(ge=1)] = 50
     """Optimizer steps between lines in `metrics.jsonl` and TensorBoard."""
+    trackers: tuple[Literal["mlflow", "wandb"], ...] = ()
+    """Experiment trackers that get the metrics and the run file too: `mlflow`, `wandb`; packages of their own."""
     window_batches: Annotated[int, Field(ge=1)] = 32
     """Batches sorted by length together: more = less padding, less mixing."""
+
+    @model_validator(mode="after")
+    def _one_remedy_at_a_time(self) -> Self:
+        if self.focal_gamma and self.label_smoothing:
+            raise ValueError("`focal_gamma` and `label_smoothing` do not go together: the one needs one true class")
+        if self.sampling == "balanced" and self.class_weights != "none":
+            raise ValueError("`sampling: balanced` and `class_weights` do the same twice: take one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _averaged_checkpoints_are_kept(self) -> Self:
+        if self.average_best > self.keep_checkpoints:
+            kept = self.keep_checkpoints
+            raise ValueError(f"`average_best` ({self.average_best}) needs as many `keep_checkpoints`, not {kept}")
+        return self
 
 
 class Generate(Section):

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from txclf import __version__, bundle, checkpoints, config, sessions, storage, worker
+from txclf import __version__, bundle, checkpoints, config, selection, sessions, storage, trackers, worker
 from txclf.callbacks import Progress
 from txclf.config import RunConfig, anchored
 from txclf.data import shards, spool
@@ -54,6 +54,10 @@ class Summary(BaseModel):
     best_step: int
     best: dict[str, float]
     """Metrics of the validation that the bundle comes from."""
+    averaged: list[int] = []
+    """Steps of the checkpoints whose mean was bundled; empty when it was the best alone."""
+    calibration: bundle.Calibration | None = None
+    """Of the bundle; None without `train.calibrate`, or when the validation rows were learned from."""
     steps: int
     epochs: float
     rows_seen: int
@@ -75,6 +79,7 @@ class Summary(BaseModel):
 
 def check_folder(run: RunConfig, resume: bool) -> Summary | None:
     """Refuses a run folder that is taken, or not there to resume; a finished run's summary when resumed."""
+    trackers.require(run)
     run = anchored(run)
     folder = run.run_folder
     saved = storage.join(folder, "run.yaml")
@@ -99,7 +104,10 @@ def check_folder(run: RunConfig, resume: bool) -> Summary | None:
 def _kept_by_resume(run: RunConfig) -> dict[str, Any]:
     """The settings that a resumed run must keep: all but where it runs and what it does about failures."""
     sections = run.model_dump(include={"seed", "task", "data", "tokenizer", "model", "train"})
-    free = {"data": ["ingest"], "train": ["checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps"]}
+    free = {
+        "data": ["ingest"],
+        "train": ["checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps", "trackers"],
+    }
     for section, keys in free.items():
         for key in keys:
             del sections[section][key]
@@ -108,6 +116,7 @@ def _kept_by_resume(run: RunConfig) -> dict[str, Any]:
 
 def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
     """Raises `ConfigError` when the batches cannot be made from these data on these workers."""
+    trackers.require(run)
     rows = manifest.splits["train"].rows
     size, world, parts = run.train.batch_size, max(1, run.compute.most), run.train.accumulate
     if size > rows:
@@ -146,8 +155,7 @@ def _finish(job: Job, outcome: dict[str, Any]) -> Summary:
     """The bundle from the best checkpoint, then the summary, which marks the run as finished."""
     run = job.config
     saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
-    # Scores on rows that it learned from choose nothing.
-    winner = saved[-1] if run.train.include_valid else checkpoints.ranked(saved, run.train.monitor)[0]
+    winner = save_bundle(storage.join(run.run_folder, "model"), run, job.prepared, saved)
     begun = sessions.read(run.run_folder)
     summary = Summary(
         version=__version__,
@@ -155,29 +163,32 @@ def _finish(job: Job, outcome: dict[str, Any]) -> Summary:
         steps_repeated=sum(session.repeated for session in begun),
         prepared=job.prepared,
         best_step=winner.step,
-        best=winner.metrics,
+        best=winner.metrics or saved[-1].metrics,
+        averaged=winner.averaged,
+        calibration=winner.calibration,
         **outcome,
     )
-    save_bundle(storage.join(run.run_folder, "model"), run, job.prepared, winner)
     storage.write_json(storage.join(run.run_folder, SUMMARY), summary.model_dump())
     return summary
 
 
-def save_bundle(folder: str, run: RunConfig, prepared: str, checkpoint: checkpoints.Checkpoint) -> None:
-    """The bundle of a checkpoint of a run on prepared data."""
-    state, manifest = checkpoints.load(checkpoint), shards.load_manifest(prepared)
+def save_bundle(folder: str, run: RunConfig, prepared: str, saved: list[checkpoints.Checkpoint]) -> selection.Chosen:
+    """The bundle of a run on prepared data that left these checkpoints; what was chosen for it."""
+    winner, manifest = selection.chosen(run, prepared, saved), shards.load_manifest(prepared)
     seen = run.train.include_valid
     if seen:
         manifest = shards.with_valid(manifest)
     bundle.save(
         folder,
         run,
-        state.get("average") or state["model"],
+        winner.weights,
         manifest.labels,
         shards.tokenizers(prepared),
-        {} if seen else {name: float(value) for name, value in checkpoint.metrics.items()},
+        winner.metrics,
         {split: part.rows for split, part in manifest.splits.items() if not (seen and split == "valid")},
+        winner.calibration,
     )
+    return winner
 
 
 def recorded_data(run: RunConfig) -> str | None:

@@ -358,12 +358,11 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
     winner = results[0]
     best = trials.settled(run, winner.trial.settings)
     source = trials.run_of(run, winner.trial.number, winner.trial.settings)
-    saved = checkpoints.ranked(checkpoints.committed(storage.join(source.run_folder, "checkpoints")), metric)
-    if math.isnan(winner.best) or not saved:
+    saved = checkpoints.committed(storage.join(source.run_folder, "checkpoints"))
+    if math.isnan(winner.best) or not checkpoints.ranked(saved, metric):
         raise ClusterError(f"no trial came to a validation; the first failed because: {winner.trial.reason}")
     storage.write_bytes(storage.join(search, "best.yaml"), config.dump(best).encode())
-    checkpoint = saved[0]
-    save_bundle(storage.join(search, "model"), best, prepared[trials.preparation(source)], checkpoint)
+    chosen = save_bundle(storage.join(search, "model"), best, prepared[trials.preparation(source)], saved)
     states = [one.trial.state for one in results]
     summary = Search(
         version=__version__,
@@ -373,7 +372,7 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
         stopped=states.count("stopped"),
         failed=states.count("failed"),
         winner=winner.trial.number,
-        best=checkpoint.metrics,
+        best=chosen.metrics,
         settings=winner.trial.settings,
         epochs=sum(one.epochs for one in results),
         epochs_to_the_end=sum(trials.run_of(run, one.trial.number, one.trial.settings).train.epochs for one in results),

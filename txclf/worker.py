@@ -122,7 +122,10 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
     run = job.config
     manifest = job.manifest()
     train_rows, valid_rows = rows("train"), rows("valid")
-    plan = Plan(train_rows.lengths, run.train.batch_size, run.train.window_batches, run.seed)
+    labels = None
+    if run.train.sampling == "balanced" and isinstance(train_rows, TokenRows):
+        labels = train_rows.labels
+    plan = Plan(train_rows.lengths, run.train.batch_size, run.train.window_batches, run.seed, labels)
     course = Course(plan.steps_per_epoch, run.train.epochs, run.train.eval_every, run.train.checkpoint_every)
     saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
     state: dict[str, Any] = checkpoints.load(saved[-1]) if saved else {"step": 0, "history": []}
@@ -160,7 +163,7 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
         "rows_seen": recorder.step * run.train.batch_size,
         "steps_skipped": recorder.skipped,
         "stopped_early": recorder.step < course.total_steps,
-        "padding_share": _padding_share(train_rows, run, place),
+        "padding_share": _padding_share(train_rows, plan, run, place),
         "data_share": clock.data / worked if worked else 0.0,
         "tokens_per_second": clock.tokens * place.world_size / worked if worked else 0.0,
         "seconds": {
@@ -216,10 +219,10 @@ class Restore(pl.Callback):
         trainer.precision_plugin.load_state_dict(self.state["scaler"])
 
 
-def _padding_share(rows: Rows, run: RunConfig, place: Place) -> float:
+def _padding_share(rows: Rows, plan: Plan, run: RunConfig, place: Place) -> float:
     """Of the first steps of the first epoch, before token dropout."""
-    plan = batches.epoch_batches(rows.lengths, run.train.batch_size, run.train.window_batches, run.seed, 0)
-    return rows.padding_share(plan[:1000], place.world_size, run.train.accumulate)
+    plan.rows(0)
+    return rows.padding_share(plan.batches[:1000], place.world_size, run.train.accumulate)
 
 
 @contextmanager

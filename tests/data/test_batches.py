@@ -114,6 +114,69 @@ def test_the_orders_are_pinned() -> None:
 # -------------------------------------------------------------------------------------------------------------- padding
 
 
+# ------------------------------------------------------------------------------------------------------ balanced epochs
+
+
+def labels_of(rows: int, shares: Sequence[float], seed: int = 0) -> batches.Int32s:
+    return np.random.default_rng(seed).choice(len(shares), rows, p=shares).astype(np.int32)
+
+
+SHARES = [[1.0], [0.5, 0.5], [0.97, 0.03], [0.7, 0.2, 0.0, 0.1], [0.25] * 4]
+
+
+@pytest.mark.parametrize(("rows", "batch_size", "window"), GRID)
+@pytest.mark.parametrize("shares", SHARES)
+def test_a_balanced_epoch_has_as_many_steps_and_every_class_equally_often(
+    rows: int, batch_size: int, window: int, shares: list[float]
+) -> None:
+    lengths, labels = lengths_of(rows), labels_of(rows, shares)
+    plan = batches.epoch_batches(lengths, batch_size, window, 1, 2, labels)
+    assert plan.shape == (rows // batch_size, batch_size)
+    met = np.bincount(plan.ravel(), minlength=rows)
+    occurring = np.unique(labels)
+    by_class = [met[labels == label] for label in occurring]
+    totals = [int(own.sum()) for own in by_class]
+    assert max(totals) - min(totals) <= 1
+    for own, total in zip(by_class, totals, strict=True):
+        # Every row as often as another of its class, give or take one.
+        assert own.max() - own.min() <= 1
+        assert own.max() == -(-total // len(own))
+    again = batches.epoch_batches(lengths, batch_size, window, 1, 2, labels)
+    assert (again == plan).all()
+
+
+def test_balanced_epochs_differ_and_meet_all_rows_in_time() -> None:
+    lengths, labels = lengths_of(400), labels_of(400, [0.9, 0.1])
+    plans = [batches.epoch_batches(lengths, 16, 4, seed, epoch, labels) for seed, epoch in product(range(2), range(8))]
+    assert len({plan.tobytes() for plan in plans}) == 16
+    assert len(np.unique(np.concatenate(plans[:8]))) == 400
+    # The classes are spread over the epoch, not only equal over it.
+    for plan in plans:
+        halves = [labels[half].mean() for half in np.array_split(plan.ravel(), 2)]
+        assert halves == pytest.approx([0.5, 0.5], abs=0.1)
+
+
+def test_copies_of_a_row_do_not_meet_in_a_batch_where_there_is_room() -> None:
+    lengths, labels = lengths_of(2000), labels_of(2000, [0.95, 0.05])
+    plan = batches.epoch_batches(lengths, 32, 32, 0, 0, labels)
+    assert np.bincount(plan.ravel()).max() >= 9
+    twice = sum(len(rows) - len(np.unique(rows)) for rows in plan)
+    # A third of the places would be copies if windows were 32 batches all the same.
+    assert twice / plan.size < 0.005
+    # Within the window, batches are still of neighbouring lengths.
+    spread = np.mean([lengths[rows].std() for rows in plan])
+    mixed = np.mean([lengths[rows].std() for rows in batches.epoch_batches(lengths, 32, 1, 0, 0, labels)])
+    assert spread < mixed / 2
+
+
+def test_a_plan_gives_the_balanced_rows_of_any_step_in_any_order() -> None:
+    lengths, labels = lengths_of(100), labels_of(100, [0.8, 0.2])
+    plan = batches.Plan(lengths, 16, 4, 5, labels)
+    expected = np.concatenate([batches.epoch_batches(lengths, 16, 4, 5, epoch, labels) for epoch in range(3)])
+    for step in (17, 3, 0, 11, 6, 12):
+        assert plan.rows(step).tolist() == expected[step].tolist()
+
+
 def naive_padding_share(lengths: Ints, plan: Ints, ranks: int, accumulate: int) -> float:
     real = padded = 0
     for step_rows, rank in product(plan.tolist(), range(ranks)):

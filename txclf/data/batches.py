@@ -7,6 +7,8 @@ The unit is the global batch: `batch_size` rows per optimizer step over all rank
       ─▶ the batches of a window in an order drawn from the same generator
       ─▶ rank r of W takes rows r, r + W, r + 2 W … of each   so batch k is about as long on every rank
 
+With labels the first line is another: the rows are drawn so that all classes come equally often (`balanced_order`).
+
 Nothing but the last line knows the number of ranks: a step has the same rows on any number of them, and the position
 in an epoch is one number, the step.
 
@@ -169,11 +171,40 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
     return num_rows // batch_size
 
 
-def epoch_batches(lengths: Lengths, batch_size: int, window_batches: int, seed: int, epoch: int) -> Ints:
-    """Row numbers of every global batch of an epoch, (S, G). No row stands twice; at most G - 1 are left out."""
+def balanced_order(labels: Int32s, places: int, generator: np.random.Generator) -> tuple[Ints, int]:
+    """Row numbers (places,) in which the classes that occur come equally often, give or take one; and how many places
+    lie, about, between two copies of a row of the rarest class.
+
+    A class with more rows than its share of the places gives some of them, once each; one with fewer gives its rows
+    in turn, again and again. The rows of every class are spread evenly over the places.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    shares = np.full(len(classes), places // len(classes))
+    shares[generator.permutation(len(classes))[: places % len(classes)]] += 1
+    rows, keys = [], []
+    for label, share in zip(classes, shares, strict=True):
+        own = np.flatnonzero(labels == label)
+        rows.append(np.resize(generator.permutation(own), share))
+        keys.append((np.arange(share) + generator.random(share)) / max(1, share))
+    order: Ints = np.concatenate(rows)[np.argsort(np.concatenate(keys), kind="stable")]
+    return order, int(counts.min()) * len(classes)
+
+
+def epoch_batches(
+    lengths: Lengths, batch_size: int, window_batches: int, seed: int, epoch: int, labels: Int32s | None = None
+) -> Ints:
+    """Row numbers of every global batch of an epoch, (S, G). No row stands twice; at most G - 1 are left out.
+
+    With `labels` the classes come equally often instead, in as many steps: rows of rare classes stand several times.
+    A window is then no longer than one turn of the rarest class: sorting by length would bring a row's copies together.
+    """
     generator = np.random.Generator(np.random.PCG64([seed, epoch]))
     steps = steps_per_epoch(len(lengths), batch_size)
-    order = generator.permutation(len(lengths))[: steps * batch_size]
+    if labels is None:
+        order = generator.permutation(len(lengths))[: steps * batch_size]
+    else:
+        order, turn = balanced_order(labels, steps * batch_size, generator)
+        window_batches = max(1, min(window_batches, turn // batch_size))
     batches = np.empty((steps, batch_size), np.int64)
     for start in range(0, steps, window_batches):
         stop = min(start + window_batches, steps)
@@ -186,8 +217,11 @@ def epoch_batches(lengths: Lengths, batch_size: int, window_batches: int, seed: 
 class Plan:
     """The rows of every step of a run, the same on any number of ranks."""
 
-    def __init__(self, lengths: Lengths, batch_size: int, window_batches: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Lengths, batch_size: int, window_batches: int, seed: int, labels: Int32s | None = None
+    ) -> None:
         self.lengths, self.batch_size, self.window_batches, self.seed = lengths, batch_size, window_batches, seed
+        self.labels = labels
         self.steps_per_epoch = steps_per_epoch(len(lengths), batch_size)
         self.epoch, self.batches = -1, np.empty((0, 0), np.int64)
 
@@ -195,7 +229,9 @@ class Plan:
         """Row numbers (G,) of a step, counted from 0 over all epochs."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self.epoch:
-            self.batches = epoch_batches(self.lengths, self.batch_size, self.window_batches, self.seed, epoch)
+            self.batches = epoch_batches(
+                self.lengths, self.batch_size, self.window_batches, self.seed, epoch, self.labels
+            )
             self.epoch = epoch
         rows: Ints = self.batches[position]
         return rows
