@@ -89,6 +89,7 @@ def test_five_workers_score_three_validation_rows_once(tmp_path: Path, data: str
     assert one["valid_loss"] == pytest.approx(two["valid_loss"], rel=2e-3)
 
 
+@pytest.mark.faults
 def test_sharded_the_steps_are_the_same_also_after_a_stop(
     tmp_path: Path, data: str, here: tuple[list[float], list[float]]
 ) -> None:
@@ -137,6 +138,7 @@ def test_sharded_over_nccl(tmp_path: Path, data: str, here: tuple[list[float], l
     np.testing.assert_allclose(losses(run), here[0], rtol=1e-2)
 
 
+@pytest.mark.faults
 def test_a_stop_asked_at_the_driver_saves_a_checkpoint_and_resume_goes_on(tmp_path: Path, data: str) -> None:
     words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "train.epochs=40", "train.patience=0"]
     run = tiny(tmp_path, data, *words)

@@ -180,6 +180,7 @@ def test_optuna_begins_with_the_points(tmp_path: Path, data: str) -> None:
     assert len(list(Path(run.storage, "prepared").iterdir())) == 2
 
 
+@pytest.mark.faults
 def test_a_population_takes_over_weights_and_perturbs_settings(tmp_path: Path, data: str) -> None:
     settings: dict[str, Any] = {"trials": 4, "scheduler": {"kind": "pbt", "perturb_every": 1}}
     space = {"train.learning_rate": {"grid": [1e-6, 1e-4, 1e-3, 1e-2]}}
