@@ -76,7 +76,7 @@ def test_any_number_of_workers_takes_the_same_steps(
     assert not storage.exists(f"{run.run_folder}/.ray")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.faults)])
 def test_five_workers_score_three_validation_rows_once(tmp_path: Path, data: str, strategy: str) -> None:
     valid = tmp_path / "valid.csv"
     valid.write_text("text,label\nthe good film,pos\nbad plot,neg\na good score of the actor,pos\n")

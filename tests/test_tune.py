@@ -170,6 +170,7 @@ def test_ctrl_c_leaves_a_search_that_goes_on_and_can_be_extended(tmp_path: Path,
     assert config.load(f"{run.run_folder}/run.yaml").tune.trials == 3
 
 
+@pytest.mark.faults
 def test_optuna_begins_with_the_points(tmp_path: Path, data: str) -> None:
     space = {"train.learning_rate": {"loguniform": [1e-5, 1e-2]}, "tokenizer.lowercase": {"choice": [True, False]}}
     points = [{"train.learning_rate": 5e-3, "tokenizer.lowercase": False}]
