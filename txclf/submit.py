@@ -8,6 +8,7 @@ does this very txclf, so that the cluster needs its dependencies only. A token c
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import shutil
@@ -73,6 +74,7 @@ def connect(address: str) -> Any:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # read by Ray when it is imported
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.WARNING)  # else it tells of each upload
     try:
         client = JobSubmissionClient(address)
         client.list_jobs()
