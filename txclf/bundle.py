@@ -110,7 +110,7 @@ def save(
     """Writes a bundle; `model.json`, written last, makes it whole. A second tokenizer is that of the targets."""
     parts = {WEIGHTS: save_safetensors({name: weight.contiguous() for name, weight in weights.items()})}
     parts |= {name: text.encode() for name, text in zip((TOKENIZER, TARGET_TOKENIZER), tokenizers, strict=False)}
-    description = _describe(run, labels, tokenizers).model_copy(
+    description = outline(run, labels, tokenizers).model_copy(
         update={
             "metrics": dict(metrics),
             "rows": dict(rows),
@@ -124,7 +124,7 @@ def save(
     storage.write_json(storage.join(folder, DESCRIPTION), description.model_dump())
 
 
-def _describe(run: RunConfig, labels: Sequence[str], tokenizers: Sequence[str]) -> Description:
+def outline(run: RunConfig, labels: Sequence[str], tokenizers: Sequence[str]) -> Description:
     """What follows from the run alone."""
     return Description(
         format=FORMAT,
@@ -162,7 +162,7 @@ class Classifier:
     @classmethod
     def of(cls, run: RunConfig, weights: Mapping[str, torch.Tensor], labels: Sequence[str], tokenizer: str) -> Self:
         """The classifier of a run's weights, without a bundle and not calibrated."""
-        description = _describe(run, labels, [tokenizer])
+        description = outline(run, labels, [tokenizer])
         model = _network(description)
         model.load_state_dict(weights)
         return cls(description, parse_tokenizer(tokenizer), model)

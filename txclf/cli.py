@@ -201,7 +201,8 @@ def _prepare(run: RunConfig) -> str:
         ],
     )
     if manifest.conflicting_texts:
-        print(f"{manifest.conflicting_texts:,} text(s) stand in the training files under more than one label")
+        several = "label" if manifest.labels else "target"
+        print(f"{manifest.conflicting_texts:,} text(s) stand in the training files under more than one {several}")
     return folder
 
 

@@ -59,9 +59,6 @@ class RunConfig(Section):
                 "train.class_weights": self.train.class_weights != "none",
                 "train.focal_gamma": self.train.focal_gamma > 0,
                 "train.sampling: balanced": self.train.sampling == "balanced",
-                "train.average_best": self.train.average_best > 0,
-                "data.ingest: stream": self.data.ingest == "stream",
-                "compute.strategy: fsdp": self.compute.strategy == "fsdp",
                 "model.pooling: cls": self.model.pooling == "cls",
             }
             for key, given in refused.items():

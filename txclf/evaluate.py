@@ -107,7 +107,7 @@ def _evaluate_pairs(
         "skipped": skipped,
         "beams": model.settings.beams,
         "seconds": round(seconds, 2),
-        **model.teacher_forced(PairRows([table])),
+        **model.teacher_forced(PairRows.of([table])),
         **text_scores(outputs, table["target"].to_pylist()),
     }
 

@@ -15,19 +15,22 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from txclf import calibration, checkpoints, storage
+from txclf import calibration, checkpoints
 from txclf.bundle import Calibration, Classifier
 from txclf.checkpoints import Checkpoint
 from txclf.config import RunConfig
 from txclf.data import shards
-from txclf.data.batches import TokenRows
+from txclf.data.batches import PairRows, TokenRows
+from txclf.seq2seq import Seq2Seq
 
 
 class Scored(NamedTuple):
     """The validation rows, N, as weights score them."""
 
+    metrics: dict[str, float]
+    """Those of a validation, by the same names."""
     logits: npt.NDArray[np.float32]
-    """(N, classes)."""
+    """(N, classes); empty for `seq2seq`."""
     labels: npt.NDArray[np.int32]
     """(N,)."""
 
@@ -64,9 +67,8 @@ def chosen(run: RunConfig, prepared: str, saved: list[Checkpoint]) -> Chosen:
         mean = _mean(several)
         other = _scored(run, prepared, mean)
         # Both as scored here: what the log says of the best may have been computed in another precision.
-        found = _metrics(other)
-        if not checkpoints.better(train.monitor, _metrics(scored)[train.monitor], found[train.monitor]):
-            metrics, weights, scored = found, mean, other
+        if not checkpoints.better(train.monitor, scored.metrics[train.monitor], other.metrics[train.monitor]):
+            metrics, weights, scored = other.metrics, mean, other
             averaged = sorted(one.step for one in several)
     calibrated = _calibrated(scored) if scored and calibrates else None
     return Chosen(step, metrics, weights, calibrated, averaged)
@@ -83,9 +85,8 @@ def _mean(several: list[Checkpoint]) -> Mapping[str, Tensor]:
     return {name: (total / len(several)).to(kinds[name]) for name, total in sums.items()}
 
 
-def _metrics(scored: Scored) -> dict[str, float]:
-    """Those of a validation, by the same names."""
-    logits, labels = torch.from_numpy(scored.logits), torch.from_numpy(scored.labels.astype(np.int64))
+def _metrics(row_logits: npt.NDArray[np.float32], row_labels: npt.NDArray[np.int32]) -> dict[str, float]:
+    logits, labels = torch.from_numpy(row_logits), torch.from_numpy(row_labels.astype(np.int64))
     return {
         "valid_loss": float(F.cross_entropy(logits.double(), labels)),
         "valid_accuracy": float((logits.argmax(dim=1) == labels).double().mean()),
@@ -102,23 +103,30 @@ def _weights(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
 
 def _scored(run: RunConfig, prepared: str, weights: Mapping[str, Tensor]) -> Scored:
     """Scores the validation rows in this process, a part of a shard at a time: memory holds their logits."""
-    manifest = shards.load_manifest(prepared)
-    tokenizer = storage.read_bytes(storage.join(prepared, shards.TOKENIZER)).decode()
-    classifier = Classifier.of(run, weights, manifest.labels, tokenizer)
+    manifest, tokenizers = shards.load_manifest(prepared), shards.tokenizers(prepared)
+    if run.task == "seq2seq":
+        pairs = shards.read_split(prepared, manifest, "valid", ["input_ids", "target_ids"])
+        found = Seq2Seq.of(run, weights, tokenizers).teacher_forced(PairRows.of([pairs]))
+        names = {"teacher_forced_match": "exact_match"}  # as the validations call it
+        metrics = {f"valid_{names.get(name, name)}": value for name, value in found.items()}
+        return Scored(metrics, np.empty((0, 0), np.float32), np.empty(0, np.int32))
+    classifier = Classifier.of(run, weights, manifest.labels, tokenizers[0])
     logits, labels = [], []
     for shard in manifest.splits["valid"].shards:
         for table in shards.read_groups(prepared, shard, ["input_ids", "label"]):
             rows = TokenRows([table])
             logits.append(classifier.logits(rows))
             labels.append(rows.labels)
-    return Scored(np.concatenate(logits), np.concatenate(labels))
+    all_logits, all_labels = np.concatenate(logits), np.concatenate(labels)
+    return Scored(_metrics(all_logits, all_labels), all_logits, all_labels)
 
 
 def _calibrated(scored: Scored) -> Calibration:
-    temperature = calibration.temperature(*scored)
+    logits, labels = scored.logits, scored.labels
+    temperature = calibration.temperature(logits, labels)
     return Calibration(
         temperature=temperature,
-        error_before=calibration.error(*scored),
-        error_after=calibration.error(*scored, temperature),
+        error_before=calibration.error(logits, labels),
+        error_after=calibration.error(logits, labels, temperature),
         rows=len(scored.labels),
     )

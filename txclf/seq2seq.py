@@ -7,7 +7,7 @@ Seq2Seq.load("runs/multi30k/model")(["A man is sleeping."])
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from txclf import bundle
 from txclf.bundle import Description
+from txclf.config import RunConfig
 from txclf.data.batches import PairRows, TokenRows, scoring_batches
 from txclf.data.tokenizer import decode, encode, parse_tokenizer, target_ends
 from txclf.model.decoding import generate
@@ -49,6 +50,15 @@ class Seq2Seq:
         names = [bundle.TOKENIZER] if shared else [bundle.TOKENIZER, bundle.TARGET_TOKENIZER]
         return cls(description, [parse_tokenizer(content[name].decode()) for name in names], model)
 
+    @classmethod
+    def of(cls, run: RunConfig, weights: Mapping[str, torch.Tensor], tokenizers: Sequence[str]) -> Self:
+        """The model of a run's weights, without a bundle."""
+        description = bundle.outline(run, (), tokenizers)
+        sizes = description.vocab_size, description.target_vocab_size, description.max_length
+        model = Seq2SeqTransformer(description.model, *sizes, len(tokenizers) == 1)
+        model.load_state_dict(weights)
+        return cls(description, [parse_tokenizer(text) for text in tokenizers], model)
+
     def __call__(self, texts: Sequence[str], batch_size: int = 64) -> list[str]:
         """The output for each text, in their order. Raises `TypeError` for a bare string."""
         if isinstance(texts, str):
@@ -62,19 +72,27 @@ class Seq2Seq:
 
     @torch.inference_mode()
     def teacher_forced(self, rows: PairRows, batch_size: int = 64) -> dict[str, float]:
-        """Loss, perplexity and accuracy of target tokens, each predicted from the true ones before it."""
-        loss, right, tokens = 0.0, 0, 0
+        """Loss, perplexity and accuracy of target tokens, each predicted from the true ones before it; and the share of
+        rows whose tokens are all right."""
+        loss, right, tokens, rows_right = 0.0, 0, 0, 0
         for part in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
             batch = rows.batch(part)
             mask = None if batch["mask"] is None else batch["mask"].to(self.device)
             target_BU = batch["target_ids"].to(self.device)
             logits_BUV = self.model(batch["input_ids"].to(self.device), mask, target_BU[:, :-1])
             inside_BU = torch.arange(1, target_BU.shape[1]) < batch["target_lengths"][:, None]
-            logits, wanted = logits_BUV[inside_BU.to(self.device)], target_BU[:, 1:][inside_BU.to(self.device)]
-            loss += float(F.cross_entropy(logits, wanted, reduction="sum"))
-            right += int((logits.argmax(dim=-1) == wanted).sum())
-            tokens += len(wanted)
-        return {"loss": loss / tokens, "perplexity": math.exp(loss / tokens), "token_accuracy": right / tokens}
+            inside_BU = inside_BU.to(self.device)
+            right_BU = logits_BUV.argmax(dim=-1) == target_BU[:, 1:]
+            loss += float(F.cross_entropy(logits_BUV[inside_BU], target_BU[:, 1:][inside_BU], reduction="sum"))
+            right += int((right_BU & inside_BU).sum())
+            tokens += int(inside_BU.sum())
+            rows_right += int((right_BU | ~inside_BU).all(dim=1).sum())
+        return {
+            "loss": loss / tokens,
+            "perplexity": math.exp(min(loss / tokens, 700.0)),
+            "token_accuracy": right / tokens,
+            "teacher_forced_match": rows_right / len(rows),
+        }
 
     def generate(self, rows: TokenRows, batch_size: int = 64) -> list[str]:
         """The output for each row of tokens, batched by length: it does not depend on the neighbours."""

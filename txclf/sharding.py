@@ -12,7 +12,7 @@ import torch
 from ray.train.lightning import RayDDPStrategy
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from txclf.sections import Compute
 
@@ -39,5 +39,9 @@ class Sharded(RayDDPStrategy):
         model: Any = self.lightning_module.model
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         policy = MixedPrecisionPolicy(reduce_dtype=self.reduce_dtype)
-        for module in [*model.blocks, model]:
+        decoder = getattr(model, "decoder", ())
+        for module in [*model.blocks, *decoder, model]:
             fully_shard(module, mesh=mesh, mp_policy=policy)
+        for block in decoder:  # what is called of it in place of `forward`
+            for method in ("memory", "decode"):
+                register_fsdp_forward_method(block, method)

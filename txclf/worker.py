@@ -49,7 +49,7 @@ class Job:
 
     def rows(self, tables: Sequence[pa.Table]) -> Rows:
         """Tables of these columns as rows to make batches of."""
-        return TokenRows(tables) if self.config.task == "classify" else PairRows(tables)
+        return TokenRows(tables) if self.config.task == "classify" else PairRows.of(tables)
 
     def manifest(self) -> shards.Manifest:
         """Of the prepared data, as this run trains on them."""
@@ -100,7 +100,7 @@ class ScoringBatches:
 
 def streamed_rows(
     job: Job, split: str, pulse: Pulse, first: bool = True, barrier: Callable[[], None] = lambda: None
-) -> TokenRows:
+) -> Rows:
     """The rows of a split on this node's disk, read from its shards by the first worker there."""
     part = job.manifest().splits[split]
 
@@ -111,7 +111,7 @@ def streamed_rows(
                 yield table
 
     folder = os.path.join(tempfile.gettempdir(), f"txclf-{job.id}-{split}")
-    return spool.spooled(tables, folder, part.tokens, first, barrier)
+    return spool.spooled(tables, folder, part.tokens + part.target_tokens, job.columns, first, barrier)
 
 
 def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool], place: Place) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from txclf.data.batches import TokenRows
 from txclf.data.spool import spooled
 from txclf.errors import DataError, StorageError
 
+COLUMNS = ("input_ids", "label")
+
 
 def tables(count: int = 5) -> Iterator[pa.Table]:
     draw = np.random.default_rng(0)
@@ -28,7 +30,8 @@ def tables(count: int = 5) -> Iterator[pa.Table]:
 @pytest.mark.parametrize("token_dropout", [0.0, 0.3])
 def test_batches_from_disk_are_those_from_memory(tmp_path: Path, token_dropout: float) -> None:
     memory = TokenRows(list(tables()))
-    disk = spooled(tables, str(tmp_path / "spool"), len(memory.values))
+    disk = spooled(tables, str(tmp_path / "spool"), len(memory.values), COLUMNS)
+    assert isinstance(disk, TokenRows)
     assert not (tmp_path / "spool").exists()
     assert np.array_equal(disk.lengths, memory.lengths)
     for step in range(20):
@@ -47,9 +50,9 @@ def test_the_first_process_of_a_node_writes_and_the_others_read(tmp_path: Path) 
     def other() -> None:
         order.append("met")
         if len(order) == 1:
-            order.append(str(len(spooled(tables, folder, 0, first=False))))
+            order.append(str(len(spooled(tables, folder, 0, COLUMNS, first=False))))
 
-    assert len(spooled(tables, folder, 0, barrier=other)) == 1000
+    assert len(spooled(tables, folder, 0, COLUMNS, barrier=other)) == 1000
     assert order == ["met", "1000", "met"]
 
 
@@ -59,19 +62,19 @@ def test_an_error_while_reading_leaves_nothing_behind(tmp_path: Path) -> None:
         raise DataError("part-2 cannot be read")
 
     with pytest.raises(DataError, match="part-2"):
-        spooled(damaged, str(tmp_path / "spool"), 10)
+        spooled(damaged, str(tmp_path / "spool"), 10, COLUMNS)
     assert not (tmp_path / "spool").exists()
 
 
 def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(StorageError, match=r"GB free, but the tokens take .* set TMPDIR"):
-        spooled(tables, str(tmp_path / "spool"), free)
+        spooled(tables, str(tmp_path / "spool"), free, COLUMNS)
 
 
 def test_the_file_is_closed_with_the_rows(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    rows = spooled(tables, str(tmp_path / "spool"), 0)
+    rows = spooled(tables, str(tmp_path / "spool"), 0, COLUMNS)
     assert len(os.listdir("/proc/self/fd")) == before + 1
     del rows
     assert len(os.listdir("/proc/self/fd")) == before

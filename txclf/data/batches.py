@@ -18,7 +18,7 @@ Shapes: S steps, G rows of a global batch, B rows of a batch on this rank, T tok
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -123,12 +123,17 @@ class TokenRows:
 
 
 class PairRows:
-    """Rows of `seq2seq`: a source and a target each, from tables with `input_ids` and `target_ids`."""
+    """Rows of `seq2seq`: a source and a target each."""
 
-    def __init__(self, tables: Sequence[pa.Table]) -> None:
-        self.source, self.target = TokenRows(tables), TokenRows(tables, "target_ids")
+    def __init__(self, source: TokenRows, target: TokenRows) -> None:
+        self.source, self.target = source, target
         # What rows are sorted by: the target, which costs more, then the source.
         self.lengths: Ints = self.target.lengths.astype(np.int64) << 32 | self.source.lengths
+
+    @classmethod
+    def of(cls, tables: Sequence[pa.Table]) -> Self:
+        """Of tables with `input_ids` and `target_ids`."""
+        return cls(TokenRows(tables), TokenRows(tables, "target_ids"))
 
     def __len__(self) -> int:
         return len(self.lengths)

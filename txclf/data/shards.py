@@ -115,7 +115,7 @@ class Manifest(_Record):
     splits: dict[str, Split]
     reject_reasons: dict[str, int]
     conflicting_texts: int
-    """Texts that stand in the training files under more than one label."""
+    """Texts that stand in the training files under more than one label or target."""
 
 
 def load_manifest(folder: str) -> Manifest:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import pyarrow as pa
 
-from txclf.data.batches import Int32s, Ints, TokenRows
+from txclf.data.batches import Int32s, Ints, PairRows, Rows, TokenRows
 from txclf.data.shards import Manifest
 from txclf.errors import StorageError
 
-NAMES = ("tokens", "lengths", "labels")
+LENGTHS = ".lengths"
+"""Ends the name of the file of a column's lengths."""
 
 
 class SpooledRows(TokenRows):
@@ -40,8 +42,11 @@ class SpooledRows(TokenRows):
         os.close(self.file)
 
 
-def spool(tables: Iterable[pa.Table], folder: str, num_tokens: int) -> None:
-    """Writes tables of `input_ids` and `label` into a folder. Raises `StorageError` when the disk has no room."""
+def spool(tables: Iterable[pa.Table], folder: str, num_tokens: int, columns: Sequence[str]) -> None:
+    """Writes columns of tables into a folder: token ids (list<int32>), flat, with their lengths, and `label`.
+
+    Raises `StorageError` when the disk has no room.
+    """
     try:
         os.makedirs(folder, exist_ok=True)
         free = shutil.disk_usage(folder).free
@@ -50,43 +55,56 @@ def spool(tables: Iterable[pa.Table], folder: str, num_tokens: int) -> None:
                 f"`{folder}`: {free / 1e9:.1f} GB free, but the tokens take {4 * num_tokens / 1e9:.1f} GB: "
                 "set TMPDIR to a larger disk, or `data.ingest: memory`"
             )
-        files = [open(os.path.join(folder, name), "wb") for name in NAMES]  # noqa: SIM115
-        try:
+        names = [*columns, *(column + LENGTHS for column in columns if column != "label")]
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(open(os.path.join(folder, name), "wb")) for name in names}
             for table in tables:
-                rows = TokenRows([table])
-                for file, values in zip(files, (rows.values, rows.lengths, rows.labels), strict=True):
-                    file.write(np.ascontiguousarray(values, np.int32).data)
-        finally:
-            for file in files:
-                file.close()
+                for column in columns:
+                    if column == "label":
+                        values = table[column].to_numpy()
+                    else:
+                        rows = TokenRows([table], column)
+                        values = rows.values
+                        files[column + LENGTHS].write(rows.lengths.data)
+                    files[column].write(np.ascontiguousarray(values, np.int32).data)
     except OSError as error:
         raise StorageError(
             f"`{folder}`: cannot be written: {error.strerror or error}: set TMPDIR to another disk"
         ) from error
 
 
-def open_spool(folder: str) -> SpooledRows:
+def open_spool(folder: str, columns: Sequence[str]) -> Rows:
     """The rows of a spooled folder, which may be removed after this."""
-    lengths, labels = (np.fromfile(os.path.join(folder, name), np.int32) for name in NAMES[1:])
-    return SpooledRows(os.open(os.path.join(folder, NAMES[0]), os.O_RDONLY), lengths, labels)
+
+    def values(name: str) -> Int32s:
+        return np.fromfile(os.path.join(folder, name), np.int32)
+
+    labels = values("label") if "label" in columns else np.empty(0, np.int32)
+    sides = [
+        SpooledRows(os.open(os.path.join(folder, column), os.O_RDONLY), values(column + LENGTHS), labels)
+        for column in columns
+        if column != "label"
+    ]
+    return sides[0] if len(sides) == 1 else PairRows(*sides)
 
 
 def spooled(
     tables: Callable[[], Iterable[pa.Table]],
     folder: str,
     num_tokens: int,
+    columns: Sequence[str],
     first: bool = True,
     barrier: Callable[[], None] = lambda: None,
-) -> SpooledRows:
+) -> Rows:
     """The rows of `tables`, spooled by the first process of a node for all of them; nothing of the folder is left.
 
     `barrier` waits for the other processes.
     """
     try:
         if first:
-            spool(tables(), folder, num_tokens)
+            spool(tables(), folder, num_tokens, columns)
         barrier()
-        rows = open_spool(folder)
+        rows = open_spool(folder, columns)
         barrier()
     finally:
         if first:
@@ -100,7 +118,7 @@ def streams(setting: str, manifest: Manifest, budget: int) -> tuple[bool, str]:
     `budget` is the most bytes that they may take in memory under `auto`.
     """
     splits = [manifest.splits[name] for name in ("train", "valid")]
-    size = sum(4 * split.tokens + 16 * split.rows for split in splits)
+    size = sum(4 * (split.tokens + split.target_tokens) + 16 * split.rows for split in splits)
     stream = setting == "stream" or (setting == "auto" and size > budget)
     reason = "as the run file says"
     if setting == "auto":
