@@ -20,11 +20,20 @@ PACKAGE = ROOT / "txclf"
 
 # A module imports only from floors above it in this list, or a sibling named in the same line after a colon.
 FLOORS = [
-    ["errors", "hashes", "stages", "tensors"],
+    ["errors", "hashes", "stages", "tensors", "data.labels"],
     ["storage", "console", "sections"],
     ["space"],
     ["config"],
-    ["data.sources", "data.tokenizer", "data.shards", "data.batches", "data.demo", "model.layers", "trackers"],
+    [
+        "data.sources",
+        "data.tokenizer",
+        "data.shards",
+        "data.batches",
+        "data.demo",
+        "model.layers",
+        "trackers",
+        "curves",
+    ],
     [
         "data.records",
         "data.spool",
@@ -33,11 +42,13 @@ FLOORS = [
         "checkpoints",
         "baseline",
         "calibration",
+        "label_scores",
+        "thresholds",
         "log",
         "sessions",
     ],
-    ["module", "bundle", "model.decoding", "cluster", "backend", "sharding"],
-    ["callbacks", "seq2seq", "module_seq2seq"],
+    ["module", "bundle", "audit", "model.decoding", "cluster", "backend", "sharding"],
+    ["callbacks", "seq2seq", "module_seq2seq", "module_multilabel"],
     ["worker", "board", "selection"],
     ["gauges"],
     ["distributed"],

@@ -33,6 +33,7 @@ from txclf.data.tokenizer import encode, parse_tokenizer, vocab_size
 from txclf.errors import BundleError, StorageError
 from txclf.model.classifier import TransformerClassifier
 from txclf.sections import Generate, Model
+from txclf.thresholds import DEFAULT
 
 FORMAT = 1
 WEIGHTS, TOKENIZER, TARGET_TOKENIZER, CARD, DESCRIPTION = (
@@ -68,7 +69,7 @@ class Description(BaseModel):
     format: int
     version: str
     """Of txclf, when it was saved."""
-    task: Literal["classify", "seq2seq"]
+    task: Literal["classify", "multilabel", "seq2seq"]
     labels: list[str]
     """In the order of the model's outputs."""
     text_columns: list[str]
@@ -87,14 +88,23 @@ class Description(BaseModel):
     """Of the weights and of the tokenizer."""
     calibration: Calibration | None = None
     """None: the logits are taken as they are."""
+    label_delimiter: str = ","
+    """Of `multilabel`: what stands between labels in a file that cannot hold lists."""
+    thresholds: dict[str, float] | None = None
+    """Of `multilabel`: the probability from which on a label is given, chosen on the validation split; None: 0.5."""
 
 
 class Prediction(NamedTuple):
     """What the model says of one text."""
 
     label: str
+    """The likeliest."""
     probability: float
+    """Of `label`."""
     probabilities: dict[str, float]
+    labels: list[str]
+    """All that the text is given, the likeliest first: of a `multilabel` model those that reach their thresholds, maybe
+    none; else `label` alone."""
 
 
 def save(
@@ -106,6 +116,7 @@ def save(
     metrics: Mapping[str, float],
     rows: Mapping[str, int],
     calibration: Calibration | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> None:
     """Writes a bundle; `model.json`, written last, makes it whole. A second tokenizer is that of the targets."""
     parts = {WEIGHTS: save_safetensors({name: weight.contiguous() for name, weight in weights.items()})}
@@ -116,6 +127,7 @@ def save(
             "rows": dict(rows),
             "sha256": {name: _sha256(part) for name, part in parts.items()},
             "calibration": calibration,
+            "thresholds": None if thresholds is None else dict(thresholds),
         }
     )
     for name, part in parts.items():
@@ -135,6 +147,7 @@ def outline(run: RunConfig, labels: Sequence[str], tokenizers: Sequence[str]) ->
         max_length=run.tokenizer.max_length,
         vocab_size=vocab_size(parse_tokenizer(tokenizers[0])),
         target_vocab_size=vocab_size(parse_tokenizer(tokenizers[-1])) if run.task == "seq2seq" else 0,
+        label_delimiter=run.data.label_delimiter,
         generate=run.generate if run.task == "seq2seq" else None,
         model=run.model,
         metrics={},
@@ -155,7 +168,7 @@ class Classifier:
     @classmethod
     def load(cls, folder: str) -> Self:
         """Reads a bundle from a path or URI. Raises `BundleError` when it is damaged or of another format or task."""
-        description, content = read(folder, "classify")
+        description, content = read(folder, "classify", "multilabel")
         model = build(lambda: _network(description), content, folder)
         return cls(description, parse_tokenizer(content[TOKENIZER].decode()), model)
 
@@ -177,21 +190,51 @@ class Classifier:
         """What the logits are divided by before they become probabilities."""
         return self.description.calibration.temperature if self.description.calibration else 1.0
 
+    @property
+    def several(self) -> bool:
+        """Whether a text may have several labels, or none: `task: multilabel`."""
+        return self.description.task == "multilabel"
+
+    @property
+    def thresholds(self) -> Floats:
+        """The probability from which on each label is given (classes,), where a text may have several."""
+        known = self.description.thresholds or {}
+        return np.array([known.get(label, DEFAULT) for label in self.labels], np.float32)
+
     def __call__(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
         """Labels and probabilities of texts, in their order. Raises `TypeError` for a bare string."""
         if isinstance(texts, str):
             raise TypeError('expected a list of texts, as in classifier(["some text"])')
         probabilities = self.probabilities([(text,) for text in texts], batch_size)
         return [
-            Prediction(self.labels[row.argmax()], float(row.max()), dict(zip(self.labels, row.tolist(), strict=True)))
-            for row in probabilities
+            Prediction(
+                self.labels[row.argmax()],
+                float(row.max()),
+                dict(zip(self.labels, row.tolist(), strict=True)),
+                labels,
+            )
+            for row, labels in zip(probabilities, self.given(probabilities), strict=True)
+        ]
+
+    def given(self, probabilities: Floats) -> list[list[str]]:
+        """The labels that each row of probabilities (rows, classes) is given, the likeliest first."""
+        if not self.several:
+            return [[self.labels[winner]] for winner in probabilities.argmax(axis=1)] if len(probabilities) else []
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        reached = probabilities >= self.thresholds
+        return [
+            [self.labels[i] for i in numbers if row[i]] for numbers, row in zip(order.tolist(), reached, strict=True)
         ]
 
     def probabilities(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Floats:
         """Calibrated class probabilities (rows, classes) of rows of text columns."""
         input_ids, _ = encode(self.tokenizer, texts, self.description.max_length)
         table = pa.table({"input_ids": input_ids, "label": pa.array(np.zeros(len(texts), np.int32))})
-        return softmax(self.logits(TokenRows([table]), batch_size), self.temperature)
+        return self.calibrated(self.logits(TokenRows([table]), batch_size))
+
+    def calibrated(self, logits: Floats) -> Floats:
+        """Class probabilities (rows, classes) of logits: they add up to 1 where a text has one label."""
+        return sigmoid(logits, self.temperature) if self.several else softmax(logits, self.temperature)
 
     @torch.inference_mode()
     def logits(self, rows: TokenRows, batch_size: int = 64) -> Floats:
@@ -211,11 +254,19 @@ def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
     return raised / raised.sum(axis=1, keepdims=True) if len(logits) else logits
 
 
-def read(folder: str, task: str) -> tuple[Description, dict[str, bytes]]:
+def sigmoid(logits: Floats, temperature: float = 1.0) -> Floats:
+    """The probability of each label by itself (rows, classes) of logits divided by a temperature."""
+    scaled = logits / np.float32(temperature)
+    raised = np.exp(-np.abs(scaled))
+    found: Floats = np.where(scaled >= 0, 1, raised) / (1 + raised)
+    return found
+
+
+def read(folder: str, *tasks: str) -> tuple[Description, dict[str, bytes]]:
     """A bundle's description and its files' content. Raises `BundleError` when it is damaged or of another task."""
     description = describe(folder)
-    if description.task != task:
-        raise BundleError(f"`{folder}`: a model of `task: {description.task}`, not {task}")
+    if description.task not in tasks:
+        raise BundleError(f"`{folder}`: a model of `task: {description.task}`, not {' or '.join(tasks)}")
     content = {}
     for name in (WEIGHTS, TOKENIZER, TARGET_TOKENIZER):
         if name == TARGET_TOKENIZER and name not in description.sha256:
@@ -288,6 +339,13 @@ def _card(name: str, description: Description) -> str:
             f"calibrated on {found.rows:,} validation rows: temperature {found.temperature:.3f}, "
             f"calibration error {found.error_before:.4f} before, {found.error_after:.4f} after"
         )
+    if description.task == "multilabel":
+        kind = "transformer text classifier (any number of labels per text)"
+        chosen = "thresholds of 0.5"
+        if description.thresholds:
+            lowest, highest = min(description.thresholds.values()), max(description.thresholds.values())
+            chosen = f"thresholds chosen on the validation rows, from {lowest:.3f} to {highest:.3f}"
+        facts += f"\n- **Gives** a label from its threshold on: {chosen}"
     return f"""# {name}
 
 A {kind} ({model.layers} layers, width {model.width}, {model.heads} heads), trained with txclf

@@ -107,7 +107,7 @@ def predict(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="A column for each label too.")] = False,
     text: Annotated[list[str] | None, typer.Option("--text", help="Column(s) that hold the text here.")] = None,
 ) -> None:
-    """Predict every row of files: their columns stay, `label` and `probability` are added."""
+    """Predict every row of files: their columns stay, `label` and `probability` (or `labels`) are added."""
     from txclf import console
     from txclf import predict as verb
 
@@ -171,7 +171,7 @@ Try next:
 
 
 def _prepare(run: RunConfig) -> str:
-    from txclf import console
+    from txclf import console, screen
     from txclf import prepare as verb
     from txclf.data import shards
 
@@ -200,9 +200,7 @@ def _prepare(run: RunConfig) -> str:
             for name, split in manifest.splits.items()
         ],
     )
-    if manifest.conflicting_texts:
-        several = "label" if manifest.labels else "target"
-        print(f"{manifest.conflicting_texts:,} text(s) stand in the training files under more than one {several}")
+    screen.labels(run, manifest)
     return folder
 
 
@@ -303,27 +301,7 @@ def _evaluate(run: str, data: list[str] | None = None, with_baseline: bool = Tru
         )
         print(f"all of it: {os.path.join(run, verb.METRICS)}")
         return
-    shown = {"accuracy": "accuracy", "f1_macro": "macro F1", "f1_minority": "F1 of the rarest class"}
-    names = {"baseline": "n-gram logistic regression", "majority": "majority class"}
-    scored = {"model": result, **{name: result[key] for key, name in names.items() if key in result}}
-    rows = [[name, *(f"{found[key]:.4f}" for key in shown)] for name, found in scored.items()]
-    skipped = f", {result['skipped']:,} bad rows skipped" if result["skipped"] else ""
-    console.table(f"Scores on {result['rows']:,} rows{skipped}", ["", *shown.values()], rows)
-    names = {"loss": "loss", "mcc": "MCC", "auroc_macro": "AUROC (macro)", "calibration_error": "calibration error"}
-    print("  ".join(f"{title} {result[key]:.4f}" for key, title in names.items() if result[key] is not None))
-    if result["temperature"] != 1.0:
-        before, after = result["calibration_error_before"], result["calibration_error"]
-        told = f"{before:.4f} before calibration, {after:.4f} after"
-        print(f"calibration error {told} (temperature {result['temperature']:.3f})")
-    classes = sorted(result["per_class"].items(), key=lambda item: item[1]["f1"])
-    console.table(
-        "By class, worst first" + (f" ({len(classes) - 30} more in metrics.json)" if len(classes) > 30 else ""),
-        ["label", "precision", "recall", "F1", "rows"],
-        [
-            [name, *(f"{score[key]:.3f}" for key in ("precision", "recall", "f1")), f"{score['support']:,}"]
-            for name, score in classes[:30]
-        ],
-    )
+    screen.label_scores(result)
     print(f"all of it: {os.path.join(run, verb.METRICS)}")
 
 

@@ -22,6 +22,7 @@ from txclf.sections import Compute, Data, Generate, Model, Section, Tokenizer, T
 from txclf.space import Settings, Tune, placed
 
 LABEL_MONITORS = ("valid_loss", "valid_accuracy", "valid_f1_macro")
+SET_MONITORS = ("valid_loss", "valid_map", "valid_f1_macro", "valid_f1_micro", "valid_subset_accuracy")
 PAIR_MONITORS = ("valid_loss", "valid_token_accuracy", "valid_exact_match")
 SEARCHED = ("seed", "data", "tokenizer", "model", "train")
 """What a search may change."""
@@ -36,8 +37,8 @@ class RunConfig(Section):
     """Path or URI, reachable from every node, under which runs and prepared data lie."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the split, the shuffles, the initial weights and dropout."""
-    task: Literal["classify", "seq2seq"] = "classify"
-    """`classify`: one label per text; `seq2seq`: a text from a text."""
+    task: Literal["classify", "multilabel", "seq2seq"] = "classify"
+    """`classify`: one label per text; `multilabel`: any number of labels per text; `seq2seq`: a text from a text."""
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()
@@ -48,12 +49,16 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits_task(self) -> Self:
-        pairs = self.task == "seq2seq"
-        known = PAIR_MONITORS if pairs else LABEL_MONITORS
+        known = {"classify": LABEL_MONITORS, "multilabel": SET_MONITORS, "seq2seq": PAIR_MONITORS}[self.task]
         for key, value in (("train.monitor", self.train.monitor), ("tune.metric", self.tune.metric)):
             if value is not None and value not in known:
                 raise ValueError(f"`{key}: {value}` is not of `task: {self.task}`, which has {', '.join(known)}")
-        if pairs:
+        if self.task == "multilabel" and self.train.sampling == "balanced":
+            raise ValueError(
+                "`train.sampling: balanced` does not go with `task: multilabel`: a row counts for several labels at "
+                "once; take `train.class_weights: balanced`"
+            )
+        if self.task == "seq2seq":
             refused = {
                 "train.adversarial": self.train.adversarial > 0,
                 "train.class_weights": self.train.class_weights != "none",

@@ -19,11 +19,12 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.functional.text import chrf_score, sacre_bleu_score
 
-from txclf import baseline, calibration, config, storage
-from txclf.bundle import Classifier, softmax
+from txclf import baseline, calibration, config, label_scores, storage, thresholds
+from txclf.bundle import Classifier, sigmoid, softmax
 from txclf.config import RunConfig
 from txclf.data import records, shards, sources
 from txclf.data.batches import PairRows, TokenRows
+from txclf.data.labels import LabelSets
 from txclf.data.tokenizer import encode, encode_targets
 from txclf.errors import ConfigError, DataError
 from txclf.seq2seq import Seq2Seq
@@ -52,6 +53,10 @@ def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: 
         storage.write_json(storage.join(folder, METRICS), result)
         return result
     classifier = Classifier.load(storage.join(folder, "model"))
+    if run.task == "multilabel":
+        result = _evaluate_sets(run, classifier, prepared, manifest, data, with_baseline)
+        storage.write_json(storage.join(folder, METRICS), result)
+        return result
     skipped = 0
     if data is None:
         table = shards.read_split(prepared, manifest, "test", ["input_ids", "label", "text"])
@@ -86,6 +91,55 @@ def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: 
     return result
 
 
+def _evaluate_sets(
+    run: RunConfig,
+    classifier: Classifier,
+    prepared: str,
+    manifest: shards.Manifest,
+    data: Sequence[str] | None,
+    with_baseline: bool,
+) -> dict[str, Any]:
+    columns, names = ["input_ids", "labels", "text"], classifier.labels
+    if data is None:
+        table, skipped = shards.read_split(prepared, manifest, "test", columns), manifest.splits["test"].rejected
+    else:
+        table, skipped = _read(run, classifier, data)
+    rows = TokenRows([table])
+    logits, targets = classifier.logits(rows), _targets(table, len(names))
+    result = {
+        "data": "test" if data is None else list(data),
+        "skipped": skipped,
+        "labels": names,
+        **label_scores.scores(classifier.calibrated(logits), targets, classifier.thresholds, names),
+        "temperature": classifier.temperature,
+        "calibration_error_before": calibration.error(logits, targets),
+    }
+    if with_baseline:
+        train, valid = (shards.read_split(prepared, manifest, name, columns[1:]) for name in ("train", "valid"))
+        train_targets, valid_targets = _targets(train, len(names)), _targets(valid, len(names))
+        sets, counts = np.unique(train_targets, axis=0, return_counts=True)
+        most = np.tile(sets[counts.argmax()], (len(targets), 1))
+        result["majority"] = label_scores.short_scores(most, targets)
+        texts = [*valid["text"].to_pylist(), *table["text"].to_pylist()]
+        found, train_rows, seconds = baseline.one_vs_rest(
+            train["text"].to_pylist(), train_targets, texts, run.tokenizer.lowercase
+        )
+        limits = np.array(thresholds.choose(found[: len(valid)], valid_targets), np.float32)
+        given = sigmoid(found[len(valid) :]) >= limits
+        result["baseline"] = {
+            "model": "n-gram logistic regression, one for each label, its thresholds chosen on the validation rows",
+            **label_scores.short_scores(given, targets),
+            "train_rows": train_rows,
+            "seconds": round(seconds, 2),
+        }
+    return result
+
+
+def _targets(table: pa.Table, classes: int) -> npt.NDArray[np.bool_]:
+    """Whether each row has each label (rows, classes)."""
+    return LabelSets.of([table]).matrix(classes)
+
+
 def _evaluate_pairs(
     run: RunConfig, folder: str, prepared: str, manifest: shards.Manifest, data: Sequence[str] | None
 ) -> dict[str, Any]:
@@ -94,7 +148,8 @@ def _evaluate_pairs(
         table = shards.read_split(prepared, manifest, "test", ["input_ids", "target_ids", "target"])
         skipped = manifest.splits["test"].rejected
     else:
-        texts, targets, bad = _labelled(run, data, run.data.target, None)
+        texts, found, bad = _labelled(run, data, run.data.target, None)
+        targets = [target for (target,) in found]
         input_ids, _ = encode(model.tokenizer, texts, model.description.max_length)
         target_ids, _ = encode_targets(model.target_tokenizer, targets, model.description.max_length)
         columns = [input_ids, target_ids, pa.array(targets)]
@@ -130,27 +185,33 @@ def _read(run: RunConfig, classifier: Classifier, paths: Sequence[str]) -> tuple
     numbers = {label: number for number, label in enumerate(classifier.labels)}
     texts, labels, skipped = _labelled(run, paths, run.data.label, numbers)
     input_ids, _ = encode(classifier.tokenizer, texts, classifier.description.max_length)
-    known = pa.array([numbers[label] for label in labels], pa.int32())
-    columns = [input_ids, known, pa.array(["\n".join(text) for text in texts])]
-    return pa.table(columns, names=["input_ids", "label", "text"]), skipped
+    joined = pa.array(["\n".join(text) for text in texts])
+    if classifier.several:
+        sets = pa.array([sorted(numbers[label] for label in row) for row in labels], pa.list_(pa.int32()))
+        return pa.table([input_ids, sets, joined], names=["input_ids", "labels", "text"]), skipped
+    known = pa.array([numbers[label] for (label,) in labels], pa.int32())
+    return pa.table([input_ids, known, joined], names=["input_ids", "label", "text"]), skipped
 
 
 def _labelled(
     run: RunConfig, paths: Sequence[str], column: str, known: Collection[str] | None
-) -> tuple[list[tuple[str, ...]], list[str], int]:
-    """Texts and what a column says of them, one of `known` if that is given; and how many rows were skipped."""
+) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]], int]:
+    """Texts and what a column says of them, all of `known` if that is given; and how many rows were skipped."""
     texts: list[tuple[str, ...]] = []
-    labels: list[str] = []
+    labels: list[tuple[str, ...]] = []
+    delimiter = run.data.label_delimiter if run.task == "multilabel" else None
     bad: list[records.Reject] = []
     for source in sources.find_sources(paths):
-        for rows, rejects in records.read_rows(source, run.data.text, column):
+        for rows, rejects in records.read_rows(source, run.data.text, column, label_delimiter=delimiter):
             bad += rejects
-            for text, label, file, row in zip(rows.texts, rows.labels, rows.files, rows.rows, strict=True):
-                if known is None or label in known:
-                    texts.append(text)
-                    labels.append(label)
+            found = rows.label_sets or [(label,) for label in rows.labels]
+            for text, row_labels, file, row in zip(rows.texts, found, rows.files, rows.rows, strict=True):
+                unknown = [] if known is None else [label for label in row_labels if label not in known]
+                if unknown:
+                    bad.append(records.Reject(file, row, f"label `{unknown[0]}` is not one of the model's"))
                 else:
-                    bad.append(records.Reject(file, row, f"label `{label}` is not one of the model's"))
+                    texts.append(text)
+                    labels.append(row_labels)
     if bad and run.data.on_bad_row == "fail":
         lines = "\n".join(f"  {reject.file}: row {reject.row:,}: {reject.reason}" for reject in bad[:20])
         raise DataError(f"{len(bad):,} bad row(s), the first of them:\n{lines}\nthe run has `data.on_bad_row: fail`")

@@ -120,8 +120,11 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class ClassifierModule(TrainingModule):
-    """Trains a `TransformerClassifier`; `class_weights` is (C,) or None."""
+class EncoderModule(TrainingModule):
+    """Trains a `TransformerClassifier`: logits (B, C) for each row. `class_weights` is (C,) or None.
+
+    A subclass has `training_loss` and the validation.
+    """
 
     def __init__(
         self,
@@ -136,12 +139,14 @@ class ClassifierModule(TrainingModule):
         model = TransformerClassifier(config.model, vocab_size, num_classes, config.tokenizer.max_length)
         super().__init__(config, model, total_steps, start_step, world_size)
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.f1_macro = MulticlassF1Score(num_classes, average="macro")
-        self.loss_sum: Tensor
-        self.row_count: Tensor
-        for name in ("loss_sum", "row_count"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
+
+    def training_loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
+        """The training loss of logits against a batch's labels, summed over the rows."""
+        raise NotImplementedError
+
+    def summed_loss(self, batch: Any, shift_BTD: Tensor | None = None) -> Tensor:
+        """The training loss, summed over the rows; `shift_BTD` moves the tokens' vectors."""
+        return self.training_loss(self.network(batch["input_ids"], batch["mask"], shift_BTD), batch["labels"])
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if not self.config.train.adversarial:
@@ -154,14 +159,34 @@ class ClassifierModule(TrainingModule):
         shift_BTD = self.config.train.adversarial * slope_BTD / length_B11.clamp(min=1e-30)
         return self.scaled((loss + self.summed_loss(batch, shift_BTD)) / 2, loss, batch)
 
-    def summed_loss(self, batch: Any, shift_BTD: Tensor | None = None) -> Tensor:
-        """The training loss, summed over the rows; `shift_BTD` moves the tokens' vectors."""
-        logits_BC = self.network(batch["input_ids"], batch["mask"], shift_BTD)
+
+class ClassifierModule(EncoderModule):
+    """Trains for `task: classify`: one class a row."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        vocab_size: int,
+        num_classes: int,
+        class_weights: Tensor | None,
+        total_steps: int,
+        start_step: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(config, vocab_size, num_classes, class_weights, total_steps, start_step, world_size)
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.f1_macro = MulticlassF1Score(num_classes, average="macro")
+        self.loss_sum: Tensor
+        self.row_count: Tensor
+        for name in ("loss_sum", "row_count"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
+
+    def training_loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         weights: Any = self.class_weights
         if self.config.train.focal_gamma:
-            return focal_loss(logits_BC, batch["labels"], weights, self.config.train.focal_gamma)
+            return focal_loss(logits_BC, labels, weights, self.config.train.focal_gamma)
         smoothing = self.config.train.label_smoothing
-        return F.cross_entropy(logits_BC, batch["labels"], weights, reduction="sum", label_smoothing=smoothing)
+        return F.cross_entropy(logits_BC, labels, weights, reduction="sum", label_smoothing=smoothing)
 
     def on_validation_epoch_start(self) -> None:
         self.loss_sum.zero_()

@@ -54,11 +54,14 @@ def predict(
     """Predicts every row of the inputs, in order, into one file; the ending of `out` says its format.
 
     Adds `label` and `probability` (`predicted_label` and so on where the input has such a column), and with
-    `probabilities` a column for each label; a `seq2seq` model adds `output`. Raises `ConfigError` for an output format
-    it cannot write, `DataError` for inputs it cannot read. Nothing stands at `out` unless all of it does.
+    `probabilities` a column for each label. A `multilabel` model adds `labels` instead: lists, the likeliest first, and
+    joined by `data.label_delimiter` in csv and tsv. A `seq2seq` model adds `output`.
+
+    Raises `ConfigError` for an output format it cannot write, `DataError` for inputs it cannot read. Nothing stands at
+    `out` unless all of it does.
     """
     style, codec = _style(out)
-    adds, trained, answer = _load(model, probabilities)
+    adds, trained, answer = _load(model, probabilities, style)
     sources = find_sources(inputs)
     columns = list(text_columns or trained)
     if len(columns) != len(trained):
@@ -77,7 +80,8 @@ def predict(
                 if not writer:
                     given = list(raw.columns)
                     added = _names(given, adds)
-                    writer = stack.enter_context(closing(_writer(style, stream, given, added, raw.schema)))
+                    kinds = dict(zip(added, adds.values(), strict=True))
+                    writer = stack.enter_context(closing(_writer(style, stream, given, kinds, raw.schema)))
                 predicted, reasons = _predict(answer, len(adds), raw, wanted)
                 errors += [{"file": raw.files[i], "row": raw.rows[i], "reason": reasons[i]} for i in sorted(reasons)]
                 kept = _columns(raw, given, added, style)
@@ -118,23 +122,42 @@ def _columns(raw: RawBatch, given: Sequence[str], added: Sequence[str], style: s
     return {name: raw.columns.get(name) or [None] * len(raw.rows) for name in given} | raw.columns
 
 
-def _load(folder: str, probabilities: bool) -> tuple[list[str], list[str], Answer]:
-    """What a model adds to rows, the text columns that it was trained on, and what makes the one from the other."""
+def _load(folder: str, probabilities: bool, style: str) -> tuple[dict[str, pa.DataType], list[str], Answer]:
+    """The columns that a model adds to rows, the text columns that it was trained on, and what makes the one from the
+    other."""
     description = bundle.describe(folder)
     if description.task == "seq2seq":
         if probabilities:
             raise ConfigError("--probabilities: a `seq2seq` model has no labels")
         model = Seq2Seq.load(folder)
-        return ["output"], description.text_columns, lambda texts: ([output] for output in model.outputs(texts))
+        return (
+            {"output": pa.string()},
+            description.text_columns,
+            lambda texts: ([output] for output in model.outputs(texts)),
+        )
     classifier = Classifier.load(folder)
+
+    each = {f"probability_{label}": pa.float64() for label in classifier.labels} if probabilities else {}
+    if classifier.several:
+        lists, delimiter = style in ("jsonl", "parquet"), description.label_delimiter
+        broken = [label for label in classifier.labels if delimiter in label]
+        if broken and not lists:
+            raise ConfigError(f"a {style} file cannot hold `{broken[0]}`, for it has a `{delimiter}`: write .jsonl")
+
+        def listed(texts: list[tuple[str, ...]]) -> Iterator[list[Any]]:
+            found = classifier.probabilities(texts)
+            for row, labels in zip(found, classifier.given(found), strict=True):
+                yield [labels if lists else delimiter.join(labels), *(row.tolist() if probabilities else [])]
+
+        kind = pa.list_(pa.string()) if lists else pa.string()
+        return {"labels": kind, **each}, description.text_columns, listed
 
     def labelled(texts: list[tuple[str, ...]]) -> Iterator[list[Any]]:
         for row in classifier.probabilities(texts):
             winner = int(row.argmax())
             yield [classifier.labels[winner], float(row[winner]), *(row.tolist() if probabilities else [])]
 
-    each = [f"probability_{label}" for label in classifier.labels] if probabilities else []
-    return ["label", "probability", *each], description.text_columns, labelled
+    return {"label": pa.string(), "probability": pa.float64(), **each}, description.text_columns, labelled
 
 
 def _predict(
@@ -162,7 +185,7 @@ def _predict(
     return answers, reasons
 
 
-def _names(taken: Sequence[str] | dict[str, Any], adds: Sequence[str]) -> list[str]:
+def _names(taken: Sequence[str] | dict[str, Any], adds: Iterable[str]) -> list[str]:
     """Names of the added columns, which never hide one of the input's."""
     names: list[str] = []
     for name in adds:
@@ -210,7 +233,9 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-def _writer(style: str, stream: Any, inputs: list[str], added: list[str], schema: pa.Schema | None) -> Writer:
+def _writer(
+    style: str, stream: Any, inputs: list[str], added: dict[str, pa.DataType], schema: pa.Schema | None
+) -> Writer:
     if style == "parquet":
         return ParquetWriter(stream, inputs, added, schema)
     if style == "jsonl":
@@ -266,7 +291,7 @@ class JsonWriter:
 class ParquetWriter:
     """Parquet with the input's own types where it had them, else those of the first batch."""
 
-    def __init__(self, stream: Any, inputs: list[str], added: list[str], schema: pa.Schema | None) -> None:
+    def __init__(self, stream: Any, inputs: list[str], added: dict[str, pa.DataType], schema: pa.Schema | None) -> None:
         self.stream, self.inputs, self.added, self.schema = stream, inputs, added, schema
         self.writer: pq.ParquetWriter | None = None
 
@@ -279,9 +304,7 @@ class ParquetWriter:
                 else pa.field(name, kind if (kind := pa.array(columns[name]).type) != pa.null() else pa.string())
                 for name in self.inputs
             ]
-            fields += [
-                pa.field(name, pa.float64() if number else pa.string()) for number, name in enumerate(self.added)
-            ]
+            fields += [pa.field(name, kind) for name, kind in self.added.items()]
             self.schema = pa.schema(fields)
             self.writer = pq.ParquetWriter(self.stream, self.schema, compression="zstd")
         assert self.schema is not None

@@ -13,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from txclf import stages, storage
+from txclf.audit import SHOWN_REJECTS, Audit, check
 from txclf.config import RunConfig, anchored
 from txclf.data import records, shards
 from txclf.data.records import Reject
@@ -44,11 +45,10 @@ from txclf.hashes import UInt64s
 from txclf.stages import Tables
 
 BUCKET_BYTES = 64 * 2**20  # raw bytes that become one shard, roughly
-SHOWN_REJECTS = 20
 SCANNED = pa.schema(
     [
         ("hash", pa.uint64()),  # null where the row is rejected
-        ("label", pa.string()),
+        ("labels", pa.list_(pa.string())),  # one, but for `multilabel`; or the target of `seq2seq`
         ("float_label", pa.bool_()),
         ("sample", pa.string()),  # text for the tokenizer, null where it is not drawn
         ("target_sample", pa.string()),
@@ -57,6 +57,9 @@ SCANNED = pa.schema(
         ("reason", pa.string()),
     ]
 )
+
+SCHEMAS = {"classify": shards.SCHEMA, "multilabel": shards.SETS, "seq2seq": shards.PAIRS}
+"""Of the shards."""
 
 Show = Callable[[str, int], None]
 """Takes what is being done and the rows done so far."""
@@ -83,17 +86,6 @@ class Samples(NamedTuple):
     texts: list[str]
     targets: list[str]
     """Of `seq2seq`."""
-
-
-@dataclass
-class Audit:
-    """What the scan of one split's files found."""
-
-    rejects: list[Reject] = field(default_factory=list)
-    hashes: UInt64s = field(default_factory=lambda: np.empty(0, np.uint64))
-    label_hashes: UInt64s = field(default_factory=lambda: np.empty(0, np.uint64))
-    labels: Counter[str] = field(default_factory=Counter)
-    float_labels: bool = False
 
 
 def prepare(run: RunConfig, show: Show = lambda stage, rows: None) -> str:
@@ -136,7 +128,7 @@ def _answer(run: RunConfig) -> str:
 def _train_tokenizers(run: RunConfig, sample: Samples, show: Show) -> list[str]:
     """The tokenizer of the texts, and that of the targets where they have their own."""
     show("training the tokenizer on", len(sample.texts))
-    if run.task == "classify":
+    if run.task != "seq2seq":
         return [train_tokenizer(run.tokenizer, sample.texts).to_str()]
     if run.tokenizer.target == "shared":
         return [train_tokenizer(run.tokenizer, chain(sample.texts, sample.targets), for_targets=True).to_str()]
@@ -158,7 +150,9 @@ def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:
         split: [[source.path, *map(list, _stamp(source))] for source in files] for split, files in sources.items()
     }
     given = run.tokenizer.file and hashlib.sha256(storage.read_bytes(run.tokenizer.file)).hexdigest()
-    unused = {"target"} if run.task == "classify" else {"label"}
+    unused = {"seq2seq": {"label"}, "classify": {"target"}, "multilabel": {"target"}}[run.task]
+    if run.task != "multilabel":
+        unused.add("label_delimiter")
     data, tokenizer = (
         run.data.model_dump(exclude={*shards.SPLITS, "ingest", *unused}),
         run.tokenizer.model_dump(exclude={"file", *unused}),
@@ -195,33 +189,34 @@ def _scan_all(run: RunConfig, sources: dict[str, list[Source]], show: Show) -> t
         for table in stages.tables(_scan, tasks, run.compute.on_ray):
             good, bad = table.filter(table["hash"].is_valid()), table.filter(table["reason"].is_valid())
             audit.rejects += map(Reject, *(bad[name].to_pylist() for name in ("file", "row", "reason")))
-            if run.task == "classify":
-                audit.labels.update(good["label"].to_pylist())
+            if run.task != "seq2seq":
+                audit.labels.update(chain.from_iterable(good["labels"].to_pylist()))
                 audit.float_labels |= any(good["float_label"].to_pylist())
             sample.texts.extend(good["sample"].drop_null().to_pylist())
             sample.targets.extend(good["target_sample"].drop_null().to_pylist())
             hashes.append(good["hash"].to_numpy())
-            label_hashes.append(shards.text_hashes((label,) for label in good["label"].to_pylist()))
+            label_hashes.append(shards.text_hashes(map(tuple, good["labels"].to_pylist())))
             rows += table.num_rows
             show("read", rows)
             if run.data.on_bad_row == "fail" and len(audit.rejects) >= SHOWN_REJECTS:
                 break
         audit.hashes, audit.label_hashes = np.concatenate(hashes), np.concatenate(label_hashes)
-        _check(run, split, audit)
+        check(run, split, audit)
     return audits, sample
 
 
 def _scan(task: Task) -> Tables:
     """What the audit and the tokenizer need of each row of a file."""
-    data, seed = task.run.data, task.run.seed
+    seed = task.run.seed
     known = None if task.labels is None else set(task.labels)
-    for rows, rejects in records.read_rows(task.source, data.text, _answer(task.run)):
+    for rows, rejects in _rows(task):
         bad = list(rejects)
         kept = list(range(len(rows.rows)))
+        labels = rows.label_sets or [(label,) for label in rows.labels]
         if known is not None:
-            unseen = [i for i in kept if rows.labels[i] not in known]
+            unseen = {i: label for i in kept for label in labels[i] if label not in known}
             reason = "label `{}` is not among the training labels"
-            bad += [Reject(rows.files[i], rows.rows[i], reason.format(rows.labels[i])) for i in unseen]
+            bad += [Reject(rows.files[i], rows.rows[i], reason.format(label)) for i, label in unseen.items()]
             bad.sort(key=lambda reject: reject.row)
             kept = sorted(set(kept) - set(unseen))
         hashes = shards.text_hashes(rows.texts[i] for i in kept)
@@ -232,13 +227,20 @@ def _scan(task: Task) -> Tables:
         nothing, nulls = [None] * len(kept), [None] * len(bad)
         columns = [
             [*hashes.tolist(), *nulls],
-            [*(rows.labels[i] for i in kept), *nulls],
+            [*(labels[i] for i in kept), *nulls],
             [*["float" in rows.label_kinds] * len(kept), *nulls],
             [*sample, *nulls],
             [*targets, *nulls],
             *([*nothing, *column] for column in (zip(*bad, strict=True) if bad else [[], [], []])),
         ]
         yield pa.table([pa.array(column, kind) for column, kind in zip(columns, SCANNED.types, strict=True)], SCANNED)
+
+
+def _rows(task: Task) -> Iterator[tuple[records.Rows, list[Reject]]]:
+    """The rows of a file, as the task reads them."""
+    data = task.run.data
+    delimiter = data.label_delimiter if task.run.task == "multilabel" else None
+    return records.read_rows(task.source, data.text, _answer(task.run), label_delimiter=delimiter)
 
 
 def _belongs(task: Task, hashes: UInt64s) -> Any:
@@ -248,31 +250,6 @@ def _belongs(task: Task, hashes: UInt64s) -> Any:
         return np.ones(len(hashes), bool)
     aside = shards.validation_rows(hashes, task.run.seed, data.valid_fraction)
     return aside if task.split == "valid" else ~aside
-
-
-def _check(run: RunConfig, split: str, audit: Audit) -> None:
-    """Raises `DataError` for bad rows under `on_bad_row: fail`, and for what no classifier can learn from."""
-    key = f"`data.{split}`"
-    if audit.rejects and run.data.on_bad_row == "fail":
-        shown = audit.rejects[:SHOWN_REJECTS]
-        lines = "\n".join(f"  {reject.file}: row {reject.row:,}: {reject.reason}" for reject in shown)
-        more = f"the first {SHOWN_REJECTS} bad rows" if len(shown) == SHOWN_REJECTS else f"{len(shown)} bad row(s)"
-        raise DataError(f"{key}: {more}:\n{lines}\nmend them, or leave them out by `data.on_bad_row=skip`")
-    rows, labels = len(audit.hashes), sorted(audit.labels)
-    if not rows:
-        raise DataError(f"{key}: no usable row in {', '.join(getattr(run.data, split))}")
-    if split != "train" or run.task == "seq2seq":
-        return
-    if len(labels) == 1:
-        raise DataError(f"{key}: every row has the label `{labels[0]}`: a classifier needs at least two")
-    some = ", ".join(labels[:5])
-    if audit.float_labels and any("." in label or "e" in label for label in labels):
-        raise DataError(f"{key}: column `{run.data.label}` holds numbers with fractions ({some}), not labels")
-    if len(labels) > max(2, rows // 2):
-        raise DataError(
-            f"{key}: column `{run.data.label}` has {len(labels):,} different values in {rows:,} rows ({some} …): it "
-            "looks like an id or a measurement; set `data.label` to the column of labels"
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------- tokenizing
@@ -309,15 +286,17 @@ def _write(table: pa.Table, folder: str, split: str, num_labels: int) -> str:
 
 
 def _tokenize(task: Task, tokenizers: list[str]) -> Tables:
-    """The rows of a file that belong to the task's split, as `shards.SCHEMA` or `shards.PAIRS`."""
+    """The rows of a file that belong to the task's split, as its schema says."""
     assert task.labels is not None
     numbers = {label: number for number, label in enumerate(task.labels)}
-    pairs, max_length = task.run.task == "seq2seq", task.run.tokenizer.max_length
+    pairs, sets = task.run.task == "seq2seq", task.run.task == "multilabel"
+    max_length = task.run.tokenizer.max_length
     encoder, target_encoder = parse_tokenizer(tokenizers[0]), parse_tokenizer(tokenizers[-1])
     done = 0
-    for rows, _ in records.read_rows(task.source, task.run.data.text, _answer(task.run)):
+    for rows, _ in _rows(task):
         hashes = shards.text_hashes(rows.texts)
-        known = np.array([pairs or label in numbers for label in rows.labels], bool)
+        labels = rows.label_sets or [(label,) for label in rows.labels]
+        known = np.array([pairs or all(label in numbers for label in row) for row in labels], bool)
         kept = np.flatnonzero(known & _belongs(task, hashes))
         positions = done + kept
         done += len(rows.rows)
@@ -325,7 +304,7 @@ def _tokenize(task: Task, tokenizers: list[str]) -> Tables:
         input_ids, full_lengths = encode(encoder, texts, max_length)
         columns = [
             input_ids,
-            pa.array([0 if pairs else numbers[rows.labels[i]] for i in kept], pa.int32()),
+            pa.array([0 if pairs or sets else numbers[rows.labels[i]] for i in kept], pa.int32()),
             pa.array(["\n".join(text) for text in texts], pa.string()),
             pa.array([rows.files[i] for i in kept], pa.string()),
             pa.array([rows.rows[i] for i in kept], pa.int64()),
@@ -336,7 +315,9 @@ def _tokenize(task: Task, tokenizers: list[str]) -> Tables:
             targets = [rows.labels[i] for i in kept]
             target_ids, full_targets = encode_targets(target_encoder, targets, max_length)
             columns += [target_ids, pa.array(targets, pa.string()), pa.array(full_targets)]
-        yield pa.table(columns, schema=shards.PAIRS if pairs else shards.SCHEMA)
+        if sets:
+            columns.append(pa.array([sorted(map(numbers.__getitem__, labels[i])) for i in kept], pa.list_(pa.int32())))
+        yield pa.table(columns, schema=SCHEMAS[task.run.task])
 
 
 def _manifest(
@@ -374,6 +355,8 @@ def _manifest(
             target_tokens=sum(part.target_tokens for part in parts),
             truncated_targets=sum(part.truncated_targets for part in parts),
             label_counts=dict(zip(labels, counts, strict=True)),
+            unlabelled_rows=sum(part.unlabelled_rows for part in parts),
+            label_cardinality=sum(counts) / rows if run.task == "multilabel" else 0.0,
             length_histogram=np.sum([part.length_histogram for part in parts], axis=0).tolist(),
             duplicates=rows - len(np.unique(hashes[split])),
             duplicates_of_train=0 if split == "train" else int(np.isin(hashes[split], hashes["train"]).sum()),

@@ -19,6 +19,7 @@ from txclf.config import RunConfig
 from txclf.trials import Result
 
 if TYPE_CHECKING:  # they bring Ray
+    from txclf.data.shards import Manifest
     from txclf.train import Summary
     from txclf.tune import Search
     from txclf.watcher import Standing
@@ -70,6 +71,7 @@ def trained(run: RunConfig, summary: Summary) -> None:
         ("best at step", f"{summary.best_step:,}"),
         *([("weights", _weights(run, summary))] if run.train.average_best > 1 else []),
         ("calibration", _calibration(run, summary)),
+        *([("thresholds", _thresholds(summary))] if run.task == "multilabel" else []),
         (
             "steps",
             f"{summary.steps:,} ({summary.epochs:.2f} epochs{early})",
@@ -106,6 +108,13 @@ def _calibration(run: RunConfig, summary: Summary) -> str:
         return "none: the validation rows were learned from" if run.train.include_valid else "none"
     errors = f"error {found.error_before:.4f} before, {found.error_after:.4f} after"
     return f"temperature {found.temperature:.3f}: {errors}"
+
+
+def _thresholds(summary: Summary) -> str:
+    if not summary.thresholds:
+        return "0.5: the validation rows were learned from"
+    values = summary.thresholds.values()
+    return f"from {min(values):.3f} to {max(values):.3f}, chosen on the validation rows"
 
 
 def searched(run: RunConfig, search: Search) -> None:
@@ -179,3 +188,49 @@ def text_scores(result: dict[str, Any]) -> list[list[str]]:
         for key, title in names.items()
     ]
     return [*rows, ["perplexity", f"{result['perplexity']:.3f}"], ["seconds", f"{result['seconds']:.1f}"]]
+
+
+def labels(run: RunConfig, manifest: Manifest) -> None:
+    """What the labels of prepared data are like, on standard output."""
+    if run.task == "multilabel":
+        for name, split in manifest.splits.items():
+            without = f"{split.unlabelled_rows:,} of {split.rows:,} rows have none"
+            print(f"{name}: {split.label_cardinality:.2f} labels per row, {without}")
+    if manifest.conflicting_texts:
+        several = {"multilabel": "set of labels", "seq2seq": "target"}.get(run.task, "label")
+        print(f"{manifest.conflicting_texts:,} text(s) stand in the training files under more than one {several}")
+
+
+def label_scores(result: dict[str, Any]) -> None:
+    """The scores of given labels, on standard output."""
+    several = "lrap" in result
+    if several:
+        shown = {"f1_macro": "macro F1", "f1_micro": "micro F1", "subset_accuracy": "all labels right"}
+    else:
+        shown = {"accuracy": "accuracy", "f1_macro": "macro F1", "f1_minority": "F1 of the rarest class"}
+    names = {"baseline": "n-gram logistic regression", "majority": "commonest labels" if several else "majority class"}
+    scored = {"model": result, **{name: result[key] for key, name in names.items() if key in result}}
+    rows = [[name, *(f"{found[key]:.4f}" for key in shown)] for name, found in scored.items()]
+    skipped = f", {result['skipped']:,} bad rows skipped" if result["skipped"] else ""
+    console.table(f"Scores on {result['rows']:,} rows{skipped}", ["", *shown.values()], rows)
+    names = {"loss": "loss", "mcc": "MCC", "auroc_macro": "AUROC (macro)", "calibration_error": "calibration error"}
+    if several:
+        names = {"map": "mean average precision", "lrap": "LRAP", "hamming_loss": "Hamming loss", **names}
+    there = {title: result[key] for key, title in names.items() if result.get(key) is not None}
+    print("  ".join(f"{title} {value:.4f}" for title, value in there.items()))
+    if result["temperature"] != 1.0:
+        before, after = result["calibration_error_before"], result["calibration_error"]
+        told = f"{before:.4f} before calibration, {after:.4f} after"
+        print(f"calibration error {told} (temperature {result['temperature']:.3f})")
+    columns = {"precision": "precision", "recall": "recall", "f1": "F1"}
+    if several:
+        columns = {"threshold": "threshold", **columns, "average_precision": "AP"}
+    classes = sorted(result["per_class"].items(), key=lambda item: item[1]["f1"])
+    console.table(
+        "By class, worst first" + (f" ({len(classes) - 30} more in metrics.json)" if len(classes) > 30 else ""),
+        ["label", *columns.values(), "rows"],
+        [
+            [name, *("" if score[key] is None else f"{score[key]:.3f}" for key in columns), f"{score['support']:,}"]
+            for name, score in classes[:30]
+        ],
+    )

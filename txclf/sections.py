@@ -41,7 +41,16 @@ Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smh]$")]
 CheckpointEvery = Steps | ShareOfEpoch | Duration
 
 
-Monitor = Literal["valid_loss", "valid_accuracy", "valid_f1_macro", "valid_token_accuracy", "valid_exact_match"]
+Monitor = Literal[
+    "valid_loss",
+    "valid_accuracy",
+    "valid_f1_macro",
+    "valid_f1_micro",
+    "valid_map",
+    "valid_subset_accuracy",
+    "valid_token_accuracy",
+    "valid_exact_match",
+]
 
 
 class Data(Section):
@@ -61,7 +70,9 @@ class Data(Section):
     target: str = "target"
     """Column that holds the text to produce, for `task: seq2seq`."""
     label: str = "label"
-    """Column that holds the label: strings, integers or booleans."""
+    """Column that holds the label: strings, integers or booleans; with `task: multilabel` any number of them."""
+    label_delimiter: Annotated[str, Field(min_length=1)] = ","
+    """For `task: multilabel`: what stands between the labels where the column holds strings instead of lists."""
     ingest: Literal["auto", "memory", "stream"] = "auto"
     """Where the tokens are while training: in `memory` (on Ray in its object store too), or streamed once to the disk
     of each node and read from there, so that memory stays small. `auto` takes memory where they fit, and says so."""
@@ -171,7 +182,8 @@ class Train(Section):
     average: Fraction = 0.0
     """Decay of an exponential moving average of the weights, which is then what is validated and bundled; 0 = none."""
     class_weights: Literal["none", "balanced"] | Annotated[Weights, BeforeValidator(_text_keys)] = "none"
-    """`balanced` weighs a class by rows / (classes x its rows); a mapping gives each label's weight (default 1)."""
+    """`balanced` weighs a class by rows / (classes x its rows); a mapping gives each label's weight (default 1). For
+    `task: multilabel` it is the weight of the rows that have a label: `balanced` is rows without / rows with it."""
     token_dropout: Fraction = 0.0
     """Share of a row's tokens left out each time it is trained on (word dropout); at least one stays."""
     adversarial: Annotated[float, Field(ge=0.0)] = 0.0
@@ -190,7 +202,8 @@ class Train(Section):
     compile: bool = False
     """Whether `torch.compile` is applied to the model."""
     monitor: Monitor = "valid_loss"
-    """What ranks validations: for the best checkpoint, and so for the bundle. `seq2seq` knows `valid_loss`,
+    """What ranks validations: for the best checkpoint, and so for the bundle. `multilabel` knows `valid_loss`,
+    `valid_map`, `valid_f1_macro`, `valid_f1_micro` and `valid_subset_accuracy`; `seq2seq` knows `valid_loss`,
     `valid_token_accuracy` and `valid_exact_match`."""
     patience: Annotated[int, Field(ge=0)] = 5
     """Validations without a better `monitor` after which the run stops; 0 = never."""

@@ -6,7 +6,7 @@ Of a run on Ray too this is done in the process of the command: checkpoints and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from txclf import calibration, checkpoints
+from txclf import calibration, checkpoints, curves, thresholds
 from txclf.bundle import Calibration, Classifier
 from txclf.checkpoints import Checkpoint
 from txclf.config import RunConfig
@@ -31,8 +31,8 @@ class Scored(NamedTuple):
     """Those of a validation, by the same names."""
     logits: npt.NDArray[np.float32]
     """(N, classes); empty for `seq2seq`."""
-    labels: npt.NDArray[np.int32]
-    """(N,)."""
+    labels: npt.NDArray[np.int32] | npt.NDArray[np.bool_]
+    """(N,); where a row may have several, whether it has each (N, classes)."""
 
 
 class Chosen(NamedTuple):
@@ -45,10 +45,13 @@ class Chosen(NamedTuple):
     calibration: Calibration | None
     averaged: list[int]
     """Steps of the checkpoints whose mean the weights are; empty when they are those of `step` alone."""
+    thresholds: dict[str, float] | None = None
+    """Of `multilabel`: that of each label, for its calibrated probability; None where the rows were learned from."""
 
 
 def chosen(run: RunConfig, prepared: str, saved: list[Checkpoint]) -> Chosen:
-    """The best of a run's checkpoints by `train.monitor`, calibrated on the validation rows.
+    """The best of a run's checkpoints by `train.monitor`, calibrated on the validation rows; of `multilabel` with the
+    thresholds that they give.
 
     With `train.average_best` it is the mean of the best few (Wortsman et al., arXiv:2203.05482) where that scores at
     least as well. With `train.include_valid` it is the last: scores on rows that were learned from choose and calibrate
@@ -60,8 +63,9 @@ def chosen(run: RunConfig, prepared: str, saved: list[Checkpoint]) -> Chosen:
     ranked = checkpoints.ranked(saved, train.monitor)
     best, several = ranked[0], ranked[: train.average_best]
     step, metrics, weights = best.step, {name: float(value) for name, value in best.metrics.items()}, _weights(best)
-    averages, calibrates = len(several) > 1, train.calibrate and run.task == "classify"
-    scored = _scored(run, prepared, weights) if averages or calibrates else None
+    averages, calibrates = len(several) > 1, train.calibrate and run.task != "seq2seq"
+    needed = averages or calibrates or run.task == "multilabel"
+    scored = _scored(run, prepared, weights) if needed else None
     averaged: list[int] = []
     if scored and averages:
         mean = _mean(several)
@@ -71,7 +75,12 @@ def chosen(run: RunConfig, prepared: str, saved: list[Checkpoint]) -> Chosen:
             metrics, weights, scored = other.metrics, mean, other
             averaged = sorted(one.step for one in several)
     calibrated = _calibrated(scored) if scored and calibrates else None
-    return Chosen(step, metrics, weights, calibrated, averaged)
+    limits = None
+    if scored and run.task == "multilabel":
+        scaled = scored.logits / np.float32(calibrated.temperature if calibrated else 1.0)
+        names = shards.load_manifest(prepared).labels
+        limits = dict(zip(names, thresholds.choose(scaled, scored.labels.astype(bool)), strict=True))
+    return Chosen(step, metrics, weights, calibrated, averaged, limits)
 
 
 def _mean(several: list[Checkpoint]) -> Mapping[str, Tensor]:
@@ -85,7 +94,16 @@ def _mean(several: list[Checkpoint]) -> Mapping[str, Tensor]:
     return {name: (total / len(several)).to(kinds[name]) for name, total in sums.items()}
 
 
-def _metrics(row_logits: npt.NDArray[np.float32], row_labels: npt.NDArray[np.int32]) -> dict[str, float]:
+def _metrics(
+    row_logits: npt.NDArray[np.float32], row_labels: npt.NDArray[np.int32] | npt.NDArray[np.bool_]
+) -> dict[str, float]:
+    if row_labels.ndim == 2:
+        logits, targets = torch.from_numpy(row_logits), torch.from_numpy(row_labels.astype(np.float32))
+        return {
+            "valid_loss": float(F.binary_cross_entropy_with_logits(logits.double(), targets.double())),
+            **curves.ranking(curves.counted(logits, targets)),
+            "valid_subset_accuracy": float(((logits >= 0) == (targets > 0)).all(dim=1).double().mean()),
+        }
     logits, labels = torch.from_numpy(row_logits), torch.from_numpy(row_labels.astype(np.int64))
     return {
         "valid_loss": float(F.cross_entropy(logits.double(), labels)),
@@ -111,12 +129,15 @@ def _scored(run: RunConfig, prepared: str, weights: Mapping[str, Tensor]) -> Sco
         metrics = {f"valid_{names.get(name, name)}": value for name, value in found.items()}
         return Scored(metrics, np.empty((0, 0), np.float32), np.empty(0, np.int32))
     classifier = Classifier.of(run, weights, manifest.labels, tokenizers[0])
-    logits, labels = [], []
+    logits: list[Any] = []
+    labels: list[Any] = []
+    columns = ["input_ids", "labels" if classifier.several else "label"]
     for shard in manifest.splits["valid"].shards:
-        for table in shards.read_groups(prepared, shard, ["input_ids", "label"]):
+        for table in shards.read_groups(prepared, shard, columns):
             rows = TokenRows([table])
             logits.append(classifier.logits(rows))
-            labels.append(rows.labels)
+            sets = rows.label_sets
+            labels.append(rows.labels if sets is None else sets.matrix(len(manifest.labels)))
     all_logits, all_labels = np.concatenate(logits), np.concatenate(labels)
     return Scored(_metrics(all_logits, all_labels), all_logits, all_labels)
 

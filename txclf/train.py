@@ -28,7 +28,7 @@ from txclf.config import RunConfig, anchored
 from txclf.data import shards, spool
 from txclf.data.batches import Rows
 from txclf.errors import ConfigError
-from txclf.module import choose_precision, class_weights, uses_gpu
+from txclf.module import choose_precision, uses_gpu
 from txclf.worker import Job, Place
 
 SUMMARY = "summary.json"
@@ -58,6 +58,8 @@ class Summary(BaseModel):
     """Steps of the checkpoints whose mean was bundled; empty when it was the best alone."""
     calibration: bundle.Calibration | None = None
     """Of the bundle; None without `train.calibrate`, or when the validation rows were learned from."""
+    thresholds: dict[str, float] | None = None
+    """Of a `multilabel` bundle; None with `train.include_valid`: 0.5 for all."""
     steps: int
     epochs: float
     rows_seen: int
@@ -129,7 +131,7 @@ def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
         choose_precision(run.train.precision, uses_gpu(run.compute))
     if run.train.precision == "fp16" and run.compute.strategy == "fsdp":
         raise ConfigError("`train.precision: fp16` and `compute.strategy: fsdp` do not go together: take bf16")
-    class_weights(run.train.class_weights, manifest.splits["train"].label_counts)
+    worker.label_weights(run, manifest.splits["train"])
 
 
 def train(run: RunConfig, prepared: str, report: Report, started: float | None = None, share: int = 1) -> Summary:
@@ -166,6 +168,7 @@ def _finish(job: Job, outcome: dict[str, Any]) -> Summary:
         best=winner.metrics or saved[-1].metrics,
         averaged=winner.averaged,
         calibration=winner.calibration,
+        thresholds=winner.thresholds,
         **outcome,
     )
     storage.write_json(storage.join(run.run_folder, SUMMARY), summary.model_dump())
@@ -187,6 +190,7 @@ def save_bundle(folder: str, run: RunConfig, prepared: str, saved: list[checkpoi
         winner.metrics,
         {split: part.rows for split, part in manifest.splits.items() if not (seen and split == "valid")},
         winner.calibration,
+        winner.thresholds,
     )
     return winner
 

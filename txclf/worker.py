@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import Strategy
+from torch import Tensor
 
 from txclf import checkpoints, storage, tensors
 from txclf.callbacks import Clock, Course, Progress, Pulse, Recorder, exhausted
@@ -26,9 +27,14 @@ from txclf.config import RunConfig
 from txclf.data import batches, shards, spool
 from txclf.data.batches import Batch, PairBatch, PairRows, Plan, Rows, TokenRows
 from txclf.module import ClassifierModule, Precision, TrainingModule, choose_precision, class_weights, uses_gpu
+from txclf.module_multilabel import MultilabelModule, positive_weights
 from txclf.module_seq2seq import Seq2SeqModule
 
-COLUMNS = {"classify": ("input_ids", "label"), "seq2seq": ("input_ids", "target_ids")}
+COLUMNS = {
+    "classify": ("input_ids", "label"),
+    "multilabel": ("input_ids", "labels"),
+    "seq2seq": ("input_ids", "target_ids"),
+}
 """Of the shards, that a worker reads."""
 
 
@@ -49,7 +55,7 @@ class Job:
 
     def rows(self, tables: Sequence[pa.Table]) -> Rows:
         """Tables of these columns as rows to make batches of."""
-        return TokenRows(tables) if self.config.task == "classify" else PairRows.of(tables)
+        return PairRows.of(tables) if self.config.task == "seq2seq" else TokenRows(tables)
 
     def manifest(self) -> shards.Manifest:
         """Of the prepared data, as this run trains on them."""
@@ -137,9 +143,10 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
         sizes = (manifest.vocab_size, manifest.target_vocab_size)
         module = Seq2SeqModule(run, *sizes, course.total_steps, state["step"], place.world_size)
     else:
-        weights = class_weights(run.train.class_weights, manifest.splits["train"].label_counts)
+        kind = MultilabelModule if run.task == "multilabel" else ClassifierModule
+        weights = label_weights(run, manifest.splits["train"])
         sizes = (manifest.vocab_size, len(manifest.labels))
-        module = ClassifierModule(run, *sizes, weights, course.total_steps, state["step"], place.world_size)
+        module = kind(run, *sizes, weights, course.total_steps, state["step"], place.world_size)
     if "model" in state:
         module.model.load_state_dict(state["model"])
     train_batches = TrainBatches(train_rows, run, place, recorder)
@@ -175,6 +182,13 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
             "total": ended - job.started,
         },
     }
+
+
+def label_weights(run: RunConfig, train: shards.Split) -> Tensor | None:
+    """`train.class_weights` for the training rows. Raises `ConfigError` for a label that is not there."""
+    if run.task == "multilabel":
+        return positive_weights(run.train.class_weights, train.label_counts, train.rows)
+    return class_weights(run.train.class_weights, train.label_counts)
 
 
 def _trainer(run: RunConfig, place: Place, precision: Precision, callbacks: list[pl.Callback]) -> pl.Trainer:

@@ -26,6 +26,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from txclf.data.labels import LabelSets
 from txclf.hashes import mix, uniform
 
 Ints = npt.NDArray[np.int64]
@@ -41,7 +42,7 @@ class Batch(TypedDict):
     mask: Tensor | None
     """(B, T) bool, True at real tokens; None when all are real."""
     labels: Tensor
-    """(B,) int64."""
+    """(B,) int64; of `multilabel` (B, K), the class numbers of each row and -1 behind them."""
     num_tokens: int
     """Real tokens."""
 
@@ -61,8 +62,8 @@ class PairBatch(TypedDict):
 class TokenRows:
     """Rows held as one flat array of token ids: any rows can be gathered without a Python loop over tokens.
 
-    Made of Arrow tables with a column of token ids (list<int32>) and, where there are labels, `label`. A single chunk
-    is not copied.
+    Made of Arrow tables with a column of token ids (list<int32>) and, where there are labels, `label`, or `labels`
+    where a row may have several. A single chunk is not copied.
     """
 
     def __init__(self, tables: Sequence[pa.Table], column: str = "input_ids") -> None:
@@ -74,6 +75,8 @@ class TokenRows:
         self.starts: Ints = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
         labels = [table["label"].to_numpy() for table in tables if "label" in table.column_names]
         self.labels: Int32s = np.concatenate([np.empty(0, np.int32), *labels]).astype(np.int32)
+        several = bool(tables) and all("labels" in table.column_names for table in tables)
+        self.label_sets = LabelSets.of(tables) if several else None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -100,7 +103,10 @@ class TokenRows:
     def batch(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> Batch:
         """The given rows and their labels, as `pad` makes them."""
         ids, mask, num_tokens = self.pad(rows, token_dropout, key)
-        labels = torch.from_numpy(self.labels[rows].astype(np.int64))
+        if self.label_sets is None:
+            labels = torch.from_numpy(self.labels[rows].astype(np.int64))
+        else:
+            labels = self.label_sets.padded(rows)
         return Batch(input_ids=ids, mask=mask, labels=labels, num_tokens=num_tokens)
 
     def pad(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> tuple[Tensor, Tensor | None, int]:

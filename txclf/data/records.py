@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from txclf import storage
+from txclf.data import labels as cells
 from txclf.data.sources import Source, ending, fault, list_files, public_name
 from txclf.errors import DataError
 
@@ -68,6 +69,8 @@ class Rows:
     """One item per text column."""
     labels: list[str]
     """Empty when no label was asked for."""
+    label_sets: list[tuple[str, ...]]
+    """The distinct labels of each row, sorted, where there may be several; `labels` is empty then, else this is."""
     rows: list[int]
     files: list[str]
     label_kinds: set[str]
@@ -314,9 +317,15 @@ def _batch(
 
 
 def read_rows(
-    source: Source, text_columns: Sequence[str], label_column: str | None, batch_rows: int = 2048
+    source: Source,
+    text_columns: Sequence[str],
+    label_column: str | None,
+    batch_rows: int = 2048,
+    label_delimiter: str | None = None,
 ) -> Iterator[tuple[Rows, list[Reject]]]:
     """The usable rows of each batch, and the others with the reason. Labels become strings: 3 and 3.0 are `3`.
+
+    With `label_delimiter` a row has any number of labels: a list of them, or a string that it cuts into them.
 
     A text folder has its own columns: those given do not matter to it. Raises `DataError` as `read_raw` does.
     """
@@ -326,7 +335,12 @@ def read_rows(
     for raw in read_raw(source, wanted, batch_rows):
         reasons: dict[int, str] = {}
         kinds: set[str] = set()
-        labels = [] if label_column is None else _labels(raw.columns[label_column], label_column, kinds, reasons)
+        labels: list[str] = []
+        sets: list[tuple[str, ...]] = []
+        if label_column is not None and label_delimiter is not None:
+            sets = cells.several(raw.columns[label_column], label_column, label_delimiter, kinds, reasons)
+        elif label_column is not None:
+            labels = cells.single(raw.columns[label_column], label_column, kinds, reasons)
         texts = _texts([raw.columns[name] for name in text_columns], text_columns, reasons)
         reasons |= raw.problems
         rejects = [Reject(raw.files[i], raw.rows[i], reasons[i]) for i in sorted(reasons)]
@@ -334,8 +348,8 @@ def read_rows(
         if rejects:
             kept = [i for i in range(len(rows)) if i not in reasons]
             texts, rows, files = [texts[i] for i in kept], [rows[i] for i in kept], [files[i] for i in kept]
-            labels = [labels[i] for i in kept] if label_column is not None else []
-        yield Rows(texts, labels, rows, files, kinds), rejects
+            labels, sets = [labels[i] for i in kept if labels], [sets[i] for i in kept if sets]
+        yield Rows(texts, labels, sets, rows, files, kinds), rejects
 
 
 def _texts(columns: list[list[Any]], names: Sequence[str], reasons: dict[int, str]) -> list[tuple[str, ...]]:
@@ -351,35 +365,6 @@ def _texts(columns: list[list[Any]], names: Sequence[str], reasons: dict[int, st
         elif None in row:
             rows[i] = tuple(value or "" for value in row)
     return rows
-
-
-def _labels(values: list[Any], name: str, kinds: set[str], reasons: dict[int, str]) -> list[str]:
-    if set(map(type, values)) == {str}:
-        labels = list(map(str.strip, values))
-        if all(labels):
-            kinds.add("string")
-            return labels
-    labels = [""] * len(values)
-    for i, value in enumerate(values):
-        if value is None or value != value or (isinstance(value, str) and not value.strip()):
-            reasons[i] = f"no label: `{name}` missing or blank"
-        elif isinstance(value, str | bool | int | float):
-            kind, labels[i] = _label(value)
-            kinds.add(kind)
-        else:
-            reasons[i] = f"`{name}` is of type {type(value).__name__}, expected a string, integer or boolean"
-    return labels
-
-
-def _label(value: str | bool | int | float) -> tuple[str, str]:
-    if isinstance(value, str):
-        return "string", value.strip()
-    if isinstance(value, bool):
-        return "boolean", str(value).lower()
-    if isinstance(value, int):
-        return "integer", str(value)
-    # pandas turns a column of integers with a gap into floats
-    return "float", str(int(value)) if value.is_integer() else str(value)
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:

@@ -52,6 +52,9 @@ PAIRS = pa.schema(
     ]
 )
 """Of `task: seq2seq`, where `label` means nothing."""
+SETS = pa.schema([*SCHEMA, ("labels", pa.list_(pa.int32()))])
+"""Of `task: multilabel`, where `label` means nothing: indices into the manifest's labels, ascending."""
+_FIELDS = pa.unify_schemas([PAIRS, SETS])
 TARGET_TOKENIZER = "target_tokenizer.json"
 LENGTH_EDGES = tuple(int(edge) for edge in np.unique(np.round(2 ** (np.arange(33) / 2)).astype(int)))  # 1 … 65536
 
@@ -71,6 +74,8 @@ class Shard(_Record):
     """Tokens before the cut to `max_length`."""
     truncated_rows: int
     label_counts: list[int]
+    unlabelled_rows: int = 0
+    """Of `multilabel`: rows without any label."""
     target_tokens: int = 0
     """Of `seq2seq`, `[BOS]` and `[EOS]` among them."""
     truncated_targets: int = 0
@@ -92,6 +97,10 @@ class Split(_Record):
     target_tokens: int = 0
     truncated_targets: int = 0
     label_counts: dict[str, int]
+    unlabelled_rows: int = 0
+    """Of `multilabel`: rows without any label."""
+    label_cardinality: float = 0.0
+    """Of `multilabel`: labels of a row, on average."""
     length_histogram: list[int]
     duplicates: int
     """Rows whose text already stands in this split."""
@@ -115,7 +124,7 @@ class Manifest(_Record):
     splits: dict[str, Split]
     reject_reasons: dict[str, int]
     conflicting_texts: int
-    """Texts that stand in the training files under more than one label or target."""
+    """Texts that stand in the training files under more than one label, set of labels or target."""
 
 
 def load_manifest(folder: str) -> Manifest:
@@ -157,6 +166,8 @@ def write_shard(folder: str, split: str, table: pa.Table, num_labels: int) -> Sh
     pairs = "target_ids" in table.column_names
     target_lengths = _lengths(table["target_ids"]) if pairs else np.zeros(0, np.int64)
     cut_targets = (table["target_full_length"].to_numpy() > target_lengths - 1).sum() if pairs else 0
+    sets = "labels" in table.column_names
+    labels = table["labels"].combine_chunks().flatten() if sets else table["label"]
     histogram, _ = np.histogram(full, bins=[0, *LENGTH_EDGES[1:], np.inf])
     return Shard(
         file=file,
@@ -166,7 +177,8 @@ def write_shard(folder: str, split: str, table: pa.Table, num_labels: int) -> Sh
         truncated_rows=int((full > lengths).sum()),
         target_tokens=int(target_lengths.sum()),
         truncated_targets=int(cut_targets),
-        label_counts=np.bincount(table["label"].to_numpy(), minlength=num_labels)[:num_labels].tolist(),
+        label_counts=np.bincount(labels.to_numpy(), minlength=num_labels)[:num_labels].tolist(),
+        unlabelled_rows=int((_lengths(table["labels"]) == 0).sum()) if sets else 0,
         length_histogram=histogram.tolist(),
     )
 
@@ -186,7 +198,7 @@ def read_groups(folder: str, shard: Shard, columns: Sequence[str]) -> Iterator[p
     """One shard, `GROUP_ROWS` rows at a time. Raises `DataError` naming it when it is damaged or missing."""
     path = storage.join(folder, shard.file)
     filesystem, inner = storage.resolve(path)
-    schema = pa.schema([PAIRS.field(column) for column in columns])
+    schema = pa.schema([_FIELDS.field(column) for column in columns])
     rows = tokens = 0
     try:
         with pq.ParquetFile(inner, filesystem=filesystem, page_checksum_verification=True) as file:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from txclf.data.batches import Int32s, Ints, PairRows, Rows, TokenRows
+from txclf.data.labels import LabelSets
 from txclf.data.shards import Manifest
 from txclf.errors import StorageError
 
@@ -26,9 +27,9 @@ LENGTHS = ".lengths"
 class SpooledRows(TokenRows):
     """`TokenRows` whose token ids lie in a file. Made by `open_spool`."""
 
-    def __init__(self, tokens: int, lengths: Int32s, labels: Int32s) -> None:
+    def __init__(self, tokens: int, lengths: Int32s, labels: Int32s, label_sets: LabelSets | None) -> None:
         self.file = tokens
-        self.lengths, self.labels = lengths, labels
+        self.lengths, self.labels, self.label_sets = lengths, labels, label_sets
         self.starts = _starts(lengths)
 
     def tokens(self, rows: Ints) -> Int32s:
@@ -43,7 +44,8 @@ class SpooledRows(TokenRows):
 
 
 def spool(tables: Iterable[pa.Table], folder: str, num_tokens: int, columns: Sequence[str]) -> None:
-    """Writes columns of tables into a folder: token ids (list<int32>), flat, with their lengths, and `label`.
+    """Writes columns of tables into a folder: token ids (list<int32>), flat, with their lengths, `label`, and `labels`
+    (list<int32>), flat, with theirs.
 
     Raises `StorageError` when the disk has no room.
     """
@@ -80,10 +82,11 @@ def open_spool(folder: str, columns: Sequence[str]) -> Rows:
         return np.fromfile(os.path.join(folder, name), np.int32)
 
     labels = values("label") if "label" in columns else np.empty(0, np.int32)
+    sets = LabelSets(values("labels"), values("labels" + LENGTHS)) if "labels" in columns else None
     sides = [
-        SpooledRows(os.open(os.path.join(folder, column), os.O_RDONLY), values(column + LENGTHS), labels)
+        SpooledRows(os.open(os.path.join(folder, column), os.O_RDONLY), values(column + LENGTHS), labels, sets)
         for column in columns
-        if column != "label"
+        if column not in ("label", "labels")
     ]
     return sides[0] if len(sides) == 1 else PairRows(*sides)
 

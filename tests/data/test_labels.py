@@ -1,0 +1,90 @@
+"""Cells to labels, and rows of labels to tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from txclf.data.labels import NONE, LabelSets, several, targets
+
+SETS = [[2], [], [0, 1, 2], [1], [], [0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("joy", ("joy",)),
+        (" joy ; anger ", ("anger", "joy")),
+        ("joy;joy; joy", ("joy",)),
+        ("joy;;anger;", ("anger", "joy")),
+        ("a, b;c", ("a, b", "c")),
+        ("", ()),
+        ("  ", ()),
+        (" ; ", ()),
+        (None, ()),
+        (float("nan"), ()),
+        ([], ()),
+        (["joy", "anger", "joy "], ("anger", "joy")),
+        (["a;b"], ("a;b",)),
+        ([1, 2.0, True], ("1", "2", "true")),
+        (3, ("3",)),
+        (3.0, ("3",)),
+        (False, ("false",)),
+    ],
+)
+def test_a_cell_holds_any_number_of_labels(value: Any, expected: tuple[str, ...]) -> None:
+    reasons: dict[int, str] = {}
+    assert several([value, "x"], "tags", ";", set(), reasons) == [expected, ("x",)]
+    assert not reasons
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (["joy", None], "`tags` holds a label that is missing or blank"),
+        (["joy", " "], "`tags` holds a label that is missing or blank"),
+        ([["joy"]], "`tags`: found list, expected strings, integers or booleans in it"),
+        ([{"name": "joy"}], "`tags`: found dict, expected strings, integers or booleans in it"),
+        ({"joy": 1}, "`tags`: found dict, expected a list of strings, or one string"),
+        ("['joy', 'anger']", "`tags` is a list that was written as text: join its labels by `;` instead"),
+        (" [] ", "`tags` is a list that was written as text: join its labels by `;` instead"),
+    ],
+)
+def test_a_cell_that_cannot_be_read_says_why(value: Any, reason: str) -> None:
+    reasons: dict[int, str] = {}
+    several(["a", value, "b"], "tags", ";", set(), reasons)
+    assert reasons == {1: reason}
+
+
+def test_what_kind_labels_were_in_the_file() -> None:
+    kinds: set[str] = set()
+    several([["a", 1], 2.5, True], "tags", ",", kinds, {})
+    assert kinds == {"string", "integer", "float", "boolean"}
+
+
+def label_sets() -> LabelSets:
+    column = pa.array(SETS, pa.list_(pa.int32()))
+    # In two tables, one of two chunks, one of a slice.
+    first = pa.table({"labels": pa.chunked_array([column.slice(0, 1), column.slice(1, 2)])})
+    return LabelSets.of([first, pa.table({"labels": column}).slice(3, 3)])
+
+
+@pytest.mark.parametrize("rows", [[0], [1], [1, 4], [2, 0], [5, 1, 2, 3], [4, 3, 2, 1, 0]])
+def test_rows_are_padded_behind_their_labels(rows: list[int]) -> None:
+    sets = label_sets()
+    found = sets.padded(np.array(rows))
+    longest = max(len(SETS[row]) for row in rows)
+    assert found.tolist() == [SETS[row] + [NONE] * (longest - len(SETS[row])) for row in rows]
+    wanted = [[float(label in SETS[row]) for label in range(4)] for row in rows]
+    assert targets(found, 4).tolist() == wanted
+    assert sets.matrix(4)[rows].astype(float).tolist() == wanted
+
+
+def test_no_row_at_all() -> None:
+    nothing = LabelSets.of([])
+    assert len(nothing) == 0
+    assert nothing.matrix(3).shape == (0, 3)
+    assert nothing.padded(np.array([], np.int64)).shape == (0, 0)

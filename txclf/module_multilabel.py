@@ -1,0 +1,115 @@
+"""The LightningModule of `task: multilabel`: every label of a row is a yes or no of its own.
+
+Shapes: B rows, C labels, K cells of scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from txclf import curves
+from txclf.config import RunConfig
+from txclf.data.batches import Batch
+from txclf.data.labels import targets
+from txclf.errors import ConfigError
+from txclf.module import EncoderModule
+
+HEAVIEST = 100.0
+"""What `class_weights: balanced` weighs the rows with a label at most, and its inverse at least."""
+
+
+class MultilabelModule(EncoderModule):
+    """Trains by binary cross-entropy. A row's loss is the mean over the labels, a step's the mean over its rows.
+
+    `class_weights` (C,) multiply the loss of the rows that have a label.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        vocab_size: int,
+        num_classes: int,
+        class_weights: Tensor | None,
+        total_steps: int,
+        start_step: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(config, vocab_size, num_classes, class_weights, total_steps, start_step, world_size)
+        self.num_classes = num_classes
+        self.sums: Tensor
+        """Of a validation: loss, rows, rows all right."""
+        self.register_buffer("sums", torch.zeros(3, dtype=torch.float64), persistent=False)
+        self.counts: Tensor
+        self.register_buffer("counts", torch.zeros(2, num_classes, curves.CELLS, dtype=torch.int64), persistent=False)
+
+    def training_loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
+        train, targets_BC = self.config.train, targets(labels, self.num_classes)
+        weights: Any = self.class_weights
+        return binary_loss(logits_BC, targets_BC, weights, train.label_smoothing, train.focal_gamma)
+
+    def on_validation_epoch_start(self) -> None:
+        self.sums.zero_()
+        self.counts.zero_()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits_BC = self.network(batch["input_ids"], batch["mask"])
+        targets_BC = targets(batch["labels"], self.num_classes)
+        right_B = ((logits_BC >= 0) == (targets_BC > 0)).all(dim=1)
+        found = [binary_loss(logits_BC, targets_BC), torch.tensor(len(right_B)), right_B.sum()]
+        self.sums += torch.stack([value.to(self.sums) for value in found])
+        self.counts += curves.counted(logits_BC, targets_BC)
+
+    def on_validation_epoch_end(self) -> None:
+        # Sums and counts are added over ranks once.
+        loss, rows, right = self.trainer.strategy.reduce(self.sums, reduce_op="sum").tolist()
+        counts = self.trainer.strategy.reduce(self.counts, reduce_op="sum")
+        self.valid_metrics = {
+            "valid_loss": loss / rows,
+            **curves.ranking(counts),
+            "valid_subset_accuracy": right / rows,
+            "valid_rows": int(rows),
+        }
+
+
+def binary_loss(
+    logits_BC: Tensor,
+    targets_BC: Tensor,
+    weights_C: Tensor | None = None,
+    smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+) -> Tensor:
+    """Binary cross-entropy, the mean over the labels, summed over the rows.
+
+    `smoothing` moves targets from 0 and 1 to smoothing / 2 and 1 - smoothing / 2; `focal_gamma` is that of focal loss
+    (Lin et al., arXiv:1708.02002, equation 5), whose alpha is `weights_C`.
+    """
+    smooth_BC = targets_BC * (1 - smoothing) + smoothing / 2
+    losses_BC = F.binary_cross_entropy_with_logits(logits_BC, smooth_BC, pos_weight=weights_C, reduction="none")
+    if focal_gamma:
+        wrong_BC = torch.sigmoid(torch.where(targets_BC > 0, -logits_BC, logits_BC))
+        # Where a row is surely right, the slope of a power below 1 is infinite.
+        losses_BC = wrong_BC.clamp(min=1e-12) ** focal_gamma * losses_BC
+    return losses_BC.mean(dim=1).sum()
+
+
+def positive_weights(setting: str | Mapping[str, float], label_counts: Mapping[str, int], rows: int) -> Tensor | None:
+    """Weights (C,) of the rows that have a label, in the order of `label_counts`, or None for `none`.
+
+    `balanced` is rows without / rows with the label, between 1 / `HEAVIEST` and `HEAVIEST`. Raises `ConfigError` for a
+    label that is not there.
+    """
+    if setting == "none":
+        return None
+    counts = torch.tensor([float(count) for count in label_counts.values()])
+    if isinstance(setting, str):
+        return ((rows - counts) / counts.clamp(min=1.0)).clamp(1 / HEAVIEST, HEAVIEST)
+    unknown = sorted(set(setting) - set(label_counts))
+    if unknown:
+        labels = ", ".join(list(label_counts)[:20])
+        raise ConfigError(f"`train.class_weights`: `{unknown[0]}` is not a label; the labels are: {labels}")
+    return torch.tensor([float(setting.get(label, 1.0)) for label in label_counts])
