@@ -3,6 +3,7 @@
 #   make demo     a first run on a corpus made of Python's own source
 #   make test     the whole test suite, but for the faults
 #   make test-faults  processes, nodes and disks killed for real
+#   make test-browser  the reports in a headless Chromium
 #   make check    lint, format and types
 #   make lock     upgrade every dependency within pyproject.toml's ranges, on purpose
 
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-faults check lock clean
+.PHONY: install demo test test-faults test-browser check lock clean
 
 install: $(INSTALLED)
 
@@ -31,6 +32,12 @@ test: install
 
 test-faults: install
 	$(BIN)/python -m pytest -m faults
+
+# A Chromium of the system will do (Debian: apt-get install chromium); without one Playwright fetches its own.
+test-browser: install
+	$(BIN)/python -m pip install --quiet 'playwright>=1.50'
+	command -v chromium || command -v google-chrome || $(BIN)/python -m playwright install chromium
+	$(BIN)/python -m pytest tests/test_browser.py
 
 check: install
 	$(BIN)/ruff check .

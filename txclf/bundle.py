@@ -27,6 +27,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from torch import nn
 
 from txclf import __version__, storage
+from txclf import card as card_file
 from txclf.config import RunConfig
 from txclf.data.batches import TokenRows, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, vocab_size
@@ -132,7 +133,7 @@ def save(
     )
     for name, part in parts.items():
         storage.write_bytes(storage.join(folder, name), part)
-    storage.write_bytes(storage.join(folder, CARD), _card(run.name, description).encode())
+    card_file.write(storage.join(folder, CARD), run.task, card(run.name, description))
     storage.write_json(storage.join(folder, DESCRIPTION), description.model_dump())
 
 
@@ -322,7 +323,8 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _card(name: str, description: Description) -> str:
+def card(name: str, description: Description) -> str:
+    """What `model.json` says of a model, for people."""
     metrics = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in description.metrics.items())
     rows = ", ".join(f"{split} {count:,}" for split, count in description.rows.items())
     labels = ", ".join(f"`{label}`" for label in description.labels)

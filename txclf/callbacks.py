@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from txclf import checkpoints, sessions, storage, tensors, trackers
+from txclf.clock import Clock
 from txclf.config import RunConfig
 from txclf.data.batches import Plan
 from txclf.errors import TxclfError
@@ -96,19 +97,6 @@ class Progress:
     """How many there were, those before a resume included."""
     notes: list[str] = field(default_factory=list)
     """What happened to the workers so far."""
-
-
-@dataclass
-class Clock:
-    """Where the seconds of a run went, on this rank."""
-
-    first_step: float = 0.0
-    """Wall-clock time of the first step."""
-    steps: float = 0.0
-    data: float = 0.0
-    validation: float = 0.0
-    checkpoints: float = 0.0
-    tokens: int = 0
 
 
 @dataclass
@@ -332,7 +320,8 @@ class Recorder(pl.Callback):
             rate = self.train.learning_rate * factor
             epoch = self.course.epoch(self.step)
             known = loss if good_steps else None
-            self.writer.write({"step": self.step, "epoch": epoch, "train_loss": known, "learning_rate": rate})
+            pace = self.clock.pace(time.perf_counter() - self.part_start, trainer.world_size)
+            self.writer.write({"step": self.step, "epoch": epoch, "train_loss": known, "learning_rate": rate, **pace})
 
     def _require_finite(self, module: TrainingModule) -> None:
         """Raises `TxclfError` naming the step and the batch of a gradient that was not finite; waits for the device."""

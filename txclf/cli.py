@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from txclf import __version__, cli_cluster
+from txclf import __version__, cli_cluster, cli_results
 from txclf.cli_cluster import RunFile, Words
 from txclf.errors import TxclfError
 
@@ -32,6 +32,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that wa
 
 
 app.add_typer(cli_cluster.commands)
+app.add_typer(cli_results.commands)
 
 
 @app.command()
@@ -97,35 +98,7 @@ def evaluate(
 ) -> None:
     """Score a run on its test split, beside the majority class and an n-gram logistic regression."""
     _evaluate(run, data, baseline)
-
-
-@app.command()
-def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model bundle.", show_default=False)],
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT…", help="Files, globs, folders or URIs.")],
-    out: Annotated[str, typer.Option("--out", help="Where to write: .csv, .tsv, .jsonl (also .gz, .zst), .parquet.")],
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="A column for each label too.")] = False,
-    text: Annotated[list[str] | None, typer.Option("--text", help="Column(s) that hold the text here.")] = None,
-) -> None:
-    """Predict every row of files: their columns stay, `label` and `probability` (or `labels`) are added."""
-    from txclf import console
-    from txclf import predict as verb
-
-    started = time.monotonic()
-    with console.Bar("predicting") as bar:
-        done = verb.predict(
-            model,
-            inputs,
-            out,
-            probabilities,
-            text,
-            lambda rows: bar.update(rows, None, f"{_rate(rows, started)} rows/s"),
-        )
-    print(f"{done.rows:,} rows, {_rate(done.rows, started)} a second: `{out}` (added: {', '.join(done.columns)})")
-    if done.bad:
-        print(
-            f"{done.bad:,} row(s) could not be read and have no prediction: see `{out}.errors.jsonl`", file=sys.stderr
-        )
+    cli_results.page(run)
 
 
 @app.command()
@@ -153,14 +126,16 @@ def demo(
     import shutil
 
     shutil.rmtree(run.run_folder, ignore_errors=True)
-    _train(run, resume=False, started=started)
+    _train(run, resume=False, started=started, page=False)
     _evaluate(run.run_folder)
+    cli_results.page(run.run_folder)
     _show_predictions(run)
     print(
         f"""
 Everything lies in {folder}:
   corpus/             the data (train.jsonl, valid.jsonl, test.jsonl)
   run/run.yaml        the run file      run/metrics.jsonl  the curves     run/metrics.json  the test scores
+  run/report.html     all of it as a page, for a browser
   run/model           the model, for `Classifier.load` and `txclf predict`
 Try next:
   txclf predict {folder}/run/model {folder}/corpus/test.jsonl --out predictions.csv
@@ -204,7 +179,7 @@ def _prepare(run: RunConfig) -> str:
     return folder
 
 
-def _train(run: RunConfig, resume: bool, started: float) -> None:
+def _train(run: RunConfig, resume: bool, started: float, page: bool = True) -> None:
     from txclf import check as preflight
     from txclf import console, screen
     from txclf import train as verb
@@ -252,6 +227,8 @@ def _train(run: RunConfig, resume: bool, started: float) -> None:
                 print(f"stopped; the checkpoint is saved: go on with --resume ({run.run_folder})", file=sys.stderr)
                 raise typer.Exit(128 + asked[0]) from None
     screen.trained(run, summary)
+    if page:
+        cli_results.page(run.run_folder)
 
 
 def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int | None) -> RunConfig | None:
@@ -278,6 +255,7 @@ def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int |
                 print(f"stopped; the trials are saved: go on with --resume ({run.run_folder})", file=sys.stderr)
                 raise typer.Exit(128 + asked[0]) from None
         screen.searched(run, search)
+    cli_results.page(run.run_folder)
     return verb.refit_run(run, search, workers) if refit else None
 
 
@@ -347,10 +325,6 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _rate(rows: int, started: float) -> str:
-    return f"{rows / max(1e-9, time.monotonic() - started):,.0f}"
 
 
 def _version(value: bool) -> None:

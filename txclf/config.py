@@ -149,7 +149,11 @@ def anchored(run: RunConfig) -> RunConfig:
 
 def dump(config: RunConfig) -> str:
     """The resolved run file as YAML, every key written out."""
-    settings = config.model_dump(mode="json")
+    return written(config.model_dump(mode="json"))
+
+
+def written(settings: dict[str, Any]) -> str:
+    """Settings as they stand in a run file."""
     return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

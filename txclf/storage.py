@@ -71,6 +71,17 @@ def exists(path: str | os.PathLike[str]) -> bool:
     return bool(_info(path).type != pafs.FileType.NotFound)
 
 
+def modified(path: str | os.PathLike[str]) -> float | None:
+    """Wall-clock time at which a file was written; None where that is not known."""
+    written = _info(path).mtime_ns
+    return None if written is None else written / 1e9
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is there; on an object store, whether anything lies below."""
+    return bool(_info(path).type == pafs.FileType.Directory)
+
+
 def list_folder(path: str | os.PathLike[str]) -> list[str]:
     """Names of the files and folders in a folder, sorted; empty when it is not there. Raises `StorageError` else."""
     filesystem, inner = resolve(path)

@@ -22,7 +22,8 @@ from pytorch_lightning.strategies import Strategy
 from torch import Tensor
 
 from txclf import checkpoints, storage, tensors
-from txclf.callbacks import Clock, Course, Progress, Pulse, Recorder, exhausted
+from txclf.callbacks import Course, Progress, Pulse, Recorder, exhausted
+from txclf.clock import Clock
 from txclf.config import RunConfig
 from txclf.data import batches, shards, spool
 from txclf.data.batches import Batch, PairBatch, PairRows, Plan, Rows, TokenRows

@@ -1,0 +1,127 @@
+"""The commands that look at what is there: predict, report, inspect. Heavy imports inside the commands."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+commands = typer.Typer()
+
+
+@commands.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model bundle.", show_default=False)],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT…", help="Files, globs, folders or URIs.")],
+    out: Annotated[str, typer.Option("--out", help="Where to write: .csv, .tsv, .jsonl (also .gz, .zst), .parquet.")],
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="A column for each label too.")] = False,
+    text: Annotated[list[str] | None, typer.Option("--text", help="Column(s) that hold the text here.")] = None,
+) -> None:
+    """Predict every row of files: their columns stay, `label` and `probability` (or `labels`) are added."""
+    from txclf import console
+    from txclf import predict as verb
+
+    started = time.monotonic()
+    with console.Bar("predicting") as bar:
+        done = verb.predict(
+            model,
+            inputs,
+            out,
+            probabilities,
+            text,
+            lambda rows: bar.update(rows, None, f"{_rate(rows, started)} rows/s"),
+        )
+    print(f"{done.rows:,} rows, {_rate(done.rows, started)} a second: `{out}` (added: {', '.join(done.columns)})")
+    if done.bad:
+        print(
+            f"{done.bad:,} row(s) could not be read and have no prediction: see `{out}.errors.jsonl`", file=sys.stderr
+        )
+
+
+@commands.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="A run or search folder, or several runs.")],
+    out: Annotated[str | None, typer.Option("--out", help="Where to write, if not into the folder.")] = None,
+) -> None:
+    """Make a page of a run or a search that needs no network, or one that compares several runs."""
+    from txclf import report as verb
+
+    print(f"report: {verb.report(runs, out)}")
+
+
+@commands.command()
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Raw files, prepared data, a run, a search, a bundle.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it for machines.")] = False,
+    text: Annotated[list[str] | None, typer.Option("--text", help="Of raw files: the column(s) of the text.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Of raw files: the column of the label.")] = None,
+) -> None:
+    """Say what a path is: an audit of raw files, how far a run has come, what a bundle holds, and how to go on."""
+    import json
+
+    from txclf import inspect as verb
+
+    found = verb.inspect(path, text or [], label)
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        _show(found)
+
+
+SHOWN = 30
+"""Rows of a table on the screen."""
+
+
+def _show(found: dict[str, Any]) -> None:
+    """Plain values as a table, lists of records as tables of their own, then what can be done next."""
+    from txclf import config, console
+
+    names = {"data": "raw data", "prepared": "prepared data", "bundle": "model bundle"}
+    plain: list[tuple[str, str]] = []
+    tables: list[tuple[str, list[dict[str, Any]]]] = []
+    for key, value in found.items():
+        title = key.replace("_", " ")
+        if key in ("kind", "path", "next", "suggested"):
+            continue
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            tables.append((title, value))
+        elif value not in (None, [], {}):
+            plain.append((title, _short(value)))
+    console.table(f"{names.get(found['kind'], found['kind'])}: {found['path']}", ["", ""], plain)
+    for title, rows in tables:
+        more = f" ({len(rows) - SHOWN:,} more with --json)" if len(rows) > SHOWN else ""
+        cells = [[_short(value) for value in row.values()] for row in rows[:SHOWN]]
+        console.table(title + more, [name.replace("_", " ") for name in rows[0]], cells)
+    if "suggested" in found:
+        print("a run file for it:\n")
+        print("\n".join(f"  {line}" for line in config.written(found["suggested"]).splitlines()))
+    for command in found.get("next", []):
+        print(f"next: {command}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        more = f" and {len(value) - SHOWN:,} more" if len(value) > SHOWN else ""
+        return ", ".join(_short(one) for one in value[:SHOWN]) + more
+    return str(value)
+
+
+def page(folder: str) -> None:
+    """The page at the end of a run, a search or an evaluation."""
+    from txclf import report as verb
+
+    place = verb.after(folder)
+    if place:
+        print(f"report:     {place}")
+
+
+def _rate(rows: int, started: float) -> str:
+    return f"{rows / max(1e-9, time.monotonic() - started):,.0f}"
