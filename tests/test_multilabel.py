@@ -287,11 +287,15 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path, data: tuple[str, str]
     found = {}
     for workers in (0, 2):
         words = ["train.epochs=1", "train.learning_rate=1e-3", "model.dropout=0", "train.class_weights=balanced"]
-        run = tagging(tmp_path, data, f"name=on-{workers}", f"compute.workers={workers}", *words)
+        words += [f"compute.workers={workers}", "compute.cpus_per_worker=0.5"]
+        run = tagging(tmp_path, data, f"name=on-{workers}", *words)
         train(run, prepare(run), go_on)
         found[workers] = losses(run)
-    for one, two in zip(found[0], found[2], strict=True):
-        assert [value or 0.0 for value in one] == pytest.approx([value or 0.0 for value in two], rel=2e-3)
+    for (step, *one), (same, *two) in zip(found[0], found[2], strict=True):
+        assert step == same
+        assert [value or 0.0 for value in one[:2]] == pytest.approx([value or 0.0 for value in two[:2]], rel=2e-3)
+        # Two rows whose scores are all but equal may change places.
+        assert [value or 0.0 for value in one[2:]] == pytest.approx([value or 0.0 for value in two[2:]], abs=0.02)
 
 
 @pytest.mark.parametrize(
