@@ -44,6 +44,7 @@ FLOORS = [
         "calibration",
         "label_scores",
         "thresholds",
+        "vectors",
         "log",
         "sessions",
     ],

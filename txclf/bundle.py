@@ -29,11 +29,11 @@ from torch import nn
 from txclf import __version__, storage
 from txclf import card as card_file
 from txclf.config import RunConfig
-from txclf.data.batches import TokenRows, scoring_batches
-from txclf.data.tokenizer import encode, parse_tokenizer, vocab_size
+from txclf.data.batches import Layout, TokenRows, scoring_batches
+from txclf.data.tokenizer import encode, parse_tokenizer, separator_id, vocab_size
 from txclf.errors import BundleError, StorageError
-from txclf.model.classifier import TransformerClassifier
-from txclf.sections import Generate, Model
+from txclf.model.classifier import TransformerClassifier, by_row
+from txclf.sections import Cut, Generate, Model
 from txclf.thresholds import DEFAULT
 
 FORMAT = 1
@@ -44,6 +44,13 @@ WEIGHTS, TOKENIZER, TARGET_TOKENIZER, CARD, DESCRIPTION = (
     "card.md",
     "model.json",
 )
+
+READS = {
+    "head": "the first {} tokens",
+    "tail": "the last {} tokens",
+    "head_tail": "the first and last tokens, {} together,",
+    "windows": "windows of {} tokens",
+}
 
 Floats = npt.NDArray[np.float32]
 Network = TypeVar("Network", bound=nn.Module)
@@ -75,6 +82,10 @@ class Description(BaseModel):
     """In the order of the model's outputs."""
     text_columns: list[str]
     max_length: PositiveInt
+    cut: Cut = Cut(columns="end")
+    """How longer rows are treated."""
+    num_segments: int = 0
+    """Text columns that the model tells apart."""
     vocab_size: PositiveInt
     target_vocab_size: int = 0
     """Of `seq2seq`."""
@@ -129,6 +140,7 @@ def save(
             "sha256": {name: _sha256(part) for name, part in parts.items()},
             "calibration": calibration,
             "thresholds": None if thresholds is None else dict(thresholds),
+            "num_segments": num_segments(weights),
         }
     )
     for name, part in parts.items():
@@ -146,6 +158,7 @@ def outline(run: RunConfig, labels: Sequence[str], tokenizers: Sequence[str]) ->
         labels=list(labels),
         text_columns=list(run.data.text),
         max_length=run.tokenizer.max_length,
+        cut=run.cut,
         vocab_size=vocab_size(parse_tokenizer(tokenizers[0])),
         target_vocab_size=vocab_size(parse_tokenizer(tokenizers[-1])) if run.task == "seq2seq" else 0,
         label_delimiter=run.data.label_delimiter,
@@ -155,6 +168,11 @@ def outline(run: RunConfig, labels: Sequence[str], tokenizers: Sequence[str]) ->
         rows={},
         sha256={},
     )
+
+
+def num_segments(weights: Mapping[str, torch.Tensor]) -> int:
+    """Text columns that weights tell apart."""
+    return len(weights.get("segments.weight", ()))
 
 
 class Classifier:
@@ -176,7 +194,7 @@ class Classifier:
     @classmethod
     def of(cls, run: RunConfig, weights: Mapping[str, torch.Tensor], labels: Sequence[str], tokenizer: str) -> Self:
         """The classifier of a run's weights, without a bundle and not calibrated."""
-        description = outline(run, labels, [tokenizer])
+        description = outline(run, labels, [tokenizer]).model_copy(update={"num_segments": num_segments(weights)})
         model = _network(description)
         model.load_state_dict(weights)
         return cls(description, parse_tokenizer(tokenizer), model)
@@ -229,22 +247,36 @@ class Classifier:
 
     def probabilities(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Floats:
         """Calibrated class probabilities (rows, classes) of rows of text columns."""
-        input_ids, _ = encode(self.tokenizer, texts, self.description.max_length)
-        table = pa.table({"input_ids": input_ids, "label": pa.array(np.zeros(len(texts), np.int32))})
-        return self.calibrated(self.logits(TokenRows([table]), batch_size))
+        table = pa.table({"input_ids": self.encode(texts), "label": pa.array(np.zeros(len(texts), np.int32))})
+        return self.calibrated(self.logits(self.rows([table]), batch_size))
 
     def calibrated(self, logits: Floats) -> Floats:
         """Class probabilities (rows, classes) of logits: they add up to 1 where a text has one label."""
         return sigmoid(logits, self.temperature) if self.several else softmax(logits, self.temperature)
 
+    def encode(self, texts: Sequence[tuple[str, ...]]) -> pa.ListArray:
+        """Token ids of rows of text columns, cut as the training rows were."""
+        return encode(self.tokenizer, texts, self.description.max_length, self.description.cut)[0]
+
+    def rows(self, tables: Sequence[pa.Table]) -> TokenRows:
+        """Tables of `input_ids` and their labels as rows for this model."""
+        cut = self.description.cut
+        layout = Layout(
+            window=self.description.max_length if cut.long == "windows" else None,
+            overlap=cut.window_overlap,
+            separator=separator_id(self.tokenizer) if self.description.num_segments else None,
+        )
+        return TokenRows(tables, layout=layout)
+
     @torch.inference_mode()
     def logits(self, rows: TokenRows, batch_size: int = 64) -> Floats:
         """Logits (rows, classes), not calibrated, batched by length: a row's logits do not depend on its neighbours."""
         output = np.empty((len(rows), len(self.labels)), np.float32)
-        for part in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
-            batch = rows.batch(part)
-            mask = None if batch["mask"] is None else batch["mask"].to(self.device)
-            output[part] = self.model(batch["input_ids"].to(self.device), mask).cpu().numpy()
+        for part in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1, costs=rows.costs):
+            ids, mask, segments, windows, _ = rows.pad(part)
+            mask, segments = (None if tensor is None else tensor.to(self.device) for tensor in (mask, segments))
+            logits_WC = self.model(ids.to(self.device), mask, segments=segments).cpu()
+            output[part] = by_row(logits_WC, windows, len(part)).numpy()
         return output
 
 
@@ -294,7 +326,11 @@ def build(make: Callable[[], Network], content: Mapping[str, bytes], folder: str
 def _network(description: Description) -> TransformerClassifier:
     """Without its weights yet."""
     return TransformerClassifier(
-        description.model, description.vocab_size, len(description.labels), description.max_length
+        description.model,
+        description.vocab_size,
+        len(description.labels),
+        description.max_length,
+        description.num_segments,
     )
 
 
@@ -355,7 +391,8 @@ A {kind} ({model.layers} layers, width {model.width}, {model.heads} heads), trai
 
 {facts}
 - **Rows**: {rows}
-- **Reads** the first {description.max_length} tokens of a text, a vocabulary of {description.vocab_size:,} tokens
+- **Reads** {READS[description.cut.long].format(description.max_length)} of a text, a vocabulary of \
+{description.vocab_size:,} tokens
 - **Probabilities**: {calibrated}
 
 | on the validation split | |

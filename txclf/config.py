@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from txclf import storage
 from txclf.errors import ConfigError
-from txclf.sections import Compute, Data, Generate, Model, Section, Tokenizer, Train
+from txclf.sections import Compute, Cut, Data, Generate, Model, Section, Tokenizer, Train
 from txclf.space import Settings, Tune, placed
 
 LABEL_MONITORS = ("valid_loss", "valid_accuracy", "valid_f1_macro")
@@ -58,8 +58,19 @@ class RunConfig(Section):
                 "`train.sampling: balanced` does not go with `task: multilabel`: a row counts for several labels at "
                 "once; take `train.class_weights: balanced`"
             )
+        if self.model.vectors is not None and self.tokenizer.kind not in ("word", "file"):
+            raise ValueError(f"`model.vectors` are of words: set `tokenizer.kind: word`, not `{self.tokenizer.kind}`")
+        several = len(self.data.text) > 1
+        if self.model.segments and not several:
+            raise ValueError("`model.segments: true` tells columns apart, but `data.text` has one: name several")
+        if self.data.long == "windows" and self.data.window_overlap >= self.tokenizer.max_length:
+            overlap, length = self.data.window_overlap, self.tokenizer.max_length
+            raise ValueError(f"`data.window_overlap` ({overlap}) must be less than `tokenizer.max_length` ({length})")
         if self.task == "seq2seq":
             refused = {
+                "data.long: windows": self.data.long == "windows",
+                "model.vectors": self.model.vectors is not None,
+                "model.segments: true": bool(self.model.segments),
                 "train.adversarial": self.train.adversarial > 0,
                 "train.class_weights": self.train.class_weights != "none",
                 "train.focal_gamma": self.train.focal_gamma > 0,
@@ -70,6 +81,23 @@ class RunConfig(Section):
                 if given:
                     raise ValueError(f"`{key}` does not go with `task: seq2seq`")
         return self
+
+    @property
+    def cut(self) -> Cut:
+        """How rows become sequences of `tokenizer.max_length` tokens."""
+        windows = self.data.long == "windows"
+        return Cut(
+            long=self.data.long,
+            window_overlap=self.data.window_overlap if windows else 0,
+            max_windows=self.data.max_windows if windows else 1,
+        )
+
+    @property
+    def num_segments(self) -> int:
+        """Columns that the model tells apart; 0 = it does not."""
+        columns = len(self.data.text)
+        wanted = columns > 1 if self.model.segments is None else self.model.segments
+        return columns if wanted and self.task != "seq2seq" else 0
 
     @property
     def run_folder(self) -> str:
@@ -138,11 +166,13 @@ def anchored(run: RunConfig) -> RunConfig:
         if (paths := getattr(run.data, split)) is not None
     }
     file = run.tokenizer.file and storage.absolute(run.tokenizer.file)
+    vectors = run.model.vectors and storage.absolute(run.model.vectors)
     return run.model_copy(
         update={
             "storage": storage.absolute(run.storage),
             "data": run.data.model_copy(update=data),
             "tokenizer": run.tokenizer.model_copy(update={"file": file}),
+            "model": run.model.model_copy(update={"vectors": vectors}),
         }
     )
 

@@ -64,7 +64,7 @@ def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: 
     else:
         table, skipped = _read(run, classifier, data)
     labels = table["label"].to_numpy().astype(np.int64)
-    logits = classifier.logits(TokenRows([table]))
+    logits = classifier.logits(classifier.rows([table]))
     probabilities = softmax(logits, classifier.temperature)
     result = {
         "data": "test" if data is None else list(data),
@@ -104,7 +104,7 @@ def _evaluate_sets(
         table, skipped = shards.read_split(prepared, manifest, "test", columns), manifest.splits["test"].rejected
     else:
         table, skipped = _read(run, classifier, data)
-    rows = TokenRows([table])
+    rows = classifier.rows([table])
     logits, targets = classifier.logits(rows), _targets(table, len(names))
     result = {
         "data": "test" if data is None else list(data),
@@ -150,7 +150,7 @@ def _evaluate_pairs(
     else:
         texts, found, bad = _labelled(run, data, run.data.target, None)
         targets = [target for (target,) in found]
-        input_ids, _ = encode(model.tokenizer, texts, model.description.max_length)
+        input_ids, _ = encode(model.tokenizer, texts, model.description.max_length, model.description.cut)
         target_ids, _ = encode_targets(model.target_tokenizer, targets, model.description.max_length)
         columns = [input_ids, target_ids, pa.array(targets)]
         table, skipped = pa.table(columns, names=["input_ids", "target_ids", "target"]), bad
@@ -184,7 +184,7 @@ def _read(run: RunConfig, classifier: Classifier, paths: Sequence[str]) -> tuple
     """Labelled rows of other files, tokenized for the bundle, and how many were skipped."""
     numbers = {label: number for number, label in enumerate(classifier.labels)}
     texts, labels, skipped = _labelled(run, paths, run.data.label, numbers)
-    input_ids, _ = encode(classifier.tokenizer, texts, classifier.description.max_length)
+    input_ids = classifier.encode(texts)
     joined = pa.array(["\n".join(text) for text in texts])
     if classifier.several:
         sets = pa.array([sorted(numbers[label] for label in row) for row in labels], pa.list_(pa.int32()))

@@ -19,7 +19,7 @@ from txclf import tensors
 from txclf.config import RunConfig
 from txclf.data.batches import Batch
 from txclf.errors import ConfigError
-from txclf.model.classifier import TransformerClassifier
+from txclf.model.classifier import TransformerClassifier, by_row
 from txclf.sections import Compute, Train
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -135,8 +135,10 @@ class EncoderModule(TrainingModule):
         total_steps: int,
         start_step: int = 0,
         world_size: int = 1,
+        num_segments: int = 0,
     ) -> None:
-        model = TransformerClassifier(config.model, vocab_size, num_classes, config.tokenizer.max_length)
+        length = config.tokenizer.max_length
+        model = TransformerClassifier(config.model, vocab_size, num_classes, length, num_segments)
         super().__init__(config, model, total_steps, start_step, world_size)
         self.register_buffer("class_weights", class_weights, persistent=False)
 
@@ -146,7 +148,7 @@ class EncoderModule(TrainingModule):
 
     def summed_loss(self, batch: Any, shift_BTD: Tensor | None = None) -> Tensor:
         """The training loss, summed over the rows; `shift_BTD` moves the tokens' vectors."""
-        return self.training_loss(self.network(batch["input_ids"], batch["mask"], shift_BTD), batch["labels"])
+        return self.training_loss(self.logits(batch, shift_BTD), batch["labels"])
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if not self.config.train.adversarial:
@@ -158,6 +160,16 @@ class EncoderModule(TrainingModule):
         length_B11 = torch.linalg.vector_norm(slope_BTD, dim=(1, 2), keepdim=True)
         shift_BTD = self.config.train.adversarial * slope_BTD / length_B11.clamp(min=1e-30)
         return self.scaled((loss + self.summed_loss(batch, shift_BTD)) / 2, loss, batch)
+
+    def begin_with(self, vectors_VD: Tensor, frozen_V: Tensor | None) -> None:
+        """Takes pre-trained vectors; those that are frozen are not trained."""
+        assert isinstance(self.model, TransformerClassifier)
+        self.model.begin_with(vectors_VD, frozen_V)
+
+    def logits(self, batch: Any, shift_WTD: Tensor | None = None) -> Tensor:
+        """Of the rows of a batch, (B, C), each averaged over its windows."""
+        logits_WC = self.network(batch["input_ids"], batch["mask"], shift_WTD, batch["segments"])
+        return by_row(logits_WC, batch["windows"], len(batch["labels"]))
 
 
 class ClassifierModule(EncoderModule):
@@ -172,8 +184,10 @@ class ClassifierModule(EncoderModule):
         total_steps: int,
         start_step: int = 0,
         world_size: int = 1,
+        num_segments: int = 0,
     ) -> None:
-        super().__init__(config, vocab_size, num_classes, class_weights, total_steps, start_step, world_size)
+        sizes, reached = (vocab_size, num_classes), (total_steps, start_step)
+        super().__init__(config, *sizes, class_weights, *reached, world_size, num_segments)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.f1_macro = MulticlassF1Score(num_classes, average="macro")
         self.loss_sum: Tensor
@@ -193,7 +207,7 @@ class ClassifierModule(EncoderModule):
         self.row_count.zero_()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits_BC = self.network(batch["input_ids"], batch["mask"])
+        logits_BC = self.logits(batch)
         self.loss_sum += F.cross_entropy(logits_BC, batch["labels"], reduction="sum").double()
         self.row_count += len(batch["labels"])
         self.accuracy.update(logits_BC, batch["labels"])

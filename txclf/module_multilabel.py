@@ -38,8 +38,10 @@ class MultilabelModule(EncoderModule):
         total_steps: int,
         start_step: int = 0,
         world_size: int = 1,
+        num_segments: int = 0,
     ) -> None:
-        super().__init__(config, vocab_size, num_classes, class_weights, total_steps, start_step, world_size)
+        sizes, reached = (vocab_size, num_classes), (total_steps, start_step)
+        super().__init__(config, *sizes, class_weights, *reached, world_size, num_segments)
         self.num_classes = num_classes
         self.sums: Tensor
         """Of a validation: loss, rows, rows all right."""
@@ -57,7 +59,7 @@ class MultilabelModule(EncoderModule):
         self.counts.zero_()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits_BC = self.network(batch["input_ids"], batch["mask"])
+        logits_BC = self.logits(batch)
         targets_BC = targets(batch["labels"], self.num_classes)
         right_B = ((logits_BC >= 0) == (targets_BC > 0)).all(dim=1)
         found = [binary_loss(logits_BC, targets_BC), torch.tensor(len(right_B)), right_B.sum()]

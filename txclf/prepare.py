@@ -36,6 +36,7 @@ from txclf.data.tokenizer import (
     encode,
     encode_targets,
     parse_tokenizer,
+    separator_id,
     tokenizer_hash,
     train_tokenizer,
     vocab_size,
@@ -153,11 +154,13 @@ def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:
     unused = {"seq2seq": {"label"}, "classify": {"target"}, "multilabel": {"target"}}[run.task]
     if run.task != "multilabel":
         unused.add("label_delimiter")
+    if run.data.long != "windows":
+        unused |= {"window_overlap", "max_windows"}
     data, tokenizer = (
         run.data.model_dump(exclude={*shards.SPLITS, "ingest", *unused}),
         run.tokenizer.model_dump(exclude={"file", *unused}),
     )
-    settings = [1, run.seed, run.task, data, tokenizer, given, stamps]
+    settings = [2, run.seed, run.task, data, tokenizer, given, stamps]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -301,7 +304,7 @@ def _tokenize(task: Task, tokenizers: list[str]) -> Tables:
         positions = done + kept
         done += len(rows.rows)
         texts = [rows.texts[i] for i in kept]
-        input_ids, full_lengths = encode(encoder, texts, max_length)
+        input_ids, full_lengths = encode(encoder, texts, max_length, task.run.cut)
         columns = [
             input_ids,
             pa.array([0 if pairs or sets else numbers[rows.labels[i]] for i in kept], pa.int32()),
@@ -368,6 +371,7 @@ def _manifest(
         vocab_size=vocab_size(encoder),
         target_vocab_size=vocab_size(target_encoder) if run.task == "seq2seq" else 0,
         max_length=run.tokenizer.max_length,
+        separator_id=separator_id(encoder) if len(run.data.text) > 1 else None,
         length_edges=list(shards.LENGTH_EDGES),
         splits=splits,
         reject_reasons=dict(Counter(reject.reason for audit in audits.values() for reject in audit.rejects)),

@@ -72,6 +72,7 @@ def trained(run: RunConfig, summary: Summary) -> None:
         *([("weights", _weights(run, summary))] if run.train.average_best > 1 else []),
         ("calibration", _calibration(run, summary)),
         *([("thresholds", _thresholds(summary))] if run.task == "multilabel" else []),
+        *([("vectors", summary.vectors.told()[0].partition(": ")[2])] if summary.vectors else []),
         (
             "steps",
             f"{summary.steps:,} ({summary.epochs:.2f} epochs{early})",

@@ -66,18 +66,42 @@ class Data(Section):
     valid_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Share of the training rows set aside for validation, by a hash of the text: duplicates never straddle the two."""
     text: Columns = ("text",)
-    """Column that holds the text, or a list of columns that become one sequence with a separator token between."""
+    """Column that holds the text, or a list of columns that become one sequence with a separator token between. Where
+    they are too long together, the longest column is cut first."""
     target: str = "target"
     """Column that holds the text to produce, for `task: seq2seq`."""
     label: str = "label"
     """Column that holds the label: strings, integers or booleans; with `task: multilabel` any number of them."""
     label_delimiter: Annotated[str, Field(min_length=1)] = ","
     """For `task: multilabel`: what stands between the labels where the column holds strings instead of lists."""
+    long: Literal["head", "tail", "head_tail", "windows"] = "head"
+    """What is read of a text of more than `tokenizer.max_length` tokens: its first tokens, its last, a quarter from its
+    head and the rest from its tail (arXiv:1905.05583), or windows of `max_length` tokens whose logits are averaged."""
+    window_overlap: Annotated[int, Field(ge=0)] = 0
+    """Tokens that neighbouring windows of `long: windows` share; fewer than `tokenizer.max_length`."""
+    max_windows: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Most windows of a row; what lies beyond them is cut. A batch holds up to this many times its rows."""
     ingest: Literal["auto", "memory", "stream"] = "auto"
     """Where the tokens are while training: in `memory` (on Ray in its object store too), or streamed once to the disk
     of each node and read from there, so that memory stays small. `auto` takes memory where they fit, and says so."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """`fail` stops with the first twenty bad rows; `skip` leaves each out and writes it to `rejected.jsonl`."""
+
+
+class Cut(Section):
+    """How a row of more than `tokenizer.max_length` tokens is treated. Kept in the bundle."""
+
+    long: Literal["head", "tail", "head_tail", "windows"] = "head"
+    """As `data.long`."""
+    window_overlap: int = 0
+    max_windows: int = 1
+    """1 but for `windows`."""
+    columns: Literal["longest", "end"] = "longest"
+    """Of several columns the longest is cut first, or the end of all of them, as it was before."""
+
+    def capacity(self, max_length: int) -> int:
+        """Most tokens kept of a row."""
+        return max_length + (self.max_windows - 1) * (max_length - self.window_overlap)
 
 
 class Tokenizer(Section):
@@ -117,6 +141,11 @@ class Model(Section):
     """Encoder blocks."""
     width: Annotated[int, Field(ge=1)] = 128
     """Size of a token's vector."""
+    vectors: str | None = None
+    """Pre-trained word vectors that the tokens' vectors begin as: a text file of GloVe or word2vec with `width` numbers
+    a word, also .gz or .zip, path or URI; for `tokenizer.kind: word`."""
+    freeze_vectors: bool = False
+    """Whether the vectors found in `vectors` stay as they are; the others are trained either way."""
     heads: Annotated[int, Field(ge=1)] = 4
     """Attention heads; they divide `width`."""
     feedforward: Annotated[int, Field(ge=1)] = 512
@@ -135,6 +164,9 @@ class Model(Section):
     """Of the feed-forward part and of the head."""
     pooling: Literal["mean", "max", "mean_max", "cls", "attention"] = "mean"
     """How real tokens become one vector; `mean_max` puts the two side by side, `cls` a learned vector in front."""
+    segments: bool | None = None
+    """Whether a learned vector for its column is added to each token (arXiv:1810.04805); null = where `data.text` has
+    several columns."""
     head_width: Annotated[int, Field(ge=0)] = 0
     """Hidden size of the head; 0 = one linear layer."""
     decoder_layers: Annotated[int, Field(ge=1)] | None = None
@@ -147,6 +179,8 @@ class Model(Section):
     def _heads_divide_width(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"`heads` ({self.heads}) must divide `width` ({self.width})")
+        if self.freeze_vectors and self.vectors is None:
+            raise ValueError("`freeze_vectors` needs a file of `vectors`")
         if self.positions == "rotary" and (self.width // self.heads) % 2:
             raise ValueError(f"`positions: rotary` needs an even width / heads, not {self.width // self.heads}")
         if self.positions == "sinusoidal" and self.width % 2:

@@ -20,7 +20,7 @@ from txclf.bundle import Calibration, Classifier
 from txclf.checkpoints import Checkpoint
 from txclf.config import RunConfig
 from txclf.data import shards
-from txclf.data.batches import PairRows, TokenRows
+from txclf.data.batches import PairRows
 from txclf.seq2seq import Seq2Seq
 
 
@@ -134,7 +134,7 @@ def _scored(run: RunConfig, prepared: str, weights: Mapping[str, Tensor]) -> Sco
     columns = ["input_ids", "labels" if classifier.several else "label"]
     for shard in manifest.splits["valid"].shards:
         for table in shards.read_groups(prepared, shard, columns):
-            rows = TokenRows([table])
+            rows = classifier.rows([table])
             logits.append(classifier.logits(rows))
             sets = rows.label_sets
             labels.append(rows.labels if sets is None else sets.matrix(len(manifest.labels)))

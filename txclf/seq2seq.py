@@ -67,7 +67,7 @@ class Seq2Seq:
 
     def outputs(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> list[str]:
         """The output for each row of text columns."""
-        input_ids, _ = encode(self.tokenizer, texts, self.description.max_length)
+        input_ids, _ = encode(self.tokenizer, texts, self.description.max_length, self.description.cut)
         return self.generate(TokenRows([pa.table({"input_ids": input_ids})]), batch_size)
 
     @torch.inference_mode()
@@ -100,7 +100,7 @@ class Seq2Seq:
         longest = min(settings.max_length or self.description.max_length, self.description.max_length)
         outputs: list[list[int]] = [[] for _ in range(len(rows))]
         for part in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
-            ids, mask, _ = rows.pad(part)
+            ids, mask, *_ = rows.pad(part)
             mask = None if mask is None else mask.to(self.device)
             found = generate(
                 self.model, ids.to(self.device), mask, ends, settings.beams, longest, settings.length_penalty

@@ -2,6 +2,7 @@
 
     run folder/run.yaml         the resolved run file, written before the first step
                prepared.json    where the prepared data lie
+               vectors.json     what `model.vectors` gave to the vocabulary
                sessions.jsonl   a line for each time that workers began
                metrics.jsonl    a line per log interval and per validation
                checkpoints/     the best few and the last
@@ -18,21 +19,24 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from txclf import __version__, bundle, checkpoints, config, selection, sessions, storage, trackers, worker
+from txclf import __version__, bundle, checkpoints, config, selection, sessions, storage, trackers, vectors, worker
 from txclf.callbacks import Progress
 from txclf.config import RunConfig, anchored
 from txclf.data import shards, spool
 from txclf.data.batches import Rows
 from txclf.errors import ConfigError
 from txclf.module import choose_precision, uses_gpu
+from txclf.vectors import Coverage
 from txclf.worker import Job, Place
 
 SUMMARY = "summary.json"
 PREPARED = "prepared.json"
+VECTORS = "vectors.json"
 
 Report = Callable[[Progress], bool]
 """Takes the progress, says whether to stop."""
@@ -60,6 +64,8 @@ class Summary(BaseModel):
     """Of the bundle; None without `train.calibrate`, or when the validation rows were learned from."""
     thresholds: dict[str, float] | None = None
     """Of a `multilabel` bundle; None with `train.include_valid`: 0.5 for all."""
+    vectors: Coverage | None = None
+    """What `model.vectors` gave to the vocabulary."""
     steps: int
     epochs: float
     rows_seen: int
@@ -86,6 +92,7 @@ def check_folder(run: RunConfig, resume: bool) -> Summary | None:
     folder = run.run_folder
     saved = storage.join(folder, "run.yaml")
     if not storage.exists(saved):
+        vectors.require(run.model.vectors)
         if resume:
             raise ConfigError(f"`{folder}`: no run to resume: start it without --resume")
         storage.require_writable(folder)
@@ -146,11 +153,26 @@ def train(run: RunConfig, prepared: str, report: Report, started: float | None =
     began = _began_with(run)
     if began and began["fingerprint"] != manifest.fingerprint:
         raise ConfigError(f"`{run.run_folder}` began with `{began['folder']}`; the data changed since: start a new run")
-    job = Job(run, prepared, time.time() if started is None else started, uuid.uuid4().hex)
+    coverage = _vectors(run, prepared)
+    job = Job(run, prepared, time.time() if started is None else started, uuid.uuid4().hex, coverage)
     manifest = job.manifest()
     check_fit(run, manifest)
-    outcome = _fit_on_ray(job, manifest, report) if run.compute.on_ray else _fit_here(job, manifest, report, share)
+    notes = coverage.told() if coverage else []
+    fit = _fit_on_ray if run.compute.on_ray else partial(_fit_here, share=share)
+    outcome = fit(job, manifest, report, notes)
     return _finish(job, outcome)
+
+
+def _vectors(run: RunConfig, prepared: str) -> Coverage | None:
+    """What the file of `model.vectors` gives to the prepared data. A run that began has it: the file may be gone."""
+    if run.model.vectors is None:
+        return None
+    path = storage.join(run.run_folder, VECTORS)
+    if _began_with(run) and storage.exists(path):
+        coverage = Coverage.model_validate(storage.read_json(path))
+        if storage.exists(storage.join(prepared, coverage.matrix)):
+            return coverage
+    return vectors.matched(run.model.vectors, run.model.width, prepared, run.seed)
 
 
 def _finish(job: Job, outcome: dict[str, Any]) -> Summary:
@@ -169,6 +191,7 @@ def _finish(job: Job, outcome: dict[str, Any]) -> Summary:
         averaged=winner.averaged,
         calibration=winner.calibration,
         thresholds=winner.thresholds,
+        vectors=job.vectors,
         **outcome,
     )
     storage.write_json(storage.join(run.run_folder, SUMMARY), summary.model_dump())
@@ -220,12 +243,14 @@ def _begin(job: Job, manifest: shards.Manifest) -> None:
         storage.write_json(
             storage.join(folder, PREPARED), {"folder": job.prepared, "fingerprint": manifest.fingerprint}
         )
+        if job.vectors:
+            storage.write_json(storage.join(folder, VECTORS), job.vectors.model_dump())
         storage.write_bytes(storage.join(folder, "run.yaml"), config.dump(job.config).encode())
 
 
-def _fit_here(job: Job, manifest: shards.Manifest, report: Report, share: int) -> dict[str, Any]:
+def _fit_here(job: Job, manifest: shards.Manifest, report: Report, notes: list[str], share: int = 1) -> dict[str, Any]:
     streams, note = spool.streams(job.config.data.ingest, manifest, spool.machine_memory() // 4 // share)
-    report(Progress(notes=[note]))
+    report(Progress(notes=[*notes, note]))
     _begin(job, manifest)
     place = Place()
 
@@ -237,12 +262,12 @@ def _fit_here(job: Job, manifest: shards.Manifest, report: Report, share: int) -
     return worker.fit(job, rows, report, place)
 
 
-def _fit_on_ray(job: Job, manifest: shards.Manifest, report: Report) -> dict[str, Any]:
+def _fit_on_ray(job: Job, manifest: shards.Manifest, report: Report, notes: list[str]) -> dict[str, Any]:
     from txclf import cluster, distributed
 
     with cluster.connected(job.config.compute):
         cluster.require(job.config.compute)
         streams, note = spool.streams(job.config.data.ingest, manifest, cluster.data_budget(job.config.compute))
-        report(Progress(notes=[note]))
+        report(Progress(notes=[*notes, note]))
         _begin(job, manifest)
         return distributed.fit(job, streams, report)

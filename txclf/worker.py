@@ -21,15 +21,16 @@ import torch
 from pytorch_lightning.strategies import Strategy
 from torch import Tensor
 
-from txclf import checkpoints, storage, tensors
+from txclf import checkpoints, storage, tensors, vectors
 from txclf.callbacks import Course, Progress, Pulse, Recorder, exhausted
 from txclf.clock import Clock
 from txclf.config import RunConfig
 from txclf.data import batches, shards, spool
-from txclf.data.batches import Batch, PairBatch, PairRows, Plan, Rows, TokenRows
+from txclf.data.batches import Batch, Layout, PairBatch, PairRows, Plan, Rows, TokenRows
 from txclf.module import ClassifierModule, Precision, TrainingModule, choose_precision, class_weights, uses_gpu
 from txclf.module_multilabel import MultilabelModule, positive_weights
 from txclf.module_seq2seq import Seq2SeqModule
+from txclf.vectors import Coverage
 
 COLUMNS = {
     "classify": ("input_ids", "label"),
@@ -49,6 +50,8 @@ class Job:
     """Wall-clock time at which the command began."""
     id: str
     """Names this command's temporary files."""
+    vectors: Coverage | None = None
+    """What the tokens' vectors begin as."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -56,7 +59,16 @@ class Job:
 
     def rows(self, tables: Sequence[pa.Table]) -> Rows:
         """Tables of these columns as rows to make batches of."""
-        return PairRows.of(tables) if self.config.task == "seq2seq" else TokenRows(tables)
+        return PairRows.of(tables) if self.config.task == "seq2seq" else TokenRows(tables, layout=self.layout())
+
+    def layout(self) -> Layout:
+        """How rows become sequences."""
+        run, windows = self.config, self.config.data.long == "windows"
+        return Layout(
+            window=run.tokenizer.max_length if windows else None,
+            overlap=run.data.window_overlap if windows else 0,
+            separator=self.manifest().separator_id if run.num_segments else None,
+        )
 
     def manifest(self) -> shards.Manifest:
         """Of the prepared data, as this run trains on them."""
@@ -101,7 +113,8 @@ class ScoringBatches:
         self.rows, self.batch_size, self.place = rows, batch_size, place
 
     def __iter__(self) -> Iterator[Batch | PairBatch]:
-        for part in batches.scoring_batches(self.rows.lengths, self.batch_size, self.place.rank, self.place.world_size):
+        rank, world_size = self.place.rank, self.place.world_size
+        for part in batches.scoring_batches(self.rows.lengths, self.batch_size, rank, world_size, self.rows.costs):
             yield self.rows.batch(part)
 
 
@@ -118,7 +131,8 @@ def streamed_rows(
                 yield table
 
     folder = os.path.join(tempfile.gettempdir(), f"txclf-{job.id}-{split}")
-    return spool.spooled(tables, folder, part.tokens + part.target_tokens, job.columns, first, barrier)
+    size = part.tokens + part.target_tokens
+    return spool.spooled(tables, folder, size, job.columns, first, barrier, job.layout())
 
 
 def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool], place: Place) -> dict[str, Any]:
@@ -147,7 +161,12 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
         kind = MultilabelModule if run.task == "multilabel" else ClassifierModule
         weights = label_weights(run, manifest.splits["train"])
         sizes = (manifest.vocab_size, len(manifest.labels))
-        module = kind(run, *sizes, weights, course.total_steps, state["step"], place.world_size)
+        # Data prepared before there were segments do not tell columns apart.
+        segments = 0 if manifest.separator_id is None else run.num_segments
+        module = kind(run, *sizes, weights, course.total_steps, state["step"], place.world_size, segments)
+        if job.vectors:
+            matrix, found = vectors.load(job.prepared, job.vectors.matrix)
+            module.begin_with(matrix, found if run.model.freeze_vectors else None)
     if "model" in state:
         module.model.load_state_dict(state["model"])
     train_batches = TrainBatches(train_rows, run, place, recorder)

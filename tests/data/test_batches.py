@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from txclf.data import batches
-from txclf.data.batches import Ints, TokenRows
+from txclf.data.batches import Ints, Layout, TokenRows
 
 RANKS = [1, 2, 3, 5]
 GRID = [
@@ -353,3 +353,82 @@ def test_which_tokens_are_left_out_depends_on_the_key_not_on_the_batch(long_rows
 def test_a_row_of_one_token_keeps_it() -> None:
     rows = TokenRows([make_table([[number] for number in range(50)], [0] * 50)])
     assert rows_of(rows.batch(np.arange(50), 0.9, key=0)) == [[number] for number in range(50)]
+
+
+# ------------------------------------------------------------------------------------------------- windows and segments
+
+
+@pytest.mark.parametrize(("window", "overlap"), [(1, 0), (4, 0), (4, 1), (4, 3), (50, 10)])
+def test_windows_cover_a_row_and_overlap_as_they_should(window: int, overlap: int) -> None:
+    lengths = lengths_of(200)
+    layout = Layout(window, overlap)
+    rows, starts, sizes = layout.spans(lengths)
+    assert np.bincount(rows).tolist() == layout.counts(lengths).tolist()
+    for row, length in enumerate(lengths.tolist()):
+        own = rows == row
+        first, size = starts[own], sizes[own]
+        assert size.tolist() == [min(window, length)] * len(size)
+        assert first[0] == 0
+        assert first[-1] + size[-1] == length
+        assert (np.diff(first[:-1]) == window - overlap).all()
+        assert (np.diff(first) > 0).all()
+        assert len(first) == 1 or first[-1] - first[-2] <= window - overlap
+
+
+def test_the_windows_of_a_batch_hold_their_rows_tokens_whatever_the_neighbours(long_rows: TokenRows) -> None:
+    rows = TokenRows([], layout=Layout(6, 2))
+    rows.values, rows.lengths, rows.starts, rows.labels = (
+        long_rows.values,
+        long_rows.lengths,
+        long_rows.starts,
+        long_rows.labels,
+    )
+    picked = np.array([5, 0, 150, 5])
+    for dropout in (0.0, 0.5):
+        batch = rows.batch(picked, dropout, key=3)
+        windows = batch["windows"]
+        assert windows is not None
+        together: list[list[list[int]]] = [[] for _ in picked]
+        for owner, window in zip(windows.tolist(), rows_of(batch), strict=True):
+            together[owner].append(window)
+        assert batch["num_tokens"] == sum(len(window) for own in together for window in own)
+        assert batch["labels"].shape == (4,)
+        for row, own in zip(picked, together, strict=True):
+            assert own == rows_of(rows.batch(np.array([row]), dropout, key=3))
+            assert all(own)
+            if not dropout:
+                assert set().union(*own) == set(rows_of(long_rows.batch(np.array([row])))[0])
+
+
+def test_scoring_batches_are_bounded_by_their_windows() -> None:
+    lengths = lengths_of(300)
+    costs = Layout(5, 1).counts(lengths)
+    for ranks in RANKS:
+        found = [list(batches.scoring_batches(lengths, 8, rank, ranks, costs)) for rank in range(ranks)]
+        assert sorted(np.concatenate([part for own in found for part in own]).tolist()) == list(range(300))
+        assert all(costs[part].sum() <= 8 or len(part) == 1 for own in found for part in own)
+
+
+def test_segments_are_the_columns_of_the_tokens_in_any_batch() -> None:
+    lists = [[5, 6, 2, 7], [2, 8], [9], [4, 2, 2, 3, 3, 3]]
+    expected = [[0, 0, 0, 1], [0, 1], [0], [0, 0, 1, 2, 2, 2]]
+    rows = TokenRows([make_table(lists, [0] * 4)], layout=Layout(separator=2))
+    for picked in ([0], [3, 2, 1, 0], [1, 3]):
+        batch = rows.batch(np.array(picked))
+        segments = batch["segments"]
+        assert segments is not None
+        longest = max(len(lists[row]) for row in picked)
+        assert segments.tolist() == [expected[row] + [0] * (longest - len(lists[row])) for row in picked]
+    # A token keeps its column where the separator before it is left out, and in a window that begins after it.
+    whole = rows_of(rows.batch(np.array([3])))[0]
+    for key in range(20):
+        batch = rows.batch(np.array([3]), 0.5, key)
+        ids, segments = batch["input_ids"][0].tolist(), batch["segments"]
+        assert segments is not None
+        assert len(whole) == 6
+        assert [number for token, number in zip(ids, segments[0].tolist(), strict=True) if token in (3, 4)] == [
+            {4: 0, 3: 2}[token] for token in ids if token in (3, 4)
+        ]
+    windowed = TokenRows([make_table(lists, [0] * 4)], layout=Layout(2, 0, separator=2)).batch(np.array([3]))
+    assert windowed["segments"] is not None
+    assert windowed["segments"].tolist() == [[0, 0], [1, 2], [2, 2]]

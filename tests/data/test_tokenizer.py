@@ -11,10 +11,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from txclf.data.tokenizer import SPECIAL_TOKENS, encode, parse_tokenizer, tokenizer_hash, train_tokenizer, vocab_size
+from txclf.data.tokenizer import (
+    SPECIAL_TOKENS,
+    column_room,
+    encode,
+    parse_tokenizer,
+    tokenizer_hash,
+    train_tokenizer,
+    vocab_size,
+)
 from txclf.errors import DataError
-from txclf.sections import Tokenizer
+from txclf.sections import Cut, Tokenizer
 
 KINDS = ["bpe", "wordpiece", "unigram", "word"]
 TEXTS = [
@@ -260,3 +270,42 @@ def test_a_row_does_not_depend_on_its_neighbours(trained: dict[str, FastTokenize
     rows = [(text,) for text in [*TEXTS, ""]]
     for kind in KINDS:
         assert ids_of(trained[kind], rows, 7) == [ids_of(trained[kind], [row], 7)[0] for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------------------- the cut
+
+
+@pytest.mark.parametrize("lengths", [(5, 5), (1, 90), (90, 1), (0, 90), (30, 20, 40), (3, 3, 3), (7,), (0, 0)])
+@pytest.mark.parametrize("room", [3, 4, 9, 10, 25, 89, 200])
+def test_the_longest_column_is_cut_first(lengths: tuple[int, ...], room: int) -> None:
+    rooms = column_room(lengths, room)
+    assert sum(rooms) == min(room, sum(lengths))
+    assert all(0 <= kept <= length for kept, length in zip(rooms, lengths, strict=True))
+    assert all(kept > 0 for kept, length in zip(rooms, lengths, strict=True) if length)
+    cut = [kept for kept, length in zip(rooms, lengths, strict=True) if kept < length]
+    # No column that was cut keeps less than another does, give or take what cannot be shared out.
+    assert not cut or max(rooms) - min(cut) <= 1
+
+
+@pytest.mark.parametrize(
+    ("cut", "room", "expected"),
+    [
+        (Cut(), 8, [[0, 1, 2, 3], [20, 21, 22]]),
+        (Cut(long="tail"), 8, [[6, 7, 8, 9], [20, 21, 22]]),
+        (Cut(long="head_tail"), 8, [[0, 7, 8, 9], [20, 21, 22]]),
+        (Cut(long="windows", window_overlap=2, max_windows=2), 5, [[0, 1, 2, 3], [20, 21, 22]]),
+        (Cut(columns="end"), 8, [[0, 1, 2, 3, 4, 5, 6, 7]]),
+        (Cut(), 2, [[0, 1]]),
+        (Cut(), 3, [[0], [20]]),
+        (Cut(), 99, [list(range(10)), [20, 21, 22]]),
+    ],
+)
+def test_how_two_columns_are_cut(cut: Cut, room: int, expected: list[list[int]]) -> None:
+    words = {"[PAD]": 100, "[UNK]": 101, "[SEP]": 102} | {f"w{number}": number for number in range(30)}
+    tokenizer = FastTokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    row = " ".join(f"w{number}" for number in range(10)), "w20 w21 w22"
+    ids, full_lengths = encode(tokenizer, [row], room, cut)
+    joined = [token for column in expected for token in [*column, 102]][:-1]
+    assert ids.to_pylist() == [joined]
+    assert full_lengths.tolist() == [14]

@@ -12,13 +12,17 @@ With labels the first line is another: the rows are drawn so that all classes co
 Nothing but the last line knows the number of ranks: a step has the same rows on any number of them, and the position
 in an epoch is one number, the step.
 
-Shapes: S steps, G rows of a global batch, B rows of a batch on this rank, T tokens.
+A row of more tokens than the model reads at once becomes several sequences, its windows, which stay together.
+
+Shapes: S steps, G rows of a global batch, B rows of a batch on this rank, W their sequences (without windows W = B), T
+tokens of a sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Self, TypedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -38,13 +42,17 @@ class Batch(TypedDict):
     """What a step takes."""
 
     input_ids: Tensor
-    """(B, T) int64, zero where there is no token."""
+    """(W, T) int64, zero where there is no token."""
     mask: Tensor | None
-    """(B, T) bool, True at real tokens; None when all are real."""
+    """(W, T) bool, True at real tokens; None when all are real."""
+    segments: Tensor | None
+    """(W, T) int64, the text column of each token; None when columns are not told apart."""
+    windows: Tensor | None
+    """(W,) int64, the row of each sequence; None when each row is one."""
     labels: Tensor
     """(B,) int64; of `multilabel` (B, K), the class numbers of each row and -1 behind them."""
     num_tokens: int
-    """Real tokens."""
+    """Real tokens, those in several windows several times."""
 
 
 class PairBatch(TypedDict):
@@ -59,14 +67,60 @@ class PairBatch(TypedDict):
     num_tokens: int
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How rows of tokens become the sequences that a model reads."""
+
+    window: int | None = None
+    """Tokens of a window; None: a row is one sequence."""
+    overlap: int = 0
+    """Tokens that neighbouring windows share."""
+    separator: int | None = None
+    """The token between text columns, where the model tells these apart."""
+
+    def counts(self, lengths: Lengths) -> Ints:
+        """Sequences of each row, by its length."""
+        if self.window is None:
+            return np.ones(len(lengths), np.int64)
+        stride = self.window - self.overlap
+        return 1 + np.maximum(0, -(-(lengths.astype(np.int64) - self.window) // stride))
+
+    def spans(self, lengths: Lengths) -> tuple[Ints, Ints, Ints]:
+        """Row, first token (within its row) and length of each sequence. The last window of a row ends with it, so that
+        no window is shorter than the others."""
+        counts = self.counts(lengths)
+        rows = np.repeat(np.arange(len(lengths)), counts)
+        full = lengths.astype(np.int64)[rows]
+        if self.window is None:
+            return rows, np.zeros(len(rows), np.int64), full
+        numbers = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        starts = np.minimum(numbers * (self.window - self.overlap), np.maximum(0, full - self.window))
+        return rows, starts, np.minimum(full, self.window)
+
+
+WHOLE = Layout()
+
+
+class Sequences(NamedTuple):
+    """Sequences of tokens of some rows, padded."""
+
+    input_ids: Tensor
+    """(W, T) int64."""
+    mask: Tensor | None
+    segments: Tensor | None
+    windows: Tensor | None
+    num_tokens: int
+
+
 class TokenRows:
     """Rows held as one flat array of token ids: any rows can be gathered without a Python loop over tokens.
 
     Made of Arrow tables with a column of token ids (list<int32>) and, where there are labels, `label`, or `labels`
-    where a row may have several. A single chunk is not copied.
+    where a row may have several. A single chunk is not copied. `layout` says how the rows become sequences.
     """
 
-    def __init__(self, tables: Sequence[pa.Table], column: str = "input_ids") -> None:
+    def __init__(self, tables: Sequence[pa.Table], column: str = "input_ids", layout: Layout = WHOLE) -> None:
+        self.layout = layout
         lists = [chunk for table in tables for chunk in table[column].chunks if len(chunk)]
         values = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in lists]
         lengths = [np.diff(chunk.offsets.to_numpy()).astype(np.int32) for chunk in lists]
@@ -88,9 +142,7 @@ class TokenRows:
 
     def _places(self, rows: Ints) -> Ints:
         """The place of each of their tokens among all tokens."""
-        lengths = self.lengths[rows]
-        ends = np.cumsum(lengths, dtype=np.int64)
-        return np.arange(ends[-1]) + np.repeat(self.starts[rows] - ends + lengths, lengths)
+        return ranges(self.starts[rows], self.lengths[rows])
 
     def step_size(self, rows: Ints) -> int:
         """What the loss of a step with these rows is divided by."""
@@ -98,38 +150,54 @@ class TokenRows:
 
     def padding_share(self, batches: Ints, world_size: int, accumulate: int) -> float:
         """Share of the positions of these global batches (S, G) that hold no token."""
-        return padding_share([self.lengths], batches, world_size, accumulate)
+        return padding_share([self.lengths], batches, world_size, accumulate, self.layout)
+
+    @property
+    def costs(self) -> Ints | None:
+        """Sequences of each row; None where each row is one."""
+        return None if self.layout.window is None else self.layout.counts(self.lengths)
 
     def batch(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> Batch:
         """The given rows and their labels, as `pad` makes them."""
-        ids, mask, num_tokens = self.pad(rows, token_dropout, key)
         if self.label_sets is None:
             labels = torch.from_numpy(self.labels[rows].astype(np.int64))
         else:
             labels = self.label_sets.padded(rows)
-        return Batch(input_ids=ids, mask=mask, labels=labels, num_tokens=num_tokens)
+        ids, mask, segments, windows, num_tokens = self.pad(rows, token_dropout, key)
+        return Batch(input_ids=ids, mask=mask, segments=segments, windows=windows, labels=labels, num_tokens=num_tokens)
 
-    def pad(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> tuple[Tensor, Tensor | None, int]:
-        """Token ids (B, T) of the given rows, padded to the longest of them; the mask; how many tokens there are.
+    def pad(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> Sequences:
+        """The sequences of the given rows, padded to the longest of them.
 
         `token_dropout` leaves out that share of the tokens (word dropout, Iyyer et al., ACL 2015), so sequences get
-        shorter too; at least one of a row stays. Which ones depends on the token and `key` alone, not on the batch.
+        shorter too; at least one of each stays. Which ones depends on the token and `key` alone, not on the batch.
         """
-        lengths = self.lengths[rows].astype(np.int64)
+        lengths, layout = self.lengths[rows].astype(np.int64), self.layout
         tokens = self.tokens(rows)
-        if token_dropout:
-            ends = np.cumsum(lengths)
-            places = self._places(rows)
+        segments = None if layout.separator is None else columns(tokens, lengths, layout.separator)
+        windows = None
+        places = self._places(rows) if token_dropout else None
+        if layout.window is not None and lengths.max() > layout.window:
+            owners, starts, sizes = layout.spans(lengths)
+            inside = ranges((np.cumsum(lengths) - lengths)[owners] + starts, sizes)
+            tokens, lengths, windows = tokens[inside], sizes, torch.from_numpy(owners)
+            segments = None if segments is None else segments[inside]
+            places = None if places is None else places[inside]
+        if places is not None:
             kept = uniform(mix(places.astype(np.uint64) ^ mix(np.uint64(key)))) >= token_dropout
-            firsts = ends - lengths
+            firsts = np.cumsum(lengths) - lengths
             kept[firsts[np.add.reduceat(kept, firsts) == 0]] = True
             tokens, lengths = tokens[kept], np.add.reduceat(kept, firsts)
+            segments = None if segments is None else segments[kept]
         ids, mask = padded(tokens, lengths)
-        return ids, mask, int(lengths.sum())
+        told = None if segments is None else padded(segments, lengths)[0]
+        return Sequences(ids, mask, told, windows, int(lengths.sum()))
 
 
 class PairRows:
     """Rows of `seq2seq`: a source and a target each."""
+
+    costs: Ints | None = None
 
     def __init__(self, source: TokenRows, target: TokenRows) -> None:
         self.source, self.target = source, target
@@ -158,15 +226,30 @@ class PairRows:
         lengths = self.target.lengths[rows].astype(np.int64)
         target_ids, _ = padded(self.target.tokens(rows), lengths)
         return PairBatch(
-            input_ids=source[0],
-            mask=source[1],
+            input_ids=source.input_ids,
+            mask=source.mask,
             target_ids=target_ids,
             target_lengths=torch.from_numpy(lengths),
-            num_tokens=source[2] + int(lengths.sum()) - len(rows),
+            num_tokens=source.num_tokens + int(lengths.sum()) - len(rows),
         )
 
 
 Rows = TokenRows | PairRows
+
+
+def ranges(starts: Ints, lengths: Lengths) -> Ints:
+    """The numbers from each start on, as many as its length, one range after the other."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
+
+
+def columns(tokens: Int32s, lengths: Ints, separator: int) -> Int32s:
+    """The text column of each token of rows that lie one after the other; a separator belongs to the column before."""
+    marks = tokens == separator
+    before = np.cumsum(marks) - marks
+    firsts = np.cumsum(lengths) - lengths
+    numbers: Int32s = (before - np.repeat(before[firsts], lengths)).astype(np.int32)
+    return numbers
 
 
 def padded(tokens: Int32s, lengths: Ints) -> tuple[Tensor, Tensor | None]:
@@ -257,18 +340,32 @@ def rank_parts(rows: Ints, rank: int, world_size: int, accumulate: int) -> list[
     return np.array_split(rows[rank::world_size], accumulate)
 
 
-def scoring_batches(lengths: Lengths, batch_size: int, rank: int, world_size: int) -> Iterator[Ints]:
-    """This rank's rows for scoring: over all ranks each row once, longest first, so that memory peaks at once."""
+def scoring_batches(
+    lengths: Lengths, batch_size: int, rank: int, world_size: int, costs: Ints | None = None
+) -> Iterator[Ints]:
+    """This rank's rows for scoring: over all ranks each row once, longest first, so that memory peaks at once.
+
+    With `costs`, the sequences of each row, a batch has no more than `batch_size` sequences, or one row.
+    """
     by_length = np.argsort(-lengths, kind="stable")[rank::world_size]
-    for start in range(0, len(by_length), batch_size):
-        yield by_length[start : start + batch_size]
+    start = 0
+    while start < len(by_length):
+        part = by_length[start : start + batch_size]
+        if costs is not None:
+            part = part[: max(1, int(np.searchsorted(np.cumsum(costs[part]), batch_size, side="right")))]
+        yield part
+        start += len(part)
 
 
-def padding_share(sides: Sequence[Lengths], batches: Ints, world_size: int, accumulate: int) -> float:
+def padding_share(
+    sides: Sequence[Lengths], batches: Ints, world_size: int, accumulate: int, layout: Layout = WHOLE
+) -> float:
     """Share of the positions of global batches (S, G) that hold no token; `sides` are the lengths of what is padded."""
-    padded = 0
+    padded = tokens = 0
     for rows in batches:
         for rank in range(world_size):
             parts = [part for part in rank_parts(rows, rank, world_size, accumulate) if len(part)]
-            padded += sum(int(lengths[part].max()) * len(part) for part in parts for lengths in sides)
-    return 1.0 - sum(float(lengths[batches].sum()) for lengths in sides) / padded if padded else 0.0
+            for spans in (layout.spans(lengths[part])[2] for part in parts for lengths in sides):
+                padded += int(spans.max()) * len(spans)
+                tokens += int(spans.sum())
+    return 1.0 - tokens / padded if padded else 0.0

@@ -120,6 +120,8 @@ class Manifest(_Record):
     target_vocab_size: int = 0
     """Of `seq2seq`; where the vocabulary is shared, the same."""
     max_length: int
+    separator_id: int | None = None
+    """The token between text columns, where there are several."""
     length_edges: list[int]
     splits: dict[str, Split]
     reject_reasons: dict[str, int]

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 import numpy as np
 import pyarrow as pa
 
-from txclf.data.batches import Int32s, Ints, PairRows, Rows, TokenRows
+from txclf.data.batches import WHOLE, Int32s, Ints, Layout, PairRows, Rows, TokenRows
 from txclf.data.labels import LabelSets
 from txclf.data.shards import Manifest
 from txclf.errors import StorageError
@@ -27,7 +27,10 @@ LENGTHS = ".lengths"
 class SpooledRows(TokenRows):
     """`TokenRows` whose token ids lie in a file. Made by `open_spool`."""
 
-    def __init__(self, tokens: int, lengths: Int32s, labels: Int32s, label_sets: LabelSets | None) -> None:
+    def __init__(
+        self, tokens: int, lengths: Int32s, labels: Int32s, label_sets: LabelSets | None, layout: Layout = WHOLE
+    ) -> None:
+        self.layout = layout
         self.file = tokens
         self.lengths, self.labels, self.label_sets = lengths, labels, label_sets
         self.starts = _starts(lengths)
@@ -75,7 +78,7 @@ def spool(tables: Iterable[pa.Table], folder: str, num_tokens: int, columns: Seq
         ) from error
 
 
-def open_spool(folder: str, columns: Sequence[str]) -> Rows:
+def open_spool(folder: str, columns: Sequence[str], layout: Layout = WHOLE) -> Rows:
     """The rows of a spooled folder, which may be removed after this."""
 
     def values(name: str) -> Int32s:
@@ -84,7 +87,7 @@ def open_spool(folder: str, columns: Sequence[str]) -> Rows:
     labels = values("label") if "label" in columns else np.empty(0, np.int32)
     sets = LabelSets(values("labels"), values("labels" + LENGTHS)) if "labels" in columns else None
     sides = [
-        SpooledRows(os.open(os.path.join(folder, column), os.O_RDONLY), values(column + LENGTHS), labels, sets)
+        SpooledRows(os.open(os.path.join(folder, column), os.O_RDONLY), values(column + LENGTHS), labels, sets, layout)
         for column in columns
         if column not in ("label", "labels")
     ]
@@ -98,6 +101,7 @@ def spooled(
     columns: Sequence[str],
     first: bool = True,
     barrier: Callable[[], None] = lambda: None,
+    layout: Layout = WHOLE,
 ) -> Rows:
     """The rows of `tables`, spooled by the first process of a node for all of them; nothing of the folder is left.
 
@@ -107,7 +111,7 @@ def spooled(
         if first:
             spool(tables(), folder, num_tokens, columns)
         barrier()
-        rows = open_spool(folder, columns)
+        rows = open_spool(folder, columns, layout)
         barrier()
     finally:
         if first:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +18,11 @@ from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordLevelTrainer, Wo
 
 from txclf import storage
 from txclf.errors import DataError
-from txclf.sections import Tokenizer
+from txclf.sections import Cut, Tokenizer
 
 PAD, UNKNOWN, SEPARATOR, MASK = "[PAD]", "[UNK]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = [PAD, UNKNOWN, SEPARATOR, MASK]
+HEAD = Cut()
 BEGIN, END = "[BOS]", "[EOS]"
 """Around the text that a `seq2seq` model produces."""
 
@@ -136,34 +138,70 @@ def tokenizer_hash(tokenizer: FastTokenizer) -> str:
 
 
 def encode(
-    tokenizer: FastTokenizer, texts: Sequence[tuple[str, ...]], max_length: int
+    tokenizer: FastTokenizer, texts: Sequence[tuple[str, ...]], max_length: int, cut: Cut = HEAD
 ) -> tuple[pa.ListArray, np.ndarray]:
     """Token ids of rows of text columns, as a list<int32> array, and each row's length before the cut (int64).
 
-    Several columns become one sequence with `[SEP]` between. Every row has at least one token, `[UNK]` where its text
-    holds none. Raises `DataError` when a tokenizer from a file lacks a token that is needed.
+    Several columns become one sequence with `[SEP]` between. Rows are cut to `max_length` tokens, or to as many as
+    `cut` has windows for. Every row has at least one token, `[UNK]` where its text holds none. Raises `DataError` when
+    a tokenizer from a file lacks a token that is needed.
     """
+    room = cut.capacity(max_length)
     columns = len(texts[0]) if texts else 1
     flat = [text for row in texts for text in row]
     encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(flat, add_special_tokens=False)]
     if columns > 1:
-        separator = _token_id(tokenizer, (SEPARATOR, "</s>"), "joins several text columns")
-        rows = []
-        for start in range(0, len(encoded), columns):
-            ids = list(encoded[start])
-            for more in encoded[start + 1 : start + columns]:
-                ids += [separator, *more]
-            rows.append(ids)
+        separator = separator_id(tokenizer)
+        parts = [encoded[start : start + columns] for start in range(0, len(encoded), columns)]
+        full_lengths = np.fromiter((sum(map(len, row)) + columns - 1 for row in parts), np.int64, len(parts))
+        rows = [_joined(_fitted(row, room, cut), separator) for row in parts]
     else:
         rows = encoded
-    full_lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        full_lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    rows = [row if len(row) <= room else _shortened(row, room, cut.long) for row in rows]
     for empty in np.flatnonzero(full_lengths == 0):
         rows[empty] = [_token_id(tokenizer, (UNKNOWN, "<unk>", PAD, "<pad>"), "stands for a text without tokens")]
-    lengths = np.clip(full_lengths, 1, max_length)
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     offsets = np.zeros(len(rows) + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
-    values = np.fromiter((token for row in rows for token in row[:max_length]), np.int32, offsets[-1])
+    values = np.fromiter((token for row in rows for token in row), np.int32, offsets[-1])
     return pa.ListArray.from_arrays(offsets, values), full_lengths
+
+
+def separator_id(tokenizer: FastTokenizer) -> int:
+    """The token between text columns. Raises `DataError` when a tokenizer from a file lacks it."""
+    return _token_id(tokenizer, (SEPARATOR, "</s>"), "joins several text columns")
+
+
+def column_room(lengths: Sequence[int], room: int) -> list[int]:
+    """How many tokens each column keeps so that all keep at most `room`: the longest is cut first, and no column that
+    has tokens is left without, as long as there is one for each."""
+    rooms = list(lengths)
+    for rank, column in enumerate(sorted(range(len(rooms)), key=lambda column: rooms[column])):
+        # The shortest takes what it needs of an equal share; what it leaves is shared by the longer ones.
+        rooms[column] = min(rooms[column], room // (len(rooms) - rank))
+        room -= rooms[column]
+    return rooms
+
+
+def _fitted(columns: list[list[int]], room: int, cut: Cut) -> list[list[int]]:
+    """The columns of a row, cut so that they fit with a separator between each two."""
+    free = room - (len(columns) - 1)
+    if cut.columns == "end" or free < len(columns) or sum(map(len, columns)) <= free:
+        return columns
+    rooms = column_room([len(ids) for ids in columns], free)
+    return [_shortened(ids, kept, cut.long) for ids, kept in zip(columns, rooms, strict=True)]
+
+
+def _shortened(ids: list[int], room: int, long: str) -> list[int]:
+    if len(ids) <= room:
+        return ids
+    head = {"tail": 0, "head_tail": (room + 3) // 4}.get(long, room)
+    return ids[:head] + ids[len(ids) - (room - head) :]
+
+
+def _joined(columns: list[list[int]], separator: int) -> list[int]:
+    return list(chain(columns[0], *([separator, *ids] for ids in columns[1:])))
 
 
 def encode_targets(tokenizer: FastTokenizer, texts: Sequence[str], max_length: int) -> tuple[pa.ListArray, np.ndarray]:

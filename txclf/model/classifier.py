@@ -14,25 +14,43 @@ from torch.nn import functional as F
 from txclf.model.layers import Block, Dropout, Pooling, Positions, Rotary, activation_module
 from txclf.sections import Model
 
+SEGMENT_STD = 0.1
+"""Of the segments' first vectors, to that of the tokens': a column is a hint, and should not drown the words."""
+
+
+def by_row(logits_WC: Tensor, windows_W: Tensor | None, rows: int) -> Tensor:
+    """The logits of rows (B, C): the mean over each row's windows; `windows_W` has the row of each, None: one each."""
+    if windows_W is None:
+        return logits_WC
+    counts_B = torch.bincount(windows_W, minlength=rows)
+    sums_BC = torch.zeros(rows, logits_WC.shape[1], device=logits_WC.device).index_add(0, windows_W, logits_WC)
+    return sums_BC / counts_B[:, None]
+
 
 class TransformerClassifier(nn.Module):
     """Encoder classifier: `forward(input_ids (B, T), mask (B, T) or None)` gives logits (B, C) in float32.
 
     `mask` is True at real tokens; None says that every token is real. What stands at masked places changes no logit.
-    `shift` (B, T, D) is added to the tokens' vectors, which have a length of about 1.
+    `shift` (B, T, D) is added to the tokens' vectors, which have a length of about 1. With `num_segments`, a vector for
+    the text column of each token, `segments` (B, T), is added too.
     """
 
-    def __init__(self, config: Model, vocab_size: int, num_classes: int, max_length: int) -> None:
+    def __init__(
+        self, config: Model, vocab_size: int, num_classes: int, max_length: int, num_segments: int = 0
+    ) -> None:
         super().__init__()
         width = config.width
         self.config = config
         self.embedding = nn.Embedding(vocab_size, width)
+        self.frozen: Tensor | None
+        self.register_buffer("frozen", None, persistent=False)
         self.first = nn.Parameter(torch.empty(width)) if config.pooling == "cls" else None
         length = max_length + (self.first is not None)
         self.positions = Positions(config.positions, length, width)
         rotary = Rotary(length, width // config.heads) if config.positions == "rotary" else None
         embedding_dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
         self.embedding_dropout = Dropout(embedding_dropout)
+        self.segments = nn.Embedding(num_segments, width) if num_segments else None
         self.blocks = nn.ModuleList(
             Block(
                 width,
@@ -67,11 +85,30 @@ class TransformerClassifier(nn.Module):
         nn.init.normal_(self.embedding.weight, std=self.config.width**-0.5)
         if self.first is not None:
             nn.init.normal_(self.first, std=self.config.width**-0.5)
+        if self.segments is not None:
+            nn.init.normal_(self.segments.weight, std=SEGMENT_STD * self.config.width**-0.5)
 
-    def forward(self, input_ids: Tensor, mask: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def begin_with(self, vectors_VD: Tensor, frozen_V: Tensor | None = None) -> None:
+        """Takes pre-trained vectors of the vocabulary, V; those that are `frozen_V` are not trained."""
+        with torch.no_grad():
+            self.embedding.weight.copy_(vectors_VD)
+        self.frozen = frozen_V
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        mask: Tensor | None = None,
+        shift: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
         hidden_BTD = self.embedding(input_ids)
+        if self.frozen is not None:
+            hidden_BTD = torch.where(self.frozen[input_ids][..., None], hidden_BTD.detach(), hidden_BTD)
         if shift is not None:
             hidden_BTD = hidden_BTD + shift
+        if self.segments is not None:
+            assert segments is not None, "a model with segments is told the column of each token"
+            hidden_BTD = hidden_BTD + self.segments(segments)
         if self.first is not None:
             first_B1D = self.first.expand(len(input_ids), 1, -1)
             hidden_BTD = torch.cat([first_B1D, hidden_BTD], dim=1)
