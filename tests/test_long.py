@@ -213,3 +213,25 @@ def test_what_does_not_go_together(words: Sequence[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         config.load(None, words)
     assert message in str(error.value)
+
+
+def test_rows_of_several_labels_have_windows_and_segments_too(tmp_path: Path) -> None:
+    draw = random.Random(2)
+    rows = []
+    for number in range(200):
+        tags = [tag for tag in ("red", "blue") if draw.random() < 0.5]
+        words = draw.choices("abcdef", k=draw.randint(2, 20)) + tags
+        rows.append((" ".join(draw.sample(words, len(words))), f"x{number % 5}", ",".join(tags)))
+    data = write_csv(tmp_path / "tags.csv", rows, ("one", "two", "label"))
+    words = [*COLUMNS, *WINDOWS, "task=multilabel", f"data.test={data}", "train.learning_rate=1e-2", "train.epochs=8"]
+    run, summary = trained(tmp_path, data, "name=memory", *words)
+    disk, _ = trained(tmp_path, data, "name=disk", "data.ingest=stream", *words)
+    assert lines(disk) == lines(run)
+    classifier = Classifier.load(f"{run.run_folder}/model")
+    assert (classifier.description.cut.long, classifier.description.num_segments) == ("windows", 2)
+    scored = evaluate.evaluate(run.run_folder, with_baseline=False)
+    assert scored["rows"] == 200
+    # The same rows in another order.
+    again = evaluate.evaluate(run.run_folder, [data], with_baseline=False)
+    assert again["loss"] == pytest.approx(scored["loss"])
+    assert summary.best["valid_map"] > 0.8
