@@ -45,13 +45,6 @@ WEIGHTS, TOKENIZER, TARGET_TOKENIZER, CARD, DESCRIPTION = (
     "model.json",
 )
 
-READS = {
-    "head": "the first {} tokens",
-    "tail": "the last {} tokens",
-    "head_tail": "the first and last tokens, {} together,",
-    "windows": "windows of {} tokens",
-}
-
 Floats = npt.NDArray[np.float32]
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -391,7 +384,7 @@ A {kind} ({model.layers} layers, width {model.width}, {model.heads} heads), trai
 
 {facts}
 - **Rows**: {rows}
-- **Reads** {READS[description.cut.long].format(description.max_length)} of a text, a vocabulary of \
+- **Reads** {description.cut.told(description.max_length)} of a text, a vocabulary of \
 {description.vocab_size:,} tokens
 - **Probabilities**: {calibrated}
 

@@ -98,7 +98,7 @@ def _limits(description: bundle.Description, content: Mapping[str, Any]) -> str:
     data = content["data"]
     if description.labels and content["task"] == "classify":
         found.append("It gives every text one of its labels, also a text that none of them fits.")
-    found.append(f"It reads the first {description.max_length:,} tokens of a text and nothing after them.")
+    found.append(f"It reads {description.cut.told(description.max_length)} of a text and nothing else.")
     found.append("The scores hold for texts like those of its data; it was not tried on others.")
     if data:
         rare = [one["label"] for one in data["labels"] if 0 < one["train"] < FEW_ROWS]

@@ -74,7 +74,7 @@ def score(classifier: Classifier, prepared: str, manifest: shards.Manifest, spli
     started, logits, labels, places = time.monotonic(), list[Floats](), list[Ints](), list[dict[str, Any]]()
     for table in _parts(prepared, manifest, split, ["input_ids", "label", "text", "file", "row"]):
         table = table.slice(0, max(0, budget.rows - len(places)))
-        logits.append(classifier.logits(TokenRows([table])))
+        logits.append(classifier.logits(classifier.rows([table])))
         labels.append(table["label"].to_numpy().astype(np.int64))
         places += table.select(["text", "file", "row"]).to_pylist()
         if len(places) >= budget.rows or time.monotonic() - started > budget.seconds:

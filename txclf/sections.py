@@ -103,6 +103,15 @@ class Cut(Section):
         """Most tokens kept of a row."""
         return max_length + (self.max_windows - 1) * (max_length - self.window_overlap)
 
+    def told(self, max_length: int) -> str:
+        """What is read of a text, in words."""
+        return {
+            "head": f"the first {max_length:,} tokens",
+            "tail": f"the last {max_length:,} tokens",
+            "head_tail": f"the first and last tokens, {max_length:,} together,",
+            "windows": f"at most {self.max_windows:,} windows of {max_length:,} tokens",
+        }[self.long]
+
 
 class Tokenizer(Section):
     """How text becomes token ids. Trained on the train split, unless `file` is given."""
