@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Self
 
-import numpy as np
 import pyarrow as pa
 import torch
 from tokenizers import Tokenizer as FastTokenizer
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from txclf import bundle
 from txclf.bundle import Description
 from txclf.config import RunConfig
-from txclf.data.batches import PairRows, TokenRows, scoring_batches
+from txclf.data.batches import Ints, PairRows, TokenRows, scoring_batches
 from txclf.data.tokenizer import decode, encode, parse_tokenizer, target_ends
 from txclf.model.decoding import generate
 from txclf.model.seq2seq import Seq2SeqTransformer
@@ -67,8 +66,15 @@ class Seq2Seq:
 
     def outputs(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> list[str]:
         """The output for each row of text columns."""
-        input_ids, _ = encode(self.tokenizer, texts, self.description.max_length, self.description.cut)
-        return self.generate(TokenRows([pa.table({"input_ids": input_ids})]), batch_size)
+        return self.generate(self.rows([pa.table({"input_ids": self.encode(texts)})]), batch_size)
+
+    def encode(self, texts: Sequence[tuple[str, ...]]) -> pa.ListArray:
+        """Token ids of rows of text columns, cut as the training rows were."""
+        return encode(self.tokenizer, texts, self.description.max_length, self.description.cut)[0]
+
+    def rows(self, tables: Sequence[pa.Table]) -> TokenRows:
+        """Tables of `input_ids` as rows for this model."""
+        return TokenRows(tables)
 
     @torch.inference_mode()
     def teacher_forced(self, rows: PairRows, batch_size: int = 64) -> dict[str, float]:
@@ -96,15 +102,16 @@ class Seq2Seq:
 
     def generate(self, rows: TokenRows, batch_size: int = 64) -> list[str]:
         """The output for each row of tokens, batched by length: it does not depend on the neighbours."""
-        settings, ends = self.settings, target_ends(self.target_tokenizer)
-        longest = min(settings.max_length or self.description.max_length, self.description.max_length)
         outputs: list[list[int]] = [[] for _ in range(len(rows))]
         for part in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
-            ids, mask, *_ = rows.pad(part)
-            mask = None if mask is None else mask.to(self.device)
-            found = generate(
-                self.model, ids.to(self.device), mask, ends, settings.beams, longest, settings.length_penalty
-            )
-            for row, output in zip(np.asarray(part).tolist(), found, strict=True):
+            for row, output in zip(part.tolist(), self.output_ids(rows, part), strict=True):
                 outputs[row] = output
         return decode(self.target_tokenizer, outputs)
+
+    def output_ids(self, rows: TokenRows, part: Ints) -> list[list[int]]:
+        """Token ids of the outputs for some rows, as one batch."""
+        settings, ends = self.settings, target_ends(self.target_tokenizer)
+        longest = min(settings.max_length or self.description.max_length, self.description.max_length)
+        ids, mask, *_ = rows.pad(part)
+        mask = None if mask is None else mask.to(self.device)
+        return generate(self.model, ids.to(self.device), mask, ends, settings.beams, longest, settings.length_penalty)
