@@ -147,8 +147,10 @@ def test_a_run_says_how_far_it_is(tmp_path: Path, run: RunConfig) -> None:
     stopped = config.load(None, [*TINY, f"data.train={files[0]}", f"storage={tmp_path}", "name=stopped"])
     stopped_at(stopped, 7)
     found = inspect(stopped.run_folder)
-    assert (found["state"], found["total_steps"], found["best"]) == ("begun", summary["steps"], None)
+    assert (found["state"], found["total_steps"]) == ("begun", summary["steps"])
     assert 7 <= found["step"] < summary["steps"]
+    validated = found["step"] >= summary["steps"] // 2  # the stop is seen some steps later, maybe after an epoch
+    assert (found["best"] is not None) == validated
     assert found["checkpoints"] == [found["step"]]
     assert 0 <= found["seconds_since_last_line"] < 600
     assert found["next"][0] == f"txclf train {stopped.run_folder}/run.yaml --resume"

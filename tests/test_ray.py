@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_prepare import read
+from test_prepare import make_rows, read
 from test_train import data, go_on, lines, losses, tiny, trained
 
 from txclf import Classifier, checkpoints, cluster, storage
@@ -118,6 +118,37 @@ def test_balanced_epochs_focal_loss_and_calibration_are_the_same_on_ray(tmp_path
     assert two.calibration.temperature == pytest.approx(one.calibration.temperature, rel=0.02) != 1.0
     assert len(one.averaged) == len(two.averaged)
     assert two.best["valid_loss"] == pytest.approx(one.best["valid_loss"], rel=2e-3)
+
+
+@pytest.mark.faults
+def test_windows_columns_and_vectors_are_the_same_on_ray(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    written = [f"{text},{label} or not,{label}" for text, label in make_rows(200)]
+    rows.write_text("text,more,label\n" + "\n".join(written) + "\n")
+    table = tmp_path / "vectors.txt"
+    draw = np.random.default_rng(0)
+    words = ["the", "film", "good", "bad", "plot", "or", "not"]
+    table.write_text(
+        "".join(f"{word} {' '.join(f'{value:.3f}' for value in draw.normal(size=16))}\n" for word in words)
+    )
+    settings = [
+        "data.text=[text,more]",
+        "data.long=windows",
+        "data.window_overlap=1",
+        "tokenizer.kind=word",
+        "tokenizer.max_length=4",
+        f"model.vectors={table}",
+        "model.freeze_vectors=true",
+        "model.dropout=0",
+        "train.epochs=1",
+    ]
+    here, one = trained(tmp_path, str(rows), "name=here", *settings)
+    run, two = trained(tmp_path, str(rows), *settings, "compute.workers=2", "compute.cpus_per_worker=0.5")
+    np.testing.assert_allclose(losses(run), losses(here), rtol=2e-3)
+    assert two.best["valid_loss"] == pytest.approx(one.best["valid_loss"], rel=2e-3)
+    texts = [("the good film", "or not"), ("a bad plot of the film and more than a window holds", "bad or not")]
+    found = [Classifier.load(f"{folder.run_folder}/model").probabilities(texts) for folder in (here, run)]
+    np.testing.assert_allclose(found[0], found[1], rtol=5e-3)
 
 
 def test_gradients_travel_in_bf16(tmp_path: Path, data: str, here: tuple[list[float], list[float]]) -> None:

@@ -99,7 +99,7 @@ def facts(standing: Standing) -> Values:
         found += [("rows", rows)]
         found += [("labels", f"{len(manifest.labels):,}")] if run.task != "seq2seq" else []
         found += [("vocabulary", f"{manifest.vocab_size:,} tokens, {run.tokenizer.kind}")]
-    found += [("model", f"{model.layers} layers, width {model.width}, {model.heads} heads")]
+    found += [("model", f"{model.layers} layer{'s' * (model.layers > 1)}, width {model.width}, {model.heads} heads")]
     if summary:
         early = ", stopped early" if summary["stopped_early"] else ""
         found += [
