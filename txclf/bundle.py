@@ -379,7 +379,7 @@ def card(name: str, description: Description) -> str:
         facts += f"\n- **Gives** a label from its threshold on: {chosen}"
     return f"""# {name}
 
-A {kind} ({model.layers} layer{'s' * (model.layers > 1)}, width {model.width}, {model.heads} heads), trained with txclf
+A {kind} ({model.layers} layer{"s" * (model.layers > 1)}, width {model.width}, {model.heads} heads), trained with txclf
 {description.version}.
 
 {facts}
