@@ -107,7 +107,7 @@ def _short(value: Any) -> str:
     if isinstance(value, int | float):
         return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_short(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {_short(one)}" for key, one in value.items() if one is not None)
     if isinstance(value, list):
         more = f" and {len(value) - SHOWN:,} more" if len(value) > SHOWN else ""
         return ", ".join(_short(one) for one in value[:SHOWN]) + more
