@@ -23,9 +23,9 @@ from txclf import baseline, calibration, config, label_scores, storage, threshol
 from txclf.bundle import Classifier, sigmoid, softmax
 from txclf.config import RunConfig
 from txclf.data import records, shards, sources
-from txclf.data.batches import PairRows, TokenRows
+from txclf.data.batches import PairRows
 from txclf.data.labels import LabelSets
-from txclf.data.tokenizer import encode, encode_targets
+from txclf.data.tokenizer import encode_targets
 from txclf.errors import ConfigError, DataError
 from txclf.seq2seq import Seq2Seq
 
@@ -50,13 +50,22 @@ def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: 
         raise ConfigError(f"`{run_folder}`: the run has no `data.test`: score other files by --data FILE")
     if run.task == "seq2seq":
         result = _evaluate_pairs(run, folder, prepared, manifest, data)
-        storage.write_json(storage.join(folder, METRICS), result)
-        return result
-    classifier = Classifier.load(storage.join(folder, "model"))
-    if run.task == "multilabel":
-        result = _evaluate_sets(run, classifier, prepared, manifest, data, with_baseline)
-        storage.write_json(storage.join(folder, METRICS), result)
-        return result
+    else:
+        classifier = Classifier.load(storage.join(folder, "model"))
+        score = _evaluate_sets if classifier.several else _evaluate_classes
+        result = score(run, classifier, prepared, manifest, data, with_baseline)
+    storage.write_json(storage.join(folder, METRICS), result)
+    return result
+
+
+def _evaluate_classes(
+    run: RunConfig,
+    classifier: Classifier,
+    prepared: str,
+    manifest: shards.Manifest,
+    data: Sequence[str] | None,
+    with_baseline: bool,
+) -> dict[str, Any]:
     skipped = 0
     if data is None:
         table = shards.read_split(prepared, manifest, "test", ["input_ids", "label", "text"])
@@ -87,7 +96,6 @@ def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: 
             "train_rows": linear.train_rows,
             "seconds": round(linear.seconds, 2),
         }
-    storage.write_json(storage.join(folder, METRICS), result)
     return result
 
 
@@ -150,12 +158,12 @@ def _evaluate_pairs(
     else:
         texts, found, bad = _labelled(run, data, run.data.target, None)
         targets = [target for (target,) in found]
-        input_ids, _ = encode(model.tokenizer, texts, model.description.max_length, model.description.cut)
+        input_ids = model.encode(texts)
         target_ids, _ = encode_targets(model.target_tokenizer, targets, model.description.max_length)
         columns = [input_ids, target_ids, pa.array(targets)]
         table, skipped = pa.table(columns, names=["input_ids", "target_ids", "target"]), bad
     started = time.monotonic()
-    outputs = model.generate(TokenRows([table]))
+    outputs = model.generate(model.rows([table]))
     seconds = time.monotonic() - started
     return {
         "data": "test" if data is None else list(data),

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -123,7 +123,7 @@ class TrainingModule(pl.LightningModule):
 class EncoderModule(TrainingModule):
     """Trains a `TransformerClassifier`: logits (B, C) for each row. `class_weights` is (C,) or None.
 
-    A subclass has `training_loss` and the validation.
+    A subclass has `training_loss` and the validation, whose states `add_states` makes.
     """
 
     def __init__(
@@ -140,7 +140,13 @@ class EncoderModule(TrainingModule):
         length = config.tokenizer.max_length
         model = TransformerClassifier(config.model, vocab_size, num_classes, length, num_segments)
         super().__init__(config, model, total_steps, start_step, world_size)
+        self.num_classes = num_classes
         self.register_buffer("class_weights", class_weights, persistent=False)
+        self.add_states()
+
+    def add_states(self) -> None:
+        """Makes what a validation sums up."""
+        raise NotImplementedError
 
     def training_loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         """The training loss of logits against a batch's labels, summed over the rows."""
@@ -175,21 +181,9 @@ class EncoderModule(TrainingModule):
 class ClassifierModule(EncoderModule):
     """Trains for `task: classify`: one class a row."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        vocab_size: int,
-        num_classes: int,
-        class_weights: Tensor | None,
-        total_steps: int,
-        start_step: int = 0,
-        world_size: int = 1,
-        num_segments: int = 0,
-    ) -> None:
-        sizes, reached = (vocab_size, num_classes), (total_steps, start_step)
-        super().__init__(config, *sizes, class_weights, *reached, world_size, num_segments)
-        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.f1_macro = MulticlassF1Score(num_classes, average="macro")
+    def add_states(self) -> None:
+        self.accuracy = MulticlassAccuracy(self.num_classes, average="micro")
+        self.f1_macro = MulticlassF1Score(self.num_classes, average="macro")
         self.loss_sum: Tensor
         self.row_count: Tensor
         for name in ("loss_sum", "row_count"):
@@ -276,15 +270,20 @@ def class_weights(setting: str | Mapping[str, float], label_counts: Mapping[str,
     counts = torch.tensor([float(count) for count in label_counts.values()])
     if isinstance(setting, str):
         return counts.sum() / (len(counts) * counts.clamp(min=1.0))
-    unknown = sorted(set(setting) - set(label_counts))
-    if unknown:
-        labels = ", ".join(list(label_counts)[:20])
-        raise ConfigError(f"`train.class_weights`: `{unknown[0]}` is not a label; the labels are: {labels}")
-    weights = torch.tensor([float(setting.get(label, 1.0)) for label in label_counts])
+    weights = given_weights(setting, label_counts)
     total = (weights * counts).sum()
     if not total:
         raise ConfigError("`train.class_weights`: every label that occurs has weight 0")
     return weights * counts.sum() / total
+
+
+def given_weights(weights: Mapping[str, float], labels: Collection[str]) -> Tensor:
+    """The weight of each label (C,), 1 where none is given. Raises `ConfigError` for a label that is not there."""
+    unknown = sorted(set(weights) - set(labels))
+    if unknown:
+        known = ", ".join(list(labels)[:20])
+        raise ConfigError(f"`train.class_weights`: `{unknown[0]}` is not a label; the labels are: {known}")
+    return torch.tensor([float(weights.get(label, 1.0)) for label in labels])
 
 
 def uses_gpu(compute: Compute) -> bool:

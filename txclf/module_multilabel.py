@@ -13,11 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from txclf import curves
-from txclf.config import RunConfig
 from txclf.data.batches import Batch
 from txclf.data.labels import targets
-from txclf.errors import ConfigError
-from txclf.module import EncoderModule
+from txclf.module import EncoderModule, given_weights
 
 HEAVIEST = 100.0
 """What `class_weights: balanced` weighs the rows with a label at most, and its inverse at least."""
@@ -29,25 +27,14 @@ class MultilabelModule(EncoderModule):
     `class_weights` (C,) multiply the loss of the rows that have a label.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        vocab_size: int,
-        num_classes: int,
-        class_weights: Tensor | None,
-        total_steps: int,
-        start_step: int = 0,
-        world_size: int = 1,
-        num_segments: int = 0,
-    ) -> None:
-        sizes, reached = (vocab_size, num_classes), (total_steps, start_step)
-        super().__init__(config, *sizes, class_weights, *reached, world_size, num_segments)
-        self.num_classes = num_classes
+    def add_states(self) -> None:
         self.sums: Tensor
         """Of a validation: loss, rows, rows all right."""
         self.register_buffer("sums", torch.zeros(3, dtype=torch.float64), persistent=False)
         self.counts: Tensor
-        self.register_buffer("counts", torch.zeros(2, num_classes, curves.CELLS, dtype=torch.int64), persistent=False)
+        self.register_buffer(
+            "counts", torch.zeros(2, self.num_classes, curves.CELLS, dtype=torch.int64), persistent=False
+        )
 
     def training_loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         train, targets_BC = self.config.train, targets(labels, self.num_classes)
@@ -110,8 +97,4 @@ def positive_weights(setting: str | Mapping[str, float], label_counts: Mapping[s
     counts = torch.tensor([float(count) for count in label_counts.values()])
     if isinstance(setting, str):
         return ((rows - counts) / counts.clamp(min=1.0)).clamp(1 / HEAVIEST, HEAVIEST)
-    unknown = sorted(set(setting) - set(label_counts))
-    if unknown:
-        labels = ", ".join(list(label_counts)[:20])
-        raise ConfigError(f"`train.class_weights`: `{unknown[0]}` is not a label; the labels are: {labels}")
-    return torch.tensor([float(setting.get(label, 1.0)) for label in label_counts])
+    return given_weights(setting, label_counts)

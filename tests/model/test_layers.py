@@ -20,6 +20,7 @@ from txclf.model.layers import (
     keep_mask,
     sinusoids,
 )
+from txclf.sections import Model
 
 POOLINGS = ["mean", "max", "mean_max", "cls", "attention"]
 
@@ -167,7 +168,8 @@ def test_attention_dropout_is_for_training() -> None:
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_a_block(norm: str, activation: str) -> None:
-    block = Block(8, 2, 12, 0.0, 0.0, norm, activation, None)
+    settings = {"width": 8, "heads": 2, "feedforward": 12, "dropout": 0.0, "norm": norm, "activation": activation}
+    block = Block(Model.model_validate(settings), None)
     hidden = torch.randn(2, 5, 8)
     act = activation_module(activation)
 

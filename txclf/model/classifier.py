@@ -51,19 +51,7 @@ class TransformerClassifier(nn.Module):
         embedding_dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
         self.embedding_dropout = Dropout(embedding_dropout)
         self.segments = nn.Embedding(num_segments, width) if num_segments else None
-        self.blocks = nn.ModuleList(
-            Block(
-                width,
-                config.heads,
-                config.feedforward,
-                config.dropout,
-                config.attention_dropout,
-                config.norm,
-                config.activation,
-                rotary,
-            )
-            for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.layers))
         # Post-norm blocks end in a norm; pre-norm ones leave an unnormed sum.
         self.final_norm = nn.LayerNorm(width) if config.norm == "pre" else nn.Identity()
         self.pooling = Pooling(config.pooling, width)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from txclf.sections import Model
+
 
 class Positions(nn.Module):
     """Adds sinusoidal or learned positions to embedded tokens; `rotary` and `none` add nothing here."""
@@ -131,26 +133,17 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward branch, each with residual, norm and dropout."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        feedforward: int,
-        dropout: float,
-        attention_dropout: float,
-        norm: str,
-        activation: str,
-        rotary: Rotary | None,
-    ) -> None:
+    def __init__(self, config: Model, rotary: Rotary | None) -> None:
         super().__init__()
-        self.pre_norm = norm == "pre"
-        self.attention = Attention(width, heads, attention_dropout, rotary)
+        width, inner = config.width, config.feedforward
+        self.pre_norm = config.norm == "pre"
+        self.attention = Attention(width, config.heads, config.attention_dropout, rotary)
         self.attention_norm = nn.LayerNorm(width)
         self.feedforward = nn.Sequential(
-            nn.Linear(width, feedforward), activation_module(activation), nn.Linear(feedforward, width)
+            nn.Linear(width, inner), activation_module(config.activation), nn.Linear(inner, width)
         )
         self.feedforward_norm = nn.LayerNorm(width)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden_BTD: Tensor, mask_B11T: Tensor | None) -> Tensor:
         if self.pre_norm:

@@ -38,16 +38,7 @@ class DecoderBlock(Block):
     """A `Block` whose attention sees only what stands before, with a branch between that attends to the source."""
 
     def __init__(self, config: Model, rotary: Rotary | None) -> None:
-        super().__init__(
-            config.width,
-            config.heads,
-            config.feedforward,
-            config.dropout,
-            config.attention_dropout,
-            config.norm,
-            config.activation,
-            rotary,
-        )
+        super().__init__(config, rotary)
         self.heads = config.heads
         self.source_query = nn.Linear(config.width, config.width)
         self.source_inputs = nn.Linear(config.width, 2 * config.width)
@@ -118,19 +109,7 @@ class Seq2SeqTransformer(nn.Module):
         self.embedding_dropout = Dropout(
             config.dropout if config.embedding_dropout is None else config.embedding_dropout
         )
-        self.blocks = nn.ModuleList(
-            Block(
-                width,
-                config.heads,
-                config.feedforward,
-                config.dropout,
-                config.attention_dropout,
-                config.norm,
-                config.activation,
-                rotary,
-            )
-            for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.layers))
         self.decoder = nn.ModuleList(
             DecoderBlock(config, rotary) for _ in range(config.decoder_layers or config.layers)
         )
