@@ -22,7 +22,7 @@ PACKAGE = ROOT / "txclf"
 FLOORS = [
     ["errors", "hashes", "stages", "tensors", "data.labels", "clock"],
     ["storage", "console", "sections", "report_page"],
-    ["space", "card"],
+    ["space", "card", "description"],
     ["config"],
     [
         "data.sources",

@@ -13,27 +13,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from tokenizers import Tokenizer as FastTokenizer
 from torch import nn
 
-from txclf import __version__, storage
-from txclf import card as card_file
+from txclf import __version__, card, storage
 from txclf.config import RunConfig
 from txclf.data.batches import Layout, TokenRows, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, separator_id, vocab_size
+from txclf.description import Calibration, Description, summary
 from txclf.errors import BundleError, StorageError
 from txclf.model.classifier import TransformerClassifier, by_row
-from txclf.sections import Cut, Generate, Model
 from txclf.thresholds import DEFAULT
 
 FORMAT = 1
@@ -47,56 +46,6 @@ WEIGHTS, TOKENIZER, TARGET_TOKENIZER, CARD, DESCRIPTION = (
 
 Floats = npt.NDArray[np.float32]
 Network = TypeVar("Network", bound=nn.Module)
-
-
-class Calibration(BaseModel):
-    """How a bundle's probabilities were calibrated, on the validation split."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    temperature: PositiveFloat
-    """What the logits are divided by (Guo et al., arXiv:1706.04599)."""
-    error_before: float
-    """Expected calibration error with a temperature of 1."""
-    error_after: float
-    rows: int
-
-
-class Description(BaseModel):
-    """`model.json`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: int
-    version: str
-    """Of txclf, when it was saved."""
-    task: Literal["classify", "multilabel", "seq2seq"]
-    labels: list[str]
-    """In the order of the model's outputs."""
-    text_columns: list[str]
-    max_length: PositiveInt
-    cut: Cut = Cut(columns="end")
-    """How longer rows are treated."""
-    num_segments: int = 0
-    """Text columns that the model tells apart."""
-    vocab_size: PositiveInt
-    target_vocab_size: int = 0
-    """Of `seq2seq`."""
-    generate: Generate | None = None
-    """Of `seq2seq`: how outputs are made, if nothing else is said."""
-    model: Model
-    metrics: dict[str, float]
-    """On the validation split."""
-    rows: dict[str, int]
-    """Of each split it was made with."""
-    sha256: dict[str, str]
-    """Of the weights and of the tokenizer."""
-    calibration: Calibration | None = None
-    """None: the logits are taken as they are."""
-    label_delimiter: str = ","
-    """Of `multilabel`: what stands between labels in a file that cannot hold lists."""
-    thresholds: dict[str, float] | None = None
-    """Of `multilabel`: the probability from which on a label is given, chosen on the validation split; None: 0.5."""
 
 
 class Prediction(NamedTuple):
@@ -138,7 +87,7 @@ def save(
     )
     for name, part in parts.items():
         storage.write_bytes(storage.join(folder, name), part)
-    card_file.write(storage.join(folder, CARD), run.task, card(run.name, description))
+    card.write(storage.join(folder, CARD), run.task, summary(run.name, description))
     storage.write_json(storage.join(folder, DESCRIPTION), description.model_dump())
 
 
@@ -350,52 +299,3 @@ def describe(folder: str) -> Description:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def card(name: str, description: Description) -> str:
-    """What `model.json` says of a model, for people."""
-    metrics = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in description.metrics.items())
-    rows = ", ".join(f"{split} {count:,}" for split, count in description.rows.items())
-    labels = ", ".join(f"`{label}`" for label in description.labels)
-    model, found = description.model, description.calibration
-    if description.task == "seq2seq":
-        kind, cls = "transformer that makes texts from texts", "Seq2Seq"
-        facts = f"- **Target vocabulary**: {description.target_vocab_size:,} tokens"
-    else:
-        kind, cls = "transformer text classifier", "Classifier"
-        facts = f"- **Labels** ({len(description.labels)}): {labels}"
-    calibrated = "not calibrated"
-    if found:
-        calibrated = (
-            f"calibrated on {found.rows:,} validation rows: temperature {found.temperature:.3f}, "
-            f"calibration error {found.error_before:.4f} before, {found.error_after:.4f} after"
-        )
-    if description.task == "multilabel":
-        kind = "transformer text classifier (any number of labels per text)"
-        chosen = "thresholds of 0.5"
-        if description.thresholds:
-            lowest, highest = min(description.thresholds.values()), max(description.thresholds.values())
-            chosen = f"thresholds chosen on the validation rows, from {lowest:.3f} to {highest:.3f}"
-        facts += f"\n- **Gives** a label from its threshold on: {chosen}"
-    return f"""# {name}
-
-A {kind} ({model.layers} layer{"s" * (model.layers > 1)}, width {model.width}, {model.heads} heads), trained with txclf
-{description.version}.
-
-{facts}
-- **Rows**: {rows}
-- **Reads** {description.cut.told(description.max_length)} of a text, a vocabulary of \
-{description.vocab_size:,} tokens
-- **Probabilities**: {calibrated}
-
-| on the validation split | |
-| --- | --- |
-{metrics}
-
-```python
-from txclf import {cls}
-
-model = {cls}.load("this/folder")
-print(model(["some text"]))
-```
-"""

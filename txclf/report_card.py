@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from txclf import bundle, card, storage
+from txclf.description import Description, summary
 from txclf.report_page import number, share
 
 CLASSES = 200
@@ -21,7 +22,7 @@ def write(folder: str, content: Mapping[str, Any]) -> None:
     """Makes `card.md` of a bundle anew from the content of its run's page."""
     description = bundle.describe(folder)
     parts = [
-        bundle.card(content["name"], description),
+        summary(content["name"], description),
         _scores(content["splits"]),
         _classes(content["splits"]),
         _data(content["data"]),
@@ -92,7 +93,7 @@ def _data(data: Mapping[str, Any] | None) -> str:
     return "\n\n".join(parts)
 
 
-def _limits(description: bundle.Description, content: Mapping[str, Any]) -> str:
+def _limits(description: Description, content: Mapping[str, Any]) -> str:
     """What the numbers say of where the model is weak; what they cannot say is for the notes."""
     found = []
     data = content["data"]

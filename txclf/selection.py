@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_f1_score
 
 from txclf import calibration, checkpoints, curves, thresholds
-from txclf.bundle import Calibration, Classifier
+from txclf.bundle import Classifier
 from txclf.checkpoints import Checkpoint
 from txclf.config import RunConfig
 from txclf.data import shards
 from txclf.data.batches import PairRows
+from txclf.description import Calibration
 from txclf.seq2seq import Seq2Seq
 
 

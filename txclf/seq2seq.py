@@ -16,10 +16,10 @@ from tokenizers import Tokenizer as FastTokenizer
 from torch.nn import functional as F
 
 from txclf import bundle
-from txclf.bundle import Description
 from txclf.config import RunConfig
 from txclf.data.batches import Ints, PairRows, TokenRows, scoring_batches
 from txclf.data.tokenizer import decode, encode, parse_tokenizer, target_ends
+from txclf.description import Description
 from txclf.model.decoding import generate
 from txclf.model.seq2seq import Seq2SeqTransformer
 from txclf.sections import Generate

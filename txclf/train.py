@@ -29,6 +29,7 @@ from txclf.callbacks import Progress
 from txclf.config import RunConfig, anchored
 from txclf.data import shards, spool
 from txclf.data.batches import Rows
+from txclf.description import Calibration
 from txclf.errors import ConfigError
 from txclf.module import choose_precision, uses_gpu
 from txclf.vectors import Coverage
@@ -60,7 +61,7 @@ class Summary(BaseModel):
     """Metrics of the validation that the bundle comes from."""
     averaged: list[int] = []
     """Steps of the checkpoints whose mean was bundled; empty when it was the best alone."""
-    calibration: bundle.Calibration | None = None
+    calibration: Calibration | None = None
     """Of the bundle; None without `train.calibrate`, or when the validation rows were learned from."""
     thresholds: dict[str, float] | None = None
     """Of a `multilabel` bundle; None with `train.include_valid`: 0.5 for all."""
