@@ -20,8 +20,8 @@ PACKAGE = ROOT / "txclf"
 
 # A module imports only from floors above it in this list, or a sibling named in the same line after a colon.
 FLOORS = [
-    ["errors", "hashes", "stages", "tensors", "data.labels", "clock"],
-    ["storage", "console", "sections", "report_page"],
+    ["errors", "hashes", "stages", "tensors", "data.labels", "clock", "model.dropout"],
+    ["storage", "console", "sections", "report_page", "model.attention"],
     ["space", "card", "description"],
     ["config"],
     [

@@ -12,12 +12,10 @@ from torch.nn import functional as F
 from txclf.model.layers import (
     Attention,
     Block,
-    Dropout,
     Pooling,
     Positions,
     Rotary,
     activation_module,
-    keep_mask,
     sinusoids,
 )
 from txclf.sections import Model
@@ -76,56 +74,6 @@ def test_rotary_keeps_the_type_and_holds_no_weights() -> None:
     rotary = Rotary(8, 4)
     assert rotary(torch.zeros(1, 2, 3, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert not rotary.state_dict()
-
-
-# ------------------------------------------------------------------------------------------------------------- dropout
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
-def test_what_is_kept_is_scaled_so_that_the_mean_stays(rate: float) -> None:
-    kept = keep_mask((200, 500), rate)
-    assert kept.shape == (200, 500)
-    assert kept.dtype == torch.float32
-    rounded = round(rate * 256) / 256
-    values = sorted(set(kept.flatten().tolist()))
-    assert values == pytest.approx([0.0, 1 / (1 - rounded)] if rate else [1.0])
-    assert (kept == 0).float().mean().item() == pytest.approx(rounded, abs=0.006)
-    assert kept.mean().item() == pytest.approx(1.0, abs=0.03)
-
-
-@pytest.mark.parametrize("shape", [(1,), (7,), (8,), (3, 5), (2, 3, 4), (0, 4)])
-def test_masks_of_any_shape(shape: tuple[int, ...]) -> None:
-    assert keep_mask(shape, 0.5).shape == shape
-
-
-def test_bytes_of_a_mask_are_independent() -> None:
-    kept = (keep_mask((100_000,), 0.5) > 0).double() * 2 - 1
-    assert kept.mean().abs() < 0.02
-    for lag in (1, 2, 7, 8, 64):
-        assert (kept[lag:] * kept[:-lag]).mean().abs() < 0.02
-
-
-def test_the_seed_fixes_dropout_and_each_call_draws_anew() -> None:
-    dropout, ones = Dropout(0.3), torch.ones(50, 50)
-    torch.manual_seed(7)
-    first, second = dropout(ones), dropout(ones)
-    torch.manual_seed(7)
-    assert torch.equal(dropout(ones), first)
-    assert not torch.equal(first, second)
-
-
-@pytest.mark.parametrize(("rate", "training"), [(0.0, True), (0.5, False), (0.0, False)])
-def test_dropout_that_does_nothing(rate: float, training: bool) -> None:
-    values = torch.randn(5, 5)
-    assert Dropout(rate).train(training)(values) is values
-
-
-def test_the_gradient_goes_where_the_values_went() -> None:
-    values = torch.ones(40, 40, requires_grad=True)
-    dropped = Dropout(0.5)(values)
-    (gradient,) = torch.autograd.grad(dropped.sum(), values)
-    assert torch.equal(gradient, dropped.detach())
-    assert Dropout(0.5)(torch.ones(4, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 # ----------------------------------------------------------------------------------------------------------- attention

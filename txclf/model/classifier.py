@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from txclf.model.layers import Block, Dropout, Pooling, Positions, Rotary, activation_module
+from txclf.model.dropout import Dropout
+from txclf.model.layers import Block, Pooling, Positions, Rotary, activation_module
 from txclf.sections import Model
 
 SEGMENT_STD = 0.1

@@ -1,4 +1,4 @@
-"""Transformer encoder blocks on `scaled_dot_product_attention`.
+"""Transformer encoder blocks.
 
 Shapes: B rows, T tokens, D width, H heads, E = D / H, F feed-forward. A mask is True at real tokens; no mask means that
 every token is real, which lets attention take its fastest kernel.
@@ -9,13 +9,12 @@ Sources: Attention Is All You Need (arXiv:1706.03762); pre-norm (arXiv:2002.0474
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from txclf.model.attention import attend
+from txclf.model.dropout import Dropout
 from txclf.sections import Model
 
 
@@ -65,38 +64,6 @@ class Rotary(nn.Module):
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-class Dropout(nn.Module):
-    """Dropout (JMLR 15, 2014) that draws cheap random bytes on a CPU, where torch's own draw took a third of a step.
-
-    There the rate is rounded to a 256th, and the scale of what is kept follows the rounded rate. The bytes come from a
-    generator seeded by torch's, so `torch.manual_seed` fixes them.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, values: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return values
-        if values.device.type != "cpu" or torch.compiler.is_compiling():
-            return F.dropout(values, self.rate)
-        return values * keep_mask(values.shape, self.rate).to(values.dtype)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate}"
-
-
-def keep_mask(shape: Sequence[int], rate: float) -> Tensor:
-    """A float32 mask on the CPU: 0 with probability `rate` (rounded to a 256th), else 1 / (1 - rate)."""
-    dropped = min(255, round(rate * 256))
-    count = math.prod(shape)
-    seed = int(torch.randint(2**62, ()))
-    random = np.random.SFC64(seed).random_raw(count // 8 + 1).view(np.uint8)[:count]
-    kept = torch.from_numpy(random).view(*shape) >= dropped
-    return kept * (256.0 / (256 - dropped))
-
-
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
@@ -123,9 +90,7 @@ class Attention(nn.Module):
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask_B11T: Tensor | None, causal: bool = False) -> Tensor:
         """What the queries find, (B, T, D); `causal`: each sees the keys up to its own place."""
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask_B11T, dropout_p=dropout, is_causal=causal
-        )
+        mixed = attend(query, key, value, mask_B11T, causal, dropout)
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from txclf.model.layers import Block, Dropout, Positions, Rotary
+from txclf.model.attention import attend
+from txclf.model.dropout import Dropout
+from txclf.model.layers import Block, Positions, Rotary
 from txclf.sections import Model
 
 
@@ -80,9 +82,7 @@ class DecoderBlock(Block):
         rows, tokens, width = hidden_BTD.shape
         query = self.source_query(hidden_BTD).view(rows, tokens, self.heads, width // self.heads).transpose(1, 2)
         dropout = self.attention.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(
-            query, memory.source_key, memory.source_value, attn_mask=source_mask_B11S, dropout_p=dropout
-        )
+        mixed = attend(query, memory.source_key, memory.source_value, source_mask_B11S, dropout=dropout)
         output: Tensor = self.source_output(mixed.transpose(1, 2).reshape(rows, tokens, width))
         return output
 

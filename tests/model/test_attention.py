@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from txclf.model import attention
+from txclf.model.attention import attend
+from txclf.model.dropout import RandomBytes
+
+HEADS, QUERIES, KEYS = 3, 7, 5
+MASK = (torch.arange(KEYS) < torch.tensor([KEYS, 2])[:, None])[:, None, None]
+
+
+def parts(queries: int, keys: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value as a projection leaves them: not contiguous."""
+    torch.manual_seed(0)
+
+    def part(tokens: int) -> Tensor:
+        return torch.randn(2, tokens, HEADS, 4, dtype=dtype).transpose(1, 2).requires_grad_()
+
+    return part(queries), part(keys), part(keys)
+
+
+def by_hand(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropped: int, chunks: list[int]
+) -> Tensor:
+    """Attention with the same random bytes, all of it at once, by torch's own derivatives."""
+    scores = query @ key.mT / query.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    if causal:
+        scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), float("-inf"))
+    stream = RandomBytes()
+    drawn = torch.cat([stream.draw(torch.Size([heads, *scores.shape[2:]])) for heads in chunks]).view(scores.shape)
+    weights: Tensor = scores.softmax(dim=-1) * (drawn >= dropped) * (256 / (256 - dropped))
+    return weights @ value
+
+
+@pytest.mark.parametrize("chunk", [1, 2 * QUERIES * KEYS, 10**9])
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_values_and_gradients_are_those_of_the_formula(
+    monkeypatch: pytest.MonkeyPatch, mask: Tensor | None, chunk: int
+) -> None:
+    monkeypatch.setattr(attention, "CHUNK", chunk)
+    heads = max(torch.get_num_threads(), chunk // (QUERIES * KEYS))
+    chunks = [min(heads, 2 * HEADS - start) for start in range(0, 2 * HEADS, heads)]
+    given = parts(QUERIES, KEYS)
+    torch.manual_seed(3)
+    found = attend(*given, mask, dropout=0.25)
+    torch.manual_seed(3)
+    expected = by_hand(*given, mask, False, 64, chunks)
+    torch.testing.assert_close(found, expected)
+    slope = torch.randn_like(found)
+    ours, theirs = (torch.autograd.grad(one, given, slope) for one in (found, expected))
+    for mine, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, wanted)
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_causal(mask: Tensor | None) -> None:
+    given = parts(KEYS, KEYS)
+    torch.manual_seed(3)
+    found = attend(*given, mask, causal=True, dropout=0.5)
+    torch.manual_seed(3)
+    torch.testing.assert_close(found, by_hand(*given, mask, True, 128, [2 * HEADS]))
+
+
+def test_without_dropout_it_is_torchs() -> None:
+    given = parts(QUERIES, KEYS)
+    assert torch.equal(attend(*given, MASK), F.scaled_dot_product_attention(*given, attn_mask=MASK))
+
+
+def test_the_mean_over_draws_is_attention_without_dropout() -> None:
+    query, key, value = (part[:1].expand(4000, -1, -1, -1) for part in parts(QUERIES, KEYS, torch.float32))
+    dropped, whole = attend(query, key, value, None, dropout=0.25), attend(query, key, value, None)
+    torch.testing.assert_close(dropped.mean(dim=0), whole[0], atol=0.05, rtol=0)
+
+
+def test_the_seed_fixes_what_is_dropped() -> None:
+    given = parts(QUERIES, KEYS)
+    torch.manual_seed(7)
+    first, second = attend(*given, MASK, dropout=0.5), attend(*given, MASK, dropout=0.5)
+    torch.manual_seed(7)
+    assert torch.equal(attend(*given, MASK, dropout=0.5), first)
+    assert not torch.equal(first, second)
+
+
+def test_the_type_stays() -> None:
+    given = parts(QUERIES, KEYS, torch.bfloat16)
+    found = attend(*given, MASK, dropout=0.1)
+    assert found.dtype == torch.bfloat16
+    assert all(slope.dtype == torch.bfloat16 for slope in torch.autograd.grad(found.sum(), given))
