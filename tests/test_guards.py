@@ -47,6 +47,7 @@ FLOORS = [
         "vectors",
         "log",
         "sessions",
+        "efficiency",
     ],
     ["module", "bundle", "audit", "model.decoding", "cluster", "backend", "sharding", "folders", "inspect_data"],
     ["callbacks", "seq2seq", "module_seq2seq", "module_multilabel"],

@@ -16,6 +16,8 @@ class Clock:
     validation: float = 0.0
     checkpoints: float = 0.0
     tokens: int = 0
+    flops: float = 0.0
+    """Floating-point operations that these tokens need (`txclf.efficiency`)."""
     told: tuple[float, float, int] = (0.0, 0.0, 0)
     """Seconds of steps and of data, and tokens, at the last `pace`."""
 

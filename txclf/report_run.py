@@ -245,7 +245,9 @@ def efficiency(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("steps skipped", f"{summary['steps_skipped']:,}", "their gradient was not finite"),
     ]
     if isinstance(summary.get("mfu"), int | float):
-        found.insert(1, ("MFU", f"{summary['mfu']:.1%}", "of the device's peak floating-point rate"))
+        found.insert(
+            1, ("MFU", f"{summary['mfu']:.1%}", "of the rate of large matrix products, measured on this device")
+        )
     return found
 
 

@@ -86,6 +86,7 @@ def trained(run: RunConfig, summary: Summary) -> None:
         ),
         ("parameters", f"{summary.parameters:,}"),
         ("tokens/s", f"{summary.tokens_per_second:,.0f}"),
+        *([("matrix rate", _matrix_rate(summary))] if summary.mfu else []),
         ("padding share", f"{summary.padding_share:.1%}"),
         ("waiting for data", f"{summary.data_share:.1%} of the time of steps"),
         ("workers", f"{summary.workers} on {summary.device}, {summary.precision}"),
@@ -93,6 +94,12 @@ def trained(run: RunConfig, summary: Summary) -> None:
     ]
     console.table(f"Run {run.name}", ["", ""], rows)
     print(f"run folder: {run.run_folder}\nmodel:      {run.run_folder}/model")
+
+
+def _matrix_rate(summary: Summary) -> str:
+    rate = summary.matrix_rate or 0.0
+    scale, unit = (1e12, "TFLOP/s") if rate > 1e12 else (1e9, "GFLOP/s")
+    return f"{summary.mfu:.1%} (MFU) of the {rate / scale:,.0f} {unit} measured here"
 
 
 def _weights(run: RunConfig, summary: Summary) -> str:

@@ -82,6 +82,10 @@ class Summary(BaseModel):
     """Share of the time of the steps spent waiting for data."""
     tokens_per_second: float
     """Real tokens over the seconds of steps and data."""
+    mfu: float | None = None
+    """Share of `matrix_rate` that the model's own operations reached over the same seconds (`txclf.efficiency`)."""
+    matrix_rate: float | None = None
+    """Floating-point operations a second of large matrix products, measured on a worker's device in this precision."""
     seconds: dict[str, float]
     """`startup`, `data`, `steps`, `validation`, `checkpoints`, `total`, of the last session of the run."""
 

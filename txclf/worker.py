@@ -21,7 +21,7 @@ import torch
 from pytorch_lightning.strategies import Strategy
 from torch import Tensor
 
-from txclf import checkpoints, storage, tensors, vectors
+from txclf import checkpoints, efficiency, storage, tensors, vectors
 from txclf.callbacks import Course, Progress, Pulse, Recorder, exhausted
 from txclf.clock import Clock
 from txclf.config import RunConfig
@@ -90,8 +90,9 @@ class Place:
 class TrainBatches:
     """An iterable whose each pass gives this rank's batches from the step reached to the next validation."""
 
-    def __init__(self, rows: Rows, run: RunConfig, place: Place, recorder: Recorder) -> None:
+    def __init__(self, rows: Rows, run: RunConfig, place: Place, recorder: Recorder, target_vocab: int) -> None:
         self.rows, self.run, self.place, self.recorder = rows, run, place, recorder
+        self.target_vocab = target_vocab
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         run, plan, reached = self.run, self.recorder.plan, self.recorder.step
@@ -101,6 +102,7 @@ class TrainBatches:
             for part in batches.rank_parts(rows, self.place.rank, self.place.world_size, run.train.accumulate):
                 start = time.perf_counter()
                 batch = self.rows.batch(part, run.train.token_dropout, run.seed ^ (plan.epoch << 32))
+                self.recorder.clock.flops += efficiency.training_flops(run.model, run.train, batch, self.target_vocab)
                 self.recorder.clock.data += time.perf_counter() - start
                 self.place.pulse.waited = self.recorder.clock.data
                 yield {**batch, "step_size": step_size}
@@ -169,7 +171,7 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
             module.begin_with(matrix, found if run.model.freeze_vectors else None)
     if "model" in state:
         module.model.load_state_dict(state["model"])
-    train_batches = TrainBatches(train_rows, run, place, recorder)
+    train_batches = TrainBatches(train_rows, run, place, recorder, manifest.target_vocab_size)
     precision, _ = choose_precision(run.train.precision, uses_gpu(run.compute))
     with _quiet():
         trainer = _trainer(run, place, precision, [recorder, *([Restore(state)] if "model" in state else [])])
@@ -179,6 +181,7 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
         with _quiet():
             trainer.fit(module, train_batches, ScoringBatches(valid_rows, run.train.batch_size, place))
     ended = time.time()
+    matrix_rate = efficiency.matrix_rate(device, precision)
     worked = clock.steps + clock.data
     return {
         "workers": place.world_size if run.compute.on_ray else 0,
@@ -193,6 +196,8 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
         "padding_share": _padding_share(train_rows, plan, run, place),
         "data_share": clock.data / worked if worked else 0.0,
         "tokens_per_second": clock.tokens * place.world_size / worked if worked else 0.0,
+        "mfu": clock.flops / worked / matrix_rate if worked else 0.0,
+        "matrix_rate": matrix_rate,
         "seconds": {
             "startup": (clock.first_step or trained) - job.started,
             "data": clock.data,

@@ -1,0 +1,74 @@
+"""How much of the hardware a run uses: the model's floating-point operations over the matrix rate of the device (MFU).
+
+Counted are the matrix products that real tokens need, attention included (PaLM, arXiv:2204.02311, appendix B): padding,
+what a backward pass computes again, and element-wise work count for nothing, so they lower the share. The rate is not
+the maker's but measured, in the precision of the run.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from txclf.data.batches import Batch, PairBatch
+from txclf.sections import Model, Train
+
+LONGEST_S = 1.0
+"""Seconds after which no other product is begun to measure the rate."""
+
+
+def training_flops(model: Model, train: Train, batch: Batch | PairBatch, target_vocab: int) -> float:
+    """Floating-point operations of a training step's part: a backward pass costs twice a forward pass.
+
+    `train.adversarial` adds a forward pass, its backward pass, and one to the tokens' vectors alone.
+    """
+    passes = 7 if train.adversarial else 3
+    return passes * forward_flops(model, batch, target_vocab)
+
+
+def forward_flops(model: Model, batch: Batch | PairBatch, target_vocab: int = 0) -> float:
+    """Floating-point operations of a forward pass, the classifier's head left out (it sees a row, not its tokens)."""
+    width, inner = model.width, model.feedforward
+    token, pair = 8 * width**2 + 4 * width * inner, 4 * width
+    source = _lengths(batch["input_ids"], batch["mask"]) + (model.pooling == "cls")
+    total = model.layers * (token * float(source.sum()) + pair * float((source**2).sum()))
+    target_lengths = batch.get("target_lengths")
+    if isinstance(target_lengths, Tensor):
+        target = target_lengths.double() - 1  # the last token predicts nothing
+        looking = float((source * target).sum())
+        before = float((target * (target + 1) / 2).sum())
+        crossing = 4 * width**2 * (float(source.sum()) + float(target.sum()))
+        block = token * float(target.sum()) + pair * (before + looking) + crossing
+        total += (model.decoder_layers or model.layers) * block + 2 * width * target_vocab * float(target.sum())
+    return total
+
+
+def _lengths(input_ids: Tensor, mask: Tensor | None) -> Tensor:
+    """Real tokens of each row, float64."""
+    if mask is None:
+        return torch.full((len(input_ids),), float(input_ids.shape[1]), dtype=torch.float64)
+    return mask.sum(dim=1).double()
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """Operations a second at which this process multiplies large square matrices: the best of several goes."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
+    size = 1024 if device.type == "cpu" else 8192
+    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    best, began = float("inf"), time.perf_counter()
+    for _ in range(6):
+        if time.perf_counter() - began > LONGEST_S:
+            break
+        _wait(device)
+        start = time.perf_counter()
+        left @ right
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
