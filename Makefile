@@ -4,15 +4,17 @@
 #   make test     the whole test suite, but for the faults
 #   make test-faults  processes, nodes and disks killed for real
 #   make test-browser  the reports in a headless Chromium
-#   make check    lint, format and types
+#   make check    lint, format, types, and the documentation built with warnings as errors
+#   make docs     the documentation as a site in site/; make docs-serve shows it while you write
 #   make lock     upgrade every dependency within pyproject.toml's ranges, on purpose
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: install demo test test-faults test-browser check lock clean
+.PHONY: install demo test test-faults test-browser check docs docs-serve lock clean
 
 install: $(INSTALLED)
 
@@ -43,6 +45,13 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MKDOCS) build --strict --quiet
+
+docs: install
+	$(MKDOCS) build --strict
+
+docs-serve: install
+	$(MKDOCS) serve
 
 # torch is named with the version that is tested: a newer one would slip in with its own CUDA.
 lock:
@@ -55,4 +64,4 @@ lock:
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache
