@@ -157,14 +157,6 @@ def test_the_changelog_knows_this_version() -> None:
     assert f"## [{txclf.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda path: path.name
-)
-def test_links_between_pages_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
-        assert (path.parent / target).exists(), f"{path.name} links to {target}"
-
-
 def test_every_setting_is_documented_with_its_default() -> None:
     guide = (ROOT / "docs/guide/run-file.md").read_text()
     for section in (Data, Tokenizer, Model, Train, Generate, Compute, Tune, Scheduler, Domain, config.RunConfig):

@@ -146,10 +146,17 @@ def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
     worker.label_weights(run, manifest.splits["train"])
 
 
-def train(run: RunConfig, prepared: str, report: Report, started: float | None = None, share: int = 1) -> Summary:
+def train(
+    run: RunConfig,
+    prepared: str,
+    report: Report = lambda progress: False,
+    started: float | None = None,
+    share: int = 1,
+) -> Summary:
     """Trains a run on prepared data, going on from its last checkpoint if there is one, and makes the bundle.
 
-    `share`: so many runs in a process of their own share this machine's memory.
+    `report` is told of the progress a few times a second, and says whether to stop. `share`: so many runs in a process
+    of their own share this machine's memory.
 
     Raises `Interrupted` when `report` asked for a stop; the checkpoint is saved then.
     """

@@ -113,7 +113,7 @@ PERTURBED = (
 """What population-based training may change between two steps."""
 
 
-def open_folder(run: RunConfig, resume: bool, extend: int) -> RunConfig:
+def open_folder(run: RunConfig, resume: bool = False, extend: int = 0) -> RunConfig:
     """Makes the search folder, or finds it as it was; the run as it is to go on.
 
     Raises `ConfigError` for a folder that is taken, one that is not there to resume, and settings that changed.
@@ -201,7 +201,7 @@ class Plan(NamedTuple):
     """The prepared folder of each `trials.preparation`."""
 
 
-def plan(run: RunConfig, note: Callable[[str], None]) -> Plan:
+def plan(run: RunConfig, note: Callable[[str], None] = lambda text: None) -> Plan:
     """Finds out how many trials fit, and prepares their data. Ray must be connected.
 
     Raises `ClusterError` when not even one trial fits.
@@ -211,7 +211,7 @@ def plan(run: RunConfig, note: Callable[[str], None]) -> Plan:
     return Plan(at_a_time, prepare_all(run, note))
 
 
-def tune(run: RunConfig, plan: Plan, show: Show) -> Search:
+def tune(run: RunConfig, plan: Plan, show: Show = lambda standing: False) -> Search:
     """Runs a search to its end, in a folder of `open_folder`. Ray must be connected.
 
     Raises `Interrupted` when `show` asked for a stop.

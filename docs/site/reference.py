@@ -23,21 +23,46 @@ from pydantic_core import to_jsonable_python
 from txclf import cli, config
 from txclf.space import Domain
 
-PYTHON = {
-    "Models": ["txclf.Classifier", "txclf.Prediction", "txclf.Seq2Seq"],
-    "The run file": ["txclf.config.load", "txclf.config.parse", "txclf.config.dump", "txclf.config.RunConfig"],
-    "Preparing and training": ["txclf.prepare.prepare", "txclf.train.train", "txclf.train.Summary"],
-    "Searching": ["txclf.tune.open_folder", "txclf.tune.plan", "txclf.tune.tune", "txclf.tune.Search"],
-    "Using": [
-        "txclf.evaluate.evaluate",
-        "txclf.predict.predict",
-        "txclf.export.export",
-        "txclf.report.report",
-        "txclf.inspect.inspect",
-    ],
-    "Ray": ["txclf.cluster.connected"],
-    "Errors": ["txclf.errors"],
+PYTHON: dict[str, dict[str, list[str] | None]] = {
+    "Models": {
+        "txclf.Classifier": [
+            "load",
+            "__call__",
+            "labels",
+            "several",
+            "thresholds",
+            "temperature",
+            "probabilities",
+            "given",
+        ],
+        "txclf.Prediction": None,
+        "txclf.Seq2Seq": ["load", "__call__", "settings"],
+    },
+    "The run file": {
+        "txclf.config.load": None,
+        "txclf.config.parse": None,
+        "txclf.config.replaced": None,
+        "txclf.config.dump": None,
+        "txclf.config.RunConfig": ["run_folder"],
+    },
+    "Preparing and training": {"txclf.prepare.prepare": None, "txclf.train.train": None, "txclf.train.Summary": None},
+    "Searching": {
+        "txclf.tune.open_folder": None,
+        "txclf.tune.plan": None,
+        "txclf.tune.tune": None,
+        "txclf.tune.Search": None,
+    },
+    "Using": {
+        "txclf.evaluate.evaluate": None,
+        "txclf.predict.predict": None,
+        "txclf.export.export": None,
+        "txclf.report.report": None,
+        "txclf.inspect.inspect": None,
+    },
+    "Ray": {"txclf.cluster.connected": None},
+    "Errors": {"txclf.errors": None},
 }
+"""What is shown by its heading; the members of a class, where not all."""
 LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
@@ -171,11 +196,15 @@ def _row(parameter: Any, record: tuple[str, str]) -> str:
 
 
 def python() -> str:
-    lines = ["# Python", "", "From the docstrings.", ""]
+    lines = ["# Python", "", "From the docstrings. [The guide](../guide/python.md) shows how they go together.", ""]
     for title, names in PYTHON.items():
         lines += [f"## {title}", ""]
-        for name in names:
-            lines += [f"::: {name}", ""]
+        for name, members in names.items():
+            lines += [
+                f"::: {name}",
+                *(["    options:", f"      members: {json.dumps(members)}"] if members else []),
+                "",
+            ]
     return "\n".join(lines)
 
 
