@@ -94,7 +94,8 @@ def _outside(page: str, markdown: str) -> Iterator[str]:
 
 def _shown(path: str) -> str:
     language = LANGUAGES.get(Path(path).suffix, "text")
-    return f"# {path}\n\n````{language}\n{(ROOT / path).read_text().rstrip()}\n````\n"
+    content = (ROOT / path).read_text().rstrip()
+    return f"---\nsearch: {{exclude: true}}\n---\n\n# {path}\n\n````{language}\n{content}\n````\n"
 
 
 def _section(nav: list[Any], title: str) -> list[Any]:

@@ -141,7 +141,9 @@ def _kind(place: dict[str, Any], whole: dict[str, Any]) -> str:
         return "one of " + ", ".join(f"`{value}`" for value in place["enum"])
     if "const" in place:
         return f"`{place['const']}`"
-    limits = [f"{sign} {place[name]:,}" for name, sign in LIMITS.items() if name in place and abs(place[name]) < 2**62]
+    limits = [
+        f"{sign} {_number(place[name])}" for name, sign in LIMITS.items() if name in place and abs(place[name]) < 2**62
+    ]
     words: str = place.get("type", "any value")
     if words == "array":
         if "prefixItems" in place:
@@ -153,6 +155,10 @@ def _kind(place: dict[str, Any], whole: dict[str, Any]) -> str:
     if pattern := place.get("pattern"):
         limits.append(f"matching `{pattern}`")
     return " ".join([words, " and ".join(limits)]).rstrip()
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else str(value)
 
 
 def command_line() -> str:
