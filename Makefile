@@ -3,7 +3,7 @@
 #   make demo     a first run on a corpus made of Python's own source
 #   make test     the whole test suite, but for the faults
 #   make test-faults  processes, nodes and disks killed for real
-#   make test-browser  the reports in a headless Chromium
+#   make test-browser  the reports and the documentation in a headless Chromium
 #   make check    lint, format, types, and the documentation built with warnings as errors
 #   make docs     the documentation as a site in site/; make docs-serve shows it while you write
 #   make lock     upgrade every dependency within pyproject.toml's ranges, on purpose
@@ -39,7 +39,7 @@ test-faults: install
 test-browser: install
 	$(BIN)/python -m pip install --quiet 'playwright>=1.50'
 	command -v chromium || command -v google-chrome || $(BIN)/python -m playwright install chromium
-	$(BIN)/python -m pytest tests/test_browser.py
+	$(BIN)/python -m pytest tests/test_browser.py tests/test_docs.py -k "browser"
 
 check: install
 	$(BIN)/ruff check .

@@ -8,9 +8,13 @@ import os
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -326,3 +330,53 @@ def test_links_to_files_of_the_repository_lead_to_pages(site: Path) -> None:
     home = (site / "index.html").read_text()
     assert 'href="guide/report/"' in home
     assert 'href="contributing/"' in home
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    """The site, served."""
+    serve = partial(_Silent, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+class _Silent(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_site_in_a_browser(address: str, width: int) -> None:
+    """It fits the window, finds a key, changes its colours, and says nothing on the console."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright here: make test-browser installs it")
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    trouble: list[str] = []
+    with playwright.sync_playwright() as driver:
+        try:
+            browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium here (make test-browser): {str(error).splitlines()[0]}")
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme="dark")
+        page = context.new_page()
+        page.on("console", lambda message: trouble.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+        page.on("request", lambda request: trouble.append(request.url) if _elsewhere(request.url, address) else None)
+        for place in ("", "tutorial/", "guide/run-file/", "guide/results/", "reference/cli/", "reference/python/"):
+            page.goto(address + place)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, f"/{place} is too wide"
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.click("form[data-md-component=palette] label:not([hidden])")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+        page.goto(address)
+        page.click(".md-search__input" if width > 1000 else ".md-header label[for=__search]")
+        page.keyboard.type("token_dropout")
+        page.wait_for_selector(".md-search-result__link")
+        assert "reference/run-file" in page.get_attribute(".md-search-result__link", "href")
+        browser.close()
+    assert trouble == []
+
+
+def _elsewhere(url: str, address: str) -> bool:
+    return not url.startswith((address, "data:", "blob:"))

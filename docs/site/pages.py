@@ -63,7 +63,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Leads links to where the repository's files are on the site."""
     here = page.file.src_uri
-    if here == "index.md":
+    if page.parent is None:  # beside it there is nothing to go to
         page.meta["hide"] = ["navigation"]
 
     def led(match: re.Match[str]) -> str:
