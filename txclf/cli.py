@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from txclf import __version__, cli_cluster, cli_models, cli_results
+from txclf import __version__, cli_cluster, cli_models, cli_results, cli_serve
 from txclf.cli_cluster import RunFile, Words
 from txclf.errors import TxclfError
 
@@ -33,6 +33,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that wa
 
 app.add_typer(cli_cluster.commands)
 app.add_typer(cli_models.commands)
+app.add_typer(cli_serve.commands)
 app.add_typer(cli_results.commands)
 
 
