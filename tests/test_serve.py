@@ -403,7 +403,8 @@ def test_on_ray_time_and_queue_are_limited(tiny_bundle: str) -> None:
                 b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
             )
             assert b" 408 " in slow.recv(4096).splitlines()[0]
-        # A replica that hangs: two requests are with it, two wait, the others are refused at once.
+        # A replica that hangs: two requests are with it, two wait (three while Ray Serve places one), the others are
+        # refused at once.
         resume = stopped(server.replicas())
         try:
             with ThreadPoolExecutor(10) as pool:
@@ -411,7 +412,7 @@ def test_on_ray_time_and_queue_are_limited(tiny_bundle: str) -> None:
         finally:
             resume()
         assert set(found) == {503, 504}
-        assert found.count(504) <= 4
+        assert 2 <= found.count(504) <= 5
         wait_until(lambda: server.ask("/predict", {"text": "fox"})[0] == 200, 30)
     finally:
         code, out, err = server.end()

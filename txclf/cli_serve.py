@@ -48,9 +48,6 @@ def serve(
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"serving needs the package `{missing[0]}`: pip install 'txclf[serve]'")
-    from txclf import serve as verb
-    from txclf.gate import Limits
-
     token = _token(token_file)
     if max_replicas and max_replicas < max(replicas, 1):
         raise ConfigError(f"--max-replicas {max_replicas}: expected at least --replicas ({replicas})")
@@ -58,6 +55,9 @@ def serve(
         raise ConfigError("--replicas 0 serves in this process: it goes with neither --max-replicas nor --address")
     if token is None and not _loopback(host):
         print(f"anyone who reaches {host} can ask: set a token (--token-file or {TOKEN})", file=sys.stderr)
+    from txclf import serve as verb
+    from txclf.gate import Limits
+
     settings = verb.Settings(
         host=host,
         port=port,
