@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from test_report import LABELS, hostile_run, search_folder
+from test_serve import Server, untrained
 
 from txclf import evaluate, report, storage
 
@@ -192,3 +193,112 @@ def test_runs_are_drawn_over_each_other(opened: Open, page_of_a_run: str, tmp_pa
     page = opened(report.report([folder, folder], storage.join(str(tmp_path), "both.html")), "phone")
     assert undrawn(page) == []
     assert page.evaluate("document.querySelector('[data-chart=valid_loss]').data.length") == 2
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Addresses of models of each task, served without Ray; `multilabel` asks for a token."""
+    folder = tmp_path_factory.mktemp("serve")
+    settings: dict[str, dict[str, Any]] = {
+        "classify": {},
+        "multilabel": {"data": {"text": ["title", "body"]}},
+        "seq2seq": {"data": {"target": "target"}},
+    }
+    tokens = {"multilabel": {"TXCLF_SERVE_TOKEN": "s3cret"}}
+    started = {
+        task: Server(untrained(folder, task=task, **some), "--replicas", "0", **tokens.get(task, {}))
+        for task, some in settings.items()
+    }
+    yield {task: server.url for task, server in started.items()}
+    for server in started.values():
+        server.end()
+
+
+@pytest.fixture
+def tried(browser: Any) -> Iterator[Open]:
+    """Opens a page that is served; fails in the end where it complained or asked another host."""
+    contexts: list[Any] = []
+    trouble: list[str] = []
+
+    def visit(url: str, size: str = "desktop", scheme: str = "light") -> Any:
+        context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: trouble.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+        page.on("request", lambda one: None if one.url.startswith((url, "data:")) else trouble.append(one.url))
+        page.goto(url)
+        page.wait_for_selector("html[data-ready]")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    # The browser itself notes each refusal.
+    assert [one for one in trouble if "the server responded with a status of" not in one] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_text_is_tried_by_keyboard_alone(tried: Open, servers: dict[str, str], size: str, scheme: str) -> None:
+    page = tried(servers["classify"], size, scheme)
+    page.keyboard.type("the quick <img src=x onerror=alert(1)> fox")  # the field has the focus
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#words span")
+    assert page.locator("#scores li").count() == 3
+    shares = page.eval_on_selector_all("#scores .fill", "all => all.map(one => parseFloat(one.style.width))")
+    assert sum(shares) == pytest.approx(100, abs=0.1)
+    assert shares == sorted(shares, reverse=True)
+    assert page.locator("#words").text_content() == "the quick <img src=x onerror=alert(1)> fox"
+    assert page.locator("img").count() == 0
+    first = page.locator("#scores [aria-pressed=true]").get_attribute("data-label")
+    # Past the button to the second label, which is chosen.
+    for _ in range(3):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "first => document.querySelector('#scores [aria-pressed=true]').dataset.label !== first", arg=first
+    )
+    second = page.locator("#scores li:nth-child(2) button").get_attribute("data-label")
+    assert second in page.locator("#why").text_content()
+    assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
+    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
+    page.fill("textarea", "  ")
+    page.click("#go")
+    page.wait_for_selector("[role=alert]:has-text('blank')")
+
+
+def test_token_columns_and_thresholds(tried: Open, servers: dict[str, str]) -> None:
+    page = tried(servers["multilabel"], "phone")
+    page.fill("#token", "wrong")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[role=alert]:has-text('wrong')")
+    page.fill("#token", "s3cret")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("textarea[name=body]")
+    page.fill("textarea[name=title]", "the fox")
+    page.fill("textarea[name=body]", "a lazy dog")
+    page.click("#go")
+    page.wait_for_selector("#words span")
+    assert page.locator("#scores .mark").count() == 3
+    given = page.locator("#scores .given button").evaluate_all("all => all.map(one => one.dataset.label)")
+    assert "low" in given
+    assert "high" not in given
+    assert page.locator("#words .words").all_text_contents() == ["the fox", "a lazy dog"]
+
+
+def test_outputs_and_the_interface(tried: Open, servers: dict[str, str]) -> None:
+    page = tried(servers["seq2seq"])
+    page.fill("textarea", "the quick brown fox")
+    page.click("#go")
+    page.wait_for_selector("#output:not([hidden])")
+    assert not page.locator("#labels").is_visible()
+    page.goto(servers["seq2seq"] + "/docs")
+    assert page.locator("h2 code").all_text_contents() == [
+        "POST /predict",
+        "POST /explain",
+        "GET /model",
+        "GET /healthz",
+        "GET /metrics",
+    ]

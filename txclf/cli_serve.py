@@ -78,7 +78,9 @@ def serve(
         print(f"serving `{model}` at {started.url} ({many}, {started.seconds:.1f} s); Ctrl-C ends it")
         print(f"  {_curl(started.url, started.text_columns, token is not None)}", flush=True)
 
-    verb.serve(model, settings, show)
+    if not verb.serve(model, settings, show):
+        print("ended at once; open requests were not answered", file=sys.stderr)
+        raise typer.Exit(130)
     print("ended; every request was answered")
 
 

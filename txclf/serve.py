@@ -91,8 +91,10 @@ class Model:
         return await self.predictor.answer(rows)
 
 
-def serve(folder: str, settings: Settings, show: Callable[[Started], None]) -> None:
+def serve(folder: str, settings: Settings, show: Callable[[Started], None]) -> bool:
     """Serves a bundle until SIGINT or SIGTERM; then takes no more requests and answers those it has.
+
+    False when a second SIGINT would not wait for that.
 
     Raises `BundleError` for what is no bundle, `ConfigError` for a port that is taken, `ClusterError` when Ray has no
     room for the replicas.
@@ -121,11 +123,11 @@ def serve(folder: str, settings: Settings, show: Callable[[Started], None]) -> N
                 lambda _: _watching(running, metrics),
             )
             begin()
-            _run(app, listening, settings, ready)
+            return _run(app, listening, settings, ready)
 
 
-def _run(app: Any, listening: socket.socket, settings: Settings, ready: Callable[[], None]) -> None:
-    """Answers requests until a signal; returns when the last one is answered."""
+def _run(app: Any, listening: socket.socket, settings: Settings, ready: Callable[[], None]) -> bool:
+    """Answers requests until a signal; returns when the last one is answered, False where it was not waited for."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -151,6 +153,7 @@ def _run(app: Any, listening: socket.socket, settings: Settings, ready: Callable
 
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(main())
+    return not server.force_exit
 
 
 @contextmanager
