@@ -26,8 +26,9 @@ import torch
 from starlette.testclient import TestClient
 from testbed import wait_until
 
-from txclf import Classifier, Seq2Seq, bundle, config, occlusion
+from txclf import Classifier, Seq2Seq, bundle, cli_serve, config, occlusion
 from txclf.data.tokenizer import train_tokenizer
+from txclf.errors import ConfigError
 from txclf.gate import Limits, Metrics
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.seq2seq import Seq2SeqTransformer
@@ -386,6 +387,12 @@ def test_what_cannot_be_served_is_said(tiny_bundle: str, tmp_path: Path) -> None
     assert "cannot be read" in said(tiny_bundle, "--token-file", str(tmp_path / "none"))
     assert "--max-replicas 1: expected at least" in said(tiny_bundle, "--replicas", "2", "--max-replicas", "1")
     assert "--host 192.0.2.1" in said(tiny_bundle, "--host", "192.0.2.1")
+
+
+def test_a_missing_package_is_named_with_its_extra(tiny_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_serve, "PACKAGES", ("fastapi", "not_installed_here"))
+    with pytest.raises(ConfigError, match=r"`not_installed_here`: pip install 'txclf\[serve\]'"):
+        cli_serve.serve(tiny_bundle)
 
 
 def test_on_ray_time_and_queue_are_limited(tiny_bundle: str) -> None:
