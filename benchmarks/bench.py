@@ -1,0 +1,297 @@
+"""Everything side by side: `make bench`, or
+
+    .venv/bin/python benchmarks/bench.py [--short FILE --short-test FILE --long FILE] [--suites training,ray] [--out FILE]
+
+Each sample is a process of its own. The variants of a comparison take turns, `--repeats` times, and what is shown is
+the ratio of their medians: on a shared machine single times mean little. Nothing else should run. Every sample goes
+into the JSON file as soon as it is there, with the machine, the versions and the date.
+
+`--short` is a Parquet file of short texts with the columns `text` and `label` (the targets were set on AG News),
+`--long` one of long texts (IMDB); without them the corpus of `txclf demo` stands in for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+SHAPE = str(HERE.parent / "jobs" / "seed_classifier.yaml")
+SEARCH = str(HERE.parent / "jobs" / "agnews_tune.yaml")
+PACKAGES = ("torch", "pytorch-lightning", "ray", "pyarrow", "tokenizers", "numpy", "transformers", "accelerate")
+
+
+@dataclass
+class Comparison:
+    """Variants that are measured in turns."""
+
+    name: str
+    unit: str
+    variants: dict[str, list[str]]
+    """The program under benchmarks/ and its arguments."""
+    ratios: list[tuple[str, str, float]] = field(default_factory=list)
+    """One variant over another, and the least that it should be."""
+    limits: list[tuple[str, float]] = field(default_factory=list)
+    """A variant and the most that it should be."""
+    repeats: int | None = None
+    most: list[tuple[str, str, float]] = field(default_factory=list)
+    """One variant over another, and the most that it should be."""
+
+
+def comparisons(short: list[str], long: list[str], cores: int) -> dict[str, list[Comparison]]:
+    """By suite. `short` and `long` are the words that give the data."""
+    one_step = ["train.accumulate=1"]
+    on_short = [SHAPE, *short, *one_step, "train.batch_size=64", "--threads", str(cores)]
+    on_long = [SHAPE, *long, *one_step, "train.batch_size=16", "tokenizer.max_length=512", "--threads", str(cores)]
+    plain = [*on_long, "model.attention_dropout=0"]
+    wide = ["compute.workers=1", f"compute.cpus_per_worker={cores}"]
+    steps = ["--steps", "15"]
+    against = ("bare", "txclf", "original", "transformers")
+    targets = [("txclf", "original", 8.0), ("txclf", "transformers", 1.5), ("txclf", "bare", 0.95)]
+    half = [*on_short[:-1], "1", "--steps", "40", "--warmup", "10"]
+    serial = [SEARCH, *short, "data.valid_fraction=0.1", "train.epochs=3"]
+    return {
+        "training": [
+            Comparison(
+                "training, short texts",
+                "tokens/s",
+                {name: ["training.py", name, *on_short, *steps] for name in against},
+                targets,
+            ),
+            Comparison(
+                "training, long texts",
+                "tokens/s",
+                {name: ["training.py", name, *on_long, *steps] for name in against},
+                targets,
+            ),
+            Comparison(
+                "training, long texts, no attention dropout",
+                "tokens/s",
+                {name: ["training.py", name, *plain, *steps] for name in ("bare", "txclf", "transformers")},
+                targets[1:],
+            ),
+        ],
+        "ray": [
+            Comparison(
+                "one Ray worker",
+                "tokens/s",
+                {
+                    "in-process": ["training.py", "txclf", *on_short, *steps],
+                    "ray": ["training.py", "txclf", *on_short, *steps, *wide],
+                },
+                [("ray", "in-process", 0.95)],
+            ),
+            Comparison(
+                "two workers of one thread",
+                "tokens/s",
+                {
+                    "1 worker": ["training.py", "txclf", *half, "compute.workers=1"],
+                    "2 workers": ["training.py", "txclf", *half, "compute.workers=2"],
+                },
+                [("2 workers", "1 worker", 1.85)],
+            ),
+        ],
+        "startup": [
+            Comparison(
+                "from the command to the first step",
+                "s",
+                {
+                    "in-process": ["startup.py", SHAPE, *short],
+                    "one Ray worker": ["startup.py", SHAPE, *short, "compute.workers=1"],
+                },
+                limits=[("in-process", 4.0), ("one Ray worker", 15.0)],
+                repeats=5,
+            )
+        ],
+        "prepare": [
+            Comparison(
+                "prepare",
+                "tokens/s",
+                {name: ["preparing.py", name, SHAPE, *short, "--copies", "4"] for name in ("txclf", "tokenizers")},
+                [("txclf", "tokenizers", 0.9)],
+            ),
+            Comparison(
+                "prepare, by the number of rows",
+                "tokens/s",
+                {
+                    f"{copies}x": ["preparing.py", "txclf", SHAPE, *short, "--copies", str(copies)]
+                    for copies in (1, 3, 10)
+                },
+                repeats=1,
+            ),
+        ],
+        "predict": [
+            Comparison(
+                "predict",
+                "rows/s",
+                {
+                    "txclf": ["predicting.py", "txclf", SHAPE, *short],
+                    "bare": ["predicting.py", "bare", SHAPE, *short],
+                    "pipeline, batch 1": ["predicting.py", "transformers", SHAPE, *short, "--batch", "1"],
+                    "pipeline, batch 32": ["predicting.py", "transformers", SHAPE, *short, "--batch", "32"],
+                },
+                [
+                    ("txclf", "pipeline, batch 1", 3.0),
+                    ("txclf", "pipeline, batch 32", 3.0),
+                    ("txclf", "bare", 0.9),
+                ],
+            )
+        ],
+        "tune": [
+            Comparison(
+                "16 trials",
+                "s",
+                {name: ["tuning.py", name, *serial] for name in ("tune", "serial")},
+                most=[("tune", "serial", 1.1)],
+                repeats=2,
+            )
+        ],
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    model, flags = platform.processor(), ""
+    if Path("/proc/cpuinfo").exists():
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+        found = {name.strip(): value.strip() for name, _, value in lines}
+        model, flags = found.get("model name", model), found.get("flags", "")
+    known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "instructions": known,
+        "memory_gib": round(memory, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def sample(command: list[str], cores: int) -> dict[str, Any]:
+    """Runs a program; the JSON of its last line."""
+    program, *arguments = command
+    threads = arguments[arguments.index("--threads") + 1] if "--threads" in arguments else str(cores)
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, str(HERE / program), *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+    if done.returncode:
+        return {"failed": (done.stderr or done.stdout).strip().splitlines()[-1:]}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def verdicts(comparison: Comparison, samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The ratios of medians against what they should be."""
+    middle = {
+        name: statistics.median(values)
+        for name, found in samples.items()
+        if (values := [one["value"] for one in found if "value" in one])
+    }
+    rows = []
+    for over, under, wanted in comparison.ratios:
+        if over in middle and under in middle:
+            ratio = middle[over] / middle[under]
+            rows.append({"what": f"{over} / {under}", "is": ratio, "least": wanted, "met": ratio >= wanted})
+    for over, under, wanted in comparison.most:
+        if over in middle and under in middle:
+            ratio = middle[over] / middle[under]
+            rows.append({"what": f"{over} / {under}", "is": ratio, "most": wanted, "met": ratio <= wanted})
+    for name, wanted in comparison.limits:
+        if name in middle:
+            rows.append({"what": name, "is": middle[name], "most": wanted, "met": middle[name] <= wanted})
+    return rows
+
+
+def show(comparison: Comparison, samples: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]]) -> None:
+    print(f"\n{comparison.name} ({comparison.unit})")
+    for name, found in samples.items():
+        values = sorted(one["value"] for one in found if "value" in one)
+        more = {key: value for key, value in found[-1].items() if key not in ("value", "seconds")}
+        if values:
+            middle = statistics.median(values)
+            print(f"  {name:20} {middle:>12,.1f}   {values[0]:,.1f} to {values[-1]:,.1f} of {len(values)}   {more}")
+        else:
+            print(f"  {name:20} failed: {found}")
+    for row in rows:
+        limit = f">= {row['least']}" if "least" in row else f"<= {row['most']}"
+        print(f"  {row['what']:36} {row['is']:8.2f}   {limit:8} {'met' if row['met'] else 'MISSED'}")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short")
+    parser.add_argument("--short-test")
+    parser.add_argument("--long")
+    parser.add_argument("--suites", default="training,ray,startup,prepare,predict,tune")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", default="bench.json")
+    chosen = parser.parse_args()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with tempfile.TemporaryDirectory(prefix="txclf-bench-") as scratch:
+        corpus = demo_corpus(scratch) if not (chosen.short and chosen.short_test and chosen.long) else {}
+        data = {
+            "short": [chosen.short or corpus["train"], chosen.short_test or corpus["test"]],
+            "long": [chosen.long or corpus["train"]],
+        }
+        short = [f"storage={scratch}", f"data.train={data['short'][0]}", f"data.test={data['short'][1]}"]
+        long = [f"storage={scratch}", f"data.train={data['long'][0]}", "data.test=null"]
+        suites = comparisons(short, long, cores)
+        result: dict[str, Any] = {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "machine": machine(),
+            "data": {name: [Path(path).name for path in paths] for name, paths in data.items()},
+            "comparisons": [],
+        }
+        for comparison in [one for suite in chosen.suites.split(",") for one in suites[suite]]:
+            samples: dict[str, list[dict[str, Any]]] = {name: [] for name in comparison.variants}
+            entry = {"name": comparison.name, "unit": comparison.unit, "samples": samples}
+            result["comparisons"].append(entry)
+            for _ in range(comparison.repeats or chosen.repeats):
+                for name, command in comparison.variants.items():
+                    samples[name].append(sample(command, cores))
+                    entry["verdicts"] = verdicts(comparison, samples)
+                    Path(chosen.out).write_text(json.dumps(result, indent=1) + "\n")
+            show(comparison, samples, verdicts(comparison, samples))
+    print(f"\nevery sample: {chosen.out}")
+
+
+def demo_corpus(folder: str) -> dict[str, str]:
+    """The corpus of `txclf demo` as Parquet files."""
+    import pyarrow.csv
+    import pyarrow.json
+    import pyarrow.parquet as pq
+
+    from txclf.data.demo import write_corpus
+
+    files = write_corpus(os.path.join(folder, "corpus"))
+    made = {}
+    for split, path in files.items():
+        reader = pyarrow.json.read_json if path.endswith(".jsonl") else pyarrow.csv.read_csv
+        made[split] = os.path.join(folder, f"{split}.parquet")
+        pq.write_table(reader(path), made[split])
+    return made
+
+
+if __name__ == "__main__":
+    main()

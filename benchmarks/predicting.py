@@ -1,0 +1,117 @@
+"""One sample of the speed of prediction: rows a second, by a model of the run file's shape that was never trained.
+
+    .venv/bin/python benchmarks/predicting.py VARIANT RUN.yaml [key=value …] [--rows N] [--batch N]
+
+prints one line of JSON. The variants, all over the first rows of `data.test`:
+
+    txclf         `txclf predict`: reads a Parquet file, tokenizes, predicts, writes a Parquet file
+    bare          the model over padded batches that lie ready in memory, sorted by length
+    transformers  Transformers' text-classification pipeline and a `BertConfig`, in batches of `--batch`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from txclf import bundle, config
+from txclf.config import RunConfig
+from txclf.data import shards
+from txclf.data.batches import scoring_batches
+from txclf.model.classifier import TransformerClassifier
+from txclf.predict import predict
+from txclf.prepare import prepare
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variant", choices=["txclf", "bare", "transformers"])
+    parser.add_argument("run_file")
+    parser.add_argument("words", nargs="*", metavar="key=value")
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    run = config.load(chosen.run_file, chosen.words)
+    torch.manual_seed(run.seed)
+    folder = prepare(run)
+    manifest = shards.load_manifest(folder)
+    assert run.data.test
+    table = pq.read_table(run.data.test[0])[: chosen.rows]
+    with tempfile.TemporaryDirectory() as scratch:
+        data = str(Path(scratch, "rows.parquet"))
+        pq.write_table(table, data)
+        if chosen.variant == "transformers":
+            tokenizer = Path(scratch, "tokenizer.json")
+            tokenizer.write_text(shards.tokenizers(folder)[0])
+            seconds = pipeline(run, manifest, tokenizer, table[run.data.text[0]].to_pylist(), chosen.batch)
+        else:
+            shape = (run.model, manifest.vocab_size, len(manifest.labels), run.tokenizer.max_length)
+            model = TransformerClassifier(*shape)
+            place = str(Path(scratch, "model"))
+            bundle.save(place, run, model.state_dict(), manifest.labels, shards.tokenizers(folder), {}, {})
+            if chosen.variant == "txclf":
+                out = str(Path(scratch, "out.parquet"))
+                predict(place, [data], out)  # once before: what is imported late
+                start = time.perf_counter()
+                predict(place, [data], out)
+                seconds = time.perf_counter() - start
+            else:
+                seconds = bare(place, table[run.data.text[0]].to_pylist(), chosen.batch)
+    print(json.dumps({"value": len(table) / seconds, "seconds": seconds, "rows": len(table)}))
+
+
+def bare(folder: str, texts: list[str], size: int) -> float:
+    classifier = bundle.Classifier.load(folder)
+    rows = classifier.rows([pa.table({"input_ids": classifier.encode([(text,) for text in texts])})])
+    ready = [rows.pad(part) for part in scoring_batches(rows.lengths, size, 0, 1)]
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for batch in ready:
+                classifier.model(batch.input_ids, batch.mask)
+        seconds.append(time.perf_counter() - start)
+    return seconds[-1]
+
+
+def pipeline(run: RunConfig, manifest: shards.Manifest, tokenizer: Path, texts: list[str], size: int) -> float:
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    import transformers as hf
+
+    shape = hf.BertConfig(
+        vocab_size=manifest.vocab_size,
+        hidden_size=run.model.width,
+        num_hidden_layers=run.model.layers,
+        num_attention_heads=run.model.heads,
+        intermediate_size=run.model.feedforward,
+        max_position_embeddings=run.tokenizer.max_length,
+        num_labels=len(manifest.labels),
+        attn_implementation="sdpa",
+    )
+    words = hf.PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer), pad_token="[PAD]", model_max_length=run.tokenizer.max_length
+    )
+    made: Any = hf.pipeline("text-classification", model=hf.BertForSequenceClassification(shape), tokenizer=words)
+    made(texts[:size])
+    start = time.perf_counter()
+    found = list(made(texts, batch_size=size, truncation=True))
+    seconds = time.perf_counter() - start
+    assert len(found) == len(texts)
+    assert np.isfinite([row["score"] for row in found]).all()
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
