@@ -1,6 +1,6 @@
 """Everything side by side: `make bench`, or
 
-    .venv/bin/python benchmarks/bench.py [--short FILE --short-test FILE --long FILE] [--suites training,ray] [--out FILE]
+    .venv/bin/python benchmarks/bench.py [--short FILE --short-test FILE --long FILE] [--suites training,ray] …
 
 Each sample is a process of its own. The variants of a comparison take turns, `--repeats` times, and what is shown is
 the ratio of their medians: on a shared machine single times mean little. Nothing else should run. Every sample goes
