@@ -122,12 +122,14 @@ class TokenRows:
     def __init__(self, tables: Sequence[pa.Table], column: str = "input_ids", layout: Layout = WHOLE) -> None:
         self.layout = layout
         lists = [chunk for table in tables for chunk in table[column].chunks if len(chunk)]
-        values = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in lists]
-        lengths = [np.diff(chunk.offsets.to_numpy()).astype(np.int32) for chunk in lists]
+        # Arrow's own `to_numpy` would import pandas first.
+        values = [np.from_dlpack(chunk.flatten()) for chunk in lists]
+        lengths = [np.diff(np.from_dlpack(chunk.offsets)).astype(np.int32) for chunk in lists]
         self.values: Int32s = values[0] if len(values) == 1 else np.concatenate([np.empty(0, np.int32), *values])
         self.lengths: Int32s = np.concatenate([np.empty(0, np.int32), *lengths])
         self.starts: Ints = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
-        labels = [table["label"].to_numpy() for table in tables if "label" in table.column_names]
+        labelled = [table["label"] for table in tables if "label" in table.column_names]
+        labels = [np.from_dlpack(chunk) for column in labelled for chunk in column.chunks]
         self.labels: Int32s = np.concatenate([np.empty(0, np.int32), *labels]).astype(np.int32)
         several = bool(tables) and all("labels" in table.column_names for table in tables)
         self.label_sets = LabelSets.of(tables) if several else None

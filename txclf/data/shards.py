@@ -242,5 +242,5 @@ def shuffle_keys(hashes: UInt64s, source: int, positions: npt.NDArray[np.int64],
 
 
 def _lengths(lists: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    offsets = itertools.chain.from_iterable(np.diff(chunk.offsets.to_numpy()) for chunk in lists.chunks)
+    offsets = itertools.chain.from_iterable(np.diff(np.from_dlpack(chunk.offsets)) for chunk in lists.chunks)
     return np.fromiter(offsets, np.int64, len(lists))
