@@ -36,7 +36,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from txclf.data.batches import TokenRows, epoch_batches, scoring_batches
+from txclf.data.batches import TokenRows
+from txclf.data.plan import epoch_batches, scoring_batches
 from txclf.data.tokenizer import encode, train_tokenizer, vocab_size
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.layers import sinusoids

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from txclf import config
-from txclf.callbacks import Interrupted
 from txclf.prepare import prepare
+from txclf.progress import Interrupted
 from txclf.train import train
 
 SMALL = ["tokenizer.kind=word", "tokenizer.vocab_size=2000", "model.layers=1", "model.width=32", "model.feedforward=32"]

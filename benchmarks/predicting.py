@@ -27,7 +27,7 @@ import torch
 from txclf import bundle, config
 from txclf.config import RunConfig
 from txclf.data import shards
-from txclf.data.batches import scoring_batches
+from txclf.data.plan import scoring_batches
 from txclf.model.classifier import TransformerClassifier
 from txclf.predict import predict
 from txclf.prepare import prepare

@@ -30,12 +30,14 @@ import numpy as np
 import torch
 
 from txclf import config, efficiency, storage
-from txclf.callbacks import Interrupted, Progress
 from txclf.config import RunConfig
 from txclf.data import shards
-from txclf.data.batches import Plan, TokenRows, padding_share, rank_parts
-from txclf.module import ClassifierModule, choose_precision, uses_gpu
+from txclf.data.batches import TokenRows
+from txclf.data.plan import Plan, padding_share, rank_parts
+from txclf.module import ClassifierModule
+from txclf.precision import choose_precision, uses_gpu
 from txclf.prepare import prepare
+from txclf.progress import Interrupted, Progress
 from txclf.train import train
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from txclf.board import Board
-from txclf.callbacks import Pulse
+from txclf.progress import Pulse
 
 
 @pytest.fixture

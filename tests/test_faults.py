@@ -26,11 +26,11 @@ from test_train import TINY, data, go_on, lines, losses, tiny, trained
 from testbed import Node, Testbed, namespaces_work, wait_until
 
 from txclf import checkpoints, sessions
-from txclf.callbacks import Progress
 from txclf.config import RunConfig
 from txclf.errors import ClusterError, DataError
 from txclf.module import learning_rate_factor
 from txclf.prepare import prepare
+from txclf.progress import Progress
 from txclf.train import train
 
 pytestmark = [

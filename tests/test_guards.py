@@ -20,9 +20,21 @@ PACKAGE = ROOT / "txclf"
 
 # A module imports only from floors above it in this list, or a sibling named in the same line after a colon.
 FLOORS = [
-    ["errors", "hashes", "stages", "tensors", "data.labels", "clock", "model.dropout", "occlusion", "gate"],
+    [
+        "errors",
+        "hashes",
+        "stages",
+        "tensors",
+        "data.labels",
+        "data.plan",
+        "clock",
+        "progress",
+        "model.dropout",
+        "occlusion",
+        "gate",
+    ],
     ["storage", "console", "sections", "report_page", "model.attention"],
-    ["space", "card", "description"],
+    ["space", "card", "description", "precision"],
     ["config"],
     [
         "data.sources",

@@ -16,17 +16,11 @@ from torch.nn import functional as F
 
 from txclf import config
 from txclf.config import RunConfig
-from txclf.data.batches import TokenRows, rank_parts
+from txclf.data.batches import TokenRows
+from txclf.data.plan import rank_parts
 from txclf.errors import ConfigError
-from txclf.module import (
-    ClassifierModule,
-    choose_precision,
-    class_weights,
-    focal_loss,
-    learning_rate_factor,
-    parameter_groups,
-    uses_gpu,
-)
+from txclf.module import ClassifierModule, class_weights, focal_loss, learning_rate_factor, parameter_groups
+from txclf.precision import choose_precision, uses_gpu
 from txclf.sections import Compute, Train
 from txclf.worker import Place, ScoringBatches
 

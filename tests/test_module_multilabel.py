@@ -13,8 +13,9 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss
 from test_module import LISTS, make_run
 
 from txclf import curves
-from txclf.data.batches import TokenRows, rank_parts, scoring_batches
+from txclf.data.batches import TokenRows
 from txclf.data.labels import targets
+from txclf.data.plan import rank_parts, scoring_batches
 from txclf.errors import ConfigError
 from txclf.module_multilabel import HEAVIEST, MultilabelModule, binary_loss, positive_weights
 from txclf.worker import Place, ScoringBatches

@@ -18,12 +18,12 @@ from test_train import go_on, lines
 
 from txclf import Classifier, config, evaluate, storage
 from txclf.bundle import DESCRIPTION
-from txclf.callbacks import Interrupted, Progress
 from txclf.config import RunConfig
 from txclf.data import shards
 from txclf.errors import ConfigError, DataError
 from txclf.predict import predict
 from txclf.prepare import prepare
+from txclf.progress import Interrupted, Progress
 from txclf.train import check_fit, train
 
 TOPICS = {"food": ["bread", "soup"], "music": ["drum", "flute"], "sport": ["ball", "goal"], "rare, odd": ["comet"]}

@@ -13,14 +13,15 @@ import pytest
 from test_train import go_on, lines
 
 from txclf import Classifier, Seq2Seq, config, evaluate, storage
-from txclf.callbacks import Interrupted, Progress
 from txclf.config import RunConfig
 from txclf.data import shards
-from txclf.data.batches import PairRows, epoch_batches
+from txclf.data.batches import PairRows
+from txclf.data.plan import epoch_batches
 from txclf.data.tokenizer import decode, encode_targets, target_ends, train_tokenizer
 from txclf.errors import BundleError, ConfigError
 from txclf.predict import predict
 from txclf.prepare import prepare
+from txclf.progress import Interrupted, Progress
 from txclf.sections import Tokenizer
 from txclf.train import train
 

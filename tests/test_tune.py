@@ -18,10 +18,10 @@ from test_train import TINY, data, lines
 from testbed import wait_until
 
 from txclf import Classifier, config, sessions, trials, tune
-from txclf.callbacks import Interrupted
 from txclf.config import RunConfig
 from txclf.errors import ClusterError, ConfigError
 from txclf.prepare import prepare
+from txclf.progress import Interrupted
 from txclf.train import check_folder, train
 from txclf.trials import Trial
 from txclf.tune import Search, Show

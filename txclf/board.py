@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from txclf.callbacks import Progress, Pulse
 from txclf.errors import TxclfError
+from txclf.progress import Progress, Pulse
 
 DATA = ("reading data", "waiting for data")
 """What a worker does while it has no batch."""

@@ -28,7 +28,8 @@ from torch import nn
 
 from txclf import __version__, card, storage
 from txclf.config import RunConfig
-from txclf.data.batches import Layout, TokenRows, scoring_batches
+from txclf.data.batches import TokenRows
+from txclf.data.plan import Layout, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, separator_id, vocab_size
 from txclf.description import Calibration, Description, summary
 from txclf.errors import BundleError, StorageError

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -20,10 +20,11 @@ from torch import nn
 from txclf import checkpoints, sessions, storage, tensors, trackers
 from txclf.clock import Clock
 from txclf.config import RunConfig
-from txclf.data.batches import Plan
+from txclf.data.plan import Plan
 from txclf.errors import TxclfError
 from txclf.log import Log
 from txclf.module import TrainingModule, learning_rate_factor
+from txclf.progress import Interrupted, Progress, Pulse
 from txclf.sections import Train
 from txclf.sessions import Session
 
@@ -32,10 +33,6 @@ MOST_SKIPPED = 50
 
 SHOWN_EVERY_S = 0.3
 """Seconds between two looks of the driver at the progress."""
-
-
-class Interrupted(Exception):
-    """Training was asked to stop, and its checkpoint is saved."""
 
 
 @dataclass(frozen=True)
@@ -80,39 +77,6 @@ class Course:
         if isinstance(every, str):
             return float(every[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[every[-1]]
         return math.inf
-
-
-@dataclass
-class Progress:
-    """What the driver shows while workers train; plain numbers, so that it travels."""
-
-    stage: Literal["training", "validating"] = "training"
-    step: int = 0
-    total_steps: int = 0
-    epoch: float = 0.0
-    train_loss: float = math.nan
-    tokens_per_second: float = 0.0
-    valid: dict[str, float] = field(default_factory=dict)
-    validations: int = 0
-    """How many there were, those before a resume included."""
-    notes: list[str] = field(default_factory=list)
-    """What happened to the workers so far."""
-
-
-@dataclass
-class Pulse:
-    """What this rank is doing, for whoever watches that it lives: `beats` grows whenever it gets on."""
-
-    doing: str = "starting"
-    step: int = 0
-    beats: int = 0
-    waited: float = 0.0
-    """Seconds that it waited for training batches."""
-    gpu_bytes: int = 0
-    """The most GPU memory that it held."""
-
-    def beat(self, doing: str, step: int) -> None:
-        self.doing, self.step, self.beats = doing, step, self.beats + 1
 
 
 def exhausted(history: list[dict[str, float]], train: Train) -> bool:

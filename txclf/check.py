@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from txclf import __version__, storage
 from txclf.config import RunConfig, anchored
 from txclf.errors import ClusterError, TxclfError
-from txclf.module import choose_precision
+from txclf.precision import choose_precision
 from txclf.prepare import find_sources
 
 GIB = 2**30

@@ -185,8 +185,8 @@ def _train(run: RunConfig, resume: bool, started: float, page: bool = True) -> N
     from txclf import check as preflight
     from txclf import console, screen
     from txclf import train as verb
-    from txclf.callbacks import Interrupted, Progress
-    from txclf.module import choose_precision, uses_gpu
+    from txclf.precision import choose_precision, uses_gpu
+    from txclf.progress import Interrupted, Progress
 
     finished = verb.check_folder(run, resume)
     if finished:
@@ -237,8 +237,8 @@ def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int |
     """Runs a search; the run that is to follow it under `--refit`."""
     from txclf import cluster, screen
     from txclf import tune as verb
-    from txclf.callbacks import Interrupted
     from txclf.check import require_shared
+    from txclf.progress import Interrupted
     from txclf.watcher import Standing
 
     run = verb.open_folder(run, resume, extend)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import threading
 import time
 import uuid
@@ -35,11 +36,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from txclf import cluster, storage, worker
 from txclf.backend import Interfaces
 from txclf.board import Lost
-from txclf.callbacks import Interrupted, Progress, Pulse
 from txclf.data import shards
 from txclf.data.batches import Rows
 from txclf.errors import ClusterError, TxclfError
 from txclf.gauges import GaugedBoard
+from txclf.progress import Interrupted, Progress, Pulse
 from txclf.sections import Compute
 from txclf.worker import Job, Place
 
@@ -115,7 +116,8 @@ def _run_trainer(job: Job, streams: bool, board: Any, outcome: dict[str, Any]) -
             resources["GPU"] = compute.gpus_per_worker
         trainer = TorchTrainer(
             _work,  # type: ignore[arg-type]
-            train_loop_config={"job": job, "board": board, "streams": streams},
+            # As bytes: the controller would import Lightning to look at it, seconds before it starts the workers.
+            train_loop_config={"job": pickle.dumps(job), "board": board, "streams": streams},
             torch_config=Interfaces(timeout_s=int(2 * job.config.train.stall_timeout_s) + 1),
             scaling_config=ScalingConfig(  # type: ignore[call-arg]
                 num_workers=(compute.fewest, compute.most) if compute.elastic else compute.most,  # type: ignore[arg-type]
@@ -206,7 +208,7 @@ def _dataset(job: Job, split: str) -> Any:
 
 def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
     """What each worker of Ray Train runs; None when it was interrupted."""
-    job, board = settings["job"], settings["board"]
+    job, board = pickle.loads(settings["job"]), settings["board"]
     context = get_context()
     torch.set_num_threads(max(1, int(job.config.compute.cpus_per_worker)))
     rank, world_size = context.get_world_rank(), context.get_world_size()

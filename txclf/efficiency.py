@@ -61,14 +61,15 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     for _ in range(6):
         if time.perf_counter() - began > LONGEST_S:
             break
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         left @ right
-        _wait(device)
+        wait(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

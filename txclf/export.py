@@ -30,7 +30,8 @@ from torch import Tensor
 from txclf import bundle, storage
 from txclf.bundle import Classifier
 from txclf.data import records, shards, sources
-from txclf.data.batches import TokenRows, padded, scoring_batches
+from txclf.data.batches import TokenRows, padded
+from txclf.data.plan import scoring_batches
 from txclf.data.tokenizer import target_ends
 from txclf.errors import ConfigError, DataError
 from txclf.graphs import Graph, graphs

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -20,9 +20,7 @@ from txclf.config import RunConfig
 from txclf.data.batches import Batch
 from txclf.errors import ConfigError
 from txclf.model.classifier import TransformerClassifier, by_row
-from txclf.sections import Compute, Train
-
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+from txclf.sections import Train
 
 
 class TrainingModule(pl.LightningModule):
@@ -89,12 +87,16 @@ class TrainingModule(pl.LightningModule):
         """
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = tensors.whole(nn.utils.get_total_norm(gradients)).to(self.device)
-        if self.config.train.clip_norm:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.train.clip_norm, norm)
         finite = torch.isfinite(norm)
+        clip_norm = self.config.train.clip_norm
         if self.fused:
-            self.optimizers(use_pl_optimizer=False).found_inf = (~finite).float()  # type: ignore[union-attr]
-        elif self.config.train.precision != "fp16" and not finite:
+            fused: Any = self.optimizers(use_pl_optimizer=False)
+            fused.found_inf = (~finite).float()
+            if clip_norm:  # divided by as the weights are updated, which saves a pass over all gradients
+                fused.grad_scale = (norm / clip_norm).clamp(min=1.0)
+        elif clip_norm:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), clip_norm, norm)
+        if not self.fused and self.config.train.precision != "fp16" and not finite:
             self.zero_grad()
         self.last_step += 1
         self.good_steps += finite
@@ -284,30 +286,3 @@ def given_weights(weights: Mapping[str, float], labels: Collection[str]) -> Tens
         known = ", ".join(list(labels)[:20])
         raise ConfigError(f"`train.class_weights`: `{unknown[0]}` is not a label; the labels are: {known}")
     return torch.tensor([float(weights.get(label, 1.0)) for label in labels])
-
-
-def uses_gpu(compute: Compute) -> bool:
-    """Whether the model trains on a GPU: in this process if there is one, in workers if they are given any."""
-    return compute.gpus_per_worker > 0 if compute.on_ray else torch.cuda.is_available()
-
-
-def choose_precision(setting: str, gpu: bool) -> tuple[Precision, str]:
-    """Lightning's name of the precision on this machine, and why. Raises `ConfigError` for one it cannot do."""
-    if setting == "fp32":
-        return "32-true", "as the run file says"
-    if setting == "bf16":
-        return "bf16-mixed", "as the run file says"
-    if setting == "fp16":
-        if not gpu:
-            raise ConfigError("`train.precision: fp16` needs a GPU: set `auto`, `bf16` or `fp32`")
-        return "16-mixed", "as the run file says"
-    if gpu:
-        name = torch.cuda.get_device_name()
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16-mixed", f"{name} multiplies bf16 in hardware"
-        return "32-true", f"{name} has no bf16 in hardware"
-    if torch.cpu._is_amx_tile_supported():
-        return "bf16-mixed", "this CPU has AMX"
-    if torch.cpu._is_avx512_bf16_supported():
-        return "bf16-mixed", "this CPU has AVX512-BF16"
-    return "32-true", "this CPU has no fast bf16 (neither AMX nor AVX512-BF16)"

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from txclf import bundle
 from txclf.config import RunConfig
-from txclf.data.batches import Ints, PairRows, TokenRows, scoring_batches
+from txclf.data.batches import PairRows, TokenRows
+from txclf.data.plan import Ints, scoring_batches
 from txclf.data.tokenizer import decode, encode, parse_tokenizer, target_ends
 from txclf.description import Description
 from txclf.model.decoding import generate

@@ -25,13 +25,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from txclf import __version__, bundle, checkpoints, config, selection, sessions, storage, trackers, vectors, worker
-from txclf.callbacks import Progress
 from txclf.config import RunConfig, anchored
 from txclf.data import shards, spool
 from txclf.data.batches import Rows
 from txclf.description import Calibration
 from txclf.errors import ConfigError
-from txclf.module import choose_precision, uses_gpu
+from txclf.precision import choose_precision, uses_gpu
+from txclf.progress import Progress
 from txclf.vectors import Coverage
 from txclf.worker import Job, Place
 

@@ -20,9 +20,9 @@ import torch
 from ray import tune
 
 from txclf import checkpoints, config, distributed, storage, trials
-from txclf.callbacks import Interrupted, Progress
 from txclf.config import RunConfig
 from txclf.errors import TxclfError
+from txclf.progress import Interrupted, Progress
 from txclf.train import train
 
 STOP_S = 120.0

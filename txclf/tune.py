@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict
 from ray import tune as ray_tune
 
 from txclf import __version__, checkpoints, cluster, config, distributed, schedulers, storage, trials
-from txclf.callbacks import Interrupted
 from txclf.config import RunConfig, anchored
 from txclf.data import shards
 from txclf.errors import ClusterError, ConfigError
 from txclf.prepare import prepare
+from txclf.progress import Interrupted
 from txclf.space import Tune
 from txclf.train import check_fit, save_bundle
 from txclf.trainable import STOP_S, Flag, Trainable

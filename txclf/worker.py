@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -22,14 +23,18 @@ from pytorch_lightning.strategies import Strategy
 from torch import Tensor
 
 from txclf import checkpoints, efficiency, storage, tensors, vectors
-from txclf.callbacks import Course, Progress, Pulse, Recorder, exhausted
+from txclf.callbacks import Course, Recorder, exhausted
 from txclf.clock import Clock
 from txclf.config import RunConfig
-from txclf.data import batches, shards, spool
-from txclf.data.batches import Batch, Layout, PairBatch, PairRows, Plan, Rows, TokenRows
-from txclf.module import ClassifierModule, Precision, TrainingModule, choose_precision, class_weights, uses_gpu
+from txclf.data import plan as plans
+from txclf.data import shards, spool
+from txclf.data.batches import Batch, PairBatch, PairRows, Rows, TokenRows
+from txclf.data.plan import Layout, Plan
+from txclf.module import ClassifierModule, TrainingModule, class_weights
 from txclf.module_multilabel import MultilabelModule, positive_weights
 from txclf.module_seq2seq import Seq2SeqModule
+from txclf.precision import Precision, choose_precision, uses_gpu
+from txclf.progress import Progress, Pulse
 from txclf.vectors import Coverage
 
 COLUMNS = {
@@ -99,9 +104,9 @@ class TrainBatches:
         for step in range(reached, self.recorder.course.next_validation(reached)):
             rows = plan.rows(step)
             step_size = self.rows.step_size(rows)
-            for part in batches.rank_parts(rows, self.place.rank, self.place.world_size, run.train.accumulate):
+            for part in plans.rank_parts(rows, self.place.rank, self.place.world_size, run.train.accumulate):
                 start = time.perf_counter()
-                batch = self.rows.batch(part, run.train.token_dropout, run.seed ^ (plan.epoch << 32))
+                batch = self.rows.batch(part, run.train.token_dropout, plan.key(plan.epoch))
                 self.recorder.clock.flops += efficiency.training_flops(run.model, run.train, batch, self.target_vocab)
                 self.recorder.clock.data += time.perf_counter() - start
                 self.place.pulse.waited = self.recorder.clock.data
@@ -116,7 +121,7 @@ class ScoringBatches:
 
     def __iter__(self) -> Iterator[Batch | PairBatch]:
         rank, world_size = self.place.rank, self.place.world_size
-        for part in batches.scoring_batches(self.rows.lengths, self.batch_size, rank, world_size, self.rows.costs):
+        for part in plans.scoring_batches(self.rows.lengths, self.batch_size, rank, world_size, self.rows.costs):
             yield self.rows.batch(part)
 
 
@@ -148,7 +153,10 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
     labels = None
     if run.train.sampling == "balanced" and isinstance(train_rows, TokenRows):
         labels = train_rows.labels
-    plan = Plan(train_rows.lengths, run.train.batch_size, run.train.window_batches, run.seed, labels)
+    shortened = None
+    if run.train.token_dropout and isinstance(train_rows, TokenRows):
+        shortened = partial(train_rows.kept_lengths, run.train.token_dropout)
+    plan = Plan(train_rows.lengths, run.train.batch_size, run.train.window_batches, run.seed, labels, shortened)
     course = Course(plan.steps_per_epoch, run.train.epochs, run.train.eval_every, run.train.checkpoint_every)
     saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
     state: dict[str, Any] = checkpoints.load(saved[-1]) if saved else {"step": 0, "history": []}
@@ -259,9 +267,9 @@ class Restore(pl.Callback):
 
 
 def _padding_share(rows: Rows, plan: Plan, run: RunConfig, place: Place) -> float:
-    """Of the first steps of the first epoch, before token dropout."""
+    """Of the first steps of the first epoch."""
     plan.rows(0)
-    return rows.padding_share(plan.batches[:1000], place.world_size, run.train.accumulate)
+    return rows.padding_share(plan.batches[:1000], place.world_size, run.train.accumulate, plan.epoch_lengths)
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from contextlib import ExitStack
 import numpy as np
 import pyarrow as pa
 
-from txclf.data.batches import WHOLE, Int32s, Ints, Layout, PairRows, Rows, TokenRows
+from txclf.data.batches import PairRows, Rows, TokenRows
 from txclf.data.labels import LabelSets
+from txclf.data.plan import WHOLE, Int32s, Ints, Layout
 from txclf.data.shards import Manifest
 from txclf.errors import StorageError
 

@@ -1,0 +1,205 @@
+"""Training steps on a GPU, without Ray and Lightning: tokens/s and MFU, beside torch's and Transformers' encoders.
+
+    .venv/bin/python benchmarks/gpu.py [--tokens N] [--steps N] [--shapes seed,wide] [--lengths 128,512] …
+
+Each row is a step over ready batches of full length: forward, backward, clipping, fused AdamW, in bf16 where the device
+has it. `compiled` is `torch.compile`, `graphs` the same with CUDA graphs (mode `reduce-overhead`), which take the small
+model off the launches of kernels. The last table is the path of the data alone: from rows in memory, as they come from
+the shards, to padded batches in pinned memory. It runs on a CPU too, where it shows no more than that it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from txclf import efficiency
+from txclf.data.batches import Batch, TokenRows
+from txclf.data.plan import Plan
+from txclf.model.classifier import TransformerClassifier
+from txclf.precision import choose_precision
+from txclf.sections import Model
+
+VOCAB, CLASSES, DROPOUT = 16_000, 4, 0.1
+SHAPES = {
+    "seed": Model(layers=6, width=256, heads=8, feedforward=1024, positions="sinusoidal", dropout=DROPOUT),
+    "wide": Model(layers=12, width=768, heads=12, feedforward=3072, dropout=DROPOUT),
+}
+
+
+class Torchs(nn.Module):
+    """`nn.TransformerEncoder` with the same embedding, pooling and head."""
+
+    def __init__(self, shape: Model) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB, shape.width)
+        layer = nn.TransformerEncoderLayer(
+            shape.width, shape.heads, shape.feedforward, shape.dropout, "gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, shape.layers, enable_nested_tensor=False)
+        self.head = nn.Linear(shape.width, CLASSES)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(self.embedding(ids)).mean(dim=1))
+        return logits
+
+
+def bert(shape: Model, length: int) -> nn.Module | None:
+    """Transformers' BERT with SDPA and no dropout of attention weights; None where it is not installed."""
+    try:
+        import transformers as hf
+    except ImportError:
+        return None
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            config = hf.BertConfig(
+                vocab_size=VOCAB,
+                hidden_size=shape.width,
+                num_hidden_layers=shape.layers,
+                num_attention_heads=shape.heads,
+                intermediate_size=shape.feedforward,
+                hidden_dropout_prob=shape.dropout,
+                attention_probs_dropout_prob=0.0,
+                max_position_embeddings=length,
+                num_labels=CLASSES,
+                attn_implementation="sdpa",
+            )
+            self.bert = hf.BertForSequenceClassification(config)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            logits: Tensor = self.bert(input_ids=ids).logits
+            return logits
+
+    return Logits()
+
+
+def step_seconds(
+    model: nn.Module, ids: Tensor, labels: Tensor, steps: int, half: bool, compiled: str | None
+) -> tuple[float, float]:
+    """Seconds of a training step, and of the first ones, in which `torch.compile` works."""
+    device = ids.device
+    model = model.to(device).train()
+    network: Callable[[Tensor], Tensor] = model
+    if compiled is not None:
+        network = torch.compile(model, mode=compiled or None)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss = F.cross_entropy(network(ids).float(), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    start = time.perf_counter()
+    for _ in range(3):
+        step()
+    efficiency.wait(device)
+    first = time.perf_counter() - start
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        efficiency.wait(device)
+        times.append((time.perf_counter() - start) / steps)
+    return sorted(times)[1], first
+
+
+def data_path(device: torch.device, rows: int, batch_size: int) -> dict[str, float]:
+    """Rows and tokens a second from rows of about 60 tokens to batches on the device, or in memory without one."""
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(20, 100, rows)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    values = draw.integers(0, VOCAB, int(offsets[-1])).astype(np.int32)
+    ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    table = pa.table({"input_ids": ids, "label": pa.array(draw.integers(0, CLASSES, rows).astype(np.int32))})
+    held = TokenRows([table])
+    start = time.perf_counter()
+    plan = Plan(held.lengths, batch_size, 50, 0)
+    tokens = 0
+    for number in range(plan.steps_per_epoch):
+        batch = held.batch(plan.rows(number))
+        if device.type == "cuda":
+            batch["input_ids"].pin_memory().to(device, non_blocking=True)
+        tokens += batch["num_tokens"]
+    efficiency.wait(device)
+    seconds = time.perf_counter() - start
+    return {"rows_per_second": plan.steps_per_epoch * batch_size / seconds, "tokens_per_second": tokens / seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--tokens", type=int, default=65_536 if gpu else 2048, help="of a step")
+    parser.add_argument("--steps", type=int, default=20 if gpu else 2)
+    parser.add_argument("--shapes", default="seed,wide" if gpu else "seed")
+    parser.add_argument("--lengths", default="128,512")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=gpu)
+    parser.add_argument("--out", default="gpu.json")
+    chosen = parser.parse_args()
+    device = torch.device("cuda" if gpu else "cpu")
+    name = torch.cuda.get_device_name() if gpu else platform.processor() or "CPU"
+    precision, reason = choose_precision("auto", gpu)
+    rate = efficiency.matrix_rate(device, precision)
+    print(f"{name}, torch {torch.__version__}, {precision} ({reason}), {rate / 1e12:,.2f} TFLOP/s in large products")
+    result: dict[str, Any] = {"device": name, "torch": torch.__version__, "precision": precision, "matrix_rate": rate}
+    result["steps"] = []
+    for shape_name in chosen.shapes.split(","):
+        shape = SHAPES[shape_name]
+        for length in map(int, chosen.lengths.split(",")):
+            ids = torch.randint(0, VOCAB, (max(1, chosen.tokens // length), length), device=device)
+            labels = torch.randint(0, CLASSES, (len(ids),), device=device)
+            batch = Batch(input_ids=ids, mask=None, segments=None, windows=None, labels=labels, num_tokens=ids.numel())
+            flops = 3 * efficiency.forward_flops(shape, batch)
+            ways: list[tuple[str, Callable[[], nn.Module | None], str | None]] = [
+                ("txclf", lambda: TransformerClassifier(shape, VOCAB, CLASSES, length), None),  # noqa: B023
+                ("nn.TransformerEncoder", lambda: Torchs(shape), None),  # noqa: B023
+                ("Transformers BERT", lambda: bert(shape, length), None),  # noqa: B023
+            ]
+            if chosen.compile:
+                ways += [(f"{way}, compiled", make, "") for way, make, _ in ways]
+                ways.append(("txclf, graphs", ways[0][1], "reduce-overhead"))
+            for way, make, compiled in ways:
+                torch.manual_seed(0)
+                model = make()
+                if model is None:
+                    continue
+                half = precision == "bf16-mixed"
+                seconds, first = step_seconds(model, ids, labels, chosen.steps, half, compiled)
+                row = {
+                    "shape": shape_name,
+                    "length": length,
+                    "model": way,
+                    "tokens_per_second": ids.numel() / seconds,
+                    "mfu": flops / seconds / rate,
+                    "first_steps_s": first,
+                }
+                result["steps"].append(row)
+                print(
+                    f"{shape_name:5} {length:4}  {way:34} {row['tokens_per_second']:>12,.0f} tokens/s"
+                    f"   MFU {row['mfu']:.1%}   first steps {first:.1f} s",
+                    flush=True,
+                )
+                torch.compiler.reset()
+    result["data"] = data_path(device, 200_000 if gpu else 50_000, 256)
+    print("data path: " + ", ".join(f"{value:,.0f} {key}" for key, value in result["data"].items()))
+    Path(chosen.out).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

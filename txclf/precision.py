@@ -1,0 +1,39 @@
+"""The precision that a device trains in: bf16 where the hardware has it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from txclf.errors import ConfigError
+from txclf.sections import Compute
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+def uses_gpu(compute: Compute) -> bool:
+    """Whether the model trains on a GPU: in this process if there is one, in workers if they are given any."""
+    return compute.gpus_per_worker > 0 if compute.on_ray else torch.cuda.is_available()
+
+
+def choose_precision(setting: str, gpu: bool) -> tuple[Precision, str]:
+    """Lightning's name of the precision on this machine, and why. Raises `ConfigError` for one it cannot do."""
+    if setting == "fp32":
+        return "32-true", "as the run file says"
+    if setting == "bf16":
+        return "bf16-mixed", "as the run file says"
+    if setting == "fp16":
+        if not gpu:
+            raise ConfigError("`train.precision: fp16` needs a GPU: set `auto`, `bf16` or `fp32`")
+        return "16-mixed", "as the run file says"
+    if gpu:
+        name = torch.cuda.get_device_name()
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", f"{name} multiplies bf16 in hardware"
+        return "32-true", f"{name} has no bf16 in hardware"
+    if torch.cpu._is_amx_tile_supported():
+        return "bf16-mixed", "this CPU has AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "bf16-mixed", "this CPU has AVX512-BF16"
+    return "32-true", "this CPU has no fast bf16 (neither AMX nor AVX512-BF16)"
