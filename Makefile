@@ -6,6 +6,7 @@
 #   make test-browser  the reports and the documentation in a headless Chromium
 #   make check    lint, format, types, and the documentation built with warnings as errors
 #   make docs     the documentation as a site in site/; make docs-serve shows it while you write
+#   make bench    txclf beside its peers; BENCH="--short FILE …" names data of one's own
 #   make lock     upgrade every dependency within pyproject.toml's ranges, on purpose
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: install demo test test-faults test-browser check docs docs-serve lock clean
+.PHONY: install demo test test-faults test-browser check docs docs-serve bench lock clean
 
 install: $(INSTALLED)
 
@@ -62,6 +63,13 @@ lock:
 	{ echo "# Made by 'make lock' with Python 3.11; the exact versions that are tested."; \
 	  $(VENV)-lock/bin/python -m pip freeze --exclude txclf | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > requirements.lock
 	rm -rf $(VENV)-lock
+
+# Of what is measured against; not in requirements.lock, for nothing else needs it.
+PEERS := transformers==5.23.0 accelerate==1.15.0
+
+bench: install
+	$(BIN)/python -m pip install --quiet $(PEERS)
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache
