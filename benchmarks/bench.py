@@ -59,8 +59,8 @@ def comparisons(short: list[str], long: list[str], cores: int) -> dict[str, list
     steps = ["--steps", "15"]
     against = ("bare", "txclf", "original", "transformers")
     targets = [("txclf", "original", 8.0), ("txclf", "transformers", 1.5), ("txclf", "bare", 0.95)]
-    half = [*on_short[:-1], "1", "--steps", "40", "--warmup", "10"]
-    serial = [SEARCH, *short, "data.valid_fraction=0.1", "train.epochs=3"]
+    half = [*on_short[:-1], "1", "--steps", "30", "--warmup", "8"]
+    serial = [SEARCH, *short, "data.valid_fraction=0.1", "train.epochs=2"]
     return {
         "training": [
             Comparison(
@@ -111,7 +111,7 @@ def comparisons(short: list[str], long: list[str], cores: int) -> dict[str, list
                     "one Ray worker": ["startup.py", SHAPE, *short, "compute.workers=1"],
                 },
                 limits=[("in-process", 4.0), ("one Ray worker", 15.0)],
-                repeats=5,
+                repeats=4,
             )
         ],
         "prepare": [
@@ -154,7 +154,7 @@ def comparisons(short: list[str], long: list[str], cores: int) -> dict[str, list
                 "s",
                 {name: ["tuning.py", name, *serial] for name in ("tune", "serial")},
                 most=[("tune", "serial", 1.1)],
-                repeats=2,
+                repeats=1,
             )
         ],
     }
