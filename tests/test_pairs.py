@@ -156,6 +156,7 @@ def test_sharded_it_takes_the_same_steps(tmp_path: Path, data: str) -> None:
     assert Seq2Seq.load(f"{run.run_folder}/model").settings.beams == 2
 
 
+@pytest.mark.faults
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("local_ray")
 def test_two_workers_take_the_steps_of_one(tmp_path: Path, data: str) -> None:

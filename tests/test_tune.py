@@ -86,6 +86,7 @@ def test_a_search_leaves_tables_a_run_file_and_a_model(tmp_path: Path, data: str
     assert calibration.rows == summary.calibration.rows
 
 
+@pytest.mark.faults
 def test_what_fails_is_marked_with_its_reason_and_the_rest_goes_on(tmp_path: Path, data: str) -> None:
     space = {"train.learning_rate": {"grid": [1e30, 1e-3]}, "model.feedforward": {"grid": [32, 10**11]}}
     run = search(tmp_path, data, space, "train.clip_norm=0", trials=4, scheduler={"kind": "median"})
@@ -212,6 +213,7 @@ def trial_processes() -> list[int]:
     return found
 
 
+@pytest.mark.faults
 def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path: Path, data: str) -> None:
     words, points = ["train.epochs=30", "train.patience=0"], [{"train.learning_rate": 1e-3}]
     run = search(tmp_path, data, None, *words, trials=1, scheduler={"kind": "fifo"}, points=points)
