@@ -111,7 +111,7 @@ def comparisons(short: list[str], long: list[str], cores: int) -> dict[str, list
                     "one Ray worker": ["startup.py", SHAPE, *short, "compute.workers=1"],
                 },
                 limits=[("in-process", 4.0), ("one Ray worker", 15.0)],
-                repeats=4,
+                repeats=2,
             )
         ],
         "prepare": [
@@ -191,6 +191,7 @@ def sample(command: list[str], cores: int) -> dict[str, Any]:
     program, *arguments = command
     threads = arguments[arguments.index("--threads") + 1] if "--threads" in arguments else str(cores)
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else starting would compile all that is imported, each time
     done = subprocess.run(
         [sys.executable, str(HERE / program), *arguments], capture_output=True, text=True, check=False, env=environment
     )

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("run_file")
     parser.add_argument("words", nargs="*", metavar="key=value")
     parser.add_argument("--copies", type=int, default=1)
-    chosen = parser.parse_args()
+    chosen = parser.parse_intermixed_args()
     run = config.load(chosen.run_file, chosen.words)
     trained = prepare(run)  # makes the tokenizer, once for all samples
     manifest = shards.load_manifest(trained)

@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15, help="the warm-up included")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    chosen = parser.parse_args()
+    chosen = parser.parse_intermixed_args()
     torch.set_num_threads(chosen.threads)
     run = config.load(chosen.run_file, chosen.words)
     torch.manual_seed(run.seed)
