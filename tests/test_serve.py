@@ -32,7 +32,8 @@ from txclf.errors import ConfigError
 from txclf.gate import Limits, Metrics
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.seq2seq import Seq2SeqTransformer
-from txclf.predictor import Busy, Predictor, Row
+from txclf.occlusion import Row
+from txclf.predictor import Busy, Predictor
 from txclf.service import service
 
 TXCLF = [sys.executable, "-m", "txclf"]

@@ -66,12 +66,7 @@ def _evaluate_classes(
     data: Sequence[str] | None,
     with_baseline: bool,
 ) -> dict[str, Any]:
-    skipped = 0
-    if data is None:
-        table = shards.read_split(prepared, manifest, "test", ["input_ids", "label", "text"])
-        skipped = manifest.splits["test"].rejected
-    else:
-        table, skipped = _read(run, classifier, data)
+    table, skipped = _rows(run, classifier, prepared, manifest, data)
     labels = table["label"].to_numpy().astype(np.int64)
     logits = classifier.logits(classifier.rows([table]))
     probabilities = softmax(logits, classifier.temperature)
@@ -99,6 +94,16 @@ def _evaluate_classes(
     return result
 
 
+def _rows(
+    run: RunConfig, classifier: Classifier, prepared: str, manifest: shards.Manifest, data: Sequence[str] | None
+) -> tuple[pa.Table, int]:
+    """What is scored: the test split, or the rows of `data`; and how many of them could not be."""
+    if data is not None:
+        return _read(run, classifier, data)
+    columns = ["input_ids", "labels" if classifier.several else "label", "text"]
+    return shards.read_split(prepared, manifest, "test", columns), manifest.splits["test"].rejected
+
+
 def _evaluate_sets(
     run: RunConfig,
     classifier: Classifier,
@@ -107,11 +112,8 @@ def _evaluate_sets(
     data: Sequence[str] | None,
     with_baseline: bool,
 ) -> dict[str, Any]:
-    columns, names = ["input_ids", "labels", "text"], classifier.labels
-    if data is None:
-        table, skipped = shards.read_split(prepared, manifest, "test", columns), manifest.splits["test"].rejected
-    else:
-        table, skipped = _read(run, classifier, data)
+    names = classifier.labels
+    table, skipped = _rows(run, classifier, prepared, manifest, data)
     rows = classifier.rows([table])
     logits, targets = classifier.logits(rows), _targets(table, len(names))
     result = {
@@ -123,7 +125,7 @@ def _evaluate_sets(
         "calibration_error_before": calibration.error(logits, targets),
     }
     if with_baseline:
-        train, valid = (shards.read_split(prepared, manifest, name, columns[1:]) for name in ("train", "valid"))
+        train, valid = (shards.read_split(prepared, manifest, name, ["labels", "text"]) for name in ("train", "valid"))
         train_targets, valid_targets = _targets(train, len(names)), _targets(valid, len(names))
         sets, counts = np.unique(train_targets, axis=0, return_counts=True)
         most = np.tile(sets[counts.argmax()], (len(targets), 1))

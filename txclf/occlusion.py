@@ -24,6 +24,7 @@ LEAST = 1e-6
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\s\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 
 Row = tuple[str, ...]
+"""A text for each text column."""
 
 
 class Part(NamedTuple):

@@ -22,10 +22,8 @@ import torch
 
 from txclf import bundle
 from txclf.bundle import Classifier, Floats
+from txclf.occlusion import Row
 from txclf.seq2seq import Seq2Seq
-
-Row = tuple[str, ...]
-"""A text for each text column."""
 
 
 class Answers(NamedTuple):

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from txclf import bundle, storage
 from txclf.errors import ClusterError, ConfigError
 from txclf.gate import Limits, Metrics
-from txclf.predictor import Answers, Busy, Predictor, Row
+from txclf.occlusion import Row
+from txclf.predictor import Answers, Busy, Predictor
 from txclf.sections import Compute
 from txclf.service import Ask, Unavailable, service
 

@@ -189,8 +189,8 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
         with _quiet():
             trainer.fit(module, train_batches, ScoringBatches(valid_rows, run.train.batch_size, place))
     ended = time.time()
-    matrix_rate = efficiency.matrix_rate(device, precision)
     worked = clock.steps + clock.data
+    matrix_rate = efficiency.matrix_rate(device, precision) if worked else None
     return {
         "workers": place.world_size if run.compute.on_ray else 0,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -204,7 +204,7 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
         "padding_share": _padding_share(train_rows, plan, run, place),
         "data_share": clock.data / worked if worked else 0.0,
         "tokens_per_second": clock.tokens * place.world_size / worked if worked else 0.0,
-        "mfu": clock.flops / worked / matrix_rate if worked else 0.0,
+        "mfu": clock.flops / worked / matrix_rate if matrix_rate else None,
         "matrix_rate": matrix_rate,
         "seconds": {
             "startup": (clock.first_step or trained) - job.started,

@@ -23,17 +23,14 @@ def parts(queries: int, keys: int, dtype: torch.dtype = torch.float64) -> tuple[
     return part(queries), part(keys), part(keys)
 
 
-def by_hand(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropped: int, chunks: list[int]
-) -> Tensor:
+def by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropped: int) -> Tensor:
     """Attention with the same random bytes, all of it at once, by torch's own derivatives."""
     scores = query @ key.mT / query.shape[-1] ** 0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     if causal:
         scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), float("-inf"))
-    stream = RandomBytes()
-    drawn = torch.cat([stream.draw(torch.Size([heads, *scores.shape[2:]])) for heads in chunks]).view(scores.shape)
+    drawn = RandomBytes().draw(scores.shape)
     weights: Tensor = scores.softmax(dim=-1) * (drawn >= dropped) * (256 / (256 - dropped))
     return weights @ value
 
@@ -44,13 +41,11 @@ def test_values_and_gradients_are_those_of_the_formula(
     monkeypatch: pytest.MonkeyPatch, mask: Tensor | None, chunk: int
 ) -> None:
     monkeypatch.setattr(attention, "CHUNK", chunk)
-    heads = max(torch.get_num_threads(), chunk // (QUERIES * KEYS))
-    chunks = [min(heads, 2 * HEADS - start) for start in range(0, 2 * HEADS, heads)]
     given = parts(QUERIES, KEYS)
     torch.manual_seed(3)
     found = attend(*given, mask, dropout=0.25)
     torch.manual_seed(3)
-    expected = by_hand(*given, mask, False, 64, chunks)
+    expected = by_hand(*given, mask, False, 64)
     torch.testing.assert_close(found, expected)
     slope = torch.randn_like(found)
     ours, theirs = (torch.autograd.grad(one, given, slope) for one in (found, expected))
@@ -64,7 +59,7 @@ def test_causal(mask: Tensor | None) -> None:
     torch.manual_seed(3)
     found = attend(*given, mask, causal=True, dropout=0.5)
     torch.manual_seed(3)
-    torch.testing.assert_close(found, by_hand(*given, mask, True, 128, [2 * HEADS]))
+    torch.testing.assert_close(found, by_hand(*given, mask, True, 128))
 
 
 def test_without_dropout_it_is_torchs() -> None:

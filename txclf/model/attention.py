@@ -40,7 +40,7 @@ def attend(
 
 
 def _bias(query: Tensor, key: Tensor, mask_B11S: Tensor | None, causal: bool) -> Tensor | None:
-    """What is added to the scores, (N, 1 or T, S): minus infinity at what may not be seen."""
+    """What is added to the scores, (N or 1, 1 or T, S): minus infinity at what may not be seen."""
     rows, heads, tokens, _ = query.shape
     seen = mask_B11S
     if causal:
@@ -49,7 +49,7 @@ def _bias(query: Tensor, key: Tensor, mask_B11S: Tensor | None, causal: bool) ->
     if seen is None:
         return None
     bias = torch.zeros(seen.shape, dtype=query.dtype).masked_fill_(~seen, float("-inf"))
-    return bias.expand(rows, heads, -1, -1).flatten(0, 1)
+    return bias[None] if mask_B11S is None else bias.expand(rows, heads, -1, -1).flatten(0, 1)
 
 
 class _Dropped(torch.autograd.Function):
@@ -61,23 +61,23 @@ class _Dropped(torch.autograd.Function):
         query_NTE = (query * shape[3] ** -0.5).flatten(0, 1)
         key_NSE, value_NSE = key.flatten(0, 1), value.flatten(0, 1)
         found_NTE = torch.empty_like(query_NTE, memory_format=torch.contiguous_format)
-        random, stream = [], RandomBytes()
+        # All at once, so that they do not depend on the chunks, which depend on the number of threads.
+        random_NTS = RandomBytes().draw(torch.Size([len(query_NTE), shape[2], key_NSE.shape[1]]))
         weights = _Space(query_NTE, key_NSE)
         kept = _Space(query_NTE, key_NSE)
         for part in _chunks(query_NTE, key_NSE):
             weights_CTS = _weights(query_NTE[part], key_NSE[part], bias, part, weights.of(part))
-            random.append(stream.draw(weights_CTS.shape))
-            weights_CTS.mul_(keep(random[-1], dropped, kept.of(part)))
+            weights_CTS.mul_(keep(random_NTS[part], dropped, kept.of(part)))
             torch.bmm(weights_CTS, value_NSE[part], out=found_NTE[part])
         found_NTE.mul_(scale_of(dropped))
-        ctx.save_for_backward(query_NTE, key_NSE, value_NSE, found_NTE, bias, *random)  # type: ignore[arg-type]
+        ctx.save_for_backward(query_NTE, key_NSE, value_NSE, found_NTE, random_NTS, bias)  # type: ignore[arg-type]
         ctx.dropped, ctx.shape = dropped, shape  # type: ignore[attr-defined]
         return found_NTE.view(shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query_NTE, key_NSE, value_NSE, found_NTE, bias, *random = ctx.saved_tensors  # type: ignore[attr-defined]
+        query_NTE, key_NSE, value_NSE, found_NTE, random_NTS, bias = ctx.saved_tensors  # type: ignore[attr-defined]
         dropped, shape = ctx.dropped, ctx.shape  # type: ignore[attr-defined]
         slope_NTE = slope.reshape(query_NTE.shape)
         # A weight's slope is taken from its row's mean of them, by the softmax: that mean is this product.
@@ -87,10 +87,10 @@ class _Dropped(torch.autograd.Function):
             torch.empty(part.shape, dtype=part.dtype) for part in (query_NTE, key_NSE, value_NSE)
         )
         weights, kept, slopes = (_Space(query_NTE, key_NSE) for _ in range(3))
-        for part, bytes_CTS in zip(_chunks(query_NTE, key_NSE), random, strict=True):
+        for part in _chunks(query_NTE, key_NSE):
             weights_CTS = _weights(query_NTE[part], key_NSE[part], bias, part, weights.of(part))
             slope_CTS = torch.bmm(slope_NTE[part], value_NSE[part].mT, out=slopes.of(part))
-            kept_CTS = keep(bytes_CTS, dropped, kept.of(part))
+            kept_CTS = keep(random_NTS[part], dropped, kept.of(part))
             slope_CTS.mul_(kept_CTS).sub_(mean_NT1[part]).mul_(weights_CTS)
             torch.bmm(kept_CTS.mul_(weights_CTS).mT, slope_NTE[part], out=of_value[part])
             torch.bmm(slope_CTS, key_NSE[part], out=of_query[part])
@@ -125,5 +125,5 @@ def _chunks(query_NTE: Tensor, key_NSE: Tensor) -> Iterator[slice]:
 def _weights(query_CTE: Tensor, key_CSE: Tensor, bias: Tensor | None, part: slice, out: Tensor) -> Tensor:
     scores_CTS = torch.bmm(query_CTE, key_CSE.mT, out=out)
     if bias is not None:
-        scores_CTS.add_(bias[part])
+        scores_CTS.add_(bias if len(bias) == 1 else bias[part])
     return torch.softmax(scores_CTS, dim=2, out=scores_CTS)

@@ -23,10 +23,9 @@ class Dropout(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         if not self.training or self.rate == 0.0:
             return values
-        dropped = in_256ths(self.rate)
         if values.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(values, self.rate)
-        kept: Tensor = _Dropped.apply(values, RandomBytes().draw(values.shape), dropped)  # type: ignore[no-untyped-call]
+        kept: Tensor = _Dropped.apply(values, RandomBytes().draw(values.shape), in_256ths(self.rate))  # type: ignore[no-untyped-call]
         return kept
 
     def extra_repr(self) -> str:
