@@ -39,6 +39,7 @@ from torch.nn import functional as F
 from txclf.data.batches import TokenRows
 from txclf.data.plan import epoch_batches, scoring_batches
 from txclf.data.tokenizer import encode, train_tokenizer, vocab_size
+from txclf.data.words import Words
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.layers import sinusoids
 from txclf.sections import Model, Tokenizer
@@ -85,7 +86,7 @@ def read(path: str) -> tuple[list[tuple[str, ...]], np.ndarray]:
 
 
 def token_rows(tokenizer, texts, labels, max_length) -> TokenRows:  # type: ignore[no-untyped-def]
-    ids, _ = encode(tokenizer, texts, max_length)
+    ids, _ = encode(Words(tokenizer), texts, max_length)
     return TokenRows([pa.table({"input_ids": ids, "label": pa.array(labels, pa.int32())})])
 
 

@@ -33,11 +33,12 @@ FLOORS = [
         "occlusion",
         "gate",
     ],
-    ["storage", "console", "sections", "report_page", "model.attention"],
+    ["storage", "console", "sections", "report_page", "model.attention", "data.words"],
     ["space", "card", "description", "precision"],
     ["config"],
     [
         "data.sources",
+        "data.writers",
         "data.tokenizer",
         "data.shards",
         "data.batches",
@@ -63,9 +64,9 @@ FLOORS = [
     ],
     ["module", "bundle", "audit", "model.decoding", "cluster", "backend", "sharding", "folders", "inspect_data"],
     ["callbacks", "seq2seq", "module_seq2seq", "module_multilabel"],
-    ["worker", "board", "selection", "graphs", "predictor"],
-    ["gauges", "service"],
-    ["distributed"],
+    ["worker", "board", "selection", "graphs", "predictor", "annotate"],
+    ["gauges", "service", "parts"],
+    ["distributed", "predict_ray"],
     ["prepare", "train", "evaluate", "predict", "export", "serve", "trials"],
     ["schedulers", "trainable", "watcher", "check", "submit", "report_scores", "inspect"],
     ["tune", "report_run", "report_card"],
@@ -89,6 +90,7 @@ RAY = {
     "distributed",
     "gauges",
     "serve",
+    "predict_ray",
 }
 LIGHTNING = {"module", "callbacks", "worker"}
 

@@ -18,6 +18,7 @@ from txclf.data import shards
 from txclf.data.batches import PairRows
 from txclf.data.plan import epoch_batches
 from txclf.data.tokenizer import decode, encode_targets, target_ends, train_tokenizer
+from txclf.data.words import Words
 from txclf.errors import BundleError, ConfigError
 from txclf.predict import predict
 from txclf.prepare import prepare
@@ -206,13 +207,13 @@ def test_targets_are_put_together_again(kind: str) -> None:
     settings = Tokenizer.model_validate({"kind": kind, "vocab_size": 400, "min_frequency": 1, "lowercase": False})
     tokenizer = train_tokenizer(settings, texts, for_targets=True)
     begin, end = target_ends(tokenizer)
-    ids, full = encode_targets(tokenizer, texts[:2], 1000)
+    ids, full = encode_targets(Words(tokenizer), texts[:2], 1000)
     assert all(
         one[0] == begin and one[-1] == end and begin not in one[1:] and end not in one[:-1] for one in ids.to_pylist()
     )
     assert [len(one) - 2 for one in ids.to_pylist()] == full.tolist()
     assert decode(tokenizer, ids.to_pylist()) == texts[:2]
-    cut, _ = encode_targets(tokenizer, texts[:2], 2)
+    cut, _ = encode_targets(Words(tokenizer), texts[:2], 2)
     assert [len(one) for one in cut.to_pylist()] == [3, 3]
     assert all(one[-1] != end for one in cut.to_pylist())
 

@@ -31,6 +31,7 @@ from txclf.config import RunConfig
 from txclf.data.batches import TokenRows
 from txclf.data.plan import Layout, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, separator_id, vocab_size
+from txclf.data.words import Words
 from txclf.description import Calibration, Description, summary
 from txclf.errors import BundleError, StorageError
 from txclf.model.classifier import TransformerClassifier, by_row
@@ -124,6 +125,7 @@ class Classifier:
     def __init__(self, description: Description, tokenizer: FastTokenizer, model: TransformerClassifier) -> None:
         self.description = description
         self.tokenizer = tokenizer
+        self.words = Words(tokenizer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.eval().to(self.device)
 
@@ -199,7 +201,7 @@ class Classifier:
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> pa.ListArray:
         """Token ids of rows of text columns, cut as the training rows were."""
-        return encode(self.tokenizer, texts, self.description.max_length, self.description.cut)[0]
+        return encode(self.words, texts, self.description.max_length, self.description.cut)[0]
 
     def rows(self, tables: Sequence[pa.Table]) -> TokenRows:
         """Tables of `input_ids` and their labels as rows for this model."""

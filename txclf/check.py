@@ -66,7 +66,7 @@ def check(run: RunConfig) -> list[Finding]:
             _ask_all(probe.token, run.storage, paths) if run.compute.on_ray else [ask(probe.token, run.storage, paths)]
         )
         skew = max((_skew(node.time, started, time.time()) for node in nodes), default=0.0)
-        findings += _storage(nodes, run, len(paths), probe.missing(nodes))
+        findings += _storage(nodes, run.storage, len(paths), probe.missing(nodes))
     if run.compute.on_ray:
         findings += [_request(run), _authentication()]
     findings += [_versions(nodes), *_machines(nodes), _precision(run, nodes)]
@@ -77,8 +77,8 @@ def check(run: RunConfig) -> list[Finding]:
     return findings
 
 
-def require_shared(run: RunConfig) -> None:
-    """Raises `ClusterError` when a node of several cannot read and write `storage` or has other versions.
+def require_shared(folder: str) -> None:
+    """Raises `ClusterError` when a node of several cannot read and write a folder or has other versions.
 
     Costs a fraction of a second; on one node nothing is asked.
     """
@@ -86,10 +86,10 @@ def require_shared(run: RunConfig) -> None:
 
     if len([node for node in ray.nodes() if node["Alive"]]) < 2:  # type: ignore[no-untyped-call]
         return
-    run = anchored(run)
-    with Probe(run.storage) as probe:
-        nodes = _ask_all(probe.token, run.storage, [])
-        found = [*_storage(nodes, run, 0, probe.missing(nodes)), _versions(nodes)]
+    folder = storage.absolute(folder)
+    with Probe(folder) as probe:
+        nodes = _ask_all(probe.token, folder, [])
+        found = [*_storage(nodes, folder, 0, probe.missing(nodes)), _versions(nodes)]
     for finding in found:
         if finding.status == "fail":
             raise ClusterError(f"{finding.what}: {finding.found}: {finding.advice} (`txclf check` says more)")
@@ -183,17 +183,17 @@ def _settings(run: RunConfig) -> list[Finding]:
         return [Finding("fail", "run file", str(error), "mend it first; the rest was not asked")]
 
 
-def _storage(nodes: list[Node], run: RunConfig, files: int, missing: list[str]) -> list[Finding]:
+def _storage(nodes: list[Node], folder: str, files: int, missing: list[str]) -> list[Finding]:
     blind = {node.name: node.problems for node in nodes if node.problems}
     for name in missing:
-        blind.setdefault(name, [f"`{run.storage}`: what it writes there does not arrive here"])
+        blind.setdefault(name, [f"`{folder}`: what it writes there does not arrive here"])
     if blind:
         name, problems = next(iter(blind.items()))
         found = f"{len(blind)} of {len(nodes)} node(s) fail, first {name}: {problems[0]}"
         advice = "set `storage` (and the data) to a path that every node mounts, or to a URI such as s3://bucket/runs"
         return [Finding("fail", "storage", found, advice)]
     data = f", {files} data file(s) readable" if files else ""
-    return [Finding("pass", "storage", f"`{run.storage}` is read and written by {len(nodes)} node(s){data}")]
+    return [Finding("pass", "storage", f"`{folder}` is read and written by {len(nodes)} node(s){data}")]
 
 
 def _request(run: RunConfig) -> Finding:

@@ -195,7 +195,7 @@ def _train(run: RunConfig, resume: bool, started: float, page: bool = True) -> N
         return
     with _ray(run):
         if run.compute.on_ray:
-            preflight.require_shared(run)
+            preflight.require_shared(run.storage)
         prepared = verb.recorded_data(run) or _prepare(run)
         if not run.compute.on_ray:
             precision, reason = choose_precision(run.train.precision, uses_gpu(run.compute))
@@ -243,7 +243,7 @@ def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int |
 
     run = verb.open_folder(run, resume, extend)
     with cluster.connected(run.compute):
-        require_shared(run)
+        require_shared(run.storage)
         plan = verb.plan(run, lambda note: print(note, file=sys.stderr))
         with _signals() as asked, screen.Screen() as shown:
 

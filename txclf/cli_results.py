@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from typing import Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from txclf.sections import Compute
 
 commands = typer.Typer()
 
@@ -18,26 +24,68 @@ def predict(
     out: Annotated[str, typer.Option("--out", help="Where to write: .csv, .tsv, .jsonl (also .gz, .zst), .parquet.")],
     probabilities: Annotated[bool, typer.Option("--probabilities", help="A column for each label too.")] = False,
     text: Annotated[list[str] | None, typer.Option("--text", help="Column(s) that hold the text here.")] = None,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Workers of Ray; 0 = in this process.")] = 0,
+    cpus: Annotated[float, typer.Option("--cpus-per-worker", min=0.01, help="CPUs of each.")] = 1,
+    gpus: Annotated[float, typer.Option("--gpus-per-worker", min=0, help="GPUs of each.")] = 0,
+    address: Annotated[str | None, typer.Option("--address", help="Ray cluster to join: `auto`, `host:port`.")] = None,
+    part_rows: Annotated[int, typer.Option("--part-rows", min=1, help="Rows that are finished together.")] = 4096,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, not where a stop left it.")] = False,
 ) -> None:
-    """Predict every row of files: their columns stay, `label` and `probability` (or `labels`) are added."""
+    """Predict every row of files: their columns stay, `label` and `probability` (or `labels`) are added.
+
+    Stopped or killed, it goes on where it was when you ask for it again in the same words.
+    """
     from txclf import console
     from txclf import predict as verb
 
     started = time.monotonic()
-    with console.Bar("predicting") as bar:
-        done = verb.predict(
-            model,
-            inputs,
-            out,
-            probabilities,
-            text,
-            lambda rows: bar.update(rows, None, f"{_rate(rows, started)} rows/s"),
-        )
-    print(f"{done.rows:,} rows, {_rate(done.rows, started)} a second: `{out}` (added: {', '.join(done.columns)})")
+    before: list[int] = []
+
+    def show(rows: int) -> None:
+        before[:] = before or [rows]
+        bar.update(rows, None, f"{_rate(rows - before[0], started)} rows/s")
+
+    compute = _compute(workers, cpus, gpus, address)
+    with _workers(compute, out), console.Bar("predicting") as bar:
+        try:
+            done = verb.predict(model, inputs, out, probabilities, text, show, compute, part_rows, restart)
+        except KeyboardInterrupt:
+            print("stopped; what is finished is kept: ask again in the same words to go on", file=sys.stderr)
+            raise typer.Exit(130) from None
+    rate = _rate(done.rows - done.found, started)
+    went_on = f" ({done.found:,} of them finished before)" if done.found else ""
+    print(f"{done.rows:,} rows{went_on}, {rate} a second: `{out}` (added: {', '.join(done.columns)})")
     if done.bad:
         print(
             f"{done.bad:,} row(s) could not be read and have no prediction: see `{out}.errors.jsonl`", file=sys.stderr
         )
+
+
+def _compute(workers: int, cpus: float, gpus: float, address: str | None) -> Compute | None:
+    from txclf.errors import ConfigError
+    from txclf.sections import Compute
+
+    if workers:
+        return Compute(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus, address=address)
+    if address:
+        raise ConfigError("--address: say how many workers are to predict there: --workers N")
+    return None
+
+
+@contextmanager
+def _workers(compute: Compute | None, out: str) -> Iterator[None]:
+    """Ray with room for the workers, where there are any."""
+    if compute is None:
+        yield
+        return
+    from txclf import check, cluster, storage
+
+    # Ray's core warns of each actor of Ray Data that what it was made of could be lost. Not while this process lives.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with cluster.connected(compute):
+        cluster.require(compute)
+        check.require_shared(storage.folder_of(out))
+        yield
 
 
 @commands.command()

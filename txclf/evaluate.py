@@ -26,6 +26,7 @@ from txclf.data import records, shards, sources
 from txclf.data.batches import PairRows
 from txclf.data.labels import LabelSets
 from txclf.data.tokenizer import encode_targets
+from txclf.data.words import Words
 from txclf.errors import ConfigError, DataError
 from txclf.seq2seq import Seq2Seq
 
@@ -161,7 +162,7 @@ def _evaluate_pairs(
         texts, found, bad = _labelled(run, data, run.data.target, None)
         targets = [target for (target,) in found]
         input_ids = model.encode(texts)
-        target_ids, _ = encode_targets(model.target_tokenizer, targets, model.description.max_length)
+        target_ids, _ = encode_targets(Words(model.target_tokenizer), targets, model.description.max_length)
         columns = [input_ids, target_ids, pa.array(targets)]
         table, skipped = pa.table(columns, names=["input_ids", "target_ids", "target"]), bad
     started = time.monotonic()

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from txclf import stages, storage
@@ -41,6 +42,7 @@ from txclf.data.tokenizer import (
     train_tokenizer,
     vocab_size,
 )
+from txclf.data.words import Words
 from txclf.errors import ConfigError, DataError
 from txclf.hashes import UInt64s
 from txclf.stages import Tables
@@ -183,6 +185,7 @@ def _scan_all(run: RunConfig, sources: dict[str, list[Source]], show: Show) -> t
     audits: dict[str, Audit] = {}
     sample = Samples([], [])
     share = min(1.0, run.tokenizer.training_megabytes * 2**20 / max(1, _size(sources["train"])))
+    share = 0.0 if run.tokenizer.kind == "file" else share
     rows = 0
     for split in sources:
         labels = None if split == "train" or run.task == "seq2seq" else tuple(audits["train"].labels)
@@ -198,7 +201,7 @@ def _scan_all(run: RunConfig, sources: dict[str, list[Source]], show: Show) -> t
             sample.texts.extend(good["sample"].drop_null().to_pylist())
             sample.targets.extend(good["target_sample"].drop_null().to_pylist())
             hashes.append(good["hash"].to_numpy())
-            label_hashes.append(shards.text_hashes(map(tuple, good["labels"].to_pylist())))
+            label_hashes.append(_label_hashes([tuple(row) for row in good["labels"].to_pylist()]))
             rows += table.num_rows
             show("read", rows)
             if run.data.on_bad_row == "fail" and len(audit.rejects) >= SHOWN_REJECTS:
@@ -208,11 +211,18 @@ def _scan_all(run: RunConfig, sources: dict[str, list[Source]], show: Show) -> t
     return audits, sample
 
 
+def _label_hashes(labels: list[tuple[str, ...]]) -> UInt64s:
+    """Of the labels of each row; many rows have the same."""
+    distinct = {row: number for number, row in enumerate(dict.fromkeys(labels))}
+    numbers = np.fromiter(map(distinct.__getitem__, labels), np.int64, len(labels))
+    return shards.text_hashes(distinct)[numbers]
+
+
 def _scan(task: Task) -> Tables:
     """What the audit and the tokenizer need of each row of a file."""
     seed = task.run.seed
     known = None if task.labels is None else set(task.labels)
-    for rows, rejects in _rows(task):
+    for rows, rejects in stages.ahead(_rows(task)):
         bad = list(rejects)
         kept = list(range(len(rows.rows)))
         labels = rows.label_sets or [(label,) for label in rows.labels]
@@ -223,7 +233,7 @@ def _scan(task: Task) -> Tables:
             bad.sort(key=lambda reject: reject.row)
             kept = sorted(set(kept) - set(unseen))
         hashes = shards.text_hashes(rows.texts[i] for i in kept)
-        drawn = shards.sampled_rows(hashes, seed, task.sample) & _belongs(task, hashes)
+        drawn = shards.sampled_rows(hashes, seed, task.sample) & ~_aside(task, hashes)
         sample = ["\n".join(rows.texts[i]) if draw else None for i, draw in zip(kept, drawn.tolist(), strict=True)]
         drawn = drawn if task.run.task == "seq2seq" else np.zeros(len(kept), bool)
         targets = [rows.labels[i] if draw else None for i, draw in zip(kept, drawn.tolist(), strict=True)]
@@ -246,13 +256,12 @@ def _rows(task: Task) -> Iterator[tuple[records.Rows, list[Reject]]]:
     return records.read_rows(task.source, data.text, _answer(task.run), label_delimiter=delimiter)
 
 
-def _belongs(task: Task, hashes: UInt64s) -> Any:
-    """Which rows of a training file belong to the task's split; of another file all do."""
+def _aside(task: Task, hashes: UInt64s) -> Any:
+    """Which rows of a training file are set aside for validation; of other files none are."""
     data = task.run.data
-    if data.valid is not None or task.split == "test":
-        return np.ones(len(hashes), bool)
-    aside = shards.validation_rows(hashes, task.run.seed, data.valid_fraction)
-    return aside if task.split == "valid" else ~aside
+    if data.valid is not None or task.split != "train":
+        return np.zeros(len(hashes), bool)
+    return shards.validation_rows(hashes, task.run.seed, data.valid_fraction)
 
 
 # ---------------------------------------------------------------------------------------------------------- tokenizing
@@ -262,45 +271,50 @@ def _write_all(
     run: RunConfig, sources: dict[str, list[Source]], labels: list[str], tokenizers: list[str], folder: str, show: Show
 ) -> dict[str, list[Shard]]:
     """Tokenizes every split into shards in shuffled order."""
-    written: dict[str, list[Shard]] = {}
+    splits = [split for split in shards.SPLITS if split in sources or (split == "valid" and run.data.valid is None)]
+    written: dict[str, list[Shard]] = {split: [] for split in splits}
     rows = 0
-    for split in shards.SPLITS:
-        files = "train" if split == "valid" and run.data.valid is None else split
-        if files not in sources:
-            continue
-        tasks = _tasks(run, sources, files, 0.0, tuple(labels), split)
-        write = partial(_write, folder=folder, split=split, num_labels=len(labels))
-        written[split] = []
+    for files in sources:
+        tasks = _tasks(run, sources, files, 0.0, tuple(labels))
+        write = partial(_write, folder=folder, split=files, num_labels=len(labels))
         tokenize, num_parts = partial(_tokenize, tokenizers=tokenizers), 1 + _size(sources[files]) // BUCKET_BYTES
         for content in stages.sorted_parts(tokenize, tasks, run.compute.on_ray, write, num_parts):
-            shard = Shard.model_validate_json(content)
-            written[split].append(shard)
-            rows += shard.rows
+            for split, shard in json.loads(content).items():
+                written[split].append(Shard.model_validate(shard))
+                rows += written[split][-1].rows
             show("tokenized", rows)
-        written[split].sort(key=lambda shard: shard.file)
-        if not written[split]:
+    for split, parts in written.items():
+        parts.sort(key=lambda shard: shard.file)
+        if not parts:
             raise DataError(f"`data.valid_fraction`: {run.data.valid_fraction} leaves no row for the {split} split")
     return written
 
 
 def _write(table: pa.Table, folder: str, split: str, num_labels: int) -> str:
-    """Writes a shard; its record as JSON, which travels through Ray Data."""
-    return shards.write_shard(folder, split, table, num_labels).model_dump_json()
+    """Writes a shard, and another of the rows that are set aside; their records as JSON, which travels through Ray
+    Data."""
+    aside = table["aside"].combine_chunks()
+    parts = [(split, table.filter(pc.invert(aside))), ("valid", table.filter(aside))]
+    written = {
+        name: shards.write_shard(folder, name, part.drop_columns("aside"), num_labels).model_dump()
+        for name, part in parts
+        if part.num_rows
+    }
+    return json.dumps(written)
 
 
 def _tokenize(task: Task, tokenizers: list[str]) -> Tables:
-    """The rows of a file that belong to the task's split, as its schema says."""
+    """The rows of a file, as its schema says, with a column that says which are set aside for validation."""
     assert task.labels is not None
     numbers = {label: number for number, label in enumerate(task.labels)}
     pairs, sets = task.run.task == "seq2seq", task.run.task == "multilabel"
     max_length = task.run.tokenizer.max_length
-    encoder, target_encoder = parse_tokenizer(tokenizers[0]), parse_tokenizer(tokenizers[-1])
+    encoder, target_encoder = (Words(parse_tokenizer(content)) for content in (tokenizers[0], tokenizers[-1]))
     done = 0
-    for rows, _ in _rows(task):
+    for rows, _ in stages.ahead(_rows(task)):
         hashes = shards.text_hashes(rows.texts)
         labels = rows.label_sets or [(label,) for label in rows.labels]
-        known = np.array([pairs or all(label in numbers for label in row) for row in labels], bool)
-        kept = np.flatnonzero(known & _belongs(task, hashes))
+        kept = np.flatnonzero([pairs or all(label in numbers for label in row) for row in labels])
         positions = done + kept
         done += len(rows.rows)
         texts = [rows.texts[i] for i in kept]
@@ -320,7 +334,8 @@ def _tokenize(task: Task, tokenizers: list[str]) -> Tables:
             columns += [target_ids, pa.array(targets, pa.string()), pa.array(full_targets)]
         if sets:
             columns.append(pa.array([sorted(map(numbers.__getitem__, labels[i])) for i in kept], pa.list_(pa.int32())))
-        yield pa.table(columns, schema=SCHEMAS[task.run.task])
+        columns.append(pa.array(_aside(task, hashes[kept])))
+        yield pa.table(columns, schema=SCHEMAS[task.run.task].append(pa.field("aside", pa.bool_())))
 
 
 def _manifest(
@@ -385,10 +400,6 @@ def _tasks(
     files: str,
     sample: float,
     labels: tuple[str, ...] | None,
-    split: str | None = None,
 ) -> list[Task]:
     first = sum(len(sources[before]) for before in list(sources)[: list(sources).index(files)])
-    return [
-        Task(run, split or files, source, first + number, sample, labels)
-        for number, source in enumerate(sources[files])
-    ]
+    return [Task(run, files, source, first + number, sample, labels) for number, source in enumerate(sources[files])]

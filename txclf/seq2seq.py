@@ -20,6 +20,7 @@ from txclf.config import RunConfig
 from txclf.data.batches import PairRows, TokenRows
 from txclf.data.plan import Ints, scoring_batches
 from txclf.data.tokenizer import decode, encode, parse_tokenizer, target_ends
+from txclf.data.words import Words
 from txclf.description import Description
 from txclf.model.decoding import generate
 from txclf.model.seq2seq import Seq2SeqTransformer
@@ -37,6 +38,7 @@ class Seq2Seq:
         self.settings: Generate = description.generate
         """How outputs are made; another may be set."""
         self.tokenizer, self.target_tokenizer = tokenizers[0], tokenizers[-1]
+        self.words = Words(self.tokenizer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.eval().to(self.device)
 
@@ -71,7 +73,7 @@ class Seq2Seq:
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> pa.ListArray:
         """Token ids of rows of text columns, cut as the training rows were."""
-        return encode(self.tokenizer, texts, self.description.max_length, self.description.cut)[0]
+        return encode(self.words, texts, self.description.max_length, self.description.cut)[0]
 
     def rows(self, tables: Sequence[pa.Table]) -> TokenRows:
         """Tables of `input_ids` as rows for this model."""

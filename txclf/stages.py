@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +37,19 @@ def tables(function: Callable[[Item], Tables], items: Sequence[Item], on_ray: bo
     else:
         for item in items:
             yield from function(item)
+
+
+def ahead(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
+    """The same items, made by a thread up to `depth` ahead of their use."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, items, end) for _ in range(depth))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, items, end))
+                yield cast(Item, item)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def sorted_parts(

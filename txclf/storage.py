@@ -58,6 +58,13 @@ def join(folder: str | os.PathLike[str], *names: str) -> str:
     return "/".join([place.rstrip("/"), *names]) + mark + query
 
 
+def folder_of(path: str | os.PathLike[str]) -> str:
+    """The folder that a file lies in."""
+    text = os.fspath(path)
+    place, mark, query = text.partition("?") if "://" in text else (resolve(text)[1], "", "")
+    return (place.rpartition("/")[0] or "/") + mark + query
+
+
 def _info(path: str | os.PathLike[str]) -> pafs.FileInfo:
     filesystem, inner = resolve(path)
     try:
@@ -75,6 +82,12 @@ def modified(path: str | os.PathLike[str]) -> float | None:
     """Wall-clock time at which a file was written; None where that is not known."""
     written = _info(path).mtime_ns
     return None if written is None else written / 1e9
+
+
+def stamp(path: str | os.PathLike[str]) -> tuple[int | None, int | None]:
+    """Bytes of a file and when it was written (nanoseconds): another stamp, another content."""
+    info = _info(path)
+    return info.size, info.mtime_ns
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:

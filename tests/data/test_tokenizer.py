@@ -23,6 +23,7 @@ from txclf.data.tokenizer import (
     train_tokenizer,
     vocab_size,
 )
+from txclf.data.words import Words
 from txclf.errors import DataError
 from txclf.sections import Cut, Tokenizer
 
@@ -48,7 +49,7 @@ def tokens(tokenizer: FastTokenizer, text: str) -> list[str]:
 
 
 def ids_of(tokenizer: FastTokenizer, rows: Sequence[tuple[str, ...]], max_length: int = 100) -> list[list[int]]:
-    ids, _ = encode(tokenizer, rows, max_length)
+    ids, _ = encode(Words(tokenizer), rows, max_length)
     found: list[list[int]] = ids.to_pylist()
     return found
 
@@ -227,7 +228,7 @@ def test_names_of_special_tokens_elsewhere() -> None:
 )
 def test_a_token_that_is_needed_and_not_there(row: tuple[str, ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        encode(foreign(), [row], 10)
+        encode(Words(foreign()), [row], 10)
 
 
 # ------------------------------------------------------------------------------------------------------------- encoding
@@ -253,7 +254,7 @@ def test_columns_do_not_run_into_each_other(trained: dict[str, FastTokenizer], k
 def test_rows_are_cut_and_their_full_length_kept(trained: dict[str, FastTokenizer], kind: str, max_length: int) -> None:
     rows = [("the quick brown fox",), ("",), ("the",), (" \n",), ("dog fox",)]
     whole = [trained[kind].encode(text, add_special_tokens=False).ids for (text,) in rows]
-    ids, full_lengths = encode(trained[kind], rows, max_length)
+    ids, full_lengths = encode(Words(trained[kind]), rows, max_length)
     assert ids.type == pa.list_(pa.int32())
     assert full_lengths.dtype == np.int64
     assert full_lengths.tolist() == list(map(len, whole))
@@ -262,7 +263,7 @@ def test_rows_are_cut_and_their_full_length_kept(trained: dict[str, FastTokenize
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_rows(trained: dict[str, FastTokenizer], kind: str) -> None:
-    ids, full_lengths = encode(trained[kind], [], 10)
+    ids, full_lengths = encode(Words(trained[kind]), [], 10)
     assert (len(ids), ids.type, full_lengths.tolist()) == (0, pa.list_(pa.int32()), [])
 
 
@@ -305,7 +306,7 @@ def test_how_two_columns_are_cut(cut: Cut, room: int, expected: list[list[int]])
     tokenizer = FastTokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     row = " ".join(f"w{number}" for number in range(10)), "w20 w21 w22"
-    ids, full_lengths = encode(tokenizer, [row], room, cut)
+    ids, full_lengths = encode(Words(tokenizer), [row], room, cut)
     joined = [token for column in expected for token in [*column, 102]][:-1]
     assert ids.to_pylist() == [joined]
     assert full_lengths.tolist() == [14]

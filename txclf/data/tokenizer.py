@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,8 @@ from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordLevelTrainer, WordPieceTrainer
 
 from txclf import storage
+from txclf.data.plan import Int32s, Ints
+from txclf.data.words import Words
 from txclf.errors import DataError
 from txclf.sections import Cut, Tokenizer
 
@@ -138,8 +139,8 @@ def tokenizer_hash(tokenizer: FastTokenizer) -> str:
 
 
 def encode(
-    tokenizer: FastTokenizer, texts: Sequence[tuple[str, ...]], max_length: int, cut: Cut = HEAD
-) -> tuple[pa.ListArray, np.ndarray]:
+    words: Words, texts: Sequence[tuple[str, ...]], max_length: int, cut: Cut = HEAD
+) -> tuple[pa.ListArray, Ints]:
     """Token ids of rows of text columns, as a list<int32> array, and each row's length before the cut (int64).
 
     Several columns become one sequence with `[SEP]` between. Rows are cut to `max_length` tokens, or to as many as
@@ -148,24 +149,17 @@ def encode(
     """
     room = cut.capacity(max_length)
     columns = len(texts[0]) if texts else 1
-    flat = [text for row in texts for text in row]
-    encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(flat, add_special_tokens=False)]
+    ids, lengths = words.encode([text for row in texts for text in row])
     if columns > 1:
-        separator = separator_id(tokenizer)
-        parts = [encoded[start : start + columns] for start in range(0, len(encoded), columns)]
-        full_lengths = np.fromiter((sum(map(len, row)) + columns - 1 for row in parts), np.int64, len(parts))
-        rows = [_joined(_fitted(row, room, cut), separator) for row in parts]
+        ids, lengths, full_lengths = _joined(ids, lengths, columns, separator_id(words.tokenizer), room, cut)
     else:
-        rows = encoded
-        full_lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    rows = [row if len(row) <= room else _shortened(row, room, cut.long) for row in rows]
-    for empty in np.flatnonzero(full_lengths == 0):
-        rows[empty] = [_token_id(tokenizer, (UNKNOWN, "<unk>", PAD, "<pad>"), "stands for a text without tokens")]
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    offsets = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum(lengths, out=offsets[1:])
-    values = np.fromiter((token for row in rows for token in row), np.int32, offsets[-1])
-    return pa.ListArray.from_arrays(offsets, values), full_lengths
+        full_lengths = lengths
+    ids, lengths = _shortened(ids, lengths, room, cut.long)
+    empty = np.flatnonzero(full_lengths == 0)
+    if len(empty):
+        token = _token_id(words.tokenizer, (UNKNOWN, "<unk>", PAD, "<pad>"), "stands for a text without tokens")
+        ids, lengths = np.insert(ids, np.cumsum(lengths)[empty], token), np.maximum(lengths, 1)
+    return pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)).astype(np.int32), ids), full_lengths
 
 
 def separator_id(tokenizer: FastTokenizer) -> int:
@@ -184,33 +178,41 @@ def column_room(lengths: Sequence[int], room: int) -> list[int]:
     return rooms
 
 
-def _fitted(columns: list[list[int]], room: int, cut: Cut) -> list[list[int]]:
-    """The columns of a row, cut so that they fit with a separator between each two."""
-    free = room - (len(columns) - 1)
-    if cut.columns == "end" or free < len(columns) or sum(map(len, columns)) <= free:
-        return columns
-    rooms = column_room([len(ids) for ids in columns], free)
-    return [_shortened(ids, kept, cut.long) for ids, kept in zip(columns, rooms, strict=True)]
+def _joined(ids: Int32s, lengths: Ints, columns: int, separator: int, room: int, cut: Cut) -> tuple[Int32s, Ints, Ints]:
+    """The columns of each row as one, cut so that they fit with a separator between each two; the lengths that rows
+    have, and would have uncut."""
+    of_rows = lengths.reshape(-1, columns)
+    full_lengths = of_rows.sum(axis=1) + columns - 1
+    free = room - (columns - 1)
+    if cut.columns != "end" and free >= columns and (over := full_lengths > room).any():
+        rooms = of_rows.copy()
+        rooms[over] = [column_room(row, free) for row in of_rows[over].tolist()]
+        ids, lengths = _shortened(ids, lengths, rooms.ravel(), cut.long)
+    behind = (
+        np.cumsum(lengths).reshape(-1, columns)[:, :-1].ravel()
+    )  # all columns but a row's last have one behind them
+    return np.insert(ids, behind, separator), lengths.reshape(-1, columns).sum(axis=1) + columns - 1, full_lengths
 
 
-def _shortened(ids: list[int], room: int, long: str) -> list[int]:
-    if len(ids) <= room:
-        return ids
-    head = {"tail": 0, "head_tail": (room + 3) // 4}.get(long, room)
-    return ids[:head] + ids[len(ids) - (room - head) :]
+def _shortened(ids: Int32s, lengths: Ints, room: int | Ints, long: str) -> tuple[Int32s, Ints]:
+    """Sequences, one after another, cut to `room` tokens each, as `data.long` says."""
+    if not (lengths > room).any():
+        return ids, lengths
+    rooms = np.minimum(np.broadcast_to(room, lengths.shape), lengths)
+    head = {"tail": np.zeros_like(rooms), "head_tail": (np.broadcast_to(room, lengths.shape) + 3) // 4}.get(long, rooms)
+    head = np.where(lengths > rooms, head, rooms)
+    place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    kept = (place < np.repeat(head, lengths)) | (place >= np.repeat(lengths - (rooms - head), lengths))
+    return ids[kept], rooms
 
 
-def _joined(columns: list[list[int]], separator: int) -> list[int]:
-    return list(chain(columns[0], *([separator, *ids] for ids in columns[1:])))
-
-
-def encode_targets(tokenizer: FastTokenizer, texts: Sequence[str], max_length: int) -> tuple[pa.ListArray, np.ndarray]:
+def encode_targets(words: Words, texts: Sequence[str], max_length: int) -> tuple[pa.ListArray, Ints]:
     """Token ids of texts to produce, between `[BOS]` and `[EOS]`; each text's length before the cut to `max_length`.
 
     A text that is cut has no `[EOS]`: its end is not there to be learned.
     """
-    begin, end = target_ends(tokenizer)
-    inner, full_lengths = encode(tokenizer, [(text,) for text in texts], max_length)
+    begin, end = target_ends(words.tokenizer)
+    inner, full_lengths = encode(words, [(text,) for text in texts], max_length)
     lengths = np.diff(inner.offsets.to_numpy())
     ends = (full_lengths <= max_length).astype(np.int64)
     offsets = np.zeros(len(texts) + 1, np.int32)

@@ -1,0 +1,184 @@
+"""Tokenizing word by word: the ids of `tokenizers`, to the last one, on whatever text."""
+
+from __future__ import annotations
+
+import random
+import sys
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from txclf import config
+from txclf.data import words
+from txclf.data.tokenizer import parse_tokenizer, train_tokenizer
+from txclf.data.words import Words
+
+PLAIN = [
+    "the quick brown fox, jumps",
+    "over (the) lazy dog's 123 tails",
+    "[PAD] wizards don't jump",
+    "naïve café ﬁne ½",
+]
+PIECES = [
+    *[
+        "fox",
+        "dog's",
+        "THE",
+        "wizard",
+        "don't",
+        "123",
+        "3.5%",
+        "ﬁ",
+        "ǆ",
+        "İ",
+        "Σίσυφος",
+        "日本",
+        "🎉",
+        "[PAD]",
+        "[UNK]",
+        "_",
+    ],
+    *[
+        " ",
+        " ",
+        " ",
+        " ",
+        "  ",
+        "   ",
+        "\n",
+        "\t",
+        "\r\n",
+        "\u00a0",
+        "\u2003",
+        "\u3000",
+        "\x1c",
+        "\x85",
+        "\u200b",
+        "\0",
+    ],
+    *["\u0301", "\u0308", "¨", "▁", "Ġ", "'s", "'", "-", "…", "<br />", "http://x.y/z?q=1", "\ufeff", "a" * 70],
+]
+
+
+def tokenizer(kind: str, normalize: str, lowercase: bool) -> FastTokenizer:
+    settings = {"kind": kind, "vocab_size": 420, "min_frequency": 1, "normalize": normalize, "lowercase": lowercase}
+    run = config.parse({"name": "run", "tokenizer": settings})
+    return parse_tokenizer(train_tokenizer(run.tokenizer, PLAIN * 3).to_str())
+
+
+def same(found: Words, texts: Sequence[str]) -> None:
+    ids, lengths = found.encode(texts)
+    rows = [row.tolist() for row in np.split(ids, np.cumsum(lengths)[:-1])]
+    whole = [one.ids for one in found.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    wrong = [(text, row, ids) for text, row, ids in zip(texts, rows, whole, strict=True) if row != ids]
+    assert not wrong, f"{len(wrong)} of {len(texts)}, first {wrong[0]}"
+    assert ids.dtype == np.int32
+    assert lengths.tolist() == list(map(len, whole))
+
+
+KINDS = [
+    (kind, normalize, lowercase)
+    for kind in ("bpe", "wordpiece", "unigram", "word")
+    for normalize, lowercase in (("none", False), ("nfc", True), ("nfkc", True))
+]
+
+
+@pytest.mark.parametrize(("kind", "normalize", "lowercase"), KINDS)
+def test_random_text_gives_the_same_ids(kind: str, normalize: str, lowercase: bool) -> None:
+    found = Words(tokenizer(kind, normalize, lowercase))
+    assert found.usable
+    draw = random.Random(0)
+    for _ in range(2):
+        same(found, ["".join(draw.choices(PIECES, k=draw.randrange(12))) for _ in range(1500)])
+        same(found, [" ".join(draw.choices(PIECES, k=draw.randrange(12))) for _ in range(1500)])
+    assert found.places
+
+
+@pytest.mark.parametrize(("kind", "normalize", "lowercase"), KINDS)
+def test_every_odd_character_beside_a_space_gives_the_same_ids(kind: str, normalize: str, lowercase: bool) -> None:
+    every = map(chr, range(sys.maxunicode + 1))
+    odd = [
+        sign
+        for sign in every
+        if unicodedata.category(sign)[0] in "ZPSMC" and unicodedata.category(sign) not in ("Cs", "Cn", "Co")
+    ]
+    assert len(odd) > 8000
+    draw = random.Random(1)
+    texts = [
+        f"a{a} b {b}c {c} d {a}{b} {a}e{c}"
+        for a, b, c in zip(odd, draw.sample(odd, len(odd)), draw.sample(odd, len(odd)), strict=True)
+    ]
+    same(Words(tokenizer(kind, normalize, lowercase)), texts)
+
+
+def test_the_table_is_begun_anew_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "MOST_WORDS", 100)
+    found = Words(tokenizer("bpe", "nfc", True))
+    for start in range(0, 1000, 100):
+        same(found, [f"word{start + number} the fox" for number in range(100)])
+        assert len(found.places) <= 203
+
+
+def test_few_texts_are_tokenized_at_once() -> None:
+    found = Words(tokenizer("bpe", "nfc", True))
+    same(found, PLAIN)
+    assert not found.places
+
+
+def made(
+    model: models.Model, before: pre_tokenizers.PreTokenizer | None, normal: normalizers.Normalizer | None = None
+) -> FastTokenizer:
+    made = FastTokenizer(model)
+    if before is not None:
+        made.pre_tokenizer = before
+    if normal is not None:
+        made.normalizer = normal
+    made.decoder = decoders.ByteLevel()
+    return parse_tokenizer(made.to_str())
+
+
+VOCABULARY = {"[UNK]": 0, "a": 1, "b": 2, "a b": 3, "Ġa": 4, "Ġb": 5}
+WORDS = models.WordLevel(VOCABULARY, "[UNK]")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        made(WORDS, None),
+        made(WORDS, pre_tokenizers.ByteLevel(add_prefix_space=False)),
+        made(WORDS, pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)),
+        made(WORDS, pre_tokenizers.Metaspace(prepend_scheme="first")),
+        made(WORDS, pre_tokenizers.Metaspace(split=False)),
+        made(WORDS, pre_tokenizers.Punctuation()),
+        made(WORDS, pre_tokenizers.Split(" b", "isolated")),
+        made(WORDS, pre_tokenizers.Whitespace(), normalizers.Replace("a b", "b")),
+        made(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")], dropout=0.5), pre_tokenizers.Whitespace()),
+    ],
+)
+def test_a_tokenizer_that_may_look_beyond_spaces_is_asked_for_every_text(other: FastTokenizer) -> None:
+    found = Words(other)
+    assert not found.usable
+    if not getattr(other.model, "dropout", None):
+        same(found, ["a b a b", "b  a", "a"] * 20)
+    assert not found.places
+
+
+def test_added_tokens_are_looked_for_before_words() -> None:
+    plain = made(WORDS, pre_tokenizers.Whitespace())
+    assert Words(plain).usable
+    plain.add_tokens(["a b"])
+    assert not Words(plain).usable
+    same(Words(plain), ["a b a b"] * 40)
+
+
+def test_a_word_that_depends_on_its_neighbours_is_found_out() -> None:
+    # NFKC makes a space of the sign, which then belongs to the space before it.
+    found = Words(tokenizer("bpe", "nfkc", True))
+    same(found, [f"fox ¨{number} dog" for number in range(50)] + ["fox dog"] * 50)
+    spoiled = Words(tokenizer("bpe", "nfkc", True))
+    spoiled.unsteady.add(0)
+    same(spoiled, ["fox dog", "dog"] * 50)
