@@ -56,10 +56,10 @@ def comparisons(short: list[str], long: list[str], cores: int) -> dict[str, list
     on_long = [SHAPE, *long, *one_step, "train.batch_size=16", "tokenizer.max_length=512", "--threads", str(cores)]
     plain = [*on_long, "model.attention_dropout=0"]
     wide = ["compute.workers=1", f"compute.cpus_per_worker={cores}"]
-    steps = ["--steps", "15"]
+    steps, longer = ["--steps", "15"], ["--steps", "40", "--warmup", "8"]
     against = ("bare", "txclf", "original", "transformers")
     targets = [("txclf", "original", 8.0), ("txclf", "transformers", 1.5), ("txclf", "bare", 0.95)]
-    half = [*on_short[:-1], "1", "--steps", "30", "--warmup", "8"]
+    half = [*on_short[:-1], "1", *longer]
     serial = [SEARCH, *short, "data.valid_fraction=0.1", "train.epochs=2"]
     return {
         "training": [
@@ -87,8 +87,8 @@ def comparisons(short: list[str], long: list[str], cores: int) -> dict[str, list
                 "one Ray worker",
                 "tokens/s",
                 {
-                    "in-process": ["training.py", "txclf", *on_short, *steps],
-                    "ray": ["training.py", "txclf", *on_short, *steps, *wide],
+                    "in-process": ["training.py", "txclf", *on_short, *longer],
+                    "ray": ["training.py", "txclf", *on_short, *longer, *wide],
                 },
                 [("ray", "in-process", 0.95)],
             ),

@@ -125,7 +125,11 @@ def test_the_demo_shows_scores_beside_the_baselines_and_says_what_next(tmp_path:
 
 @pytest.mark.parametrize(
     ("number", "workers"),
-    [(signal.SIGINT, 0), (signal.SIGTERM, 0), pytest.param(signal.SIGTERM, 2, marks=pytest.mark.faults)],
+    [
+        pytest.param(signal.SIGINT, 0, marks=pytest.mark.faults),
+        (signal.SIGTERM, 0),
+        pytest.param(signal.SIGTERM, 2, marks=pytest.mark.faults),
+    ],
 )
 def test_a_signal_saves_a_checkpoint_and_resume_goes_on(
     folder: Path, tmp_path: Path, number: signal.Signals, workers: int

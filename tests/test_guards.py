@@ -62,7 +62,19 @@ FLOORS = [
         "sessions",
         "efficiency",
     ],
-    ["module", "bundle", "audit", "model.decoding", "cluster", "backend", "sharding", "folders", "inspect_data"],
+    [
+        "module",
+        "bundle",
+        "audit",
+        "model.decoding",
+        "cluster",
+        "backend",
+        "sharding",
+        "folders",
+        "inspect_data",
+        "job",
+        "class_weights",
+    ],
     ["callbacks", "seq2seq", "module_seq2seq", "module_multilabel"],
     ["worker", "board", "selection", "graphs", "predictor", "annotate"],
     ["gauges", "service", "parts"],
@@ -92,7 +104,7 @@ RAY = {
     "serve",
     "predict_ray",
 }
-LIGHTNING = {"module", "callbacks", "worker"}
+LIGHTNING = {"module", "callbacks", "worker", "job"}  # `job` for the checker of types alone
 
 
 def modules() -> dict[str, Path]:
@@ -157,6 +169,13 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
         "fastapi",
         "uvicorn",
     } & set(loaded)
+
+
+def test_the_driver_of_a_run_on_ray_leaves_lightning_to_the_workers() -> None:
+    code = "import sys; from txclf import check, cluster, distributed, screen, train; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "ray.train" in loaded
+    assert not {"pytorch_lightning", "torchmetrics", "torch._dynamo", "sklearn"} & set(loaded)
 
 
 def test_the_bundle_loads_without_ray_and_lightning() -> None:

@@ -15,14 +15,16 @@ from sklearn.metrics import f1_score, log_loss
 from torch.nn import functional as F
 
 from txclf import config
+from txclf.class_weights import class_weights
 from txclf.config import RunConfig
 from txclf.data.batches import TokenRows
 from txclf.data.plan import rank_parts
 from txclf.errors import ConfigError
-from txclf.module import ClassifierModule, class_weights, focal_loss, learning_rate_factor, parameter_groups
+from txclf.job import Place
+from txclf.module import ClassifierModule, focal_loss, learning_rate_factor, parameter_groups
 from txclf.precision import choose_precision, uses_gpu
 from txclf.sections import Compute, Train
-from txclf.worker import Place, ScoringBatches
+from txclf.worker import ScoringBatches
 
 SCHEDULES = ["one_cycle", "cosine", "linear", "constant"]
 WORDS = ["model.layers=1", "model.width=16", "model.heads=2", "model.feedforward=16", "tokenizer.max_length=12"]

@@ -13,12 +13,14 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss
 from test_module import LISTS, make_run
 
 from txclf import curves
+from txclf.class_weights import HEAVIEST, positive_weights
 from txclf.data.batches import TokenRows
 from txclf.data.labels import targets
 from txclf.data.plan import rank_parts, scoring_batches
 from txclf.errors import ConfigError
-from txclf.module_multilabel import HEAVIEST, MultilabelModule, binary_loss, positive_weights
-from txclf.worker import Place, ScoringBatches
+from txclf.job import Place
+from txclf.module_multilabel import MultilabelModule, binary_loss
+from txclf.worker import ScoringBatches
 
 DRAW = np.random.default_rng(1)
 SETS = [np.flatnonzero(DRAW.random(4) < 0.3).tolist() for _ in LISTS]

@@ -281,6 +281,7 @@ def test_rows_that_were_learned_from_choose_no_threshold(tmp_path: Path, data: t
     assert "thresholds of 0.5" in Path(run.run_folder, "model/card.md").read_text()
 
 
+@pytest.mark.faults
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("local_ray")
 def test_two_workers_take_the_steps_of_one(tmp_path: Path, data: tuple[str, str]) -> None:

@@ -144,6 +144,7 @@ def test_the_mean_of_the_best_is_bundled_where_it_is_as_good(tmp_path: Path, dat
 
 
 @pytest.mark.faults
+@pytest.mark.faults
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("local_ray")
 def test_sharded_it_takes_the_same_steps(tmp_path: Path, data: str) -> None:

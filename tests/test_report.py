@@ -249,10 +249,24 @@ def test_a_multilabel_run_has_a_page_and_a_card(tmp_path: Path) -> None:
     run = config.load(None, [*TINY, *data, "task=multilabel", f"storage={tmp_path}/runs", "name=several"])
     train(run, prepare(run), go_on)
     content = Page(report.report([run.run_folder])).content
-    assert content["splits"] == []
+    assert [split["id"] for split in content["splits"]] == ["valid"]
     assert content["headline"]["where"] == "validation"
     found = evaluate.evaluate(run.run_folder)
     content = Page(report.report([run.run_folder])).content
+    split = content["splits"][0]
+    assert split["id"] == "test"
+    for name, scores in found["per_class"].items():
+        assert split["per_class"][name] == pytest.approx(scores)
+    assert split["metrics"]["lrap"] == pytest.approx(found["lrap"])
+    assert [one["class"] for one in split["curves"]] == [-1, 0, 1]
+    assert sum(count for _, _, count in split["reliability"]) == 2 * split["rows"] == 480
+    classifier = Classifier.load(f"{run.run_folder}/model")
+    for one in split["mistakes"]:
+        (probabilities,) = classifier.probabilities([(one["text"],)])
+        (given,) = classifier.given(probabilities[None])
+        label = one["label"] if one["label"] != report_scores.NOT else one["predicted"]
+        assert (label in given) != (label in one["has"])
+        assert one["label_probability"] == pytest.approx(probabilities[classifier.labels.index(label)], abs=1e-5)
     assert content["headline"]["value"] == found["f1_macro"]
     assert content["headline"]["bars"][1]["value"] == found["baseline"]["f1_macro"]
     assert "any number of labels per text" in Path(run.run_folder, "model/card.md").read_text()

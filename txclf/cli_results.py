@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -46,12 +47,8 @@ def predict(
         bar.update(rows, None, f"{_rate(rows - before[0], started)} rows/s")
 
     compute = _compute(workers, cpus, gpus, address)
-    with _workers(compute, out), console.Bar("predicting") as bar:
-        try:
-            done = verb.predict(model, inputs, out, probabilities, text, show, compute, part_rows, restart)
-        except KeyboardInterrupt:
-            print("stopped; what is finished is kept: ask again in the same words to go on", file=sys.stderr)
-            raise typer.Exit(130) from None
+    with _workers(compute, out), console.Bar("predicting") as bar, _stoppable():
+        done = verb.predict(model, inputs, out, probabilities, text, show, compute, part_rows, restart)
     rate = _rate(done.rows - done.found, started)
     went_on = f" ({done.found:,} of them finished before)" if done.found else ""
     print(f"{done.rows:,} rows{went_on}, {rate} a second: `{out}` (added: {', '.join(done.columns)})")
@@ -70,6 +67,24 @@ def _compute(workers: int, cpus: float, gpus: float, address: str | None) -> Com
     if address:
         raise ConfigError("--address: say how many workers are to predict there: --workers N")
     return None
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ends the command in order, with a word, when a signal asks for it."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except SystemExit:
+        print("stopped; what is finished is kept: ask again in the same words to go on", file=sys.stderr)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -33,16 +33,16 @@ from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from txclf import cluster, storage, worker
+from txclf import cluster, storage
 from txclf.backend import Interfaces
 from txclf.board import Lost
 from txclf.data import shards
 from txclf.data.batches import Rows
 from txclf.errors import ClusterError, TxclfError
 from txclf.gauges import GaugedBoard
+from txclf.job import Job, Place
 from txclf.progress import Interrupted, Progress, Pulse
 from txclf.sections import Compute
-from txclf.worker import Job, Place
 
 SCRATCH, HELD = ".ray", "placement_group"
 """Where Ray Train keeps its state in the run folder while it runs, and the file there that names what it holds."""
@@ -208,6 +208,8 @@ def _dataset(job: Job, split: str) -> Any:
 
 def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
     """What each worker of Ray Train runs; None when it was interrupted."""
+    from txclf import worker  # and Lightning: not in the driver
+
     job, board = pickle.loads(settings["job"]), settings["board"]
     context = get_context()
     torch.set_num_threads(max(1, int(job.config.compute.cpus_per_worker)))

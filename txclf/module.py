@@ -6,7 +6,6 @@ Shapes: B rows, T tokens, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,7 +17,6 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from txclf import tensors
 from txclf.config import RunConfig
 from txclf.data.batches import Batch
-from txclf.errors import ConfigError
 from txclf.model.classifier import TransformerClassifier, by_row
 from txclf.sections import Train
 
@@ -260,29 +258,3 @@ def learning_rate_factor(train: Train, step: int, total_steps: int) -> float:
     done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     left = 1.0 - done if train.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return train.end_factor + (1.0 - train.end_factor) * left
-
-
-def class_weights(setting: str | Mapping[str, float], label_counts: Mapping[str, int]) -> Tensor | None:
-    """Weights (C,) in the order of `label_counts`, or None for `none`; over the training rows their mean is 1.
-
-    Raises `ConfigError` for a label that is not there or when every row would weigh nothing.
-    """
-    if setting == "none":
-        return None
-    counts = torch.tensor([float(count) for count in label_counts.values()])
-    if isinstance(setting, str):
-        return counts.sum() / (len(counts) * counts.clamp(min=1.0))
-    weights = given_weights(setting, label_counts)
-    total = (weights * counts).sum()
-    if not total:
-        raise ConfigError("`train.class_weights`: every label that occurs has weight 0")
-    return weights * counts.sum() / total
-
-
-def given_weights(weights: Mapping[str, float], labels: Collection[str]) -> Tensor:
-    """The weight of each label (C,), 1 where none is given. Raises `ConfigError` for a label that is not there."""
-    unknown = sorted(set(weights) - set(labels))
-    if unknown:
-        known = ", ".join(list(labels)[:20])
-        raise ConfigError(f"`train.class_weights`: `{unknown[0]}` is not a label; the labels are: {known}")
-    return torch.tensor([float(weights.get(label, 1.0)) for label in labels])

@@ -5,7 +5,6 @@ Shapes: B rows, C labels, K cells of scores.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,10 +14,7 @@ from torch.nn import functional as F
 from txclf import curves
 from txclf.data.batches import Batch
 from txclf.data.labels import targets
-from txclf.module import EncoderModule, given_weights
-
-HEAVIEST = 100.0
-"""What `class_weights: balanced` weighs the rows with a label at most, and its inverse at least."""
+from txclf.module import EncoderModule
 
 
 class MultilabelModule(EncoderModule):
@@ -84,17 +80,3 @@ def binary_loss(
         # Where a row is surely right, the slope of a power below 1 is infinite.
         losses_BC = wrong_BC.clamp(min=1e-12) ** focal_gamma * losses_BC
     return losses_BC.mean(dim=1).sum()
-
-
-def positive_weights(setting: str | Mapping[str, float], label_counts: Mapping[str, int], rows: int) -> Tensor | None:
-    """Weights (C,) of the rows that have a label, in the order of `label_counts`, or None for `none`.
-
-    `balanced` is rows without / rows with the label, between 1 / `HEAVIEST` and `HEAVIEST`. Raises `ConfigError` for a
-    label that is not there.
-    """
-    if setting == "none":
-        return None
-    counts = torch.tensor([float(count) for count in label_counts.values()])
-    if isinstance(setting, str):
-        return ((rows - counts) / counts.clamp(min=1.0)).clamp(1 / HEAVIEST, HEAVIEST)
-    return given_weights(setting, label_counts)

@@ -68,10 +68,6 @@ def run(
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
 
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = False
-    context.target_max_block_size = 1  # a block a part: it goes to an actor as soon as it is read
-    context.execution_no_progress_timeout_s = PATIENCE_S
     known = set(finished)
 
     def read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -83,7 +79,11 @@ def run(
         except TxclfError as error:
             yield _row(Place(number, -1), Fault(error, error.__cause__))
 
-    rows = ray.data.from_items(list(range(len(sources))), override_num_blocks=len(sources)).flat_map(
+    items = ray.data.from_items(list(range(len(sources))), override_num_blocks=len(sources))
+    items.context.execution_options.preserve_order = False
+    items.context.target_max_block_size = 1  # a block a part: it goes to an actor as soon as it is read
+    items.context.execution_no_progress_timeout_s = PATIENCE_S
+    rows = items.flat_map(
         read,
         # So that actors may have every CPU. Not as many as they ask for, or Ray Data would read and predict in one
         # task, and a single file would keep one actor busy.

@@ -46,8 +46,8 @@ def _scores(splits: Sequence[Mapping[str, Any]]) -> str:
         rows = [[title, number(value)] for title, value in known]
         names = {"baseline": "n-gram logistic regression", "majority": "majority class"}
         for key, scores in split.get("compared", {}).items():
-            rows.append([f"accuracy of the {names[key]}", number(scores["accuracy"])])
-            rows.append([f"macro F1 of the {names[key]}", number(scores["f1_macro"])])
+            named = {"accuracy": "accuracy", "f1_macro": "macro F1"}
+            rows += [[f"{named[name]} of the {names[key]}", number(scores[name])] for name in named if name in scores]
         of = f" of {split['of']:,}" if split["rows"] < split["of"] else ""
         parts.append(_table([f"{split['title']}: {split['rows']:,}{of} rows", ""], rows))
     return "## Scores\n\n" + "\n\n".join(parts) if parts else ""

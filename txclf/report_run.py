@@ -130,9 +130,6 @@ def _splits(
         notes.append("The validation rows were learned from, so they say nothing about the model.")
     else:
         wanted.append(("valid", "Validation"))
-    if run.task == "multilabel":
-        notes.append("The labels of a multilabel model one by one stand in metrics.json, by txclf evaluate.")
-        return []
     folder = storage.join(standing.folder, "model")
     found = []
     try:
@@ -146,9 +143,9 @@ def _splits(
         classifier = Classifier.load(folder)
         for split, title in wanted:
             scored = report_scores.score(classifier, standing.prepared, manifest, split, budget)
-            one = report_scores.details(scored, classifier.labels, classifier.temperature)
+            one = report_scores.details(scored, classifier)
             given = tested if tested and split == "test" else {}
-            if split == "valid" and tested is None:
+            if split == "valid" and tested is None and not classifier.several:
                 lowercase = run.tokenizer.lowercase
                 given = report_scores.baselines(scored, standing.prepared, manifest, lowercase, budget)
             compared = {name: given[name] for name in ("baseline", "majority") if name in given}

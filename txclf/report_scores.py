@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from txclf import baseline, evaluate
-from txclf.bundle import Classifier, softmax
+from txclf import baseline, evaluate, label_scores
+from txclf.bundle import Classifier, sigmoid, softmax
 from txclf.data import shards
 from txclf.data.batches import TokenRows
+from txclf.data.labels import LabelSets
 from txclf.seq2seq import Seq2Seq
 
 POINTS = 80
@@ -34,6 +35,9 @@ TEXT_CHARS = 700
 EXAMPLES = 40
 PART_ROWS = 512
 """Rows between two looks at the clock."""
+
+NOT = "not given"
+"""In place of a label that a row has and the model does not give, or the other way round."""
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -63,19 +67,23 @@ class Scored(NamedTuple):
     """Of the whole split."""
     logits: Floats
     """(N, C)."""
-    labels: Ints
-    """(N,)."""
+    labels: Any
+    """(N,); of a model that may give several, whether a row has each (N, C)."""
     places: list[dict[str, Any]]
     """`text`, `file` and `row` of each."""
 
 
 def score(classifier: Classifier, prepared: str, manifest: shards.Manifest, split: str, budget: Budget) -> Scored:
     """Scores the first rows of a split, which are a random sample, within the budget; at least `PART_ROWS`."""
-    started, logits, labels, places = time.monotonic(), list[Floats](), list[Ints](), list[dict[str, Any]]()
-    for table in _parts(prepared, manifest, split, ["input_ids", "label", "text", "file", "row"]):
+    started, logits, labels, places = time.monotonic(), list[Floats](), list[Any](), list[dict[str, Any]]()
+    column = "labels" if classifier.several else "label"
+    for table in _parts(prepared, manifest, split, ["input_ids", column, "text", "file", "row"]):
         table = table.slice(0, max(0, budget.rows - len(places)))
         logits.append(classifier.logits(classifier.rows([table])))
-        labels.append(table["label"].to_numpy().astype(np.int64))
+        if classifier.several:
+            labels.append(LabelSets.of([table]).matrix(len(classifier.labels)))
+        else:
+            labels.append(table["label"].to_numpy().astype(np.int64))
         places += table.select(["text", "file", "row"]).to_pylist()
         if len(places) >= budget.rows or time.monotonic() - started > budget.seconds:
             break
@@ -89,38 +97,44 @@ def _parts(prepared: str, manifest: shards.Manifest, split: str, columns: Sequen
                 yield group.slice(start, PART_ROWS)
 
 
-def details(scored: Scored, names: Sequence[str], temperature: float) -> dict[str, Any]:
+def details(scored: Scored, classifier: Classifier) -> dict[str, Any]:
     """Metrics, classes, confusions, calibration, curves and mistakes of scored rows."""
-    probabilities = softmax(scored.logits, temperature)
-    found = evaluate.scores(probabilities, scored.labels, names)
-    cells = np.asarray(found.pop("confusion"))
-    true, guessed = np.nonzero(cells)
+    names, probabilities = classifier.labels, classifier.calibrated(scored.logits)
+    shown: dict[str, Any] = {"rows": len(scored.labels), "of": scored.rows, "labels": names}
+    plain = sigmoid(scored.logits) if classifier.several else softmax(scored.logits)
+    if classifier.several:
+        found = label_scores.scores(probabilities, scored.labels, classifier.thresholds, names)
+        truth, bins = scored.labels, [(one.ravel(), scored.labels.ravel()) for one in (probabilities, plain)]
+        wrong = missed(scored, probabilities, classifier)
+    else:
+        found = evaluate.scores(probabilities, scored.labels, names)
+        cells = np.asarray(found.pop("confusion"))
+        true, guessed = np.nonzero(cells)
+        shown["confusion"] = [[int(i), int(j), int(cells[i, j])] for i, j in zip(true, guessed, strict=True)]
+        truth = scored.labels[:, None] == np.arange(len(names))
+        bins = [(one.max(axis=1), one.argmax(axis=1) == scored.labels) for one in (probabilities, plain)]
+        wrong = mistakes(scored, probabilities, names)
     return {
-        "rows": len(scored.labels),
-        "of": scored.rows,
-        "labels": list(names),
+        **shown,
         "per_class": found.pop("per_class"),
         "metrics": found,
-        "confusion": [[int(i), int(j), int(cells[i, j])] for i, j in zip(true, guessed, strict=True)],
-        "reliability": reliability(probabilities, scored.labels),
-        "uncalibrated": reliability(softmax(scored.logits), scored.labels) if temperature != 1.0 else None,
-        "curves": curves(probabilities, scored.labels),
-        "mistakes": mistakes(scored, probabilities, names),
+        "reliability": reliability(*bins[0]),
+        "uncalibrated": reliability(*bins[1]) if classifier.temperature != 1.0 else None,
+        "curves": curves(probabilities, truth),
+        "mistakes": wrong,
     }
 
 
-def reliability(probabilities: Floats, labels: Ints, bins: int = 15) -> list[list[float]]:
-    """Mean confidence, accuracy and rows of each bin of equal width that has rows."""
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+def reliability(confidence: Floats, right: npt.NDArray[np.bool_], bins: int = 15) -> list[list[float]]:
+    """Mean confidence, share of right ones and count of each bin of equal width that has any."""
     places = np.minimum((confidence * bins).astype(int), bins - 1)
     inside = [places == number for number in np.unique(places)]
     return [[float(confidence[part].mean()), float(right[part].mean()), int(part.sum())] for part in inside]
 
 
-def curves(probabilities: Floats, labels: Ints) -> list[dict[str, Any]]:
+def curves(probabilities: Floats, truth: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
     """ROC and precision-recall, one class against the rest: all together first (`class` -1), then the largest ones."""
     classes = probabilities.shape[1]
-    truth = labels[:, None] == np.arange(classes)
     sample = slice(max(1, MICRO_CELLS // classes))
     found = [{"class": -1, **curve(probabilities[sample].ravel(), truth[sample].ravel())}]
     support = truth.sum(axis=0)
@@ -128,7 +142,7 @@ def curves(probabilities: Floats, labels: Ints) -> list[dict[str, Any]]:
     found += [
         {"class": number, **curve(probabilities[:, number], truth[:, number])}
         for number in largest
-        if support[number] < len(labels)
+        if support[number] < len(truth)
     ]
     return found
 
@@ -185,6 +199,36 @@ def mistakes(scored: Scored, probabilities: Floats, names: Sequence[str]) -> lis
         }
         for row in shown
     ]
+
+
+def missed(scored: Scored, probabilities: Floats, classifier: Classifier) -> list[dict[str, Any]]:
+    """Labels that rows have and are not given, or are given and have not, where the model is surest; at most
+    `MISTAKES`, of each row the worst."""
+    given = probabilities >= classifier.thresholds
+    # How far beyond its threshold a label is, as a share of the way that there is.
+    room = np.where(given, 1 - classifier.thresholds, classifier.thresholds).clip(1e-6)
+    far = np.where(given != scored.labels, np.abs(probabilities - classifier.thresholds) / room, -1.0)
+    worst = far.max(axis=1)
+    rows = [row for row in np.argsort(-worst, kind="stable")[:MISTAKES].tolist() if worst[row] >= 0]
+    names, shown = classifier.labels, []
+    for row in rows:
+        place = int(far[row].argmax())
+        has = [names[number] for number in np.flatnonzero(scored.labels[row])]
+        order = np.argsort(-probabilities[row], kind="stable").tolist()
+        likely = [number for number in order if given[row, number] or names[number] in has][:6]
+        shown.append(
+            {
+                "text": _cut(scored.places[row]["text"]),
+                "file": scored.places[row]["file"],
+                "row": scored.places[row]["row"],
+                "label": NOT if given[row, place] else names[place],
+                "predicted": names[place] if given[row, place] else NOT,
+                "label_probability": float(probabilities[row, place]),
+                "top": [(names[number], float(probabilities[row, number])) for number in likely],
+                "has": has,
+            }
+        )
+    return shown
 
 
 def _cut(text: str) -> str:

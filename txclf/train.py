@@ -20,20 +20,24 @@ import time
 import uuid
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from txclf import __version__, bundle, checkpoints, config, selection, sessions, storage, trackers, vectors, worker
+from txclf import __version__, bundle, checkpoints, config, sessions, storage, trackers, vectors
+from txclf.class_weights import label_weights
 from txclf.config import RunConfig, anchored
 from txclf.data import shards, spool
 from txclf.data.batches import Rows
 from txclf.description import Calibration
 from txclf.errors import ConfigError
+from txclf.job import Job, Place
 from txclf.precision import choose_precision, uses_gpu
 from txclf.progress import Progress
 from txclf.vectors import Coverage
-from txclf.worker import Job, Place
+
+if TYPE_CHECKING:
+    from txclf.selection import Chosen
 
 SUMMARY = "summary.json"
 PREPARED = "prepared.json"
@@ -143,7 +147,7 @@ def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
         choose_precision(run.train.precision, uses_gpu(run.compute))
     if run.train.precision == "fp16" and run.compute.strategy == "fsdp":
         raise ConfigError("`train.precision: fp16` and `compute.strategy: fsdp` do not go together: take bf16")
-    worker.label_weights(run, manifest.splits["train"])
+    label_weights(run, manifest.splits["train"])
 
 
 def train(
@@ -210,8 +214,10 @@ def _finish(job: Job, outcome: dict[str, Any]) -> Summary:
     return summary
 
 
-def save_bundle(folder: str, run: RunConfig, prepared: str, saved: list[checkpoints.Checkpoint]) -> selection.Chosen:
+def save_bundle(folder: str, run: RunConfig, prepared: str, saved: list[checkpoints.Checkpoint]) -> Chosen:
     """The bundle of a run on prepared data that left these checkpoints; what was chosen for it."""
+    from txclf import selection  # and torchmetrics, which nothing needs before
+
     winner, manifest = selection.chosen(run, prepared, saved), shards.load_manifest(prepared)
     seen = run.train.include_valid
     if seen:
@@ -261,6 +267,8 @@ def _begin(job: Job, manifest: shards.Manifest) -> None:
 
 
 def _fit_here(job: Job, manifest: shards.Manifest, report: Report, notes: list[str], share: int = 1) -> dict[str, Any]:
+    from txclf import worker  # and Lightning
+
     streams, note = spool.streams(job.config.data.ingest, manifest, spool.machine_memory() // 4 // share)
     report(Progress(notes=[*notes, note]))
     _begin(job, manifest)

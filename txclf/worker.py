@@ -10,86 +10,30 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import Strategy
-from torch import Tensor
 
 from txclf import checkpoints, efficiency, storage, tensors, vectors
 from txclf.callbacks import Course, Recorder, exhausted
+from txclf.class_weights import label_weights
 from txclf.clock import Clock
 from txclf.config import RunConfig
 from txclf.data import plan as plans
 from txclf.data import shards, spool
-from txclf.data.batches import Batch, PairBatch, PairRows, Rows, TokenRows
-from txclf.data.plan import Layout, Plan
-from txclf.module import ClassifierModule, TrainingModule, class_weights
-from txclf.module_multilabel import MultilabelModule, positive_weights
+from txclf.data.batches import Batch, PairBatch, Rows, TokenRows
+from txclf.data.plan import Plan
+from txclf.job import Job, Place
+from txclf.module import ClassifierModule, TrainingModule
+from txclf.module_multilabel import MultilabelModule
 from txclf.module_seq2seq import Seq2SeqModule
 from txclf.precision import Precision, choose_precision, uses_gpu
 from txclf.progress import Progress, Pulse
-from txclf.vectors import Coverage
-
-COLUMNS = {
-    "classify": ("input_ids", "label"),
-    "multilabel": ("input_ids", "labels"),
-    "seq2seq": ("input_ids", "target_ids"),
-}
-"""Of the shards, that a worker reads."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker is told. Plain data, so that it travels."""
-
-    config: RunConfig
-    prepared: str
-    started: float
-    """Wall-clock time at which the command began."""
-    id: str
-    """Names this command's temporary files."""
-    vectors: Coverage | None = None
-    """What the tokens' vectors begin as."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return COLUMNS[self.config.task]
-
-    def rows(self, tables: Sequence[pa.Table]) -> Rows:
-        """Tables of these columns as rows to make batches of."""
-        return PairRows.of(tables) if self.config.task == "seq2seq" else TokenRows(tables, layout=self.layout())
-
-    def layout(self) -> Layout:
-        """How rows become sequences."""
-        run, windows = self.config, self.config.data.long == "windows"
-        return Layout(
-            window=run.tokenizer.max_length if windows else None,
-            overlap=run.data.window_overlap if windows else 0,
-            separator=self.manifest().separator_id if run.num_segments else None,
-        )
-
-    def manifest(self) -> shards.Manifest:
-        """Of the prepared data, as this run trains on them."""
-        manifest = shards.load_manifest(self.prepared)
-        return shards.with_valid(manifest) if self.config.train.include_valid else manifest
-
-
-@dataclass(frozen=True)
-class Place:
-    """This process among the workers."""
-
-    rank: int = 0
-    world_size: int = 1
-    strategy: Strategy | str = "auto"
-    plugins: tuple[Any, ...] = ()
-    pulse: Pulse = field(default_factory=Pulse)
 
 
 class TrainBatches:
@@ -215,13 +159,6 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
             "total": ended - job.started,
         },
     }
-
-
-def label_weights(run: RunConfig, train: shards.Split) -> Tensor | None:
-    """`train.class_weights` for the training rows. Raises `ConfigError` for a label that is not there."""
-    if run.task == "multilabel":
-        return positive_weights(run.train.class_weights, train.label_counts, train.rows)
-    return class_weights(run.train.class_weights, train.label_counts)
 
 
 def _trainer(run: RunConfig, place: Place, precision: Precision, callbacks: list[pl.Callback]) -> pl.Trainer:

@@ -98,7 +98,7 @@ def test_random_text_gives_the_same_ids(kind: str, normalize: str, lowercase: bo
     assert found.places
 
 
-@pytest.mark.parametrize(("kind", "normalize", "lowercase"), KINDS)
+@pytest.mark.parametrize(("kind", "normalize", "lowercase"), KINDS[2::3])
 def test_every_odd_character_beside_a_space_gives_the_same_ids(kind: str, normalize: str, lowercase: bool) -> None:
     every = map(chr, range(sys.maxunicode + 1))
     odd = [

@@ -166,19 +166,21 @@ function confusion(split, box) {
 }
 
 function probabilities(split, box) {
+  const several = content.task === "multilabel", sure = several ? "probability" : "confidence", right = several ? "has it" : "right";
   charts["reliability-" + split.id] = (element) => {
+    const total = split.reliability.reduce((sum, b) => sum + b[2], 0);
     const line = (name, bins, number, dash) => ({ type: "scatter", mode: "lines+markers", name, x: bins.map((b) => b[0]), y: bins.map((b) => b[1]),
-      text: bins.map((b) => "confidence " + percent(b[0]) + "<br>right " + percent(b[1]) + "<br>" + b[2].toLocaleString("en") + " rows"), hoverinfo: "text",
-      line: { color: colors(number), dash }, marker: { size: bins.map((b) => 5 + 12 * Math.sqrt(b[2] / split.rows)) } });
+      text: bins.map((b) => sure + " " + percent(b[0]) + "<br>" + right + " " + percent(b[1]) + "<br>" + b[2].toLocaleString("en") + (several ? " labels of rows" : " rows")), hoverinfo: "text",
+      line: { color: colors(number), dash }, marker: { size: bins.map((b) => 5 + 12 * Math.sqrt(b[2] / total)) } });
     const ideal = { type: "scatter", mode: "lines", name: "ideal", x: [0, 1], y: [0, 1], line: { color: color("soft"), dash: "dot", width: 1 }, hoverinfo: "skip" };
     const traces = [ideal, line("as bundled", split.reliability, 0)];
     if (split.uncalibrated) traces.push(line("not calibrated", split.uncalibrated, 1, "dash"));
-    plot(element, traces, layout("confidence", "accuracy", { title: "Reliability", xaxis: { range: [0, 1.02] }, yaxis: { range: [0, 1.02] } }));
+    plot(element, traces, layout(sure, several ? "share that has it" : "accuracy", { title: "Reliability", xaxis: { range: [0, 1.02] }, yaxis: { range: [0, 1.02] } }));
   };
   charts["confidence-" + split.id] = (element) => {
     const bar = (name, pick, number) => ({ type: "bar", name, x: split.reliability.map((b) => b[0]), y: split.reliability.map(pick), marker: { color: colors(number) }, width: 0.05, hovertemplate: "%{y:.0f} rows" });
-    plot(element, [bar("right", (b) => Math.round(b[1] * b[2]), 2), bar("wrong", (b) => Math.round((1 - b[1]) * b[2]), 1)],
-      layout("confidence", "rows", { title: "Confidence", barmode: "stack", xaxis: { range: [0, 1.03] } }));
+    plot(element, [bar(several ? "has it" : "right", (b) => Math.round(b[1] * b[2]), 2), bar(several ? "has it not" : "wrong", (b) => Math.round((1 - b[1]) * b[2]), 1)],
+      layout(sure, several ? "labels of rows" : "rows", { title: several ? "Probability" : "Confidence", barmode: "stack", yaxis: several ? { type: "log" } : {}, xaxis: { range: [0, 1.03] } }));
   };
   const select = one(box, "[data-class]"), few = split.curves.length <= 11;
   const names = split.curves.map((c) => (c.class < 0 ? "all classes together" : split.labels[c.class]));
@@ -243,7 +245,7 @@ function run() {
     const table = one(box, "table").closest("section");
     filtered(table, all(table, "tbody tr"), () => true);
     mistakes(split, box);
-    confusion(split, box);
+    if (split.confusion) confusion(split, box);
     probabilities(split, box);
   }
   for (const button of all(document, "[data-tab]")) button.addEventListener("click", () => {
