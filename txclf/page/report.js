@@ -180,7 +180,7 @@ function probabilities(split, box) {
   charts["confidence-" + split.id] = (element) => {
     const bar = (name, pick, number) => ({ type: "bar", name, x: split.reliability.map((b) => b[0]), y: split.reliability.map(pick), marker: { color: colors(number) }, width: 0.05, hovertemplate: "%{y:.0f} rows" });
     plot(element, [bar(several ? "has it" : "right", (b) => Math.round(b[1] * b[2]), 2), bar(several ? "has it not" : "wrong", (b) => Math.round((1 - b[1]) * b[2]), 1)],
-      layout(sure, several ? "labels of rows" : "rows", { title: several ? "Probability" : "Confidence", barmode: "stack", yaxis: several ? { type: "log" } : {}, xaxis: { range: [0, 1.03] } }));
+      layout(sure, several ? "labels of rows" : "rows", { title: several ? "Probability" : "Confidence", barmode: several ? "group" : "stack", yaxis: several ? { type: "log" } : {}, xaxis: { range: [0, 1.03] } }));
   };
   const select = one(box, "[data-class]"), few = split.curves.length <= 11;
   const names = split.curves.map((c) => (c.class < 0 ? "all classes together" : split.labels[c.class]));
