@@ -114,6 +114,17 @@ def test_a_stopped_prediction_of_something_else_is_not_gone_on_with(tmp_path: Pa
     )
 
 
+def test_a_text_that_changed_in_its_folder_is_another_input(tmp_path: Path, tiny_bundle: str) -> None:
+    (tmp_path / "texts" / "any").mkdir(parents=True)
+    text, out = tmp_path / "texts" / "any" / "a.txt", str(tmp_path / "out.csv")
+    text.write_text("fox")
+    with pytest.raises(Stop):
+        predict.predict(tiny_bundle, [str(tmp_path / "texts")], out, show=stop)
+    text.write_text("another fox")  # the folder's own time of change stays
+    with pytest.raises(ConfigError, match="with other inputs: "):
+        predict.predict(tiny_bundle, [str(tmp_path / "texts")], out)
+
+
 def test_parts_of_long_texts_have_fewer_rows(tmp_path: Path, tiny_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "CHARS", 10 * len(LONG))
     monkeypatch.setattr(parts, "READ_ROWS", 4)

@@ -36,7 +36,7 @@ class Columns:
 
 
 def columns(
-    folder: str, description: Description, style: str, probabilities: bool, texts: Sequence[str] | None, first: RawBatch
+    description: Description, style: str, probabilities: bool, texts: Sequence[str] | None, first: RawBatch
 ) -> Columns:
     """What an output holds. Raises `ConfigError` for what the model or the format cannot give, `DataError` for a text
     column that is not there."""

@@ -22,7 +22,7 @@ from txclf import __version__, annotate, bundle, parts, predict_ray, storage
 from txclf.annotate import Columns
 from txclf.data import writers
 from txclf.data.records import RawBatch
-from txclf.data.sources import Source, find_sources
+from txclf.data.sources import Source, find_sources, stamp
 from txclf.errors import DataError, StorageError
 from txclf.parts import Count, Place, Plan
 from txclf.sections import Compute
@@ -74,7 +74,7 @@ def predict(
     first = next(stream, None)
     if first is None:
         raise DataError(f"no row in {', '.join(inputs)}")
-    columns = annotate.columns(model, description, style, probabilities, text_columns, first[1])
+    columns = annotate.columns(description, style, probabilities, text_columns, first[1])
     asked = _asked(model, sources, columns, probabilities, part_rows)
     plan = Plan(model, probabilities, part_rows, columns, _schema(first[1], columns), _folder(out))
     finished = parts.start(out, plan, asked, restart)
@@ -140,7 +140,7 @@ def _asked(
     return {
         "version": __version__,
         "model": hashlib.sha256(description).hexdigest(),
-        "inputs": [[source.path, *storage.stamp(source.path)] for source in sources],
+        "inputs": [[source.path, *map(list, stamp(source))] for source in sources],
         "--text": columns.texts,
         "--probabilities": probabilities,
         "--part-rows": part_rows,

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import fs as pafs
 
 from txclf import stages, storage
 from txclf.audit import SHOWN_REJECTS, Audit, check
@@ -31,7 +30,7 @@ from txclf.config import RunConfig, anchored
 from txclf.data import records, shards
 from txclf.data.records import Reject
 from txclf.data.shards import Manifest, Shard, Split
-from txclf.data.sources import Source
+from txclf.data.sources import Source, stamp
 from txclf.data.sources import find_sources as list_sources
 from txclf.data.tokenizer import (
     encode,
@@ -149,9 +148,7 @@ def find_sources(run: RunConfig) -> dict[str, list[Source]]:
 
 def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:
     """Of all that the prepared data follow from: settings, seed, and each file's size and time of change."""
-    stamps = {
-        split: [[source.path, *map(list, _stamp(source))] for source in files] for split, files in sources.items()
-    }
+    stamps = {split: [[source.path, *map(list, stamp(source))] for source in files] for split, files in sources.items()}
     given = run.tokenizer.file and hashlib.sha256(storage.read_bytes(run.tokenizer.file)).hexdigest()
     unused = {"seq2seq": {"label"}, "classify": {"target"}, "multilabel": {"target"}}[run.task]
     if run.task != "multilabel":
@@ -166,15 +163,8 @@ def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _stamp(source: Source) -> list[tuple[str, int, int]]:
-    filesystem, inner = storage.resolve(source.path)
-    where = pafs.FileSelector(inner) if source.format == "text" else [inner]
-    infos = sorted(filesystem.get_file_info(where), key=lambda info: str(info.path))
-    return [(info.path, info.size or 0, info.mtime_ns or 0) for info in infos]
-
-
 def _size(sources: Iterable[Source]) -> int:
-    return sum(size for source in sources for _, size, _ in _stamp(source))
+    return sum(size for source in sources for _, size, _ in stamp(source))
 
 
 # ------------------------------------------------------------------------------------------------------------ scanning

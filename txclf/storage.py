@@ -84,12 +84,6 @@ def modified(path: str | os.PathLike[str]) -> float | None:
     return None if written is None else written / 1e9
 
 
-def stamp(path: str | os.PathLike[str]) -> tuple[int | None, int | None]:
-    """Bytes of a file and when it was written (nanoseconds): another stamp, another content."""
-    info = _info(path)
-    return info.size, info.mtime_ns
-
-
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is there; on an object store, whether anything lies below."""
     return bool(_info(path).type == pafs.FileType.Directory)

@@ -77,6 +77,14 @@ def _expand(path: str) -> list[Source]:
     raise DataError(f"`{path}`: {'no file matches' if wild else 'no such file or folder'}{where}")
 
 
+def stamp(source: Source) -> list[tuple[str, int, int]]:
+    """Path, bytes and time of change (nanoseconds) of each file behind a source: another stamp, another content."""
+    filesystem, inner = storage.resolve(source.path)
+    where = pafs.FileSelector(inner) if source.format == "text" else [inner]
+    infos = sorted(filesystem.get_file_info(where), key=lambda info: str(info.path))
+    return [(info.path, info.size or 0, info.mtime_ns or 0) for info in infos]
+
+
 def list_files(filesystem: pafs.FileSystem, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
     infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=recursive))
     return sorted(infos, key=lambda info: str(info.path))
