@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from test_report import LABELS, hostile_run, search_folder
-from test_serve import Server, untrained
+from test_serve import untrained
+from test_serve_processes import Server
 
 from txclf import evaluate, report, storage
 

@@ -33,12 +33,11 @@ FLOORS = [
         "occlusion",
         "gate",
     ],
-    ["storage", "console", "sections", "report_page", "model.attention", "data.words"],
+    ["storage", "console", "sections", "report_page", "model.attention", "data.words", "gatherer"],
     ["space", "card", "description", "precision"],
     ["config"],
     [
         "data.sources",
-        "data.writers",
         "data.tokenizer",
         "data.shards",
         "data.batches",
@@ -50,6 +49,7 @@ FLOORS = [
     [
         "data.records",
         "data.spool",
+        "data.writers",
         "model.classifier",
         "model.seq2seq",
         "checkpoints",

@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from testbed import Testbed, wait_until
 
 from txclf import parts, predict
 from txclf.errors import ConfigError, DataError
@@ -33,13 +33,6 @@ def finished(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("0*") if "errors" not in path.name) if folder.exists() else []
 
 
-def until(condition: Callable[[], bool], seconds: float = 90.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
 def start(*words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "txclf", "predict", *words, "--part-rows", "100"],
@@ -58,7 +51,7 @@ def test_what_a_stopped_prediction_finished_is_kept(tmp_path: Path, tiny_bundle:
     words = [tiny_bundle, path, "--out", str(tmp_path / "out.csv")]
     folder = tmp_path / ".out.csv.parts"
     child = start(*words)
-    until(lambda: len(finished(folder)) > 30)
+    wait_until(lambda: len(finished(folder)) > 30, 90, child)
     child.send_signal(number)
     _, told = child.communicate()
     kept = finished(folder)
@@ -221,3 +214,22 @@ def test_a_worker_a_driver_and_a_row_may_fail_on_ray(tmp_path: Path, tiny_bundle
     with pytest.raises(DataError, match=r"4\.jsonl`: no column `text`"):
         predict.predict(tiny_bundle, inputs, str(there), compute=compute, part_rows=100)
     assert not (tmp_path / ".there.parquet.parts").exists()
+
+
+@pytest.mark.faults
+def test_a_cluster_that_loses_a_node_makes_the_same_file(tmp_path: Path, tiny_bundle: str) -> None:
+    path = lines(tmp_path / "in.jsonl", 30_000)
+    here, there = tmp_path / "here.jsonl", tmp_path / "there.jsonl"
+    predict.predict(tiny_bundle, [path], str(here), part_rows=100)
+    words = [tiny_bundle, path, "--out", str(there), "--part-rows", "100", "--workers", "2"]
+    command = [sys.executable, "-m", "txclf", "predict", *words]
+    with Testbed(head_cpus=0) as bed:
+        bed.add("one", 1)
+        two = bed.add("two", 1)
+        child = bed.start(*command, "--address", bed.address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        wait_until(lambda: len(finished(tmp_path / ".there.jsonl.parts")) > 20, 120, child)
+        bed.kill(two)
+        _, told = child.communicate(timeout=300)
+    assert child.returncode == 0, told
+    assert there.read_bytes() == here.read_bytes()
+    assert Path(f"{there}.errors.jsonl").read_bytes() == Path(f"{here}.errors.jsonl").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from test_serve_processes import Server
 from test_train import TINY, data
 from testbed import wait_until
 
@@ -124,3 +126,27 @@ def test_workers_and_searches_on_an_object_store(bucket: str, tmp_path: Path) ->
     assert Classifier.load(f"{bucket}/runs/search/model")
     txclf(tmp_path, "tune", run_file(tmp_path, text), *words, "--extend", "1")
     assert storage.read_json(f"{bucket}/runs/search/search.json")["trials"] == 4
+
+
+@pytest.mark.faults
+def test_a_model_on_an_object_store_is_looked_at_asked_and_served(bucket: str, tmp_path: Path) -> None:
+    words = [*TINY, f"storage={bucket}/runs", f"data.train={bucket}/train.csv"]
+    txclf(tmp_path, "train", run_file(tmp_path), *words)
+    model = f"{bucket}/runs/mine/model"
+    assert storage.read_bytes(f"{bucket}/runs/mine/report.html").startswith(b"<!doctype html>")
+    assert f"report: {bucket}/page.html" in txclf(
+        tmp_path, "report", f"{bucket}/runs/mine", "--out", f"{bucket}/page.html"
+    )
+    assert "run: " in txclf(tmp_path, "inspect", f"{bucket}/runs/mine")
+    for out, more in (("here", []), ("there", ["--workers", "2"])):
+        given = [model, f"{bucket}/train.csv", "--out", f"{bucket}/{out}.jsonl", "--part-rows", "50"]
+        assert "300 rows, " in txclf(tmp_path, "predict", *given, *more)
+    assert storage.read_bytes(f"{bucket}/there.jsonl") == storage.read_bytes(f"{bucket}/here.jsonl")
+    for replicas in "0", "1":
+        server = Server(model, "--replicas", replicas)
+        try:
+            status, content = server.ask("/predict", {"text": "a good film"})
+        finally:
+            assert server.end(signal.SIGINT)[0] == 0
+        assert status == 200
+        assert content["predictions"][0]["label"] in ("neg", "pos")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from txclf.data.plan import Plan
 from txclf.errors import ConfigError, StorageError, TxclfError
 from txclf.prepare import prepare
 from txclf.progress import Interrupted, Progress
-from txclf.train import Summary, check_folder, recorded_data, train
+from txclf.train import Summary, check_folder, train
 
 TINY = [
     "tokenizer.vocab_size=300",
@@ -125,42 +124,6 @@ def test_the_same_seed_gives_the_same_losses_to_the_last_bit(tmp_path: Path, dat
     assert losses(one)[0] != losses(other)[0]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> tuple[RunConfig, Summary]:
-    """A run never stopped, with all that has a state: dropout, accumulation, averaged weights."""
-    return trained(tmp_path_factory.mktemp("whole"), data, *STATEFUL)
-
-
-STATEFUL = ["train.eval_every=0.5", "train.accumulate=2", "train.average=0.9", "train.token_dropout=0.1"]
-
-
-@pytest.mark.parametrize("step", [3, 16, 17, 20])
-def test_interrupted_anywhere_and_resumed_it_is_as_if_never_stopped(
-    tmp_path: Path, data: str, whole: tuple[RunConfig, Summary], step: int
-) -> None:
-    unbroken, expected = whole
-    broken = tiny(tmp_path, data, *STATEFUL)
-    stopped_at(broken, step)
-    assert not storage.exists(f"{broken.run_folder}/summary.json")
-    assert check_folder(broken, resume=True) is None
-    summary = train(broken, prepare(broken), go_on)
-    assert lines(broken) == lines(unbroken)
-    assert (summary.best, summary.best_step, summary.steps) == (expected.best, expected.best_step, expected.steps)
-    texts = ["the film", "score good", "bad plot of the actor"]
-    one, two = (Classifier.load(f"{run.run_folder}/model")(texts) for run in (unbroken, broken))
-    assert one == two
-
-
-def test_killed_between_checkpoints_the_lines_after_the_last_one_are_written_once(tmp_path: Path, data: str) -> None:
-    run, _ = trained(tmp_path, data)
-    expected = lines(run)
-    saved = checkpoints.committed(f"{run.run_folder}/checkpoints")
-    storage.remove_folder(saved[-1].path)
-    Path(run.run_folder, "summary.json").unlink()
-    train(run, prepare(run), go_on)
-    assert lines(run) == expected
-
-
 def test_accumulation_changes_memory_not_the_step(tmp_path: Path, data: str) -> None:
     one, _ = trained(tmp_path, data, "name=one", "model.dropout=0")
     three, _ = trained(tmp_path, data, "name=three", "model.dropout=0", "train.accumulate=3")
@@ -256,17 +219,6 @@ def test_what_cannot_be_trained_is_refused_before_any_work(
     assert not storage.exists(run.run_folder)
 
 
-def test_a_taken_name_is_refused_and_resume_wants_the_same_settings(tmp_path: Path, data: str) -> None:
-    with pytest.raises(ConfigError, match="no run to resume"):
-        check_folder(tiny(tmp_path, data), resume=True)
-    run, summary = trained(tmp_path, data, "train.epochs=1")
-    with pytest.raises(ConfigError, match="--resume"):
-        check_folder(run, resume=False)
-    assert check_folder(run, resume=True) == summary
-    with pytest.raises(ConfigError, match=r"differs from what is asked in `model`"):
-        check_folder(tiny(tmp_path, data, "train.epochs=1", "model.width=32"), resume=True)
-
-
 def test_storage_that_cannot_be_written_is_refused(tmp_path: Path, data: str) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match="cannot be written"):
@@ -339,40 +291,6 @@ def test_checkpoints_come_by_steps_by_shares_of_an_epoch_and_by_time(
     summary = train(run, prepare(run), watch)
     saved.update(checkpoint.step for checkpoint in checkpoints.committed(f"{run.run_folder}/checkpoints"))
     assert saved | {summary.steps} == {step for step in steps if step <= summary.steps} | {summary.steps}
-
-
-def test_a_run_copied_elsewhere_with_its_data_goes_on_there(tmp_path: Path, data: str) -> None:
-    there, here = tmp_path / "there", tmp_path / "here"
-    run, _ = trained(tmp_path, data)
-    stopped = tiny(there, data)
-    stopped_at(stopped, 5)
-    shutil.copytree(there, here)
-    shutil.rmtree(there)
-    moved = tiny(here, data)
-    assert check_folder(moved, resume=True) is None
-    prepared = recorded_data(moved)
-    assert prepared
-    assert prepared.startswith(str(here))
-    train(moved, prepared, go_on)
-    assert lines(moved) == lines(run)
-
-
-def test_a_second_process_that_goes_on_ends_the_first(
-    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(callbacks, "SHOWN_EVERY_S", 0.0)
-    run = tiny(tmp_path, data, "train.checkpoint_every=1")
-    prepared = prepare(run)
-    second: list[Summary] = []
-
-    def meanwhile(progress: Progress) -> bool:
-        if progress.step == 5 and not second:
-            second.append(train(run, prepared, go_on))
-        return False
-
-    with pytest.raises(StorageError, match="another process goes on with this run"):
-        train(run, prepared, meanwhile)
-    assert second[0].sessions == 2
 
 
 @pytest.mark.parametrize(("steps", "every"), [(10, 1.0), (10, 0.25), (3, 0.1), (7, 0.5), (1, 1.0)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -30,6 +31,9 @@ app = typer.Typer(
 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 
+
+COLLECT_AFTER = 50_000
+"""Objects made and not freed, until cycles are looked for; Python's 700 do so hundreds of times while modules load."""
 
 app.add_typer(cli_cluster.commands)
 app.add_typer(cli_models.commands)
@@ -346,6 +350,7 @@ def _options(
 
 def main() -> None:
     """Runs a command. What a user can mend ends with one message and exit code 2."""
+    gc.set_threshold(COLLECT_AFTER)
     try:
         app()
     except TxclfError as error:

@@ -26,8 +26,8 @@ def predict(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="A column for each label too.")] = False,
     text: Annotated[list[str] | None, typer.Option("--text", help="Column(s) that hold the text here.")] = None,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Workers of Ray; 0 = in this process.")] = 0,
-    cpus: Annotated[float, typer.Option("--cpus-per-worker", min=0.01, help="CPUs of each.")] = 1,
-    gpus: Annotated[float, typer.Option("--gpus-per-worker", min=0, help="GPUs of each.")] = 0,
+    cpus: Annotated[float | None, typer.Option("--cpus-per-worker", min=0.01, help="CPUs of each (1).")] = None,
+    gpus: Annotated[float | None, typer.Option("--gpus-per-worker", min=0, help="GPUs of each.")] = None,
     address: Annotated[str | None, typer.Option("--address", help="Ray cluster to join: `auto`, `host:port`.")] = None,
     part_rows: Annotated[int, typer.Option("--part-rows", min=1, help="Rows that are finished together.")] = 4096,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, not where a stop left it.")] = False,
@@ -46,7 +46,7 @@ def predict(
         before[:] = before or [rows]
         bar.update(rows, None, f"{_rate(rows - before[0], started)} rows/s")
 
-    compute = _compute(workers, cpus, gpus, address)
+    compute = _compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
     with _workers(compute, out), console.Bar("predicting") as bar, _stoppable():
         done = verb.predict(model, inputs, out, probabilities, text, show, compute, part_rows, restart)
     rate = _rate(done.rows - done.found, started)
@@ -58,14 +58,15 @@ def predict(
         )
 
 
-def _compute(workers: int, cpus: float, gpus: float, address: str | None) -> Compute | None:
+def _compute(workers: int, told: dict[str, Any]) -> Compute | None:
     from txclf.errors import ConfigError
     from txclf.sections import Compute
 
+    told = {key: value for key, value in told.items() if value is not None}
     if workers:
-        return Compute(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus, address=address)
-    if address:
-        raise ConfigError("--address: say how many workers are to predict there: --workers N")
+        return Compute(workers=workers, **told)
+    for key in told:
+        raise ConfigError(f"--{key.replace('_', '-')}: say how many workers of Ray are to predict: --workers N")
     return None
 
 

@@ -15,6 +15,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -25,10 +26,11 @@ from typing import TYPE_CHECKING, Any
 from txclf import bundle, storage
 from txclf.errors import ClusterError, ConfigError
 from txclf.gate import Limits, Metrics
+from txclf.gatherer import Answers, Ask, Busy, Gatherer
 from txclf.occlusion import Row
-from txclf.predictor import Answers, Busy, Predictor
+from txclf.predictor import Predictor
 from txclf.sections import Compute
-from txclf.service import Ask, Unavailable, service
+from txclf.service import Unavailable, service
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -69,7 +71,7 @@ class Settings:
 
     @property
     def ongoing(self) -> int:
-        """Requests that a replica holds: one batch in the model, and the next one ready."""
+        """Calls that a replica holds at most: of one request each, a batch in the model and the next one ready."""
         return 2 * self.batch_rows
 
 
@@ -196,7 +198,7 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
             except RuntimeError as error:
                 last = str(error).strip().splitlines()[-1]
                 raise ClusterError(f"`{folder}`: no replica could load it on Ray: {last}") from None
-            yield _asking(handle, metrics), lambda: _running(name)
+            yield _gathering(_asking(handle, metrics), settings, metrics).answer, lambda: _running(name)
         finally:
             # A Ray of our own ends as a whole; in a cluster that was there before, what is ours does.
             if joined:
@@ -231,6 +233,14 @@ def _deployment(settings: Settings) -> Any:
         health_check_timeout_s=max(30.0, settings.limits.seconds),
         **many,
     )
+
+
+def _gathering(ask: Ask, settings: Settings, metrics: Metrics) -> Gatherer:
+    """Sends what waits to a replica as one call, for a call costs Ray Serve milliseconds: one batch that is in the
+    model, and the next one ready."""
+    if settings.most_replicas > settings.replicas:  # Ray Serve counts calls to know the load: so each request is one
+        return Gatherer(ask, settings.batch_rows, lanes=lambda: sys.maxsize)
+    return Gatherer(ask, settings.batch_rows, settings.queue, lambda: 2 * max(1, metrics.running))
 
 
 def _asking(handle: DeploymentHandle[Any], metrics: Metrics) -> Ask:

@@ -12,7 +12,7 @@ GET  /           a page to try it
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -30,12 +30,10 @@ from starlette.responses import JSONResponse
 from txclf import __version__, occlusion
 from txclf.description import Description
 from txclf.gate import Gate, Limits, Metrics, error
+from txclf.gatherer import Answers, Ask, Busy
 from txclf.occlusion import Row
-from txclf.predictor import Answers, Busy
 
 PARTS = Path(__file__).parent / "page"
-Ask = Callable[[Sequence[Row]], Awaitable[Answers]]
-"""Answers rows. Raises `Busy` when too many wait, `Unavailable` when nobody can answer."""
 Columns = dict[str, str | None]
 
 

@@ -23,7 +23,8 @@ def strategy(compute: Compute) -> RayDDPStrategy:
         return Sharded(compute.gradient_dtype)
     hook = bf16_compress_hook if compute.gradient_dtype == "bf16" else None
     # Buffers are equal by construction, and broadcasting them would hang ranks with fewer validation batches.
-    return RayDDPStrategy(broadcast_buffers=False, ddp_comm_hook=hook)  # type: ignore[no-untyped-call]
+    # Gradients that are views of what is sent need no copy.
+    return RayDDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, ddp_comm_hook=hook)  # type: ignore[no-untyped-call]
 
 
 class Sharded(RayDDPStrategy):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from txclf import storage
+from txclf.data import sources
 from txclf.errors import ConfigError, StorageError
 
-CODECS = {".gz": "gzip", ".zst": "zstd"}
 GROUP_BYTES = 2**24
 """Size in memory of a row group of Parquet."""
 BLOCK = 2**20
@@ -29,13 +28,10 @@ BLOCK = 2**20
 
 def style(out: str) -> tuple[str, str | None]:
     """Format and compression of a file by the ending of its name. Raises `ConfigError` for one that is not written."""
-    stem, ending = os.path.splitext(out)
-    codec = CODECS.get(ending)
-    if codec:
-        ending = os.path.splitext(stem)[1]
-    if ending not in (".csv", ".tsv", ".jsonl", ".parquet") or (codec and ending == ".parquet"):
+    kind, codec = sources.ending(out)
+    if kind not in ("csv", "tsv", "jsonl", "parquet") or (codec and kind == "parquet"):
         raise ConfigError(f"`{out}`: end the output in .csv, .tsv or .jsonl (also .gz or .zst), or in .parquet")
-    return ending[1:], codec
+    return kind, codec
 
 
 def infer(columns: dict[str, list[Any]]) -> pa.Schema:
