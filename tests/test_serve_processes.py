@@ -223,3 +223,28 @@ def test_nothing_is_lost(tiny_bundle: str) -> None:
         code, out, err = server.end()
     assert (code, err) == (0, "")
     assert out.endswith("ended; every request was answered\n")  # before it Ray's notes of those that were killed
+
+
+@pytest.mark.faults
+def test_the_load_brings_another_replica(tiny_bundle: str) -> None:
+    server = Server(tiny_bundle, "--max-replicas", "2", "--cpus", "0.5", "--batch", "1")
+    over = threading.Event()
+
+    def load() -> None:
+        while not over.is_set():
+            assert server.ask("/predict", {"text": "fox"})[0] == 200
+
+    try:
+        assert len(server.replicas()) == 1
+        with ThreadPoolExecutor(8) as pool:
+            clients = [pool.submit(load) for _ in range(8)]
+            try:
+                wait_until(lambda: counts(server.ask("/metrics")[1])["txclf_serve_replicas"] == 2, 180)
+                assert len(server.replicas()) == 2
+            finally:
+                over.set()
+            for client in clients:
+                client.result()
+    finally:
+        code, out, err = server.end()
+    assert (code, out, err) == (0, "ended; every request was answered\n", "")
