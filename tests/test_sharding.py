@@ -6,7 +6,8 @@ import socket
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
 
 from txclf.sharding import exchange_rows
 
@@ -42,4 +43,4 @@ def test_the_mean_is_that_of_the_whole_gradient(kind: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(work, (port, kind), WORLD)
+    spawn(work, (port, kind), WORLD)  # type: ignore[no-untyped-call]

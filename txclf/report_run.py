@@ -107,7 +107,7 @@ def facts(standing: Standing) -> Values:
             ("trained", f"{summary['epochs']:.2f} epochs, {summary['steps']:,} steps{early}"),
             ("best at step", f"{summary['best_step']:,}"),
             ("time", f"{summary['seconds']['total']:,.0f} s"),
-            ("on", f"{summary['workers'] or 1} worker(s), {summary['device']}, {summary['precision']}"),
+            ("on", f"{_place(summary['workers'])}, {summary['device']}, {summary['precision']}"),
         ]
     return found
 
@@ -299,3 +299,8 @@ def here() -> Values:
     """What this page was made with: the versions of this machine, which may not be those of the workers."""
     packages = [(name, metadata.version(name)) for name in PACKAGES]
     return [("Python", platform.python_version()), ("platform", platform.platform()), *packages]
+
+
+def _place(workers: int) -> str:
+    """Where a run trained; 0 workers are the process of the command."""
+    return {0: "this process", 1: "1 worker"}.get(workers, f"{workers} workers")

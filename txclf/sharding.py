@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from ray.train.lightning import RayDDPStrategy
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -35,7 +35,7 @@ class Copies(RayDDPStrategy):
 
     def __init__(self, gradient_dtype: str) -> None:
         self.dtype = torch.bfloat16 if gradient_dtype == "bf16" else torch.float32
-        self.embedding: nn.Parameter | None = None
+        self.embedding: Tensor | None = None
         super().__init__(  # type: ignore[no-untyped-call]
             # Buffers are equal by construction, and broadcasting them would hang ranks with fewer validation batches.
             broadcast_buffers=False,
@@ -48,8 +48,9 @@ class Copies(RayDDPStrategy):
         module: Any = self.lightning_module
         if self.root_device.type == "cpu" and isinstance(module.model, TransformerClassifier):
             self.embedding = module.model.embedding.weight
-            distributed.broadcast(self.embedding.data, 0)  # as DDP does with what it sends itself
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ["model.embedding.weight"])
+            distributed.broadcast(self.embedding.detach(), 0)  # as DDP does with what it sends itself
+            ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+            ignore(module, ["model.embedding.weight"])
         super().configure_ddp()
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
