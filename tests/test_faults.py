@@ -41,8 +41,6 @@ pytestmark = [
 __all__ = ["data"]  # the fixture
 TXCLF = str(Path(sys.executable).with_name("txclf"))
 LONG = ["train.epochs=20", "train.patience=0", "train.checkpoint_every=10"]
-
-
 Figure = Callable[[str], None]
 
 

@@ -15,7 +15,6 @@ import math
 import os
 import signal
 import socket
-import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -198,7 +197,7 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
             except RuntimeError as error:
                 last = str(error).strip().splitlines()[-1]
                 raise ClusterError(f"`{folder}`: no replica could load it on Ray: {last}") from None
-            yield _gathering(_asking(handle, metrics), settings, metrics).answer, lambda: _running(name)
+            yield _gathering(_asking(handle, metrics), settings, metrics), lambda: _running(name)
         finally:
             # A Ray of our own ends as a whole; in a cluster that was there before, what is ours does.
             if joined:
@@ -235,12 +234,12 @@ def _deployment(settings: Settings) -> Any:
     )
 
 
-def _gathering(ask: Ask, settings: Settings, metrics: Metrics) -> Gatherer:
+def _gathering(ask: Ask, settings: Settings, metrics: Metrics) -> Ask:
     """Sends what waits to a replica as one call, for a call costs Ray Serve milliseconds: one batch that is in the
     model, and the next one ready."""
-    if settings.most_replicas > settings.replicas:  # Ray Serve counts calls to know the load: so each request is one
-        return Gatherer(ask, settings.batch_rows, lanes=lambda: sys.maxsize)
-    return Gatherer(ask, settings.batch_rows, settings.queue, lambda: 2 * max(1, metrics.running))
+    if settings.most_replicas > settings.replicas:
+        return ask  # Ray Serve counts calls to know the load, so each request is one; a replica makes the batches
+    return Gatherer(ask, settings.batch_rows, settings.queue, lambda: 2 * max(1, metrics.running)).answer
 
 
 def _asking(handle: DeploymentHandle[Any], metrics: Metrics) -> Ask:
