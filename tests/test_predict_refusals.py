@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from test_predict import ROWS, put
 
-from txclf import predict
+from txclf import cli_results, predict
 from txclf.errors import BundleError, ConfigError, DataError, StorageError
 
 TWO = [{"text": "fox", "n": 1}, {"text": "dog", "n": 2}]
@@ -88,3 +88,9 @@ def test_no_such_model_or_input(tmp_path: Path, tiny_bundle: str) -> None:
         predict.predict(
             tiny_bundle, [put(tmp_path / "in.csv", ROWS)], str(tmp_path / "out.csv"), text_columns=["a", "b"]
         )
+
+
+@pytest.mark.parametrize("option", [{"cpus": 2.0}, {"gpus": 0.0}, {"address": "auto"}])
+def test_what_is_said_of_workers_wants_workers(tiny_bundle: str, option: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^--(cpus-per-worker|gpus-per-worker|address): say how many workers of Ray"):
+        cli_results.predict(tiny_bundle, ["in.csv"], "out.csv", **option)
