@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from txclf import config, efficiency, storage
+from txclf import config, efficiency
 from txclf.config import RunConfig
+from txclf.core import storage
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.plan import Plan, padding_share, rank_parts

@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import txclf
-from txclf import bundle, storage
+from txclf import bundle
 from txclf.bundle import Classifier
 from txclf.config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import BundleError
 from txclf.data.tokenizer import train_tokenizer
-from txclf.errors import BundleError
 from txclf.model.classifier import TransformerClassifier
 from txclf.sections import Model
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from test_report import LABELS, hostile_run
 
-from txclf import Classifier, bundle, card, evaluate, report, storage
+from txclf import Classifier, bundle, card, evaluate, report
 from txclf.config import RunConfig
+from txclf.core import storage
 
 
 @pytest.fixture(scope="module")

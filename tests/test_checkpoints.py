@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from txclf import checkpoints, storage
+from txclf import checkpoints
 from txclf.checkpoints import Checkpoint
-from txclf.errors import StorageError
+from txclf.core import storage
+from txclf.core.errors import StorageError
 
 
 def state_of(step: int) -> dict[str, Any]:

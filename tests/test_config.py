@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from txclf import config
 from txclf.config import RunConfig
-from txclf.errors import ConfigError
+from txclf.core.errors import ConfigError
 from txclf.sections import Compute, Data, Model, Section, Tokenizer, Train
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").rglob("*.yaml"))

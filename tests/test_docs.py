@@ -26,7 +26,7 @@ from pydantic import BaseModel
 
 from txclf import cli, config
 from txclf.config import RunConfig
-from txclf.errors import ConfigError
+from txclf.core.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]

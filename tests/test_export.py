@@ -19,8 +19,8 @@ from test_prepare import make_rows, write_csv
 from test_train import go_on, tiny
 
 from txclf import Classifier, Seq2Seq
+from txclf.core.errors import BundleError, ConfigError, DataError
 from txclf.data.tokenizer import decode, target_ends
-from txclf.errors import BundleError, ConfigError, DataError
 from txclf.export import export
 from txclf.prepare import prepare
 from txclf.train import train

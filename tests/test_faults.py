@@ -27,7 +27,7 @@ from testbed import Node, Testbed, namespaces_work, wait_until
 
 from txclf import checkpoints, sessions
 from txclf.config import RunConfig
-from txclf.errors import ClusterError, DataError
+from txclf.core.errors import ClusterError, DataError
 from txclf.module import learning_rate_factor
 from txclf.prepare import prepare
 from txclf.progress import Progress

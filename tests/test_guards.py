@@ -1,9 +1,7 @@
-"""What holds for the whole project: imports go down, every run file loads, nothing heavy is imported too early."""
+"""What holds for the whole project: every run file loads, nothing heavy is imported too early."""
 
 from __future__ import annotations
 
-import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,132 +16,10 @@ from txclf.space import Domain, Scheduler, Tune
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "txclf"
 
-# A module imports only from floors above it in this list, or a sibling named in the same line after a colon.
-FLOORS = [
-    [
-        "errors",
-        "hashes",
-        "stages",
-        "tensors",
-        "data.labels",
-        "data.plan",
-        "clock",
-        "progress",
-        "model.dropout",
-        "occlusion",
-        "gate",
-    ],
-    ["storage", "console", "sections", "report_page", "model.attention", "data.words", "gatherer"],
-    ["space", "card", "description", "precision"],
-    ["config"],
-    [
-        "data.sources",
-        "data.tokenizer",
-        "data.shards",
-        "data.batches",
-        "data.demo",
-        "model.layers",
-        "trackers",
-        "curves",
-    ],
-    [
-        "data.records",
-        "data.spool",
-        "data.writers",
-        "model.classifier",
-        "model.seq2seq",
-        "checkpoints",
-        "baseline",
-        "calibration",
-        "label_scores",
-        "thresholds",
-        "vectors",
-        "log",
-        "sessions",
-        "efficiency",
-    ],
-    [
-        "module",
-        "bundle",
-        "audit",
-        "model.decoding",
-        "cluster",
-        "backend",
-        "sharding",
-        "folders",
-        "inspect_data",
-        "job",
-        "class_weights",
-    ],
-    ["callbacks", "seq2seq", "module_seq2seq", "module_multilabel"],
-    ["worker", "board", "selection", "graphs", "predictor", "annotate"],
-    ["gauges", "service", "parts"],
-    ["distributed", "predict_ray"],
-    ["prepare", "train", "evaluate", "predict", "export", "serve", "trials"],
-    ["schedulers", "trainable", "watcher", "check", "submit", "report_scores", "inspect"],
-    ["tune", "report_run", "report_card"],
-    ["screen", "report_search"],
-    ["cli_cluster", "cli_models", "report"],
-    ["cli_results", "cli_serve"],
-    ["cli"],
-    ["__main__"],
-]
-RAY = {
-    "submit",
-    "check",
-    "schedulers",
-    "trainable",
-    "watcher",
-    "tune",
-    "cluster",
-    "backend",
-    "sharding",
-    "stages",
-    "distributed",
-    "gauges",
-    "serve",
-    "predict_ray",
-}
-LIGHTNING = {"module", "callbacks", "worker", "job"}  # `job` for the checker of types alone
-
 
 def modules() -> dict[str, Path]:
     names = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path for path in PACKAGE.rglob("*.py")}
     return {name: path for name, path in names.items() if not name.endswith("__init__")}
-
-
-def imported(path: Path) -> set[str]:
-    """Full names of all that a file imports, at any depth."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def test_every_module_stands_on_a_floor() -> None:
-    assert sorted(name for floor in FLOORS for name in floor) == sorted(modules())
-
-
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_imports_go_down(name: str) -> None:
-    level = {module: number for number, floor in enumerate(FLOORS) for module in floor}
-    for full in imported(modules()[name]):
-        match = re.match(r"txclf\.(?:((?:data|model)\.\w+)|(\w+))", full)
-        if not match:
-            continue
-        target = match[1] or match[2]
-        if target in level:
-            assert level[target] < level[name], f"{name} imports {target}, which is no floor below"
-
-
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_ray_and_lightning_stay_in_their_rooms(name: str) -> None:
-    tops = {full.split(".")[0] for full in imported(modules()[name])}
-    assert "ray" not in tops or name in RAY
-    assert "pytorch_lightning" not in tops or name in LIGHTNING
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("**/*.yaml")), ids=lambda path: path.name)

@@ -15,9 +15,10 @@ from test_prepare import make_rows, write_csv
 from test_report import search_folder
 from test_train import TINY, go_on, stopped_at
 
-from txclf import config, inspect_data, storage
+from txclf import config, inspect_data
 from txclf.config import RunConfig
-from txclf.errors import DataError
+from txclf.core import storage
+from txclf.core.errors import DataError
 from txclf.inspect import inspect
 from txclf.prepare import prepare
 from txclf.train import train

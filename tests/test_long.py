@@ -13,10 +13,11 @@ import torch
 from test_prepare import write_csv
 from test_train import go_on, lines, losses, stopped_at, tiny, trained
 
-from txclf import Classifier, bundle, config, evaluate, predict, storage
+from txclf import Classifier, bundle, config, evaluate, predict
+from txclf.core import storage
+from txclf.core.errors import ConfigError
 from txclf.data import shards
 from txclf.data.batches import TokenRows
-from txclf.errors import ConfigError
 from txclf.prepare import prepare
 from txclf.train import train
 

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from txclf import config
 from txclf.class_weights import class_weights
 from txclf.config import RunConfig
+from txclf.core.errors import ConfigError
 from txclf.data.batches import TokenRows
 from txclf.data.plan import rank_parts
-from txclf.errors import ConfigError
 from txclf.job import Place
 from txclf.module import ClassifierModule, focal_loss, learning_rate_factor, parameter_groups
 from txclf.precision import choose_precision, uses_gpu

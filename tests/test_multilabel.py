@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from test_train import go_on, lines
 
-from txclf import Classifier, config, evaluate, storage
+from txclf import Classifier, config, evaluate
 from txclf.bundle import DESCRIPTION
 from txclf.config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards
-from txclf.errors import ConfigError, DataError
 from txclf.predict import predict
 from txclf.prepare import prepare
 from txclf.progress import Interrupted, Progress

@@ -12,14 +12,15 @@ import pyarrow as pa
 import pytest
 from test_train import go_on, lines
 
-from txclf import Classifier, Seq2Seq, config, evaluate, storage
+from txclf import Classifier, Seq2Seq, config, evaluate
 from txclf.config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import BundleError, ConfigError
 from txclf.data import shards
 from txclf.data.batches import PairRows
 from txclf.data.plan import epoch_batches
 from txclf.data.tokenizer import decode, encode_targets, target_ends, train_tokenizer
 from txclf.data.words import Words
-from txclf.errors import BundleError, ConfigError
 from txclf.predict import predict
 from txclf.prepare import prepare
 from txclf.progress import Interrupted, Progress

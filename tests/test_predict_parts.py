@@ -15,7 +15,7 @@ import pytest
 from testbed import Testbed, wait_until
 
 from txclf import parts, predict
-from txclf.errors import ConfigError, DataError
+from txclf.core.errors import ConfigError, DataError
 from txclf.sections import Compute
 
 LONG = "five boxing wizards jump quickly over the lazy dog " * 20

@@ -10,7 +10,7 @@ import pytest
 from test_predict import ROWS, put
 
 from txclf import cli_results, predict
-from txclf.errors import BundleError, ConfigError, DataError, StorageError
+from txclf.core.errors import BundleError, ConfigError, DataError, StorageError
 
 TWO = [{"text": "fox", "n": 1}, {"text": "dog", "n": 2}]
 

@@ -12,10 +12,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from txclf import config, storage
+from txclf import config
 from txclf.config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards
-from txclf.errors import ConfigError, DataError
 from txclf.prepare import prepare
 
 WORDS = ["the", "of", "film", "plot", "score", "actor", "scene", "light", "sound", "word"]

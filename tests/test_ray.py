@@ -14,10 +14,11 @@ import torch
 from test_prepare import make_rows, read
 from test_train import data, go_on, lines, losses, tiny, trained
 
-from txclf import Classifier, checkpoints, cluster, storage
+from txclf import Classifier, checkpoints, cluster
+from txclf.core import storage
+from txclf.core.errors import ClusterError, DataError
 from txclf.data import shards
 from txclf.data.batches import TokenRows
-from txclf.errors import ClusterError, DataError
 from txclf.prepare import prepare
 from txclf.progress import Interrupted, Progress
 from txclf.sections import Compute

@@ -16,10 +16,11 @@ from sklearn import metrics
 from test_prepare import write_csv
 from test_train import TINY, go_on, stopped_at
 
-from txclf import Classifier, config, evaluate, report, report_page, report_scores, report_search, storage, trials
+from txclf import Classifier, config, evaluate, report, report_page, report_scores, report_search, trials
 from txclf.config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import ConfigError
 from txclf.data import shards
-from txclf.errors import ConfigError
 from txclf.prepare import prepare
 from txclf.report_scores import Budget
 from txclf.train import train

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from test_train import data, go_on, lines, stopped_at, tiny, trained
 
-from txclf import Classifier, callbacks, checkpoints, storage
+from txclf import Classifier, callbacks, checkpoints
 from txclf.config import RunConfig
-from txclf.errors import ConfigError, StorageError
+from txclf.core import storage
+from txclf.core.errors import ConfigError, StorageError
 from txclf.prepare import prepare
 from txclf.progress import Progress
 from txclf.train import Summary, check_folder, recorded_data, train

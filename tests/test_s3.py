@@ -15,8 +15,9 @@ from test_serve_processes import Server
 from test_train import TINY, data
 from testbed import wait_until
 
-from txclf import Classifier, storage
-from txclf.errors import StorageError
+from txclf import Classifier
+from txclf.core import storage
+from txclf.core.errors import StorageError
 
 __all__ = ["data"]  # the fixture
 BIN = Path(sys.executable).parent

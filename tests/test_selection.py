@@ -14,9 +14,10 @@ from sklearn.metrics import accuracy_score, f1_score
 from test_prepare import make_rows, write_csv
 from test_train import go_on, tiny
 
-from txclf import Classifier, calibration, checkpoints, config, evaluate, storage
+from txclf import Classifier, calibration, checkpoints, config, evaluate
 from txclf.bundle import softmax
 from txclf.config import RunConfig
+from txclf.core import storage
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.prepare import prepare

@@ -23,7 +23,7 @@ from test_serve import TEXTS, counts
 from testbed import wait_until
 
 from txclf import Classifier, cli_serve
-from txclf.errors import ConfigError
+from txclf.core.errors import ConfigError
 
 TXCLF = [sys.executable, "-m", "txclf"]
 

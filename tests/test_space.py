@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from txclf import config
-from txclf.errors import ConfigError
+from txclf.core.errors import ConfigError
 from txclf.space import Domain, Tune, placed
 
 DOMAINS: list[dict[str, Any]] = [

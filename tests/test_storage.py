@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pyarrow import fs as pafs
 
-from txclf import storage
-from txclf.errors import StorageError
+from txclf.core import storage
+from txclf.core.errors import StorageError
 
 
 @pytest.fixture(params=["path", "uri", "object"])

@@ -18,7 +18,7 @@ from test_train import TINY, data
 from testbed import METRICS, TOKEN, Testbed, environment, wait_until
 
 from txclf import Classifier, checkpoints, submit
-from txclf.errors import ClusterError, ConfigError
+from txclf.core.errors import ClusterError, ConfigError
 
 __all__ = ["data"]  # the fixture
 TXCLF = str(Path(sys.executable).with_name("txclf"))

@@ -15,7 +15,7 @@ from test_prepare import make_rows, write_csv
 from test_train import go_on, lines, stopped_at, tiny, trained
 
 from txclf import callbacks, config, trackers
-from txclf.errors import ConfigError, TxclfError
+from txclf.core.errors import ConfigError, TxclfError
 from txclf.prepare import prepare
 from txclf.progress import Progress
 from txclf.train import check_folder, train

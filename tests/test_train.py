@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from test_prepare import make_rows, write_csv
 from tokenizers import Tokenizer
 
-from txclf import Classifier, callbacks, checkpoints, config, storage
+from txclf import Classifier, callbacks, checkpoints, config
 from txclf.callbacks import Course
 from txclf.config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import ConfigError, StorageError, TxclfError
 from txclf.data import shards, spool
 from txclf.data.batches import TokenRows
 from txclf.data.plan import Plan
-from txclf.errors import ConfigError, StorageError, TxclfError
 from txclf.prepare import prepare
 from txclf.progress import Interrupted, Progress
 from txclf.train import Summary, check_folder, train

@@ -13,7 +13,7 @@ import pytest
 
 from txclf import config, trials
 from txclf.config import RunConfig
-from txclf.errors import ConfigError
+from txclf.core.errors import ConfigError
 from txclf.trials import Result, Trial
 
 

@@ -19,7 +19,7 @@ from testbed import wait_until
 
 from txclf import Classifier, config, sessions, trials, tune
 from txclf.config import RunConfig
-from txclf.errors import ClusterError, ConfigError
+from txclf.core.errors import ClusterError, ConfigError
 from txclf.prepare import prepare
 from txclf.progress import Interrupted
 from txclf.train import check_folder, train

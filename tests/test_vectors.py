@@ -14,11 +14,12 @@ import torch
 from test_prepare import make_rows, write_csv
 from test_train import go_on, losses, stopped_at, tiny
 
-from txclf import Classifier, checkpoints, config, storage, vectors
+from txclf import Classifier, checkpoints, config, vectors
 from txclf.config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards
 from txclf.data.tokenizer import parse_tokenizer
-from txclf.errors import ConfigError, DataError
 from txclf.prepare import prepare
 from txclf.progress import Progress
 from txclf.train import Summary, check_folder, train

@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from txclf import bundle
 from txclf.bundle import Classifier
+from txclf.core.errors import ConfigError, DataError
 from txclf.data.records import RawBatch
 from txclf.description import Description
-from txclf.errors import ConfigError, DataError
 from txclf.seq2seq import Seq2Seq
 
 Answer = Callable[[list[tuple[str, ...]]], Iterable[list[object]]]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from txclf.config import RunConfig
+from txclf.core.errors import DataError
+from txclf.core.hashing import UInt64s
 from txclf.data.records import Reject
-from txclf.errors import DataError
-from txclf.hashes import UInt64s
 
 SHOWN_REJECTS = 20
 

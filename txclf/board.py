@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from txclf.errors import TxclfError
+from txclf.core.errors import TxclfError
 from txclf.progress import Progress, Pulse
 
 DATA = ("reading data", "waiting for data")

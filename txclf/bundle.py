@@ -26,14 +26,15 @@ from safetensors.torch import save as save_safetensors
 from tokenizers import Tokenizer as FastTokenizer
 from torch import nn
 
-from txclf import __version__, card, storage
+from txclf import __version__, card
 from txclf.config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import BundleError, StorageError
 from txclf.data.batches import TokenRows
 from txclf.data.plan import Layout, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, separator_id, vocab_size
 from txclf.data.words import Words
 from txclf.description import Calibration, Description, summary
-from txclf.errors import BundleError, StorageError
 from txclf.model.classifier import TransformerClassifier, by_row
 from txclf.thresholds import DEFAULT
 

@@ -17,11 +17,12 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from txclf import checkpoints, sessions, storage, tensors, trackers
+from txclf import checkpoints, sessions, tensors, trackers
 from txclf.clock import Clock
 from txclf.config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import TxclfError
 from txclf.data.plan import Plan
-from txclf.errors import TxclfError
 from txclf.log import Log
 from txclf.module import TrainingModule, learning_rate_factor
 from txclf.progress import Interrupted, Progress, Pulse

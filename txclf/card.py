@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 
-from txclf import storage
+from txclf.core import storage
 
 MARK = "<!-- Yours from here on: it is kept when this card is made again, as the license above. -->"
 NOTES = """

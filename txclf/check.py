@@ -15,9 +15,10 @@ import time
 import uuid
 from typing import Any, Literal, NamedTuple
 
-from txclf import __version__, storage
+from txclf import __version__
 from txclf.config import RunConfig, anchored
-from txclf.errors import ClusterError, TxclfError
+from txclf.core import storage
+from txclf.core.errors import ClusterError, TxclfError
 from txclf.precision import choose_precision
 from txclf.prepare import find_sources
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from txclf import storage
-from txclf.errors import StorageError
+from txclf.core import storage
+from txclf.core.errors import StorageError
 
 MARK = "checkpoint.json"
 STATE = "state.pt"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from txclf.config import RunConfig
+from txclf.core.errors import ConfigError
 from txclf.data.shards import Split
-from txclf.errors import ConfigError
 
 HEAVIEST = 100.0
 """What `class_weights: balanced` weighs the rows with a label at most, and its inverse at least."""

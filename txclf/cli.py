@@ -15,7 +15,7 @@ import typer
 
 from txclf import __version__, cli_cluster, cli_models, cli_results, cli_serve
 from txclf.cli_cluster import RunFile, Words
-from txclf.errors import TxclfError
+from txclf.core.errors import TxclfError
 
 if TYPE_CHECKING:
     from txclf.config import RunConfig
@@ -88,7 +88,7 @@ def tune(
 ) -> None:
     """Search settings: many trials, each an ordinary run, the poor ones stopped early, the best one bundled."""
     from txclf import config as settings
-    from txclf import storage
+    from txclf.core import storage
 
     run = settings.load(run_file, words or [])
     refitted = _tune(run, resume, extend, refit or refit_workers is not None, refit_workers)
@@ -291,7 +291,8 @@ def _evaluate(run: str, data: list[str] | None = None, with_baseline: bool = Tru
 
 def _show_predictions(run: RunConfig) -> None:
     """Five test rows with what the model says of them."""
-    from txclf import Classifier, console, storage
+    from txclf import Classifier, console
+    from txclf.core import storage
     from txclf.data import shards
 
     prepared = storage.read_json(storage.join(run.run_folder, "summary.json"))["prepared"]

@@ -23,8 +23,9 @@ def export(
     ] = 0.98,
 ) -> None:
     """Write a model as ONNX, torch.export and 8-bit ONNX; a file is kept if it answers as the bundle does."""
-    from txclf import console, storage
+    from txclf import console
     from txclf import export as verb
+    from txclf.core import storage
 
     out = out or storage.join(model, "export")
     formats = [kind for name in form or verb.FORMATS for kind in verb.known(name)]

@@ -59,7 +59,7 @@ def predict(
 
 
 def _compute(workers: int, told: dict[str, Any]) -> Compute | None:
-    from txclf.errors import ConfigError
+    from txclf.core.errors import ConfigError
     from txclf.sections import Compute
 
     told = {key: value for key, value in told.items() if value is not None}
@@ -94,7 +94,8 @@ def _workers(compute: Compute | None, out: str) -> Iterator[None]:
     if compute is None:
         yield
         return
-    from txclf import check, cluster, storage
+    from txclf import check, cluster
+    from txclf.core import storage
 
     # Ray's core warns of each actor of Ray Data that what it was made of could be lost. Not while this process lives.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

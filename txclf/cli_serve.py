@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from txclf.cli_models import Model
-from txclf.errors import ConfigError
+from txclf.core.errors import ConfigError
 
 TOKEN = "TXCLF_SERVE_TOKEN"
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "watchfiles")

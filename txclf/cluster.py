@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import ray
 import ray.data  # sets its loggers up when imported, before they are quieted below
 
-from txclf.errors import ClusterError
+from txclf.core.errors import ClusterError
 from txclf.sections import Compute
 
 # Read by the worker processes too. Each can be overridden from outside.

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from txclf import storage
-from txclf.errors import ConfigError
+from txclf.core import storage
+from txclf.core.errors import ConfigError
 from txclf.sections import Compute, Cut, Data, Generate, Model, Section, Tokenizer, Train
 from txclf.space import Settings, Tune, placed
 

@@ -33,12 +33,13 @@ from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from txclf import cluster, storage
+from txclf import cluster
 from txclf.backend import Interfaces
 from txclf.board import Lost
+from txclf.core import storage
+from txclf.core.errors import ClusterError, TxclfError
 from txclf.data import shards
 from txclf.data.batches import Rows
-from txclf.errors import ClusterError, TxclfError
 from txclf.gauges import GaugedBoard
 from txclf.job import Job, Place
 from txclf.progress import Interrupted, Progress, Pulse

@@ -19,15 +19,16 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.functional.text import chrf_score, sacre_bleu_score
 
-from txclf import baseline, calibration, config, label_scores, storage, thresholds
+from txclf import baseline, calibration, config, label_scores, thresholds
 from txclf.bundle import Classifier, sigmoid, softmax
 from txclf.config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import ConfigError, DataError
 from txclf.data import records, shards, sources
 from txclf.data.batches import PairRows
 from txclf.data.labels import LabelSets
 from txclf.data.tokenizer import encode_targets
 from txclf.data.words import Words
-from txclf.errors import ConfigError, DataError
 from txclf.seq2seq import Seq2Seq
 
 METRICS = "metrics.json"

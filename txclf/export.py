@@ -27,13 +27,14 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from txclf import bundle, storage
+from txclf import bundle
 from txclf.bundle import Classifier
+from txclf.core import storage
+from txclf.core.errors import ConfigError, DataError
 from txclf.data import records, shards, sources
 from txclf.data.batches import TokenRows, padded
 from txclf.data.plan import scoring_batches
 from txclf.data.tokenizer import target_ends
-from txclf.errors import ConfigError, DataError
 from txclf.graphs import Graph, graphs
 from txclf.model.classifier import by_row
 from txclf.seq2seq import Seq2Seq

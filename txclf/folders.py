@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from txclf import checkpoints, config, log, sessions, storage
+from txclf import checkpoints, config, log, sessions
 from txclf.config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import DataError
 from txclf.data import shards
-from txclf.errors import DataError
 
 Kind = Literal["run", "search", "bundle", "prepared"]
 

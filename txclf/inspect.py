@@ -12,9 +12,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from txclf import bundle, checkpoints, config, evaluate, folders, inspect_data, storage, trials
+from txclf import bundle, checkpoints, config, evaluate, folders, inspect_data, trials
+from txclf.core import storage
+from txclf.core.errors import DataError, TxclfError
 from txclf.data import shards, sources
-from txclf.errors import DataError, TxclfError
 from txclf.folders import Standing
 
 

@@ -15,8 +15,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from txclf import storage
-from txclf.errors import StorageError
+from txclf.core import storage
+from txclf.core.errors import StorageError
 from txclf.trackers import Status, Tracker
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from txclf.errors import ConfigError
+from txclf.core.errors import ConfigError
 from txclf.sections import Compute
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]

@@ -18,12 +18,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from txclf import __version__, annotate, bundle, parts, predict_ray, storage
+from txclf import __version__, annotate, bundle, parts, predict_ray
 from txclf.annotate import Columns
+from txclf.core import storage
+from txclf.core.errors import DataError, StorageError
 from txclf.data import writers
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source, find_sources, stamp
-from txclf.errors import DataError, StorageError
 from txclf.parts import Count, Place, Plan
 from txclf.sections import Compute
 

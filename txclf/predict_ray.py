@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from txclf import parts
+from txclf.core.errors import ClusterError, TxclfError
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source
-from txclf.errors import ClusterError, TxclfError
 from txclf.parts import Count, Place, Plan
 from txclf.sections import Compute
 

@@ -24,9 +24,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from txclf import stages, storage
+from txclf import stages
 from txclf.audit import SHOWN_REJECTS, Audit, check
 from txclf.config import RunConfig, anchored
+from txclf.core import storage
+from txclf.core.errors import ConfigError, DataError
+from txclf.core.hashing import UInt64s
 from txclf.data import records, shards
 from txclf.data.records import Reject
 from txclf.data.shards import Manifest, Shard, Split
@@ -42,8 +45,6 @@ from txclf.data.tokenizer import (
     vocab_size,
 )
 from txclf.data.words import Words
-from txclf.errors import ConfigError, DataError
-from txclf.hashes import UInt64s
 from txclf.stages import Tables
 
 BUCKET_BYTES = 64 * 2**20  # raw bytes that become one shard, roughly

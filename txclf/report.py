@@ -14,8 +14,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from txclf import folders, report_card, report_page, report_run, report_search, storage
-from txclf.errors import ConfigError
+from txclf import folders, report_card, report_page, report_run, report_search
+from txclf.core import storage
+from txclf.core.errors import ConfigError
 from txclf.report_scores import FULL, QUICK, Budget
 
 FILE = "report.html"

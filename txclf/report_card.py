@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from txclf import bundle, card, storage
+from txclf import bundle, card
+from txclf.core import storage
 from txclf.description import Description, summary
 from txclf.report_page import number, share
 

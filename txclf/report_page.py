@@ -24,7 +24,7 @@ from typing import Any
 import jinja2
 
 from txclf import __version__
-from txclf.errors import TxclfError
+from txclf.core.errors import TxclfError
 
 PARTS = Path(__file__).parent / "page"
 

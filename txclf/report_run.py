@@ -10,11 +10,12 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
-from txclf import config, evaluate, report_scores, storage
+from txclf import config, evaluate, report_scores
 from txclf.bundle import Classifier, describe
 from txclf.config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import TxclfError
 from txclf.data import shards
-from txclf.errors import TxclfError
 from txclf.folders import Standing
 from txclf.report_scores import Budget
 from txclf.seq2seq import Seq2Seq

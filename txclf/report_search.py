@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from txclf import config, evaluate, storage, trials
+from txclf import config, evaluate, trials
+from txclf.core import storage
 from txclf.folders import Standing
 from txclf.report_run import curves, facts, flat, plain
 

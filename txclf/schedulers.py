@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 
 from txclf import trials
 from txclf.config import RunConfig
-from txclf.errors import ConfigError
+from txclf.core.errors import ConfigError
 from txclf.space import Settings, Tune
 
 Histories = dict[int, list[dict[str, float]]]

@@ -22,8 +22,9 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from txclf import bundle, storage
-from txclf.errors import ClusterError, ConfigError
+from txclf import bundle
+from txclf.core import storage
+from txclf.core.errors import ClusterError, ConfigError
 from txclf.gate import Limits, Metrics
 from txclf.gatherer import Answers, Ask, Busy, Gatherer
 from txclf.occlusion import Row

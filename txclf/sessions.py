@@ -7,8 +7,8 @@ import uuid
 
 from pydantic import BaseModel, ConfigDict
 
-from txclf import storage
-from txclf.errors import StorageError
+from txclf.core import storage
+from txclf.core.errors import StorageError
 
 FILE = "sessions.jsonl"
 

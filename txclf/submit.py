@@ -20,7 +20,7 @@ from typing import Any
 
 import txclf
 from txclf import config
-from txclf.errors import ClusterError, ConfigError
+from txclf.core.errors import ClusterError, ConfigError
 
 VERBS = ("train", "tune", "prepare", "evaluate", "predict", "check")
 STOP_S = 120

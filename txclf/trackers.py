@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from txclf import storage
 from txclf.config import RunConfig
-from txclf.errors import ConfigError
+from txclf.core import storage
+from txclf.core.errors import ConfigError
 
 IDS = "trackers.json"
 LONGEST = 6000

@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from txclf import __version__, bundle, checkpoints, config, sessions, storage, trackers, vectors
+from txclf import __version__, bundle, checkpoints, config, sessions, trackers, vectors
 from txclf.class_weights import label_weights
 from txclf.config import RunConfig, anchored
+from txclf.core import storage
+from txclf.core.errors import ConfigError
 from txclf.data import shards, spool
 from txclf.data.batches import Rows
 from txclf.description import Calibration
-from txclf.errors import ConfigError
 from txclf.job import Job, Place
 from txclf.precision import choose_precision, uses_gpu
 from txclf.progress import Progress

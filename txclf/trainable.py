@@ -19,9 +19,10 @@ import ray
 import torch
 from ray import tune
 
-from txclf import checkpoints, config, distributed, storage, trials
+from txclf import checkpoints, config, distributed, trials
 from txclf.config import RunConfig
-from txclf.errors import TxclfError
+from txclf.core import storage
+from txclf.core.errors import TxclfError
 from txclf.progress import Interrupted, Progress
 from txclf.train import train
 

@@ -23,9 +23,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from txclf import checkpoints, config, log, storage
+from txclf import checkpoints, config, log
 from txclf.config import RunConfig
-from txclf.errors import ConfigError
+from txclf.core import storage
+from txclf.core.errors import ConfigError
 from txclf.space import Settings, Tune
 
 FILE = "trial.json"

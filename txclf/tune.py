@@ -19,10 +19,11 @@ import ray
 from pydantic import BaseModel, ConfigDict
 from ray import tune as ray_tune
 
-from txclf import __version__, checkpoints, cluster, config, distributed, schedulers, storage, trials
+from txclf import __version__, checkpoints, cluster, config, distributed, schedulers, trials
 from txclf.config import RunConfig, anchored
+from txclf.core import storage
+from txclf.core.errors import ClusterError, ConfigError
 from txclf.data import shards
-from txclf.errors import ClusterError, ConfigError
 from txclf.prepare import prepare
 from txclf.progress import Interrupted
 from txclf.space import Tune

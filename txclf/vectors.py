@@ -35,10 +35,10 @@ from safetensors.torch import save as save_safetensors
 from tokenizers import Tokenizer as FastTokenizer
 from torch import Tensor
 
-from txclf import storage
+from txclf.core import storage
+from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards
 from txclf.data.tokenizer import parse_tokenizer, vocab_size
-from txclf.errors import ConfigError, DataError
 
 EXACT, LOWERED, FOLDED = 3, 2, 1
 """How well a word of the file fits a token: as it stands, the token lower-cased, the file's word lower-cased."""

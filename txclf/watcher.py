@@ -8,8 +8,9 @@ from typing import Any
 import ray
 from ray import cloudpickle, tune
 
-from txclf import distributed, storage, trials
+from txclf import distributed, trials
 from txclf.config import RunConfig
+from txclf.core import storage
 from txclf.trials import Result, Trial
 
 

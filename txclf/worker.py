@@ -19,11 +19,12 @@ import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 
-from txclf import checkpoints, efficiency, storage, tensors, vectors
+from txclf import checkpoints, efficiency, tensors, vectors
 from txclf.callbacks import Course, Recorder, exhausted
 from txclf.class_weights import label_weights
 from txclf.clock import Clock
 from txclf.config import RunConfig
+from txclf.core import storage
 from txclf.data import plan as plans
 from txclf.data import shards, spool
 from txclf.data.batches import Batch, PairBatch, Rows, TokenRows

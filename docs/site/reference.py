@@ -60,7 +60,7 @@ PYTHON: dict[str, dict[str, list[str] | None]] = {
         "txclf.inspect.inspect": None,
     },
     "Ray": {"txclf.cluster.connected": None},
-    "Errors": {"txclf.errors": None},
+    "Errors": {"txclf.core.errors": None},
 }
 """What is shown by its heading; the members of a class, where not all."""
 LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}

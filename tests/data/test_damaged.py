@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from files import PACK, ROWS, WRITERS, as_parquet, as_table, raw, source_of
 
+from txclf.core.errors import DataError
 from txclf.data.records import read_raw, read_rows
 from txclf.data.sources import Source
-from txclf.errors import DataError
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from txclf.core.errors import DataError
 from txclf.data import demo
 from txclf.data.demo import PACKAGES, SHARES, split_files, write_corpus
-from txclf.errors import DataError
 
 Row = dict[str, str]
 

@@ -30,10 +30,10 @@ from files import (
     source_of,
 )
 
+from txclf.core.errors import DataError
 from txclf.data import records
 from txclf.data.records import Reject, read_rows, sort_labels
 from txclf.data.sources import find_sources
-from txclf.errors import DataError
 
 # ------------------------------------------------------------------------------------------------------------- reading
 

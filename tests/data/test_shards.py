@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from txclf import storage
+from txclf.core import storage
+from txclf.core.errors import DataError
 from txclf.data import shards
 from txclf.data.shards import LENGTH_EDGES, SCHEMA, Manifest, Shard, Split
-from txclf.errors import DataError
 
 TEXTS = shards.text_hashes((f"text number {number}",) for number in range(20_000))
 SEEDS = [0, 1, 2**63 - 1]

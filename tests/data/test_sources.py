@@ -10,9 +10,9 @@ import pytest
 from files import ROWS, as_csv, as_tsv, checked, pairs, put
 from pyarrow import fs as pafs
 
-from txclf import storage
+from txclf.core import storage
+from txclf.core.errors import DataError, StorageError
 from txclf.data.sources import Source, find_sources
-from txclf.errors import DataError, StorageError
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from txclf.core.errors import DataError, StorageError
 from txclf.data.batches import TokenRows
 from txclf.data.spool import spooled
-from txclf.errors import DataError, StorageError
 
 COLUMNS = ("input_ids", "label")
 

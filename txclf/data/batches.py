@@ -17,9 +17,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from txclf.core.hashing import mix, uniform
 from txclf.data.labels import LabelSets
 from txclf.data.plan import WHOLE, Int32s, Ints, Layout, Lengths, padding_share
-from txclf.hashes import mix, uniform
 
 PART_TOKENS = 2**20
 """Tokens that are looked at at once where all are: their numbers take a hundred bytes each."""

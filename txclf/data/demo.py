@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from txclf import storage
-from txclf.errors import DataError
+from txclf.core import storage
+from txclf.core.errors import DataError
 
 PACKAGES = (
     "asyncio",

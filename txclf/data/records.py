@@ -27,10 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from txclf import storage
+from txclf.core import storage
+from txclf.core.errors import DataError
 from txclf.data import labels as cells
 from txclf.data.sources import Source, ending, fault, list_files, public_name
-from txclf.errors import DataError
 
 LONGEST_CHARS = 2**24
 """Characters of a JSON line or csv field above which a row is rejected: a quote never closed cannot fill the memory."""

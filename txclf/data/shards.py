@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from txclf import storage
-from txclf.errors import DataError
-from txclf.hashes import UInt64s, mix, uniform
+from txclf.core import storage
+from txclf.core.errors import DataError
+from txclf.core.hashing import UInt64s, mix, uniform
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"

@@ -17,8 +17,8 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from txclf import storage
-from txclf.errors import DataError
+from txclf.core import storage
+from txclf.core.errors import DataError
 
 _FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "text"}
 _CODECS = {".gz": "gzip", ".zst": "zstd"}

@@ -15,11 +15,11 @@ from contextlib import ExitStack
 import numpy as np
 import pyarrow as pa
 
+from txclf.core.errors import StorageError
 from txclf.data.batches import PairRows, Rows, TokenRows
 from txclf.data.labels import LabelSets
 from txclf.data.plan import WHOLE, Int32s, Ints, Layout
 from txclf.data.shards import Manifest
-from txclf.errors import StorageError
 
 LENGTHS = ".lengths"
 """Ends the name of the file of a column's lengths."""

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from txclf import storage
+from txclf.core import storage
+from txclf.core.errors import ConfigError, StorageError
 from txclf.data import sources
-from txclf.errors import ConfigError, StorageError
 
 GROUP_BYTES = 2**24
 """Size in memory of a row group of Parquet."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from txclf.errors import StorageError
+from txclf.core.errors import StorageError
 
 
 def resolve(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
