@@ -36,13 +36,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from txclf.config.sections import Model, Tokenizer
 from txclf.data.batches import TokenRows
 from txclf.data.plan import epoch_batches, scoring_batches
 from txclf.data.tokenizer import encode, train_tokenizer, vocab_size
 from txclf.data.words import Words
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.layers import sinusoids
-from txclf.sections import Model, Tokenizer
 
 WIDTH, HEADS, FEEDFORWARD, LAYERS, BATCH, CLIP = 50, 5, 50, 6, 30, 0.5
 RUNGS = ["as written", "zero_grad", "batch axis", "padding mask", "masked mean", "txclf"]

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from txclf import efficiency
+from txclf.config.sections import Model
 from txclf.data.batches import Batch, TokenRows
 from txclf.data.plan import Plan
 from txclf.model.classifier import TransformerClassifier
 from txclf.precision import choose_precision
-from txclf.sections import Model
 
 VOCAB, CLASSES, DROPOUT = 16_000, 4, 0.1
 SHAPES = {

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from txclf import config
+from txclf.config import run_config
 from txclf.prepare import prepare
 from txclf.progress import Interrupted
 from txclf.train import train
@@ -44,7 +44,7 @@ def write(path: Path, rows: int) -> None:
 def peak(folder: str, data: str, name: str, ingest: str) -> None:
     """Trains 100 steps in this process and prints its peak resident memory in MB."""
     words = [f"storage={folder}", f"data.train={data}", f"name={name}", f"data.ingest={ingest}", *SMALL]
-    run = config.load(None, words)
+    run = run_config.load(None, words)
     with suppress(Interrupted):
         train(run, prepare(run), lambda progress: progress.step >= 100)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
@@ -52,7 +52,7 @@ def peak(folder: str, data: str, name: str, ingest: str) -> None:
 
 def main() -> None:
     if len(sys.argv) == 3:  # a process of its own, so that its memory is not counted
-        prepare(config.load(None, [f"storage={sys.argv[1]}", f"data.train={sys.argv[2]}", *SMALL]))
+        prepare(run_config.load(None, [f"storage={sys.argv[1]}", f"data.train={sys.argv[2]}", *SMALL]))
         return
     if len(sys.argv) == 5:
         peak(*sys.argv[1:])

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from txclf import config
-from txclf.config import RunConfig
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.model.layers import sinusoids
 from txclf.prepare import prepare
@@ -99,7 +99,7 @@ def split_rows(folder: str, manifest: shards.Manifest, split: str) -> list[Row]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    run = config.load(sys.argv[1], sys.argv[2:])
+    run = run_config.load(sys.argv[1], sys.argv[2:])
     pl.seed_everything(run.seed)
     folder = prepare(run)
     manifest = shards.load_manifest(folder)

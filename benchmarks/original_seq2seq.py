@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from txclf import config
-from txclf.config import RunConfig
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.data.batches import PairRows
 from txclf.data.tokenizer import parse_tokenizer, target_ends
@@ -128,7 +128,7 @@ def score(model: OriginalSeq2Seq, rows: PairRows, ends: tuple[int, int], longest
 
 def main() -> None:
     torch.set_num_threads(1)
-    run = config.load(sys.argv[1], sys.argv[2:])
+    run = run_config.load(sys.argv[1], sys.argv[2:])
     folder = prepare(run)
     manifest = shards.load_manifest(folder)
     rows = {

@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from txclf import bundle, config
-from txclf.config import RunConfig
+from txclf import bundle
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.data.plan import scoring_batches
 from txclf.model.classifier import TransformerClassifier
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_intermixed_args()
     torch.set_num_threads(chosen.threads)
-    run = config.load(chosen.run_file, chosen.words)
+    run = run_config.load(chosen.run_file, chosen.words)
     torch.manual_seed(run.seed)
     folder = prepare(run)
     manifest = shards.load_manifest(folder)

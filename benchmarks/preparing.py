@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-from txclf import config
+from txclf.config import run_config
 from txclf.data import shards
 from txclf.prepare import prepare
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="key=value")
     parser.add_argument("--copies", type=int, default=1)
     chosen = parser.parse_intermixed_args()
-    run = config.load(chosen.run_file, chosen.words)
+    run = run_config.load(chosen.run_file, chosen.words)
     trained = prepare(run)  # makes the tokenizer, once for all samples
     manifest = shards.load_manifest(trained)
     with tempfile.TemporaryDirectory(dir=run.storage) as scratch:
@@ -54,7 +54,7 @@ def main() -> None:
         else:
             words = [f"storage={scratch}", f"data.train={data}", "data.test=null", "data.valid=null"]
             words += ["tokenizer.kind=file", f"tokenizer.file={tokenizer}"]
-            again = config.load(chosen.run_file, [*chosen.words, *words])
+            again = run_config.load(chosen.run_file, [*chosen.words, *words])
             start = time.perf_counter()
             folder = prepare(again)
             seconds = time.perf_counter() - start

@@ -16,14 +16,14 @@ import time
 import uuid
 from pathlib import Path
 
-from txclf import config
+from txclf.config import run_config
 from txclf.prepare import prepare
 
 
 def main() -> None:
     run_file, *words = sys.argv[1:]
     words.append(f"name=bench-{uuid.uuid4().hex[:8]}")
-    run = config.load(run_file, words)
+    run = run_config.load(run_file, words)
     prepare(run)
     sessions = Path(run.run_folder, "sessions.jsonl")
     started = time.time()

@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from txclf import config, efficiency
-from txclf.config import RunConfig
+from txclf import efficiency
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.data import shards
 from txclf.data.batches import TokenRows
@@ -255,7 +256,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_intermixed_args()
     torch.set_num_threads(chosen.threads)
-    run = config.load(chosen.run_file, chosen.words)
+    run = run_config.load(chosen.run_file, chosen.words)
     torch.manual_seed(run.seed)
     work = Work(run, chosen.steps)
     marks = Marks(chosen.warmup)

@@ -18,7 +18,7 @@ import time
 import uuid
 from pathlib import Path
 
-from txclf import config
+from txclf.config import run_config
 from txclf.prepare import prepare
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     variant, run_file, *words = sys.argv[1:]
     name = f"bench-{uuid.uuid4().hex[:8]}"
     words += [f"name={name}", "tune.scheduler.kind=fifo"]
-    run = config.load(run_file, words)
+    run = run_config.load(run_file, words)
     if variant == "inner":
         serial(run_file, words)
         return
@@ -48,7 +48,7 @@ def serial(run_file: str, words: list[str]) -> None:
     from txclf import trials
     from txclf.train import train
 
-    run = config.load(run_file, words)
+    run = run_config.load(run_file, words)
     prepared = prepare(run)
     for number in range(run.tune.total):
         train(trials.run_of(run, number, trials.draw(run, number)), prepared, lambda progress: False)

@@ -12,8 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from txclf import bundle, config
-from txclf.config import RunConfig
+from txclf import bundle
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.data.tokenizer import train_tokenizer
 from txclf.model.classifier import TransformerClassifier
 
@@ -21,7 +22,7 @@ from txclf.model.classifier import TransformerClassifier
 @pytest.fixture(scope="session")
 def tiny_run() -> RunConfig:
     """The smallest run worth the name."""
-    return config.parse(
+    return run_config.parse(
         {
             "name": "tiny",
             "tokenizer": {"vocab_size": 300, "max_length": 16},

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 import txclf
 from txclf import bundle
 from txclf.bundle import Classifier
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
+from txclf.config.sections import Model
 from txclf.core import storage
 from txclf.core.errors import BundleError
 from txclf.data.tokenizer import train_tokenizer
 from txclf.model.classifier import TransformerClassifier
-from txclf.sections import Model
 
 TEXTS = ["the quick brown fox", "", "a lazy dog jumps", "naïve 🎉 日本 " * 30, "fox", "the [PAD] fox"]
 

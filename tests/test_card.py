@@ -9,7 +9,7 @@ import pytest
 from test_report import LABELS, hostile_run
 
 from txclf import Classifier, bundle, card, evaluate, report
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 
 

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 from test_cluster_files import CLUSTER, KUBERAY, clusters, load
 
-from txclf import config
+from txclf.config import run_config
 
 KUBERNETES = "1.33"
 
@@ -206,7 +206,7 @@ def test_the_entrypoint_is_a_command_of_txclf(name: str, verb: str) -> None:
     words = job["entrypoint"].split()
     assert words[:3] == ["txclf-again", verb, "/jobs/run.yaml"]
     assert not set("'\"$;|&") & set(job["entrypoint"])  # it goes through two shells
-    settings = config.load(None, words[3:])
+    settings = run_config.load(None, words[3:])
     assert settings.storage.startswith("/storage/")
     worker = job["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["requests"]
     assert settings.compute.cpus_per_worker <= float(worker["cpu"])

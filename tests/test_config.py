@@ -11,10 +11,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from txclf import config
-from txclf.config import RunConfig
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.config.sections import Compute, Data, Model, Section, Tokenizer, Train
 from txclf.core.errors import ConfigError
-from txclf.sections import Compute, Data, Model, Section, Tokenizer, Train
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").rglob("*.yaml"))
 
@@ -27,7 +27,7 @@ def write(path: Path, text: str) -> str:
 def problems(*words: str) -> list[str]:
     """What the command line is told, line by line without the indent; the number of problems first."""
     with pytest.raises(ConfigError) as error:
-        config.load(None, words)
+        run_config.load(None, words)
     return [line.strip() for line in str(error.value).splitlines()]
 
 
@@ -35,12 +35,12 @@ def problems(*words: str) -> list[str]:
 
 
 def test_defaults_need_no_file(tmp_path: Path) -> None:
-    assert config.load(None) == RunConfig() == config.load(write(tmp_path / "run.yaml", ""))
+    assert run_config.load(None) == RunConfig() == run_config.load(write(tmp_path / "run.yaml", ""))
 
 
 def test_words_go_before_the_file_and_the_file_before_the_defaults(tmp_path: Path) -> None:
     path = write(tmp_path / "run.yaml", "seed: 1\ntrain: {epochs: 5, batch_size: 8}\n")
-    run = config.load(path, ["train.epochs=7", "model.width=64", "train.epochs=9"])
+    run = run_config.load(path, ["train.epochs=7", "model.width=64", "train.epochs=9"])
     assert (run.seed, run.train.epochs, run.train.batch_size, run.model.width) == (1, 9, 8, 64)
     assert run.train.accumulate == RunConfig().train.accumulate
 
@@ -66,20 +66,20 @@ def test_words_go_before_the_file_and_the_file_before_the_defaults(tmp_path: Pat
     ],
 )
 def test_values_of_words_are_yaml(word: str, section: str, key: str, value: object) -> None:
-    found = getattr(getattr(config.load(None, [word]), section), key)
+    found = getattr(getattr(run_config.load(None, [word]), section), key)
     assert found == value
     assert type(found) is type(value)
 
 
 def test_a_word_enters_a_section_that_the_file_left_empty(tmp_path: Path) -> None:
-    assert config.load(write(tmp_path / "run.yaml", "train:\n"), ["train.epochs=2"]).train.epochs == 2
+    assert run_config.load(write(tmp_path / "run.yaml", "train:\n"), ["train.epochs=2"]).train.epochs == 2
 
 
 def test_a_file_may_merge_keys(tmp_path: Path) -> None:
     path = write(
         tmp_path / "run.yaml", "compute: &two {workers: 2}\ntrain: {<<: {epochs: 4, patience: 1}, epochs: 6}\n"
     )
-    run = config.load(path)
+    run = run_config.load(path)
     assert (run.train.epochs, run.train.patience, run.compute.workers) == (6, 1, 2)
 
 
@@ -104,15 +104,15 @@ def test_a_file_may_merge_keys(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_run_file(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"(?s)run\.yaml`.*{message}"):
-        config.load(write(tmp_path / "run.yaml", content))
+        run_config.load(write(tmp_path / "run.yaml", content))
 
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.yaml`: no such run file"):
-        config.load(tmp_path / "run.yaml")
+        run_config.load(tmp_path / "run.yaml")
     (tmp_path / "run.yaml").write_bytes(b"name: caf\xe9\n")
     with pytest.raises(ConfigError, match=r"run\.yaml`: not valid YAML: 'utf-8' codec"):
-        config.load(tmp_path / "run.yaml")
+        run_config.load(tmp_path / "run.yaml")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
 )
 def test_words_that_say_nothing(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        config.load(None, words)
+        run_config.load(None, words)
 
 
 # ------------------------------------------------------------------------------------------------------------ problems
@@ -238,7 +238,7 @@ def test_training_settings_that_do_not_go_together(words: list[str], message: st
 
 def test_an_odd_width_serves_where_no_position_needs_pairs() -> None:
     words = ["model.width=15", "model.heads=5", "model.positions=learned"]
-    assert config.load(None, words).model.width == 15
+    assert run_config.load(None, words).model.width == 15
 
 
 # -------------------------------------------------------------------------------------------------- the resolved file
@@ -254,7 +254,7 @@ def test_it_is_frozen() -> None:
 def test_checking_leaves_the_settings_alone() -> None:
     settings: dict[str, Any] = {"data": {"train": "a.csv"}, "train": {"class_weights": {"a": 1}}}
     before = json.dumps(settings)
-    config.parse(settings)
+    run_config.parse(settings)
     assert json.dumps(settings) == before
 
 
@@ -271,9 +271,9 @@ WORDS = ["name=a-1.b_c", "data.train=[é.csv, 'a: b']", "data.text=[title, body]
     ],
 )
 def test_what_is_dumped_is_loaded(tmp_path: Path, words: list[str]) -> None:
-    run = config.load(None, words)
-    assert config.load(write(tmp_path / "run.yaml", config.dump(run))) == run
-    written = yaml.safe_load(config.dump(run))
+    run = run_config.load(None, words)
+    assert run_config.load(write(tmp_path / "run.yaml", run_config.dump(run))) == run
+    written = yaml.safe_load(run_config.dump(run))
     assert list(written) == list(RunConfig.model_fields)
     assert all(
         list(written[name]) == list(type(getattr(run, name)).model_fields) for name in ("data", "model", "train")
@@ -282,21 +282,21 @@ def test_what_is_dumped_is_loaded(tmp_path: Path, words: list[str]) -> None:
 
 def test_the_run_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert config.load(None, ["name=a", "storage=my/runs"]).run_folder == f"{tmp_path}/my/runs/a"
-    assert config.load(None, ["name=a", "storage=s3://b/runs/?region=x"]).run_folder == "s3://b/runs/a?region=x"
+    assert run_config.load(None, ["name=a", "storage=my/runs"]).run_folder == f"{tmp_path}/my/runs/a"
+    assert run_config.load(None, ["name=a", "storage=s3://b/runs/?region=x"]).run_folder == "s3://b/runs/a?region=x"
 
 
 def violations(settings: object) -> list[str]:
     jsonschema = importlib.import_module("jsonschema")
-    schema = json.loads(config.schema())
+    schema = json.loads(run_config.schema())
     jsonschema.Draft202012Validator.check_schema(schema)
     return [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(settings)]
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_the_run_files_that_are_shipped(path: Path) -> None:
-    assert config.load(path).name
-    assert violations(yaml.load(path.read_text(), config._Loader)) == []
+    assert run_config.load(path).name
+    assert violations(yaml.load(path.read_text(), run_config._Loader)) == []
 
 
 def test_the_schema_knows_what_the_check_knows() -> None:
@@ -312,7 +312,7 @@ def test_the_schema_knows_what_the_check_knows() -> None:
     for wrong in unfit:
         assert len(violations(wrong)) == 1
         with pytest.raises(ConfigError):
-            config.parse(wrong)
+            run_config.parse(wrong)
 
 
 def test_every_key_is_explained() -> None:

@@ -24,8 +24,9 @@ import typer.main
 import yaml
 from pydantic import BaseModel
 
-from txclf import cli, config
-from txclf.config import RunConfig
+from txclf import cli
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -140,14 +141,14 @@ def _known(dotted: str, page: Path) -> None:
 @each_page
 def test_run_files_shown_are_valid(page: Path) -> None:
     for text in blocks(page, "yaml"):
-        settings = yaml.load(text, Loader=config._Loader)
+        settings = yaml.load(text, Loader=run_config._Loader)
         if isinstance(settings, dict) and set(settings) & set(RunConfig.model_fields):
-            config.parse(settings, f"{page.name}: {text}")
+            run_config.parse(settings, f"{page.name}: {text}")
 
 
 def test_a_wrong_run_file_would_be_found() -> None:
     with pytest.raises(ConfigError, match="epoch"):
-        config.parse({"train": {"epoch": 3}})
+        run_config.parse({"train": {"epoch": 3}})
     with pytest.raises(AssertionError, match="no key"):
         _known("train.epoch", ROOT / "README.md")
 
@@ -203,7 +204,7 @@ def data(tmp_path: Path) -> Path:
         "model": {"layers": 1, "width": 16, "heads": 2, "feedforward": 16},
         "train": {"epochs": 1, "batch_size": 16},
     }
-    (tmp_path / "mine.yaml").write_text(config.written(settings))
+    (tmp_path / "mine.yaml").write_text(run_config.written(settings))
     return tmp_path
 
 

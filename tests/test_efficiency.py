@@ -10,11 +10,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from txclf.config.sections import Model, Train
 from txclf.data.batches import Batch, PairBatch
 from txclf.efficiency import forward_flops, matrix_rate, training_flops
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.seq2seq import Seq2SeqTransformer
-from txclf.sections import Model, Train
 
 SHAPE: dict[str, Any] = {"layers": 3, "width": 32, "heads": 4, "feedforward": 48, "dropout": 0.0}
 

@@ -26,7 +26,7 @@ from test_train import TINY, data, go_on, lines, losses, tiny, trained
 from testbed import Node, Testbed, namespaces_work, wait_until
 
 from txclf import checkpoints, sessions
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
 from txclf.core.errors import ClusterError, DataError
 from txclf.module import learning_rate_factor
 from txclf.prepare import prepare

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import txclf
-from txclf import config
-from txclf.sections import Compute, Data, Generate, Model, Tokenizer, Train
-from txclf.space import Domain, Scheduler, Tune
+from txclf.config import run_config
+from txclf.config.search_space import Domain, Scheduler, Tune
+from txclf.config.sections import Compute, Data, Generate, Model, Tokenizer, Train
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "txclf"
@@ -24,7 +24,7 @@ def modules() -> dict[str, Path]:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("**/*.yaml")), ids=lambda path: path.name)
 def test_every_run_file_loads(path: Path) -> None:
-    run = config.load(path)
+    run = run_config.load(path)
     assert run.name == path.stem
     assert run.data.train is not None
 
@@ -71,7 +71,7 @@ def test_the_changelog_knows_this_version() -> None:
 
 def test_every_setting_is_documented_with_its_default() -> None:
     guide = (ROOT / "docs/guide/run-file.md").read_text()
-    for section in (Data, Tokenizer, Model, Train, Generate, Compute, Tune, Scheduler, Domain, config.RunConfig):
+    for section in (Data, Tokenizer, Model, Train, Generate, Compute, Tune, Scheduler, Domain, run_config.RunConfig):
         for name, field in section.model_fields.items():
             assert f"`{name}`" in guide, f"docs/guide/run-file.md says nothing of `{name}`"
             assert field.description or name in {

@@ -15,8 +15,9 @@ from test_prepare import make_rows, write_csv
 from test_report import search_folder
 from test_train import TINY, go_on, stopped_at
 
-from txclf import config, inspect_data
-from txclf.config import RunConfig
+from txclf import inspect_data
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import DataError
 from txclf.inspect import inspect
@@ -28,7 +29,7 @@ from txclf.train import train
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     folder = tmp_path_factory.mktemp("inspect")
     data = write_csv(folder / "train.csv", make_rows(200))
-    run = config.load(None, [*TINY, f"data.train={data}", f"storage={folder}/runs", "name=mine"])
+    run = run_config.load(None, [*TINY, f"data.train={data}", f"storage={folder}/runs", "name=mine"])
     train(run, prepare(run), go_on)
     return run
 
@@ -71,7 +72,7 @@ def test_what_is_suggested_is_a_run_file_that_prepares(tmp_path: Path) -> None:
     assert data["label"] == "topic"
     assert data["train"].endswith("/train.parquet")
     assert data["test"].endswith("/test.parquet")
-    run = config.parse({**found["suggested"], "storage": str(tmp_path / "runs")})
+    run = run_config.parse({**found["suggested"], "storage": str(tmp_path / "runs")})
     manifest = storage.read_json(storage.join(prepare(run), "manifest.json"))
     assert manifest["labels"] == ["money", "sport", "world"]
     assert manifest["splits"]["test"]["rows"] == 60
@@ -110,7 +111,7 @@ def test_lists_of_labels_are_told(tmp_path: Path) -> None:
     pq.write_table(pa.table(table), tmp_path / "x.parquet")
     found = inspect(str(tmp_path / "x.parquet"))
     assert "several labels" in found["note"]
-    run = config.parse(found["suggested"])
+    run = run_config.parse(found["suggested"])
     assert (run.task, run.data.label) == ("multilabel", "labels")
     assert (found["rows"], found["bad_rows"], "label_rows" in found) == (10, 0, False)
 
@@ -145,7 +146,7 @@ def test_a_run_says_how_far_it_is(tmp_path: Path, run: RunConfig) -> None:
 
     files = run.data.train
     assert files
-    stopped = config.load(None, [*TINY, f"data.train={files[0]}", f"storage={tmp_path}", "name=stopped"])
+    stopped = run_config.load(None, [*TINY, f"data.train={files[0]}", f"storage={tmp_path}", "name=stopped"])
     stopped_at(stopped, 7)
     found = inspect(stopped.run_folder)
     assert (found["state"], found["total_steps"]) == ("begun", summary["steps"])

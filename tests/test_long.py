@@ -13,7 +13,8 @@ import torch
 from test_prepare import write_csv
 from test_train import go_on, lines, losses, stopped_at, tiny, trained
 
-from txclf import Classifier, bundle, config, evaluate, predict
+from txclf import Classifier, bundle, evaluate, predict
+from txclf.config import run_config
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.data import shards
@@ -212,7 +213,7 @@ def test_a_bundle_from_before_cuts_columns_as_it_did(tmp_path: Path) -> None:
 )
 def test_what_does_not_go_together(words: Sequence[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        config.load(None, words)
+        run_config.load(None, words)
     assert message in str(error.value)
 
 

@@ -14,16 +14,16 @@ import torch
 from sklearn.metrics import f1_score, log_loss
 from torch.nn import functional as F
 
-from txclf import config
 from txclf.class_weights import class_weights
-from txclf.config import RunConfig
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.config.sections import Compute, Train
 from txclf.core.errors import ConfigError
 from txclf.data.batches import TokenRows
 from txclf.data.plan import rank_parts
 from txclf.job import Place
 from txclf.module import ClassifierModule, focal_loss, learning_rate_factor, parameter_groups
 from txclf.precision import choose_precision, uses_gpu
-from txclf.sections import Compute, Train
 from txclf.worker import ScoringBatches
 
 SCHEDULES = ["one_cycle", "cosine", "linear", "constant"]
@@ -35,7 +35,7 @@ LABELS = DRAW.integers(0, 3, 60)
 
 
 def make_run(*words: str) -> RunConfig:
-    return config.load(None, [*WORDS, *words])
+    return run_config.load(None, [*WORDS, *words])
 
 
 def make_module(run: RunConfig, weights: torch.Tensor | None = None, **settings: Any) -> ClassifierModule:

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from test_train import go_on, lines
 
-from txclf import Classifier, config, evaluate
+from txclf import Classifier, evaluate
 from txclf.bundle import DESCRIPTION
-from txclf.config import RunConfig
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards
@@ -71,7 +72,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def tagging(folder: Path, data: tuple[str, str], *words: str) -> RunConfig:
-    return config.load(None, [*TINY, f"storage={folder}", f"data.train={data[0]}", f"data.test={data[1]}", *words])
+    return run_config.load(None, [*TINY, f"storage={folder}", f"data.train={data[0]}", f"data.test={data[1]}", *words])
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pytest
 from test_train import go_on, lines
 
-from txclf import Classifier, Seq2Seq, config, evaluate
-from txclf.config import RunConfig
+from txclf import Classifier, Seq2Seq, evaluate
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.config.sections import Tokenizer
 from txclf.core import storage
 from txclf.core.errors import BundleError, ConfigError
 from txclf.data import shards
@@ -24,7 +26,6 @@ from txclf.data.words import Words
 from txclf.predict import predict
 from txclf.prepare import prepare
 from txclf.progress import Interrupted, Progress
-from txclf.sections import Tokenizer
 from txclf.train import train
 
 WORDS = ["red", "blue", "green", "small", "large", "old", "new"]
@@ -64,7 +65,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def pairs(folder: Path, data: str, *words: str) -> RunConfig:
     where = [f"storage={folder}", f"data.train={data}", f"data.test={data}", "tokenizer.lowercase=false"]
-    return config.load(None, [*TINY, *where, *words])
+    return run_config.load(None, [*TINY, *where, *words])
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import pytest
 from testbed import Testbed, wait_until
 
 from txclf import parts, predict
+from txclf.config.sections import Compute
 from txclf.core.errors import ConfigError, DataError
-from txclf.sections import Compute
 
 LONG = "five boxing wizards jump quickly over the lazy dog " * 20
 

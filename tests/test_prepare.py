@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from txclf import config
-from txclf.config import RunConfig
+from txclf.config import run_config as config
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards

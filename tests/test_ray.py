@@ -15,13 +15,13 @@ from test_prepare import make_rows, read
 from test_train import data, go_on, lines, losses, tiny, trained
 
 from txclf import Classifier, checkpoints, cluster
+from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, DataError
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.prepare import prepare
 from txclf.progress import Interrupted, Progress
-from txclf.sections import Compute
 from txclf.train import train
 
 __all__ = ["data"]  # the fixture

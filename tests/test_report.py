@@ -16,8 +16,9 @@ from sklearn import metrics
 from test_prepare import write_csv
 from test_train import TINY, go_on, stopped_at
 
-from txclf import Classifier, config, evaluate, report, report_page, report_scores, report_search, trials
-from txclf.config import RunConfig
+from txclf import Classifier, evaluate, report, report_page, report_scores, report_search, trials
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.data import shards
@@ -45,7 +46,7 @@ def hostile_run(folder: Path, *words: str) -> RunConfig:
         rows[number] = (rows[number][0], LABELS[int(draw.integers(3))])
     data = write_csv(folder / "<b>train.csv", rows)
     words = (*TINY, f"data.train={data}", f"data.test={data}", f"storage={folder}/runs", "name=hostile", *words)
-    run = config.load(None, words)
+    run = run_config.load(None, words)
     train(run, prepare(run), go_on)
     return run
 
@@ -213,7 +214,7 @@ def test_curves_are_scikit_learn_s(rows: int) -> None:
 def test_an_unfinished_run_shows_what_there_is(tmp_path: Path, run: RunConfig) -> None:
     files = run.data.train
     assert files
-    stopped = config.load(None, [*TINY, f"data.train={files[0]}", f"storage={tmp_path}", "name=stopped"])
+    stopped = run_config.load(None, [*TINY, f"data.train={files[0]}", f"storage={tmp_path}", "name=stopped"])
     stopped_at(stopped, 7)
     content = Page(report.report([stopped.run_folder])).content
     assert not content["finished"]
@@ -226,7 +227,7 @@ def test_runs_are_compared(tmp_path: Path, run: RunConfig) -> None:
     files = run.data.train
     assert files
     words = [*TINY, f"data.train={files[0]}", f"storage={tmp_path}", "train.batch_size=32", "name=hostile"]
-    other = config.load(None, words)
+    other = run_config.load(None, words)
     train(other, prepare(other), go_on)
     out = report.report([run.run_folder, other.run_folder], str(tmp_path / "both.html"))
     content = Page(out).content
@@ -247,7 +248,7 @@ def test_a_multilabel_run_has_a_page_and_a_card(tmp_path: Path) -> None:
     }
     pq.write_table(pa.table(table), tmp_path / "rows.parquet")
     data = [f"data.train={tmp_path}/rows.parquet", f"data.test={tmp_path}/rows.parquet"]
-    run = config.load(None, [*TINY, *data, "task=multilabel", f"storage={tmp_path}/runs", "name=several"])
+    run = run_config.load(None, [*TINY, *data, "task=multilabel", f"storage={tmp_path}/runs", "name=several"])
     train(run, prepare(run), go_on)
     content = Page(report.report([run.run_folder])).content
     assert [split["id"] for split in content["splits"]] == ["valid"]
@@ -279,10 +280,10 @@ def search_folder(folder: Path, count: int = 6) -> RunConfig:
         "train.learning_rate": {"loguniform": [1e-4, 1e-2]},
         "model.pooling": {"choice": ["mean", "max"]},
     }
-    run = config.parse(
+    run = run_config.parse(
         {"name": "search", "storage": str(folder), "tune": {"space": space, "metric": "valid_accuracy"}}, "test"
     )
-    storage.write_bytes(storage.join(run.run_folder, "run.yaml"), config.dump(run).encode())
+    storage.write_bytes(storage.join(run.run_folder, "run.yaml"), run_config.dump(run).encode())
     for number in range(count):
         rate = 10 ** (-4 + number / 3)
         epochs = 1 if number % 2 else 3

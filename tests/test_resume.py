@@ -9,7 +9,7 @@ import pytest
 from test_train import data, go_on, lines, stopped_at, tiny, trained
 
 from txclf import Classifier, callbacks, checkpoints
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, StorageError
 from txclf.prepare import prepare

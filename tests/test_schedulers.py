@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from txclf import config, schedulers, trials
-from txclf.config import RunConfig
+from txclf import schedulers, trials
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.schedulers import Histories
 
 EPOCHS = 12
@@ -18,7 +19,7 @@ EPOCHS = 12
 
 def search(folder: Any = "runs", **tune: Any) -> RunConfig:
     settings = {"space": {"train.learning_rate": {"loguniform": [1e-4, 1e-1]}}, **tune}
-    return config.parse({"storage": str(folder), "train": {"epochs": EPOCHS}, "tune": settings})
+    return run_config.parse({"storage": str(folder), "train": {"epochs": EPOCHS}, "tune": settings})
 
 
 class RayTrial:

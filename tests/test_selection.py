@@ -14,9 +14,10 @@ from sklearn.metrics import accuracy_score, f1_score
 from test_prepare import make_rows, write_csv
 from test_train import go_on, tiny
 
-from txclf import Classifier, calibration, checkpoints, config, evaluate
+from txclf import Classifier, calibration, checkpoints, evaluate
 from txclf.bundle import softmax
-from txclf.config import RunConfig
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.data import shards
 from txclf.data.batches import TokenRows
@@ -180,7 +181,7 @@ def test_a_mean_that_is_worse_is_left(tmp_path: Path, data: tuple[str, str]) -> 
     folder = f"{run.run_folder}/checkpoints"
     best, second = checkpoints.ranked(checkpoints.committed(folder), "valid_loss")[:2]
     edited(run, second.step)
-    two = config.replaced(run, {"train.average_best": 2})
+    two = run_config.replaced(run, {"train.average_best": 2})
     found = chosen(two, summary.prepared, checkpoints.committed(folder))
     assert (found.step, found.averaged, found.calibration) == (best.step, [], None)
     assert found.metrics == best.metrics

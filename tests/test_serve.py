@@ -16,7 +16,8 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from txclf import Classifier, Seq2Seq, bundle, config, occlusion
+from txclf import Classifier, Seq2Seq, bundle, occlusion
+from txclf.config import run_config
 from txclf.data.tokenizer import train_tokenizer
 from txclf.gate import Limits, Metrics
 from txclf.gatherer import Busy
@@ -33,7 +34,9 @@ MODEL = {"layers": 1, "width": 16, "heads": 2, "feedforward": 16}
 
 def untrained(folder: Path, **settings: Any) -> str:
     """A bundle of a model with random weights."""
-    run = config.parse({"name": "tiny", "tokenizer": {"vocab_size": 300, "max_length": 16}, "model": MODEL, **settings})
+    run = run_config.parse(
+        {"name": "tiny", "tokenizer": {"vocab_size": 300, "max_length": 16}, "model": MODEL, **settings}
+    )
     tokenizer = train_tokenizer(run.tokenizer, TEXTS * 4, for_targets=run.task == "seq2seq")
     size, length, labels = tokenizer.get_vocab_size(), run.tokenizer.max_length, ["low", "mid", "high"]
     torch.manual_seed(0)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from txclf import config
+from txclf.config import run_config
+from txclf.config.search_space import Domain, Tune, placed
 from txclf.core.errors import ConfigError
-from txclf.space import Domain, Tune, placed
 
 DOMAINS: list[dict[str, Any]] = [
     {"choice": [1, "a", None]},
@@ -141,10 +141,10 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 @pytest.mark.parametrize(("space", "tune", "message"), REFUSED)
 def test_what_the_run_file_refuses(space: dict[str, Any], tune: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as info:
-        config.parse({"tune": {"space": space, **tune}})
+        run_config.parse({"tune": {"space": space, **tune}})
     assert message in str(info.value)
 
 
 def test_values_that_are_wrong_with_the_rest_of_the_file_alone_are_left_to_the_draw() -> None:
     # 5 heads do not divide a width of 128, but do divide 160.
-    config.parse({"tune": {"space": {"model.heads": {"choice": [4, 5]}, "model.width": {"choice": [128, 160]}}}})
+    run_config.parse({"tune": {"space": {"model.heads": {"choice": [4, 5]}, "model.width": {"choice": [128, 160]}}}})

@@ -14,7 +14,8 @@ import pytest
 from test_prepare import make_rows, write_csv
 from test_train import go_on, lines, stopped_at, tiny, trained
 
-from txclf import callbacks, config, trackers
+from txclf import callbacks, trackers
+from txclf.config import run_config
 from txclf.core.errors import ConfigError, TxclfError
 from txclf.prepare import prepare
 from txclf.progress import Progress
@@ -146,7 +147,7 @@ def test_a_package_that_is_not_there(tmp_path: Path, data: str, name: str, monke
 
 
 def test_workers_of_ray_are_told_where_mlflow_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = config.load(None, ["train.trackers=[mlflow]", "compute.workers=2"])
+    run = run_config.load(None, ["train.trackers=[mlflow]", "compute.workers=2"])
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ConfigError, match="set MLFLOW_TRACKING_URI to a place that all workers reach"):
         trackers.require(run)
@@ -155,7 +156,7 @@ def test_workers_of_ray_are_told_where_mlflow_is(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_run_file_as_parameters() -> None:
-    run = config.load(None, ["train.class_weights={a: 2}", "data.text=[title, body]"])
+    run = run_config.load(None, ["train.class_weights={a: 2}", "data.text=[title, body]"])
     found = trackers.parameters(run)
     assert found["name"] == "run"
     assert found["train.class_weights.a"] == "2.0"

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from test_prepare import make_rows, write_csv
 from tokenizers import Tokenizer
 
-from txclf import Classifier, callbacks, checkpoints, config
+from txclf import Classifier, callbacks, checkpoints
 from txclf.callbacks import Course
-from txclf.config import RunConfig
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, StorageError, TxclfError
 from txclf.data import shards, spool
@@ -50,7 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def tiny(folder: Path, data: str, *words: str) -> RunConfig:
-    return config.load(None, [*TINY, f"data.train={data}", f"storage={folder}", *words])
+    return run_config.load(None, [*TINY, f"data.train={data}", f"storage={folder}", *words])
 
 
 def go_on(progress: Progress) -> bool:
@@ -93,7 +94,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path, data: str) -> None:
         "prepared.json",
         "sessions.jsonl",
     }
-    assert config.load(folder / "run.yaml") == run
+    assert run_config.load(folder / "run.yaml") == run
     manifest = shards.load_manifest(summary.prepared)
     steps = manifest.splits["train"].rows // 16
     assert (summary.steps, summary.rows_seen) == (2 * steps, 2 * steps * 16)

@@ -11,14 +11,15 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from txclf import config, trials
-from txclf.config import RunConfig
+from txclf import trials
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
 from txclf.trials import Result, Trial
 
 
 def search(folder: Path, space: dict[str, Any], **tune: Any) -> RunConfig:
-    return config.parse({"storage": str(folder), "name": "search", "tune": {"space": space, **tune}})
+    return run_config.parse({"storage": str(folder), "name": "search", "tune": {"space": space, **tune}})
 
 
 def logged(run: RunConfig, number: int, settings: dict[str, Any], losses: list[float]) -> Result:
@@ -110,4 +111,4 @@ def test_the_run_of_a_trial_is_an_ordinary_one(tmp_path: Path) -> None:
     assert one.train.learning_rate == 0.5
     assert one.train.monitor == "valid_f1_macro"
     assert not one.tune.space
-    assert config.parse(__import__("yaml").safe_load(config.dump(one))) == one
+    assert run_config.parse(__import__("yaml").safe_load(run_config.dump(one))) == one

@@ -17,8 +17,9 @@ import yaml
 from test_train import TINY, data, lines
 from testbed import wait_until
 
-from txclf import Classifier, config, sessions, trials, tune
-from txclf.config import RunConfig
+from txclf import Classifier, sessions, trials, tune
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.prepare import prepare
 from txclf.progress import Interrupted
@@ -40,7 +41,7 @@ def search(folder: Path, data: str, space: dict[str, Any] | None = None, *words:
     """A search whose run file lies in a folder."""
     path = folder / "search.yaml"
     path.write_text(yaml.safe_dump({"name": "search", "tune": {"space": space or RATES, **settings}}))
-    return config.load(str(path), [*TINY, f"data.train={data}", f"storage={folder}/runs", "train.epochs=4", *words])
+    return run_config.load(str(path), [*TINY, f"data.train={data}", f"storage={folder}/runs", "train.epochs=4", *words])
 
 
 def go_on(standing: Standing) -> bool:
@@ -74,7 +75,7 @@ def test_a_search_leaves_tables_a_run_file_and_a_model(tmp_path: Path, data: str
     assert Classifier.load(f"{run.run_folder}/model")(["a good film"])[0].label in ("neg", "pos")
     assert not Path(run.run_folder, ".ray").exists()
     # The winner's run file does what the winner did, here without Ray and a search.
-    best = config.load(f"{run.run_folder}/best.yaml")
+    best = run_config.load(f"{run.run_folder}/best.yaml")
     summary = train(best, prepare(best), lambda progress: False)
     assert summary.best["valid_loss"] == pytest.approx(found.best["valid_loss"], rel=1e-6)
     assert summary.best_step == table[0]["best_step"]
@@ -168,7 +169,7 @@ def test_ctrl_c_leaves_a_search_that_goes_on_and_can_be_extended(tmp_path: Path,
     assert steps == list(range(1, len(steps) + 1))
     assert start(run, tmp_path, data, *words, "--extend", "1").wait(timeout=200) == 0
     assert [state for _, state, _, _ in told(run)] == ["finished"] * 3
-    assert config.load(f"{run.run_folder}/run.yaml").tune.trials == 3
+    assert run_config.load(f"{run.run_folder}/run.yaml").tune.trials == 3
 
 
 @pytest.mark.faults
@@ -195,7 +196,7 @@ def test_a_population_takes_over_weights_and_perturbs_settings(tmp_path: Path, d
         for change in made:
             assert change["from"] != number
             assert change["settings"]["train.learning_rate"] in space["train.learning_rate"]["grid"]
-        kept = config.load(f"{trials.folder(run.run_folder, number)}/run.yaml")
+        kept = run_config.load(f"{trials.folder(run.run_folder, number)}/run.yaml")
         assert kept.train.learning_rate == made[-1]["settings"]["train.learning_rate"]
     for number in range(4):
         steps = [line["step"] for line in lines(trials.run_of(run, number, {})) if "train_loss" in line]
@@ -228,7 +229,7 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path: P
     assert done(run, kill).finished == 1
     assert len(killed) == 1
     assert len(sessions.read(trials.folder(run.run_folder, 0))) == 2
-    best = config.load(f"{run.run_folder}/best.yaml")
+    best = run_config.load(f"{run.run_folder}/best.yaml")
     train(best, prepare(best), lambda progress: False)
     assert lines(best) == lines(trials.run_of(run, 0, {}))
 

@@ -14,8 +14,9 @@ import torch
 from test_prepare import make_rows, write_csv
 from test_train import go_on, losses, stopped_at, tiny
 
-from txclf import Classifier, checkpoints, config, vectors
-from txclf.config import RunConfig
+from txclf import Classifier, checkpoints, vectors
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards
@@ -247,7 +248,7 @@ def test_a_changed_file_is_matched_anew_and_the_same_one_is_not(tmp_path: Path, 
 )
 def test_settings_that_make_no_sense(words: Sequence[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        config.load(None, words)
+        run_config.load(None, words)
     assert message in str(error.value)
 
 
@@ -266,5 +267,5 @@ def test_a_file_that_is_not_there_or_binary_is_refused_before_any_work(tmp_path:
 
 
 def test_the_path_is_anchored_and_a_resumed_run_keeps_it(tmp_path: Path) -> None:
-    run = config.load(None, ["model.vectors=v.txt", "tokenizer.kind=word"])
-    assert config.anchored(run).model.vectors == str(Path.cwd() / "v.txt")
+    run = run_config.load(None, ["model.vectors=v.txt", "tokenizer.kind=word"])
+    assert run_config.anchored(run).model.vectors == str(Path.cwd() / "v.txt")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
 from txclf.core.errors import DataError
 from txclf.core.hashing import UInt64s
 from txclf.data.records import Reject

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from torch import nn
 
 from txclf import __version__, card
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import BundleError, StorageError
 from txclf.data.batches import TokenRows

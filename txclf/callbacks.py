@@ -19,14 +19,14 @@ from torch import nn
 
 from txclf import checkpoints, sessions, tensors, trackers
 from txclf.clock import Clock
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
+from txclf.config.sections import Train
 from txclf.core import storage
 from txclf.core.errors import TxclfError
 from txclf.data.plan import Plan
 from txclf.log import Log
 from txclf.module import TrainingModule, learning_rate_factor
 from txclf.progress import Interrupted, Progress, Pulse
-from txclf.sections import Train
 from txclf.sessions import Session
 
 MOST_SKIPPED = 50

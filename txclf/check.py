@@ -16,7 +16,7 @@ import uuid
 from typing import Any, Literal, NamedTuple
 
 from txclf import __version__
-from txclf.config import RunConfig, anchored
+from txclf.config.run_config import RunConfig, anchored
 from txclf.core import storage
 from txclf.core.errors import ClusterError, TxclfError
 from txclf.precision import choose_precision

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
 from txclf.data.shards import Split
 

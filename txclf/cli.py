@@ -18,7 +18,7 @@ from txclf.cli_cluster import RunFile, Words
 from txclf.core.errors import TxclfError
 
 if TYPE_CHECKING:
-    from txclf.config import RunConfig
+    from txclf.config.run_config import RunConfig
 
 app = typer.Typer(
     name="txclf",
@@ -48,7 +48,7 @@ def config(
     schema: Annotated[bool, typer.Option("--schema", help="Print a JSON Schema for editors instead.")] = False,
 ) -> None:
     """Check a run file and print it resolved, every key written out."""
-    from txclf import config as settings
+    from txclf.config import run_config as settings
 
     if run_file and "=" in run_file and not os.path.exists(run_file):
         words = [run_file, *(words or [])]
@@ -61,7 +61,7 @@ def config(
 @app.command()
 def prepare(run_file: RunFile, words: Words = None) -> None:
     """Turn raw labelled files into token shards, a tokenizer and an audit."""
-    from txclf import config as settings
+    from txclf.config import run_config as settings
 
     _prepare(settings.load(run_file, words or []))
 
@@ -70,7 +70,7 @@ def prepare(run_file: RunFile, words: Words = None) -> None:
 def train(run_file: RunFile, words: Words = None, resume: Resume = False) -> None:
     """Prepare the data if need be, train, and bundle the best model."""
     started = time.time()
-    from txclf import config as settings
+    from txclf.config import run_config as settings
 
     _train(settings.load(run_file, words or []), resume, started)
 
@@ -87,7 +87,7 @@ def tune(
     ] = None,
 ) -> None:
     """Search settings: many trials, each an ordinary run, the poor ones stopped early, the best one bundled."""
-    from txclf import config as settings
+    from txclf.config import run_config as settings
     from txclf.core import storage
 
     run = settings.load(run_file, words or [])
@@ -113,7 +113,7 @@ def demo(
 ) -> None:
     """The whole way on a small corpus made of Python's own source: data, training, evaluation, predictions."""
     started = time.time()
-    from txclf import config as settings
+    from txclf.config import run_config as settings
     from txclf.data import demo as corpus
 
     files = corpus.write_corpus(os.path.join(folder, "corpus"))

@@ -28,8 +28,8 @@ def check(run_file: RunFile, words: Words = None) -> None:
     from contextlib import nullcontext
 
     from txclf import check as verb
-    from txclf import config as settings
     from txclf import console
+    from txclf.config import run_config as settings
 
     run = settings.load(run_file, words or [])
     if run.compute.on_ray:

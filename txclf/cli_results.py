@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from txclf.sections import Compute
+    from txclf.config.sections import Compute
 
 commands = typer.Typer()
 
@@ -59,8 +59,8 @@ def predict(
 
 
 def _compute(workers: int, told: dict[str, Any]) -> Compute | None:
+    from txclf.config.sections import Compute
     from txclf.core.errors import ConfigError
-    from txclf.sections import Compute
 
     told = {key: value for key, value in told.items() if value is not None}
     if workers:
@@ -141,7 +141,8 @@ SHOWN = 30
 
 def _show(found: dict[str, Any]) -> None:
     """Plain values as a table, lists of records as tables of their own, then what can be done next."""
-    from txclf import config, console
+    from txclf import console
+    from txclf.config import run_config
 
     names = {"data": "raw data", "prepared": "prepared data", "bundle": "model bundle"}
     plain: list[tuple[str, str]] = []
@@ -161,7 +162,7 @@ def _show(found: dict[str, Any]) -> None:
         console.table(title + more, [name.replace("_", " ") for name in rows[0]], cells)
     if "suggested" in found:
         print("a run file for it:\n")
-        print("\n".join(f"  {line}" for line in config.written(found["suggested"]).splitlines()))
+        print("\n".join(f"  {line}" for line in run_config.written(found["suggested"]).splitlines()))
     for command in found.get("next", []):
         print(f"next: {command}")
 

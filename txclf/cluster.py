@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import ray
 import ray.data  # sets its loggers up when imported, before they are quieted below
 
+from txclf.config.sections import Compute
 from txclf.core.errors import ClusterError
-from txclf.sections import Compute
 
 # Read by the worker processes too. Each can be overridden from outside.
 SETTINGS = {

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from txclf.sections import Cut, Generate, Model
+from txclf.config.sections import Cut, Generate, Model
 
 
 class Calibration(BaseModel):

@@ -36,6 +36,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from txclf import cluster
 from txclf.backend import Interfaces
 from txclf.board import Lost
+from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, TxclfError
 from txclf.data import shards
@@ -43,7 +44,6 @@ from txclf.data.batches import Rows
 from txclf.gauges import GaugedBoard
 from txclf.job import Job, Place
 from txclf.progress import Interrupted, Progress, Pulse
-from txclf.sections import Compute
 
 SCRATCH, HELD = ".ray", "placement_group"
 """Where Ray Train keeps its state in the run folder while it runs, and the file there that names what it holds."""

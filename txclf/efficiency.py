@@ -12,8 +12,8 @@ import time
 import torch
 from torch import Tensor
 
+from txclf.config.sections import Model, Train
 from txclf.data.batches import Batch, PairBatch
-from txclf.sections import Model, Train
 
 LONGEST_S = 1.0
 """Seconds after which no other product is begun to measure the rate."""

@@ -19,9 +19,10 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.functional.text import chrf_score, sacre_bleu_score
 
-from txclf import baseline, calibration, config, label_scores, thresholds
+from txclf import baseline, calibration, label_scores, thresholds
 from txclf.bundle import Classifier, sigmoid, softmax
-from txclf.config import RunConfig
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import records, shards, sources
@@ -45,7 +46,7 @@ def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: 
     summary_path = storage.join(folder, "summary.json")
     if not storage.exists(summary_path):
         raise ConfigError(f"`{run_folder}`: not a finished run, it has no summary.json: train it, or go on by --resume")
-    run = config.load(storage.join(folder, "run.yaml"))
+    run = run_config.load(storage.join(folder, "run.yaml"))
     prepared = storage.read_json(summary_path)["prepared"]
     manifest = shards.load_manifest(prepared)
     if data is None and "test" not in manifest.splits:

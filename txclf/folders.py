@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from txclf import checkpoints, config, log, sessions
-from txclf.config import RunConfig
+from txclf import checkpoints, log, sessions
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import DataError
 from txclf.data import shards
@@ -60,7 +61,7 @@ def kind(path: str) -> Kind | None:
 def read_run(folder: str) -> Standing:
     """A run folder as it stands. Raises `ConfigError` for a run file of another version."""
     folder = storage.absolute(folder)
-    run = config.load(storage.join(folder, "run.yaml"))
+    run = run_config.load(storage.join(folder, "run.yaml"))
     path = storage.join(folder, "summary.json")
     summary = dict(storage.read_json(path)) if storage.exists(path) else None
     began = storage.read_json(storage.join(folder, "prepared.json"))

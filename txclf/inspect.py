@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from txclf import bundle, checkpoints, config, evaluate, folders, inspect_data, trials
+from txclf import bundle, checkpoints, evaluate, folders, inspect_data, trials
+from txclf.config import run_config
 from txclf.core import storage
 from txclf.core.errors import DataError, TxclfError
 from txclf.data import shards, sources
@@ -96,7 +97,7 @@ def _seconds_ago(path: str) -> float | None:
 
 def _search(path: str) -> dict[str, Any]:
     folder = storage.absolute(path)
-    run = config.load(storage.join(folder, "run.yaml"))
+    run = run_config.load(storage.join(folder, "run.yaml"))
     monitor = trials.metric(run)
     results = trials.ranked([trials.result(folder, trial, monitor) for trial in trials.read(folder)], monitor)
     states = [one.trial.state for one in results]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.data.batches import PairRows, Rows, TokenRows
 from txclf.data.plan import Layout

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from txclf import tensors
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
+from txclf.config.sections import Train
 from txclf.data.batches import Batch
 from txclf.model.classifier import TransformerClassifier, by_row
-from txclf.sections import Train
 
 
 class TrainingModule(pl.LightningModule):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
 from txclf.data.batches import PairBatch
 from txclf.model.seq2seq import Seq2SeqTransformer
 from txclf.module import TrainingModule

@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
+from txclf.config.sections import Compute
 from txclf.core.errors import ConfigError
-from txclf.sections import Compute
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 

@@ -20,13 +20,13 @@ import pyarrow as pa
 
 from txclf import __version__, annotate, bundle, parts, predict_ray
 from txclf.annotate import Columns
+from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import DataError, StorageError
 from txclf.data import writers
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source, find_sources, stamp
 from txclf.parts import Count, Place, Plan
-from txclf.sections import Compute
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from txclf import stages
 from txclf.audit import SHOWN_REJECTS, Audit, check
-from txclf.config import RunConfig, anchored
+from txclf.config.run_config import RunConfig, anchored
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.core.hashing import UInt64s

@@ -10,9 +10,10 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
-from txclf import config, evaluate, report_scores
+from txclf import evaluate, report_scores
 from txclf.bundle import Classifier, describe
-from txclf.config import RunConfig
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import TxclfError
 from txclf.data import shards
@@ -72,7 +73,7 @@ def gather(standing: Standing, budget: Budget) -> dict[str, Any]:
         "data": _data(standing.manifest) if standing.manifest else None,
         "efficiency": efficiency(summary) if summary else [],
         "seconds": _seconds(summary) if summary else [],
-        "run_file": config.dump(run),
+        "run_file": run_config.dump(run),
         "changed": changed(run),
         "reproduce": _reproduce(standing),
     }

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from txclf import config, evaluate, trials
+from txclf import evaluate, trials
+from txclf.config import run_config
 from txclf.core import storage
 from txclf.folders import Standing
 from txclf.report_run import curves, facts, flat, plain
@@ -17,7 +18,7 @@ ORDER = ("running", "finished", "stopped", "failed", "waiting")
 def gather(folder: str) -> dict[str, Any]:
     """All that the page of a search shows, finished or not."""
     folder = storage.absolute(folder)
-    run = config.load(storage.join(folder, "run.yaml"))
+    run = run_config.load(storage.join(folder, "run.yaml"))
     path = storage.join(folder, "search.json")
     search = dict(storage.read_json(path)) if storage.exists(path) else None
     monitor = trials.metric(run)
@@ -66,7 +67,7 @@ def gather(folder: str) -> dict[str, Any]:
         "best": best,
         "importance": sorted(importance.items(), key=lambda item: -item[1]),
         "facts": found,
-        "run_file": config.dump(run),
+        "run_file": run_config.dump(run),
     }
 
 

@@ -21,9 +21,9 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from txclf import trials
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
+from txclf.config.search_space import Settings, Tune
 from txclf.core.errors import ConfigError
-from txclf.space import Settings, Tune
 
 Histories = dict[int, list[dict[str, float]]]
 """The validations of each trial so far, by its number."""

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from txclf import console, trials
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
 from txclf.trials import Result
 
 if TYPE_CHECKING:  # they bring Ray

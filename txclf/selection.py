@@ -18,7 +18,7 @@ from torchmetrics.functional.classification import multiclass_f1_score
 from txclf import calibration, checkpoints, curves, thresholds
 from txclf.bundle import Classifier
 from txclf.checkpoints import Checkpoint
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.data.batches import PairRows
 from txclf.description import Calibration

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from torch.nn import functional as F
 
 from txclf import bundle
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
+from txclf.config.sections import Generate
 from txclf.data.batches import PairRows, TokenRows
 from txclf.data.plan import Ints, scoring_batches
 from txclf.data.tokenizer import decode, encode, parse_tokenizer, target_ends
@@ -24,7 +25,6 @@ from txclf.data.words import Words
 from txclf.description import Description
 from txclf.model.decoding import generate
 from txclf.model.seq2seq import Seq2SeqTransformer
-from txclf.sections import Generate
 
 
 class Seq2Seq:

@@ -17,8 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
+from txclf.config.sections import Compute
 from txclf.model.classifier import TransformerClassifier
-from txclf.sections import Compute
 
 
 def strategy(compute: Compute) -> RayDDPStrategy:

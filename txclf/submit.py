@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import txclf
-from txclf import config
+from txclf.config import run_config
 from txclf.core.errors import ClusterError, ConfigError
 
 VERBS = ("train", "tune", "prepare", "evaluate", "predict", "check")
@@ -42,7 +42,7 @@ def submit(address: str, verb: str, words: Sequence[str], folder: str = ".", mos
     with tempfile.TemporaryDirectory(prefix="txclf-submit-") as staging:
         _stage(Path(folder), Path(staging), most_mb)
         if verb in ("train", "tune", "prepare", "check"):
-            run = config.load(words[0], [word for word in words[1:] if "=" in word and not word.startswith("-")])
+            run = run_config.load(words[0], [word for word in words[1:] if "=" in word and not word.startswith("-")])
             name = run.name
             if not ("://" in run.storage or os.path.isabs(run.storage)):
                 raise ConfigError(

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from txclf import __version__, bundle, checkpoints, config, sessions, trackers, vectors
+from txclf import __version__, bundle, checkpoints, sessions, trackers, vectors
 from txclf.class_weights import label_weights
-from txclf.config import RunConfig, anchored
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig, anchored
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.data import shards, spool
@@ -111,7 +112,7 @@ def check_folder(run: RunConfig, resume: bool) -> Summary | None:
         raise ConfigError(f"`{folder}` holds a search of `txclf tune`: choose another `name`")
     if not resume:
         raise ConfigError(f"`{folder}` is there already: go on with --resume, or choose another `name`")
-    was, wanted = (_kept_by_resume(one) for one in (config.load(saved), run))
+    was, wanted = (_kept_by_resume(one) for one in (run_config.load(saved), run))
     changed = [key for key in was if was[key] != wanted[key]]
     if changed:
         names = ", ".join(f"`{key}`" for key in changed)
@@ -264,7 +265,7 @@ def _begin(job: Job, manifest: shards.Manifest) -> None:
         )
         if job.vectors:
             storage.write_json(storage.join(folder, VECTORS), job.vectors.model_dump())
-        storage.write_bytes(storage.join(folder, "run.yaml"), config.dump(job.config).encode())
+        storage.write_bytes(storage.join(folder, "run.yaml"), run_config.dump(job.config).encode())
 
 
 def _fit_here(job: Job, manifest: shards.Manifest, report: Report, notes: list[str], share: int = 1) -> dict[str, Any]:

@@ -19,8 +19,9 @@ import ray
 import torch
 from ray import tune
 
-from txclf import checkpoints, config, distributed, trials
-from txclf.config import RunConfig
+from txclf import checkpoints, distributed, trials
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import TxclfError
 from txclf.progress import Interrupted, Progress
@@ -66,7 +67,7 @@ class Trainable(tune.Trainable):
         run = trials.run_of(self.search, trial["number"], trial["settings"])
         prepared = self.prepared[trials.preparation(run)]
         if run.compute.most <= 1:
-            run = config.replaced(run, {"compute.workers": 0})
+            run = run_config.replaced(run, {"compute.workers": 0})
         self.training = Training(self.search, run, trial["number"], prepared, self.flag, self.at_a_time)
 
     def step(self) -> dict[str, Any]:
@@ -111,7 +112,7 @@ class Trainable(tune.Trainable):
                 storage.remove_folder(saved.path)
         state = torch.load(os.path.join(checkpoint, checkpoints.STATE), map_location="cpu", weights_only=True)
         checkpoints.save(folder, donor["step"], donor["metrics"], state)
-        storage.write_bytes(storage.join(run.run_folder, "run.yaml"), config.dump(run).encode())
+        storage.write_bytes(storage.join(run.run_folder, "run.yaml"), run_config.dump(run).encode())
 
 
 class Training(threading.Thread):

@@ -23,11 +23,12 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from txclf import checkpoints, config, log
-from txclf.config import RunConfig
+from txclf import checkpoints, log
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.config.search_space import Settings, Tune
 from txclf.core import storage
 from txclf.core.errors import ConfigError
-from txclf.space import Settings, Tune
 
 FILE = "trial.json"
 FOLDER = "trials"
@@ -78,13 +79,13 @@ def folder(search: str, number: int) -> str:
 def run_of(run: RunConfig, number: int, settings: Settings) -> RunConfig:
     """The run of a trial. Raises `ConfigError` for settings that do not go together."""
     place = {"storage": storage.join(run.run_folder, FOLDER), "name": f"{number:04d}"}
-    return config.replaced(settled(run, settings), place)
+    return run_config.replaced(settled(run, settings), place)
 
 
 def settled(run: RunConfig, settings: Settings) -> RunConfig:
     """A run with the settings of a trial, beside the search and called `<search>-best`."""
     rest = {"name": f"{run.name}-best", "train.monitor": metric(run), "tune": Tune().model_dump()}
-    return config.replaced(run, {**settings, **rest})
+    return run_config.replaced(run, {**settings, **rest})
 
 
 def draw(run: RunConfig, number: int) -> Settings:

@@ -19,14 +19,15 @@ import ray
 from pydantic import BaseModel, ConfigDict
 from ray import tune as ray_tune
 
-from txclf import __version__, checkpoints, cluster, config, distributed, schedulers, trials
-from txclf.config import RunConfig, anchored
+from txclf import __version__, checkpoints, cluster, distributed, schedulers, trials
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig, anchored
+from txclf.config.search_space import Tune
 from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.data import shards
 from txclf.prepare import prepare
 from txclf.progress import Interrupted
-from txclf.space import Tune
 from txclf.train import check_fit, save_bundle
 from txclf.trainable import STOP_S, Flag, Trainable
 from txclf.trials import Result, Trial
@@ -128,9 +129,9 @@ def open_folder(run: RunConfig, resume: bool = False, extend: int = 0) -> RunCon
             raise ConfigError(f"`{folder}`: no search to go on with: start it without --resume and --extend")
         for number in range(run.tune.total if run.tune.search != "optuna" else 0):
             trials.draw(run, number)  # all of them must be possible before any starts
-        storage.write_bytes(saved, config.dump(run).encode())
+        storage.write_bytes(saved, run_config.dump(run).encode())
         return run
-    was = config.load(saved)
+    was = run_config.load(saved)
     if storage.exists(storage.join(folder, "prepared.json")):
         raise ConfigError(f"`{folder}` holds a run of `txclf train`: choose another `name`")
     if not (resume or extend):
@@ -143,7 +144,7 @@ def open_folder(run: RunConfig, resume: bool = False, extend: int = 0) -> RunCon
     if extend and was.tune.search == "grid":
         raise ConfigError("--extend: `search: grid` tries every combination; there are no more")
     run = run.model_copy(update={"tune": run.tune.model_copy(update={"trials": count})})
-    storage.write_bytes(saved, config.dump(run).encode())
+    storage.write_bytes(saved, run_config.dump(run).encode())
     return run
 
 
@@ -246,7 +247,9 @@ def refit_run(run: RunConfig, search: Search, workers: int | None) -> RunConfig:
     place: dict[str, Any] = {"name": f"{run.name}-refit-{search.winner:04d}", "train.include_valid": True}
     if workers is not None:
         place["compute.workers"] = workers
-    return config.replaced(trials.settled(run, search.settings), {**place, "train.epochs": max(1, round(best_epoch))})
+    return run_config.replaced(
+        trials.settled(run, search.settings), {**place, "train.epochs": max(1, round(best_epoch))}
+    )
 
 
 def _run_tuner(
@@ -362,7 +365,7 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
     saved = checkpoints.committed(storage.join(source.run_folder, "checkpoints"))
     if math.isnan(winner.best) or not checkpoints.ranked(saved, metric):
         raise ClusterError(f"no trial came to a validation; the first failed because: {winner.trial.reason}")
-    storage.write_bytes(storage.join(search, "best.yaml"), config.dump(best).encode())
+    storage.write_bytes(storage.join(search, "best.yaml"), run_config.dump(best).encode())
     chosen = save_bundle(storage.join(search, "model"), best, prepared[trials.preparation(source)], saved)
     states = [one.trial.state for one in results]
     summary = Search(

@@ -9,7 +9,7 @@ import ray
 from ray import cloudpickle, tune
 
 from txclf import distributed, trials
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.trials import Result, Trial
 

@@ -23,7 +23,7 @@ from txclf import checkpoints, efficiency, tensors, vectors
 from txclf.callbacks import Course, Recorder, exhausted
 from txclf.class_weights import label_weights
 from txclf.clock import Clock
-from txclf.config import RunConfig
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.data import plan as plans
 from txclf.data import shards, spool

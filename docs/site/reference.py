@@ -20,8 +20,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from txclf import cli, config
-from txclf.space import Domain
+from txclf import cli
+from txclf.config import run_config
+from txclf.config.search_space import Domain
 
 PYTHON: dict[str, dict[str, list[str] | None]] = {
     "Models": {
@@ -39,11 +40,11 @@ PYTHON: dict[str, dict[str, list[str] | None]] = {
         "txclf.Seq2Seq": ["load", "__call__", "settings"],
     },
     "The run file": {
-        "txclf.config.load": None,
-        "txclf.config.parse": None,
-        "txclf.config.replaced": None,
-        "txclf.config.dump": None,
-        "txclf.config.RunConfig": ["run_folder"],
+        "txclf.config.run_config.load": None,
+        "txclf.config.run_config.parse": None,
+        "txclf.config.run_config.replaced": None,
+        "txclf.config.run_config.dump": None,
+        "txclf.config.run_config.RunConfig": ["run_folder"],
     },
     "Preparing and training": {"txclf.prepare.prepare": None, "txclf.train.train": None, "txclf.train.Summary": None},
     "Searching": {
@@ -67,7 +68,7 @@ LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 
 
 def schema() -> str:
-    return config.schema() + "\n"
+    return run_config.schema() + "\n"
 
 
 def run_file() -> str:
@@ -79,10 +80,10 @@ def run_file() -> str:
         "together; for editors there is a [JSON Schema](run-file.schema.json), as `txclf config --schema` prints it.",
         "",
     ]
-    described = config.RunConfig.model_json_schema(by_alias=False)
-    top = {name: field for name, field in config.RunConfig.model_fields.items() if not _section(field)}
+    described = run_config.RunConfig.model_json_schema(by_alias=False)
+    top = {name: field for name, field in run_config.RunConfig.model_fields.items() if not _section(field)}
     lines += ["## Top level", "", *_keys(top, described, described, "")]
-    for name, field in config.RunConfig.model_fields.items():
+    for name, field in run_config.RunConfig.model_fields.items():
         if section := _section(field):
             lines += [f"## {name}", "", _text(section.__doc__), ""]
             lines += _keys(

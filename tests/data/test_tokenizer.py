@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from txclf.config.sections import Cut, Tokenizer
 from txclf.core.errors import DataError
 from txclf.data.tokenizer import (
     SPECIAL_TOKENS,
@@ -25,7 +26,6 @@ from txclf.data.tokenizer import (
     vocab_size,
 )
 from txclf.data.words import Words
-from txclf.sections import Cut, Tokenizer
 
 KINDS = ["bpe", "wordpiece", "unigram", "word"]
 TEXTS = [

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from txclf import config
+from txclf.config import run_config
 from txclf.data import words
 from txclf.data.tokenizer import parse_tokenizer, train_tokenizer
 from txclf.data.words import Words
@@ -66,7 +66,7 @@ PIECES = [
 
 def tokenizer(kind: str, normalize: str, lowercase: bool) -> FastTokenizer:
     settings = {"kind": kind, "vocab_size": 420, "min_frequency": 1, "normalize": normalize, "lowercase": lowercase}
-    run = config.parse({"name": "run", "tokenizer": settings})
+    run = run_config.parse({"name": "run", "tokenizer": settings})
     return parse_tokenizer(train_tokenizer(run.tokenizer, PLAIN * 3).to_str())
 
 

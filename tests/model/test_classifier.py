@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from txclf.config.sections import Model
 from txclf.model.classifier import TransformerClassifier
-from txclf.sections import Model
 
 POOLINGS = ["mean", "max", "mean_max", "cls", "attention"]
 POSITIONS = ["rotary", "sinusoidal", "learned", "none"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from txclf.config.sections import Model
 from txclf.model.layers import (
     Attention,
     Block,
@@ -18,7 +19,6 @@ from txclf.model.layers import (
     activation_module,
     sinusoids,
 )
-from txclf.sections import Model
 
 POOLINGS = ["mean", "max", "mean_max", "cls", "attention"]
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from txclf.config.sections import Model
 from txclf.model.decoding import generate
 from txclf.model.seq2seq import Seq2SeqTransformer
-from txclf.sections import Model
 
 BEGIN, END, VOCABULARY = 1, 2, 7
 VARIANTS: list[dict[str, Any]] = [

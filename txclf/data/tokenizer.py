@@ -15,11 +15,11 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordLevelTrainer, WordPieceTrainer
 
+from txclf.config.sections import Cut, Tokenizer
 from txclf.core import storage
 from txclf.core.errors import DataError
 from txclf.data.plan import Int32s, Ints
 from txclf.data.words import Words
-from txclf.sections import Cut, Tokenizer
 
 PAD, UNKNOWN, SEPARATOR, MASK = "[PAD]", "[UNK]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = [PAD, UNKNOWN, SEPARATOR, MASK]

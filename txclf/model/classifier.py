@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from txclf.config.sections import Model
 from txclf.model.dropout import Dropout
 from txclf.model.layers import Block, Pooling, Positions, Rotary, activation_module
-from txclf.sections import Model
 
 SEGMENT_STD = 0.1
 """Of the segments' first vectors, to that of the tokens': a column is a hint, and should not drown the words."""

@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from txclf.config.sections import Model
 from txclf.model.attention import attend
 from txclf.model.dropout import Dropout
-from txclf.sections import Model
 
 
 class Positions(nn.Module):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from txclf.config.sections import Model
 from txclf.model.attention import attend
 from txclf.model.dropout import Dropout
 from txclf.model.layers import Block, Positions, Rotary
-from txclf.sections import Model
 
 
 @dataclass

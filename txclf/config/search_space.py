@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_serializer, model_validator
 
-from txclf.sections import Monitor, Section
+from txclf.config.sections import Monitor, Section
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 Settings = dict[str, Any]

@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from txclf.config.search_space import Settings, Tune, placed
+from txclf.config.sections import Compute, Cut, Data, Generate, Model, Section, Tokenizer, Train
 from txclf.core import storage
 from txclf.core.errors import ConfigError
-from txclf.sections import Compute, Cut, Data, Generate, Model, Section, Tokenizer, Train
-from txclf.space import Settings, Tune, placed
 
 LABEL_MONITORS = ("valid_loss", "valid_accuracy", "valid_f1_macro")
 SET_MONITORS = ("valid_loss", "valid_map", "valid_f1_macro", "valid_f1_micro", "valid_subset_accuracy")
