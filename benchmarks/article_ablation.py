@@ -38,9 +38,9 @@ from torch.nn import functional as F
 
 from txclf.config.sections import Model, Tokenizer
 from txclf.data.batches import TokenRows
-from txclf.data.plan import epoch_batches, scoring_batches
+from txclf.data.sampler import epoch_batches, scoring_batches
 from txclf.data.tokenizer import encode, train_tokenizer, vocab_size
-from txclf.data.words import Words
+from txclf.data.word_cache import Words
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.layers import sinusoids
 

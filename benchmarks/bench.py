@@ -283,7 +283,7 @@ def demo_corpus(folder: str) -> dict[str, str]:
     import pyarrow.json
     import pyarrow.parquet as pq
 
-    from txclf.data.demo import write_corpus
+    from txclf.data.demo_corpus import write_corpus
 
     files = write_corpus(os.path.join(folder, "corpus"))
     made = {}

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from txclf import efficiency
 from txclf.config.sections import Model
 from txclf.data.batches import Batch, TokenRows
-from txclf.data.plan import Plan
+from txclf.data.sampler import Plan
 from txclf.model.classifier import TransformerClassifier
 from txclf.precision import choose_precision
 

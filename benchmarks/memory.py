@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from txclf.config import run_config
-from txclf.prepare import prepare
+from txclf.data.prepare import prepare
 from txclf.progress import Interrupted
 from txclf.train import train
 

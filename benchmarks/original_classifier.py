@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.data import shards
+from txclf.data.prepare import prepare
 from txclf.model.layers import sinusoids
-from txclf.prepare import prepare
 
 Row = tuple[Tensor, int]
 

@@ -24,9 +24,9 @@ from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.data.batches import PairRows
+from txclf.data.prepare import prepare
 from txclf.data.tokenizer import parse_tokenizer, target_ends
 from txclf.model.layers import sinusoids
-from txclf.prepare import prepare
 
 VARIANTS = {
     "as written": (False, False, 0),

@@ -28,10 +28,10 @@ from txclf import bundle
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.data import shards
-from txclf.data.plan import scoring_batches
+from txclf.data.prepare import prepare
+from txclf.data.sampler import scoring_batches
 from txclf.model.classifier import TransformerClassifier
 from txclf.predict import predict
-from txclf.prepare import prepare
 
 
 def main() -> None:

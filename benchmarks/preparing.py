@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 from txclf.config import run_config
 from txclf.data import shards
-from txclf.prepare import prepare
+from txclf.data.prepare import prepare
 
 
 def main() -> None:

@@ -35,10 +35,10 @@ from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.data import shards
 from txclf.data.batches import TokenRows
-from txclf.data.plan import Plan, padding_share, rank_parts
+from txclf.data.prepare import prepare
+from txclf.data.sampler import Plan, padding_share, rank_parts
 from txclf.module import ClassifierModule
 from txclf.precision import choose_precision, uses_gpu
-from txclf.prepare import prepare
 from txclf.progress import Interrupted, Progress
 from txclf.train import train
 

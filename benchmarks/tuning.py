@@ -19,7 +19,7 @@ import uuid
 from pathlib import Path
 
 from txclf.config import run_config
-from txclf.prepare import prepare
+from txclf.data.prepare import prepare
 
 
 def main() -> None:

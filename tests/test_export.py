@@ -20,9 +20,9 @@ from test_train import go_on, tiny
 
 from txclf import Classifier, Seq2Seq
 from txclf.core.errors import BundleError, ConfigError, DataError
+from txclf.data.prepare import prepare
 from txclf.data.tokenizer import decode, target_ends
 from txclf.export import export
-from txclf.prepare import prepare
 from txclf.train import train
 
 TEXTS = ["the good film of the year", "a bad plot", "good", "the score of a bad film that is long and bad"]

@@ -28,8 +28,8 @@ from testbed import Node, Testbed, namespaces_work, wait_until
 from txclf import checkpoints, sessions
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ClusterError, DataError
+from txclf.data.prepare import prepare
 from txclf.module import learning_rate_factor
-from txclf.prepare import prepare
 from txclf.progress import Progress
 from txclf.train import train
 

@@ -15,13 +15,13 @@ from test_prepare import make_rows, write_csv
 from test_report import search_folder
 from test_train import TINY, go_on, stopped_at
 
-from txclf import inspect_data
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import DataError
+from txclf.data import profile
+from txclf.data.prepare import prepare
 from txclf.inspect import inspect
-from txclf.prepare import prepare
 from txclf.train import train
 
 
@@ -128,7 +128,7 @@ def test_a_folder_of_text_files(tmp_path: Path) -> None:
 
 
 def test_only_so_many_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect_data, "MOST_ROWS", 3000)
+    monkeypatch.setattr(profile, "MOST_ROWS", 3000)
     paths = [write_csv(tmp_path / f"{name}.csv", make_rows(2500, seed=n)) for n, name in enumerate("abc")]
     found = inspect(str(tmp_path))
     assert len(paths) == found["files"] == 3

@@ -19,7 +19,7 @@ from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.data import shards
 from txclf.data.batches import TokenRows
-from txclf.prepare import prepare
+from txclf.data.prepare import prepare
 from txclf.train import train
 
 WINDOWS = ["data.long=windows", "data.window_overlap=2", "data.max_windows=3", "tokenizer.max_length=6"]

@@ -20,7 +20,7 @@ from txclf.config.run_config import RunConfig
 from txclf.config.sections import Compute, Train
 from txclf.core.errors import ConfigError
 from txclf.data.batches import TokenRows
-from txclf.data.plan import rank_parts
+from txclf.data.sampler import rank_parts
 from txclf.job import Place
 from txclf.module import ClassifierModule, focal_loss, learning_rate_factor, parameter_groups
 from txclf.precision import choose_precision, uses_gpu

@@ -17,7 +17,7 @@ from txclf.class_weights import HEAVIEST, positive_weights
 from txclf.core.errors import ConfigError
 from txclf.data.batches import TokenRows
 from txclf.data.labels import targets
-from txclf.data.plan import rank_parts, scoring_batches
+from txclf.data.sampler import rank_parts, scoring_batches
 from txclf.job import Place
 from txclf.module_multilabel import MultilabelModule, binary_loss
 from txclf.worker import ScoringBatches

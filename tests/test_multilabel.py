@@ -23,8 +23,8 @@ from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards
+from txclf.data.prepare import prepare
 from txclf.predict import predict
-from txclf.prepare import prepare
 from txclf.progress import Interrupted, Progress
 from txclf.train import check_fit, train
 

@@ -20,11 +20,11 @@ from txclf.core import storage
 from txclf.core.errors import BundleError, ConfigError
 from txclf.data import shards
 from txclf.data.batches import PairRows
-from txclf.data.plan import epoch_batches
+from txclf.data.prepare import prepare
+from txclf.data.sampler import epoch_batches
 from txclf.data.tokenizer import decode, encode_targets, target_ends, train_tokenizer
-from txclf.data.words import Words
+from txclf.data.word_cache import Words
 from txclf.predict import predict
-from txclf.prepare import prepare
 from txclf.progress import Interrupted, Progress
 from txclf.train import train
 

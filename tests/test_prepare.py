@@ -17,7 +17,7 @@ from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards
-from txclf.prepare import prepare
+from txclf.data.prepare import prepare
 
 WORDS = ["the", "of", "film", "plot", "score", "actor", "scene", "light", "sound", "word"]
 
@@ -149,7 +149,7 @@ def test_many_buckets_give_the_same_rows_in_the_same_order_as_one(
 ) -> None:
     path = write_csv(tmp_path / "a.csv", make_rows(300))
     one = prepare(run_config(tmp_path / "one", train=path))
-    monkeypatch.setattr("txclf.prepare.BUCKET_BYTES", 1000)
+    monkeypatch.setattr("txclf.data.prepare.BUCKET_BYTES", 1000)
     many = prepare(run_config(tmp_path / "many", train=path))
     assert len(shards.load_manifest(one).splits["train"].shards) == 1
     assert len(shards.load_manifest(many).splits["train"].shards) > 5

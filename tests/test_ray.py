@@ -20,7 +20,7 @@ from txclf.core import storage
 from txclf.core.errors import ClusterError, DataError
 from txclf.data import shards
 from txclf.data.batches import TokenRows
-from txclf.prepare import prepare
+from txclf.data.prepare import prepare
 from txclf.progress import Interrupted, Progress
 from txclf.train import train
 

@@ -22,7 +22,7 @@ from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.data import shards
-from txclf.prepare import prepare
+from txclf.data.prepare import prepare
 from txclf.report_scores import Budget
 from txclf.train import train
 

@@ -12,7 +12,7 @@ from txclf import Classifier, callbacks, checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, StorageError
-from txclf.prepare import prepare
+from txclf.data.prepare import prepare
 from txclf.progress import Progress
 from txclf.train import Summary, check_folder, recorded_data, train
 

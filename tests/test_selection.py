@@ -21,7 +21,7 @@ from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.data import shards
 from txclf.data.batches import TokenRows
-from txclf.prepare import prepare
+from txclf.data.prepare import prepare
 from txclf.selection import chosen
 from txclf.train import Summary, check_folder, train
 

@@ -17,7 +17,7 @@ from test_train import go_on, lines, stopped_at, tiny, trained
 from txclf import callbacks, trackers
 from txclf.config import run_config
 from txclf.core.errors import ConfigError, TxclfError
-from txclf.prepare import prepare
+from txclf.data.prepare import prepare
 from txclf.progress import Progress
 from txclf.train import check_folder, train
 

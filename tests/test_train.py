@@ -20,10 +20,10 @@ from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, StorageError, TxclfError
-from txclf.data import shards, spool
+from txclf.data import disk_cache, shards
 from txclf.data.batches import TokenRows
-from txclf.data.plan import Plan
-from txclf.prepare import prepare
+from txclf.data.prepare import prepare
+from txclf.data.sampler import Plan
 from txclf.progress import Interrupted, Progress
 from txclf.train import Summary, check_folder, train
 
@@ -325,12 +325,12 @@ def test_streamed_from_disk_the_run_is_the_same_to_the_last_bit(tmp_path: Path, 
 def test_data_that_fit_are_held_in_memory_and_the_rest_is_streamed(tmp_path: Path, data: str) -> None:
     manifest = shards.load_manifest(prepare(tiny(tmp_path, data)))
     size = sum(4 * manifest.splits[name].tokens + 16 * manifest.splits[name].rows for name in ("train", "valid"))
-    assert spool.streams("auto", manifest, size)[0] is False
-    stream, note = spool.streams("auto", manifest, size - 1)
+    assert disk_cache.streams("auto", manifest, size)[0] is False
+    stream, note = disk_cache.streams("auto", manifest, size - 1)
     assert stream
     assert "do not fit" in note
-    assert spool.streams("memory", manifest, 0)[0] is False
-    assert spool.streams("stream", manifest, size)[0] is True
+    assert disk_cache.streams("memory", manifest, 0)[0] is False
+    assert disk_cache.streams("stream", manifest, size)[0] is True
 
 
 @pytest.mark.parametrize("ingest", ["memory", "stream"])

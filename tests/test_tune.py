@@ -21,7 +21,7 @@ from txclf import Classifier, sessions, trials, tune
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ClusterError, ConfigError
-from txclf.prepare import prepare
+from txclf.data.prepare import prepare
 from txclf.progress import Interrupted
 from txclf.train import check_folder, train
 from txclf.trials import Trial

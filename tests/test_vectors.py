@@ -14,14 +14,14 @@ import torch
 from test_prepare import make_rows, write_csv
 from test_train import go_on, losses, stopped_at, tiny
 
-from txclf import Classifier, checkpoints, vectors
+from txclf import Classifier, checkpoints
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
-from txclf.data import shards
+from txclf.data import shards, word_vectors
+from txclf.data.prepare import prepare
 from txclf.data.tokenizer import parse_tokenizer
-from txclf.prepare import prepare
 from txclf.progress import Progress
 from txclf.train import Summary, check_folder, train
 
@@ -59,8 +59,15 @@ def test_every_form_of_a_file_gives_the_same_vectors(
     tmp_path: Path, kind: str, header: bool, ending: str, scheme: str
 ) -> None:
     path = packed(tmp_path / "v.txt", content(TABLE, header, ending), kind)
-    found = vectors.read(scheme + path, WIDTH, VOCABULARY, 6)
-    assert found.fit.tolist() == [vectors.EXACT, vectors.LOWERED, vectors.LOWERED, vectors.EXACT, 0, 0]
+    found = word_vectors.read(scheme + path, WIDTH, VOCABULARY, 6)
+    assert found.fit.tolist() == [
+        word_vectors.EXACT,
+        word_vectors.LOWERED,
+        word_vectors.LOWERED,
+        word_vectors.EXACT,
+        0,
+        0,
+    ]
     assert found.matrix[[0, 1, 2, 3]] == pytest.approx(np.array([TABLE[word] for word in ("the", "the", "fox", "ünï")]))
     assert not found.matrix[4:].any()
     assert (found.lines, found.num_damaged) == (4, 0)
@@ -71,9 +78,9 @@ def test_the_best_fit_wins_wherever_it_stands_and_of_equals_the_first(tmp_path: 
     lines = content(table) + content({"the": [9] * 4})
     for data in (lines, content(dict(reversed(table.items())))):
         path = packed(tmp_path / "v.txt", data, "")
-        found = vectors.read(path, WIDTH, {"the": 0, "The": 1, "tHe": 2, "fox": 3}, 4)
+        found = word_vectors.read(path, WIDTH, {"the": 0, "The": 1, "tHe": 2, "fox": 3}, 4)
         assert found.matrix[:3, 0].tolist() == [2, 3, 2]
-        assert found.fit.tolist() == [vectors.EXACT, vectors.EXACT, vectors.LOWERED, vectors.FOLDED]
+        assert found.fit.tolist() == [word_vectors.EXACT, word_vectors.EXACT, word_vectors.LOWERED, word_vectors.FOLDED]
         assert found.matrix[3, 0] == (4 if data == lines else 5)
 
 
@@ -91,7 +98,7 @@ def test_damaged_lines_are_skipped_and_told_by_number(tmp_path: Path) -> None:
     good.insert(800, b"\n")
     good += [b". . . 1 2 3 4\n", b"the 7 7 7 7"]
     path = packed(tmp_path / "v.txt", b"".join(good), "")
-    found = vectors.read(path, WIDTH, {"the": 0, "w1199": 1}, 2)
+    found = word_vectors.read(path, WIDTH, {"the": 0, "w1199": 1}, 2)
     assert found.damaged == [(number, reason) for number, (_, reason) in sorted(bad.items())]
     assert found.matrix.tolist() == [[7] * 4, [1199] * 4]
 
@@ -111,11 +118,11 @@ def test_damaged_lines_are_skipped_and_told_by_number(tmp_path: Path) -> None:
 def test_what_is_no_file_of_vectors(tmp_path: Path, data: bytes, kind: str, message: str) -> None:
     path = packed(tmp_path / "v.txt", data, kind, {"b.txt": b"a 1 2 3 4 5 6 7\n"})
     if not message:  # a file that ends early: what is there is taken, and it is told
-        found = vectors.read(path, 5, {"a": 0}, 1)
+        found = word_vectors.read(path, 5, {"a": 0}, 1)
         assert found.damaged == [(1, "it says 99 words, 1 follow")]
         return
     with pytest.raises(DataError) as error:
-        vectors.read(path, 5, {"a": 0}, 1)
+        word_vectors.read(path, 5, {"a": 0}, 1)
     assert message in str(error.value)
     assert path in str(error.value)
 
@@ -129,28 +136,28 @@ def test_a_damaged_archive(tmp_path: Path, kind: str, damage: Callable[[bytes], 
     path = packed(tmp_path / "v.txt", content(table), kind)
     Path(path).write_bytes(damage(Path(path).read_bytes()))
     with pytest.raises(DataError) as error:
-        vectors.read(path, WIDTH, {"w1": 0}, 1)
+        word_vectors.read(path, WIDTH, {"w1": 0}, 1)
     assert "cannot be read" in str(error.value)
 
 
 def test_of_an_archive_the_file_of_the_right_width_is_read(tmp_path: Path) -> None:
     path = packed(tmp_path / "v.txt", content(TABLE), ".zip", {"b.txt": b"the 1 2 3 4 5 6 7\n", "c.txt": b"the 5 6\n"})
-    assert vectors.read(path, 7, {"the": 0}, 1).matrix.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
-    assert vectors.read(path, 2, {"the": 0}, 1).matrix.tolist() == [[5, 6]]
+    assert word_vectors.read(path, 7, {"the": 0}, 1).matrix.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+    assert word_vectors.read(path, 2, {"the": 0}, 1).matrix.tolist() == [[5, 6]]
 
 
 def test_the_rest_is_drawn_like_the_found_and_tokens_have_unit_variance() -> None:
     draw = np.random.default_rng(0)
     known = np.arange(6000) < 4000
     matrix = np.where(known[:, None], draw.normal([0, 5, -2, 1], [1, 2, 3, 4], (6000, 4)), 0).astype(np.float32)
-    whole = vectors.filled(matrix, known, seed=0)
+    whole = word_vectors.filled(matrix, known, seed=0)
     assert (whole[known] ** 2).mean() * 4 == pytest.approx(1.0, rel=1e-4)
     ratio = whole[known] / matrix[known]
     assert ratio == pytest.approx(np.full_like(ratio, ratio[0, 0]), rel=1e-3)
     assert whole[~known].mean(axis=0) == pytest.approx(whole[known].mean(axis=0), abs=0.03)
     assert whole[~known].std(axis=0) == pytest.approx(whole[known].std(axis=0), rel=0.1)
-    assert (vectors.filled(matrix, known, seed=0) == whole).all()
-    assert (vectors.filled(matrix, known, seed=1)[~known] != whole[~known]).any()
+    assert (word_vectors.filled(matrix, known, seed=0) == whole).all()
+    assert (word_vectors.filled(matrix, known, seed=1)[~known] != whole[~known]).any()
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
@@ -199,7 +206,7 @@ def test_a_run_begins_with_the_vectors_and_frozen_ones_stay(tmp_path: Path, data
     assert coverage.words == tokenizer.get_vocab_size() - 4
     assert coverage.type_share == 2 / coverage.words
     assert coverage.token_share == pytest.approx(np.isin(tokens, rows).mean())
-    matrix, found = vectors.load(summary.prepared, coverage.matrix)
+    matrix, found = word_vectors.load(summary.prepared, coverage.matrix)
     assert found.nonzero().flatten().tolist() == sorted(rows)
     # The bundle needs neither the file nor the matrix.
     Path(path).unlink()
@@ -224,17 +231,17 @@ def test_stopped_and_resumed_without_the_file_the_losses_are_the_same(tmp_path: 
     train(halted, prepare(halted), go_on)
     assert losses(halted) == losses(whole)
     (*_, last) = checkpoints.committed(f"{halted.run_folder}/checkpoints")
-    matrix, found = vectors.load(prepare(halted), storage.read_json(f"{halted.run_folder}/vectors.json")["matrix"])
+    matrix, found = word_vectors.load(prepare(halted), storage.read_json(f"{halted.run_folder}/vectors.json")["matrix"])
     assert torch.equal(checkpoints.load(last)["model"]["embedding.weight"][found], matrix[found])
 
 
 def test_a_changed_file_is_matched_anew_and_the_same_one_is_not(tmp_path: Path, data: str) -> None:
     path = glove(tmp_path)
     prepared = prepare(tiny(tmp_path, data, *WORDS))
-    first = vectors.matched(path, 16, prepared, 0)
-    assert vectors.matched(path, 16, prepared, 0) == first
+    first = word_vectors.matched(path, 16, prepared, 0)
+    assert word_vectors.matched(path, 16, prepared, 0) == first
     glove(tmp_path, ["good", "bad", "film"])
-    second = vectors.matched(path, 16, prepared, 0)
+    second = word_vectors.matched(path, 16, prepared, 0)
     assert (second.found, second.matrix == first.matrix) == (3, False)
 
 

@@ -31,9 +31,9 @@ from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import BundleError, StorageError
 from txclf.data.batches import TokenRows
-from txclf.data.plan import Layout, scoring_batches
+from txclf.data.sampler import Layout, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, separator_id, vocab_size
-from txclf.data.words import Words
+from txclf.data.word_cache import Words
 from txclf.description import Calibration, Description, summary
 from txclf.model.classifier import TransformerClassifier, by_row
 from txclf.thresholds import DEFAULT

@@ -23,7 +23,7 @@ from txclf.config.run_config import RunConfig
 from txclf.config.sections import Train
 from txclf.core import storage
 from txclf.core.errors import TxclfError
-from txclf.data.plan import Plan
+from txclf.data.sampler import Plan
 from txclf.log import Log
 from txclf.module import TrainingModule, learning_rate_factor
 from txclf.progress import Interrupted, Progress, Pulse

@@ -19,8 +19,8 @@ from txclf import __version__
 from txclf.config.run_config import RunConfig, anchored
 from txclf.core import storage
 from txclf.core.errors import ClusterError, TxclfError
+from txclf.data.prepare import find_sources
 from txclf.precision import choose_precision
-from txclf.prepare import find_sources
 
 GIB = 2**30
 LEAST_DISK, LEAST_SHM = 5.0, 1.0

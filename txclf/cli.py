@@ -114,7 +114,7 @@ def demo(
     """The whole way on a small corpus made of Python's own source: data, training, evaluation, predictions."""
     started = time.time()
     from txclf.config import run_config as settings
-    from txclf.data import demo as corpus
+    from txclf.data import demo_corpus as corpus
 
     files = corpus.write_corpus(os.path.join(folder, "corpus"))
     print(f"made a corpus of Python functions, each labelled by its package: {folder}/corpus")
@@ -153,7 +153,7 @@ Try next:
 
 def _prepare(run: RunConfig) -> str:
     from txclf import console, screen
-    from txclf import prepare as verb
+    from txclf.data import prepare as verb
     from txclf.data import shards
 
     started = time.monotonic()

@@ -29,7 +29,7 @@ from txclf.data import records, shards, sources
 from txclf.data.batches import PairRows
 from txclf.data.labels import LabelSets
 from txclf.data.tokenizer import encode_targets
-from txclf.data.words import Words
+from txclf.data.word_cache import Words
 from txclf.seq2seq import Seq2Seq
 
 METRICS = "metrics.json"

@@ -33,7 +33,7 @@ from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import records, shards, sources
 from txclf.data.batches import TokenRows, padded
-from txclf.data.plan import scoring_batches
+from txclf.data.sampler import scoring_batches
 from txclf.data.tokenizer import target_ends
 from txclf.graphs import Graph, graphs
 from txclf.model.classifier import by_row

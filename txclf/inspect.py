@@ -12,11 +12,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from txclf import bundle, checkpoints, evaluate, folders, inspect_data, trials
+from txclf import bundle, checkpoints, evaluate, folders, trials
 from txclf.config import run_config
 from txclf.core import storage
 from txclf.core.errors import DataError, TxclfError
-from txclf.data import shards, sources
+from txclf.data import profile, shards, sources
 from txclf.folders import Standing
 
 
@@ -34,7 +34,7 @@ def inspect(path: str, text: Sequence[str] = (), label: str | None = None) -> di
     except TxclfError as error:
         what = "raw data, prepared data, a run, a search or a model bundle"
         raise DataError(f"{error}\nexpected {what}") from None
-    return inspect_data.audit(path, files, text, label)
+    return profile.audit(path, files, text, label)
 
 
 def _runs_in(path: str) -> list[str]:

@@ -12,9 +12,9 @@ import pyarrow as pa
 from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.data.batches import PairRows, Rows, TokenRows
-from txclf.data.plan import Layout
+from txclf.data.sampler import Layout
+from txclf.data.word_vectors import Coverage
 from txclf.progress import Pulse
-from txclf.vectors import Coverage
 
 if TYPE_CHECKING:
     from pytorch_lightning.strategies import Strategy

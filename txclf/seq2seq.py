@@ -19,9 +19,9 @@ from txclf import bundle
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Generate
 from txclf.data.batches import PairRows, TokenRows
-from txclf.data.plan import Ints, scoring_batches
+from txclf.data.sampler import Ints, scoring_batches
 from txclf.data.tokenizer import decode, encode, parse_tokenizer, target_ends
-from txclf.data.words import Words
+from txclf.data.word_cache import Words
 from txclf.description import Description
 from txclf.model.decoding import generate
 from txclf.model.seq2seq import Seq2SeqTransformer

@@ -24,19 +24,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from txclf import __version__, bundle, checkpoints, sessions, trackers, vectors
+from txclf import __version__, bundle, checkpoints, sessions, trackers
 from txclf.class_weights import label_weights
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig, anchored
 from txclf.core import storage
 from txclf.core.errors import ConfigError
-from txclf.data import shards, spool
+from txclf.data import disk_cache, shards, word_vectors
 from txclf.data.batches import Rows
+from txclf.data.word_vectors import Coverage
 from txclf.description import Calibration
 from txclf.job import Job, Place
 from txclf.precision import choose_precision, uses_gpu
 from txclf.progress import Progress
-from txclf.vectors import Coverage
 
 if TYPE_CHECKING:
     from txclf.selection import Chosen
@@ -103,7 +103,7 @@ def check_folder(run: RunConfig, resume: bool) -> Summary | None:
     folder = run.run_folder
     saved = storage.join(folder, "run.yaml")
     if not storage.exists(saved):
-        vectors.require(run.model.vectors)
+        word_vectors.require(run.model.vectors)
         if resume:
             raise ConfigError(f"`{folder}`: no run to resume: start it without --resume")
         storage.require_writable(folder)
@@ -190,7 +190,7 @@ def _vectors(run: RunConfig, prepared: str) -> Coverage | None:
         coverage = Coverage.model_validate(storage.read_json(path))
         if storage.exists(storage.join(prepared, coverage.matrix)):
             return coverage
-    return vectors.matched(run.model.vectors, run.model.width, prepared, run.seed)
+    return word_vectors.matched(run.model.vectors, run.model.width, prepared, run.seed)
 
 
 def _finish(job: Job, outcome: dict[str, Any]) -> Summary:
@@ -271,7 +271,7 @@ def _begin(job: Job, manifest: shards.Manifest) -> None:
 def _fit_here(job: Job, manifest: shards.Manifest, report: Report, notes: list[str], share: int = 1) -> dict[str, Any]:
     from txclf import worker  # and Lightning
 
-    streams, note = spool.streams(job.config.data.ingest, manifest, spool.machine_memory() // 4 // share)
+    streams, note = disk_cache.streams(job.config.data.ingest, manifest, disk_cache.machine_memory() // 4 // share)
     report(Progress(notes=[*notes, note]))
     _begin(job, manifest)
     place = Place()
@@ -289,7 +289,7 @@ def _fit_on_ray(job: Job, manifest: shards.Manifest, report: Report, notes: list
 
     with cluster.connected(job.config.compute):
         cluster.require(job.config.compute)
-        streams, note = spool.streams(job.config.data.ingest, manifest, cluster.data_budget(job.config.compute))
+        streams, note = disk_cache.streams(job.config.data.ingest, manifest, cluster.data_budget(job.config.compute))
         report(Progress(notes=[*notes, note]))
         _begin(job, manifest)
         return distributed.fit(job, streams, report)

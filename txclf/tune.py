@@ -26,7 +26,7 @@ from txclf.config.search_space import Tune
 from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.data import shards
-from txclf.prepare import prepare
+from txclf.data.prepare import prepare
 from txclf.progress import Interrupted
 from txclf.train import check_fit, save_bundle
 from txclf.trainable import STOP_S, Flag, Trainable

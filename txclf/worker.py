@@ -19,16 +19,16 @@ import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 
-from txclf import checkpoints, efficiency, tensors, vectors
+from txclf import checkpoints, efficiency, tensors
 from txclf.callbacks import Course, Recorder, exhausted
 from txclf.class_weights import label_weights
 from txclf.clock import Clock
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
-from txclf.data import plan as plans
-from txclf.data import shards, spool
+from txclf.data import disk_cache, shards, word_vectors
+from txclf.data import sampler as plans
 from txclf.data.batches import Batch, PairBatch, Rows, TokenRows
-from txclf.data.plan import Plan
+from txclf.data.sampler import Plan
 from txclf.job import Job, Place
 from txclf.module import ClassifierModule, TrainingModule
 from txclf.module_multilabel import MultilabelModule
@@ -84,7 +84,7 @@ def streamed_rows(
 
     folder = os.path.join(tempfile.gettempdir(), f"txclf-{job.id}-{split}")
     size = part.tokens + part.target_tokens
-    return spool.spooled(tables, folder, size, job.columns, first, barrier, job.layout())
+    return disk_cache.spooled(tables, folder, size, job.columns, first, barrier, job.layout())
 
 
 def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool], place: Place) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
         segments = 0 if manifest.separator_id is None else run.num_segments
         module = kind(run, *sizes, weights, course.total_steps, state["step"], place.world_size, segments)
         if job.vectors:
-            matrix, found = vectors.load(job.prepared, job.vectors.matrix)
+            matrix, found = word_vectors.load(job.prepared, job.vectors.matrix)
             module.begin_with(matrix, found if run.model.freeze_vectors else None)
     if "model" in state:
         module.model.load_state_dict(state["model"])

@@ -46,7 +46,11 @@ PYTHON: dict[str, dict[str, list[str] | None]] = {
         "txclf.config.run_config.dump": None,
         "txclf.config.run_config.RunConfig": ["run_folder"],
     },
-    "Preparing and training": {"txclf.prepare.prepare": None, "txclf.train.train": None, "txclf.train.Summary": None},
+    "Preparing and training": {
+        "txclf.data.prepare.prepare": None,
+        "txclf.train.train": None,
+        "txclf.train.Summary": None,
+    },
     "Searching": {
         "txclf.tune.open_folder": None,
         "txclf.tune.plan": None,

@@ -10,9 +10,9 @@ import pytest
 import torch
 from test_plan import RANKS, lengths_of
 
-from txclf.data import batches, plan
+from txclf.data import batches, sampler
 from txclf.data.batches import TokenRows
-from txclf.data.plan import Layout
+from txclf.data.sampler import Layout
 
 # ------------------------------------------------------------------------------------------------------------- tensors
 
@@ -182,7 +182,7 @@ def test_scoring_batches_are_bounded_by_their_windows() -> None:
     lengths = lengths_of(300)
     costs = Layout(5, 1).counts(lengths)
     for ranks in RANKS:
-        found = [list(plan.scoring_batches(lengths, 8, rank, ranks, costs)) for rank in range(ranks)]
+        found = [list(sampler.scoring_batches(lengths, 8, rank, ranks, costs)) for rank in range(ranks)]
         assert sorted(np.concatenate([part for own in found for part in own]).tolist()) == list(range(300))
         assert all(costs[part].sum() <= 8 or len(part) == 1 for own in found for part in own)
 

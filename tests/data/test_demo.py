@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from txclf.core.errors import DataError
-from txclf.data import demo
-from txclf.data.demo import PACKAGES, SHARES, split_files, write_corpus
+from txclf.data import demo_corpus
+from txclf.data.demo_corpus import PACKAGES, SHARES, split_files, write_corpus
 
 Row = dict[str, str]
 
@@ -65,7 +65,7 @@ def test_the_rows(corpus: dict[str, list[Row]]) -> None:
         assert row["text"].count("\n") >= 2
     counts = Counter(row["label"] for row in rows)
     assert len(counts) >= 10
-    assert max(counts.values()) <= demo.MOST_ROWS
+    assert max(counts.values()) <= demo_corpus.MOST_ROWS
 
 
 def test_the_splits(corpus: dict[str, list[Row]]) -> None:
@@ -111,7 +111,7 @@ def test_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_library(tmp_path / "lib", 4, functions=30)
     use_library(monkeypatch, tmp_path / "lib")
-    monkeypatch.setattr(demo, "MOST_ROWS", 50)
+    monkeypatch.setattr(demo_corpus, "MOST_ROWS", 50)
     rows = [row for split in read(write_corpus(tmp_path / "out")).values() for row in split]
     assert Counter(row["label"] for row in rows) == dict.fromkeys(PACKAGES[:4], 50)
 

@@ -8,8 +8,8 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
-from txclf.data import plan as planner
-from txclf.data.plan import Ints, Plan
+from txclf.data import sampler as planner
+from txclf.data.sampler import Ints, Plan
 
 RANKS = [1, 2, 3, 5]
 GRID = [

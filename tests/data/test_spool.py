@@ -14,7 +14,7 @@ import torch
 
 from txclf.core.errors import DataError, StorageError
 from txclf.data.batches import TokenRows
-from txclf.data.spool import spooled
+from txclf.data.disk_cache import spooled
 
 COLUMNS = ("input_ids", "label")
 

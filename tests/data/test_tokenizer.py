@@ -25,7 +25,7 @@ from txclf.data.tokenizer import (
     train_tokenizer,
     vocab_size,
 )
-from txclf.data.words import Words
+from txclf.data.word_cache import Words
 
 KINDS = ["bpe", "wordpiece", "unigram", "word"]
 TEXTS = [

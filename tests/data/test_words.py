@@ -13,9 +13,9 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from txclf.config import run_config
-from txclf.data import words
+from txclf.data import word_cache
 from txclf.data.tokenizer import parse_tokenizer, train_tokenizer
-from txclf.data.words import Words
+from txclf.data.word_cache import Words
 
 PLAIN = [
     "the quick brown fox, jumps",
@@ -116,7 +116,7 @@ def test_every_odd_character_beside_a_space_gives_the_same_ids(kind: str, normal
 
 
 def test_the_table_is_begun_anew_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "MOST_WORDS", 100)
+    monkeypatch.setattr(word_cache, "MOST_WORDS", 100)
     found = Words(tokenizer("bpe", "nfc", True))
     for start in range(0, 1000, 100):
         same(found, [f"word{start + number} the fox" for number in range(100)])

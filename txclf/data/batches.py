@@ -19,7 +19,7 @@ from torch import Tensor
 
 from txclf.core.hashing import mix, uniform
 from txclf.data.labels import LabelSets
-from txclf.data.plan import WHOLE, Int32s, Ints, Layout, Lengths, padding_share
+from txclf.data.sampler import WHOLE, Int32s, Ints, Layout, Lengths, padding_share
 
 PART_TOKENS = 2**20
 """Tokens that are looked at at once where all are: their numbers take a hundred bytes each."""

@@ -18,8 +18,8 @@ from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordLevelTrainer, Wo
 from txclf.config.sections import Cut, Tokenizer
 from txclf.core import storage
 from txclf.core.errors import DataError
-from txclf.data.plan import Int32s, Ints
-from txclf.data.words import Words
+from txclf.data.sampler import Int32s, Ints
+from txclf.data.word_cache import Words
 
 PAD, UNKNOWN, SEPARATOR, MASK = "[PAD]", "[UNK]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = [PAD, UNKNOWN, SEPARATOR, MASK]

@@ -18,7 +18,7 @@ import pyarrow as pa
 from txclf.core.errors import StorageError
 from txclf.data.batches import PairRows, Rows, TokenRows
 from txclf.data.labels import LabelSets
-from txclf.data.plan import WHOLE, Int32s, Ints, Layout
+from txclf.data.sampler import WHOLE, Int32s, Ints, Layout
 from txclf.data.shards import Manifest
 
 LENGTHS = ".lengths"

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer as FastTokenizer
 
-from txclf.data.plan import Int32s, Ints
+from txclf.data.sampler import Int32s, Ints
 
 MOST_WORDS = 500_000
 """In the table; then it is begun anew, for memory."""

@@ -24,13 +24,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from txclf import stages
-from txclf.audit import SHOWN_REJECTS, Audit, check
 from txclf.config.run_config import RunConfig, anchored
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.core.hashing import UInt64s
-from txclf.data import records, shards
+from txclf.data import pipeline, records, shards
+from txclf.data.audit import SHOWN_REJECTS, Audit, check
+from txclf.data.pipeline import Tables
 from txclf.data.records import Reject
 from txclf.data.shards import Manifest, Shard, Split
 from txclf.data.sources import Source, stamp
@@ -44,8 +44,7 @@ from txclf.data.tokenizer import (
     train_tokenizer,
     vocab_size,
 )
-from txclf.data.words import Words
-from txclf.stages import Tables
+from txclf.data.word_cache import Words
 
 BUCKET_BYTES = 64 * 2**20  # raw bytes that become one shard, roughly
 SCANNED = pa.schema(
@@ -183,7 +182,7 @@ def _scan_all(run: RunConfig, sources: dict[str, list[Source]], show: Show) -> t
         audit = audits[split] = Audit()
         hashes, label_hashes = [audit.hashes], [audit.label_hashes]
         tasks = _tasks(run, sources, split, share if split == "train" else 0.0, labels)
-        for table in stages.tables(_scan, tasks, run.compute.on_ray):
+        for table in pipeline.tables(_scan, tasks, run.compute.on_ray):
             good, bad = table.filter(table["hash"].is_valid()), table.filter(table["reason"].is_valid())
             audit.rejects += map(Reject, *(bad[name].to_pylist() for name in ("file", "row", "reason")))
             if run.task != "seq2seq":
@@ -213,7 +212,7 @@ def _scan(task: Task) -> Tables:
     """What the audit and the tokenizer need of each row of a file."""
     seed = task.run.seed
     known = None if task.labels is None else set(task.labels)
-    for rows, rejects in stages.ahead(_rows(task)):
+    for rows, rejects in pipeline.ahead(_rows(task)):
         bad = list(rejects)
         kept = list(range(len(rows.rows)))
         labels = rows.label_sets or [(label,) for label in rows.labels]
@@ -269,7 +268,7 @@ def _write_all(
         tasks = _tasks(run, sources, files, 0.0, tuple(labels))
         write = partial(_write, folder=folder, split=files, num_labels=len(labels))
         tokenize, num_parts = partial(_tokenize, tokenizers=tokenizers), 1 + _size(sources[files]) // BUCKET_BYTES
-        for content in stages.sorted_parts(tokenize, tasks, run.compute.on_ray, write, num_parts):
+        for content in pipeline.sorted_parts(tokenize, tasks, run.compute.on_ray, write, num_parts):
             for split, shard in json.loads(content).items():
                 written[split].append(Shard.model_validate(shard))
                 rows += written[split][-1].rows
@@ -302,7 +301,7 @@ def _tokenize(task: Task, tokenizers: list[str]) -> Tables:
     max_length = task.run.tokenizer.max_length
     encoder, target_encoder = (Words(parse_tokenizer(content)) for content in (tokenizers[0], tokenizers[-1]))
     done = 0
-    for rows, _ in stages.ahead(_rows(task)):
+    for rows, _ in pipeline.ahead(_rows(task)):
         hashes = shards.text_hashes(rows.texts)
         labels = rows.label_sets or [(label,) for label in rows.labels]
         kept = np.flatnonzero([pairs or all(label in numbers for label in row) for row in labels])
