@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from txclf import calibration
-from txclf.calibration import LIMIT, Floats, Labels
+from txclf.metrics import calibration
+from txclf.metrics.calibration import LIMIT, Floats, Labels
 
 
 def drawn(rows: int, classes: int, temperature: float, seed: int = 0) -> tuple[Floats, Labels]:

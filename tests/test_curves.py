@@ -10,7 +10,7 @@ import torch
 from sklearn import metrics
 from torch import Tensor
 
-from txclf import curves
+from txclf.metrics import binned
 
 
 def make(rows: int, classes: int, seed: int, share: float = 0.2) -> tuple[Tensor, Tensor]:
@@ -25,7 +25,7 @@ def make(rows: int, classes: int, seed: int, share: float = 0.2) -> tuple[Tensor
 @pytest.mark.parametrize(("rows", "classes"), [(1, 1), (2, 3), (50, 1), (300, 5)])
 def test_average_precision_is_scikit_learn_s(rows: int, classes: int, seed: int) -> None:
     logits, targets = make(rows, classes, seed)
-    found = curves.average_precision(curves.counted(logits, targets))
+    found = binned.average_precision(binned.counted(logits, targets))
     for label in range(classes):
         if targets[:, label].any():
             expected = metrics.average_precision_score(targets[:, label], logits[:, label])
@@ -37,7 +37,7 @@ def test_average_precision_is_scikit_learn_s(rows: int, classes: int, seed: int)
 @pytest.mark.parametrize("seed", range(5))
 def test_f1_at_each_threshold_is_scikit_learn_s(seed: int) -> None:
     logits, targets = make(200, 3, seed)
-    found = curves.curve(curves.counted(logits, targets)).f1
+    found = binned.curve(binned.counted(logits, targets)).f1
     for label in range(3):
         tried = [
             metrics.f1_score(targets[:, label], logits[:, label] >= edge)
@@ -45,37 +45,37 @@ def test_f1_at_each_threshold_is_scikit_learn_s(seed: int) -> None:
         ]
         assert found[label].max().item() == pytest.approx(max(tried))
         half = metrics.f1_score(targets[:, label], logits[:, label] >= 0)
-        assert found[label, curves.CELLS // 2].item() == pytest.approx(half)
+        assert found[label, binned.CELLS // 2].item() == pytest.approx(half)
 
 
 def test_counts_of_parts_add_up_whatever_the_parts() -> None:
     logits, targets = make(300, 4, seed=1)
-    whole = curves.counted(logits, targets)
+    whole = binned.counted(logits, targets)
     for parts in (1, 2, 7, 300):
         each = zip(logits.tensor_split(parts), targets.tensor_split(parts), strict=True)
-        assert torch.equal(sum((curves.counted(*part) for part in each), torch.zeros_like(whole)), whole)
+        assert torch.equal(sum((binned.counted(*part) for part in each), torch.zeros_like(whole)), whole)
     assert whole[1].sum(-1).tolist() == targets.sum(0).tolist()
     assert whole.sum().item() == 1200
 
 
 def test_scores_beyond_the_reach_and_those_that_are_no_numbers_have_a_cell() -> None:
     logits = torch.tensor([[-math.inf], [-100.0], [-16.0], [0.0], [15.999], [16.0], [1e30], [math.nan]])
-    middle = curves.CELLS // 2
-    assert curves.cells(logits)[:, 0].tolist() == [0, 0, 0, middle, 2 * middle - 1, 2 * middle, 2 * middle, middle]
+    middle = binned.CELLS // 2
+    assert binned.cells(logits)[:, 0].tolist() == [0, 0, 0, middle, 2 * middle - 1, 2 * middle, 2 * middle, middle]
 
 
 def test_a_ranking_is_that_of_the_labels_that_occur() -> None:
     logits, targets = make(200, 4, seed=2)
     targets[:, 2] = 0
-    found = curves.ranking(curves.counted(logits, targets))
+    found = binned.ranking(binned.counted(logits, targets))
     kept = [0, 1, 3]
-    assert found == pytest.approx(curves.ranking(curves.counted(logits[:, kept], targets[:, kept])))
+    assert found == pytest.approx(binned.ranking(binned.counted(logits[:, kept], targets[:, kept])))
     areas = [metrics.average_precision_score(targets[:, label], logits[:, label]) for label in kept]
     assert found["valid_map"] == pytest.approx(np.mean(areas))
-    best = curves.curve(curves.counted(logits, targets)).f1[kept].max(dim=1)
+    best = binned.curve(binned.counted(logits, targets)).f1[kept].max(dim=1)
     assert found["valid_f1_macro"] == pytest.approx(best.values.mean().item())
-    given = logits[:, kept] >= (best.indices * 2 * curves.REACH / (curves.CELLS - 1) - curves.REACH)
+    given = logits[:, kept] >= (best.indices * 2 * binned.REACH / (binned.CELLS - 1) - binned.REACH)
     micro = metrics.f1_score(targets[:, kept], given, average="micro")
     assert found["valid_f1_micro"] == pytest.approx(micro)
-    nothing = curves.ranking(curves.counted(logits, torch.zeros_like(targets)))
+    nothing = binned.ranking(binned.counted(logits, torch.zeros_like(targets)))
     assert set(nothing.values()) == {0.0}

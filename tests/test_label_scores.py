@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from txclf.label_scores import average_precision, scores, short_scores
+from txclf.metrics.multilabel import average_precision, scores, short_scores
 
 
 def make(rows: int, classes: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

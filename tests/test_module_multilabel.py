@@ -12,13 +12,13 @@ import torch
 from sklearn.metrics import average_precision_score, f1_score, log_loss
 from test_module import LISTS, make_run
 
-from txclf import curves
 from txclf.class_weights import HEAVIEST, positive_weights
 from txclf.core.errors import ConfigError
 from txclf.data.batches import TokenRows
 from txclf.data.labels import targets
 from txclf.data.sampler import rank_parts, scoring_batches
 from txclf.job import Place
+from txclf.metrics import binned
 from txclf.module_multilabel import MultilabelModule, binary_loss
 from txclf.worker import ScoringBatches
 
@@ -107,7 +107,7 @@ def test_validation_scores_are_those_of_all_rows_together(size: int) -> None:
         assert found["valid_loss"] == pytest.approx(log_loss(truth.ravel(), probabilities.ravel()), rel=1e-5)
         assert found["valid_subset_accuracy"] == pytest.approx((given == truth).all(axis=1).mean())
         # In cells of 1/64 of a logit, in which more scores are equal.
-        cells = curves.cells(logits).numpy()
+        cells = binned.cells(logits).numpy()
         areas = [average_precision_score(truth[:, label], cells[:, label]) for label in range(4)]
         assert found["valid_map"] == pytest.approx(np.mean(areas))
         best = [max(f1_score(truth[:, i], cells[:, i] >= cell) for cell in set(cells[:, i])) for i in range(4)]

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from test_prepare import make_rows, write_csv
 from test_train import go_on, tiny
 
-from txclf import Classifier, calibration, checkpoints, evaluate
+from txclf import Classifier, checkpoints, evaluate
 from txclf.bundle import softmax
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
@@ -22,6 +22,7 @@ from txclf.core import storage
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
+from txclf.metrics import calibration
 from txclf.selection import chosen
 from txclf.train import Summary, check_folder, train
 

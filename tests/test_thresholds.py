@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from txclf import thresholds
 from txclf.bundle import sigmoid
+from txclf.metrics import thresholds
 
 
 def make(rows: int, shares: list[float], seed: int) -> tuple[np.ndarray, np.ndarray]:

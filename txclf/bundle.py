@@ -35,8 +35,8 @@ from txclf.data.sampler import Layout, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, separator_id, vocab_size
 from txclf.data.word_cache import Words
 from txclf.description import Calibration, Description, summary
+from txclf.metrics.thresholds import DEFAULT
 from txclf.model.classifier import TransformerClassifier, by_row
-from txclf.thresholds import DEFAULT
 
 FORMAT = 1
 WEIGHTS, TOKENIZER, TARGET_TOKENIZER, CARD, DESCRIPTION = (

@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.functional.text import chrf_score, sacre_bleu_score
 
-from txclf import baseline, calibration, label_scores, thresholds
+from txclf import baseline
 from txclf.bundle import Classifier, sigmoid, softmax
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
@@ -30,6 +30,7 @@ from txclf.data.batches import PairRows
 from txclf.data.labels import LabelSets
 from txclf.data.tokenizer import encode_targets
 from txclf.data.word_cache import Words
+from txclf.metrics import calibration, multilabel, thresholds
 from txclf.seq2seq import Seq2Seq
 
 METRICS = "metrics.json"
@@ -123,7 +124,7 @@ def _evaluate_sets(
         "data": "test" if data is None else list(data),
         "skipped": skipped,
         "labels": names,
-        **label_scores.scores(classifier.calibrated(logits), targets, classifier.thresholds, names),
+        **multilabel.scores(classifier.calibrated(logits), targets, classifier.thresholds, names),
         "temperature": classifier.temperature,
         "calibration_error_before": calibration.error(logits, targets),
     }
@@ -132,7 +133,7 @@ def _evaluate_sets(
         train_targets, valid_targets = _targets(train, len(names)), _targets(valid, len(names))
         sets, counts = np.unique(train_targets, axis=0, return_counts=True)
         most = np.tile(sets[counts.argmax()], (len(targets), 1))
-        result["majority"] = label_scores.short_scores(most, targets)
+        result["majority"] = multilabel.short_scores(most, targets)
         texts = [*valid["text"].to_pylist(), *table["text"].to_pylist()]
         found, train_rows, seconds = baseline.one_vs_rest(
             train["text"].to_pylist(), train_targets, texts, run.tokenizer.lowercase
@@ -141,7 +142,7 @@ def _evaluate_sets(
         given = sigmoid(found[len(valid) :]) >= limits
         result["baseline"] = {
             "model": "n-gram logistic regression, one for each label, its thresholds chosen on the validation rows",
-            **label_scores.short_scores(given, targets),
+            **multilabel.short_scores(given, targets),
             "train_rows": train_rows,
             "seconds": round(seconds, 2),
         }

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from txclf import curves
 from txclf.data.batches import Batch
 from txclf.data.labels import targets
+from txclf.metrics import binned
 from txclf.module import EncoderModule
 
 
@@ -29,7 +29,7 @@ class MultilabelModule(EncoderModule):
         self.register_buffer("sums", torch.zeros(3, dtype=torch.float64), persistent=False)
         self.counts: Tensor
         self.register_buffer(
-            "counts", torch.zeros(2, self.num_classes, curves.CELLS, dtype=torch.int64), persistent=False
+            "counts", torch.zeros(2, self.num_classes, binned.CELLS, dtype=torch.int64), persistent=False
         )
 
     def training_loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class MultilabelModule(EncoderModule):
         right_B = ((logits_BC >= 0) == (targets_BC > 0)).all(dim=1)
         found = [binary_loss(logits_BC, targets_BC), torch.tensor(len(right_B)), right_B.sum()]
         self.sums += torch.stack([value.to(self.sums) for value in found])
-        self.counts += curves.counted(logits_BC, targets_BC)
+        self.counts += binned.counted(logits_BC, targets_BC)
 
     def on_validation_epoch_end(self) -> None:
         # Sums and counts are added over ranks once.
@@ -55,7 +55,7 @@ class MultilabelModule(EncoderModule):
         counts = self.trainer.strategy.reduce(self.counts, reduce_op="sum")
         self.valid_metrics = {
             "valid_loss": loss / rows,
-            **curves.ranking(counts),
+            **binned.ranking(counts),
             "valid_subset_accuracy": right / rows,
             "valid_rows": int(rows),
         }

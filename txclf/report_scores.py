@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from txclf import baseline, evaluate, label_scores
+from txclf import baseline, evaluate
 from txclf.bundle import Classifier, sigmoid, softmax
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.labels import LabelSets
+from txclf.metrics import multilabel
 from txclf.seq2seq import Seq2Seq
 
 POINTS = 80
@@ -103,7 +104,7 @@ def details(scored: Scored, classifier: Classifier) -> dict[str, Any]:
     shown: dict[str, Any] = {"rows": len(scored.labels), "of": scored.rows, "labels": names}
     plain = sigmoid(scored.logits) if classifier.several else softmax(scored.logits)
     if classifier.several:
-        found = label_scores.scores(probabilities, scored.labels, classifier.thresholds, names)
+        found = multilabel.scores(probabilities, scored.labels, classifier.thresholds, names)
         truth, bins = scored.labels, [(one.ravel(), scored.labels.ravel()) for one in (probabilities, plain)]
         wrong = missed(scored, probabilities, classifier)
     else:

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from txclf import calibration, checkpoints, curves, thresholds
+from txclf import checkpoints
 from txclf.bundle import Classifier
 from txclf.checkpoints import Checkpoint
 from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.data.batches import PairRows
 from txclf.description import Calibration
+from txclf.metrics import binned, calibration, thresholds
 from txclf.seq2seq import Seq2Seq
 
 
@@ -102,7 +103,7 @@ def _metrics(
         logits, targets = torch.from_numpy(row_logits), torch.from_numpy(row_labels.astype(np.float32))
         return {
             "valid_loss": float(F.binary_cross_entropy_with_logits(logits.double(), targets.double())),
-            **curves.ranking(curves.counted(logits, targets)),
+            **binned.ranking(binned.counted(logits, targets)),
             "valid_subset_accuracy": float(((logits >= 0) == (targets > 0)).all(dim=1).double().mean()),
         }
     logits, labels = torch.from_numpy(row_logits), torch.from_numpy(row_labels.astype(np.int64))

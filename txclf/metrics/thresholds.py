@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from txclf import curves
+from txclf.metrics import binned
 
 FEWEST = 5
 RESAMPLES = 50
@@ -43,8 +43,8 @@ def choose(logits: Floats, targets: Bools) -> list[float]:
 
 def _common(logits: Floats, targets: Bools) -> float:
     """The logit of best F1 over all labels of all rows, to 1/64."""
-    counts = curves.counted(torch.from_numpy(logits), torch.from_numpy(targets)).sum(dim=1, keepdim=True)
-    return float(curves.lower_end(int(curves.curve(counts).f1[0].argmax())))
+    counts = binned.counted(torch.from_numpy(logits), torch.from_numpy(targets)).sum(dim=1, keepdim=True)
+    return float(binned.lower_end(int(binned.curve(counts).f1[0].argmax())))
 
 
 def _bagged(logits: Doubles, targets: Bools, weights: list[npt.NDArray[np.int64]]) -> float:
