@@ -23,7 +23,7 @@ from txclf.data.sampler import Ints, scoring_batches
 from txclf.data.tokenizer import decode, encode, parse_tokenizer, target_ends
 from txclf.data.word_cache import Words
 from txclf.description import Description
-from txclf.model.decoding import generate
+from txclf.model.beam_search import generate
 from txclf.model.seq2seq import Seq2SeqTransformer
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from txclf.config.sections import Model
-from txclf.model.decoding import generate
+from txclf.model.beam_search import generate
 from txclf.model.seq2seq import Seq2SeqTransformer
 
 BEGIN, END, VOCABULARY = 1, 2, 7
