@@ -49,9 +49,9 @@ def local_ray() -> Iterator[None]:
     """One local Ray of three logical CPUs for a whole file."""
     import ray
 
-    from txclf import cluster
+    from txclf import ray_cluster
 
-    for name, value in cluster.SETTINGS.items():
+    for name, value in ray_cluster.SETTINGS.items():
         os.environ.setdefault(name, value)
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield

@@ -14,7 +14,7 @@ import torch
 from test_prepare import make_rows, read
 from test_train import data, go_on, lines, losses, tiny, trained
 
-from txclf import Classifier, checkpoints, cluster
+from txclf import Classifier, checkpoints, ray_cluster
 from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, DataError
@@ -200,7 +200,7 @@ def test_more_than_the_cluster_has_is_refused_with_the_arithmetic(tmp_path: Path
     with pytest.raises(ClusterError, match=r"\(4\) x `compute.cpus_per_worker` \(1\) = 4 CPUs, but Ray has 3"):
         train(run, prepare(run), go_on)
     with pytest.raises(ClusterError, match="1 GPUs, but Ray has 0"):
-        cluster.require(Compute(workers=1, gpus_per_worker=1))
+        ray_cluster.require(Compute(workers=1, gpus_per_worker=1))
     assert time.monotonic() - start < 60
     assert not storage.exists(run.run_folder)
 

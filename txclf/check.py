@@ -198,16 +198,16 @@ def _storage(nodes: list[Node], folder: str, files: int, missing: list[str]) -> 
 
 
 def _request(run: RunConfig) -> Finding:
-    from txclf import cluster
+    from txclf import ray_cluster
 
     compute = run.compute
     try:
-        cluster.require(compute)
+        ray_cluster.require(compute)
     except ClusterError as error:
         return Finding("fail", "workers", str(error), "lower `compute.workers` or add nodes")
     asked = f"{compute.most} x {compute.cpus_per_worker:g} CPUs"
     asked += f" and {compute.gpus_per_worker:g} GPUs" if compute.gpus_per_worker else ""
-    room = cluster.room(compute)
+    room = ray_cluster.room(compute)
     if room < compute.most:
         return Finding("warn", "workers", f"{asked}: room for {room} now", "it begins with these and grows")
     return Finding("pass", "workers", f"{asked}: the cluster has room for {room}")

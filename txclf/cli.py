@@ -239,14 +239,14 @@ def _train(run: RunConfig, resume: bool, started: float, page: bool = True) -> N
 
 def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int | None) -> RunConfig | None:
     """Runs a search; the run that is to follow it under `--refit`."""
-    from txclf import cluster, screen
+    from txclf import ray_cluster, screen
     from txclf import tune as verb
     from txclf.check import require_shared
     from txclf.progress import Interrupted
     from txclf.watcher import Standing
 
     run = verb.open_folder(run, resume, extend)
-    with cluster.connected(run.compute):
+    with ray_cluster.connected(run.compute):
         require_shared(run.storage)
         plan = verb.plan(run, lambda note: print(note, file=sys.stderr))
         with _signals() as asked, screen.Screen() as shown:
@@ -269,9 +269,9 @@ def _ray(run: RunConfig) -> AbstractContextManager[None]:
     """One Ray for preparing and training, where the run wants Ray at all."""
     if not run.compute.on_ray:
         return nullcontext()
-    from txclf import cluster
+    from txclf import ray_cluster
 
-    return cluster.connected(run.compute)
+    return ray_cluster.connected(run.compute)
 
 
 def _evaluate(run: str, data: list[str] | None = None, with_baseline: bool = True) -> None:

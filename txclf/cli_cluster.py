@@ -33,8 +33,8 @@ def check(run_file: RunFile, words: Words = None) -> None:
 
     run = settings.load(run_file, words or [])
     if run.compute.on_ray:
-        from txclf import cluster
-    with cluster.connected(run.compute) if run.compute.on_ray else nullcontext():
+        from txclf import ray_cluster
+    with ray_cluster.connected(run.compute) if run.compute.on_ray else nullcontext():
         findings = verb.check(run)
     for finding in findings:
         line = f"{finding.status}  {finding.what}: {finding.found}"

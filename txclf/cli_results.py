@@ -94,13 +94,13 @@ def _workers(compute: Compute | None, out: str) -> Iterator[None]:
     if compute is None:
         yield
         return
-    from txclf import check, cluster
+    from txclf import check, ray_cluster
     from txclf.core import storage
 
     # Ray's core warns of each actor of Ray Data that what it was made of could be lost. Not while this process lives.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with cluster.connected(compute):
-        cluster.require(compute)
+    with ray_cluster.connected(compute):
+        ray_cluster.require(compute)
         check.require_shared(storage.folder_of(out))
         yield
 

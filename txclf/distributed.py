@@ -33,7 +33,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from txclf import cluster
+from txclf import ray_cluster
 from txclf.backend import Interfaces
 from txclf.board import Lost
 from txclf.config.sections import Compute
@@ -77,7 +77,7 @@ def fit(job: Job, streams: bool, report: Callable[[Progress], bool]) -> dict[str
         if workers:
             met = time.monotonic()
         elif time.monotonic() - met > WAITING_S:
-            notes.append(cluster.waiting(job.config.compute))
+            notes.append(ray_cluster.waiting(job.config.compute))
             met = math.inf  # said once
         shown.notes = notes
         if report(shown):
@@ -166,7 +166,7 @@ def _told(error: BaseException, lost: Lost | None, compute: Compute) -> BaseExce
         return ClusterError(f"{lost.message}; that was failure {compute.max_failures + 1} (`compute.max_failures`)")
     if isinstance(error, ControllerError):
         reason = str(error.controller_failure).strip().splitlines()[-1]
-        return ClusterError(f"Ray could not start the workers: {reason}; {cluster.waiting(compute)}")
+        return ClusterError(f"Ray could not start the workers: {reason}; {ray_cluster.waiting(compute)}")
     died = _cause(error, ray.exceptions.RayError)
     if isinstance(died, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError | ray.exceptions.OutOfMemoryError):
         return ClusterError(

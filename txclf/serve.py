@@ -169,7 +169,7 @@ def _here(folder: str, settings: Settings) -> Iterator[tuple[Ask, Callable[[], i
 @contextmanager
 def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple[Ask, Callable[[], int]]]:
     """The model as a deployment of Ray Serve, for the time of the block."""
-    from txclf import cluster
+    from txclf import ray_cluster
 
     needs = Compute(
         workers=settings.replicas,
@@ -177,11 +177,11 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
         gpus_per_worker=settings.gpus,
         address=settings.address,
     )
-    with cluster.connected(needs):
+    with ray_cluster.connected(needs):
         from ray import serve as ray_serve
 
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # its news of every replica
-        room = cluster.room(needs)
+        room = ray_cluster.room(needs)
         if room < settings.replicas:
             each = f"{settings.cpus:g} CPUs" + (f" and {settings.gpus:g} GPUs" if settings.gpus else "")
             raise ClusterError(

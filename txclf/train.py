@@ -285,11 +285,13 @@ def _fit_here(job: Job, manifest: shards.Manifest, report: Report, notes: list[s
 
 
 def _fit_on_ray(job: Job, manifest: shards.Manifest, report: Report, notes: list[str]) -> dict[str, Any]:
-    from txclf import cluster, distributed
+    from txclf import distributed, ray_cluster
 
-    with cluster.connected(job.config.compute):
-        cluster.require(job.config.compute)
-        streams, note = disk_cache.streams(job.config.data.ingest, manifest, cluster.data_budget(job.config.compute))
+    with ray_cluster.connected(job.config.compute):
+        ray_cluster.require(job.config.compute)
+        streams, note = disk_cache.streams(
+            job.config.data.ingest, manifest, ray_cluster.data_budget(job.config.compute)
+        )
         report(Progress(notes=[*notes, note]))
         _begin(job, manifest)
         return distributed.fit(job, streams, report)

@@ -19,7 +19,7 @@ import ray
 from pydantic import BaseModel, ConfigDict
 from ray import tune as ray_tune
 
-from txclf import __version__, checkpoints, cluster, distributed, schedulers, trials
+from txclf import __version__, checkpoints, distributed, ray_cluster, schedulers, trials
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig, anchored
 from txclf.config.search_space import Tune
@@ -163,8 +163,8 @@ def concurrency(run: RunConfig) -> tuple[int, str]:
     compute = run.compute
     workers = max(1, compute.most)
     one = compute.model_copy(update={"workers": workers})
-    cluster.require(one)
-    room = cluster.room(one) // workers
+    ray_cluster.require(one)
+    room = ray_cluster.room(one) // workers
     wanted = room if run.tune.max_concurrent == "auto" else min(room, run.tune.max_concurrent)
     each = f"{workers} x {compute.cpus_per_worker:g} CPUs"
     if compute.gpus_per_worker:

@@ -64,7 +64,7 @@ PYTHON: dict[str, dict[str, list[str] | None]] = {
         "txclf.report.report": None,
         "txclf.inspect.inspect": None,
     },
-    "Ray": {"txclf.cluster.connected": None},
+    "Ray": {"txclf.ray_cluster.connected": None},
     "Errors": {"txclf.core.errors": None},
 }
 """What is shown by its heading; the members of a class, where not all."""

@@ -104,10 +104,10 @@ def prepare(run: RunConfig, show: Show = lambda stage, rows: None) -> str:
     storage.require_writable(folder)
     with ExitStack() as stack:
         if run.compute.on_ray:
-            from txclf import cluster
+            from txclf import ray_cluster
 
-            stack.enter_context(cluster.connected(run.compute))
-            cluster.require(run.compute)
+            stack.enter_context(ray_cluster.connected(run.compute))
+            ray_cluster.require(run.compute)
         audits, sample = _scan_all(run, sources, show)
         labels = records.sort_labels(audits["train"].labels)
         tokenizers = _train_tokenizers(run, sample, show)
