@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def serial(run_file: str, words: list[str]) -> None:
-    from txclf import trials
+    from txclf.artifacts import trials
     from txclf.train import train
 
     run = run_config.load(run_file, words)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from txclf import checkpoints
-from txclf.checkpoints import Checkpoint
+from txclf.artifacts import checkpoints
+from txclf.artifacts.checkpoints import Checkpoint
 from txclf.core import storage
 from txclf.core.errors import StorageError
 

@@ -15,7 +15,8 @@ import pytest
 from test_train import TINY, data
 from testbed import wait_until
 
-from txclf import Classifier, checkpoints
+from txclf import Classifier
+from txclf.artifacts import checkpoints
 
 __all__ = ["data"]  # the fixture
 ROOT = Path(__file__).parent.parent

@@ -25,7 +25,7 @@ from test_prepare import write_csv
 from test_train import TINY, data, go_on, lines, losses, tiny, trained
 from testbed import Node, Testbed, namespaces_work, wait_until
 
-from txclf import checkpoints, sessions
+from txclf.artifacts import checkpoints, sessions
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ClusterError, DataError
 from txclf.data.prepare import prepare

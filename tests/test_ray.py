@@ -14,7 +14,8 @@ import torch
 from test_prepare import make_rows, read
 from test_train import data, go_on, lines, losses, tiny, trained
 
-from txclf import Classifier, checkpoints, ray_cluster
+from txclf import Classifier, ray_cluster
+from txclf.artifacts import checkpoints
 from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, DataError

@@ -16,7 +16,8 @@ from sklearn import metrics
 from test_prepare import write_csv
 from test_train import TINY, go_on, stopped_at
 
-from txclf import Classifier, evaluate, report, report_page, report_scores, report_search, trials
+from txclf import Classifier, evaluate, report, report_page, report_scores, report_search
+from txclf.artifacts import trials
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from test_train import data, go_on, lines, stopped_at, tiny, trained
 
-from txclf import Classifier, callbacks, checkpoints
+from txclf import Classifier, callbacks
+from txclf.artifacts import checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, StorageError

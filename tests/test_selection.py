@@ -14,7 +14,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from test_prepare import make_rows, write_csv
 from test_train import go_on, tiny
 
-from txclf import Classifier, checkpoints, evaluate
+from txclf import Classifier, evaluate
+from txclf.artifacts import checkpoints
 from txclf.bundle import softmax
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig

@@ -17,7 +17,8 @@ import pytest
 from test_train import TINY, data
 from testbed import METRICS, TOKEN, Testbed, environment, wait_until
 
-from txclf import Classifier, checkpoints, submit
+from txclf import Classifier, submit
+from txclf.artifacts import checkpoints
 from txclf.core.errors import ClusterError, ConfigError
 
 __all__ = ["data"]  # the fixture

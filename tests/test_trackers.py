@@ -14,7 +14,8 @@ import pytest
 from test_prepare import make_rows, write_csv
 from test_train import go_on, lines, stopped_at, tiny, trained
 
-from txclf import callbacks, trackers
+from txclf import callbacks
+from txclf.artifacts import trackers
 from txclf.config import run_config
 from txclf.core.errors import ConfigError, TxclfError
 from txclf.data.prepare import prepare

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from test_prepare import make_rows, write_csv
 from tokenizers import Tokenizer
 
-from txclf import Classifier, callbacks, checkpoints
+from txclf import Classifier, callbacks
+from txclf.artifacts import checkpoints
 from txclf.callbacks import Course
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig

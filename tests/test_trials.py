@@ -11,11 +11,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from txclf import trials
+from txclf.artifacts import trials
+from txclf.artifacts.trials import Result, Trial
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
-from txclf.trials import Result, Trial
 
 
 def search(folder: Path, space: dict[str, Any], **tune: Any) -> RunConfig:

@@ -17,14 +17,15 @@ import yaml
 from test_train import TINY, data, lines
 from testbed import wait_until
 
-from txclf import Classifier, sessions, trials, tune
+from txclf import Classifier, tune
+from txclf.artifacts import sessions, trials
+from txclf.artifacts.trials import Trial
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.data.prepare import prepare
 from txclf.progress import Interrupted
 from txclf.train import check_folder, train
-from txclf.trials import Trial
 from txclf.tune import Search, Show
 from txclf.watcher import Standing
 

@@ -14,7 +14,8 @@ import torch
 from test_prepare import make_rows, write_csv
 from test_train import go_on, losses, stopped_at, tiny
 
-from txclf import Classifier, checkpoints
+from txclf import Classifier
+from txclf.artifacts import checkpoints
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage

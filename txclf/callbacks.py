@@ -17,17 +17,18 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from txclf import checkpoints, sessions, tensors, trackers
+from txclf import tensors
+from txclf.artifacts import checkpoints, sessions, trackers
+from txclf.artifacts.metric_logger import Log
+from txclf.artifacts.sessions import Session
 from txclf.clock import Clock
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Train
 from txclf.core import storage
 from txclf.core.errors import TxclfError
 from txclf.data.sampler import Plan
-from txclf.log import Log
 from txclf.module import TrainingModule, learning_rate_factor
 from txclf.progress import Interrupted, Progress, Pulse
-from txclf.sessions import Session
 
 MOST_SKIPPED = 50
 """Steps in a row without a finite gradient after which a run ends although it may skip them."""

@@ -12,17 +12,18 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from txclf import bundle, checkpoints, evaluate, folders, trials
+from txclf import bundle, evaluate
+from txclf.artifacts import checkpoints, run_folder, trials
+from txclf.artifacts.run_folder import Standing
 from txclf.config import run_config
 from txclf.core import storage
 from txclf.core.errors import DataError, TxclfError
 from txclf.data import profile, shards, sources
-from txclf.folders import Standing
 
 
 def inspect(path: str, text: Sequence[str] = (), label: str | None = None) -> dict[str, Any]:
     """What a path is: `kind` and what belongs to it. Raises `DataError` for what is none of them."""
-    kind = folders.kind(path)
+    kind = run_folder.kind(path)
     readers = {"run": _run, "search": _search, "bundle": _bundle, "prepared": _prepared}
     if kind:
         return {"kind": kind, "path": storage.absolute(path), **readers[kind](path)}
@@ -44,7 +45,7 @@ def _runs_in(path: str) -> list[str]:
 
 
 def _run(path: str) -> dict[str, Any]:
-    standing = folders.read_run(path)
+    standing = run_folder.read_run(path)
     run, summary, best = standing.run, standing.summary, standing.best
     total = _total_steps(standing)
     quoted, file = shlex.quote(standing.folder), shlex.quote(storage.join(standing.folder, "run.yaml"))

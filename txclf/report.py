@@ -14,7 +14,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from txclf import folders, report_card, report_page, report_run, report_search
+from txclf import report_card, report_page, report_run, report_search
+from txclf.artifacts import run_folder
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.report_scores import FULL, QUICK, Budget
@@ -25,7 +26,7 @@ COMPARISON = "comparison.html"
 
 def report(paths: Sequence[str], out: str | None = None, budget: Budget = FULL) -> str:
     """Writes the page and returns where it is. Raises `ConfigError` for what is neither a run nor a search."""
-    kinds = [folders.kind(path) for path in paths]
+    kinds = [run_folder.kind(path) for path in paths]
     for path, kind in zip(paths, kinds, strict=True):
         if kind not in ("run", "search"):
             what = {"bundle": "a model bundle", "prepared": "prepared data", None: "neither a run nor a search"}[kind]
@@ -34,15 +35,15 @@ def report(paths: Sequence[str], out: str | None = None, budget: Budget = FULL) 
             trials = storage.join(path, "trials", "0000")
             raise ConfigError(f"`{path}`: a search is not compared with others: name its trials, as `{trials}`")
     if len(paths) > 1:
-        content = report_search.compare([folders.read_run(path) for path in paths])
+        content = report_search.compare([run_folder.read_run(path) for path in paths])
         place = out or COMPARISON
     elif kinds == ["search"]:
         content, place = report_search.gather(paths[0]), out or storage.join(paths[0], FILE)
     else:
-        content = report_run.gather(folders.read_run(paths[0]), budget)
+        content = report_run.gather(run_folder.read_run(paths[0]), budget)
         place = out or storage.join(paths[0], FILE)
         model = storage.join(paths[0], "model")
-        if content["finished"] and not out and folders.kind(model) == "bundle":
+        if content["finished"] and not out and run_folder.kind(model) == "bundle":
             report_card.write(model, content)
     storage.write_bytes(place, report_page.render(content))
     return place

@@ -11,13 +11,13 @@ from importlib import metadata
 from typing import Any
 
 from txclf import evaluate, report_scores
+from txclf.artifacts.run_folder import Standing
 from txclf.bundle import Classifier, describe
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import TxclfError
 from txclf.data import shards
-from txclf.folders import Standing
 from txclf.report_scores import Budget
 from txclf.seq2seq import Seq2Seq
 

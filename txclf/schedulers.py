@@ -20,7 +20,7 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from txclf import trials
+from txclf.artifacts import trials
 from txclf.config.run_config import RunConfig
 from txclf.config.search_space import Settings, Tune
 from txclf.core.errors import ConfigError

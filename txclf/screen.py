@@ -14,9 +14,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from txclf import console, trials
+from txclf import console
+from txclf.artifacts import trials
+from txclf.artifacts.trials import Result
 from txclf.config.run_config import RunConfig
-from txclf.trials import Result
 
 if TYPE_CHECKING:  # they bring Ray
     from txclf.data.shards import Manifest

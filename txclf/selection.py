@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from txclf import checkpoints
+from txclf.artifacts import checkpoints
+from txclf.artifacts.checkpoints import Checkpoint
 from txclf.bundle import Classifier
-from txclf.checkpoints import Checkpoint
 from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.data.batches import PairRows

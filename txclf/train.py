@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from txclf import __version__, bundle, checkpoints, sessions, trackers
+from txclf import __version__, bundle
+from txclf.artifacts import checkpoints, sessions, trackers
 from txclf.class_weights import label_weights
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig, anchored

@@ -19,7 +19,8 @@ import ray
 import torch
 from ray import tune
 
-from txclf import checkpoints, distributed, trials
+from txclf import distributed
+from txclf.artifacts import checkpoints, trials
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage

@@ -19,7 +19,9 @@ import ray
 from pydantic import BaseModel, ConfigDict
 from ray import tune as ray_tune
 
-from txclf import __version__, checkpoints, distributed, ray_cluster, schedulers, trials
+from txclf import __version__, distributed, ray_cluster, schedulers
+from txclf.artifacts import checkpoints, trials
+from txclf.artifacts.trials import Result, Trial
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig, anchored
 from txclf.config.search_space import Tune
@@ -30,7 +32,6 @@ from txclf.data.prepare import prepare
 from txclf.progress import Interrupted
 from txclf.train import check_fit, save_bundle
 from txclf.trainable import STOP_S, Flag, Trainable
-from txclf.trials import Result, Trial
 from txclf.watcher import Standing, Stopper, Watcher
 
 SUMMARY = "search.json"

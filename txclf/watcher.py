@@ -8,10 +8,11 @@ from typing import Any
 import ray
 from ray import cloudpickle, tune
 
-from txclf import distributed, trials
+from txclf import distributed
+from txclf.artifacts import trials
+from txclf.artifacts.trials import Result, Trial
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
-from txclf.trials import Result, Trial
 
 
 class Standing:

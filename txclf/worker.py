@@ -19,7 +19,8 @@ import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 
-from txclf import checkpoints, efficiency, tensors
+from txclf import efficiency, tensors
+from txclf.artifacts import checkpoints
 from txclf.callbacks import Course, Recorder, exhausted
 from txclf.class_weights import label_weights
 from txclf.clock import Clock

@@ -15,9 +15,9 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from txclf.artifacts.trackers import Status, Tracker
 from txclf.core import storage
 from txclf.core.errors import StorageError
-from txclf.trackers import Status, Tracker
 
 
 class Log:

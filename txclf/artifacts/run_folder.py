@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from txclf import checkpoints, log, sessions
+from txclf.artifacts import checkpoints, metric_logger, sessions
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -75,5 +75,5 @@ def read_run(folder: str) -> Standing:
             except DataError:  # of another version: the run can be told of without it
                 prepared = None
             break
-    lines = log.read(storage.join(folder, "metrics.jsonl"))
+    lines = metric_logger.read(storage.join(folder, "metrics.jsonl"))
     return Standing(folder, run, summary, lines, prepared, manifest, len(sessions.read(folder)))

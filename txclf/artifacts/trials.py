@@ -23,7 +23,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from txclf import checkpoints, log
+from txclf.artifacts import checkpoints, metric_logger
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.config.search_space import Settings, Tune
@@ -126,7 +126,11 @@ def write(search: str, trial: Trial) -> None:
 
 def validations(search: str, number: int) -> list[dict[str, float]]:
     """The validations of a trial, in order."""
-    return [line for line in log.read(storage.join(folder(search, number), "metrics.jsonl")) if "valid_loss" in line]
+    return [
+        line
+        for line in metric_logger.read(storage.join(folder(search, number), "metrics.jsonl"))
+        if "valid_loss" in line
+    ]
 
 
 def result(search: str, trial: Trial, monitor: str) -> Result:
