@@ -24,12 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from txclf import bundle
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.data.prepare import prepare
 from txclf.data.sampler import scoring_batches
+from txclf.inference import bundle
 from txclf.model.classifier import TransformerClassifier
 from txclf.predict import predict
 

@@ -12,10 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from txclf import bundle
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.data.tokenizer import train_tokenizer
+from txclf.inference import bundle
 from txclf.model.classifier import TransformerClassifier
 
 

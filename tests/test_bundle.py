@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import txclf
-from txclf import bundle
-from txclf.bundle import Classifier
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Model
 from txclf.core import storage
 from txclf.core.errors import BundleError
 from txclf.data.tokenizer import train_tokenizer
+from txclf.inference import bundle
+from txclf.inference.bundle import Classifier
 from txclf.model.classifier import TransformerClassifier
 
 TEXTS = ["the quick brown fox", "", "a lazy dog jumps", "naïve 🎉 日本 " * 30, "fox", "the [PAD] fox"]

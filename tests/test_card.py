@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from test_report import LABELS, hostile_run
 
-from txclf import Classifier, bundle, card, evaluate, report
+from txclf import Classifier, evaluate, report
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
+from txclf.inference import bundle, model_card
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def test_a_bundle_has_a_card_before_any_report(tmp_path: Path) -> None:
     text = text_of(run)
     assert text.startswith("---\nlicense: unknown  # yours to say\nlibrary_name: txclf\n")
     assert "# hostile" in text
-    assert text.endswith(card.MARK + "\n" + card.NOTES)
+    assert text.endswith(model_card.MARK + "\n" + model_card.NOTES)
 
 
 def test_it_says_what_the_run_found(run: RunConfig) -> None:
@@ -60,30 +61,30 @@ def test_license_and_notes_of_the_user_stay(tmp_path: Path) -> None:
     text = path.read_text()
     assert "## Classes, worst first (validation)" in text
     assert "license: cc-by-4.0\n" in text
-    assert text.endswith(mine[mine.index(card.MARK) :])
+    assert text.endswith(mine[mine.index(model_card.MARK) :])
     report.report([run.run_folder])
     assert path.read_text() == text
 
 
 def test_an_own_card_is_read_for_its_license(tmp_path: Path) -> None:
     path = str(tmp_path / "card.md")
-    assert card.kept(path) == (card.UNKNOWN, card.NOTES)
+    assert model_card.kept(path) == (model_card.UNKNOWN, model_card.NOTES)
     for text, license_ in (
         ("---\r\nlicense: mit\r\ntags: [x]\r\n---\r\n# x", "mit"),
-        ("# no head\nlicense: mit\n", card.UNKNOWN),
-        ("---\nlicense:\n---\n", card.UNKNOWN),
-        ("---\nname: x\n", card.UNKNOWN),
+        ("# no head\nlicense: mit\n", model_card.UNKNOWN),
+        ("---\nlicense:\n---\n", model_card.UNKNOWN),
+        ("---\nname: x\n", model_card.UNKNOWN),
     ):
         storage.write_bytes(path, text.encode())
-        assert card.kept(path) == (license_, card.NOTES)
+        assert model_card.kept(path) == (license_, model_card.NOTES)
 
 
 def test_labels_are_no_markup(run: RunConfig) -> None:
     report.report([run.run_folder])
     tables = [line for line in text_of(run).splitlines() if line.startswith("|")]
     assert not any("<" in line for line in tables)
-    assert sum(card.cell(LABELS[0]) in line for line in tables) >= 2
-    assert card.cell("a|b\n`c` [d](e) <i>&\\") == "a\\|b \\`c\\` \\[d](e) &lt;i>&amp;\\\\"
+    assert sum(model_card.cell(LABELS[0]) in line for line in tables) >= 2
+    assert model_card.cell("a|b\n`c` [d](e) <i>&\\") == "a\\|b \\`c\\` \\[d](e) &lt;i>&amp;\\\\"
 
 
 def test_loading_does_not_depend_on_it(run: RunConfig) -> None:

@@ -22,7 +22,7 @@ from txclf import Classifier, Seq2Seq
 from txclf.core.errors import BundleError, ConfigError, DataError
 from txclf.data.prepare import prepare
 from txclf.data.tokenizer import decode, target_ends
-from txclf.export import export
+from txclf.inference.export import export
 from txclf.train import train
 
 TEXTS = ["the good film of the year", "a bad plot", "good", "the score of a bad film that is long and bad"]

@@ -17,13 +17,13 @@ import pytest
 from test_train import go_on, lines
 
 from txclf import Classifier, evaluate
-from txclf.bundle import DESCRIPTION
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards
 from txclf.data.prepare import prepare
+from txclf.inference.bundle import DESCRIPTION
 from txclf.predict import predict
 from txclf.progress import Interrupted, Progress
 from txclf.train import check_fit, train

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from txclf import predict
-from txclf.bundle import Classifier
 from txclf.data import records
 from txclf.data.sources import Source
+from txclf.inference.bundle import Classifier
 from txclf.predict import Done
 
 Row = dict[str, Any]

@@ -16,13 +16,13 @@ from test_train import go_on, tiny
 
 from txclf import Classifier, evaluate
 from txclf.artifacts import checkpoints
-from txclf.bundle import softmax
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
+from txclf.inference.bundle import softmax
 from txclf.metrics import calibration
 from txclf.selection import chosen
 from txclf.train import Summary, check_folder, train

@@ -16,11 +16,12 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from txclf import Classifier, Seq2Seq, bundle, occlusion
+from txclf import Classifier, Seq2Seq, occlusion
 from txclf.config import run_config
 from txclf.data.tokenizer import train_tokenizer
 from txclf.gate import Limits, Metrics
 from txclf.gatherer import Busy
+from txclf.inference import bundle
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.seq2seq import Seq2SeqTransformer
 from txclf.occlusion import Row

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from txclf.bundle import Classifier, Prediction
-    from txclf.seq2seq import Seq2Seq
+    from txclf.inference.bundle import Classifier, Prediction
+    from txclf.inference.seq2seq import Seq2Seq
 
 __version__ = "0.1.0"
 __all__ = ["Classifier", "Prediction", "Seq2Seq", "__version__"]
@@ -15,11 +15,11 @@ __all__ = ["Classifier", "Prediction", "Seq2Seq", "__version__"]
 def __getattr__(name: str) -> Any:
     # Imported on first use: torch takes seconds, and `txclf --help` needs none of it.
     if name in ("Classifier", "Prediction"):
-        from txclf import bundle
+        from txclf.inference import bundle
 
         return getattr(bundle, name)
     if name == "Seq2Seq":
-        from txclf.seq2seq import Seq2Seq
+        from txclf.inference.seq2seq import Seq2Seq
 
         return Seq2Seq
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from txclf import bundle
-from txclf.bundle import Classifier
 from txclf.core.errors import ConfigError, DataError
 from txclf.data.records import RawBatch
-from txclf.description import Description
-from txclf.seq2seq import Seq2Seq
+from txclf.inference import bundle
+from txclf.inference.bundle import Classifier
+from txclf.inference.metadata import Description
+from txclf.inference.seq2seq import Seq2Seq
 
 Answer = Callable[[list[tuple[str, ...]]], Iterable[list[object]]]
 """Takes rows of text columns, gives for each the values that are added to it."""

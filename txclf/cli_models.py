@@ -24,8 +24,8 @@ def export(
 ) -> None:
     """Write a model as ONNX, torch.export and 8-bit ONNX; a file is kept if it answers as the bundle does."""
     from txclf import console
-    from txclf import export as verb
     from txclf.core import storage
+    from txclf.inference import export as verb
 
     out = out or storage.join(model, "export")
     formats = [kind for name in form or verb.FORMATS for kind in verb.known(name)]

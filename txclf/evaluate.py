@@ -20,7 +20,6 @@ from torchmetrics.functional.classification import (
 from torchmetrics.functional.text import chrf_score, sacre_bleu_score
 
 from txclf import baseline
-from txclf.bundle import Classifier, sigmoid, softmax
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -30,8 +29,9 @@ from txclf.data.batches import PairRows
 from txclf.data.labels import LabelSets
 from txclf.data.tokenizer import encode_targets
 from txclf.data.word_cache import Words
+from txclf.inference.bundle import Classifier, sigmoid, softmax
+from txclf.inference.seq2seq import Seq2Seq
 from txclf.metrics import calibration, multilabel, thresholds
-from txclf.seq2seq import Seq2Seq
 
 METRICS = "metrics.json"
 Ints = npt.NDArray[np.int64]

@@ -12,13 +12,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from txclf import bundle, evaluate
+from txclf import evaluate
 from txclf.artifacts import checkpoints, run_folder, trials
 from txclf.artifacts.run_folder import Standing
 from txclf.config import run_config
 from txclf.core import storage
 from txclf.core.errors import DataError, TxclfError
 from txclf.data import profile, shards, sources
+from txclf.inference import bundle
 
 
 def inspect(path: str, text: Sequence[str] = (), label: str | None = None) -> dict[str, Any]:

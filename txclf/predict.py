@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from txclf import __version__, annotate, bundle, parts, predict_ray
+from txclf import __version__, annotate, parts, predict_ray
 from txclf.annotate import Columns
 from txclf.config.sections import Compute
 from txclf.core import storage
@@ -26,6 +26,7 @@ from txclf.core.errors import DataError, StorageError
 from txclf.data import writers
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source, find_sources, stamp
+from txclf.inference import bundle
 from txclf.parts import Count, Place, Plan
 
 

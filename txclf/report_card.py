@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from txclf import bundle, card
 from txclf.core import storage
-from txclf.description import Description, summary
+from txclf.inference import bundle, model_card
+from txclf.inference.metadata import Description, summary
 from txclf.report_page import number, share
 
 CLASSES = 200
@@ -31,12 +31,12 @@ def write(folder: str, content: Mapping[str, Any]) -> None:
         _settings(content),
     ]
     path = storage.join(folder, bundle.CARD)
-    card.write(path, description.task, "\n\n".join(part.strip() for part in parts if part))
+    model_card.write(path, description.task, "\n\n".join(part.strip() for part in parts if part))
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [" | ".join(columns), " | ".join(["---", *["---:"] * (len(columns) - 1)])]
-    lines += [" | ".join(card.cell(value) for value in row) for row in rows]
+    lines += [" | ".join(model_card.cell(value) for value in row) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
 
 
@@ -123,13 +123,13 @@ def _limits(description: Description, content: Mapping[str, Any]) -> str:
 
 def _some(labels: Sequence[str]) -> str:
     more = f" and {len(labels) - NAMED:,} more" if len(labels) > NAMED else ""
-    return ", ".join(card.cell(label) for label in labels[:NAMED]) + more
+    return ", ".join(model_card.cell(label) for label in labels[:NAMED]) + more
 
 
 def _settings(content: Mapping[str, Any]) -> str:
     rows = [[key, value] for key, value, _ in content["changed"] if key not in ("name", "storage")]
-    facts = "\n".join(f"- {name}: {card.cell(number(value))}" for name, value in content["facts"])
-    seed = "\n".join(f"- {name}: {card.cell(value)}" for name, value in content["reproduce"]["facts"])
+    facts = "\n".join(f"- {name}: {model_card.cell(number(value))}" for name, value in content["facts"])
+    seed = "\n".join(f"- {name}: {model_card.cell(value)}" for name, value in content["reproduce"]["facts"])
     parts = ["## How it was made", facts + "\n" + seed]
     if rows:
         parts += ["Settings that are not the defaults:", _table(["key", "value"], rows)]

@@ -12,14 +12,14 @@ from typing import Any
 
 from txclf import evaluate, report_scores
 from txclf.artifacts.run_folder import Standing
-from txclf.bundle import Classifier, describe
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import TxclfError
 from txclf.data import shards
+from txclf.inference.bundle import Classifier, describe
+from txclf.inference.seq2seq import Seq2Seq
 from txclf.report_scores import Budget
-from txclf.seq2seq import Seq2Seq
 
 CURVE_POINTS = 2_000
 """Of a learning curve; of a longer one every so many lines are left out."""

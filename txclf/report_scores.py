@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from txclf import baseline, evaluate
-from txclf.bundle import Classifier, sigmoid, softmax
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.labels import LabelSets
+from txclf.inference.bundle import Classifier, sigmoid, softmax
+from txclf.inference.seq2seq import Seq2Seq
 from txclf.metrics import multilabel
-from txclf.seq2seq import Seq2Seq
 
 POINTS = 80
 """Of a curve."""

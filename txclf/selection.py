@@ -17,13 +17,13 @@ from torchmetrics.functional.classification import multiclass_f1_score
 
 from txclf.artifacts import checkpoints
 from txclf.artifacts.checkpoints import Checkpoint
-from txclf.bundle import Classifier
 from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.data.batches import PairRows
-from txclf.description import Calibration
+from txclf.inference.bundle import Classifier
+from txclf.inference.metadata import Calibration
+from txclf.inference.seq2seq import Seq2Seq
 from txclf.metrics import binned, calibration, thresholds
-from txclf.seq2seq import Seq2Seq
 
 
 class Scored(NamedTuple):

@@ -22,12 +22,12 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from txclf import bundle
 from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.gate import Limits, Metrics
 from txclf.gatherer import Answers, Ask, Busy, Gatherer
+from txclf.inference import bundle
 from txclf.occlusion import Row
 from txclf.predictor import Predictor
 from txclf.service import Unavailable, service

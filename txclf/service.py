@@ -28,9 +28,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from txclf import __version__, occlusion
-from txclf.description import Description
 from txclf.gate import Gate, Limits, Metrics, error
 from txclf.gatherer import Answers, Ask, Busy
+from txclf.inference.metadata import Description
 from txclf.occlusion import Row
 
 PARTS = Path(__file__).parent / "page"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from txclf import __version__, bundle
+from txclf import __version__
 from txclf.artifacts import checkpoints, sessions, trackers
 from txclf.class_weights import label_weights
 from txclf.config import run_config
@@ -34,7 +34,8 @@ from txclf.core.errors import ConfigError
 from txclf.data import disk_cache, shards, word_vectors
 from txclf.data.batches import Rows
 from txclf.data.word_vectors import Coverage
-from txclf.description import Calibration
+from txclf.inference import bundle
+from txclf.inference.metadata import Calibration
 from txclf.job import Job, Place
 from txclf.precision import choose_precision, uses_gpu
 from txclf.progress import Progress

@@ -60,7 +60,7 @@ PYTHON: dict[str, dict[str, list[str] | None]] = {
     "Using": {
         "txclf.evaluate.evaluate": None,
         "txclf.predict.predict": None,
-        "txclf.export.export": None,
+        "txclf.inference.export.export": None,
         "txclf.report.report": None,
         "txclf.inspect.inspect": None,
     },

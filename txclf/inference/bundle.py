@@ -26,7 +26,7 @@ from safetensors.torch import save as save_safetensors
 from tokenizers import Tokenizer as FastTokenizer
 from torch import nn
 
-from txclf import __version__, card
+from txclf import __version__
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import BundleError, StorageError
@@ -34,7 +34,8 @@ from txclf.data.batches import TokenRows
 from txclf.data.sampler import Layout, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, separator_id, vocab_size
 from txclf.data.word_cache import Words
-from txclf.description import Calibration, Description, summary
+from txclf.inference import model_card
+from txclf.inference.metadata import Calibration, Description, summary
 from txclf.metrics.thresholds import DEFAULT
 from txclf.model.classifier import TransformerClassifier, by_row
 
@@ -90,7 +91,7 @@ def save(
     )
     for name, part in parts.items():
         storage.write_bytes(storage.join(folder, name), part)
-    card.write(storage.join(folder, CARD), run.task, summary(run.name, description))
+    model_card.write(storage.join(folder, CARD), run.task, summary(run.name, description))
     storage.write_json(storage.join(folder, DESCRIPTION), description.model_dump())
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from txclf.bundle import Classifier
+from txclf.inference.bundle import Classifier
+from txclf.inference.seq2seq import Seq2Seq
 from txclf.model.seq2seq import Memory, Seq2SeqTransformer
-from txclf.seq2seq import Seq2Seq
 
 
 class Graph(NamedTuple):

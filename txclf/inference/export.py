@@ -27,17 +27,17 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from txclf import bundle
-from txclf.bundle import Classifier
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import records, shards, sources
 from txclf.data.batches import TokenRows, padded
 from txclf.data.sampler import scoring_batches
 from txclf.data.tokenizer import target_ends
-from txclf.graphs import Graph, graphs
+from txclf.inference import bundle
+from txclf.inference.bundle import Classifier
+from txclf.inference.export_graphs import Graph, graphs
+from txclf.inference.seq2seq import Seq2Seq
 from txclf.model.classifier import by_row
-from txclf.seq2seq import Seq2Seq
 
 Format = Literal["onnx", "torch", "int8"]
 FORMATS: tuple[Format, ...] = ("onnx", "torch", "int8")

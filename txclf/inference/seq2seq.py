@@ -15,14 +15,14 @@ import torch
 from tokenizers import Tokenizer as FastTokenizer
 from torch.nn import functional as F
 
-from txclf import bundle
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Generate
 from txclf.data.batches import PairRows, TokenRows
 from txclf.data.sampler import Ints, scoring_batches
 from txclf.data.tokenizer import decode, encode, parse_tokenizer, target_ends
 from txclf.data.word_cache import Words
-from txclf.description import Description
+from txclf.inference import bundle
+from txclf.inference.metadata import Description
 from txclf.model.beam_search import generate
 from txclf.model.seq2seq import Seq2SeqTransformer
 
