@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from txclf import efficiency
 from txclf.config.sections import Model
 from txclf.data.batches import Batch, TokenRows
 from txclf.data.sampler import Plan
 from txclf.model.classifier import TransformerClassifier
-from txclf.precision import choose_precision
+from txclf.training import mfu
+from txclf.training.precision import choose_precision
 
 VOCAB, CLASSES, DROPOUT = 16_000, 4, 0.1
 SHAPES = {
@@ -108,14 +108,14 @@ def step_seconds(
     start = time.perf_counter()
     for _ in range(3):
         step()
-    efficiency.wait(device)
+    mfu.wait(device)
     first = time.perf_counter() - start
     times = []
     for _ in range(3):
         start = time.perf_counter()
         for _ in range(steps):
             step()
-        efficiency.wait(device)
+        mfu.wait(device)
         times.append((time.perf_counter() - start) / steps)
     return sorted(times)[1], first
 
@@ -137,7 +137,7 @@ def data_path(device: torch.device, rows: int, batch_size: int) -> dict[str, flo
         if device.type == "cuda":
             batch["input_ids"].pin_memory().to(device, non_blocking=True)
         tokens += batch["num_tokens"]
-    efficiency.wait(device)
+    mfu.wait(device)
     seconds = time.perf_counter() - start
     return {"rows_per_second": plan.steps_per_epoch * batch_size / seconds, "tokens_per_second": tokens / seconds}
 
@@ -155,7 +155,7 @@ def main() -> None:
     device = torch.device("cuda" if gpu else "cpu")
     name = torch.cuda.get_device_name() if gpu else platform.processor() or "CPU"
     precision, reason = choose_precision("auto", gpu)
-    rate = efficiency.matrix_rate(device, precision)
+    rate = mfu.matrix_rate(device, precision)
     print(f"{name}, torch {torch.__version__}, {precision} ({reason}), {rate / 1e12:,.2f} TFLOP/s in large products")
     result: dict[str, Any] = {"device": name, "torch": torch.__version__, "precision": precision, "matrix_rate": rate}
     result["steps"] = []
@@ -165,7 +165,7 @@ def main() -> None:
             ids = torch.randint(0, VOCAB, (max(1, chosen.tokens // length), length), device=device)
             labels = torch.randint(0, CLASSES, (len(ids),), device=device)
             batch = Batch(input_ids=ids, mask=None, segments=None, windows=None, labels=labels, num_tokens=ids.numel())
-            flops = 3 * efficiency.forward_flops(shape, batch)
+            flops = 3 * mfu.forward_flops(shape, batch)
             ways: list[tuple[str, Callable[[], nn.Module | None], str | None]] = [
                 ("txclf", lambda: TransformerClassifier(shape, VOCAB, CLASSES, length), None),  # noqa: B023
                 ("nn.TransformerEncoder", lambda: Torchs(shape), None),  # noqa: B023

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from txclf.config import run_config
 from txclf.data.prepare import prepare
-from txclf.progress import Interrupted
-from txclf.train import train
+from txclf.training.progress import Interrupted
+from txclf.training.train import train
 
 SMALL = ["tokenizer.kind=word", "tokenizer.vocab_size=2000", "model.layers=1", "model.width=32", "model.feedforward=32"]
 

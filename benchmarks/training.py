@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from txclf import efficiency
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -37,10 +36,11 @@ from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
 from txclf.data.sampler import Plan, padding_share, rank_parts
-from txclf.module import ClassifierModule
-from txclf.precision import choose_precision, uses_gpu
-from txclf.progress import Interrupted, Progress
-from txclf.train import train
+from txclf.training import mfu
+from txclf.training.module import ClassifierModule
+from txclf.training.precision import choose_precision, uses_gpu
+from txclf.training.progress import Interrupted, Progress
+from txclf.training.train import train
 
 
 class Marks:
@@ -126,11 +126,11 @@ def bare(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
         optimizer.zero_grad()
         marks.step(tokens)
     flops = sum(
-        efficiency.training_flops(run.model, run.train, batch, 0)
+        mfu.training_flops(run.model, run.train, batch, 0)
         for parts_of_step in batches[marks.warmup :]
         for batch, _ in parts_of_step
     )
-    rate = efficiency.matrix_rate(torch.device("cpu"), precision)
+    rate = mfu.matrix_rate(torch.device("cpu"), precision)
     return {"mfu": flops / (marks.times[-1] - marks.times[marks.warmup - 1]) / rate, "matrix_rate": rate}
 
 

@@ -46,7 +46,7 @@ def main() -> None:
 
 def serial(run_file: str, words: list[str]) -> None:
     from txclf.artifacts import trials
-    from txclf.train import train
+    from txclf.training.train import train
 
     run = run_config.load(run_file, words)
     prepared = prepare(run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from txclf.board import Board
-from txclf.progress import Pulse
+from txclf.training.progress import Pulse
 
 
 @pytest.fixture

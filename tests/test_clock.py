@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from txclf.clock import Clock
+from txclf.training.timing import Clock
 
 
 def test_pace_is_that_since_the_last_look() -> None:

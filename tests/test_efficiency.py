@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from txclf.config.sections import Model, Train
 from txclf.data.batches import Batch, PairBatch
-from txclf.efficiency import forward_flops, matrix_rate, training_flops
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.seq2seq import Seq2SeqTransformer
+from txclf.training.mfu import forward_flops, matrix_rate, training_flops
 
 SHAPE: dict[str, Any] = {"layers": 3, "width": 32, "heads": 4, "feedforward": 48, "dropout": 0.0}
 

@@ -23,7 +23,7 @@ from txclf.core.errors import BundleError, ConfigError, DataError
 from txclf.data.prepare import prepare
 from txclf.data.tokenizer import decode, target_ends
 from txclf.inference.export import export
-from txclf.train import train
+from txclf.training.train import train
 
 TEXTS = ["the good film of the year", "a bad plot", "good", "the score of a bad film that is long and bad"]
 

@@ -22,7 +22,7 @@ from txclf.core.errors import DataError
 from txclf.data import profile
 from txclf.data.prepare import prepare
 from txclf.inspect import inspect
-from txclf.train import train
+from txclf.training.train import train
 
 
 @pytest.fixture(scope="module")

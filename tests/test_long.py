@@ -21,7 +21,7 @@ from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
 from txclf.inference import bundle
-from txclf.train import train
+from txclf.training.train import train
 
 WINDOWS = ["data.long=windows", "data.window_overlap=2", "data.max_windows=3", "tokenizer.max_length=6"]
 

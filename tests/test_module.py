@@ -14,17 +14,17 @@ import torch
 from sklearn.metrics import f1_score, log_loss
 from torch.nn import functional as F
 
-from txclf.class_weights import class_weights
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Compute, Train
 from txclf.core.errors import ConfigError
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import rank_parts
-from txclf.job import Place
-from txclf.module import ClassifierModule, focal_loss, learning_rate_factor, parameter_groups
-from txclf.precision import choose_precision, uses_gpu
-from txclf.worker import ScoringBatches
+from txclf.training.class_weights import class_weights
+from txclf.training.job import Place
+from txclf.training.module import ClassifierModule, focal_loss, learning_rate_factor, parameter_groups
+from txclf.training.precision import choose_precision, uses_gpu
+from txclf.training.worker import ScoringBatches
 
 SCHEDULES = ["one_cycle", "cosine", "linear", "constant"]
 WORDS = ["model.layers=1", "model.width=16", "model.heads=2", "model.feedforward=16", "tokenizer.max_length=12"]

@@ -12,15 +12,15 @@ import torch
 from sklearn.metrics import average_precision_score, f1_score, log_loss
 from test_module import LISTS, make_run
 
-from txclf.class_weights import HEAVIEST, positive_weights
 from txclf.core.errors import ConfigError
 from txclf.data.batches import TokenRows
 from txclf.data.labels import targets
 from txclf.data.sampler import rank_parts, scoring_batches
-from txclf.job import Place
 from txclf.metrics import binned
-from txclf.module_multilabel import MultilabelModule, binary_loss
-from txclf.worker import ScoringBatches
+from txclf.training.class_weights import HEAVIEST, positive_weights
+from txclf.training.job import Place
+from txclf.training.module_multilabel import MultilabelModule, binary_loss
+from txclf.training.worker import ScoringBatches
 
 DRAW = np.random.default_rng(1)
 SETS = [np.flatnonzero(DRAW.random(4) < 0.3).tolist() for _ in LISTS]

@@ -25,8 +25,8 @@ from txclf.data import shards
 from txclf.data.prepare import prepare
 from txclf.inference.bundle import DESCRIPTION
 from txclf.predict import predict
-from txclf.progress import Interrupted, Progress
-from txclf.train import check_fit, train
+from txclf.training.progress import Interrupted, Progress
+from txclf.training.train import check_fit, train
 
 TOPICS = {"food": ["bread", "soup"], "music": ["drum", "flute"], "sport": ["ball", "goal"], "rare, odd": ["comet"]}
 TINY = [

@@ -25,8 +25,8 @@ from txclf.data.sampler import epoch_batches
 from txclf.data.tokenizer import decode, encode_targets, target_ends, train_tokenizer
 from txclf.data.word_cache import Words
 from txclf.predict import predict
-from txclf.progress import Interrupted, Progress
-from txclf.train import train
+from txclf.training.progress import Interrupted, Progress
+from txclf.training.train import train
 
 WORDS = ["red", "blue", "green", "small", "large", "old", "new"]
 TINY = [

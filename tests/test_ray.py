@@ -22,8 +22,8 @@ from txclf.core.errors import ClusterError, DataError
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
-from txclf.progress import Interrupted, Progress
-from txclf.train import train
+from txclf.training.progress import Interrupted, Progress
+from txclf.training.train import train
 
 __all__ = ["data"]  # the fixture
 pytestmark = [

@@ -25,7 +25,7 @@ from txclf.core.errors import ConfigError
 from txclf.data import shards
 from txclf.data.prepare import prepare
 from txclf.report_scores import Budget
-from txclf.train import train
+from txclf.training.train import train
 
 HOSTILE = [
     "</script><script>document.title = 'taken'</script>",

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from test_train import data, go_on, lines, stopped_at, tiny, trained
 
-from txclf import Classifier, callbacks
+from txclf import Classifier
 from txclf.artifacts import checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, StorageError
 from txclf.data.prepare import prepare
-from txclf.progress import Progress
-from txclf.train import Summary, check_folder, recorded_data, train
+from txclf.training import callbacks
+from txclf.training.progress import Progress
+from txclf.training.train import Summary, check_folder, recorded_data, train
 
 __all__ = ["data"]  # the fixture
 STATEFUL = ["train.eval_every=0.5", "train.accumulate=2", "train.average=0.9", "train.token_dropout=0.1"]

@@ -24,8 +24,8 @@ from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
 from txclf.inference.bundle import softmax
 from txclf.metrics import calibration
-from txclf.selection import chosen
-from txclf.train import Summary, check_folder, train
+from txclf.training.checkpoint_selection import chosen
+from txclf.training.train import Summary, check_folder, train
 
 NOISY = [
     "train.epochs=8",

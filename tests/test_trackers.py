@@ -14,13 +14,13 @@ import pytest
 from test_prepare import make_rows, write_csv
 from test_train import go_on, lines, stopped_at, tiny, trained
 
-from txclf import callbacks
 from txclf.artifacts import trackers
 from txclf.config import run_config
 from txclf.core.errors import ConfigError, TxclfError
 from txclf.data.prepare import prepare
-from txclf.progress import Progress
-from txclf.train import check_folder, train
+from txclf.training import callbacks
+from txclf.training.progress import Progress
+from txclf.training.train import check_folder, train
 
 # MLflow and the libraries under it, not ours.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 from test_prepare import make_rows, write_csv
 from tokenizers import Tokenizer
 
-from txclf import Classifier, callbacks
+from txclf import Classifier
 from txclf.artifacts import checkpoints
-from txclf.callbacks import Course
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -25,8 +24,10 @@ from txclf.data import disk_cache, shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
 from txclf.data.sampler import Plan
-from txclf.progress import Interrupted, Progress
-from txclf.train import Summary, check_folder, train
+from txclf.training import callbacks
+from txclf.training.callbacks import Course
+from txclf.training.progress import Interrupted, Progress
+from txclf.training.train import Summary, check_folder, train
 
 TINY = [
     "tokenizer.vocab_size=300",

@@ -24,8 +24,8 @@ from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.data.prepare import prepare
-from txclf.progress import Interrupted
-from txclf.train import check_folder, train
+from txclf.training.progress import Interrupted
+from txclf.training.train import check_folder, train
 from txclf.tune import Search, Show
 from txclf.watcher import Standing
 

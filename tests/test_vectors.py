@@ -23,8 +23,8 @@ from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards, word_vectors
 from txclf.data.prepare import prepare
 from txclf.data.tokenizer import parse_tokenizer
-from txclf.progress import Progress
-from txclf.train import Summary, check_folder, train
+from txclf.training.progress import Progress
+from txclf.training.train import Summary, check_folder, train
 
 WIDTH = 4
 TABLE: dict[str, Sequence[float]] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from txclf.core.errors import TxclfError
-from txclf.progress import Progress, Pulse
+from txclf.training.progress import Progress, Pulse
 
 DATA = ("reading data", "waiting for data")
 """What a worker does while it has no batch."""

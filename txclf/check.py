@@ -20,7 +20,7 @@ from txclf.config.run_config import RunConfig, anchored
 from txclf.core import storage
 from txclf.core.errors import ClusterError, TxclfError
 from txclf.data.prepare import find_sources
-from txclf.precision import choose_precision
+from txclf.training.precision import choose_precision
 
 GIB = 2**30
 LEAST_DISK, LEAST_SHM = 5.0, 1.0

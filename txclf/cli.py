@@ -188,9 +188,9 @@ def _prepare(run: RunConfig) -> str:
 def _train(run: RunConfig, resume: bool, started: float, page: bool = True) -> None:
     from txclf import check as preflight
     from txclf import console, screen
-    from txclf import train as verb
-    from txclf.precision import choose_precision, uses_gpu
-    from txclf.progress import Interrupted, Progress
+    from txclf.training import train as verb
+    from txclf.training.precision import choose_precision, uses_gpu
+    from txclf.training.progress import Interrupted, Progress
 
     finished = verb.check_folder(run, resume)
     if finished:
@@ -242,7 +242,7 @@ def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int |
     from txclf import ray_cluster, screen
     from txclf import tune as verb
     from txclf.check import require_shared
-    from txclf.progress import Interrupted
+    from txclf.training.progress import Interrupted
     from txclf.watcher import Standing
 
     run = verb.open_folder(run, resume, extend)

@@ -42,8 +42,8 @@ from txclf.core.errors import ClusterError, TxclfError
 from txclf.data import shards
 from txclf.data.batches import Rows
 from txclf.gauges import GaugedBoard
-from txclf.job import Job, Place
-from txclf.progress import Interrupted, Progress, Pulse
+from txclf.training.job import Job, Place
+from txclf.training.progress import Interrupted, Progress, Pulse
 
 SCRATCH, HELD = ".ray", "placement_group"
 """Where Ray Train keeps its state in the run folder while it runs, and the file there that names what it holds."""
@@ -209,7 +209,7 @@ def _dataset(job: Job, split: str) -> Any:
 
 def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
     """What each worker of Ray Train runs; None when it was interrupted."""
-    from txclf import worker  # and Lightning: not in the driver
+    from txclf.training import worker  # and Lightning: not in the driver
 
     job, board = pickle.loads(settings["job"]), settings["board"]
     context = get_context()

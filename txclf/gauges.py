@@ -7,7 +7,7 @@ import math
 from ray.util.metrics import Gauge
 
 from txclf.board import Board
-from txclf.progress import Progress, Pulse
+from txclf.training.progress import Progress, Pulse
 
 
 class GaugedBoard(Board):

@@ -21,7 +21,7 @@ from txclf.config.run_config import RunConfig
 
 if TYPE_CHECKING:  # they bring Ray
     from txclf.data.shards import Manifest
-    from txclf.train import Summary
+    from txclf.training.train import Summary
     from txclf.tune import Search
     from txclf.watcher import Standing
 

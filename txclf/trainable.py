@@ -25,8 +25,8 @@ from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import TxclfError
-from txclf.progress import Interrupted, Progress
-from txclf.train import train
+from txclf.training.progress import Interrupted, Progress
+from txclf.training.train import train
 
 STOP_S = 120.0
 """Seconds that a trial gets to save a checkpoint and end."""

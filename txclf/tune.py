@@ -29,9 +29,9 @@ from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.data import shards
 from txclf.data.prepare import prepare
-from txclf.progress import Interrupted
-from txclf.train import check_fit, save_bundle
 from txclf.trainable import STOP_S, Flag, Trainable
+from txclf.training.progress import Interrupted
+from txclf.training.train import check_fit, save_bundle
 from txclf.watcher import Standing, Stopper, Watcher
 
 SUMMARY = "search.json"

@@ -48,8 +48,8 @@ PYTHON: dict[str, dict[str, list[str] | None]] = {
     },
     "Preparing and training": {
         "txclf.data.prepare.prepare": None,
-        "txclf.train.train": None,
-        "txclf.train.Summary": None,
+        "txclf.training.train.train": None,
+        "txclf.training.train.Summary": None,
     },
     "Searching": {
         "txclf.tune.open_folder": None,

@@ -14,7 +14,7 @@ from txclf.data import shards
 from txclf.data.batches import PairRows, Rows, TokenRows
 from txclf.data.sampler import Layout
 from txclf.data.word_vectors import Coverage
-from txclf.progress import Pulse
+from txclf.training.progress import Pulse
 
 if TYPE_CHECKING:
     from pytorch_lightning.strategies import Strategy

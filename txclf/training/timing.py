@@ -17,7 +17,7 @@ class Clock:
     checkpoints: float = 0.0
     tokens: int = 0
     flops: float = 0.0
-    """Floating-point operations that these tokens need (`txclf.efficiency`)."""
+    """Floating-point operations that these tokens need (`txclf.training.mfu`)."""
     told: tuple[float, float, int] = (0.0, 0.0, 0)
     """Seconds of steps and of data, and tokens, at the last `pace`."""
 

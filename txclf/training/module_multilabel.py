@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from txclf.data.batches import Batch
 from txclf.data.labels import targets
 from txclf.metrics import binned
-from txclf.module import EncoderModule
+from txclf.training.module import EncoderModule
 
 
 class MultilabelModule(EncoderModule):

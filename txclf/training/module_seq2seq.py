@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from txclf.config.run_config import RunConfig
 from txclf.data.batches import PairBatch
 from txclf.model.seq2seq import Seq2SeqTransformer
-from txclf.module import TrainingModule
+from txclf.training.module import TrainingModule
 
 NOTHING = -100
 """In place of a token that is not there to be predicted."""

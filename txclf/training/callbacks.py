@@ -17,18 +17,18 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from txclf import tensors
 from txclf.artifacts import checkpoints, sessions, trackers
 from txclf.artifacts.metric_logger import Log
 from txclf.artifacts.sessions import Session
-from txclf.clock import Clock
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Train
 from txclf.core import storage
 from txclf.core.errors import TxclfError
 from txclf.data.sampler import Plan
-from txclf.module import TrainingModule, learning_rate_factor
-from txclf.progress import Interrupted, Progress, Pulse
+from txclf.training import sharded_tensors
+from txclf.training.module import TrainingModule, learning_rate_factor
+from txclf.training.progress import Interrupted, Progress, Pulse
+from txclf.training.timing import Clock
 
 MOST_SKIPPED = 50
 """Steps in a row without a finite gradient after which a run ends although it may skip them."""
@@ -97,10 +97,10 @@ class Average:
     def __init__(self, model: nn.Module, decay: float, state: dict[str, torch.Tensor] | None) -> None:
         self.decay = decay
         self.parameters = dict(model.named_parameters())
-        self.weights = [tensors.local(parameter.detach()).clone() for parameter in self.parameters.values()]
+        self.weights = [sharded_tensors.local(parameter.detach()).clone() for parameter in self.parameters.values()]
         if state:
             for weight, (name, parameter) in zip(self.weights, self.parameters.items(), strict=True):
-                weight.copy_(tensors.local(tensors.like(state[name], parameter)))
+                weight.copy_(sharded_tensors.local(sharded_tensors.like(state[name], parameter)))
 
     def add(self, step: int) -> None:
         """Takes the weights after a step, counted from 1."""
@@ -116,12 +116,12 @@ class Average:
 
     def state(self) -> dict[str, torch.Tensor]:
         return {
-            name: tensors.as_sharded(mine, parameter)
+            name: sharded_tensors.as_sharded(mine, parameter)
             for mine, (name, parameter) in zip(self.weights, self.parameters.items(), strict=True)
         }
 
     def _now(self) -> list[torch.Tensor]:
-        return [tensors.local(parameter.detach()) for parameter in self.parameters.values()]
+        return [sharded_tensors.local(parameter.detach()) for parameter in self.parameters.values()]
 
 
 class Recorder(pl.Callback):
@@ -223,7 +223,7 @@ class Recorder(pl.Callback):
         assert isinstance(pl_module, TrainingModule)
         if self.average:
             self.average.swap()
-        tensors.gather(pl_module.model)
+        sharded_tensors.gather(pl_module.model)
         self.part_start = time.perf_counter()
         self.progress.stage = "validating"
         self._tell(trainer, now=True)
@@ -234,7 +234,7 @@ class Recorder(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        tensors.release(pl_module.model)
+        sharded_tensors.release(pl_module.model)
         if self.average:
             self.average.swap()
         metrics = dict(pl_module.valid_metrics)
@@ -326,11 +326,11 @@ class Recorder(pl.Callback):
         loss_sum = trainer.strategy.reduce(module.train_loss_sum.clone(), reduce_op="sum")
         state = {
             "step": self.step,
-            "model": tensors.whole(module.model.state_dict()),
-            "optimizer": tensors.whole(trainer.optimizers[0].state_dict()),
+            "model": sharded_tensors.whole(module.model.state_dict()),
+            "optimizer": sharded_tensors.whole(trainer.optimizers[0].state_dict()),
             "scaler": trainer.precision_plugin.state_dict(),
             "history": self.history,
-            "average": tensors.whole(self.average.state()) if self.average else None,
+            "average": sharded_tensors.whole(self.average.state()) if self.average else None,
             "unlogged": {
                 "step": self.logged_step,
                 "good_steps": int(module.good_steps),

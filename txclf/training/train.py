@@ -26,7 +26,6 @@ from pydantic import BaseModel, ConfigDict
 
 from txclf import __version__
 from txclf.artifacts import checkpoints, sessions, trackers
-from txclf.class_weights import label_weights
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig, anchored
 from txclf.core import storage
@@ -36,12 +35,13 @@ from txclf.data.batches import Rows
 from txclf.data.word_vectors import Coverage
 from txclf.inference import bundle
 from txclf.inference.metadata import Calibration
-from txclf.job import Job, Place
-from txclf.precision import choose_precision, uses_gpu
-from txclf.progress import Progress
+from txclf.training.class_weights import label_weights
+from txclf.training.job import Job, Place
+from txclf.training.precision import choose_precision, uses_gpu
+from txclf.training.progress import Progress
 
 if TYPE_CHECKING:
-    from txclf.selection import Chosen
+    from txclf.training.checkpoint_selection import Chosen
 
 SUMMARY = "summary.json"
 PREPARED = "prepared.json"
@@ -91,7 +91,7 @@ class Summary(BaseModel):
     tokens_per_second: float
     """Real tokens over the seconds of steps and data."""
     mfu: float | None = None
-    """Share of `matrix_rate` that the model's own operations reached over the same seconds (`txclf.efficiency`)."""
+    """Share of `matrix_rate` that the model's own operations reached over the same seconds (`txclf.training.mfu`)."""
     matrix_rate: float | None = None
     """Floating-point operations a second of large matrix products, measured on a worker's device in this precision."""
     seconds: dict[str, float]
@@ -220,9 +220,9 @@ def _finish(job: Job, outcome: dict[str, Any]) -> Summary:
 
 def save_bundle(folder: str, run: RunConfig, prepared: str, saved: list[checkpoints.Checkpoint]) -> Chosen:
     """The bundle of a run on prepared data that left these checkpoints; what was chosen for it."""
-    from txclf import selection  # and torchmetrics, which nothing needs before
+    from txclf.training import checkpoint_selection  # and torchmetrics, which nothing needs before
 
-    winner, manifest = selection.chosen(run, prepared, saved), shards.load_manifest(prepared)
+    winner, manifest = checkpoint_selection.chosen(run, prepared, saved), shards.load_manifest(prepared)
     seen = run.train.include_valid
     if seen:
         manifest = shards.with_valid(manifest)
@@ -271,7 +271,7 @@ def _begin(job: Job, manifest: shards.Manifest) -> None:
 
 
 def _fit_here(job: Job, manifest: shards.Manifest, report: Report, notes: list[str], share: int = 1) -> dict[str, Any]:
-    from txclf import worker  # and Lightning
+    from txclf.training import worker  # and Lightning
 
     streams, note = disk_cache.streams(job.config.data.ingest, manifest, disk_cache.machine_memory() // 4 // share)
     report(Progress(notes=[*notes, note]))

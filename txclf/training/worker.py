@@ -19,23 +19,23 @@ import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 
-from txclf import efficiency, tensors
 from txclf.artifacts import checkpoints
-from txclf.callbacks import Course, Recorder, exhausted
-from txclf.class_weights import label_weights
-from txclf.clock import Clock
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.data import disk_cache, shards, word_vectors
 from txclf.data import sampler as plans
 from txclf.data.batches import Batch, PairBatch, Rows, TokenRows
 from txclf.data.sampler import Plan
-from txclf.job import Job, Place
-from txclf.module import ClassifierModule, TrainingModule
-from txclf.module_multilabel import MultilabelModule
-from txclf.module_seq2seq import Seq2SeqModule
-from txclf.precision import Precision, choose_precision, uses_gpu
-from txclf.progress import Progress, Pulse
+from txclf.training import mfu, sharded_tensors
+from txclf.training.callbacks import Course, Recorder, exhausted
+from txclf.training.class_weights import label_weights
+from txclf.training.job import Job, Place
+from txclf.training.module import ClassifierModule, TrainingModule
+from txclf.training.module_multilabel import MultilabelModule
+from txclf.training.module_seq2seq import Seq2SeqModule
+from txclf.training.precision import Precision, choose_precision, uses_gpu
+from txclf.training.progress import Progress, Pulse
+from txclf.training.timing import Clock
 
 
 class TrainBatches:
@@ -53,7 +53,7 @@ class TrainBatches:
             for part in plans.rank_parts(rows, self.place.rank, self.place.world_size, run.train.accumulate):
                 start = time.perf_counter()
                 batch = self.rows.batch(part, run.train.token_dropout, plan.key(plan.epoch))
-                self.recorder.clock.flops += efficiency.training_flops(run.model, run.train, batch, self.target_vocab)
+                self.recorder.clock.flops += mfu.training_flops(run.model, run.train, batch, self.target_vocab)
                 self.recorder.clock.data += time.perf_counter() - start
                 self.place.pulse.waited = self.recorder.clock.data
                 yield {**batch, "step_size": step_size}
@@ -136,7 +136,7 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
             trainer.fit(module, train_batches, ScoringBatches(valid_rows, run.train.batch_size, place))
     ended = time.time()
     worked = clock.steps + clock.data
-    matrix_rate = efficiency.matrix_rate(device, precision) if worked else None
+    matrix_rate = mfu.matrix_rate(device, precision) if worked else None
     return {
         "workers": place.world_size if run.compute.on_ray else 0,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -198,7 +198,7 @@ class Restore(pl.Callback):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for number, values in saved["state"].items():
             for name, value in values.items():
-                values[name] = tensors.like(value, parameters[number])
+                values[name] = sharded_tensors.like(value, parameters[number])
         optimizer.load_state_dict(saved)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate

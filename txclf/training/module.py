@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from txclf import tensors
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Train
 from txclf.data.batches import Batch
 from txclf.model.classifier import TransformerClassifier, by_row
+from txclf.training import sharded_tensors
 
 
 class TrainingModule(pl.LightningModule):
@@ -84,7 +84,7 @@ class TrainingModule(pl.LightningModule):
         the step on the device, as for a gradient scaler; with fp16 the scaler itself does.
         """
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = tensors.whole(nn.utils.get_total_norm(gradients)).to(self.device)
+        norm = sharded_tensors.whole(nn.utils.get_total_norm(gradients)).to(self.device)
         finite = torch.isfinite(norm)
         clip_norm = self.config.train.clip_norm
         if self.fused:
