@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from txclf.board import Board
+from txclf.training.distributed.monitor import Board
 from txclf.training.progress import Pulse
 
 
@@ -12,7 +12,7 @@ from txclf.training.progress import Pulse
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The monotonic time that the board sees, to be set."""
     now = [1000.0]
-    monkeypatch.setattr("txclf.board.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("txclf.training.distributed.monitor.time.monotonic", lambda: now[0])
     return now
 
 

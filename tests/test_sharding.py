@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import spawn
 
-from txclf.sharding import exchange_rows
+from txclf.training.distributed.strategies import exchange_rows
 
 WORLD = 3
 

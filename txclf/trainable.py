@@ -19,12 +19,12 @@ import ray
 import torch
 from ray import tune
 
-from txclf import distributed
 from txclf.artifacts import checkpoints, trials
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import TxclfError
+from txclf.training.distributed import ray_trainer
 from txclf.training.progress import Interrupted, Progress
 from txclf.training.train import train
 
@@ -90,7 +90,7 @@ class Trainable(tune.Trainable):
         if self.training.ident is not None:
             self.training.join(STOP_S)
             if self.training.is_alive():
-                distributed.release(self.training.run_config.run_folder)
+                ray_trainer.release(self.training.run_config.run_folder)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """The last checkpoint of the run, for another trial to go on from."""

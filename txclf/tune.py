@@ -19,7 +19,7 @@ import ray
 from pydantic import BaseModel, ConfigDict
 from ray import tune as ray_tune
 
-from txclf import __version__, distributed, ray_cluster, schedulers
+from txclf import __version__, ray_cluster, schedulers
 from txclf.artifacts import checkpoints, trials
 from txclf.artifacts.trials import Result, Trial
 from txclf.config import run_config
@@ -30,6 +30,7 @@ from txclf.core.errors import ClusterError, ConfigError
 from txclf.data import shards
 from txclf.data.prepare import prepare
 from txclf.trainable import STOP_S, Flag, Trainable
+from txclf.training.distributed import ray_trainer
 from txclf.training.progress import Interrupted
 from txclf.training.train import check_fit, save_bundle
 from txclf.watcher import Standing, Stopper, Watcher
@@ -236,7 +237,7 @@ def tune(run: RunConfig, plan: Plan, show: Show = lambda standing: False) -> Sea
     new = run.tune.total - len(results) if run.tune.search == "optuna" else 0
     if left or new > 0:
         for trial in left:
-            distributed.release(trials.folder(search, trial.number))
+            ray_trainer.release(trials.folder(search, trial.number))
         _run_tuner(run, plan, results, left, show)
     return _finish(run, plan.prepared, started)
 
@@ -330,7 +331,7 @@ def _run_tuner(
     finally:
         if run.compute.most > 1:  # Tune kills a trial that it stops last before that gives its workers back
             for number in standing.results:
-                distributed.release(trials.folder(search, number))
+                ray_trainer.release(trials.folder(search, number))
         storage.remove_folder(scratch)
     if watcher.stopping:
         raise Interrupted

@@ -8,11 +8,11 @@ from typing import Any
 import ray
 from ray import cloudpickle, tune
 
-from txclf import distributed
 from txclf.artifacts import trials
 from txclf.artifacts.trials import Result, Trial
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
+from txclf.training.distributed import ray_trainer
 
 
 class Standing:
@@ -76,7 +76,7 @@ class Watcher(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         known = self._read(trial)
         self.live.discard(known.number)
-        distributed.release(self._folder(known.number))
+        ray_trainer.release(self._folder(known.number))
         self._end(known, "failed", _reason(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -287,7 +287,8 @@ def _fit_here(job: Job, manifest: shards.Manifest, report: Report, notes: list[s
 
 
 def _fit_on_ray(job: Job, manifest: shards.Manifest, report: Report, notes: list[str]) -> dict[str, Any]:
-    from txclf import distributed, ray_cluster
+    from txclf import ray_cluster
+    from txclf.training.distributed import ray_trainer
 
     with ray_cluster.connected(job.config.compute):
         ray_cluster.require(job.config.compute)
@@ -296,4 +297,4 @@ def _fit_on_ray(job: Job, manifest: shards.Manifest, report: Report, notes: list
         )
         report(Progress(notes=[*notes, note]))
         _begin(job, manifest)
-        return distributed.fit(job, streams, report)
+        return ray_trainer.fit(job, streams, report)

@@ -34,14 +34,14 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from txclf import ray_cluster
-from txclf.backend import Interfaces
-from txclf.board import Lost
 from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, TxclfError
 from txclf.data import shards
 from txclf.data.batches import Rows
-from txclf.gauges import GaugedBoard
+from txclf.training.distributed.gloo import Interfaces
+from txclf.training.distributed.monitor import Lost
+from txclf.training.distributed.prometheus import GaugedBoard
 from txclf.training.job import Job, Place
 from txclf.training.progress import Interrupted, Progress, Pulse
 
@@ -254,12 +254,12 @@ def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
 def _place(compute: Compute, rank: int, world_size: int, pulse: Pulse) -> Place:
     from ray.train.lightning import RayLightningEnvironment  # imports slowly
 
-    from txclf import sharding
+    from txclf.training.distributed import strategies
 
     if world_size == 1:
         return Place(pulse=pulse)
     environment = RayLightningEnvironment()  # type: ignore[no-untyped-call]
-    return Place(rank, world_size, sharding.strategy(compute), (environment,), pulse)
+    return Place(rank, world_size, strategies.strategy(compute), (environment,), pulse)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import math
 
 from ray.util.metrics import Gauge
 
-from txclf.board import Board
+from txclf.training.distributed.monitor import Board
 from txclf.training.progress import Progress, Pulse
 
 
