@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from txclf import baseline
+from txclf.evaluation import baselines
 
 TOPICS = {0: "goal match team score", 1: "bank market share price", 2: "cell gene protein virus"}
 
@@ -22,15 +22,15 @@ def make(rows: int, seed: int = 0) -> tuple[list[str], np.ndarray]:
 
 @pytest.mark.parametrize(("labels", "expected"), [([2, 2, 1], 2), ([0], 0), ([3, 1, 1, 3], 1)])
 def test_the_majority(labels: list[int], expected: int) -> None:
-    assert baseline.majority(np.array(labels), 4).tolist() == [expected] * 4
-    assert baseline.majority(np.array(labels), 0).tolist() == []
+    assert baselines.majority(np.array(labels), 4).tolist() == [expected] * 4
+    assert baselines.majority(np.array(labels), 0).tolist() == []
 
 
 @pytest.mark.parametrize("rows", [60, 1500])
 def test_words_that_tell_the_label_are_learned(rows: int) -> None:
     texts, labels = make(rows)
     scored, truth = make(200, seed=1)
-    found = baseline.logistic_regression(texts, labels, scored)
+    found = baselines.logistic_regression(texts, labels, scored)
     assert (found.predictions == truth).mean() > 0.95
     assert found.predictions.dtype == np.int64
     assert found.train_rows == rows
@@ -39,15 +39,15 @@ def test_words_that_tell_the_label_are_learned(rows: int) -> None:
 
 def test_pairs_of_words_count() -> None:
     texts = ["not good but bad", "bad but not good", "good but not bad", "not bad but good"] * 10
-    found = baseline.logistic_regression(texts, np.array([0, 0, 1, 1] * 10), ["it was not good", "it was not bad"])
+    found = baselines.logistic_regression(texts, np.array([0, 0, 1, 1] * 10), ["it was not good", "it was not bad"])
     assert found.predictions.tolist() == [0, 1]
 
 
 def test_letters_are_words_too_and_case_counts_when_it_is_asked() -> None:
     texts, labels = ["x = 1", "X = 1"] * 20, np.array([0, 1] * 20)
-    kept = baseline.logistic_regression(texts, labels, ["x", "X"], lowercase=False)
+    kept = baselines.logistic_regression(texts, labels, ["x", "X"], lowercase=False)
     assert kept.predictions.tolist() == [0, 1]
-    lost = baseline.logistic_regression(texts, labels, ["x", "X"])
+    lost = baselines.logistic_regression(texts, labels, ["x", "X"])
     assert len(set(lost.predictions.tolist())) == 1
 
 
@@ -60,21 +60,21 @@ def test_letters_are_words_too_and_case_counts_when_it_is_asked() -> None:
     ],
 )
 def test_where_nothing_can_be_learned_it_is_the_majority(texts: list[str], labels: list[int]) -> None:
-    found = baseline.logistic_regression(texts, np.array(labels), ["a", "b", ""])
+    found = baselines.logistic_regression(texts, np.array(labels), ["a", "b", ""])
     assert found.predictions.tolist() == [max(set(labels), key=labels.count)] * 3
     assert found.train_rows == len(texts)
 
 
 def test_nothing_to_score() -> None:
     texts, labels = make(30)
-    found = baseline.logistic_regression(texts, labels, [])
+    found = baselines.logistic_regression(texts, labels, [])
     assert found.predictions.tolist() == []
     assert found.predictions.dtype == np.int64
 
 
 def test_no_more_rows_than_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baseline, "MAX_ROWS", 40)
+    monkeypatch.setattr(baselines, "MAX_ROWS", 40)
     texts, labels = make(60)
-    found = baseline.logistic_regression(texts + ["nonsense"] * 60, np.concatenate([labels, [0] * 60]), texts)
+    found = baselines.logistic_regression(texts + ["nonsense"] * 60, np.concatenate([labels, [0] * 60]), texts)
     assert found.train_rows == 40
     assert (found.predictions == labels).mean() > 0.9

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from test_report import LABELS, hostile_run
 
-from txclf import Classifier, evaluate, report
+from txclf import Classifier, report
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
+from txclf.evaluation import evaluate
 from txclf.inference import bundle, model_card
 
 

@@ -13,13 +13,14 @@ import torch
 from test_prepare import write_csv
 from test_train import go_on, lines, losses, stopped_at, tiny, trained
 
-from txclf import Classifier, evaluate, predict
+from txclf import Classifier, predict
 from txclf.config import run_config
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
+from txclf.evaluation import evaluate
 from txclf.inference import bundle
 from txclf.training.train import train
 

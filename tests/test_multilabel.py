@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 from test_train import go_on, lines
 
-from txclf import Classifier, evaluate
+from txclf import Classifier
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards
 from txclf.data.prepare import prepare
+from txclf.evaluation import evaluate
 from txclf.inference.bundle import DESCRIPTION
 from txclf.predict import predict
 from txclf.training.progress import Interrupted, Progress

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from test_train import go_on, lines
 
-from txclf import Classifier, Seq2Seq, evaluate
+from txclf import Classifier, Seq2Seq
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Tokenizer
@@ -24,6 +24,7 @@ from txclf.data.prepare import prepare
 from txclf.data.sampler import epoch_batches
 from txclf.data.tokenizer import decode, encode_targets, target_ends, train_tokenizer
 from txclf.data.word_cache import Words
+from txclf.evaluation import evaluate
 from txclf.predict import predict
 from txclf.training.progress import Interrupted, Progress
 from txclf.training.train import train

@@ -16,7 +16,7 @@ from sklearn import metrics
 from test_prepare import write_csv
 from test_train import TINY, go_on, stopped_at
 
-from txclf import Classifier, evaluate, report, report_page, report_scores, report_search
+from txclf import Classifier, report, report_page, report_scores, report_search
 from txclf.artifacts import trials
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
@@ -24,6 +24,7 @@ from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.data import shards
 from txclf.data.prepare import prepare
+from txclf.evaluation import evaluate
 from txclf.report_scores import Budget
 from txclf.training.train import train
 

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from test_prepare import make_rows, write_csv
 from test_train import go_on, tiny
 
-from txclf import Classifier, evaluate
+from txclf import Classifier
 from txclf.artifacts import checkpoints
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
@@ -22,6 +22,7 @@ from txclf.core import storage
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
+from txclf.evaluation import evaluate
 from txclf.inference.bundle import softmax
 from txclf.metrics import calibration
 from txclf.training.checkpoint_selection import chosen

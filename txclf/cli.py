@@ -276,7 +276,7 @@ def _ray(run: RunConfig) -> AbstractContextManager[None]:
 
 def _evaluate(run: str, data: list[str] | None = None, with_baseline: bool = True) -> None:
     from txclf import console, screen
-    from txclf import evaluate as verb
+    from txclf.evaluation import evaluate as verb
 
     result = verb.evaluate(run, data, with_baseline)
     if "bleu" in result:

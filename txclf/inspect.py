@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from txclf import evaluate
 from txclf.artifacts import checkpoints, run_folder, trials
 from txclf.artifacts.run_folder import Standing
 from txclf.config import run_config
 from txclf.core import storage
 from txclf.core.errors import DataError, TxclfError
 from txclf.data import profile, shards, sources
+from txclf.evaluation import evaluate
 from txclf.inference import bundle
 
 

@@ -10,13 +10,14 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
-from txclf import evaluate, report_scores
+from txclf import report_scores
 from txclf.artifacts.run_folder import Standing
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import TxclfError
 from txclf.data import shards
+from txclf.evaluation import evaluate
 from txclf.inference.bundle import Classifier, describe
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.report_scores import Budget

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from txclf import baseline, evaluate
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.labels import LabelSets
+from txclf.evaluation import baselines as baseline
+from txclf.evaluation import evaluate
 from txclf.inference.bundle import Classifier, sigmoid, softmax
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.metrics import multilabel

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from txclf import evaluate
 from txclf.artifacts import trials
 from txclf.artifacts.run_folder import Standing
 from txclf.config import run_config
 from txclf.core import storage
+from txclf.evaluation import evaluate
 from txclf.report_run import curves, facts, flat, plain
 
 ORDER = ("running", "finished", "stopped", "failed", "waiting")

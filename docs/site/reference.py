@@ -58,7 +58,7 @@ PYTHON: dict[str, dict[str, list[str] | None]] = {
         "txclf.tune.Search": None,
     },
     "Using": {
-        "txclf.evaluate.evaluate": None,
+        "txclf.evaluation.evaluate.evaluate": None,
         "txclf.predict.predict": None,
         "txclf.inference.export.export": None,
         "txclf.report.report": None,

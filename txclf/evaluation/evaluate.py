@@ -19,7 +19,6 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.functional.text import chrf_score, sacre_bleu_score
 
-from txclf import baseline
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -29,6 +28,7 @@ from txclf.data.batches import PairRows
 from txclf.data.labels import LabelSets
 from txclf.data.tokenizer import encode_targets
 from txclf.data.word_cache import Words
+from txclf.evaluation import baselines
 from txclf.inference.bundle import Classifier, sigmoid, softmax
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.metrics import calibration, multilabel, thresholds
@@ -85,10 +85,10 @@ def _evaluate_classes(
     if with_baseline:
         train = shards.read_split(prepared, manifest, "train", ["label", "text"])
         train_labels = train["label"].to_numpy().astype(np.int64)
-        most = baseline.majority(train_labels, len(labels))
+        most = baselines.majority(train_labels, len(labels))
         result["majority"] = short_scores(most, labels, len(classifier.labels))
         texts = train["text"].to_pylist()
-        linear = baseline.logistic_regression(texts, train_labels, table["text"].to_pylist(), run.tokenizer.lowercase)
+        linear = baselines.logistic_regression(texts, train_labels, table["text"].to_pylist(), run.tokenizer.lowercase)
         result["baseline"] = {
             "model": "n-gram logistic regression",
             **short_scores(linear.predictions, labels, len(classifier.labels)),
@@ -135,7 +135,7 @@ def _evaluate_sets(
         most = np.tile(sets[counts.argmax()], (len(targets), 1))
         result["majority"] = multilabel.short_scores(most, targets)
         texts = [*valid["text"].to_pylist(), *table["text"].to_pylist()]
-        found, train_rows, seconds = baseline.one_vs_rest(
+        found, train_rows, seconds = baselines.one_vs_rest(
             train["text"].to_pylist(), train_targets, texts, run.tokenizer.lowercase
         )
         limits = np.array(thresholds.choose(found[: len(valid)], valid_targets), np.float32)
