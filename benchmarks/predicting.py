@@ -31,7 +31,7 @@ from txclf.data.prepare import prepare
 from txclf.data.sampler import scoring_batches
 from txclf.inference import bundle
 from txclf.model.classifier import TransformerClassifier
-from txclf.predict import predict
+from txclf.prediction.predict import predict
 
 
 def main() -> None:

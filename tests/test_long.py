@@ -13,7 +13,7 @@ import torch
 from test_prepare import write_csv
 from test_train import go_on, lines, losses, stopped_at, tiny, trained
 
-from txclf import Classifier, predict
+from txclf import Classifier
 from txclf.config import run_config
 from txclf.core import storage
 from txclf.core.errors import ConfigError
@@ -22,6 +22,7 @@ from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
 from txclf.evaluation import evaluate
 from txclf.inference import bundle
+from txclf.prediction import predict
 from txclf.training.train import train
 
 WINDOWS = ["data.long=windows", "data.window_overlap=2", "data.max_windows=3", "tokenizer.max_length=6"]

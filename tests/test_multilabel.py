@@ -25,7 +25,7 @@ from txclf.data import shards
 from txclf.data.prepare import prepare
 from txclf.evaluation import evaluate
 from txclf.inference.bundle import DESCRIPTION
-from txclf.predict import predict
+from txclf.prediction.predict import predict
 from txclf.training.progress import Interrupted, Progress
 from txclf.training.train import check_fit, train
 

@@ -25,7 +25,7 @@ from txclf.data.sampler import epoch_batches
 from txclf.data.tokenizer import decode, encode_targets, target_ends, train_tokenizer
 from txclf.data.word_cache import Words
 from txclf.evaluation import evaluate
-from txclf.predict import predict
+from txclf.prediction.predict import predict
 from txclf.training.progress import Interrupted, Progress
 from txclf.training.train import train
 

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from txclf import predict
 from txclf.data import records
 from txclf.data.sources import Source
 from txclf.inference.bundle import Classifier
-from txclf.predict import Done
+from txclf.prediction import predict
+from txclf.prediction.predict import Done
 
 Row = dict[str, Any]
 ROWS: list[Row] = [

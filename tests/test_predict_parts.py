@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from testbed import Testbed, wait_until
 
-from txclf import parts, predict
 from txclf.config.sections import Compute
 from txclf.core.errors import ConfigError, DataError
+from txclf.prediction import parts, predict
 
 LONG = "five boxing wizards jump quickly over the lazy dog " * 20
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from test_predict import ROWS, put
 
-from txclf import cli_results, predict
+from txclf import cli_results
 from txclf.core.errors import BundleError, ConfigError, DataError, StorageError
+from txclf.prediction import predict
 
 TWO = [{"text": "fox", "n": 1}, {"text": "dog", "n": 2}]
 

@@ -37,7 +37,7 @@ def predict(
     Stopped or killed, it goes on where it was when you ask for it again in the same words.
     """
     from txclf import console
-    from txclf import predict as verb
+    from txclf.prediction import predict as verb
 
     started = time.monotonic()
     before: list[int] = []

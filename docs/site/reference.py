@@ -59,7 +59,7 @@ PYTHON: dict[str, dict[str, list[str] | None]] = {
     },
     "Using": {
         "txclf.evaluation.evaluate.evaluate": None,
-        "txclf.predict.predict": None,
+        "txclf.prediction.predict.predict": None,
         "txclf.inference.export.export": None,
         "txclf.report.report": None,
         "txclf.inspect.inspect": None,

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from txclf import annotate
-from txclf.annotate import Answer, Columns
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError, StorageError
 from txclf.data import records, writers
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source
+from txclf.prediction import columns as annotate
+from txclf.prediction.columns import Answer, Columns
 
 ROWS = 4096
 CHARS = 2**22

@@ -18,8 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from txclf import __version__, annotate, parts, predict_ray
-from txclf.annotate import Columns
+from txclf import __version__
 from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import DataError, StorageError
@@ -27,7 +26,10 @@ from txclf.data import writers
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source, find_sources, stamp
 from txclf.inference import bundle
-from txclf.parts import Count, Place, Plan
+from txclf.prediction import columns as annotate
+from txclf.prediction import parts, ray_pool
+from txclf.prediction.columns import Columns
+from txclf.prediction.parts import Count, Place, Plan
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def predict(
         if compute is None:
             _here(plan, chain([first], stream), finished, show)
         else:
-            predict_ray.run(plan, sources, compute, finished, show)
+            ray_pool.run(plan, sources, compute, finished, show)
     except DataError as error:
         if error.__cause__ is None:  # the rows themselves are at fault, so it could never go on
             storage.remove_folder(plan.folder)

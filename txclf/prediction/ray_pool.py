@@ -12,12 +12,12 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from txclf import parts
 from txclf.config.sections import Compute
 from txclf.core.errors import ClusterError, TxclfError
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source
-from txclf.parts import Count, Place, Plan
+from txclf.prediction import parts
+from txclf.prediction.parts import Count, Place, Plan
 
 PATIENCE_S = 3600
 """Without a part finished, until prediction gives up; workers that die, as where a model does not fit the memory, are
