@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from txclf.gatherer import Answers, Busy, Gatherer
-from txclf.occlusion import Row
+from txclf.serving.batcher import Answers, Busy, Gatherer
+from txclf.serving.occlusion import Row
 
 
 class Model:

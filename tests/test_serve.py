@@ -16,17 +16,18 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from txclf import Classifier, Seq2Seq, occlusion
+from txclf import Classifier, Seq2Seq
 from txclf.config import run_config
 from txclf.data.tokenizer import train_tokenizer
-from txclf.gate import Limits, Metrics
-from txclf.gatherer import Busy
 from txclf.inference import bundle
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.seq2seq import Seq2SeqTransformer
-from txclf.occlusion import Row
-from txclf.predictor import Predictor
-from txclf.service import service
+from txclf.serving import occlusion
+from txclf.serving.app import service
+from txclf.serving.batcher import Busy
+from txclf.serving.middleware import Limits, Metrics
+from txclf.serving.occlusion import Row
+from txclf.serving.predictor import Predictor
 
 TEXTS = ["the quick brown fox", "five boxing wizards jump quickly over the lazy dog", "dog", "lazy lazy lazy"]
 SMALL = Limits(body_bytes=2000, texts=4, characters=100, seconds=5.0)

@@ -55,8 +55,8 @@ def serve(
         raise ConfigError("--replicas 0 serves in this process: it goes with neither --max-replicas nor --address")
     if token is None and not _loopback(host):
         print(f"anyone who reaches {host} can ask: set a token (--token-file or {TOKEN})", file=sys.stderr)
-    from txclf import serve as verb
-    from txclf.gate import Limits
+    from txclf.serving import serve as verb
+    from txclf.serving.middleware import Limits
 
     settings = verb.Settings(
         host=host,

@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from txclf.gatherer import Answers, Gatherer
 from txclf.inference import bundle
 from txclf.inference.bundle import Classifier
 from txclf.inference.seq2seq import Seq2Seq
-from txclf.occlusion import Row
+from txclf.serving.batcher import Answers, Gatherer
+from txclf.serving.occlusion import Row
 
 
 class Predictor:

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
-from txclf.gate import Limits, Metrics
-from txclf.gatherer import Answers, Ask, Busy, Gatherer
 from txclf.inference import bundle
-from txclf.occlusion import Row
-from txclf.predictor import Predictor
-from txclf.service import Unavailable, service
+from txclf.serving.app import Unavailable, service
+from txclf.serving.batcher import Answers, Ask, Busy, Gatherer
+from txclf.serving.middleware import Limits, Metrics
+from txclf.serving.occlusion import Row
+from txclf.serving.predictor import Predictor
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from txclf.occlusion import Row
+from txclf.serving.occlusion import Row
 
 
 class Answers(NamedTuple):

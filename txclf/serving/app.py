@@ -27,11 +27,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from txclf import __version__, occlusion
-from txclf.gate import Gate, Limits, Metrics, error
-from txclf.gatherer import Answers, Ask, Busy
+from txclf import __version__
 from txclf.inference.metadata import Description
-from txclf.occlusion import Row
+from txclf.serving import occlusion
+from txclf.serving.batcher import Answers, Ask, Busy
+from txclf.serving.middleware import Gate, Limits, Metrics, error
+from txclf.serving.occlusion import Row
 
 PARTS = Path(__file__).parent / "page"
 Columns = dict[str, str | None]
