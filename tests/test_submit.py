@@ -17,9 +17,10 @@ import pytest
 from test_train import TINY, data
 from testbed import METRICS, TOKEN, Testbed, environment, wait_until
 
-from txclf import Classifier, submit
+from txclf import Classifier
 from txclf.artifacts import checkpoints
 from txclf.core.errors import ClusterError, ConfigError
+from txclf.launch import jobs
 
 __all__ = ["data"]  # the fixture
 TXCLF = str(Path(sys.executable).with_name("txclf"))
@@ -36,7 +37,7 @@ def run_file(folder: Path) -> str:
 
 def test_storage_that_would_be_lost_with_the_job_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="`storage: runs` would lie in the job's own folder"):
-        submit.submit("http://127.0.0.1:1", "train", [run_file(tmp_path)], str(tmp_path))
+        jobs.submit("http://127.0.0.1:1", "train", [run_file(tmp_path)], str(tmp_path))
 
 
 def test_a_folder_that_is_too_large_names_its_largest_files(tmp_path: Path) -> None:
@@ -47,18 +48,18 @@ def test_a_folder_that_is_too_large_names_its_largest_files(tmp_path: Path) -> N
     words = [run_file(tmp_path), "storage=/x"]
     too_large = r"3 MB would travel, the most is 2 MB; the largest: data/large\.csv \(3 MB\)"
     with pytest.raises(ConfigError, match=too_large):
-        submit.submit("http://127.0.0.1:1", "train", words, str(tmp_path), most_mb=2)
+        jobs.submit("http://127.0.0.1:1", "train", words, str(tmp_path), most_mb=2)
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / ".gitignore").write_text("data/\n.hidden\n")
     with pytest.raises(ClusterError, match="no Ray dashboard answers there"):
-        submit.submit("http://127.0.0.1:1", "train", words, str(tmp_path), most_mb=2)
+        jobs.submit("http://127.0.0.1:1", "train", words, str(tmp_path), most_mb=2)
 
 
 def test_what_is_wrong_in_the_run_file_is_said_here(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`train\.epoch`: unknown key"):
-        submit.submit("http://127.0.0.1:1", "train", [run_file(tmp_path), "train.epoch=3"], str(tmp_path))
+        jobs.submit("http://127.0.0.1:1", "train", [run_file(tmp_path), "train.epoch=3"], str(tmp_path))
     with pytest.raises(ConfigError, match="`serve`: expected one of train, tune"):
-        submit.submit("http://127.0.0.1:1", "serve", [run_file(tmp_path)], str(tmp_path))
+        jobs.submit("http://127.0.0.1:1", "serve", [run_file(tmp_path)], str(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------------- on a cluster
@@ -216,7 +217,7 @@ def test_a_search_and_then_its_model_on_new_rows(bed: Testbed, tmp_path: Path, d
 @pytest.mark.faults
 def test_txclf_itself_travels(bed: Testbed, tmp_path: Path, data: str) -> None:
     """Another version than the cluster has: every node runs the one that was sent from."""
-    shutil.copytree(Path(submit.__file__).parent, tmp_path / "other" / "txclf")
+    shutil.copytree(Path(jobs.__file__).parent, tmp_path / "other" / "txclf")
     changed = tmp_path / "other/txclf/__init__.py"
     changed.write_text(re.sub(r'__version__ = ".*"', '__version__ = "9.8.7"', changed.read_text()))
     words = ["-m", "txclf", "submit", "check", *settings(tmp_path, data), "--address", bed.dashboard]

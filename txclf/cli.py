@@ -186,8 +186,8 @@ def _prepare(run: RunConfig) -> str:
 
 
 def _train(run: RunConfig, resume: bool, started: float, page: bool = True) -> None:
-    from txclf import check as preflight
     from txclf import console, screen
+    from txclf.launch import preflight
     from txclf.training import train as verb
     from txclf.training.precision import choose_precision, uses_gpu
     from txclf.training.progress import Interrupted, Progress
@@ -241,7 +241,7 @@ def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int |
     """Runs a search; the run that is to follow it under `--refit`."""
     from txclf import ray_cluster, screen
     from txclf import tune as verb
-    from txclf.check import require_shared
+    from txclf.launch.preflight import require_shared
     from txclf.training.progress import Interrupted
     from txclf.watcher import Standing
 

@@ -27,9 +27,9 @@ def check(run_file: RunFile, words: Words = None) -> None:
     """Ask every node of the cluster whether a run would get what it needs there; exit code 1 if not."""
     from contextlib import nullcontext
 
-    from txclf import check as verb
     from txclf import console
     from txclf.config import run_config as settings
+    from txclf.launch import preflight as verb
 
     run = settings.load(run_file, words or [])
     if run.compute.on_ray:
@@ -51,7 +51,7 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Whether to follow the log to the end.")] = True,
 ) -> None:
     """Run a command on a Ray cluster, as a job: `txclf submit train RUN.yaml storage=/shared/runs`."""
-    from txclf import submit as verbs
+    from txclf.launch import jobs as verbs
 
     job = verbs.submit(address, verb, words)
     print(f"job {job}: txclf jobs logs {job} --address {address}", file=sys.stderr)
@@ -63,7 +63,7 @@ def submit(
 def list_jobs(address: Address) -> None:
     """All jobs of txclf on the cluster, the newest first."""
     from txclf import console
-    from txclf import submit as verbs
+    from txclf.launch import jobs as verbs
 
     known = [job for job in verbs.connect(address).list_jobs() if "run" in (job.metadata or {})]
     known.sort(key=lambda job: -(job.start_time or 0))
@@ -74,7 +74,7 @@ def list_jobs(address: Address) -> None:
 @jobs.command()
 def status(job: Job, address: Address) -> None:
     """The state of a job: pending, running, succeeded, failed or stopped."""
-    from txclf import submit as verbs
+    from txclf.launch import jobs as verbs
 
     print(verbs.status(verbs.connect(address), job))
 
@@ -88,7 +88,7 @@ def logs(job: Job, address: Address) -> None:
 @jobs.command()
 def stop(job: Job, address: Address) -> None:
     """Stop a job: it saves a checkpoint, and `--resume` goes on from there."""
-    from txclf import submit as verbs
+    from txclf.launch import jobs as verbs
 
     client = verbs.connect(address)
     verbs.status(client, job)
@@ -97,7 +97,7 @@ def stop(job: Job, address: Address) -> None:
 
 
 def _follow(address: str, job: str) -> None:
-    from txclf import submit as verbs
+    from txclf.launch import jobs as verbs
 
     client = verbs.connect(address)
     verbs.status(client, job)

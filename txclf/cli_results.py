@@ -94,14 +94,15 @@ def _workers(compute: Compute | None, out: str) -> Iterator[None]:
     if compute is None:
         yield
         return
-    from txclf import check, ray_cluster
+    from txclf import ray_cluster
     from txclf.core import storage
+    from txclf.launch import preflight
 
     # Ray's core warns of each actor of Ray Data that what it was made of could be lost. Not while this process lives.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with ray_cluster.connected(compute):
         ray_cluster.require(compute)
-        check.require_shared(storage.folder_of(out))
+        preflight.require_shared(storage.folder_of(out))
         yield
 
 
