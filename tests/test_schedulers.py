@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from txclf import schedulers
 from txclf.artifacts import trials
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
-from txclf.schedulers import Histories
+from txclf.tuning import schedulers
+from txclf.tuning.schedulers import Histories
 
 EPOCHS = 12
 

@@ -17,7 +17,7 @@ import yaml
 from test_train import TINY, data, lines
 from testbed import wait_until
 
-from txclf import Classifier, tune
+from txclf import Classifier
 from txclf.artifacts import sessions, trials
 from txclf.artifacts.trials import Trial
 from txclf.config import run_config
@@ -26,8 +26,9 @@ from txclf.core.errors import ClusterError, ConfigError
 from txclf.data.prepare import prepare
 from txclf.training.progress import Interrupted
 from txclf.training.train import check_folder, train
-from txclf.tune import Search, Show
-from txclf.watcher import Standing
+from txclf.tuning import tune
+from txclf.tuning.callbacks import Standing
+from txclf.tuning.tune import Search, Show
 
 __all__ = ["data"]  # the fixture
 pytestmark = [

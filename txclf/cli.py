@@ -240,10 +240,10 @@ def _train(run: RunConfig, resume: bool, started: float, page: bool = True) -> N
 def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int | None) -> RunConfig | None:
     """Runs a search; the run that is to follow it under `--refit`."""
     from txclf import ray_cluster, screen
-    from txclf import tune as verb
     from txclf.launch.preflight import require_shared
     from txclf.training.progress import Interrupted
-    from txclf.watcher import Standing
+    from txclf.tuning import tune as verb
+    from txclf.tuning.callbacks import Standing
 
     run = verb.open_folder(run, resume, extend)
     with ray_cluster.connected(run.compute):

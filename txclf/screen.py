@@ -22,8 +22,8 @@ from txclf.config.run_config import RunConfig
 if TYPE_CHECKING:  # they bring Ray
     from txclf.data.shards import Manifest
     from txclf.training.train import Summary
-    from txclf.tune import Search
-    from txclf.watcher import Standing
+    from txclf.tuning.callbacks import Standing
+    from txclf.tuning.tune import Search
 
 ROWS = 30
 """Trials that a table shows."""

@@ -52,10 +52,10 @@ PYTHON: dict[str, dict[str, list[str] | None]] = {
         "txclf.training.train.Summary": None,
     },
     "Searching": {
-        "txclf.tune.open_folder": None,
-        "txclf.tune.plan": None,
-        "txclf.tune.tune": None,
-        "txclf.tune.Search": None,
+        "txclf.tuning.tune.open_folder": None,
+        "txclf.tuning.tune.plan": None,
+        "txclf.tuning.tune.tune": None,
+        "txclf.tuning.tune.Search": None,
     },
     "Using": {
         "txclf.evaluation.evaluate.evaluate": None,

@@ -19,7 +19,7 @@ import ray
 from pydantic import BaseModel, ConfigDict
 from ray import tune as ray_tune
 
-from txclf import __version__, ray_cluster, schedulers
+from txclf import __version__, ray_cluster
 from txclf.artifacts import checkpoints, trials
 from txclf.artifacts.trials import Result, Trial
 from txclf.config import run_config
@@ -29,11 +29,12 @@ from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.data import shards
 from txclf.data.prepare import prepare
-from txclf.trainable import STOP_S, Flag, Trainable
 from txclf.training.distributed import ray_trainer
 from txclf.training.progress import Interrupted
 from txclf.training.train import check_fit, save_bundle
-from txclf.watcher import Standing, Stopper, Watcher
+from txclf.tuning import schedulers
+from txclf.tuning.callbacks import Standing, Stopper, Watcher
+from txclf.tuning.trainable import STOP_S, Flag, Trainable
 
 SUMMARY = "search.json"
 MOST_PREPARED = 100
