@@ -16,9 +16,9 @@ from test_report import LABELS, hostile_run, search_folder
 from test_serve import untrained
 from test_serve_processes import Server
 
-from txclf import report
 from txclf.core import storage
 from txclf.evaluation import evaluate
+from txclf.reports import report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright here: make test-browser installs it")
 SIZES = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 800}}

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from test_report import LABELS, hostile_run
 
-from txclf import Classifier, report
+from txclf import Classifier
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.evaluation import evaluate
 from txclf.inference import bundle, model_card
+from txclf.reports import report
 
 
 @pytest.fixture(scope="module")

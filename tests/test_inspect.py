@@ -21,7 +21,7 @@ from txclf.core import storage
 from txclf.core.errors import DataError
 from txclf.data import profile
 from txclf.data.prepare import prepare
-from txclf.inspect import inspect
+from txclf.reports.inspect import inspect
 from txclf.training.train import train
 
 

@@ -16,7 +16,7 @@ from sklearn import metrics
 from test_prepare import write_csv
 from test_train import TINY, go_on, stopped_at
 
-from txclf import Classifier, report, report_page, report_scores, report_search
+from txclf import Classifier
 from txclf.artifacts import trials
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
@@ -25,7 +25,8 @@ from txclf.core.errors import ConfigError
 from txclf.data import shards
 from txclf.data.prepare import prepare
 from txclf.evaluation import evaluate
-from txclf.report_scores import Budget
+from txclf.reports import error_analysis, html, report, search_report
+from txclf.reports.error_analysis import Budget
 from txclf.training.train import train
 
 HOSTILE = [
@@ -117,12 +118,12 @@ def test_nothing_runs_but_what_the_page_brings(run: RunConfig) -> None:
     script = policy.split("script-src")[1].split(";")[0].split()
     assert len(script) == 2
     assert all(source.startswith("'sha256-") for source in script)
-    assert script[0] == f"'{report_page._hash(page.scripts[2])}'"
+    assert script[0] == f"'{html._hash(page.scripts[2])}'"
 
 
 @pytest.mark.parametrize("value", [*HOSTILE, *LABELS, {"<": [">", "&"]}, float("nan"), [1.5, None, True]])
 def test_json_within_a_script_tag(value: Any) -> None:
-    text = report_page.embedded({"value": value})
+    text = html.embedded({"value": value})
     assert not set("<>&") & set(text)
     found = json.loads(text)["value"]
     assert found == value or (isinstance(value, float) and found is None)
@@ -190,12 +191,12 @@ def test_a_budget_bounds_what_is_scored(run: RunConfig) -> None:
     prepared = storage.read_json(storage.join(run.run_folder, "summary.json"))["prepared"]
     manifest = shards.load_manifest(prepared)
     classifier = Classifier.load(storage.join(run.run_folder, "model"))
-    few = report_scores.score(classifier, prepared, manifest, "train", Budget(7, 60.0, 50))
-    every = report_scores.score(classifier, prepared, manifest, "train", Budget(10**6, 60.0, 50))
+    few = error_analysis.score(classifier, prepared, manifest, "train", Budget(7, 60.0, 50))
+    every = error_analysis.score(classifier, prepared, manifest, "train", Budget(10**6, 60.0, 50))
     assert (len(few.labels), few.rows) == (7, manifest.splits["train"].rows)
     assert len(every.labels) == every.rows == len(every.places)
     np.testing.assert_allclose(few.logits, every.logits[:7], atol=1e-5)
-    found = report_scores.baselines(few, prepared, manifest, True, Budget(7, 60.0, 50))
+    found = error_analysis.baselines(few, prepared, manifest, True, Budget(7, 60.0, 50))
     assert found["baseline"]["train_rows"] == 50
 
 
@@ -205,10 +206,10 @@ def test_curves_are_scikit_learn_s(rows: int) -> None:
     truth = draw.random(rows) < 0.3
     truth[:2] = [True, False]
     scores = np.round(truth * 0.3 + draw.random(rows), 2).astype(np.float32)
-    found = report_scores.curve(scores, truth)
+    found = error_analysis.curve(scores, truth)
     assert found["auc"] == pytest.approx(metrics.roc_auc_score(truth, scores))
     assert found["ap"] == pytest.approx(metrics.average_precision_score(truth, scores))
-    assert len(found["fpr"]) <= report_scores.POINTS + 2
+    assert len(found["fpr"]) <= error_analysis.POINTS + 2
     assert (found["fpr"][0], found["tpr"][0], found["fpr"][-1], found["tpr"][-1]) == (0, 0, 1, 1)
     assert np.trapezoid(found["tpr"], found["fpr"]) == pytest.approx(found["auc"], abs=0.02)
 
@@ -268,7 +269,7 @@ def test_a_multilabel_run_has_a_page_and_a_card(tmp_path: Path) -> None:
     for one in split["mistakes"]:
         (probabilities,) = classifier.probabilities([(one["text"],)])
         (given,) = classifier.given(probabilities[None])
-        label = one["label"] if one["label"] != report_scores.NOT else one["predicted"]
+        label = one["label"] if one["label"] != error_analysis.NOT else one["predicted"]
         assert (label in given) != (label in one["has"])
         assert one["label_probability"] == pytest.approx(probabilities[classifier.labels.index(label)], abs=1e-5)
     assert content["headline"]["value"] == found["f1_macro"]
@@ -325,7 +326,7 @@ def test_a_search_without_a_trial_yet(tmp_path: Path) -> None:
     run = search_folder(tmp_path, count=0)
     content = Page(report.report([run.run_folder])).content
     assert (content["trials"], content["best"], content["importance"]) == ([], None, [])
-    assert report_search.gather(run.run_folder)["facts"][0] == ("trials", "none yet")
+    assert search_report.gather(run.run_folder)["facts"][0] == ("trials", "none yet")
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, run: RunConfig) -> None:

@@ -112,7 +112,7 @@ def report(
     out: Annotated[str | None, typer.Option("--out", help="Where to write, if not into the folder.")] = None,
 ) -> None:
     """Make a page of a run or a search that needs no network, or one that compares several runs."""
-    from txclf import report as verb
+    from txclf.reports import report as verb
 
     print(f"report: {verb.report(runs, out)}")
 
@@ -127,7 +127,7 @@ def inspect(
     """Say what a path is: an audit of raw files, how far a run has come, what a bundle holds, and how to go on."""
     import json
 
-    from txclf import inspect as verb
+    from txclf.reports import inspect as verb
 
     found = verb.inspect(path, text or [], label)
     if as_json:
@@ -183,7 +183,7 @@ def _short(value: Any) -> str:
 
 def page(folder: str) -> None:
     """The page at the end of a run, a search or an evaluation."""
-    from txclf import report as verb
+    from txclf.reports import report as verb
 
     place = verb.after(folder)
     if place:

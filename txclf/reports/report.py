@@ -14,11 +14,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from txclf import report_card, report_page, report_run, report_search
 from txclf.artifacts import run_folder
 from txclf.core import storage
 from txclf.core.errors import ConfigError
-from txclf.report_scores import FULL, QUICK, Budget
+from txclf.reports import card_report, html, run_report, search_report
+from txclf.reports.error_analysis import FULL, QUICK, Budget
 
 FILE = "report.html"
 COMPARISON = "comparison.html"
@@ -35,17 +35,17 @@ def report(paths: Sequence[str], out: str | None = None, budget: Budget = FULL) 
             trials = storage.join(path, "trials", "0000")
             raise ConfigError(f"`{path}`: a search is not compared with others: name its trials, as `{trials}`")
     if len(paths) > 1:
-        content = report_search.compare([run_folder.read_run(path) for path in paths])
+        content = search_report.compare([run_folder.read_run(path) for path in paths])
         place = out or COMPARISON
     elif kinds == ["search"]:
-        content, place = report_search.gather(paths[0]), out or storage.join(paths[0], FILE)
+        content, place = search_report.gather(paths[0]), out or storage.join(paths[0], FILE)
     else:
-        content = report_run.gather(run_folder.read_run(paths[0]), budget)
+        content = run_report.gather(run_folder.read_run(paths[0]), budget)
         place = out or storage.join(paths[0], FILE)
         model = storage.join(paths[0], "model")
         if content["finished"] and not out and run_folder.kind(model) == "bundle":
-            report_card.write(model, content)
-    storage.write_bytes(place, report_page.render(content))
+            card_report.write(model, content)
+    storage.write_bytes(place, html.render(content))
     return place
 
 

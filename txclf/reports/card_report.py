@@ -8,7 +8,7 @@ from typing import Any
 from txclf.core import storage
 from txclf.inference import bundle, model_card
 from txclf.inference.metadata import Description, summary
-from txclf.report_page import number, share
+from txclf.reports.html import number, share
 
 CLASSES = 200
 """Most classes in a table."""

@@ -11,7 +11,7 @@ from txclf.artifacts.run_folder import Standing
 from txclf.config import run_config
 from txclf.core import storage
 from txclf.evaluation import evaluate
-from txclf.report_run import curves, facts, flat, plain
+from txclf.reports.run_report import curves, facts, flat, plain
 
 ORDER = ("running", "finished", "stopped", "failed", "waiting")
 

@@ -10,7 +10,6 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
-from txclf import report_scores
 from txclf.artifacts.run_folder import Standing
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
@@ -20,7 +19,8 @@ from txclf.data import shards
 from txclf.evaluation import evaluate
 from txclf.inference.bundle import Classifier, describe
 from txclf.inference.seq2seq import Seq2Seq
-from txclf.report_scores import Budget
+from txclf.reports import error_analysis
+from txclf.reports.error_analysis import Budget
 
 CURVE_POINTS = 2_000
 """Of a learning curve; of a longer one every so many lines are left out."""
@@ -139,18 +139,18 @@ def _splits(
         if describe(folder).task == "seq2seq":
             model = Seq2Seq.load(folder)
             for split, title in wanted:
-                made = report_scores.examples(model, standing.prepared, manifest, split)
+                made = error_analysis.examples(model, standing.prepared, manifest, split)
                 known = tested if split == "test" else standing.summary and standing.summary["best"]
                 found.append({"id": split, "title": title, **made, "metrics": _named(known or {})})
             return found
         classifier = Classifier.load(folder)
         for split, title in wanted:
-            scored = report_scores.score(classifier, standing.prepared, manifest, split, budget)
-            one = report_scores.details(scored, classifier)
+            scored = error_analysis.score(classifier, standing.prepared, manifest, split, budget)
+            one = error_analysis.details(scored, classifier)
             given = tested if tested and split == "test" else {}
             if split == "valid" and tested is None and not classifier.several:
                 lowercase = run.tokenizer.lowercase
-                given = report_scores.baselines(scored, standing.prepared, manifest, lowercase, budget)
+                given = error_analysis.baselines(scored, standing.prepared, manifest, lowercase, budget)
             compared = {name: given[name] for name in ("baseline", "majority") if name in given}
             found.append({"id": split, "title": title, **one, "compared": compared, "named": _named(one["metrics"])})
     except TxclfError as error:
