@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from txclf import console
+from txclf.cli import console
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ import typer.main
 import yaml
 from pydantic import BaseModel
 
-from txclf import cli
+from txclf.cli import main
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
@@ -35,7 +35,7 @@ PAGES += sorted((ROOT / "docs").rglob("*.md"))
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 BLOCK = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-APP: Any = typer.main.get_command(cli.app)
+APP: Any = typer.main.get_command(main.app)
 OF_A_RUN = {"config", "prepare", "train", "tune", "check"}
 """Commands that take settings of the run file as words."""
 

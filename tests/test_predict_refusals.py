@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from test_predict import ROWS, put
 
-from txclf import cli_results
+from txclf.cli import results
 from txclf.core.errors import BundleError, ConfigError, DataError, StorageError
 from txclf.prediction import predict
 
@@ -94,4 +94,4 @@ def test_no_such_model_or_input(tmp_path: Path, tiny_bundle: str) -> None:
 @pytest.mark.parametrize("option", [{"cpus": 2.0}, {"gpus": 0.0}, {"address": "auto"}])
 def test_what_is_said_of_workers_wants_workers(tiny_bundle: str, option: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"^--(cpus-per-worker|gpus-per-worker|address): say how many workers of Ray"):
-        cli_results.predict(tiny_bundle, ["in.csv"], "out.csv", **option)
+        results.predict(tiny_bundle, ["in.csv"], "out.csv", **option)

@@ -22,7 +22,8 @@ import pytest
 from test_serve import TEXTS, counts
 from testbed import wait_until
 
-from txclf import Classifier, cli_serve
+from txclf import Classifier
+from txclf.cli import serve
 from txclf.core.errors import ConfigError
 
 TXCLF = [sys.executable, "-m", "txclf"]
@@ -140,9 +141,9 @@ def test_what_cannot_be_served_is_said(tiny_bundle: str, tmp_path: Path) -> None
 
 
 def test_a_missing_package_is_named_with_its_extra(tiny_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_serve, "PACKAGES", ("fastapi", "not_installed_here"))
+    monkeypatch.setattr(serve, "PACKAGES", ("fastapi", "not_installed_here"))
     with pytest.raises(ConfigError, match=r"`not_installed_here`: pip install 'txclf\[serve\]'"):
-        cli_serve.serve(tiny_bundle)
+        serve.serve(tiny_bundle)
 
 
 def test_on_ray_time_and_queue_are_limited(tiny_bundle: str) -> None:

@@ -1,5 +1,5 @@
 """`python -m txclf`: the command line."""
 
-from txclf.cli import main
+from txclf.cli.main import main
 
 main()

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from txclf import cli
+from txclf.cli import main
 from txclf.config import run_config
 from txclf.config.search_space import Domain
 
@@ -167,7 +167,7 @@ def _number(value: float) -> str:
 
 
 def command_line() -> str:
-    app = typer.main.get_command(cli.app)
+    app = typer.main.get_command(main.app)
     lines = ["# The command line", "", _text(app.help), "", *_commands(app, ("txclf",))]
     return "\n".join(lines)
 

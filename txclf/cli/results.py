@@ -36,7 +36,7 @@ def predict(
 
     Stopped or killed, it goes on where it was when you ask for it again in the same words.
     """
-    from txclf import console
+    from txclf.cli import console
     from txclf.prediction import predict as verb
 
     started = time.monotonic()
@@ -142,7 +142,7 @@ SHOWN = 30
 
 def _show(found: dict[str, Any]) -> None:
     """Plain values as a table, lists of records as tables of their own, then what can be done next."""
-    from txclf import console
+    from txclf.cli import console
     from txclf.config import run_config
 
     names = {"data": "raw data", "prepared": "prepared data", "bundle": "model bundle"}

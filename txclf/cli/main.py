@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from txclf import __version__, cli_cluster, cli_models, cli_results, cli_serve
-from txclf.cli_cluster import RunFile, Words
+from txclf import __version__
+from txclf.cli import cluster, export, results, serve
+from txclf.cli.cluster import RunFile, Words
 from txclf.core.errors import TxclfError
 
 if TYPE_CHECKING:
@@ -35,10 +36,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that wa
 COLLECT_AFTER = 50_000
 """Objects made and not freed, until cycles are looked for; Python's 700 do so hundreds of times while modules load."""
 
-app.add_typer(cli_cluster.commands)
-app.add_typer(cli_models.commands)
-app.add_typer(cli_serve.commands)
-app.add_typer(cli_results.commands)
+app.add_typer(cluster.commands)
+app.add_typer(export.commands)
+app.add_typer(serve.commands)
+app.add_typer(results.commands)
 
 
 @app.command()
@@ -104,7 +105,7 @@ def evaluate(
 ) -> None:
     """Score a run on its test split, beside the majority class and an n-gram logistic regression."""
     _evaluate(run, data, baseline)
-    cli_results.page(run)
+    results.page(run)
 
 
 @app.command()
@@ -134,7 +135,7 @@ def demo(
     shutil.rmtree(run.run_folder, ignore_errors=True)
     _train(run, resume=False, started=started, page=False)
     _evaluate(run.run_folder)
-    cli_results.page(run.run_folder)
+    results.page(run.run_folder)
     _show_predictions(run)
     print(
         f"""
@@ -152,7 +153,7 @@ Try next:
 
 
 def _prepare(run: RunConfig) -> str:
-    from txclf import console, screen
+    from txclf.cli import console, tables
     from txclf.data import prepare as verb
     from txclf.data import shards
 
@@ -181,12 +182,12 @@ def _prepare(run: RunConfig) -> str:
             for name, split in manifest.splits.items()
         ],
     )
-    screen.labels(run, manifest)
+    tables.labels(run, manifest)
     return folder
 
 
 def _train(run: RunConfig, resume: bool, started: float, page: bool = True) -> None:
-    from txclf import console, screen
+    from txclf.cli import console, tables
     from txclf.launch import preflight
     from txclf.training import train as verb
     from txclf.training.precision import choose_precision, uses_gpu
@@ -195,7 +196,7 @@ def _train(run: RunConfig, resume: bool, started: float, page: bool = True) -> N
     finished = verb.check_folder(run, resume)
     if finished:
         print(f"`{run.run_folder}` is finished already")
-        screen.trained(run, finished)
+        tables.trained(run, finished)
         return
     with _ray(run):
         if run.compute.on_ray:
@@ -232,14 +233,15 @@ def _train(run: RunConfig, resume: bool, started: float, page: bool = True) -> N
             except Interrupted:
                 print(f"stopped; the checkpoint is saved: go on with --resume ({run.run_folder})", file=sys.stderr)
                 raise typer.Exit(128 + asked[0]) from None
-    screen.trained(run, summary)
+    tables.trained(run, summary)
     if page:
-        cli_results.page(run.run_folder)
+        results.page(run.run_folder)
 
 
 def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int | None) -> RunConfig | None:
     """Runs a search; the run that is to follow it under `--refit`."""
-    from txclf import ray_cluster, screen
+    from txclf import ray_cluster
+    from txclf.cli import tables
     from txclf.launch.preflight import require_shared
     from txclf.training.progress import Interrupted
     from txclf.tuning import tune as verb
@@ -249,7 +251,7 @@ def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int |
     with ray_cluster.connected(run.compute):
         require_shared(run.storage)
         plan = verb.plan(run, lambda note: print(note, file=sys.stderr))
-        with _signals() as asked, screen.Screen() as shown:
+        with _signals() as asked, tables.Screen() as shown:
 
             def show(standing: Standing) -> bool:
                 shown.show(standing)
@@ -260,8 +262,8 @@ def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int |
             except Interrupted:
                 print(f"stopped; the trials are saved: go on with --resume ({run.run_folder})", file=sys.stderr)
                 raise typer.Exit(128 + asked[0]) from None
-        screen.searched(run, search)
-    cli_results.page(run.run_folder)
+        tables.searched(run, search)
+    results.page(run.run_folder)
     return verb.refit_run(run, search, workers) if refit else None
 
 
@@ -275,23 +277,24 @@ def _ray(run: RunConfig) -> AbstractContextManager[None]:
 
 
 def _evaluate(run: str, data: list[str] | None = None, with_baseline: bool = True) -> None:
-    from txclf import console, screen
+    from txclf.cli import console, tables
     from txclf.evaluation import evaluate as verb
 
     result = verb.evaluate(run, data, with_baseline)
     if "bleu" in result:
         console.table(
-            f"Scores on {result['rows']:,} rows, {result['beams']} beams", ["", ""], screen.text_scores(result)
+            f"Scores on {result['rows']:,} rows, {result['beams']} beams", ["", ""], tables.text_scores(result)
         )
         print(f"all of it: {os.path.join(run, verb.METRICS)}")
         return
-    screen.label_scores(result)
+    tables.label_scores(result)
     print(f"all of it: {os.path.join(run, verb.METRICS)}")
 
 
 def _show_predictions(run: RunConfig) -> None:
     """Five test rows with what the model says of them."""
-    from txclf import Classifier, console
+    from txclf import Classifier
+    from txclf.cli import console
     from txclf.core import storage
     from txclf.data import shards
 

@@ -23,7 +23,7 @@ def export(
     ] = 0.98,
 ) -> None:
     """Write a model as ONNX, torch.export and 8-bit ONNX; a file is kept if it answers as the bundle does."""
-    from txclf import console
+    from txclf.cli import console
     from txclf.core import storage
     from txclf.inference import export as verb
 

@@ -14,9 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from txclf import console
 from txclf.artifacts import trials
 from txclf.artifacts.trials import Result
+from txclf.cli import console
 from txclf.config.run_config import RunConfig
 
 if TYPE_CHECKING:  # they bring Ray

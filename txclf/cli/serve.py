@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from txclf.cli_models import Model
+from txclf.cli.export import Model
 from txclf.core.errors import ConfigError
 
 TOKEN = "TXCLF_SERVE_TOKEN"

@@ -27,7 +27,7 @@ def check(run_file: RunFile, words: Words = None) -> None:
     """Ask every node of the cluster whether a run would get what it needs there; exit code 1 if not."""
     from contextlib import nullcontext
 
-    from txclf import console
+    from txclf.cli import console
     from txclf.config import run_config as settings
     from txclf.launch import preflight as verb
 
@@ -62,7 +62,7 @@ def submit(
 @jobs.command(name="list")
 def list_jobs(address: Address) -> None:
     """All jobs of txclf on the cluster, the newest first."""
-    from txclf import console
+    from txclf.cli import console
     from txclf.launch import jobs as verbs
 
     known = [job for job in verbs.connect(address).list_jobs() if "run" in (job.metadata or {})]
