@@ -6,8 +6,9 @@ set -euo pipefail
 
 begun='
 import sys
-from txclf import config, storage
-run = config.load(sys.argv[1], [word for word in sys.argv[2:] if "=" in word])
+from txclf.config import run_config
+from txclf.core import storage
+run = run_config.load(sys.argv[1], [word for word in sys.argv[2:] if "=" in word])
 sys.exit(not storage.exists(storage.join(run.run_folder, "run.yaml")))'
 # A run file that is wrong is told of by txclf itself.
 if [[ $1 =~ ^(train|tune)$ ]] && python -c "$begun" "${@:2}" 2> /dev/null; then

@@ -90,8 +90,9 @@ echo "Ray: ${#nodes[@]} nodes; the dashboard: ssh -L 8265:127.0.0.1:$((port + 1)
 # A job that Slurm began anew goes on with its run, if it had come so far as to make one.
 begun='
 import sys
-from txclf import config, storage
-run = config.load(sys.argv[1], [word for word in sys.argv[2:] if "=" in word])
+from txclf.config import run_config
+from txclf.core import storage
+run = run_config.load(sys.argv[1], [word for word in sys.argv[2:] if "=" in word])
 sys.exit(not storage.exists(storage.join(run.run_folder, "run.yaml")))'
 if [[ ${SLURM_RESTART_COUNT:-0} != 0 && $1 =~ ^(train|tune)$ ]] && python -c "$begun" "${@:2}" 2> /dev/null; then
     set -- "$@" --resume

@@ -35,7 +35,8 @@ def problems(*words: str) -> list[str]:
 
 
 def test_defaults_need_no_file(tmp_path: Path) -> None:
-    assert run_config.load(None) == RunConfig() == run_config.load(write(tmp_path / "run.yaml", ""))
+    defaults = RunConfig(storage=str(Path.cwd() / "runs"))
+    assert run_config.load(None) == defaults == run_config.load(write(tmp_path / "run.yaml", ""))
 
 
 def test_words_go_before_the_file_and_the_file_before_the_defaults(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_words_go_before_the_file_and_the_file_before_the_defaults(tmp_path: Pat
         ("train.class_weights=balanced", "train", "class_weights", "balanced"),
         ("data.text=body", "data", "text", ("body",)),
         ("data.text=[title, body]", "data", "text", ("title", "body")),
-        ("data.train=a=b.csv", "data", "train", ("a=b.csv",)),
+        ("data.train=/a=b.csv", "data", "train", ("/a=b.csv",)),
         ("data.label=1e-3x", "data", "label", "1e-3x"),
         ("model.embedding_dropout=null", "model", "embedding_dropout", None),
         ("model.embedding_dropout=", "model", "embedding_dropout", None),

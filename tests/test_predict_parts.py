@@ -132,7 +132,7 @@ def test_parts_of_long_texts_have_fewer_rows(tmp_path: Path, tiny_bundle: str, m
 PEAK = """
 import re, sys
 from pathlib import Path
-from txclf import predict
+from txclf.prediction import predict
 done = predict.predict(sys.argv[1], [sys.argv[2]], sys.argv[3], part_rows=500)
 peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]  # of this process, not of its parent
 print(done.rows, int(peak) // 1024)

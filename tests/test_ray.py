@@ -218,9 +218,9 @@ def test_an_error_in_the_workers_comes_back_as_what_it_is(tmp_path: Path, data: 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
 def test_an_address_that_does_not_answer_is_a_clear_error(address: str) -> None:
     code = f"""
-from txclf import cluster
-from txclf.sections import Compute
-with cluster.connected(Compute(workers=1, address="{address}")):
+from txclf import ray_cluster
+from txclf.config.sections import Compute
+with ray_cluster.connected(Compute(workers=1, address="{address}")):
     pass
 """
     done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False, capture_output=True, text=True)

@@ -17,7 +17,7 @@ import pytest
 from test_train import TINY, data
 from testbed import METRICS, TOKEN, Testbed, environment, wait_until
 
-from txclf import Classifier
+from txclf import Classifier, _version
 from txclf.artifacts import checkpoints
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.launch import jobs
@@ -217,8 +217,8 @@ def test_a_search_and_then_its_model_on_new_rows(bed: Testbed, tmp_path: Path, d
 @pytest.mark.faults
 def test_txclf_itself_travels(bed: Testbed, tmp_path: Path, data: str) -> None:
     """Another version than the cluster has: every node runs the one that was sent from."""
-    shutil.copytree(Path(jobs.__file__).parent, tmp_path / "other" / "txclf")
-    changed = tmp_path / "other/txclf/__init__.py"
+    shutil.copytree(Path(_version.__file__).parent, tmp_path / "other" / "txclf")
+    changed = tmp_path / "other/txclf/_version.py"
     changed.write_text(re.sub(r'__version__ = ".*"', '__version__ = "9.8.7"', changed.read_text()))
     words = ["-m", "txclf", "submit", "check", *settings(tmp_path, data), "--address", bed.dashboard]
     done = subprocess.run(

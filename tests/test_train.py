@@ -42,6 +42,7 @@ TINY = [
     "train.learning_rate=3e-3",
     "train.log_every_steps=1",
     "seed=1",
+    "train.precision=fp32",  # `auto` is bf16 on some CPUs
 ]
 
 

@@ -274,6 +274,6 @@ def test_a_file_that_is_not_there_or_binary_is_refused_before_any_work(tmp_path:
     assert not storage.exists(f"{run.run_folder}/vectors.json")
 
 
-def test_the_path_is_anchored_and_a_resumed_run_keeps_it(tmp_path: Path) -> None:
+def test_load_resolves_the_path_of_word_vectors(tmp_path: Path) -> None:
     run = run_config.load(None, ["model.vectors=v.txt", "tokenizer.kind=word"])
-    assert run_config.anchored(run).model.vectors == str(Path.cwd() / "v.txt")
+    assert run.model.vectors == str(Path.cwd() / "v.txt")

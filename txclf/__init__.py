@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from txclf._version import __version__
+
 if TYPE_CHECKING:
     from txclf.inference.bundle import Classifier, Prediction
     from txclf.inference.seq2seq import Seq2Seq
 
-__version__ = "0.1.0"
 __all__ = ["Classifier", "Prediction", "Seq2Seq", "__version__"]
 
 

@@ -8,12 +8,12 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from txclf import __version__
+from txclf._version import __version__
 from txclf.cli import cluster, export, results, serve
 from txclf.cli.cluster import RunFile, Words
 from txclf.core.errors import TxclfError
@@ -158,7 +158,7 @@ def _prepare(run: RunConfig) -> str:
     from txclf.data import shards
 
     started = time.monotonic()
-    with console.Bar("preparing") as bar:
+    with _ray(run), console.Bar("preparing") as bar:
         folder = verb.prepare(run, lambda stage, rows: bar.update(rows, None, "rows", stage))
     manifest = shards.load_manifest(folder)
     took = console.seconds(time.monotonic() - started)
@@ -267,13 +267,17 @@ def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int |
     return verb.refit_run(run, search, workers) if refit else None
 
 
-def _ray(run: RunConfig) -> AbstractContextManager[None]:
-    """One Ray for preparing and training, where the run wants Ray at all."""
+@contextmanager
+def _ray(run: RunConfig) -> Iterator[None]:
+    """Connect to a Ray that has room for the run, if the run uses Ray."""
     if not run.compute.on_ray:
-        return nullcontext()
+        yield
+        return
     from txclf import ray_cluster
 
-    return ray_cluster.connected(run.compute)
+    with ray_cluster.connected(run.compute):
+        ray_cluster.require(run.compute)
+        yield
 
 
 def _evaluate(run: str, data: list[str] | None = None, with_baseline: bool = True) -> None:

@@ -131,26 +131,33 @@ for _yaml in (_Loader, _Dumper):
 
 
 def load(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a run file (None: the defaults alone) and lays `a.b=value` words over it. Values are YAML.
+    """Read a run file (None: the defaults alone), apply `a.b=value` overrides and make its paths absolute.
 
-    Raises `ConfigError` naming every key that is wrong.
+    The values of overrides are YAML. Raises `ConfigError` naming every key that is wrong.
     """
-    name = "command line" if path is None else os.fspath(path)
+    return parse(read_settings(path, overrides), "command line" if path is None else os.fspath(path))
+
+
+def read_settings(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a run file and apply overrides, without checking keys and values."""
     settings: dict[str, Any] = {} if path is None else _read_yaml(os.fspath(path))
     for word in overrides:
         _override(settings, word)
-    return parse(settings, name)
+    return settings
 
 
 def parse(settings: dict[str, Any], name: str = "run file") -> RunConfig:
-    """Checks settings as they stand in a run file. Raises `ConfigError` naming every key that is wrong."""
+    """Check settings as they stand in a run file, and make their paths absolute.
+
+    Raises `ConfigError` naming every key that is wrong.
+    """
     try:
         run = RunConfig.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"`{name}` has {_counted(_problems(error, settings))}") from None
     if problems := _space_problems(run):
         raise ConfigError(f"`{name}` has {_counted(problems)}")
-    return run
+    return _resolve_paths(run)
 
 
 def replaced(run: RunConfig, settings: Settings) -> RunConfig:
@@ -158,8 +165,8 @@ def replaced(run: RunConfig, settings: Settings) -> RunConfig:
     return parse(placed(settings, run.model_dump()), run.name)
 
 
-def anchored(run: RunConfig) -> RunConfig:
-    """The same run with every path absolute, so that it means the same in any process, whatever its directory."""
+def _resolve_paths(run: RunConfig) -> RunConfig:
+    """Return the same run with absolute paths, which mean the same in every process."""
     data = {
         split: tuple(map(storage.absolute, paths))
         for split in ("train", "valid", "test")

@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -24,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from txclf.config.run_config import RunConfig, anchored
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.core.hashing import UInt64s
@@ -91,29 +90,24 @@ class Samples(NamedTuple):
 
 
 def prepare(run: RunConfig, show: Show = lambda stage, rows: None) -> str:
-    """Prepares the data of a run, unless they are prepared already; the prepared folder.
+    """Prepare the data of a run, unless they are prepared already, and return the prepared folder.
+
+    With `compute.workers` above 0 the work runs on Ray, which must be connected.
 
     Raises `DataError` for missing files, bad rows under `on_bad_row: fail`, and data that cannot train a classifier.
     """
-    sources = find_sources(run)  # of paths as they were written, for its messages
-    run = anchored(run)
+    sources = find_sources(run)
     fingerprint = _fingerprint(run, sources)
     folder = storage.join(run.storage, "prepared", fingerprint)
     if storage.exists(storage.join(folder, shards.MANIFEST)):
         return folder
     storage.require_writable(folder)
-    with ExitStack() as stack:
-        if run.compute.on_ray:
-            from txclf import ray_cluster
-
-            stack.enter_context(ray_cluster.connected(run.compute))
-            ray_cluster.require(run.compute)
-        audits, sample = _scan_all(run, sources, show)
-        labels = records.sort_labels(audits["train"].labels)
-        tokenizers = _train_tokenizers(run, sample, show)
-        for name, content in zip((shards.TOKENIZER, shards.TARGET_TOKENIZER), tokenizers, strict=False):
-            storage.write_bytes(storage.join(folder, name), content.encode())
-        written = _write_all(run, sources, labels, tokenizers, folder, show)
+    audits, sample = _scan_all(run, sources, show)
+    labels = records.sort_labels(audits["train"].labels)
+    tokenizers = _train_tokenizers(run, sample, show)
+    for name, content in zip((shards.TOKENIZER, shards.TARGET_TOKENIZER), tokenizers, strict=False):
+        storage.write_bytes(storage.join(folder, name), content.encode())
+    written = _write_all(run, sources, labels, tokenizers, folder, show)
     rejects = [reject for audit in audits.values() for reject in audit.rejects]
     lines = [json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in rejects]
     storage.write_bytes(storage.join(folder, shards.REJECTED), "".join(lines).encode("utf-8", "replace"))

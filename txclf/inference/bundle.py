@@ -26,7 +26,7 @@ from safetensors.torch import save as save_safetensors
 from tokenizers import Tokenizer as FastTokenizer
 from torch import nn
 
-from txclf import __version__
+from txclf._version import __version__
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import BundleError, StorageError

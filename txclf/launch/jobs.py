@@ -42,11 +42,13 @@ def submit(address: str, verb: str, words: Sequence[str], folder: str = ".", mos
     with tempfile.TemporaryDirectory(prefix="txclf-submit-") as staging:
         _stage(Path(folder), Path(staging), most_mb)
         if verb in ("train", "tune", "prepare", "check"):
-            run = run_config.load(words[0], [word for word in words[1:] if "=" in word and not word.startswith("-")])
-            name = run.name
-            if not ("://" in run.storage or os.path.isabs(run.storage)):
+            overrides = [word for word in words[1:] if "=" in word and not word.startswith("-")]
+            settings = run_config.read_settings(words[0], overrides)
+            run = run_config.parse(settings, words[0])
+            name, place = run.name, str(settings.get("storage", "runs"))
+            if not ("://" in place or os.path.isabs(place)):
                 raise ConfigError(
-                    f"`storage: {run.storage}` would lie in the job's own folder and be lost with it: "
+                    f"`storage: {place}` would lie in the job's own folder and be lost with it: "
                     "set `storage=` to a path that every node mounts, or to a URI such as s3://bucket/runs"
                 )
             shutil.copyfile(words[0], Path(staging, "run.yaml"))

@@ -15,8 +15,8 @@ import time
 import uuid
 from typing import Any, Literal, NamedTuple
 
-from txclf import __version__
-from txclf.config.run_config import RunConfig, anchored
+from txclf._version import __version__
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ClusterError, TxclfError
 from txclf.data.prepare import find_sources
@@ -57,7 +57,6 @@ class Node(NamedTuple):
 def check(run: RunConfig) -> list[Finding]:
     """What speaks for and against a run, most general first. Ray must be connected if the run wants it."""
     findings = _settings(run)
-    run = anchored(run)
     if any(finding.status == "fail" for finding in findings):
         return findings
     paths = sorted({source.path for files in find_sources(run).values() for source in files})

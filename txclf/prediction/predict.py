@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from txclf import __version__
+from txclf._version import __version__
 from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import DataError, StorageError

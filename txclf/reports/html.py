@@ -18,23 +18,24 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from txclf import __version__
+from txclf._version import __version__
 from txclf.core.errors import TxclfError
 
-PARTS = Path(__file__).parent / "page"
+ASSETS = files("txclf") / "assets"
 
 
 def render(content: Mapping[str, Any]) -> bytes:
     """The page of a run, a search or a comparison, by `kind`."""
-    script = (PARTS / "report.js").read_text()
+    script = (ASSETS / "report.js").read_text()
     library, library_hash = _library()
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PARTS),
+        loader=jinja2.PackageLoader("txclf", "assets"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -45,7 +46,7 @@ def render(content: Mapping[str, Any]) -> bytes:
         **content,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         txclf_version=__version__,
-        style=(PARTS / "report.css").read_text(),
+        style=(ASSETS / "report.css").read_text(),
         script=script,
         hashes=[_hash(script), library_hash],
         library=library,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
+from importlib.resources import files
 from typing import Annotated, Any, Self
 
 import jinja2
@@ -27,14 +27,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from txclf import __version__
+from txclf._version import __version__
 from txclf.inference.metadata import Description
 from txclf.serving import occlusion
 from txclf.serving.batcher import Answers, Ask, Busy
 from txclf.serving.middleware import Gate, Limits, Metrics, error
 from txclf.serving.occlusion import Row
 
-PARTS = Path(__file__).parent / "page"
+ASSETS = files("txclf") / "assets"
 Columns = dict[str, str | None]
 
 
@@ -180,10 +180,13 @@ def service(
         if status != 401 or token is not None
     }
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PARTS), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.PackageLoader("txclf", "assets"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
     )
-    style = (PARTS / "report.css").read_text() + (PARTS / "serve.css").read_text()
-    script = (PARTS / "serve.js").read_text()
+    style = (ASSETS / "report.css").read_text() + (ASSETS / "serve.css").read_text()
+    script = (ASSETS / "serve.js").read_text()
 
     async def answers(rows: Sequence[Row]) -> Answers:
         found = await ask(rows)

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from txclf import __version__
+from txclf._version import __version__
 from txclf.artifacts import checkpoints, sessions, trackers
 from txclf.config import run_config
-from txclf.config.run_config import RunConfig, anchored
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.data import disk_cache, shards, word_vectors
@@ -101,7 +101,6 @@ class Summary(BaseModel):
 def check_folder(run: RunConfig, resume: bool) -> Summary | None:
     """Refuses a run folder that is taken, or not there to resume; a finished run's summary when resumed."""
     trackers.require(run)
-    run = anchored(run)
     folder = run.run_folder
     saved = storage.join(folder, "run.yaml")
     if not storage.exists(saved):
@@ -168,7 +167,6 @@ def train(
 
     Raises `Interrupted` when `report` asked for a stop; the checkpoint is saved then.
     """
-    run = anchored(run)
     manifest = shards.load_manifest(prepared)
     began = _began_with(run)
     if began and began["fingerprint"] != manifest.fingerprint:

@@ -19,11 +19,12 @@ import ray
 from pydantic import BaseModel, ConfigDict
 from ray import tune as ray_tune
 
-from txclf import __version__, ray_cluster
+from txclf import ray_cluster
+from txclf._version import __version__
 from txclf.artifacts import checkpoints, trials
 from txclf.artifacts.trials import Result, Trial
 from txclf.config import run_config
-from txclf.config.run_config import RunConfig, anchored
+from txclf.config.run_config import RunConfig
 from txclf.config.search_space import Tune
 from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
@@ -123,7 +124,6 @@ def open_folder(run: RunConfig, resume: bool = False, extend: int = 0) -> RunCon
 
     Raises `ConfigError` for a folder that is taken, one that is not there to resume, and settings that changed.
     """
-    run = anchored(run)
     check(run)
     folder = run.run_folder
     saved = storage.join(folder, "run.yaml")
