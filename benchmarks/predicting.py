@@ -30,6 +30,7 @@ from txclf.data import shards
 from txclf.data.prepare import prepare
 from txclf.data.sampler import scoring_batches
 from txclf.inference import bundle
+from txclf.inference.classifier import Classifier
 from txclf.model.classifier import TransformerClassifier
 from txclf.prediction.predict import predict
 
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def bare(folder: str, texts: list[str], size: int) -> float:
-    classifier = bundle.Classifier.load(folder)
+    classifier = Classifier.load(folder)
     rows = classifier.rows([pa.table({"input_ids": classifier.encode([(text,) for text in texts])})])
     ready = [rows.pad(part) for part in scoring_batches(rows.lengths, size, 0, 1)]
     seconds = []

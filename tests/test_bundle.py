@@ -23,7 +23,7 @@ from txclf.core import storage
 from txclf.core.errors import BundleError
 from txclf.data.tokenizer import train_tokenizer
 from txclf.inference import bundle
-from txclf.inference.bundle import Classifier
+from txclf.inference.classifier import Classifier, softmax
 from txclf.model.classifier import TransformerClassifier
 
 TEXTS = ["the quick brown fox", "", "a lazy dog jumps", "naïve 🎉 日本 " * 30, "fox", "the [PAD] fox"]
@@ -134,9 +134,9 @@ def test_no_texts_and_a_bare_text(classifier: Classifier) -> None:
 
 def test_softmax() -> None:
     logits = np.array([[0.0, 0.0], [1000.0, 0.0], [-1000.0, -1001.0]], np.float32)
-    found = bundle.softmax(logits)
+    found = softmax(logits)
     assert found == pytest.approx(np.array([[0.5, 0.5], [1.0, 0.0], [0.731059, 0.268941]]), abs=1e-6)
-    assert bundle.softmax(np.empty((0, 2), np.float32)).shape == (0, 2)
+    assert softmax(np.empty((0, 2), np.float32)).shape == (0, 2)
 
 
 def test_it_loads_where_ray_and_lightning_are_not(tiny_bundle: str, classifier: Classifier) -> None:

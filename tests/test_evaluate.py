@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from txclf.evaluation.evaluate import scores, short_scores
+from txclf.metrics.multiclass import scores, short_scores
 
 Floats = np.ndarray
 CASES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {

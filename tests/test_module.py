@@ -22,7 +22,9 @@ from txclf.data.batches import TokenRows
 from txclf.data.sampler import rank_parts
 from txclf.training.class_weights import class_weights
 from txclf.training.job import Place
-from txclf.training.module import ClassifierModule, focal_loss, learning_rate_factor, parameter_groups
+from txclf.training.losses import focal_loss
+from txclf.training.module import ClassifierModule
+from txclf.training.optim import learning_rate_factor, parameter_groups
 from txclf.training.precision import choose_precision, uses_gpu
 from txclf.training.worker import ScoringBatches
 

@@ -19,7 +19,8 @@ from txclf.data.sampler import rank_parts, scoring_batches
 from txclf.metrics import binned
 from txclf.training.class_weights import HEAVIEST, positive_weights
 from txclf.training.job import Place
-from txclf.training.module_multilabel import MultilabelModule, binary_loss
+from txclf.training.losses import binary_loss
+from txclf.training.module_multilabel import MultilabelModule
 from txclf.training.worker import ScoringBatches
 
 DRAW = np.random.default_rng(1)

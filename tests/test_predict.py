@@ -19,7 +19,7 @@ import pytest
 
 from txclf.data import records
 from txclf.data.sources import Source
-from txclf.inference.bundle import Classifier
+from txclf.inference.classifier import Classifier
 from txclf.prediction import predict
 from txclf.prediction.predict import Done
 

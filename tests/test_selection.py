@@ -23,7 +23,7 @@ from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
 from txclf.evaluation import evaluate
-from txclf.inference.bundle import softmax
+from txclf.inference.classifier import softmax
 from txclf.metrics import calibration
 from txclf.training.checkpoint_selection import chosen
 from txclf.training.train import Summary, check_folder, train

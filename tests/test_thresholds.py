@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from txclf.inference.bundle import sigmoid
+from txclf.inference.classifier import sigmoid
 from txclf.metrics import thresholds
 
 

@@ -25,8 +25,8 @@ from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
 from txclf.data.sampler import Plan
 from txclf.training import callbacks
-from txclf.training.callbacks import Course
 from txclf.training.progress import Interrupted, Progress
+from txclf.training.step_schedule import Course
 from txclf.training.train import Summary, check_folder, train
 
 TINY = [

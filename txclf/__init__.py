@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from txclf._version import __version__
 
 if TYPE_CHECKING:
-    from txclf.inference.bundle import Classifier, Prediction
+    from txclf.inference.classifier import Classifier, Prediction
     from txclf.inference.seq2seq import Seq2Seq
 
 __all__ = ["Classifier", "Prediction", "Seq2Seq", "__version__"]
@@ -16,9 +16,9 @@ __all__ = ["Classifier", "Prediction", "Seq2Seq", "__version__"]
 def __getattr__(name: str) -> Any:
     # Imported on first use: torch takes seconds, and `txclf --help` needs none of it.
     if name in ("Classifier", "Prediction"):
-        from txclf.inference import bundle
+        from txclf.inference import classifier
 
-        return getattr(bundle, name)
+        return getattr(classifier, name)
     if name == "Seq2Seq":
         from txclf.inference.seq2seq import Seq2Seq
 

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
-import warnings
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
-from torchmetrics.functional.classification import (
-    multiclass_auroc,
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-)
-from torchmetrics.functional.text import chrf_score, sacre_bleu_score
 
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
@@ -29,13 +20,13 @@ from txclf.data.labels import LabelSets
 from txclf.data.tokenizer import encode_targets
 from txclf.data.word_cache import Words
 from txclf.evaluation import baselines
-from txclf.inference.bundle import Classifier, sigmoid, softmax
+from txclf.inference.classifier import Classifier, sigmoid, softmax
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.metrics import calibration, multilabel, thresholds
+from txclf.metrics.multiclass import scores, short_scores
+from txclf.metrics.text import text_scores
 
 METRICS = "metrics.json"
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
 
 
 def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: bool = True) -> dict[str, Any]:
@@ -181,19 +172,6 @@ def _evaluate_pairs(
     }
 
 
-def text_scores(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
-    """Exact match, BLEU (sacreBLEU's, cased, tokenizer 13a; Post 2018) and chrF (Popović 2015), in percent but for the
-    first."""
-    pairs = [[target] for target in targets]
-    exact = np.mean([output.split() == target.split() for output, target in zip(outputs, targets, strict=True)])
-    return {
-        "rows": len(outputs),
-        "exact_match": float(exact),
-        "bleu": 100 * float(sacre_bleu_score(outputs, pairs)),
-        "chrf": 100 * float(torch.as_tensor(chrf_score(outputs, pairs, n_word_order=0))),
-    }
-
-
 def _read(run: RunConfig, classifier: Classifier, paths: Sequence[str]) -> tuple[pa.Table, int]:
     """Labelled rows of other files, tokenized for the bundle, and how many were skipped."""
     numbers = {label: number for number, label in enumerate(classifier.labels)}
@@ -232,86 +210,3 @@ def _labelled(
     if not texts:
         raise DataError(f"no usable row in {', '.join(paths)}")
     return texts, labels, len(bad)
-
-
-def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[str, Any]:
-    """All metrics of probabilities (rows, classes) against labels (rows,).
-
-    Macro means run over the classes that occur in the labels or in the predictions, as in scikit-learn; AUROC is one
-    against the rest, over the classes that occur and do not fill all rows; the calibration error has 15 bins of equal
-    width (Guo et al., arXiv:1706.04599). `f1_minority` is the F1 of the class with the fewest rows here.
-    """
-    classes = len(names)
-    predicted = probabilities.argmax(axis=1)
-    probabilities_t, labels_t = torch.from_numpy(probabilities), torch.from_numpy(labels)
-    confusion = _confusion(predicted, labels, classes)
-    precision, recall, f1, support = _by_class(confusion)
-    seen = (confusion.sum(axis=0) + support) > 0
-    scorable = (support > 0) & (support < len(labels))
-    auroc = math.nan
-    if scorable.any():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of classes without rows, which are left out here
-            each = multiclass_auroc(probabilities_t, labels_t, classes, average=None)
-        auroc = float(each[torch.from_numpy(scorable)].mean())
-    chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1.0)
-    return {
-        "rows": len(labels),
-        "loss": float(-np.log(chosen).mean()),
-        "accuracy": float((predicted == labels).mean()),
-        "f1_macro": float(f1[seen].mean()),
-        "f1_minority": float(f1[_rarest(f1, support)]),
-        "minority": names[_rarest(f1, support)],
-        "precision_macro": float(precision[seen].mean()),
-        "recall_macro": float(recall[seen].mean()),
-        "mcc": _matthews(confusion),
-        "auroc_macro": None if math.isnan(auroc) else auroc,
-        "calibration_error": float(multiclass_calibration_error(probabilities_t, labels_t, classes, n_bins=15)),
-        "per_class": {
-            name: {
-                "precision": float(precision[i]),
-                "recall": float(recall[i]),
-                "f1": float(f1[i]),
-                "support": int(support[i]),
-            }
-            for i, name in enumerate(names)
-        },
-        "confusion": confusion.tolist(),
-    }
-
-
-def short_scores(predicted: Ints, labels: Ints, classes: int) -> dict[str, float]:
-    """Accuracy, macro F1 and the rarest class's F1 of predicted classes."""
-    confusion = _confusion(predicted, labels, classes)
-    _, _, f1, support = _by_class(confusion)
-    seen = (confusion.sum(axis=0) + support) > 0
-    return {
-        "accuracy": float((predicted == labels).mean()),
-        "f1_macro": float(f1[seen].mean()),
-        "f1_minority": float(f1[_rarest(f1, support)]),
-    }
-
-
-def _rarest(f1: Any, support: Ints) -> int:
-    """The class with the fewest rows, of those that have any; of equals the one predicted worst."""
-    return min(np.flatnonzero(support).tolist(), key=lambda number: (support[number], f1[number]))
-
-
-def _confusion(predicted: Ints, labels: Ints, classes: int) -> Ints:
-    """Rows by true class (first axis) and predicted class."""
-    matrix = multiclass_confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(labels), classes)
-    return np.asarray(matrix.numpy(), np.int64)
-
-
-def _matthews(confusion: Ints) -> float:
-    """Gorodkin's correlation (2004); 0 where it is not defined: all rows have one class, or are given one."""
-    support, guessed, rows = confusion.sum(axis=1), confusion.sum(axis=0), int(confusion.sum())
-    spread = float(rows**2 - (guessed**2).sum()) * float(rows**2 - (support**2).sum())
-    return float(np.trace(confusion) * rows - support @ guessed) / math.sqrt(spread) if spread else 0.0
-
-
-def _by_class(confusion: Ints) -> tuple[Any, Any, Any, Any]:
-    hits, support, guessed = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    precision, recall = hits / np.maximum(guessed, 1), hits / np.maximum(support, 1)
-    f1 = 2 * hits / np.maximum(support + guessed, 1)
-    return precision, recall, f1, support

@@ -34,7 +34,7 @@ from txclf.data.batches import TokenRows, padded
 from txclf.data.sampler import scoring_batches
 from txclf.data.tokenizer import target_ends
 from txclf.inference import bundle
-from txclf.inference.bundle import Classifier
+from txclf.inference.classifier import Classifier
 from txclf.inference.export_graphs import Graph, graphs
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.model.classifier import by_row

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from txclf.inference.bundle import Classifier
+from txclf.inference.classifier import Classifier
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.model.seq2seq import Memory, Seq2SeqTransformer
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from txclf.core.errors import ConfigError, DataError
 from txclf.data.records import RawBatch
 from txclf.inference import bundle
-from txclf.inference.bundle import Classifier
+from txclf.inference.classifier import Classifier
 from txclf.inference.metadata import Description
 from txclf.inference.seq2seq import Seq2Seq
 

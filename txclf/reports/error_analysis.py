@@ -19,10 +19,9 @@ from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.labels import LabelSets
 from txclf.evaluation import baselines as baseline
-from txclf.evaluation import evaluate
-from txclf.inference.bundle import Classifier, sigmoid, softmax
+from txclf.inference.classifier import Classifier, sigmoid, softmax
 from txclf.inference.seq2seq import Seq2Seq
-from txclf.metrics import multilabel
+from txclf.metrics import multiclass, multilabel
 
 POINTS = 80
 """Of a curve."""
@@ -109,7 +108,7 @@ def details(scored: Scored, classifier: Classifier) -> dict[str, Any]:
         truth, bins = scored.labels, [(one.ravel(), scored.labels.ravel()) for one in (probabilities, plain)]
         wrong = missed(scored, probabilities, classifier)
     else:
-        found = evaluate.scores(probabilities, scored.labels, names)
+        found = multiclass.scores(probabilities, scored.labels, names)
         cells = np.asarray(found.pop("confusion"))
         true, guessed = np.nonzero(cells)
         shown["confusion"] = [[int(i), int(j), int(cells[i, j])] for i, j in zip(true, guessed, strict=True)]
@@ -253,9 +252,9 @@ def baselines(
     most = baseline.majority(known, len(scored.labels))
     linear = baseline.logistic_regression(texts, known, [place["text"] for place in scored.places], lowercase)
     return {
-        "majority": evaluate.short_scores(most, scored.labels, classes),
+        "majority": multiclass.short_scores(most, scored.labels, classes),
         "baseline": {
-            **evaluate.short_scores(linear.predictions, scored.labels, classes),
+            **multiclass.short_scores(linear.predictions, scored.labels, classes),
             "train_rows": linear.train_rows,
             "of_train_rows": manifest.splits["train"].rows,
         },

@@ -17,7 +17,8 @@ from txclf.core import storage
 from txclf.core.errors import TxclfError
 from txclf.data import shards
 from txclf.evaluation import evaluate
-from txclf.inference.bundle import Classifier, describe
+from txclf.inference.bundle import describe
+from txclf.inference.classifier import Classifier
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.reports import error_analysis
 from txclf.reports.error_analysis import Budget

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from txclf.inference import bundle
-from txclf.inference.bundle import Classifier
+from txclf.inference.classifier import Classifier
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.serving.batcher import Answers, Gatherer
 from txclf.serving.occlusion import Row

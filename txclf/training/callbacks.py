@@ -9,25 +9,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import nn
 
 from txclf.artifacts import checkpoints, sessions, trackers
 from txclf.artifacts.metric_logger import Log
 from txclf.artifacts.sessions import Session
 from txclf.config.run_config import RunConfig
-from txclf.config.sections import Train
 from txclf.core import storage
 from txclf.core.errors import TxclfError
 from txclf.data.sampler import Plan
 from txclf.training import sharded_tensors
-from txclf.training.module import TrainingModule, learning_rate_factor
+from txclf.training.ema import Average
+from txclf.training.module import TrainingModule
+from txclf.training.optim import learning_rate_factor
 from txclf.training.progress import Interrupted, Progress, Pulse
+from txclf.training.step_schedule import Course, exhausted
 from txclf.training.timing import Clock
 
 MOST_SKIPPED = 50
@@ -35,93 +35,6 @@ MOST_SKIPPED = 50
 
 SHOWN_EVERY_S = 0.3
 """Seconds between two looks of the driver at the progress."""
-
-
-@dataclass(frozen=True)
-class Course:
-    """The steps of a run, known before the first one on every rank."""
-
-    steps_per_epoch: int
-    epochs: int
-    eval_every: float
-    checkpoint_every: int | float | str
-
-    @property
-    def total_steps(self) -> int:
-        return self.steps_per_epoch * self.epochs
-
-    def epoch(self, step: int) -> float:
-        """Epochs done after a step."""
-        return step / self.steps_per_epoch
-
-    def next_validation(self, step: int) -> int:
-        """The first validation after `step` steps; each epoch ends in one."""
-        epoch, done = divmod(step, self.steps_per_epoch)
-        intervals = round(1 / self.eval_every)
-        for part in range(1, intervals + 1):
-            point = math.ceil(part * self.steps_per_epoch / intervals)
-            if point > done:
-                return epoch * self.steps_per_epoch + point
-        raise AssertionError("an epoch ends in a validation")
-
-    @property
-    def checkpoint_steps(self) -> int:
-        """Steps between checkpoints; 0 where time decides."""
-        every = self.checkpoint_every
-        if isinstance(every, str):
-            return 0
-        return every if isinstance(every, int) else max(1, round(every * self.steps_per_epoch))
-
-    @property
-    def checkpoint_seconds(self) -> float:
-        """Seconds between checkpoints; infinite where steps decide."""
-        every = self.checkpoint_every
-        if isinstance(every, str):
-            return float(every[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[every[-1]]
-        return math.inf
-
-
-def exhausted(history: list[dict[str, float]], train: Train) -> bool:
-    """Whether `train.patience` validations brought nothing better."""
-    if not history or not train.patience or train.include_valid:
-        return False
-    return len(history) - 1 - checkpoints.best(history, train.monitor) >= train.patience
-
-
-class Average:
-    """An exponential moving average of a model's weights (Polyak and Juditsky, 1992), of about 1 / (1 - decay) steps.
-
-    The first steps count more, by a decay of (1 + step) / (10 + step), or the random start would weigh for long.
-    """
-
-    def __init__(self, model: nn.Module, decay: float, state: dict[str, torch.Tensor] | None) -> None:
-        self.decay = decay
-        self.parameters = dict(model.named_parameters())
-        self.weights = [sharded_tensors.local(parameter.detach()).clone() for parameter in self.parameters.values()]
-        if state:
-            for weight, (name, parameter) in zip(self.weights, self.parameters.items(), strict=True):
-                weight.copy_(sharded_tensors.local(sharded_tensors.like(state[name], parameter)))
-
-    def add(self, step: int) -> None:
-        """Takes the weights after a step, counted from 1."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.weights, self._now(), 1 - decay)
-
-    def swap(self) -> None:
-        """Puts the average into the model and what was there aside, or back."""
-        for mine, weight in zip(self.weights, self._now(), strict=True):
-            held = weight.clone()
-            weight.copy_(mine)
-            mine.copy_(held)
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return {
-            name: sharded_tensors.as_sharded(mine, parameter)
-            for mine, (name, parameter) in zip(self.weights, self.parameters.items(), strict=True)
-        }
-
-    def _now(self) -> list[torch.Tensor]:
-        return [sharded_tensors.local(parameter.detach()) for parameter in self.parameters.values()]
 
 
 class Recorder(pl.Callback):

@@ -20,7 +20,7 @@ from txclf.artifacts.checkpoints import Checkpoint
 from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.data.batches import PairRows
-from txclf.inference.bundle import Classifier
+from txclf.inference.classifier import Classifier
 from txclf.inference.metadata import Calibration
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.metrics import binned, calibration, thresholds

@@ -5,7 +5,6 @@ Shapes: B rows, T tokens, C classes.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,10 +14,11 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from txclf.config.run_config import RunConfig
-from txclf.config.sections import Train
 from txclf.data.batches import Batch
 from txclf.model.classifier import TransformerClassifier, by_row
 from txclf.training import sharded_tensors
+from txclf.training.losses import focal_loss
+from txclf.training.optim import learning_rate_factor, parameter_groups
 
 
 class TrainingModule(pl.LightningModule):
@@ -219,42 +219,3 @@ class ClassifierModule(EncoderModule):
         }
         self.accuracy.reset()
         self.f1_macro.reset()
-
-
-def focal_loss(logits_BC: Tensor, labels_B: Tensor, weights_C: Tensor | None, gamma: float) -> Tensor:
-    """Focal loss (Lin et al., arXiv:1708.02002, equation 5), summed over the rows; `weights_C` are its alpha."""
-    logs_BC = F.log_softmax(logits_BC.float(), dim=1)
-    losses_B = F.nll_loss(logs_BC, labels_B, weights_C, reduction="none")
-    wrong_B = -torch.expm1(logs_BC.gather(1, labels_B[:, None])[:, 0])
-    # Where a row is surely right, the slope of a power below 1 is infinite.
-    return (wrong_B.clamp(min=1e-12) ** gamma * losses_B).sum()
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight matrices with decay; norms, biases, embeddings and other vectors without."""
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        matrix = parameter.ndim >= 2 and id(parameter) not in embeddings and "positions." not in name
-        (decayed if matrix else others).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def learning_rate_factor(train: Train, step: int, total_steps: int) -> float:
-    """Learning rate of a step, from 0, as a share of the peak.
-
-    `one_cycle` (arXiv:1708.07120) goes up and down by half cosines; the others go up by a line from `start_factor`.
-    The last step stands one step before `end_factor` is reached.
-    """
-    warmup = round(train.warmup_fraction * total_steps)
-    if step < warmup:
-        done = step / warmup
-        if train.schedule == "one_cycle":
-            done = (1 - math.cos(math.pi * done)) / 2
-        return train.start_factor + (1.0 - train.start_factor) * done
-    if train.schedule == "constant":
-        return 1.0
-    done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-    left = 1.0 - done if train.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return train.end_factor + (1.0 - train.end_factor) * left

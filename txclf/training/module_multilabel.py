@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from txclf.data.batches import Batch
 from txclf.data.labels import targets
 from txclf.metrics import binned
+from txclf.training.losses import binary_loss
 from txclf.training.module import EncoderModule
 
 
@@ -59,24 +59,3 @@ class MultilabelModule(EncoderModule):
             "valid_subset_accuracy": right / rows,
             "valid_rows": int(rows),
         }
-
-
-def binary_loss(
-    logits_BC: Tensor,
-    targets_BC: Tensor,
-    weights_C: Tensor | None = None,
-    smoothing: float = 0.0,
-    focal_gamma: float = 0.0,
-) -> Tensor:
-    """Binary cross-entropy, the mean over the labels, summed over the rows.
-
-    `smoothing` moves targets from 0 and 1 to smoothing / 2 and 1 - smoothing / 2; `focal_gamma` is that of focal loss
-    (Lin et al., arXiv:1708.02002, equation 5), whose alpha is `weights_C`.
-    """
-    smooth_BC = targets_BC * (1 - smoothing) + smoothing / 2
-    losses_BC = F.binary_cross_entropy_with_logits(logits_BC, smooth_BC, pos_weight=weights_C, reduction="none")
-    if focal_gamma:
-        wrong_BC = torch.sigmoid(torch.where(targets_BC > 0, -logits_BC, logits_BC))
-        # Where a row is surely right, the slope of a power below 1 is infinite.
-        losses_BC = wrong_BC.clamp(min=1e-12) ** focal_gamma * losses_BC
-    return losses_BC.mean(dim=1).sum()

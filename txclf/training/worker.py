@@ -27,7 +27,7 @@ from txclf.data import sampler as plans
 from txclf.data.batches import Batch, PairBatch, Rows, TokenRows
 from txclf.data.sampler import Plan
 from txclf.training import mfu, sharded_tensors
-from txclf.training.callbacks import Course, Recorder, exhausted
+from txclf.training.callbacks import Recorder
 from txclf.training.class_weights import label_weights
 from txclf.training.job import Job, Place
 from txclf.training.module import ClassifierModule, TrainingModule
@@ -35,6 +35,7 @@ from txclf.training.module_multilabel import MultilabelModule
 from txclf.training.module_seq2seq import Seq2SeqModule
 from txclf.training.precision import Precision, choose_precision, uses_gpu
 from txclf.training.progress import Progress, Pulse
+from txclf.training.step_schedule import Course, exhausted
 from txclf.training.timing import Clock
 
 

@@ -1,0 +1,37 @@
+"""Losses summed over the rows of a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def focal_loss(logits_BC: Tensor, labels_B: Tensor, weights_C: Tensor | None, gamma: float) -> Tensor:
+    """Focal loss (Lin et al., arXiv:1708.02002, equation 5), summed over the rows; `weights_C` are its alpha."""
+    logs_BC = F.log_softmax(logits_BC.float(), dim=1)
+    losses_B = F.nll_loss(logs_BC, labels_B, weights_C, reduction="none")
+    wrong_B = -torch.expm1(logs_BC.gather(1, labels_B[:, None])[:, 0])
+    # Where a row is surely right, the slope of a power below 1 is infinite.
+    return (wrong_B.clamp(min=1e-12) ** gamma * losses_B).sum()
+
+
+def binary_loss(
+    logits_BC: Tensor,
+    targets_BC: Tensor,
+    weights_C: Tensor | None = None,
+    smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+) -> Tensor:
+    """Binary cross-entropy, the mean over the labels, summed over the rows.
+
+    `smoothing` moves targets from 0 and 1 to smoothing / 2 and 1 - smoothing / 2; `focal_gamma` is that of focal loss
+    (Lin et al., arXiv:1708.02002, equation 5), whose alpha is `weights_C`.
+    """
+    smooth_BC = targets_BC * (1 - smoothing) + smoothing / 2
+    losses_BC = F.binary_cross_entropy_with_logits(logits_BC, smooth_BC, pos_weight=weights_C, reduction="none")
+    if focal_gamma:
+        wrong_BC = torch.sigmoid(torch.where(targets_BC > 0, -logits_BC, logits_BC))
+        # Where a row is surely right, the slope of a power below 1 is infinite.
+        losses_BC = wrong_BC.clamp(min=1e-12) ** focal_gamma * losses_BC
+    return losses_BC.mean(dim=1).sum()
