@@ -40,7 +40,7 @@ test-faults: install
 test-browser: install
 	$(BIN)/python -m pip install --quiet 'playwright>=1.50'
 	command -v chromium || command -v google-chrome || $(BIN)/python -m playwright install chromium
-	$(BIN)/python -m pytest tests/test_browser.py tests/test_docs.py -k "browser"
+	$(BIN)/python -m pytest tests/end_to_end/test_browser.py tests/docs/test_docs.py -k "browser"
 
 check: install
 	$(BIN)/ruff check .

@@ -12,6 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from tests.helpers import multilabel
+from tests.helpers.files import make_rows, write_csv
+from tests.helpers.pairs import write_pairs
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.data.tokenizer import train_tokenizer
@@ -42,6 +45,28 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: RunConfig) -
     labels, metrics, rows = ["low", "mid", "high"], {"valid_loss": 1.25}, {"train": 1234, "valid": 56}
     bundle.save(folder, tiny_run, model.state_dict(), labels, [tokenizer.to_str()], metrics, rows)
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """300 rows whose label can be learned."""
+    rows = [(f"{text} {'good' if label == 'pos' else 'bad'}", label) for text, label in make_rows(300)]
+    return write_csv(tmp_path_factory.mktemp("data") / "train.csv", rows)
+
+
+@pytest.fixture(scope="module")
+def tag_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Training and test rows with several labels each."""
+    folder = tmp_path_factory.mktemp("tags")
+    return multilabel.write_lines(folder / "train.jsonl", multilabel.make(600, 0)), multilabel.write_lines(
+        folder / "test.jsonl", multilabel.make(200, 1)
+    )
+
+
+@pytest.fixture(scope="module")
+def pair_data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Pairs of texts whose target can be learned."""
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from test_plan import RANKS, lengths_of
 
+from tests.helpers.lengths import RANKS, lengths_of
 from txclf.data import batches, sampler
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import Layout

@@ -14,7 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from files import (
+
+from tests.helpers.data_files import (
     PACK,
     ROWS,
     WRITERS,
@@ -29,7 +30,6 @@ from files import (
     raw,
     source_of,
 )
-
 from txclf.core.errors import DataError
 from txclf.data import records
 from txclf.data.records import Reject, read_rows, sort_labels

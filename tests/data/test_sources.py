@@ -7,9 +7,9 @@ import pickle
 from pathlib import Path
 
 import pytest
-from files import ROWS, as_csv, as_tsv, checked, pairs, put
 from pyarrow import fs as pafs
 
+from tests.helpers.data_files import ROWS, as_csv, as_tsv, checked, pairs, put
 from txclf.core import storage
 from txclf.core.errors import DataError, StorageError
 from txclf.data.sources import Source, find_sources

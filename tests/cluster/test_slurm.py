@@ -1,0 +1,157 @@
+"""The Slurm script run for real: stand-ins for `srun` and `scontrol` start their processes on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.runs import TINY
+from tests.helpers.testbed import wait_until
+from txclf import Classifier
+from txclf.artifacts import checkpoints
+
+ROOT = Path(__file__).parents[2]
+STAND_INS = {
+    "scontrol": 'test "$1 $2" = "show hostnames" && echo "$3" | tr , "\\n"\n',
+    # As srun does, it passes SIGTERM on and waits for the end.
+    "srun": """
+while [[ $1 == --* ]]; do
+    [[ $1 == --nodelist=* ]] && node=${1#*=}
+    shift
+done
+if [[ $node == "${BROKEN_NODE:-}" ]]; then echo "$node: no such luck"; exit 9; fi
+SLURM_CPUS_ON_NODE=1 "$@" &
+trap "kill $!" TERM
+wait $!
+trap "" TERM
+wait $!
+""",
+}
+
+
+class Slurm:
+    """Sends the script as sbatch would: from the folder that it was sent from, with Slurm's variables."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.mark = folder, uuid.uuid4().hex
+        (folder / "bin").mkdir()
+        for name, text in STAND_INS.items():
+            path = folder / "bin" / name
+            path.write_text(f"#!/usr/bin/env bash\n{text}")
+            path.chmod(0o755)
+
+    def start(self, *words: str, **changed: str) -> subprocess.Popen[str]:
+        slurm = {
+            "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_JOB_NODELIST": "one,two",
+            "SLURM_SUBMIT_DIR": str(self.folder),
+            "SLURM_CPUS_ON_NODE": "1",
+            "TXCLF_HEAD_IP": "127.0.0.1",
+            "PATH": f"{self.folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+            "MARK": self.mark,
+        }
+        return subprocess.Popen(
+            ["bash", str(ROOT / "cluster/slurm.sh"), *words],
+            env={**os.environ, **slurm, **changed},
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def ends(self) -> None:
+        """Fails when what the script started outlives it by more than a moment."""
+        deadline = time.monotonic() + 5
+        while self.left() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not self.left()
+
+    def left(self) -> dict[int, bytes]:
+        """Processes that the script or any child of it started, with their command lines."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if f"MARK={self.mark}".encode() in path.read_bytes().split(b"\0"):
+                    found[int(path.parent.name)] = (path.parent / "cmdline").read_bytes()
+            except OSError:
+                continue
+        return found
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[Slurm]:
+    made = Slurm(tmp_path)
+    yield made
+    for pid in made.left():
+        os.kill(pid, signal.SIGKILL)
+
+
+def settings(folder: Path, data: str, *words: str) -> list[str]:
+    (folder / "mine.yaml").write_text("name: mine\n")
+    return ["mine.yaml", *TINY, f"data.train={data}", f"storage={folder}/runs", "compute.workers=2", *words]
+
+
+@pytest.mark.faults
+def test_a_run_trains_on_two_nodes_and_its_exit_code_comes_back(slurm: Slurm, tmp_path: Path, data: str) -> None:
+    process = slurm.start("train", *settings(tmp_path, data))
+    token = tmp_path / f".ray-{os.getpid()}/token"
+    wait_until(lambda: token.exists() and token.stat().st_size == 64, 60, process)
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.parent.stat().st_mode & 0o777 == 0o700
+    wait_until(lambda: (tmp_path / "runs/mine/sessions.jsonl").exists(), 240, process)
+    secret = token.read_text()
+    seen = slurm.left().values()
+    assert len(seen) > 5
+    assert not [line for line in seen if secret.encode() in line]
+    out = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, out
+    assert "Ray: 2 nodes; the dashboard: ssh -L 8265:127.0.0.1:" in out
+    assert Classifier.load(f"{tmp_path}/runs/mine/model")(["a good film"])[0].label in ("neg", "pos")
+    assert not token.parent.exists()
+    slurm.ends()
+    assert secret not in out
+
+
+@pytest.mark.faults
+def test_a_job_near_its_end_of_time_leaves_a_run_that_goes_on(slurm: Slurm, tmp_path: Path, data: str) -> None:
+    words = settings(tmp_path, data, "train.epochs=300", "train.patience=0")
+    process = slurm.start("train", *words)
+    log = tmp_path / "runs/mine/metrics.jsonl"
+    wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, 240, process)
+    process.send_signal(signal.SIGTERM)  # as `--signal=B:TERM@120` does: to the script alone
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == 143, out
+    saved = checkpoints.committed(f"{tmp_path}/runs/mine/checkpoints")
+    assert saved
+    slurm.ends()
+    # Begun anew by Slurm, with the same words: no `--resume` among them.
+    process = slurm.start("train", *words, SLURM_RESTART_COUNT="1")
+    sessions = tmp_path / "runs/mine/sessions.jsonl"
+    wait_until(lambda: sessions.read_text().count("\n") == 2, 240, process)
+    process.send_signal(signal.SIGTERM)
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == 143, out
+    assert checkpoints.committed(f"{tmp_path}/runs/mine/checkpoints")[-1].step >= saved[-1].step
+
+
+@pytest.mark.faults
+def test_what_is_wrong_ends_with_its_own_exit_code(slurm: Slurm, tmp_path: Path, data: str) -> None:
+    process = slurm.start("train", *settings(tmp_path, data), BROKEN_NODE="two")
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, out
+    assert "Ray did not come up on 2 nodes" in out
+    assert "two: no such luck" in out
+    process = slurm.start("train", *settings(tmp_path, data, "compute.workers=9"))
+    out = process.communicate(timeout=240)[0]
+    assert process.returncode == 2, out
+    assert "`compute.workers` (9)" in out
+    slurm.ends()

@@ -1,0 +1,324 @@
+"""The run file: defaults, precedence, and every mistake told with its key."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.config.sections import Compute, Data, Model, Section, Tokenizer, Train
+from txclf.core.errors import ConfigError
+
+JOBS = sorted((Path(__file__).parents[2] / "jobs").rglob("*.yaml"))
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def problems(*words: str) -> list[str]:
+    """What the command line is told, line by line without the indent; the number of problems first."""
+    with pytest.raises(ConfigError) as error:
+        run_config.load(None, words)
+    return [line.strip() for line in str(error.value).splitlines()]
+
+
+# ---------------------------------------------------------------------------------------------------------- precedence
+
+
+def test_defaults_need_no_file(tmp_path: Path) -> None:
+    defaults = RunConfig(storage=str(Path.cwd() / "runs"))
+    assert run_config.load(None) == defaults == run_config.load(write(tmp_path / "run.yaml", ""))
+
+
+def test_words_go_before_the_file_and_the_file_before_the_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.yaml", "seed: 1\ntrain: {epochs: 5, batch_size: 8}\n")
+    run = run_config.load(path, ["train.epochs=7", "model.width=64", "train.epochs=9"])
+    assert (run.seed, run.train.epochs, run.train.batch_size, run.model.width) == (1, 9, 8, 64)
+    assert run.train.accumulate == RunConfig().train.accumulate
+
+
+@pytest.mark.parametrize(
+    ("word", "section", "key", "value"),
+    [
+        ("train.learning_rate=1e-3", "train", "learning_rate", 0.001),
+        ("train.learning_rate=2E+0", "train", "learning_rate", 2.0),
+        ("train.learning_rate=.5e-3", "train", "learning_rate", 0.0005),
+        ("train.learning_rate=1", "train", "learning_rate", 1.0),
+        ("train.betas=[0.8, 9e-1]", "train", "betas", (0.8, 0.9)),
+        ("train.compile=true", "train", "compile", True),
+        ("train.class_weights={good: 2, bad: 5e-1}", "train", "class_weights", {"good": 2.0, "bad": 0.5}),
+        ("train.class_weights=balanced", "train", "class_weights", "balanced"),
+        ("data.text=body", "data", "text", ("body",)),
+        ("data.text=[title, body]", "data", "text", ("title", "body")),
+        ("data.train=/a=b.csv", "data", "train", ("/a=b.csv",)),
+        ("data.label=1e-3x", "data", "label", "1e-3x"),
+        ("model.embedding_dropout=null", "model", "embedding_dropout", None),
+        ("model.embedding_dropout=", "model", "embedding_dropout", None),
+        ("compute={workers: 2}", "compute", "workers", 2),
+    ],
+)
+def test_values_of_words_are_yaml(word: str, section: str, key: str, value: object) -> None:
+    found = getattr(getattr(run_config.load(None, [word]), section), key)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_word_enters_a_section_that_the_file_left_empty(tmp_path: Path) -> None:
+    assert run_config.load(write(tmp_path / "run.yaml", "train:\n"), ["train.epochs=2"]).train.epochs == 2
+
+
+def test_a_file_may_merge_keys(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "run.yaml", "compute: &two {workers: 2}\ntrain: {<<: {epochs: 4, patience: 1}, epochs: 6}\n"
+    )
+    run = run_config.load(path)
+    assert (run.train.epochs, run.train.patience, run.compute.workers) == (6, 1, 2)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seed: 1\nname: a\nseed: 2\n", r"not valid YAML: key `seed` is given twice\n.*line 3, column 1"),
+        ("train: {epochs: 1, epochs: 1}", "key `epochs` is given twice"),
+        ("train:\n  betas: [0.9, {a: 1, a: 2}]\n", "key `a` is given twice"),
+        ("- name\n", "expected keys and values, found list"),
+        ("just words\n", "expected keys and values, found str"),
+        ("a: [1\n", "not valid YAML: "),
+        ("name: 2024-99-99\n", "not valid YAML: month must be in 1..12"),
+        ("train: {[a]: 1}\n", "not valid YAML: .*unhashable key"),
+        ("train: !!python/name:os.system\n", "not valid YAML: could not determine a constructor"),
+        ("train: *nowhere\n", "not valid YAML: found undefined alias"),
+        ("1: 2\n", r"1 problem:\n.*keys should be strings"),
+    ],
+)
+def test_a_file_that_is_no_run_file(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s)run\.yaml`.*{message}"):
+        run_config.load(write(tmp_path / "run.yaml", content))
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run\.yaml`: no such run file"):
+        run_config.load(tmp_path / "run.yaml")
+    (tmp_path / "run.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml`: not valid YAML: 'utf-8' codec"):
+        run_config.load(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.epochs"], "`train.epochs`: expected `key=value`, as in `train.epochs=5`"),
+        (["=5"], "`=5`: expected `key=value`"),
+        (["seed=2", "seed.more=1"], "`seed.more=1`: `seed` is a value, not a section"),
+        (["data.train=[a.csv]", "data.train.0=b.csv"], "`data.train.0=b.csv`: `train` is a value, not a section"),
+        (["train={epochs: 1, epochs: 2}"], "the value is not valid YAML: key `epochs` is given twice"),
+        (["train.betas=[0.9"], r"`train\.betas=\[0\.9`: the value is not valid YAML"),
+        (["name=2024-13-01"], "the value is not valid YAML: month must be"),
+    ],
+)
+def test_words_that_say_nothing(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_config.load(None, words)
+
+
+# ------------------------------------------------------------------------------------------------------------ problems
+
+
+def test_every_problem_at_once_with_its_key() -> None:
+    count, *lines = problems("seed=-1", "train.epochs=many", "train.nope=2", "model.heads=3", "data.more.deep=1")
+    assert count == "`command line` has 5 problems:"
+    assert lines == [
+        "`seed`: input should be greater than or equal to 0, not -1",
+        f"`data.more`: unknown key; known here: {', '.join(Data.model_fields)}",
+        "`model`: `heads` (3) must divide `width` (128)",
+        "`train.epochs`: input should be a valid integer, unable to parse string as an integer, not 'many'",
+        f"`train.nope`: unknown key; known here: {', '.join(Train.model_fields)}",
+    ]
+
+
+def test_an_unknown_section_is_told_the_sections() -> None:
+    known = "name, storage, seed, task, data, tokenizer, model, train, generate, compute"
+    assert any(line.startswith(f"`optimizer`: unknown key; known here: {known}") for line in problems("optimizer.lr=1"))
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("name=a/b", "name"),
+        ("name=.hidden", "name"),
+        ("name=", "name"),
+        ("name=2024-01-01", "name"),
+        ("storage=[a]", "storage"),
+        ("seed=1.5", "seed"),
+        ("seed=9223372036854775808", "seed"),
+        ("task=translate", "task"),
+        ("data=here", "data"),
+        ("data.train=3", "data.train"),
+        ("data.train=[]", "data.train"),
+        ("data.text=[]", "data.text"),
+        ("data.text=[a, 1]", "data.text.1"),
+        ("data.text=null", "data.text"),
+        ("data.label=[a]", "data.label"),
+        ("data.valid_fraction=0", "data.valid_fraction"),
+        ("data.valid_fraction=1", "data.valid_fraction"),
+        ("data.on_bad_row=ignore", "data.on_bad_row"),
+        ("tokenizer.kind=char", "tokenizer.kind"),
+        ("tokenizer.vocab_size=15", "tokenizer.vocab_size"),
+        ("tokenizer.max_length=0", "tokenizer.max_length"),
+        ("tokenizer.max_length=70000", "tokenizer.max_length"),
+        ("tokenizer.kind=file", "tokenizer"),
+        ("tokenizer.file=a.json", "tokenizer"),
+        ("model.layers=0", "model.layers"),
+        ("model.dropout=1.0", "model.dropout"),
+        ("model.dropout=.nan", "model.dropout"),
+        ("train.learning_rate=0", "train.learning_rate"),
+        ("train.learning_rate=.inf", "train.learning_rate"),
+        ("train.weight_decay=-0.1", "train.weight_decay"),
+        ("train.betas=[0.9]", "train.betas"),
+        ("train.betas=[0.9, 0.9, 0.9]", "train.betas"),
+        ("train.betas=[0.9, 1.0]", "train.betas.1"),
+        ("train.schedule=exponential", "train.schedule"),
+        ("train.class_weights=[1, 2]", "train.class_weights"),
+        ("train.class_weights=heavy", "train.class_weights"),
+        ("train.class_weights={good: -1}", "train.class_weights.good"),
+        ("train.precision=fp8", "train.precision"),
+        ("train.eval_every=0", "train.eval_every"),
+        ("train.eval_every=1.5", "train.eval_every"),
+        ("train.patience=-1", "train.patience"),
+        ("compute.workers=-1", "compute.workers"),
+        ("compute.cpus_per_worker=0", "compute.cpus_per_worker"),
+    ],
+)
+def test_values_that_cannot_be(word: str, key: str) -> None:
+    _, *lines = problems(word)
+    assert any(line.startswith(f"`{key}`: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.width=100", "model.heads=8"], "`heads` (8) must divide `width` (100)"),
+        (["model.width=12", "model.heads=4"], "`positions: rotary` needs an even width / heads, not 3"),
+        (["model.width=5", "model.heads=1", "model.positions=sinusoidal"], "needs an even `width`, not 5"),
+    ],
+)
+def test_widths_that_do_not_go_together(words: list[str], message: str) -> None:
+    assert message in "\n".join(problems(*words))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["train.focal_gamma=2", "train.label_smoothing=0.1"],
+            "`focal_gamma` and `label_smoothing` do not go together",
+        ),
+        (
+            ["train.sampling=balanced", "train.class_weights=balanced"],
+            "`sampling: balanced` and `class_weights` do the",
+        ),
+        (["train.average_best=4"], "`average_best` (4) needs as many `keep_checkpoints`, not 3"),
+        (["train.sampling=balanced", "train.class_weights={a: 2}"], "`sampling: balanced` and `class_weights` do the"),
+    ],
+)
+def test_training_settings_that_do_not_go_together(words: list[str], message: str) -> None:
+    assert message in "\n".join(problems(*words))
+
+
+def test_an_odd_width_serves_where_no_position_needs_pairs() -> None:
+    words = ["model.width=15", "model.heads=5", "model.positions=learned"]
+    assert run_config.load(None, words).model.width == 15
+
+
+# -------------------------------------------------------------------------------------------------- the resolved file
+
+
+def test_it_is_frozen() -> None:
+    run = RunConfig()
+    for section, key, value in [(run, "seed", 1), (run.train, "epochs", 1), (run.model, "new", 1)]:
+        with pytest.raises(ValidationError):
+            setattr(section, key, value)
+
+
+def test_checking_leaves_the_settings_alone() -> None:
+    settings: dict[str, Any] = {"data": {"train": "a.csv"}, "train": {"class_weights": {"a": 1}}}
+    before = json.dumps(settings)
+    run_config.parse(settings)
+    assert json.dumps(settings) == before
+
+
+WORDS = ["name=a-1.b_c", "data.train=[é.csv, 'a: b']", "data.text=[title, body]", "train.betas=[0.5, 1e-7]"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        WORDS,
+        ["train.class_weights={'yes': 2, '1': 3e-5}"],
+        ["tokenizer={kind: file, file: t.json}", "data.label='1'", "name='12e4'"],
+    ],
+)
+def test_what_is_dumped_is_loaded(tmp_path: Path, words: list[str]) -> None:
+    run = run_config.load(None, words)
+    assert run_config.load(write(tmp_path / "run.yaml", run_config.dump(run))) == run
+    written = yaml.safe_load(run_config.dump(run))
+    assert list(written) == list(RunConfig.model_fields)
+    assert all(
+        list(written[name]) == list(type(getattr(run, name)).model_fields) for name in ("data", "model", "train")
+    )
+
+
+def test_the_run_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_config.load(None, ["name=a", "storage=my/runs"]).run_folder == f"{tmp_path}/my/runs/a"
+    assert run_config.load(None, ["name=a", "storage=s3://b/runs/?region=x"]).run_folder == "s3://b/runs/a?region=x"
+
+
+def violations(settings: object) -> list[str]:
+    jsonschema = importlib.import_module("jsonschema")
+    schema = json.loads(run_config.schema())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(settings)]
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_the_run_files_that_are_shipped(path: Path) -> None:
+    assert run_config.load(path).name
+    assert violations(yaml.load(path.read_text(), run_config._Loader)) == []
+
+
+def test_the_schema_knows_what_the_check_knows() -> None:
+    assert violations(RunConfig().model_dump(mode="json")) == []
+    assert violations({"data": {"train": "a.csv", "text": ["title", "body"]}}) == []
+    unfit: list[dict[str, Any]] = [
+        {"nope": 1},
+        {"seed": -1},
+        {"model": {"dropout": 2}},
+        {"data": {"train": []}},
+        {"train": {"schedule": "up"}},
+    ]
+    for wrong in unfit:
+        assert len(violations(wrong)) == 1
+        with pytest.raises(ConfigError):
+            run_config.parse(wrong)
+
+
+def test_every_key_is_explained() -> None:
+    sections: list[type[Section]] = [Data, Tokenizer, Model, Train, Compute]
+    fields = [
+        (f"{section.__name__}.{name}", field) for section in sections for name, field in section.model_fields.items()
+    ]
+    assert [name for name, field in fields if not field.description] == []

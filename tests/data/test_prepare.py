@@ -1,0 +1,195 @@
+"""Raw files to shards: counts add up, nothing half-finished is taken for whole, the audit is right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.helpers.files import make_rows, read, write_csv
+from txclf.config import run_config as config
+from txclf.config.run_config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import ConfigError, DataError
+from txclf.data import shards
+from txclf.data.prepare import prepare
+
+
+def run_config(folder: Path, words: Sequence[str] = (), **data: Any) -> RunConfig:
+    settings = {
+        "storage": str(folder / "runs"),
+        "data": data,
+        "tokenizer": {"vocab_size": 400, "max_length": 8, "min_frequency": 1},
+    }
+    return config.parse(json.loads(json.dumps(settings)) | {"seed": 3}) if not words else config.load(None, words)
+
+
+def test_every_row_stands_in_exactly_one_split_with_its_text_label_and_place(tmp_path: Path) -> None:
+    rows = make_rows(500)
+    run = run_config(tmp_path, train=write_csv(tmp_path / "a.csv", rows), valid_fraction=0.2)
+    folder = prepare(run)
+    found = [row for split in ("train", "valid") for row in read(folder, split)]
+    manifest = shards.load_manifest(folder)
+    assert manifest.labels == ["neg", "pos"]
+    assert sorted((row["text"], manifest.labels[row["label"]]) for row in found) == sorted(rows)
+    assert all(rows[row["row"] - 1][0] == row["text"] and row["file"] == str(tmp_path / "a.csv") for row in found)
+    assert 0.1 < manifest.splits["valid"].rows / 500 < 0.3
+    assert [row["key"] for row in read(folder, "train")] == sorted(row["key"] for row in read(folder, "train"))
+    assert [row["row"] for row in read(folder, "train")] != sorted(row["row"] for row in read(folder, "train"))
+
+
+def test_the_audit_adds_up(tmp_path: Path) -> None:
+    train = [("one two", "a"), ("one two", "b"), ("one two", "b"), ("three " * 20, "a"), *(make_rows(20))]
+    train = [(text, {"pos": "a", "neg": "b"}.get(label, label)) for text, label in train]
+    test = [("one two", "a"), ("new words here", "b"), ("x", "never seen"), ("", "a")]
+    run = run_config(
+        tmp_path,
+        train=write_csv(tmp_path / "train.csv", train),
+        valid=write_csv(tmp_path / "valid.csv", make_rows(5, seed=1), header=("text", "other")),
+        test=write_csv(tmp_path / "test.csv", test),
+        on_bad_row="skip",
+    )
+    with pytest.raises(DataError, match="no column `label`"):
+        prepare(run)
+    write_csv(tmp_path / "valid.csv", [(text, "a") for text, _ in make_rows(5, seed=1)])
+    folder = prepare(run)
+    manifest = shards.load_manifest(folder)
+    assert manifest.conflicting_texts == 1
+    splits = manifest.splits
+    assert (splits["train"].rows, splits["train"].rejected, splits["train"].duplicates) == (24, 0, 2)
+    assert (splits["test"].rows, splits["test"].rejected, splits["test"].read) == (2, 2, 4)
+    assert splits["test"].duplicates_of_train == 1
+    assert splits["train"].truncated_rows >= 1
+    assert 0.0 < splits["train"].truncated_token_share < 1.0
+    for split in splits.values():
+        assert split.rows == sum(split.label_counts.values()) == sum(split.length_histogram)
+        assert split.tokens == sum(shard.tokens for shard in split.shards)
+    rejected = [json.loads(line) for line in storage.read_bytes(f"{folder}/rejected.jsonl").decode().splitlines()]
+    assert [(row["row"], row["reason"]) for row in rejected] == [
+        (3, "label `never seen` is not among the training labels"),
+        (4, "no text: `text` missing or blank"),
+    ]
+    assert sum(manifest.reject_reasons.values()) == 2
+
+
+def test_bad_rows_stop_it_by_default_and_the_first_twenty_are_named(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [*make_rows(10), *[("", "pos")] * 30])
+    with pytest.raises(DataError) as caught:
+        prepare(run_config(tmp_path, train=path))
+    message = str(caught.value)
+    assert message.count(f"{path}: row ") == 20
+    assert f"{path}: row 11: " in message
+    assert "data.on_bad_row=skip" in message
+    assert not list((tmp_path / "runs").rglob("manifest.json"))
+
+
+def test_again_with_nothing_changed_does_nothing_and_a_change_prepares_anew(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", make_rows(50))
+    first = prepare(run_config(tmp_path, train=path))
+    before = (Path(first) / "manifest.json").stat().st_mtime_ns
+    assert prepare(run_config(tmp_path, train=path)) == first
+    assert (Path(first) / "manifest.json").stat().st_mtime_ns == before
+    assert prepare(run_config(tmp_path, train=path, valid_fraction=0.3)) != first
+    write_csv(tmp_path / "a.csv", make_rows(51))
+    assert prepare(run_config(tmp_path, train=path)) != first
+
+
+def test_a_half_finished_folder_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", make_rows(50))
+    folder = prepare(run_config(tmp_path, train=path))
+    whole = read(folder, "train")
+    Path(folder, "manifest.json").unlink()
+    for shard in Path(folder, "train").iterdir():
+        shard.write_bytes(b"half")
+    Path(folder, "train", "part-ffff.parquet").write_bytes(b"left behind")
+    with pytest.raises(DataError, match="half-finished"):
+        shards.load_manifest(folder)
+    assert prepare(run_config(tmp_path, train=path)) == folder
+    assert read(folder, "train") == whole
+
+
+def test_duplicates_never_straddle_train_and_validation(tmp_path: Path) -> None:
+    rows = [(text, label) for text, label in make_rows(100) for _ in range(3)]
+    folder = prepare(run_config(tmp_path, train=write_csv(tmp_path / "a.csv", rows), valid_fraction=0.3))
+    manifest = shards.load_manifest(folder)
+    assert manifest.splits["valid"].duplicates_of_train == 0
+    assert manifest.splits["train"].duplicates == manifest.splits["train"].rows * 2 // 3
+
+
+def test_many_buckets_give_the_same_rows_in_the_same_order_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_csv(tmp_path / "a.csv", make_rows(300))
+    one = prepare(run_config(tmp_path / "one", train=path))
+    monkeypatch.setattr("txclf.data.prepare.BUCKET_BYTES", 1000)
+    many = prepare(run_config(tmp_path / "many", train=path))
+    assert len(shards.load_manifest(one).splits["train"].shards) == 1
+    assert len(shards.load_manifest(many).splits["train"].shards) > 5
+    assert read(one, "train") == read(many, "train")
+    assert read(one, "valid") == read(many, "valid")
+
+
+def test_the_seed_moves_the_split_and_the_order(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", make_rows(100))
+    words = [f"data.train={path}", f"storage={tmp_path}/runs", "tokenizer.min_frequency=1"]
+    one, other = (prepare(config.load(None, [*words, f"seed={seed}"])) for seed in (1, 2))
+    assert [row["row"] for row in read(one, "train")] != [row["row"] for row in read(other, "train")]
+
+
+def test_several_files_and_text_columns(tmp_path: Path) -> None:
+    for name, rows in (("a", make_rows(30)), ("b", make_rows(30, seed=1))):
+        write_csv(
+            tmp_path / f"{name}.csv", [(f"title {i}", *row) for i, row in enumerate(rows)], ["t", "text", "label"]
+        )
+    run = run_config(tmp_path, train=str(tmp_path / "*.csv"), text=["t", "text"])
+    folder = prepare(run)
+    manifest = shards.load_manifest(folder)
+    assert sum(split.rows for split in manifest.splits.values()) == 60
+    assert {row["file"] for row in read(folder, "train")} == {str(tmp_path / "a.csv"), str(tmp_path / "b.csv")}
+    assert read(folder, "train")[0]["text"].startswith("title ")
+
+
+def test_integer_labels_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    rows = [(text, str(number % 11)) for number, (text, _) in enumerate(make_rows(200))]
+    manifest = shards.load_manifest(prepare(run_config(tmp_path, train=write_csv(tmp_path / "a.csv", rows))))
+    assert manifest.labels == [str(number) for number in range(11)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("some text", "a")] * 10, "every row has the label `a`"),
+        ([(f"text {i}", str(i)) for i in range(50)], "looks like an id or a measurement"),
+        ([], "no usable row"),
+    ],
+)
+def test_data_that_cannot_train_a_classifier(tmp_path: Path, rows: list[tuple[str, str]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare(run_config(tmp_path, train=write_csv(tmp_path / "a.csv", rows)))
+
+
+def test_scores_in_the_label_column_are_told_apart_from_labels(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"t {i}", "label": (i % 4) / 2}) + "\n" for i in range(40)))
+    with pytest.raises(DataError, match="numbers with fractions"):
+        prepare(run_config(tmp_path, train=str(path)))
+
+
+def test_missing_settings_and_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`data\.train`: not set"):
+        prepare(run_config(tmp_path))
+    with pytest.raises(DataError, match=r"nothing\.csv"):
+        prepare(run_config(tmp_path, train=str(tmp_path / "nothing.csv")))
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(DataError, match=r"empty\.csv`: is empty"):
+        prepare(run_config(tmp_path, train=str(tmp_path / "empty.csv")))
+
+
+def test_shards_are_plain_parquet(tmp_path: Path) -> None:
+    folder = prepare(run_config(tmp_path, train=write_csv(tmp_path / "a.csv", make_rows(50))))
+    (file,) = Path(folder, "train").iterdir()
+    assert pq.read_schema(file).names == shards.SCHEMA.names

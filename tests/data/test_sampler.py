@@ -1,0 +1,239 @@
+"""Which rank gets which rows, over grids of rows, ranks and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+
+from tests.helpers.lengths import RANKS, lengths_of
+from txclf.data import sampler as planner
+from txclf.data.sampler import Ints, Plan
+
+GRID = [
+    (rows, batch_size, window)
+    for rows, batch_size, window in product([1, 2, 7, 30, 101, 256], [1, 2, 5, 16, 30], [1, 3, 32])
+    if batch_size <= rows
+]
+
+
+# -------------------------------------------------------------------------------------------------------------- epochs
+
+
+@pytest.mark.parametrize(("rows", "batch_size", "window"), GRID)
+def test_an_epoch_meets_each_row_at_most_once_and_leaves_out_less_than_a_batch(
+    rows: int, batch_size: int, window: int
+) -> None:
+    lengths = lengths_of(rows)
+    plan = planner.epoch_batches(lengths, batch_size, window, seed=1, epoch=2)
+    assert plan.shape == (planner.steps_per_epoch(rows, batch_size), batch_size)
+    met = set(plan.ravel().tolist())
+    assert len(met) == plan.size
+    assert met <= set(range(rows))
+    assert rows - len(met) <= batch_size - 1
+    again = planner.epoch_batches(lengths, batch_size, window, seed=1, epoch=2)
+    assert (again == plan).all()
+
+
+@pytest.mark.parametrize(("rows", "batch_size", "window"), GRID)
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_the_ranks_share_a_batch_out_whatever_their_number(
+    rows: int, batch_size: int, window: int, accumulate: int
+) -> None:
+    plan = planner.epoch_batches(lengths_of(rows), batch_size, window, seed=0, epoch=0)
+    for step_rows, ranks in product(plan[:4], RANKS):
+        parts = [planner.rank_parts(step_rows, rank, ranks, accumulate) for rank in range(ranks)]
+        assert {len(own) for own in parts} == {accumulate}
+        together = np.concatenate([part for own in parts for part in own])
+        assert sorted(together.tolist()) == sorted(step_rows.tolist())
+        sizes = [len(part) for own in parts for part in own]
+        assert max(sizes) - min(sizes) <= 1
+        if batch_size >= ranks * accumulate:
+            assert min(sizes) >= 1
+
+
+def test_every_rank_sees_about_the_same_lengths() -> None:
+    lengths = lengths_of(5000)
+    plan = planner.epoch_batches(lengths, 50, 32, seed=0, epoch=0)
+    for step_rows in plan:
+        longest = [lengths[np.concatenate(planner.rank_parts(step_rows, rank, 5, 2))].max() for rank in range(5)]
+        ordered = np.sort(lengths[step_rows])
+        assert min(longest) >= ordered[-5]
+
+
+def test_the_parts_of_a_rank_are_of_neighbouring_lengths() -> None:
+    lengths = lengths_of(600)
+    (step_rows,) = planner.epoch_batches(lengths, 600, 1, seed=0, epoch=0)
+    for parts in (planner.rank_parts(step_rows, rank, 2, 3) for rank in range(2)):
+        assert all(lengths[one].max() <= lengths[two].min() for one, two in pairwise(parts))
+
+
+def test_other_epochs_leave_out_other_rows() -> None:
+    lengths = lengths_of(25)
+    left = {
+        frozenset(set(range(25)) - set(planner.epoch_batches(lengths, 10, 2, seed=0, epoch=epoch).ravel().tolist()))
+        for epoch in range(20)
+    }
+    assert {len(rows) for rows in left} == {5}
+    assert len(left) > 15
+    assert frozenset.union(*left) == set(range(25))
+
+
+@pytest.mark.parametrize("window", [1, 4, 100])
+def test_the_order_is_drawn_from_the_seed_and_the_epoch(window: int) -> None:
+    lengths = lengths_of(400)
+    plans = [planner.epoch_batches(lengths, 8, window, seed, epoch) for seed, epoch in product(range(3), range(3))]
+    assert len({plan.tobytes() for plan in plans}) == 9
+    if window < 100:  # where a window holds all rows, the few longest meet each time
+        groups = [{frozenset(rows) for rows in plan.tolist()} for plan in plans]
+        assert all(not one & two for number, one in enumerate(groups) for two in groups[:number])
+
+
+def test_batches_of_a_window_do_not_come_by_length() -> None:
+    lengths = lengths_of(3200)
+    plan = planner.epoch_batches(lengths, 10, 32, seed=0, epoch=0)
+    means = lengths[plan].mean(axis=1).reshape(10, 32)
+    assert all(abs(np.corrcoef(window, np.arange(32))[0, 1]) < 0.6 for window in means)
+    assert abs(np.corrcoef(means.ravel(), np.arange(320))[0, 1]) < 0.2
+
+
+def test_the_orders_are_pinned() -> None:
+    plan = planner.epoch_batches(np.arange(12) % 5, 4, 2, seed=3, epoch=1)
+    assert plan.tolist() == [[0, 5, 10, 11], [1, 2, 7, 4], [6, 8, 3, 9]]
+
+
+# -------------------------------------------------------------------------------------------------------------- padding
+
+
+# ------------------------------------------------------------------------------------------------------ balanced epochs
+
+
+def labels_of(rows: int, shares: Sequence[float], seed: int = 0) -> planner.Int32s:
+    return np.random.default_rng(seed).choice(len(shares), rows, p=shares).astype(np.int32)
+
+
+SHARES = [[1.0], [0.5, 0.5], [0.97, 0.03], [0.7, 0.2, 0.0, 0.1], [0.25] * 4]
+
+
+@pytest.mark.parametrize(("rows", "batch_size", "window"), GRID)
+@pytest.mark.parametrize("shares", SHARES)
+def test_a_balanced_epoch_has_as_many_steps_and_every_class_equally_often(
+    rows: int, batch_size: int, window: int, shares: list[float]
+) -> None:
+    lengths, labels = lengths_of(rows), labels_of(rows, shares)
+    plan = planner.epoch_batches(lengths, batch_size, window, 1, 2, labels)
+    assert plan.shape == (rows // batch_size, batch_size)
+    met = np.bincount(plan.ravel(), minlength=rows)
+    occurring = np.unique(labels)
+    by_class = [met[labels == label] for label in occurring]
+    totals = [int(own.sum()) for own in by_class]
+    assert max(totals) - min(totals) <= 1
+    for own, total in zip(by_class, totals, strict=True):
+        # Every row as often as another of its class, give or take one.
+        assert own.max() - own.min() <= 1
+        assert own.max() == -(-total // len(own))
+    again = planner.epoch_batches(lengths, batch_size, window, 1, 2, labels)
+    assert (again == plan).all()
+
+
+def test_balanced_epochs_differ_and_meet_all_rows_in_time() -> None:
+    lengths, labels = lengths_of(400), labels_of(400, [0.9, 0.1])
+    plans = [planner.epoch_batches(lengths, 16, 4, seed, epoch, labels) for seed, epoch in product(range(2), range(8))]
+    assert len({plan.tobytes() for plan in plans}) == 16
+    assert len(np.unique(np.concatenate(plans[:8]))) == 400
+    # The classes are spread over the epoch, not only equal over it.
+    for plan in plans:
+        halves = [labels[half].mean() for half in np.array_split(plan.ravel(), 2)]
+        assert halves == pytest.approx([0.5, 0.5], abs=0.1)
+
+
+def test_copies_of_a_row_do_not_meet_in_a_batch_where_there_is_room() -> None:
+    lengths, labels = lengths_of(2000), labels_of(2000, [0.95, 0.05])
+    plan = planner.epoch_batches(lengths, 32, 32, 0, 0, labels)
+    assert np.bincount(plan.ravel()).max() >= 9
+    twice = sum(len(rows) - len(np.unique(rows)) for rows in plan)
+    # A third of the places would be copies if windows were 32 batches all the same.
+    assert twice / plan.size < 0.005
+    # Within the window, batches are still of neighbouring lengths.
+    spread = np.mean([lengths[rows].std() for rows in plan])
+    mixed = np.mean([lengths[rows].std() for rows in planner.epoch_batches(lengths, 32, 1, 0, 0, labels)])
+    assert spread < mixed / 2
+
+
+def test_a_plan_gives_the_balanced_rows_of_any_step_in_any_order() -> None:
+    lengths, labels = lengths_of(100), labels_of(100, [0.8, 0.2])
+    plan = Plan(lengths, 16, 4, 5, labels)
+    expected = np.concatenate([planner.epoch_batches(lengths, 16, 4, 5, epoch, labels) for epoch in range(3)])
+    for step in (17, 3, 0, 11, 6, 12):
+        assert plan.rows(step).tolist() == expected[step].tolist()
+
+
+def naive_padding_share(lengths: Ints, plan: Ints, ranks: int, accumulate: int) -> float:
+    real = padded = 0
+    for step_rows, rank in product(plan.tolist(), range(ranks)):
+        own = step_rows[rank::ranks]
+        size, more = divmod(len(own), accumulate)
+        start = 0
+        for part in range(accumulate):
+            stop = start + size + (part < more)
+            found = [int(lengths[row]) for row in own[start:stop]]
+            real, padded, start = real + sum(found), padded + max(found, default=0) * len(found), stop
+    return 1 - real / padded
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (1, 3), (2, 2), (3, 1), (5, 4)])
+@pytest.mark.parametrize("batch_size", [5, 16])
+def test_the_padding_share(ranks: int, accumulate: int, batch_size: int) -> None:
+    lengths = lengths_of(300)
+    plan = planner.epoch_batches(lengths, batch_size, 4, seed=0, epoch=0)
+    share = planner.padding_share([lengths], plan, ranks, accumulate)
+    assert share == pytest.approx(naive_padding_share(lengths, plan, ranks, accumulate))
+
+
+def test_windows_of_many_batches_save_padding() -> None:
+    lengths = lengths_of(4000)
+    share = [
+        planner.padding_share([lengths], planner.epoch_batches(lengths, 32, window, seed=0, epoch=0), 2, 1)
+        for window in (1, 4, 32, 125)
+    ]
+    assert share[0] > 0.6
+    assert all(more < less for less, more in pairwise(share))
+    assert share[2] < 0.15
+    assert share[3] < 0.05
+
+
+def test_no_padding() -> None:
+    assert planner.padding_share([np.full(10, 7)], np.arange(10).reshape(2, 5), 2, 2) == 0.0
+    assert planner.padding_share([lengths_of(3)], np.empty((0, 5), np.int64), 1, 1) == 0.0
+
+
+# -------------------------------------------------------------------------------------------------------------- scoring
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 4, 5, 64, 101])
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_scoring_meets_each_row_once_longest_first(rows: int, ranks: int, batch_size: int) -> None:
+    lengths = lengths_of(rows)
+    shares = [list(planner.scoring_batches(lengths, batch_size, rank, ranks)) for rank in range(ranks)]
+    met = [row for share in shares for part in share for row in part.tolist()]
+    assert sorted(met) == list(range(rows))
+    for share in shares:
+        assert all(1 <= len(part) <= batch_size for part in share)
+        assert all(len(part) == batch_size for part in share[:-1])
+        order = [length for part in share for length in lengths[part].tolist()]
+        assert order == sorted(order, reverse=True)
+    counts = [sum(map(len, share)) for share in shares]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_lengths_that_change_with_the_epoch_are_those_that_are_sorted_by() -> None:
+    lengths = lengths_of(320)
+    shorter = {epoch: np.maximum(1, lengths - np.random.default_rng(epoch).integers(0, 9, 320)) for epoch in range(2)}
+    plan = Plan(lengths, 16, 20, 5, lengths_of=lambda key: shorter[key >> 32])
+    for epoch in range(2):
+        expected = planner.epoch_batches(shorter[epoch], 16, 20, 5, epoch)
+        assert [plan.rows(epoch * 20 + step).tolist() for step in range(20)] == expected.tolist()
+        assert (plan.epoch_lengths == shorter[epoch]).all()

@@ -1,0 +1,306 @@
+"""The pages in a real browser: they draw, say nothing on the console, fetch nothing, and answer clicks.
+
+`make test-browser` installs what is needed; without Playwright or a Chromium these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.reports import LABELS, hostile_run, search_folder
+from tests.helpers.serving import Server, untrained
+from txclf.core import storage
+from txclf.evaluation import evaluate
+from txclf.reports import report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright here: make test-browser installs it")
+SIZES = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 800}}
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium where it is, else the one that Playwright fetched."""
+    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    with playwright.sync_playwright() as driver:
+        try:
+            browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium here (make test-browser): {str(error).splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Open]:
+    """Opens a page, scrolls through all of it, and fails in the end where it complained or asked for anything."""
+    contexts: list[Any] = []
+    trouble: list[str] = []
+
+    def visit(path: str, size: str = "desktop", scheme: str = "light") -> Any:
+        context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: trouble.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+        page.on("request", lambda request: trouble.append(request.url) if _fetches(request.url) else None)
+        page.goto(Path(path).as_uri())
+        page.wait_for_selector("html[data-ready]", timeout=60_000)
+        for place in range(0, page.evaluate("document.documentElement.scrollHeight"), 500):
+            page.evaluate(f"window.scrollTo(0, {place})")
+            page.wait_for_timeout(30)
+        page.evaluate("window.scrollTo(0, 0)")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert trouble == []
+
+
+def _fetches(url: str) -> bool:
+    return not url.startswith(("file:", "data:", "blob:"))
+
+
+@pytest.fixture(scope="module")
+def page_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    run = hostile_run(tmp_path_factory.mktemp("browser"))
+    evaluate.evaluate(run.run_folder)
+    return report.report([run.run_folder])
+
+
+def undrawn(page: Any) -> list[str]:
+    """Charts in sight that hold nothing."""
+    code = "all => all.filter(e => e.offsetParent && !e.querySelector('svg')).map(e => e.dataset.chart)"
+    found: list[str] = page.eval_on_selector_all("[data-chart]", code)
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_run_is_drawn_and_runs_nothing_of_the_data(opened: Open, page_of_a_run: str, size: str, scheme: str) -> None:
+    page = opened(page_of_a_run, size, scheme)
+    assert undrawn(page) == []
+    assert page.title() == "hostile – txclf"
+    assert page.locator("img").count() == 0
+    assert page.locator("main script, .js-plotly-plot script").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
+    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
+
+
+def test_tables_sort_and_mistakes_are_found(opened: Open, page_of_a_run: str) -> None:
+    page = opened(page_of_a_run)
+    cells = page.locator("#classes tbody td:nth-child(4)")
+    f1 = [float(text) for text in cells.all_text_contents()]
+    assert f1 == sorted(f1)
+    page.click("#classes th:nth-child(4) button")
+    assert [float(text) for text in cells.all_text_contents()] == f1[::-1]
+    page.click("#classes th:nth-child(1) button")
+    assert page.locator("#classes tbody td:nth-child(1)").all_text_contents() == sorted(LABELS, key=str.lower)
+
+    rows = page.locator("#mistakes li:visible")
+    total = rows.count()
+    assert total > 3
+    page.fill("#mistakes [data-find]", "${alert(1)}")
+    few = rows.count()
+    assert 0 < few < total
+    assert all("${alert(1)}" in text for text in rows.all_text_contents())
+    page.click("#mistakes [data-clear]")
+    page.select_option("#mistakes [data-true]", LABELS[0])
+    assert {row.get_attribute("data-true") for row in rows.all()} == {LABELS[0]}
+    page.click("#mistakes [data-clear]")
+    assert rows.count() == total
+
+
+def test_the_matrix_is_ordered_and_a_cell_shows_its_mistakes(opened: Open, page_of_a_run: str) -> None:
+    page = opened(page_of_a_run)
+    ticks = page.locator("#confusion .ytick text")
+    given = ticks.all_text_contents()
+    assert len(given) == len(LABELS)
+    page.select_option("#confusion [data-order]", "rows")
+    support = dict(
+        zip(
+            page.locator("#classes tbody td:nth-child(1)").all_text_contents(),
+            map(int, page.locator("#classes tbody td:nth-child(5)").all_text_contents()),
+            strict=True,
+        )
+    )
+    wanted = sorted(support, key=lambda label: -support[label])
+    assert [text[:15] for text in ticks.all_text_contents()] == [label[:15] for label in wanted]
+    page.select_option("#confusion [data-shade]", "mistakes")
+    # The first cell off the diagonal that has rows, by plotly's own coordinates.
+    place = page.evaluate(
+        """() => {
+          const chart = document.querySelector('#confusion [data-chart]');
+          chart.scrollIntoView({block: 'center'});
+          const z = chart.data[0].z;
+          for (let i = 0; i < z.length; i++) for (let j = 0; j < z.length; j++) if (i !== j && z[i][j]) {
+            const box = chart.getBoundingClientRect(), f = chart._fullLayout;
+            return [box.x + f._size.l + f.xaxis.c2p(j), box.y + f._size.t + f.yaxis.c2p(i), i, j, z[i][j]];
+          }
+        }"""
+    )
+    x, y, i, j, count = place
+    page.mouse.move(x, y)
+    page.wait_for_timeout(300)
+    page.mouse.click(x, y)
+    page.wait_for_timeout(300)
+    rows = page.locator("#mistakes li:not([hidden])")
+    assert rows.count() == count
+    assert {row.get_attribute("data-true") for row in rows.all()} == {wanted[i]}
+    assert {row.get_attribute("data-predicted") for row in rows.all()} == {wanted[j]}
+
+
+def test_tabs_and_curves(opened: Open, page_of_a_run: str) -> None:
+    page = opened(page_of_a_run)
+    assert page.locator("[data-split=test]").is_visible()
+    assert not page.locator("[data-split=valid]").is_visible()
+    page.click("[data-tab=valid]")
+    assert page.locator("[data-split=valid]").is_visible()
+    assert not page.locator("[data-split=test]").is_visible()
+    page.locator("[data-chart=confusion-valid]").scroll_into_view_if_needed()
+    page.wait_for_selector("[data-chart=confusion-valid] svg")
+    last = "document.querySelector('[data-chart=loss]').data[0].x.at(-1)"
+    steps = page.evaluate(last)
+    page.select_option("#axis", "1")
+    assert page.evaluate(last) == 2 < steps
+    page.select_option("[data-split=valid] [data-class]", "1")
+    page.locator("[data-chart=roc-valid]").scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.querySelector('[data-chart=roc-valid]').data.length") == 1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_search_is_drawn_and_a_trial_picked_out(opened: Open, tmp_path: Path, size: str) -> None:
+    page = opened(report.report([search_folder(tmp_path).run_folder]), size, "dark")
+    assert undrawn(page) == []
+    assert page.locator("[data-line]").count() == 6
+    page.click("[data-trial='3']")
+    assert page.locator("[data-line='3']").get_attribute("stroke-width") == "4"
+    assert page.locator("tr.picked").get_attribute("data-trial") == "3"
+    page.select_option("#key", "1")
+    assert page.evaluate("document.querySelector('[data-chart=slice]').layout.xaxis.type") == "category"
+    assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
+
+
+def test_runs_are_drawn_over_each_other(opened: Open, page_of_a_run: str, tmp_path: Path) -> None:
+    folder = str(Path(page_of_a_run).parent)
+    page = opened(report.report([folder, folder], storage.join(str(tmp_path), "both.html")), "phone")
+    assert undrawn(page) == []
+    assert page.evaluate("document.querySelector('[data-chart=valid_loss]').data.length") == 2
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Addresses of models of each task, served without Ray; `multilabel` asks for a token."""
+    folder = tmp_path_factory.mktemp("serve")
+    settings: dict[str, dict[str, Any]] = {
+        "classify": {},
+        "multilabel": {"data": {"text": ["title", "body"]}},
+        "seq2seq": {"data": {"target": "target"}},
+    }
+    tokens = {"multilabel": {"TXCLF_SERVE_TOKEN": "s3cret"}}
+    started = {
+        task: Server(untrained(folder, task=task, **some), "--replicas", "0", **tokens.get(task, {}))
+        for task, some in settings.items()
+    }
+    yield {task: server.url for task, server in started.items()}
+    for server in started.values():
+        server.end()
+
+
+@pytest.fixture
+def tried(browser: Any) -> Iterator[Open]:
+    """Opens a page that is served; fails in the end where it complained or asked another host."""
+    contexts: list[Any] = []
+    trouble: list[str] = []
+
+    def visit(url: str, size: str = "desktop", scheme: str = "light") -> Any:
+        context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: trouble.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+        page.on("request", lambda one: None if one.url.startswith((url, "data:")) else trouble.append(one.url))
+        page.goto(url)
+        page.wait_for_selector("html[data-ready]")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    # The browser itself notes each refusal.
+    assert [one for one in trouble if "the server responded with a status of" not in one] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_text_is_tried_by_keyboard_alone(tried: Open, servers: dict[str, str], size: str, scheme: str) -> None:
+    page = tried(servers["classify"], size, scheme)
+    page.keyboard.type("the quick <img src=x onerror=alert(1)> fox")  # the field has the focus
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#words span")
+    assert page.locator("#scores li").count() == 3
+    shares = page.eval_on_selector_all("#scores .fill", "all => all.map(one => parseFloat(one.style.width))")
+    assert sum(shares) == pytest.approx(100, abs=0.1)
+    assert shares == sorted(shares, reverse=True)
+    assert page.locator("#words").text_content() == "the quick <img src=x onerror=alert(1)> fox"
+    assert page.locator("img").count() == 0
+    first = page.locator("#scores [aria-pressed=true]").get_attribute("data-label")
+    # Past the button to the second label, which is chosen.
+    for _ in range(3):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "first => document.querySelector('#scores [aria-pressed=true]').dataset.label !== first", arg=first
+    )
+    second = page.locator("#scores li:nth-child(2) button").get_attribute("data-label")
+    assert second in page.locator("#why").text_content()
+    assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
+    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
+    page.fill("textarea", "  ")
+    page.click("#go")
+    page.wait_for_selector("[role=alert]:has-text('blank')")
+
+
+def test_token_columns_and_thresholds(tried: Open, servers: dict[str, str]) -> None:
+    page = tried(servers["multilabel"], "phone")
+    page.fill("#token", "wrong")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[role=alert]:has-text('wrong')")
+    page.fill("#token", "s3cret")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("textarea[name=body]")
+    page.fill("textarea[name=title]", "the fox")
+    page.fill("textarea[name=body]", "a lazy dog")
+    page.click("#go")
+    page.wait_for_selector("#words span")
+    assert page.locator("#scores .mark").count() == 3
+    given = page.locator("#scores .given button").evaluate_all("all => all.map(one => one.dataset.label)")
+    assert "low" in given
+    assert "high" not in given
+    assert page.locator("#words .words").all_text_contents() == ["the fox", "a lazy dog"]
+
+
+def test_outputs_and_the_interface(tried: Open, servers: dict[str, str]) -> None:
+    page = tried(servers["seq2seq"])
+    page.fill("textarea", "the quick brown fox")
+    page.click("#go")
+    page.wait_for_selector("#output:not([hidden])")
+    assert not page.locator("#labels").is_visible()
+    page.goto(servers["seq2seq"] + "/docs")
+    assert page.locator("h2 code").all_text_contents() == [
+        "POST /predict",
+        "POST /explain",
+        "GET /model",
+        "GET /healthz",
+        "GET /metrics",
+    ]

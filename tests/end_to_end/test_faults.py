@@ -1,0 +1,400 @@
+"""What clusters do to a run, done for real: processes killed and stopped, nodes lost and cut off, disks that fill.
+
+Each run must end as if nothing had happened, to the last bit where the number of workers is the same; the figures of
+docs/guide/faults.md are printed by these tests (`make test-faults`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.files import write_csv
+from tests.helpers.runs import TINY, go_on, lines, losses, tiny, trained
+from tests.helpers.testbed import Node, Testbed, namespaces_work, wait_until
+from txclf.artifacts import checkpoints, sessions
+from txclf.config.run_config import RunConfig
+from txclf.core.errors import ClusterError, DataError
+from txclf.data.prepare import prepare
+from txclf.training.optim import learning_rate_factor
+from txclf.training.progress import Progress
+from txclf.training.train import train
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
+]
+
+TXCLF = str(Path(sys.executable).with_name("txclf"))
+LONG = ["train.epochs=20", "train.patience=0", "train.checkpoint_every=10"]
+Figure = Callable[[str], None]
+
+
+def line(fault: str, run: RunConfig, seconds: float) -> str:
+    """A line for the table of the guide: `seconds` until the workers trained again."""
+    begun = sessions.read(run.run_folder)
+    repeated = sum(session.repeated for session in begun)
+    return f"{fault}: {len(begun)} sessions, {repeated} steps repeated, trains again after {seconds:.0f} s"
+
+
+def workers_of_ray() -> list[int]:
+    """Processes of Ray Train's workers on this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"RayTrainWorker" in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+# ---------------------------------------------------------------------------------------------------- worker processes
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, data: str, local_ray: None) -> RunConfig:
+    """The run of two workers that nothing happens to."""
+    run, _ = trained(tmp_path_factory.mktemp("unbroken"), data, *LONG, "compute.workers=2", "compute.cpus_per_worker=1")
+    return run
+
+
+MOMENTS: dict[str, Callable[[Progress, RunConfig], bool]] = {
+    "in a step": lambda progress, run: progress.step >= 43 and progress.stage == "training",
+    "during validation": lambda progress, run: progress.step >= 40 and progress.stage == "validating",
+    "right after a checkpoint": lambda progress, run: any(
+        saved.step >= 40 for saved in checkpoints.committed(f"{run.run_folder}/checkpoints")
+    ),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_worker_killed(tmp_path: Path, data: str, unbroken: RunConfig, moment: str, figure: Figure) -> None:
+    run = tiny(tmp_path, data, *LONG, "compute.workers=2", "compute.cpus_per_worker=1")
+    killed, back = list[float](), list[float]()
+
+    def kill(progress: Progress) -> bool:
+        if not killed and MOMENTS[moment](progress, run):
+            os.kill(workers_of_ray()[0], signal.SIGKILL)
+            killed.append(time.time())
+        elif killed and not back and len(sessions.read(run.run_folder)) == 2:
+            back.append(time.time())
+        return False
+
+    summary = train(run, prepare(run), kill)
+    assert summary.sessions == 2
+    assert lines(run) == lines(unbroken)
+    assert summary.steps_repeated <= 10 + 1
+    figure(line(f"worker SIGKILLed {moment}", run, back[0] - killed[0]))
+
+
+def test_a_worker_that_stands_still_is_named_and_replaced(
+    tmp_path: Path, data: str, unbroken: RunConfig, figure: Figure
+) -> None:
+    words = [*LONG, "compute.workers=2", "compute.cpus_per_worker=1", "train.stall_timeout_s=6"]
+    run = tiny(tmp_path, data, *words)
+    stopped, notes = list[float](), list[str]()
+
+    def stop(progress: Progress) -> bool:
+        if progress.step >= 43 and not stopped:
+            os.kill(workers_of_ray()[1], signal.SIGSTOP)
+            stopped.append(time.time())
+        notes[:] = progress.notes
+        return False
+
+    summary = train(run, prepare(run), stop)
+    assert re.search(r"rank [01]: no sign of life for \d+ s \(.*, step \d+\)", "\n".join(notes))
+    assert summary.sessions == 2
+    assert lines(run) == lines(unbroken)
+    figure(line("worker SIGSTOPped", run, sessions.read(run.run_folder)[1].time - stopped[0]))
+
+
+def test_workers_that_die_again_and_again_end_the_run_with_one_message(
+    tmp_path: Path, data: str, local_ray: None
+) -> None:
+    run = tiny(tmp_path, data, *LONG, "compute.workers=1", "compute.max_failures=1")
+
+    killed = set[int]()
+
+    def kill(progress: Progress) -> bool:
+        begun = sessions.read(run.run_folder)
+        if len(begun) not in killed and begun and progress.step > begun[-1].step:
+            killed.add(len(begun))
+            os.kill(workers_of_ray()[0], signal.SIGKILL)
+        return False
+
+    with pytest.raises(ClusterError, match=r"workers died 2 times \(`compute.max_failures`\)"):
+        train(run, prepare(run), kill)
+    assert checkpoints.committed(f"{run.run_folder}/checkpoints")
+
+
+def test_a_loss_that_is_not_finite_ends_a_run_of_two_workers(tmp_path: Path, data: str, local_ray: None) -> None:
+    run = tiny(tmp_path, data, "compute.workers=2", "train.learning_rate=1e30", "train.clip_norm=0")
+    with pytest.raises(Exception, match="gradient is not finite at step 2") as info:
+        train(run, prepare(run), go_on)
+    assert getattr(info.value, "exit_code", None) == 2
+    assert len(sessions.read(run.run_folder)) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- driver
+
+
+def start(run: RunConfig, data: str, *words: str) -> subprocess.Popen[str]:
+    """`txclf train` of this run in a process of its own."""
+    folder = Path(run.storage).parent
+    (folder / "run.yaml").write_text("name: run\n")
+    settings = [*TINY, f"data.train={data}", f"storage={run.storage}", *words]
+    environment = {**os.environ, "RAY_ADDRESS": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [TXCLF, "train", str(folder / "run.yaml"), *settings],
+        env=environment,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    STARTED.append(process)
+    return process
+
+
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """Ends the drivers that a failed test left."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+    STARTED.clear()
+
+
+def logged(run: RunConfig) -> int:
+    path = Path(run.run_folder, "metrics.jsonl")
+    return path.read_bytes().count(b'"train_loss"') if path.exists() else 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_driver_killed_and_resumed(tmp_path: Path, data: str, workers: int, figure: Figure) -> None:
+    words = [*LONG, f"compute.workers={workers}", "compute.cpus_per_worker=0.5"]
+    whole, broken = tiny(tmp_path / "whole" / "runs", data, *words), tiny(tmp_path / "broken" / "runs", data, *words)
+    for run in (whole, broken):
+        Path(run.storage).mkdir(parents=True)
+    process = start(broken, data, *words)
+    wait_until(lambda: logged(broken) >= 45, 200, process)
+    process.kill()
+    process.wait()
+    killed = time.time()
+    wait_until(lambda: not workers_of_ray(), 60)
+    again = start(broken, data, *words, "--resume")
+    assert again.wait(timeout=300) == 0, again.stderr and again.stderr.read()
+    assert start(whole, data, *words).wait(timeout=300) == 0
+    assert lines(broken) == lines(whole)
+    figure(
+        line(
+            f"driver SIGKILLed, {workers} workers, --resume", broken, sessions.read(broken.run_folder)[1].time - killed
+        )
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ storage
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(words, check=False, capture_output=True).returncode:
+        pytest.skip("making a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1000))
+
+
+def freeze(disk: Path) -> None:
+    folder = str(disk / "runs/run/checkpoints")
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+
+
+@pytest.mark.parametrize(("harm", "reason"), [(fill, "No space left"), (freeze, "Read-only")])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_storage_that_fails_is_one_message_and_the_checkpoints_stay_whole(
+    small_disk: Path, tmp_path: Path, data: str, workers: int, harm: Callable[[Path], None], reason: str
+) -> None:
+    words = [*LONG, f"compute.workers={workers}", "compute.cpus_per_worker=0.5"]
+    run = tiny(small_disk / "runs", data, *words)
+    Path(run.storage).mkdir()
+    process = start(run, data, *words)
+    wait_until(lambda: logged(run) >= 25, 200, process)
+    harm(small_disk)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2, error
+    assert reason in error
+    assert "Traceback" not in error
+    for saved in checkpoints.committed(f"{run.run_folder}/checkpoints"):
+        assert checkpoints.load(saved)["step"] == saved.step
+
+
+@pytest.fixture
+def hanging_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB that can be frozen."""
+    image, folder = tmp_path / "image", tmp_path / "disk"
+    folder.mkdir()
+    image.write_bytes(bytes(64 << 20))
+    for words in (["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(folder)]):
+        if os.geteuid() or not shutil.which(words[0]) or subprocess.run(words, check=False).returncode:
+            pytest.skip("making a file system that hangs needs root, mkfs.ext4 and loop devices")
+    yield folder
+    with suppress(OSError):
+        fcntl.ioctl(os.open(folder, os.O_RDONLY), FITHAW, 0)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
+"""Requests of ioctl_fsfreeze(2)."""
+
+
+def test_data_that_do_not_come_are_an_error_that_names_the_rank(
+    tmp_path: Path, hanging_disk: Path, monkeypatch: pytest.MonkeyPatch, figure: Figure
+) -> None:
+    rows = [(" ".join(f"{(number * place) % 997}" for place in range(250)), str(number % 2)) for number in range(4000)]
+    data = write_csv(tmp_path / "long.csv", rows)
+    words = ["tokenizer.kind=word", "tokenizer.max_length=256", "compute.workers=2", "compute.cpus_per_worker=0.5"]
+    words += ["compute.max_failures=0", "data.ingest=stream", "train.stall_timeout_s=6"]
+    run = tiny(tmp_path / "runs", data, *words)
+    Path(run.storage).mkdir()
+    prepare(run)
+    monkeypatch.setenv("RAY_TMPDIR", tempfile.gettempdir())
+    monkeypatch.setenv("TMPDIR", str(hanging_disk))  # where the workers keep the rows that they stream
+    process = start(run, data, *words)
+    disk = os.open(hanging_disk, os.O_RDONLY)
+    while not any(hanging_disk.glob("txclf-*/tokens")):
+        assert process.poll() is None
+    fcntl.ioctl(disk, FIFREEZE, 0)
+    frozen = time.time()
+    assert process.stderr
+    said = next(said for said in process.stderr if said.startswith("rank"))
+    figure(f"data that hang: named after {time.time() - frozen:.0f} s")
+    assert re.match(r"rank 0: no batch for \d+ s \(reading data, step 0\)", said), said
+    fcntl.ioctl(disk, FITHAW, 0)
+    os.close(disk)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2, error
+    assert re.search(r"error: rank 0: no batch for .* that was failure 1 \(`compute.max_failures`\)", error)
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("ingest", ["memory", "stream"])
+def test_a_truncated_shard_is_named(tmp_path: Path, data: str, local_ray: None, ingest: str) -> None:
+    run = tiny(tmp_path, data, "compute.workers=1", f"data.ingest={ingest}")
+    prepared = prepare(run)
+    (shard,) = Path(prepared, "train").iterdir()
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(DataError, match=f"{shard.name}.*cannot be read"):
+        train(run, prepared, go_on)
+
+
+# -------------------------------------------------------------------------------------------------------------- nodes
+
+
+def on_bed(bed: Testbed, run: RunConfig, data: str, words: Sequence[str]) -> subprocess.Popen[str]:
+    settings = [*TINY, f"data.train={data}", f"storage={run.storage}", *words, f"compute.address={bed.address}"]
+    Path(run.storage).mkdir(parents=True, exist_ok=True)
+    path = Path(run.storage, "run.yaml")
+    path.write_text("name: run\n")
+    with Path(run.storage, "driver.log").open("w") as log:
+        return bed.start(TXCLF, "train", str(path), *settings, stdout=log, stderr=subprocess.STDOUT)
+
+
+def ended(process: subprocess.Popen[str], run: RunConfig) -> None:
+    code = process.wait(timeout=240)
+    assert code == 0, Path(run.storage, "driver.log").read_text()[-3000:]
+
+
+@contextmanager
+def training_on_two_nodes(
+    folder: Path, data: str, *words: str
+) -> Iterator[tuple[Testbed, RunConfig, Node, subprocess.Popen[str]]]:
+    """A run in its 45th step on a head without CPUs and two nodes of one; the second node is to be lost."""
+    run = tiny(folder / "runs", data, *LONG, *words)
+    with Testbed(head_cpus=0) as bed:
+        bed.add("one", 1)
+        two = bed.add("two", 1)
+        process = on_bed(bed, run, data, [*LONG, *words])
+        wait_until(lambda: logged(run) >= 45, 200, process)
+        yield bed, run, two, process
+
+
+def test_a_node_lost_and_another_that_comes(tmp_path: Path, data: str, unbroken: RunConfig, figure: Figure) -> None:
+    with training_on_two_nodes(tmp_path, data, "compute.workers=2") as (bed, run, two, process):
+        bed.kill(two)
+        killed = time.time()
+        bed.add("three", 1)
+        ended(process, run)
+    assert lines(run) == lines(unbroken)
+    figure(line("node lost, another comes", run, sessions.read(run.run_folder)[1].time - killed))
+
+
+def test_an_elastic_run_shrinks_and_grows_and_keeps_its_steps(tmp_path: Path, data: str, figure: Figure) -> None:
+    words = ["train.epochs=5000", "compute.workers=[1, 2]"]
+    with training_on_two_nodes(tmp_path, data, *words) as (bed, run, two, process):
+        bed.kill(two)
+        killed = time.time()
+        wait_until(lambda: len(sessions.read(run.run_folder)) == 2, 120, process)
+        figure(line("elastic, a node lost: 2 to 1 workers", run, time.time() - killed))
+        bed.add("three", 1)
+        came = time.time()
+        wait_until(lambda: len(sessions.read(run.run_folder)) == 3, 120, process)
+        figure(line("elastic, a node comes: 1 to 2 workers", run, time.time() - came))
+        trained = logged(run)
+        wait_until(lambda: logged(run) > trained + 50, 120, process)
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+    begun = sessions.read(run.run_folder)
+    assert [session.workers for session in begun] == [2, 1, 2]
+    assert all(session.repeated <= 11 for session in begun)
+    # Every step stands once, of the same rows on any number of workers: the losses go on as one curve.
+    steps = [entry["step"] for entry in lines(run) if "train_loss" in entry]
+    assert steps == list(range(1, len(steps) + 1))
+    (last,) = checkpoints.committed(f"{run.run_folder}/checkpoints")[-1:]
+    assert last.step == steps[-1]
+    rates = [entry["learning_rate"] for entry in lines(run) if "train_loss" in entry]
+    total = 5000 * 17
+    expected = [3e-3 * learning_rate_factor(run.train, step - 1, total) for step in steps]
+    np.testing.assert_allclose(rates, expected, rtol=1e-9)
+
+
+def test_a_node_cut_off_from_the_network(tmp_path: Path, data: str, unbroken: RunConfig, figure: Figure) -> None:
+    if not namespaces_work():
+        pytest.skip("cutting a node off needs network namespaces")
+    words = ["compute.workers=[1, 2]", "train.stall_timeout_s=10"]
+    with training_on_two_nodes(tmp_path, data, *words) as (bed, run, two, process):
+        bed.cut(two)
+        cut = time.time()
+        ended(process, run)
+    begun = sessions.read(run.run_folder)
+    assert [session.workers for session in begun] == [2, 1]
+    np.testing.assert_allclose(losses(run)[:40], losses(unbroken)[:40], rtol=1e-6)
+    figure(line("node cut off the network", run, begun[1].time - cut))

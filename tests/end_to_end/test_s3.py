@@ -1,0 +1,152 @@
+"""Data, runs, searches and bundles on an object store: a real S3 server on loopback."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from tests.helpers.runs import TINY
+from tests.helpers.serving import Server
+from tests.helpers.testbed import wait_until
+from txclf import Classifier
+from txclf.core import storage
+from txclf.core.errors import StorageError
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[dict[str, str]]:
+    """What the environment of a process says so that it reaches the server; a bucket `bucket` is there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [str(BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def answers() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        wait_until(answers, 60, process)
+        yield {
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        }
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def bucket(server: dict[str, str], data: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the data are; emptied before each test."""
+    for name, value in server.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="bucket")
+    for known in client.list_objects_v2(Bucket="bucket").get("Contents", []):
+        client.delete_object(Bucket="bucket", Key=known["Key"])
+    client.upload_file(data, "bucket", "train.csv")
+    return "s3://bucket"
+
+
+def txclf(folder: Path, *words: str, code: int = 0) -> str:
+    done = subprocess.run(
+        [str(BIN / "txclf"), *words], check=False, capture_output=True, text=True, cwd=folder, timeout=300
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def run_file(folder: Path, text: str = "name: mine\n") -> str:
+    (folder / "mine.yaml").write_text(text)
+    return "mine.yaml"
+
+
+def test_files_and_folders(bucket: str) -> None:
+    storage.write_json(f"{bucket}/a/b/c.json", {"x": 1})
+    assert storage.read_json(f"{bucket}/a/b/c.json") == {"x": 1}
+    assert storage.list_folder(f"{bucket}/a") == ["b"]
+    assert storage.list_folder(f"{bucket}/none") == []
+    assert storage.exists(f"{bucket}/a/b")
+    storage.remove_folder(f"{bucket}/a/b")
+    assert not storage.exists(f"{bucket}/a/b/c.json")
+    with pytest.raises(StorageError, match=r"`s3://bucket/none\.json`: cannot be read"):
+        storage.read_bytes(f"{bucket}/none.json")
+
+
+def test_the_whole_way_on_an_object_store(bucket: str, tmp_path: Path) -> None:
+    words = [run_file(tmp_path), *TINY, f"storage={bucket}/runs", f"data.train={bucket}/train.csv"]
+    assert f"pass  storage: `{bucket}/runs` is read and written by 1 node(s)" in txclf(tmp_path, "check", *words)
+    assert f"model:      {bucket}/runs/mine/model" in txclf(tmp_path, "train", *words)
+    txclf(tmp_path, "evaluate", f"{bucket}/runs/mine", "--data", f"{bucket}/train.csv")
+    txclf(tmp_path, "predict", f"{bucket}/runs/mine/model", f"{bucket}/train.csv", "--out", f"{bucket}/out.csv")
+    assert storage.read_bytes(f"{bucket}/out.csv").count(b"\n") == 301
+    assert Classifier.load(f"{bucket}/runs/mine/model")(["a good film"])[0].label in ("neg", "pos")
+    assert not list(tmp_path.glob("runs*"))
+    # As a run that was killed before its end: it goes on from its last checkpoint.
+    storage.remove_file(f"{bucket}/runs/mine/summary.json")
+    storage.remove_folder(f"{bucket}/runs/mine/model")
+    assert f"model:      {bucket}/runs/mine/model" in txclf(tmp_path, "train", *words, "--resume")
+    assert storage.exists(f"{bucket}/runs/mine/model/model.safetensors")
+    assert storage.exists(f"{bucket}/runs/mine/summary.json")
+
+
+def test_a_bucket_that_is_not_there(bucket: str, tmp_path: Path) -> None:
+    words = [run_file(tmp_path), *TINY, "storage=s3://none/runs", f"data.train={bucket}/train.csv"]
+    assert "`s3://none/runs/mine/.probe-" in txclf(tmp_path, "train", *words, code=2)
+    words = [run_file(tmp_path), *TINY, f"storage={bucket}/runs", f"data.train={bucket}/none.csv"]
+    assert f"`{bucket}/none.csv`: no such file" in txclf(tmp_path, "train", *words, code=2)
+
+
+@pytest.mark.faults
+def test_workers_and_searches_on_an_object_store(bucket: str, tmp_path: Path) -> None:
+    words = [*TINY, f"storage={bucket}/runs", f"data.train={bucket}/train.csv"]
+    txclf(tmp_path, "train", run_file(tmp_path), *words, "compute.workers=2")
+    assert Classifier.load(f"{bucket}/runs/mine/model")
+    text = "name: search\ntune: {trials: 3, space: {train.learning_rate: {loguniform: [1.0e-4, 1.0e-2]}}}\n"
+    txclf(tmp_path, "tune", run_file(tmp_path, text), *words)
+    assert Classifier.load(f"{bucket}/runs/search/model")
+    txclf(tmp_path, "tune", run_file(tmp_path, text), *words, "--extend", "1")
+    assert storage.read_json(f"{bucket}/runs/search/search.json")["trials"] == 4
+
+
+@pytest.mark.faults
+def test_a_model_on_an_object_store_is_looked_at_asked_and_served(bucket: str, tmp_path: Path) -> None:
+    words = [*TINY, f"storage={bucket}/runs", f"data.train={bucket}/train.csv"]
+    txclf(tmp_path, "train", run_file(tmp_path), *words)
+    model = f"{bucket}/runs/mine/model"
+    assert storage.read_bytes(f"{bucket}/runs/mine/report.html").startswith(b"<!doctype html>")
+    assert f"report: {bucket}/page.html" in txclf(
+        tmp_path, "report", f"{bucket}/runs/mine", "--out", f"{bucket}/page.html"
+    )
+    assert "run: " in txclf(tmp_path, "inspect", f"{bucket}/runs/mine")
+    for out, more in (("here", []), ("there", ["--workers", "2"])):
+        given = [model, f"{bucket}/train.csv", "--out", f"{bucket}/{out}.jsonl", "--part-rows", "50"]
+        assert "300 rows, " in txclf(tmp_path, "predict", *given, *more)
+    assert storage.read_bytes(f"{bucket}/there.jsonl") == storage.read_bytes(f"{bucket}/here.jsonl")
+    for replicas in "0", "1":
+        server = Server(model, "--replicas", replicas)
+        try:
+            status, content = server.ask("/predict", {"text": "a good film"})
+        finally:
+            assert server.end(signal.SIGINT)[0] == 0
+        assert status == 200
+        assert content["predictions"][0]["label"] in ("neg", "pos")

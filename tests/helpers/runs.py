@@ -1,0 +1,61 @@
+"""Tiny runs: their run files, training them, and what they logged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.data.prepare import prepare
+from txclf.training.progress import Interrupted, Progress
+from txclf.training.train import Summary, check_folder, train
+
+TINY = [
+    "tokenizer.vocab_size=300",
+    "tokenizer.max_length=16",
+    "tokenizer.min_frequency=1",
+    "model.layers=1",
+    "model.width=16",
+    "model.heads=2",
+    "model.feedforward=32",
+    "train.epochs=2",
+    "train.batch_size=16",
+    "train.learning_rate=3e-3",
+    "train.log_every_steps=1",
+    "seed=1",
+    "train.precision=fp32",  # `auto` is bf16 on some CPUs
+]
+
+
+def tiny(folder: Path, data: str, *words: str) -> RunConfig:
+    return run_config.load(None, [*TINY, f"data.train={data}", f"storage={folder}", *words])
+
+
+def go_on(progress: Progress) -> bool:
+    return False
+
+
+def lines(run: RunConfig) -> list[dict[str, Any]]:
+    """The log without what the clock says, which is never the same twice."""
+    clocked = ("tokens_per_second", "data_share")
+    log = [json.loads(line) for line in Path(run.run_folder, "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in clocked} for line in log]
+
+
+def losses(run: RunConfig) -> list[Any]:
+    return [line["train_loss"] for line in lines(run) if "train_loss" in line]
+
+
+def trained(folder: Path, data: str, *words: str) -> tuple[RunConfig, Summary]:
+    run = tiny(folder, data, *words)
+    check_folder(run, resume=False)
+    return run, train(run, prepare(run), go_on)
+
+
+def stopped_at(run: RunConfig, step: int) -> None:
+    with pytest.raises(Interrupted):
+        train(run, prepare(run), lambda progress: progress.step >= step)

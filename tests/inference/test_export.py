@@ -1,0 +1,153 @@
+"""Exported files answer as the bundle does, or are not kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from tests.helpers.command import txclf
+from tests.helpers.files import make_rows, write_csv
+from tests.helpers.multilabel import tagging
+from tests.helpers.pairs import pairs
+from tests.helpers.runs import go_on, tiny
+from txclf import Classifier, Seq2Seq
+from txclf.core.errors import BundleError, ConfigError, DataError
+from txclf.data.prepare import prepare
+from txclf.data.tokenizer import decode, target_ends
+from txclf.inference.export import export
+from txclf.training.train import train
+
+TEXTS = ["the good film of the year", "a bad plot", "good", "the score of a bad film that is long and bad"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A trained bundle, in its run."""
+    folder = tmp_path_factory.mktemp("exported")
+    run = tiny(folder, write_csv(folder / "rows.csv", make_rows(300)), "model.dropout=0.1")
+    train(run, prepare(run), go_on)
+    return f"{run.run_folder}/model"
+
+
+def test_every_format_answers_as_the_bundle(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = {one.format: one for one in export(model, str(out))}
+    assert list(done) == ["onnx", "torch", "int8"]
+    for one in done.values():
+        assert one.kept
+        assert one.rows > 20
+        assert one.bytes == sum((out / name).stat().st_size for name in one.files)
+        assert one.rows_per_second > 0
+    assert done["onnx"].agreement == done["torch"].agreement == 1.0
+    assert done["onnx"].largest_difference < 1e-4
+    assert done["torch"].largest_difference < 1e-4
+    assert done["int8"].largest_difference > 0
+    assert done["int8"].bytes < done["onnx"].bytes
+    record = json.loads((out / "export.json").read_text())
+    classifier = Classifier.load(model)
+    assert record["labels"] == classifier.labels
+    assert record["temperature"] == classifier.temperature
+    assert [one["format"] for one in record["formats"]] == ["onnx", "torch", "int8"]
+    # As one who has only the folder would use it: any number of rows of any length.
+    session = onnxruntime.InferenceSession(out / "model.onnx")
+    program = torch.export.load(str(out / "model.pt2")).module()
+    assert session.get_modelmeta().producer_name == "pytorch"
+    expected = classifier.probabilities([(text,) for text in TEXTS])
+    ids = [classifier.tokenizer.encode(text).ids[: record["max_length"]] for text in TEXTS]
+    for rows in ([0], [2], [0, 1, 2, 3]):
+        longest = max(len(ids[row]) for row in rows)
+        input_ids = np.array([ids[row] + [0] * (longest - len(ids[row])) for row in rows])
+        mask = np.array([[place < len(ids[row]) for place in range(longest)] for row in rows])
+        names = record["graphs"]["model"]["outputs"]
+        logits, probabilities = session.run(names, {"input_ids": input_ids, "mask": mask})
+        np.testing.assert_allclose(probabilities, expected[rows], atol=1e-5)
+        assert logits.shape == probabilities.shape
+        np.testing.assert_allclose(program(torch.tensor(input_ids), torch.tensor(mask))[1], expected[rows], atol=1e-5)
+
+
+def test_windows_and_several_labels(tag_data: tuple[str, str], tmp_path: Path) -> None:
+    windows = ["data.long=windows", "data.window_overlap=1", "tokenizer.max_length=4"]
+    run = tagging(tmp_path, tag_data, "train.epochs=2", *windows)
+    train(run, prepare(run), go_on)
+    (one,) = export(f"{run.run_folder}/model", formats=["onnx"])
+    assert one.kept
+    assert one.agreement == 1.0
+    record = json.loads(Path(run.run_folder, "model/export/export.json").read_text())
+    assert record["task"] == "multilabel"
+    assert set(record["thresholds"]) == set(record["labels"])
+    assert record["cut"]["long"] == "windows"
+
+
+def test_an_encoder_and_a_decoder_step_make_the_same_text(pair_data: str, tmp_path: Path) -> None:
+    run = pairs(tmp_path, pair_data, "train.epochs=8", "generate.beams=1", "model.decoder_layers=2")
+    train(run, prepare(run), go_on)
+    folder = f"{run.run_folder}/model"
+    for one in export(folder, least_agreement=0.5):
+        assert one.kept
+        assert one.files[0].startswith("encoder")
+        assert one.format == "int8" or (one.agreement == 1.0 and one.largest_difference < 1e-3)
+    bundle = Seq2Seq.load(folder)
+    record = json.loads(Path(folder, "export/export.json").read_text())["graphs"]
+    encoder, decoder = (onnxruntime.InferenceSession(f"{folder}/export/{name}.onnx") for name in ("encoder", "decoder"))
+    begin, end = target_ends(bundle.target_tokenizer)
+    for text in ("small red", "old blue green new"):
+        ids = np.array([bundle.tokenizer.encode(text).ids])
+        mask = np.ones(ids.shape, bool)
+        source = encoder.run(None, {"input_ids": ids, "mask": mask})
+        given = dict(zip(record["encoder"]["outputs"], source, strict=True))
+        seen = {
+            name: np.zeros((1, 2, 0, 16), np.float32)
+            for name in record["decoder"]["inputs"]
+            if name.startswith(("key", "value"))
+        }
+        output, token = list[int](), begin
+        while token != end and len(output) < 10:
+            feed = {"token": np.array([[token]]), "mask": mask, **given, **seen}
+            logits, *more = decoder.run(record["decoder"]["outputs"], feed)
+            seen = dict(zip(seen, more, strict=True))
+            token = int(logits[0].argmax())
+            output.append(token)
+        assert decode(bundle.target_tokenizer, [output]) == bundle([text])
+
+
+def test_a_file_that_answers_otherwise_is_not_kept(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.int8.onnx").write_bytes(b"an earlier one")
+    (one,) = export(model, str(out), ["int8"], least_agreement=1.01)
+    assert not one.kept
+    assert sorted(path.name for path in out.iterdir()) == ["export.json", "tokenizer.json"]
+
+
+def test_rows_of_a_file_and_the_command(model: str, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "alone")
+    (tmp_path / "rows.csv").write_text("text\n" + "\n".join(TEXTS) + "\n")
+    alone = str(tmp_path / "alone")
+    with pytest.raises(ConfigError, match=r"lies in no finished run whose rows .* --data"):
+        export(alone)
+    done = txclf(tmp_path, "export", alone, "--data", "rows.csv", "--format", "onnx")
+    assert done.returncode == 0, done.stderr
+    assert "4 rows by each file and by the bundle" in done.stdout
+    assert "100.00%" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "alone/export").iterdir()) == [
+        "export.json",
+        "model.onnx",
+        "tokenizer.json",
+    ]
+    (tmp_path / "empty.csv").write_text("text\n\n")
+    with pytest.raises(DataError):
+        export(alone, data=[f"{tmp_path}/empty.csv"])
+
+
+def test_what_cannot_be_exported_is_said(model: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="not a model bundle"):
+        export(str(tmp_path))
+    done = txclf(tmp_path, "export", model, "--format", "tflite")
+    assert done.returncode == 2
+    assert done.stderr == "error: --format tflite: expected one of onnx, torch, int8\n"

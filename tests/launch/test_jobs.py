@@ -1,0 +1,247 @@
+"""Commands run as jobs of a real Ray cluster: sent, followed, stopped, kept out without the token."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.runs import TINY
+from tests.helpers.testbed import METRICS, TOKEN, Testbed, environment, wait_until
+from txclf import Classifier, _version
+from txclf.artifacts import checkpoints
+from txclf.core.errors import ClusterError, ConfigError
+from txclf.launch import jobs
+
+TXCLF = str(Path(sys.executable).with_name("txclf"))
+
+
+# --------------------------------------------------------------------------------------------------- before it is sent
+
+
+def run_file(folder: Path) -> str:
+    path = folder / "mine.yaml"
+    path.write_text("name: mine\n")
+    return str(path)
+
+
+def test_storage_that_would_be_lost_with_the_job_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`storage: runs` would lie in the job's own folder"):
+        jobs.submit("http://127.0.0.1:1", "train", [run_file(tmp_path)], str(tmp_path))
+
+
+def test_a_folder_that_is_too_large_names_its_largest_files(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "large.csv").write_bytes(bytes(3_000_000))
+    (tmp_path / "small.csv").write_bytes(bytes(1000))
+    (tmp_path / ".hidden").write_bytes(bytes(5_000_000))
+    words = [run_file(tmp_path), "storage=/x"]
+    too_large = r"3 MB would travel, the most is 2 MB; the largest: data/large\.csv \(3 MB\)"
+    with pytest.raises(ConfigError, match=too_large):
+        jobs.submit("http://127.0.0.1:1", "train", words, str(tmp_path), most_mb=2)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / ".gitignore").write_text("data/\n.hidden\n")
+    with pytest.raises(ClusterError, match="no Ray dashboard answers there"):
+        jobs.submit("http://127.0.0.1:1", "train", words, str(tmp_path), most_mb=2)
+
+
+def test_what_is_wrong_in_the_run_file_is_said_here(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`train\.epoch`: unknown key"):
+        jobs.submit("http://127.0.0.1:1", "train", [run_file(tmp_path), "train.epoch=3"], str(tmp_path))
+    with pytest.raises(ConfigError, match="`serve`: expected one of train, tune"):
+        jobs.submit("http://127.0.0.1:1", "serve", [run_file(tmp_path)], str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------------- on a cluster
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Testbed]:
+    """A head without CPUs and two nodes of one, with a dashboard and a token."""
+    with Testbed(head_cpus=0, dashboard=True) as made:
+        made.add("one", 1)
+        made.add("two", 1)
+        yield made
+
+
+def txclf(bed: Testbed, folder: Path, *words: str, **changed: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*bed.head.within, TXCLF, *words, "--address", bed.dashboard],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**environment(), **changed},
+        timeout=300,
+    )
+
+
+def settings(folder: Path, data: str, *words: str) -> list[str]:
+    run_file(folder)
+    return ["mine.yaml", *TINY, f"data.train={data}", f"storage={folder}/runs", "compute.workers=2", *words]
+
+
+@pytest.mark.faults
+def test_a_job_trains_on_two_nodes_and_its_log_and_exit_code_come_back(bed: Testbed, tmp_path: Path, data: str) -> None:
+    done = txclf(bed, tmp_path, "submit", "train", *settings(tmp_path, data))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "│ workers" in done.stdout
+    assert Classifier.load(f"{tmp_path}/runs/mine/model")(["a good film"])[0].label in ("neg", "pos")
+    again = txclf(bed, tmp_path, "submit", "train", *settings(tmp_path, data))
+    assert again.returncode == 2
+    assert "is there already: go on with --resume" in again.stdout
+    listed = txclf(bed, tmp_path, "jobs", "list")
+    assert "mine" in listed.stdout
+    assert "succeeded" in listed.stdout
+    assert "failed" in listed.stdout
+    for path in [*tmp_path.rglob("*"), *bed.folder.rglob("*")]:
+        if path.is_file() and not path.is_symlink():
+            assert TOKEN.encode() not in path.read_bytes(), path
+    assert TOKEN not in done.stdout + done.stderr
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("token", ["", "wrong" * 8])
+def test_without_the_token_nothing_is_run(bed: Testbed, tmp_path: Path, data: str, token: str) -> None:
+    done = txclf(bed, tmp_path, "submit", "train", *settings(tmp_path, data), RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "asks for a token that fits: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.faults
+def test_the_token_may_lie_in_a_file(bed: Testbed, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(TOKEN + "\n")
+    known = {name: value for name, value in environment().items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [*bed.head.within, TXCLF, "jobs", "list", "--address", bed.dashboard],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**known, "HOME": str(tmp_path), "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")},
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def send(bed: Testbed, folder: Path, *words: str) -> str:
+    """Sends a job without waiting; its id, once it trains."""
+    sent = txclf(bed, folder, "submit", "--no-wait", *words)
+    assert sent.returncode == 0, sent.stderr
+    log = folder / "runs/mine/metrics.jsonl"
+    wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, 300)
+    return sent.stderr.split("job ")[1].split(":")[0]
+
+
+@pytest.mark.faults
+def test_a_job_that_is_stopped_leaves_a_run_that_goes_on(bed: Testbed, tmp_path: Path, data: str) -> None:
+    words = settings(tmp_path, data, "train.epochs=300", "train.patience=0")
+    job = send(bed, tmp_path, "train", *words)
+    if bed.namespaces:
+        wait_until(lambda: "ray_txclf_step{" in metrics(bed), 30)
+        shown = metrics(bed)
+        for name in ("epoch", "train_loss", "tokens_per_second", "valid", "data_wait_seconds", "gpu_memory_bytes"):
+            assert re.search(rf'^ray_txclf_{name}{{.*run="mine"', shown, re.MULTILINE), name
+    assert txclf(bed, tmp_path, "jobs", "stop", job).returncode == 0
+    wait_until(lambda: "stopped" in txclf(bed, tmp_path, "jobs", "status", job).stdout, 60)
+    saved = checkpoints.committed(f"{tmp_path}/runs/mine/checkpoints")
+    assert saved
+    words += ["--resume"]
+    sent = txclf(bed, tmp_path, "submit", "--no-wait", "train", *words)
+    sessions = tmp_path / "runs/mine/sessions.jsonl"
+    wait_until(lambda: sessions.read_text().count("\n") == 2, 300)
+    assert txclf(bed, tmp_path, "jobs", "stop", sent.stderr.split("job ")[1].split(":")[0]).returncode == 0
+    assert TOKEN not in metrics(bed)
+    assert "no such job" in txclf(bed, tmp_path, "jobs", "status", "none").stderr
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("answer", "state"), [("n", "running"), ("y", "stopped")])
+def test_ctrl_c_asks_whether_the_job_goes_on(bed: Testbed, tmp_path: Path, data: str, answer: str, state: str) -> None:
+    job = send(bed, tmp_path, "train", *settings(tmp_path, data, "train.epochs=300", "train.patience=0"))
+    ours, theirs = pty.openpty()
+    words = [*bed.head.within, TXCLF, "jobs", "logs", job, "--address", bed.dashboard]
+    process = subprocess.Popen(
+        words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(), start_new_session=True
+    )
+    said = b""
+
+    def shows(text: bytes) -> bool:
+        nonlocal said
+        said += os.read(ours, 10_000) if select.select([ours], [], [], 0.1)[0] else b""
+        return text in said
+
+    wait_until(lambda: shows(b"epoch"), 60)
+    os.killpg(process.pid, signal.SIGINT)
+    wait_until(lambda: shows(b"else it goes on"), 20)
+    os.write(ours, f"{answer}\n".encode())
+    assert process.wait(timeout=30) == 130
+    wait_until(lambda: txclf(bed, tmp_path, "jobs", "status", job).stdout.strip() == state, 60)
+    if state == "running":
+        assert shows(b"goes on: txclf jobs logs")
+        txclf(bed, tmp_path, "jobs", "stop", job)
+        wait_until(lambda: "stopped" in txclf(bed, tmp_path, "jobs", "status", job).stdout, 60)
+
+
+def metrics(bed: Testbed) -> str:
+    """What Prometheus would read from the head."""
+    code = f"from urllib.request import urlopen; print(urlopen('http://{bed.head.address}:{METRICS}/metrics').read().decode())"
+    done = subprocess.run([*bed.head.within, sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+@pytest.mark.faults
+def test_a_search_and_then_its_model_on_new_rows(bed: Testbed, tmp_path: Path, data: str) -> None:
+    words = settings(tmp_path, data, "compute.workers=1")
+    (tmp_path / "mine.yaml").write_text("name: mine\ntune: {trials: 3, space: {train.batch_size: {choice: [8, 16]}}}\n")
+    done = txclf(bed, tmp_path, "submit", "tune", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    model = f"{tmp_path}/runs/mine/model"
+    assert Classifier.load(model)
+    done = txclf(bed, tmp_path, "submit", "predict", model, data, "--out", f"{tmp_path}/out.csv")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out.csv").read_text().count("\n") == 301
+
+
+@pytest.mark.faults
+def test_txclf_itself_travels(bed: Testbed, tmp_path: Path, data: str) -> None:
+    """Another version than the cluster has: every node runs the one that was sent from."""
+    shutil.copytree(Path(_version.__file__).parent, tmp_path / "other" / "txclf")
+    changed = tmp_path / "other/txclf/_version.py"
+    changed.write_text(re.sub(r'__version__ = ".*"', '__version__ = "9.8.7"', changed.read_text()))
+    words = ["-m", "txclf", "submit", "check", *settings(tmp_path, data), "--address", bed.dashboard]
+    done = subprocess.run(
+        [*bed.head.within, sys.executable, *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": str(tmp_path / "other")},
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"pass  versions: .*txclf 9\.8\.7\n", done.stdout), done.stdout
+    assert "is read and written by 3 node(s)" in done.stdout
+
+
+@pytest.mark.faults
+def test_a_job_outlives_a_node(bed: Testbed, tmp_path: Path, data: str) -> None:
+    words = settings(tmp_path, data, "compute.workers=[1, 2]", "train.epochs=40", "train.patience=0")
+    job = send(bed, tmp_path, "train", *words, "train.checkpoint_every=10")
+    bed.kill(bed.nodes["two"])
+    done = txclf(bed, tmp_path, "jobs", "logs", job)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert Classifier.load(f"{tmp_path}/runs/mine/model")
+    began = (tmp_path / "runs/mine/sessions.jsonl").read_text().splitlines()
+    assert len(began) > 1
+    assert txclf(bed, tmp_path, "jobs", "status", job).stdout == "succeeded\n"

@@ -1,0 +1,81 @@
+"""`txclf check` tells what a run lacks, on this machine and on a cluster of real nodes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.runs import TINY
+from tests.helpers.testbed import Testbed, environment, namespaces_work
+
+TXCLF = str(Path(sys.executable).with_name("txclf"))
+
+
+def check(
+    folder: Path, data: str, *words: str, verb: str = "check", within: list[str] | None = None
+) -> tuple[int, str]:
+    (folder / "run.yaml").write_text("name: run\n")
+    command = [*(within or []), TXCLF, verb, str(folder / "run.yaml"), *TINY, f"data.train={data}", *words]
+    done = subprocess.run(
+        [*command, f"storage={folder}/runs"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=folder,
+        timeout=200,
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_run_in_this_process(tmp_path: Path, data: str) -> None:
+    code, said = check(tmp_path, data)
+    assert code == 0
+    assert "pass  run file: `run`, 1 data file(s) for train" in said
+    assert f"pass  storage: `{tmp_path}/runs` is read and written by 1 node(s), 1 data file(s) readable" in said
+    assert "pass  versions: Python 3." in said
+    assert "pass  precision: " in said
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_data_that_are_not_there(tmp_path: Path) -> None:
+    code, said = check(tmp_path, "none.csv")
+    assert code == 1
+    assert "fail  run file: `none.csv`: no such file or folder" in said
+
+
+def test_storage_that_cannot_be_written(tmp_path: Path, data: str) -> None:
+    (tmp_path / "runs").write_text("a file")
+    code, said = check(tmp_path, data)
+    assert code == 2
+    assert "runs/.probe-" in said
+    assert "cannot be written" in said
+
+
+@pytest.mark.faults
+def test_every_node_is_asked_for_itself(tmp_path: Path, data: str) -> None:
+    if not namespaces_work():
+        pytest.skip("hiding a folder from a node needs network and mount namespaces")
+    (tmp_path / "runs").mkdir()
+    with Testbed(head_cpus=0) as bed:
+        bed.add("one", 1)
+        words, within = [f"compute.address={bed.address}"], bed.head.within
+        code, said = check(tmp_path, data, *words, "compute.workers=1", within=within)
+        assert code == 0
+        assert "is read and written by 2 node(s), 1 data file(s) readable" in said
+        assert "pass  workers: 1 x 1 CPUs: the cluster has room for 1" in said
+        assert "pass  token: Ray asks for a token" in said
+        assert "pass  clocks: apart by up to 0.0 s" in said
+        two = bed.add("two", 1, hidden=tmp_path / "runs")
+        code, said = check(tmp_path, data, *words, "compute.workers=3", within=within)
+        assert code == 1
+        assert f"fail  storage: 1 of 3 node(s) fail, first {two.address}: `{tmp_path}/runs/.probe-" in said
+        assert "-> set `storage` (and the data) to a path that every node mounts" in said
+        assert "fail  workers: `compute.workers` (3) x `compute.cpus_per_worker` (1) = 3 CPUs, but Ray has 2" in said
+        code, said = check(tmp_path, data, *words, "compute.workers=2", verb="train", within=within)
+        assert code == 2
+        assert f"error: storage: 1 of 3 node(s) fail, first {two.address}" in said

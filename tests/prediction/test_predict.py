@@ -1,0 +1,308 @@
+"""Predicting files: every format into every other, columns and rows kept, bad rows in their place."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.helpers.prediction import ROWS, Row, put
+from txclf.data import records
+from txclf.data.sources import Source
+from txclf.inference.classifier import Classifier
+from txclf.prediction import predict
+from txclf.prediction.predict import Done
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": lambda content: pa.compress(content, "zstd", asbytes=True),
+}
+ADDED = ["label", "probability"]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of an output, as this project reads its own files."""
+    source = Source(str(path), path.name.partition(".")[2].partition(".")[0])
+    rows: list[Row] = []
+    for batch in records.read_raw(source):
+        assert not batch.problems
+        rows += [dict(zip(batch.columns, values, strict=True)) for values in zip(*batch.columns.values(), strict=True)]
+    return rows
+
+
+def errors(out: Path) -> list[Row]:
+    return [json.loads(line) for line in Path(f"{out}.errors.jsonl").read_text().splitlines()]
+
+
+def expected(bundle: str, rows: Sequence[Row], ending: str) -> list[Row]:
+    """The rows with what the model says of their text."""
+    said = Classifier.load(bundle)([row["text"] for row in rows])
+    typed = str if ending in ("csv", "tsv") else float
+    return [
+        {**row, "label": prediction.label, "probability": typed(prediction.probability)}
+        for row, prediction in zip(rows, said, strict=True)
+    ]
+
+
+def close(found: Sequence[Row], wanted: Sequence[Row]) -> bool:
+    def split(rows: Sequence[Row]) -> tuple[list[Row], list[float]]:
+        rest = [{name: value for name, value in row.items() if name != "probability"} for row in rows]
+        return rest, [float(row["probability"]) for row in rows]
+
+    return split(found)[0] == split(wanted)[0] and split(found)[1] == pytest.approx(split(wanted)[1], abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- formats
+
+
+@pytest.mark.parametrize("out", ["csv", "csv.gz", "csv.zst", "tsv", "tsv.gz", "jsonl", "jsonl.zst", "parquet"])
+@pytest.mark.parametrize("into", ["csv", "tsv", "jsonl", "parquet", "csv.gz", "tsv.zst", "jsonl.gz"])
+def test_every_format_into_every_other(tmp_path: Path, tiny_bundle: str, into: str, out: str) -> None:
+    done = predict.predict(tiny_bundle, [put(tmp_path / f"in.{into}", ROWS)], str(tmp_path / f"out.{out}"))
+    assert done == Done(rows=4, bad=0, columns=ADDED)
+    found = read(tmp_path / f"out.{out}")
+    assert [list(row) for row in found] == [["id", "text", "note", *ADDED]] * 4
+    assert close(found, expected(tiny_bundle, ROWS, out))
+    assert sorted(os.listdir(tmp_path)) == sorted([f"in.{into}", f"out.{out}"])
+
+
+def test_a_folder_of_texts(tmp_path: Path, tiny_bundle: str) -> None:
+    for name in ("pos/2", "pos/1", "neg/3"):
+        (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / f"{name}.txt").write_text(f"fox\nnumber {name}")
+    done = predict.predict(tiny_bundle, [str(tmp_path / "texts")], str(tmp_path / "out.tsv"))
+    assert done.columns == ["predicted_label", "probability"]
+    lines = list(csv.reader(io.StringIO((tmp_path / "out.tsv").read_bytes().decode()), dialect="excel-tab"))
+    assert lines[0] == ["text", "label", "predicted_label", "probability"]
+    assert [line[:2] for line in lines[1:]] == [
+        ["fox\nnumber neg/3", "neg"],
+        ["fox\nnumber pos/1", "pos"],
+        ["fox\nnumber pos/2", "pos"],
+    ]
+
+
+def test_parquet_keeps_its_types(tmp_path: Path, tiny_bundle: str) -> None:
+    table = pa.table(
+        {
+            "text": pa.array(["fox", "dog"], pa.large_string()),
+            "day": pa.array([datetime.date(2020, 1, 2), None]),
+            "at": pa.array([1, None], pa.timestamp("ms", "UTC")),
+            "price": pa.array([Decimal("1.20"), None]),
+            "kind": pa.array(["a", "b"]).dictionary_encode(),
+            "raw": pa.array([b"\xff", None]),
+            "small": pa.array([1, None], pa.int8()),
+            "half": pa.array([1.5, None], pa.float32()),
+            "big": pa.array([2**64 - 1, None], pa.uint64()),
+            "list": pa.array([[1, None], None], pa.list_(pa.int16())),
+            "more": pa.array([{"a": 1}, None]),
+            "none": pa.nulls(2),
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    predict.predict(tiny_bundle, [str(tmp_path / "in.parquet")], str(tmp_path / "out.parquet"))
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found.select(table.column_names).equals(table)
+    assert found.schema.types[-2:] == [pa.string(), pa.float64()]
+    predict.predict(tiny_bundle, [str(tmp_path / "in.parquet")], str(tmp_path / "out.jsonl"))
+    (first, second) = read(tmp_path / "out.jsonl")
+    assert (first["day"], first["price"], first["list"], first["more"]) == ("2020-01-02", "1.20", [1, None], {"a": 1})
+    assert (second["day"], second["small"]) == (None, None)
+
+
+def test_json_keeps_its_types_and_parquet_finds_them(tmp_path: Path, tiny_bundle: str) -> None:
+    rows: list[Row] = [
+        {"text": "fox", "n": 1, "x": 0.5, "b": True, "none": None},
+        {"text": "dog", "n": None, "x": 2, "b": False},
+    ]
+    path = put(tmp_path / "in.jsonl", rows)
+    predict.predict(tiny_bundle, [path], str(tmp_path / "out.jsonl"))
+    assert [{name: row[name] for name in rows[0]} for row in read(tmp_path / "out.jsonl")] == [
+        rows[0],
+        {**rows[1], "none": None},
+    ]
+    predict.predict(tiny_bundle, [path], str(tmp_path / "out.parquet"))
+    types = [pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.string(), pa.string(), pa.float64()]
+    assert pq.read_schema(tmp_path / "out.parquet").types == types
+
+
+@pytest.mark.parametrize("text", ['"open', 'a "b" c', '""', "a'b", "a\\tb", " spaced "])
+def test_tsv_reads_back_as_it_was(tmp_path: Path, tiny_bundle: str, text: str) -> None:
+    rows = [{"text": text, "note": '"'}]
+    predict.predict(tiny_bundle, [put(tmp_path / "in.tsv", rows)], str(tmp_path / "out.tsv"))
+    (found,) = read(tmp_path / "out.tsv")
+    assert {name: found[name] for name in rows[0]} == rows[0]
+
+
+def test_tsv_quotes_a_cell_with_tabs_or_line_ends(tmp_path: Path, tiny_bundle: str) -> None:
+    rows = [{"text": 'one\ttwo\nthree "four"', "note": "a\rb"}, {"text": "fox", "note": "c"}]
+    predict.predict(tiny_bundle, [put(tmp_path / "in.jsonl", rows)], str(tmp_path / "out.tsv"))
+    written = io.StringIO((tmp_path / "out.tsv").read_bytes().decode(), newline="")
+    found = list(csv.DictReader(written, dialect="excel-tab"))
+    assert [{name: row[name] for name in ("text", "note")} for row in found] == rows
+
+
+# ------------------------------------------------------------------------------------------------------------- columns
+
+
+@pytest.mark.parametrize("out", ["csv", "jsonl", "parquet"])
+def test_a_column_for_each_label(tmp_path: Path, tiny_bundle: str, out: str) -> None:
+    path = put(tmp_path / "in.csv", ROWS)
+    done = predict.predict(tiny_bundle, [path], str(tmp_path / f"out.{out}"), probabilities=True)
+    each = ["probability_low", "probability_mid", "probability_high"]
+    assert done.columns == [*ADDED, *each]
+    for row, prediction in zip(
+        read(tmp_path / f"out.{out}"), Classifier.load(tiny_bundle)([row["text"] for row in ROWS]), strict=True
+    ):
+        values = [float(row[name]) for name in each]
+        assert sum(values) == pytest.approx(1.0, abs=1e-6)
+        assert values == pytest.approx(list(prediction.probabilities.values()), abs=1e-6)
+        assert row["label"] == ["low", "mid", "high"][values.index(max(values))]
+        assert float(row["probability"]) == max(values)
+
+
+@pytest.mark.parametrize(
+    ("names", "added"),
+    [
+        (["text"], ["label", "probability"]),
+        (["text", "label"], ["predicted_label", "probability"]),
+        (["probability", "text", "label"], ["predicted_label", "predicted_probability"]),
+        (["text", "label", "predicted_label"], ["predicted_predicted_label", "probability"]),
+    ],
+)
+def test_the_input_s_columns_are_never_hidden(
+    tmp_path: Path, tiny_bundle: str, names: list[str], added: list[str]
+) -> None:
+    rows = [{name: f"{name} {number}" for name in names} for number in range(3)]
+    done = predict.predict(tiny_bundle, [put(tmp_path / "in.csv", rows)], str(tmp_path / "out.csv"))
+    assert done.columns == added
+    found = read(tmp_path / "out.csv")
+    assert [list(row) for row in found] == [[*names, *added]] * 3
+    assert [{name: row[name] for name in names} for row in found] == rows
+
+
+def test_the_text_may_have_another_name(tmp_path: Path, tiny_bundle: str) -> None:
+    rows = [{"text": "fox", "body": "dog"}, {"text": "wizards", "body": "the lazy dog"}]
+    path = put(tmp_path / "in.csv", rows)
+    predict.predict(tiny_bundle, [path], str(tmp_path / "out.csv"), text_columns=["body"])
+    said = Classifier.load(tiny_bundle)([row["body"] for row in rows])
+    assert [float(row["probability"]) for row in read(tmp_path / "out.csv")] == pytest.approx(
+        [prediction.probability for prediction in said], abs=1e-6
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ bad rows
+
+
+@pytest.mark.parametrize("out", ["csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("batch_rows", [1, 2, 4096])
+def test_bad_rows_keep_their_place(tmp_path: Path, tiny_bundle: str, out: str, batch_rows: int) -> None:
+    content = b"text,n\nfox,1\nshort\ncaf\xe9,3\n ,4\ndog,5\n"
+    path = tmp_path / f"out.{out}"
+    done = predict.predict(tiny_bundle, [put(tmp_path / "in.csv", content)], str(path), part_rows=batch_rows)
+    assert (done.rows, done.bad) == (5, 3)
+    empty = "" if out in ("csv", "tsv") else None
+    found = read(path)
+    assert [row["n"] for row in found] == ["1", empty, empty, "4", "5"]
+    assert [row["text"] for row in found] == ["fox", empty, empty, " ", "dog"]
+    assert [row["label"] in ("low", "mid", "high") for row in found] == [True, False, False, False, True]
+    assert [row["probability"] for row in found][1:4] == [empty] * 3
+    assert errors(path) == [
+        {"file": str(tmp_path / "in.csv"), "row": 2, "reason": "expected 2 fields, found 1"},
+        {"file": str(tmp_path / "in.csv"), "row": 3, "reason": "not valid UTF-8"},
+        {"file": str(tmp_path / "in.csv"), "row": 4, "reason": "no text: missing or blank"},
+    ]
+
+
+def test_texts_that_are_no_strings(tmp_path: Path, tiny_bundle: str) -> None:
+    lines = '{"text": 5, "n": 1}\n{"text": null, "n": 2}\n[]\n{"n": 4}\n{"text": "fox", "n": 5}\n'
+    path = tmp_path / "out.jsonl"
+    assert predict.predict(tiny_bundle, [put(tmp_path / "in.jsonl", lines)], str(path)).bad == 4
+    assert [row["n"] for row in read(path)] == [1, 2, None, 4, 5]
+    assert [error["reason"] for error in errors(path)] == [
+        "the text is not a string",
+        "no text: missing or blank",
+        "JSON of type list, expected an object",
+        "no text: missing or blank",
+    ]
+
+
+def test_no_list_of_bad_rows_is_left_from_before(tmp_path: Path, tiny_bundle: str) -> None:
+    path = tmp_path / "in.csv"
+    for content, bad in [("text,n\nfox\n", 1), ("text,n\nfox,1\n", 0)]:
+        assert predict.predict(tiny_bundle, [put(path, content)], str(tmp_path / "out.csv")).bad == bad
+        assert Path(f"{tmp_path}/out.csv.errors.jsonl").exists() == bool(bad)
+
+
+def test_all_rows_may_be_bad(tmp_path: Path, tiny_bundle: str) -> None:
+    done = predict.predict(tiny_bundle, [put(tmp_path / "in.csv", "text,n\n,1\n,2\n")], str(tmp_path / "out.parquet"))
+    assert (done.rows, done.bad) == (2, 2)
+    assert pq.read_table(tmp_path / "out.parquet")["label"].to_pylist() == [None, None]
+
+
+# ------------------------------------------------------------------------------------------------------ several batches
+
+
+@pytest.mark.parametrize("out", ["csv", "jsonl", "parquet"])
+def test_several_inputs_become_one_output_in_order(tmp_path: Path, tiny_bundle: str, out: str) -> None:
+    first = put(tmp_path / "b.csv", ROWS)
+    again = [dict(reversed(row.items())) for row in ROWS]  # the same columns in another order
+    second, third = put(tmp_path / "a.jsonl", again), put(tmp_path / "c.csv", "id,text,note\n")
+    shown: list[int] = []
+    path = tmp_path / f"out.{out}"
+    done = predict.predict(tiny_bundle, [first, second, third], str(path), show=shown.append, part_rows=3)
+    assert done == Done(rows=8, bad=0, columns=ADDED)
+    assert shown == [3, 4, 7, 8]
+    found = read(path)
+    assert [list(row) for row in found] == [["id", "text", "note", *ADDED]] * 8
+    assert close(found, expected(tiny_bundle, ROWS * 2, out))
+
+
+@pytest.mark.parametrize("out", ["csv", "jsonl", "parquet"])
+def test_json_lines_may_lack_keys(tmp_path: Path, tiny_bundle: str, out: str) -> None:
+    lines = '{"text": "fox", "n": "1"}\n{"text": "dog"}\n{"text": "fox"}\n{"text": "dog"}\n{"n": "5"}\n'
+    path = tmp_path / f"out.{out}"
+    assert predict.predict(tiny_bundle, [put(tmp_path / "in.jsonl", lines)], str(path), part_rows=2).bad == 1
+    empty = "" if out == "csv" else None
+    assert [row["n"] for row in read(path)] == ["1", empty, empty, empty, "5"]
+    assert [(error["row"], error["reason"]) for error in errors(path)] == [(5, "no text: missing or blank")]
+
+
+def test_json_lines_may_bring_keys_to_json_lines(tmp_path: Path, tiny_bundle: str) -> None:
+    path = put(tmp_path / "in.jsonl", [{"text": "fox"}, {"text": "dog", "n": 2}])
+    predict.predict(tiny_bundle, [path], str(tmp_path / "out.jsonl"), part_rows=1)
+    assert [line.get("n") for line in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())] == [None, 2]
+
+
+# ------------------------------------------------------------------------------------------------------------- failures
+
+
+def test_a_file_uri_and_a_new_folder(tmp_path: Path, tiny_bundle: str) -> None:
+    path = put(tmp_path / "in.csv", "text,n\nfox,1\ndog\n")
+    done = predict.predict(f"file://{tiny_bundle}", [f"file://{path}"], f"file://{tmp_path}/new/folder/out.csv")
+    assert (done.rows, done.bad) == (2, 1)
+    assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["out.csv", "out.csv.errors.jsonl"]
+
+
+def test_an_input_may_be_its_own_output(tmp_path: Path, tiny_bundle: str) -> None:
+    path = put(tmp_path / "in.csv", ROWS)
+    predict.predict(tiny_bundle, [path], path)
+    predict.predict(tiny_bundle, [path], path)
+    assert list(read(tmp_path / "in.csv")[0]) == [
+        "id",
+        "text",
+        "note",
+        *ADDED,
+        "predicted_label",
+        "predicted_probability",
+    ]

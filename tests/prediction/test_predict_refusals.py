@@ -1,0 +1,97 @@
+"""What cannot be predicted: named, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.prediction import ROWS, put
+from txclf.cli import results
+from txclf.core.errors import BundleError, ConfigError, DataError, StorageError
+from txclf.prediction import predict
+
+TWO = [{"text": "fox", "n": 1}, {"text": "dog", "n": 2}]
+
+
+CLASH = [{"text": "fox"}, {"text": "dog", "label": "mine"}]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "out", "error", "message"),
+    [
+        ({"a.csv": "text\nfox\n"}, "out.txt", ConfigError, r"out\.txt`: end the output in \.csv, \.tsv or \.jsonl"),
+        ({"a.csv": "text\nfox\n"}, "out", ConfigError, "end the output in"),
+        ({"a.csv": "text\nfox\n"}, "out.csv.bz2", ConfigError, "end the output in"),
+        ({"a.csv": "text\nfox\n"}, "out.parquet.gz", ConfigError, r"or in \.parquet"),
+        ({"a.csv": "text\nfox\n"}, "a.csv/out.csv", StorageError, r"a\.csv/out\.csv`: cannot be written: "),
+        ({"a.csv": "text\nfox\n"}, "model.csv", StorageError, r"model\.csv`: cannot be written: "),
+        (
+            {"a.csv": "body,n\nfox,1\n"},
+            "out.csv",
+            DataError,
+            r"a\.csv`: no column `text`, it has: `body`, `n`: name it",
+        ),
+        ({"a.jsonl": '{"body": "fox"}\n'}, "out.csv", DataError, r"a\.jsonl`: no column `text`, it has: `body`"),
+        ({"a.csv": "text,n\n"}, "out.csv", DataError, r"no row in .*a\.csv"),
+        ({"a.csv": ""}, "out.csv", DataError, r"a\.csv`: is empty"),
+        ({"a.csv": "text\nfox\n", "b.csv": "body\nfox\n"}, "out.csv", DataError, r"b\.csv`: no column `text`"),
+        ({"a.csv": "text,n\nfox,1\n", "b.csv": "text\nfox\n"}, "out.csv", DataError, r"b\.csv`: row 1 on lacks .* `n`"),
+        (
+            {"a.csv": "text\nfox\n", "b.csv": "text,n\nfox,1\n"},
+            "out.csv",
+            DataError,
+            r"b\.csv`: row 1 on has .* `n` too",
+        ),
+        ({"a.csv": "text\nfox\n", "b.parquet": TWO}, "out.parquet", DataError, r"b\.parquet`: row 1 on has .* `n` too"),
+        ({"a.jsonl": TWO, "b.jsonl": [{"text": "a", "n": "b"}]}, "out.parquet", DataError, "a column changes type"),
+        ({"a.jsonl": [{"text": "a", "n": 10**30}]}, "out.parquet", DataError, "a column changes type"),
+        (
+            {"a.jsonl": CLASH[:1], "b.jsonl": CLASH[1:]},
+            "out.jsonl",
+            DataError,
+            r"b\.jsonl`: row 1 on has .* `label` too",
+        ),
+        ({"a.csv": "text\nfox\n", "b.csv": b"\xff\xfe"}, "out.csv", DataError, r"b\.csv`: "),
+    ],
+)
+def test_after_a_failure_nothing_is_left(
+    tmp_path: Path,
+    tiny_bundle: str,
+    inputs: dict[str, Any],
+    out: str,
+    error: type[Exception],
+    message: str,
+) -> None:
+    (tmp_path / "model.csv").mkdir()
+    paths = [put(tmp_path / name, content) for name, content in inputs.items()]
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(error, match=message):
+        predict.predict(tiny_bundle, paths, str(tmp_path / out))
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_failure_leaves_the_earlier_output(tmp_path: Path, tiny_bundle: str) -> None:
+    path = put(tmp_path / "out.csv", "earlier")
+    with pytest.raises(DataError):
+        predict.predict(tiny_bundle, [put(tmp_path / "in.csv", "body\nfox\n")], path)
+    assert Path(path).read_text() == "earlier"
+
+
+def test_no_such_model_or_input(tmp_path: Path, tiny_bundle: str) -> None:
+    with pytest.raises(BundleError, match="not a model bundle"):
+        predict.predict(str(tmp_path), [put(tmp_path / "in.csv", ROWS)], str(tmp_path / "out.csv"))
+    with pytest.raises(DataError, match="no such file"):
+        predict.predict(tiny_bundle, [str(tmp_path / "none.csv")], str(tmp_path / "out.csv"))
+    with pytest.raises(ConfigError, match=r"--text: 2 column\(s\), the model reads 1 \(text\)"):
+        predict.predict(
+            tiny_bundle, [put(tmp_path / "in.csv", ROWS)], str(tmp_path / "out.csv"), text_columns=["a", "b"]
+        )
+
+
+@pytest.mark.parametrize("option", [{"cpus": 2.0}, {"gpus": 0.0}, {"address": "auto"}])
+def test_what_is_said_of_workers_wants_workers(tiny_bundle: str, option: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^--(cpus-per-worker|gpus-per-worker|address): say how many workers of Ray"):
+        results.predict(tiny_bundle, ["in.csv"], "out.csv", **option)

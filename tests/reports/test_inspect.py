@@ -1,0 +1,202 @@
+"""What a path is: raw files in their forms, and each folder that txclf makes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.helpers.command import TXCLF, environment
+from tests.helpers.files import make_rows, write_csv
+from tests.helpers.reports import search_folder
+from tests.helpers.runs import TINY, go_on, stopped_at
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import DataError
+from txclf.data import profile
+from txclf.data.prepare import prepare
+from txclf.reports.inspect import inspect
+from txclf.training.train import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("inspect")
+    data = write_csv(folder / "train.csv", make_rows(200))
+    run = run_config.load(None, [*TINY, f"data.train={data}", f"storage={folder}/runs", "name=mine"])
+    train(run, prepare(run), go_on)
+    return run
+
+
+def counted(found: dict[str, Any]) -> dict[str, int]:
+    return {one["label"]: one["rows"] for one in found["label_rows"]}
+
+
+def test_raw_data_are_audited(tmp_path: Path) -> None:
+    rows = [(f"a text of its own {number}", "a" if number % 20 else "b") for number in range(100)]
+    rows += [("said twice", "a"), ("said twice", "a"), ("said both ways", "a"), ("said both ways", "b")]
+    rows += [("", "a"), ("no label", "")]
+    path = write_csv(tmp_path / "reviews.csv", rows)
+    found = inspect(path)
+    assert (found["kind"], found["text"], found["label"], found["formats"]) == ("data", ["text"], "label", ["csv"])
+    assert (found["rows"], found["bad_rows"], found["duplicates"], found["conflicting_texts"]) == (104, 2, 2, 1)
+    assert counted(found) == {"a": 98, "b": 6}
+    assert [(one["row"], one["label"]) for one in found["conflict_examples"]] == [(103, "a"), (104, "b")]
+    assert [one["row"] for one in found["bad_examples"]] == [105, 106]
+    assert found["words"] == {"shortest": 2, "median": 6, "p90": 6, "p99": 6, "longest": 6}
+    assert found["all_rows_read"] is True
+    suggested = found["suggested"]
+    assert suggested["data"] == {"train": path, "on_bad_row": "skip"}
+    assert suggested["train"] == {"monitor": "valid_f1_macro", "batch_size": 16}
+
+
+def test_what_is_suggested_is_a_run_file_that_prepares(tmp_path: Path) -> None:
+    table = {
+        "id": list(range(60)),
+        "headline": [f"the market rose by {number} today" for number in range(60)],
+        "topic": ["sport", "money", "world"] * 20,
+        "score": [number / 7 for number in range(60)],
+    }
+    pq.write_table(pa.table(table), tmp_path / "train.parquet")
+    pq.write_table(pa.table(table), tmp_path / "test.parquet")
+    found = inspect(str(tmp_path))
+    assert (found["text"], found["label"], found["rows"]) == (["headline"], "topic", 120)
+    data = found["suggested"]["data"]
+    assert data["text"] == ["headline"]
+    assert data["label"] == "topic"
+    assert data["train"].endswith("/train.parquet")
+    assert data["test"].endswith("/test.parquet")
+    run = run_config.parse({**found["suggested"], "storage": str(tmp_path / "runs")})
+    manifest = storage.read_json(storage.join(prepare(run), "manifest.json"))
+    assert manifest["labels"] == ["money", "sport", "world"]
+    assert manifest["splits"]["test"]["rows"] == 60
+
+
+@pytest.mark.parametrize(
+    ("columns", "text", "label"),
+    [
+        ({"text": ["a b c"] * 9, "label": ["x", "y", "z"] * 3}, "text", "label"),
+        ({"Label": [0, 1, 2] * 3, "Sentence": ["a b c"] * 9}, "Sentence", "Label"),
+        ({"a": ["long strings here"] * 9, "b": ["x", "y", "x"] * 3}, "a", "b"),
+        ({"text": [f"text {n}" for n in range(9)], "score": [n / 3 for n in range(9)]}, "text", None),
+        ({"text": ["only a text"] * 9}, "text", None),
+    ],
+)
+def test_columns_are_guessed(tmp_path: Path, columns: dict[str, list[Any]], text: str, label: str | None) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    found = inspect(str(tmp_path / "x.parquet"))
+    assert (found["text"], found["label"]) == ([text], label)
+    assert [one["column"] for one in found["columns"]] == list(columns)
+
+
+def test_columns_may_be_named(tmp_path: Path) -> None:
+    table = {"text": ["a", "b"] * 5, "title": ["the title", "another"] * 5, "label": ["x", "y"] * 5, "kind": [1, 2] * 5}
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    found = inspect(str(tmp_path / "x.parquet"), ["title", "text"], "kind")
+    assert (found["text"], found["label"]) == (["title", "text"], "kind")
+    assert counted(found) == {"1": 5, "2": 5}
+    assert found["label_kinds"] == ["integer"]
+    with pytest.raises(DataError, match="no column `none`"):
+        inspect(str(tmp_path / "x.parquet"), ["none"])
+
+
+def test_lists_of_labels_are_told(tmp_path: Path) -> None:
+    table = {"text": [f"text {number}" for number in range(10)], "labels": [["a"], ["a", "b"]] * 5}
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    found = inspect(str(tmp_path / "x.parquet"))
+    assert "several labels" in found["note"]
+    run = run_config.parse(found["suggested"])
+    assert (run.task, run.data.label) == ("multilabel", "labels")
+    assert (found["rows"], found["bad_rows"], "label_rows" in found) == (10, 0, False)
+
+
+def test_a_folder_of_text_files(tmp_path: Path) -> None:
+    for number in range(6):
+        path = tmp_path / "mail" / ("ham" if number % 2 else "spam") / f"{number}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"mail number {number}")
+    found = inspect(str(tmp_path / "mail"))
+    assert (found["formats"], found["files"]) == (["text"], 2)
+    assert counted(found) == {"ham": 3, "spam": 3}
+    assert found["suggested"]["data"]["train"] == str(tmp_path / "mail")
+
+
+def test_only_so_many_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "MOST_ROWS", 3000)
+    paths = [write_csv(tmp_path / f"{name}.csv", make_rows(2500, seed=n)) for n, name in enumerate("abc")]
+    found = inspect(str(tmp_path))
+    assert len(paths) == found["files"] == 3
+    assert 3000 <= found["rows"] < 7500
+    assert found["all_rows_read"] is False
+
+
+def test_a_run_says_how_far_it_is(tmp_path: Path, run: RunConfig) -> None:
+    found = inspect(run.run_folder)
+    summary = storage.read_json(storage.join(run.run_folder, "summary.json"))
+    assert (found["kind"], found["state"], found["name"]) == ("run", "finished", "mine")
+    assert found["step"] == found["total_steps"] == summary["steps"]
+    assert found["best"]["step"] == summary["best_step"]
+    assert found["next"][0] == f"txclf report {run.run_folder}"
+
+    files = run.data.train
+    assert files
+    stopped = run_config.load(None, [*TINY, f"data.train={files[0]}", f"storage={tmp_path}", "name=stopped"])
+    stopped_at(stopped, 7)
+    found = inspect(stopped.run_folder)
+    assert (found["state"], found["total_steps"]) == ("begun", summary["steps"])
+    assert 7 <= found["step"] < summary["steps"]
+    validated = found["step"] >= summary["steps"] // 2  # the stop is seen some steps later, maybe after an epoch
+    assert (found["best"] is not None) == validated
+    assert found["checkpoints"] == [found["step"]]
+    assert 0 <= found["seconds_since_last_line"] < 600
+    assert found["next"][0] == f"txclf train {stopped.run_folder}/run.yaml --resume"
+
+
+def test_the_other_folders(tmp_path: Path, run: RunConfig) -> None:
+    prepared = storage.read_json(storage.join(run.run_folder, "summary.json"))["prepared"]
+    found = inspect(prepared)
+    assert (found["kind"], found["labels"]) == ("prepared", 2)
+    assert sum(one["rows"] for one in found["splits"]) == 200
+    found = inspect(storage.join(run.run_folder, "model"))
+    assert (found["kind"], found["task"], found["label_names"]) == ("bundle", "classify", ["neg", "pos"])
+    search = search_folder(tmp_path)
+    found = inspect(search.run_folder)
+    assert (found["kind"], found["state"], found["states"]) == ("search", "not finished", {"finished": 3, "stopped": 3})
+    assert found["best"]["trial"] == 5
+    assert found["next"][0].endswith("run.yaml --resume")
+    trial = storage.join(search.run_folder, "trials", "0000")
+    with pytest.raises(DataError):
+        inspect(trial)  # it holds no run.yaml: nothing began there
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("runs", "a folder of 1 run"), ("empty", "holds neither"), ("no", "no such")]
+)
+def test_anything_else_is_an_error(run: RunConfig, name: str, message: str) -> None:
+    folder = Path(run.storage)
+    (folder / "empty").mkdir(exist_ok=True)
+    with pytest.raises(DataError, match=message):
+        inspect(str(folder if name == "runs" else folder / name))
+
+
+def test_the_command(run: RunConfig, tmp_path: Path) -> None:
+    def told(*words: str) -> subprocess.CompletedProcess[str]:
+        words = (TXCLF, "inspect", *words)
+        return subprocess.run(words, check=False, capture_output=True, text=True, env=environment(), cwd=tmp_path)
+
+    assert json.loads(told(run.run_folder, "--json").stdout) == inspect(run.run_folder)
+    files = run.data.train
+    assert files
+    shown = told(files[0]).stdout
+    assert "a run file for it:" in shown
+    assert f"train: {files[0]}" in shown
+    failed = told("nowhere")
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert "expected raw data, prepared data, a run, a search or a model bundle" in failed.stderr
+    assert "Traceback" not in failed.stderr

@@ -1,0 +1,188 @@
+"""`txclf serve` as processes: what it says, its limits on Ray; nothing is lost when a replica dies or it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.serving import TEXTS, TXCLF, Server, counts
+from tests.helpers.testbed import wait_until
+from txclf import Classifier
+from txclf.cli import serve
+from txclf.core.errors import ConfigError
+
+
+def stopped(pids: Sequence[int]) -> Callable[[], None]:
+    """Stops processes; gives what lets them go on."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+
+    def resume() -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+    return resume
+
+
+def test_in_this_process_without_ray(tiny_bundle: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("abc\n")
+    server = Server(tiny_bundle, "--replicas", "0", "--token-file", str(tmp_path / "token"))
+    try:
+        assert server.curl.startswith(f"curl {server.url}/predict ")
+        done = subprocess.run(
+            ["sh", "-c", f"{server.curl} -s"],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "TXCLF_SERVE_TOKEN": "abc"},
+        )
+        assert json.loads(done.stdout)["predictions"][0]["label"] in ("low", "mid", "high")
+        assert server.ask("/predict", {"text": "a"})[0] == 401
+        taken = subprocess.run(
+            [*TXCLF, "serve", tiny_bundle, "--port", server.url.rpartition(":")[2]], capture_output=True, text=True
+        )
+        assert taken.returncode == 2
+        assert "in use: choose another, or --port 0" in taken.stderr
+    finally:
+        code, out, err = server.end(signal.SIGINT)
+    assert (code, err) == (0, "")
+    assert out == "ended; every request was answered\n"
+
+
+def test_what_cannot_be_served_is_said(tiny_bundle: str, tmp_path: Path) -> None:
+    def said(*words: str, **environment: str) -> str:
+        done = subprocess.run(
+            [*TXCLF, "serve", *words], capture_output=True, text=True, env={**os.environ, **environment}
+        )
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "not a model bundle" in said(str(tmp_path))
+    assert "TXCLF_SERVE_TOKEN`: expected a token" in said(tiny_bundle, TXCLF_SERVE_TOKEN="a b")
+    assert "cannot be read" in said(tiny_bundle, "--token-file", str(tmp_path / "none"))
+    assert "--max-replicas 1: expected at least" in said(tiny_bundle, "--replicas", "2", "--max-replicas", "1")
+    assert "--host 192.0.2.1" in said(tiny_bundle, "--host", "192.0.2.1")
+
+
+def test_a_missing_package_is_named_with_its_extra(tiny_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "PACKAGES", ("fastapi", "not_installed_here"))
+    with pytest.raises(ConfigError, match=r"`not_installed_here`: pip install 'txclf\[serve\]'"):
+        serve.serve(tiny_bundle)
+
+
+def test_on_ray_time_and_queue_are_limited(tiny_bundle: str) -> None:
+    words = ["--batch", "1", "--queue", "2", "--timeout", "3", "--cpus", "0.5", "--max-bytes", "3000"]
+    server = Server(tiny_bundle, *words)
+    try:
+        assert server.ask("/predict", {"text": "fox"})[0] == 200
+        assert server.ask("/predict", {"text": "x" * 4000})[0] == 413
+        assert server.ask("/healthz") == (200, {"status": "ok"})
+        assert counts(server.ask("/metrics")[1])["txclf_serve_replicas"] == 1
+        # A body that does not come.
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as slow:
+            slow.sendall(
+                b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
+            )
+            assert b" 408 " in slow.recv(4096).splitlines()[0]
+        # A replica that hangs: two requests are with it, two wait (three while Ray Serve places one), the others are
+        # refused at once.
+        resume = stopped(server.replicas())
+        try:
+            with ThreadPoolExecutor(10) as pool:
+                found = [status for status, _ in pool.map(lambda _: server.ask("/predict", {"text": "fox"}), range(10))]
+        finally:
+            resume()
+        assert set(found) == {503, 504}
+        assert 2 <= found.count(504) <= 5
+        wait_until(lambda: server.ask("/predict", {"text": "fox"})[0] == 200, 30)
+    finally:
+        code, out, err = server.end()
+    assert (code, err) == (0, "")
+    assert out == "ended; every request was answered\n"
+
+
+@pytest.mark.faults
+def test_nothing_is_lost(tiny_bundle: str) -> None:
+    """Replicas killed under load, then the end asked for while requests are open."""
+    server = Server(tiny_bundle, "--replicas", "2", "--cpus", "0.5", "--timeout", "60")
+    right = Classifier.load(tiny_bundle)(TEXTS)
+    statuses: list[int] = []
+    over = threading.Event()
+
+    def load() -> None:
+        while not over.is_set():
+            status, content = server.ask("/predict", {"texts": TEXTS})
+            statuses.append(status)
+            if status == 200:
+                assert [one["label"] for one in content["predictions"]] == [one.label for one in right]
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            clients = [pool.submit(load) for _ in range(8)]
+            try:
+                for _ in range(3):
+                    wait_until(lambda: len(server.replicas()) == 2, 60)
+                    before = len(statuses)
+                    wait_until(lambda: len(statuses) > before + 50, 60)  # noqa: B023
+                    os.kill(server.replicas()[0], signal.SIGKILL)
+                wait_until(lambda: len(server.replicas()) == 2, 60)
+            finally:
+                over.set()
+            for one in clients:
+                one.result()
+        assert set(statuses) == {200}
+        assert counts(server.ask("/metrics")[1])["txclf_serve_retries_total"] >= 1
+        resume = stopped(server.replicas())
+        with ThreadPoolExecutor(4) as pool:
+            open_requests = [pool.submit(server.ask, "/predict", {"texts": TEXTS}) for _ in range(4)]
+            time.sleep(1)
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(1)
+            with pytest.raises(urllib.error.URLError, match="refused"):
+                server.ask("/healthz")
+            assert server.process.poll() is None
+            resume()
+            assert [one.result()[0] for one in open_requests] == [200] * 4
+    finally:
+        code, out, err = server.end()
+    assert (code, err) == (0, "")
+    assert out.endswith("ended; every request was answered\n")  # before it Ray's notes of those that were killed
+
+
+@pytest.mark.faults
+def test_the_load_brings_another_replica(tiny_bundle: str) -> None:
+    server = Server(tiny_bundle, "--max-replicas", "2", "--cpus", "0.5", "--batch", "1")
+    over = threading.Event()
+
+    def load() -> None:
+        while not over.is_set():
+            assert server.ask("/predict", {"text": "fox"})[0] == 200
+
+    try:
+        assert len(server.replicas()) == 1
+        with ThreadPoolExecutor(8) as pool:
+            clients = [pool.submit(load) for _ in range(8)]
+            try:
+                wait_until(lambda: counts(server.ask("/metrics")[1])["txclf_serve_replicas"] == 2, 180)
+                assert len(server.replicas()) == 2
+            finally:
+                over.set()
+            for client in clients:
+                client.result()
+    finally:
+        code, out, err = server.end()
+    assert (code, out, err) == (0, "ended; every request was answered\n", "")

@@ -1,0 +1,87 @@
+"""What holds for the whole project: every run file loads, nothing heavy is imported too early."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import txclf
+from txclf.config import run_config
+from txclf.config.search_space import Domain, Scheduler, Tune
+from txclf.config.sections import Compute, Data, Generate, Model, Tokenizer, Train
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "txclf"
+
+
+def modules() -> dict[str, Path]:
+    names = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path for path in PACKAGE.rglob("*.py")}
+    return {name: path for name, path in names.items() if not name.endswith("__init__")}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("**/*.yaml")), ids=lambda path: path.name)
+def test_every_run_file_loads(path: Path) -> None:
+    run = run_config.load(path)
+    assert run.name == path.stem
+    assert run.data.train is not None
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
+    code = "import sys; import txclf.cli.main; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {
+        "torch",
+        "ray",
+        "pytorch_lightning",
+        "pyarrow",
+        "numpy",
+        "sklearn",
+        "pydantic",
+        "plotly",
+        "jinja2",
+        "fastapi",
+        "uvicorn",
+    } & set(loaded)
+
+
+def test_the_driver_of_a_run_on_ray_leaves_lightning_to_the_workers() -> None:
+    names = ("cli.tables", "launch.preflight", "training.distributed.ray_trainer", "training.train")
+    code = f"import sys, {', '.join(f'txclf.{name}' for name in names)}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "ray.train" in loaded
+    assert not {"pytorch_lightning", "torchmetrics", "torch._dynamo", "sklearn"} & set(loaded)
+
+
+def test_the_bundle_loads_without_ray_and_lightning() -> None:
+    code = "import sys; from txclf import Classifier; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"ray", "pytorch_lightning", "sklearn"} & set(loaded)
+
+
+def test_files_stay_short() -> None:
+    long = {path.name: lines for path in modules().values() if (lines := len(path.read_text().splitlines())) > 410}
+    assert not long
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## [{txclf.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    guide = (ROOT / "docs/guide/run-file.md").read_text()
+    for section in (Data, Tokenizer, Model, Train, Generate, Compute, Tune, Scheduler, Domain, run_config.RunConfig):
+        for name, field in section.model_fields.items():
+            assert f"`{name}`" in guide, f"docs/guide/run-file.md says nothing of `{name}`"
+            assert field.description or name in {
+                "data",
+                "tokenizer",
+                "model",
+                "train",
+                "generate",
+                "compute",
+                "tune",
+                "scheduler",
+            }

@@ -1,0 +1,213 @@
+"""What a bundle is made of, after real runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, f1_score
+
+from tests.helpers.files import make_rows, write_csv
+from tests.helpers.runs import go_on, tiny
+from txclf import Classifier
+from txclf.artifacts import checkpoints
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.core import storage
+from txclf.data import shards
+from txclf.data.batches import TokenRows
+from txclf.data.prepare import prepare
+from txclf.evaluation import evaluate
+from txclf.inference.classifier import softmax
+from txclf.metrics import calibration
+from txclf.training.checkpoint_selection import chosen
+from txclf.training.train import Summary, check_folder, train
+
+NOISY = [
+    "train.epochs=8",
+    "train.patience=0",
+    "train.learning_rate=0.01",
+    "train.keep_checkpoints=8",
+    "train.precision=fp32",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Training and test files of rows of which some are labelled wrong, so that a model is too sure of itself."""
+    folder, draw = tmp_path_factory.mktemp("noisy"), np.random.default_rng(0)
+    rows = [
+        (f"{text} {'good' if (label == 'pos') != (draw.random() < 0.3) else 'bad'} {draw.integers(100)}", label)
+        for text, label in make_rows(700)
+    ]
+    return write_csv(folder / "train.csv", rows[:500]), write_csv(folder / "test.csv", rows[500:])
+
+
+def trained(folder: Path, data: Sequence[str], *words: str) -> tuple[RunConfig, Summary]:
+    run = tiny(folder, data[0], f"data.test={data[1]}", "data.valid_fraction=0.3", *NOISY, *words)
+    check_folder(run, resume=False)
+    return run, train(run, prepare(run), go_on)
+
+
+def on_valid(run: RunConfig, summary: Summary) -> tuple[Classifier, np.ndarray, np.ndarray]:
+    """The bundle, and its logits and labels of the validation rows."""
+    manifest = shards.load_manifest(summary.prepared)
+    rows = TokenRows([shards.read_split(summary.prepared, manifest, "valid", ["input_ids", "label"])])
+    classifier = Classifier.load(f"{run.run_folder}/model")
+    return classifier, classifier.logits(rows), rows.labels
+
+
+def loss(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    return float(-np.log(softmax(logits, temperature)[np.arange(len(labels)), labels]).mean())
+
+
+def test_a_bundle_is_calibrated_on_the_validation_rows(tmp_path: Path, data: tuple[str, str]) -> None:
+    # By accuracy the chosen checkpoint is a late and overconfident one.
+    run, summary = trained(tmp_path, data, "train.monitor=valid_accuracy")
+    found = summary.calibration
+    assert found
+    classifier, logits, labels = on_valid(run, summary)
+    assert classifier.temperature == found.temperature != 1.0
+    assert found.temperature == pytest.approx(calibration.temperature(logits, labels), rel=1e-3)
+    assert found.rows == len(labels)
+    assert found.error_before == pytest.approx(calibration.error(logits, labels), abs=1e-3)
+    assert found.error_after == pytest.approx(calibration.error(logits, labels, found.temperature), abs=1e-3)
+    assert loss(logits, labels, found.temperature) < loss(logits, labels, 1.0)
+    card = Path(run.run_folder, "model/card.md").read_text()
+    assert f"calibrated on {len(labels)} validation rows: temperature {found.temperature:.3f}" in card
+    assert Summary.model_validate(storage.read_json(f"{run.run_folder}/summary.json")) == summary
+    # Evaluation uses it, and tells both errors on its own rows.
+    result = evaluate.evaluate(run.run_folder, with_baseline=False)
+    manifest = shards.load_manifest(summary.prepared)
+    table = shards.read_split(summary.prepared, manifest, "test", ["input_ids", "label"])
+    test_logits, test_labels = classifier.logits(TokenRows([table])), table["label"].to_numpy()
+    assert result["loss"] == pytest.approx(loss(test_logits, test_labels, found.temperature), rel=1e-5)
+    assert result["calibration_error_before"] == pytest.approx(calibration.error(test_logits, test_labels), abs=1e-6)
+    expected = calibration.error(test_logits, test_labels, found.temperature)
+    assert result["calibration_error"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("word", ["train.calibrate=false", "train.include_valid=true"])
+def test_a_bundle_that_is_not_calibrated(tmp_path: Path, data: tuple[str, str], word: str) -> None:
+    run, summary = trained(tmp_path, data, word)
+    assert summary.calibration is None
+    assert json.loads(Path(run.run_folder, "model/model.json").read_text())["calibration"] is None
+    assert Classifier.load(f"{run.run_folder}/model").temperature == 1.0
+    assert "not calibrated" in Path(run.run_folder, "model/card.md").read_text()
+    result = evaluate.evaluate(run.run_folder, with_baseline=False)
+    assert result["calibration_error_before"] == pytest.approx(result["calibration_error"], abs=1e-7)
+
+
+def test_averaged_weights_are_calibrated_as_they_are_bundled(tmp_path: Path, data: tuple[str, str]) -> None:
+    run, summary = trained(tmp_path, data, "train.average=0.95")
+    _, logits, labels = on_valid(run, summary)
+    assert summary.calibration
+    assert summary.calibration.temperature == pytest.approx(calibration.temperature(logits, labels), rel=1e-3)
+    again = chosen(run, summary.prepared, checkpoints.committed(f"{run.run_folder}/checkpoints"))
+    assert (again.step, again.calibration) == (summary.best_step, summary.calibration)
+
+
+# ------------------------------------------------------------------------------------------------- several checkpoints
+
+
+def bundled(run: RunConfig) -> dict[str, torch.Tensor]:
+    return load_file(f"{run.run_folder}/model/model.safetensors")
+
+
+def mean_of(run: RunConfig, steps: Sequence[int], kind: str = "model") -> dict[str, torch.Tensor]:
+    saved = [one for one in checkpoints.committed(f"{run.run_folder}/checkpoints") if one.step in steps]
+    states = [checkpoints.load(one)[kind] for one in saved]
+    assert len(states) == len(steps)
+    return {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]}
+
+
+def scores_of(run: RunConfig, summary: Summary) -> dict[str, float]:
+    """The bundle's own, by scikit-learn."""
+    _, logits, labels = on_valid(run, summary)
+    predicted = logits.argmax(axis=1)
+    return {
+        "valid_loss": loss(logits, labels, 1.0),
+        "valid_accuracy": accuracy_score(labels, predicted),
+        "valid_f1_macro": f1_score(labels, predicted, average="macro"),
+    }
+
+
+RESTLESS = ["train.epochs=3", "train.schedule=constant", "train.eval_every=0.2", "train.average_best=3"]
+
+
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_the_mean_of_the_best_is_bundled_where_it_is_as_good(
+    tmp_path: Path, data: tuple[str, str], average: float
+) -> None:
+    # Without an average of its own the weights are restless, and their mean is better than any.
+    run, summary = trained(tmp_path, data, *RESTLESS, f"train.average={average}")
+    ranked = checkpoints.ranked(checkpoints.committed(f"{run.run_folder}/checkpoints"), "valid_loss")
+    assert summary.best_step == ranked[0].step
+    best = ranked[0].metrics["valid_loss"]
+    three = sorted(one.step for one in ranked[:3])
+    mean = mean_of(run, three, "average" if average else "model")
+    manifest = shards.load_manifest(summary.prepared)
+    tokenizer = Path(summary.prepared, "tokenizer.json").read_text()
+    rows = TokenRows([shards.read_split(summary.prepared, manifest, "valid", ["input_ids", "label"])])
+    logits = Classifier.of(run, mean, manifest.labels, tokenizer).logits(rows)
+    is_as_good = loss(logits, rows.labels, 1.0) <= best
+    assert is_as_good or average
+    assert summary.averaged == (three if is_as_good else [])
+    if is_as_good:
+        assert all(torch.allclose(weight, mean[name], atol=1e-6) for name, weight in bundled(run).items())
+        assert summary.best["valid_loss"] <= best
+    assert summary.best == pytest.approx(scores_of(run, summary), rel=1e-4)
+    description = json.loads(Path(run.run_folder, "model/model.json").read_text())
+    assert description["metrics"] == pytest.approx(summary.best)
+    # It is the mean that is calibrated, not the best.
+    _, logits, labels = on_valid(run, summary)
+    assert summary.calibration
+    assert summary.calibration.temperature == pytest.approx(calibration.temperature(logits, labels), rel=1e-3)
+
+
+def edited(run: RunConfig, step: int, **metrics: float) -> None:
+    """Saves a checkpoint of the run anew, whose weights are turned round."""
+    folder = f"{run.run_folder}/checkpoints"
+    (one,) = [saved for saved in checkpoints.committed(folder) if saved.step == step]
+    state = checkpoints.load(one)
+    state["model"] = {name: -weight for name, weight in state["model"].items()}
+    checkpoints.save(folder, step, {**one.metrics, **metrics}, state)
+
+
+def test_a_mean_that_is_worse_is_left(tmp_path: Path, data: tuple[str, str]) -> None:
+    run, summary = trained(tmp_path, data, "train.epochs=4", "train.calibrate=false")
+    folder = f"{run.run_folder}/checkpoints"
+    best, second = checkpoints.ranked(checkpoints.committed(folder), "valid_loss")[:2]
+    edited(run, second.step)
+    two = run_config.replaced(run, {"train.average_best": 2})
+    found = chosen(two, summary.prepared, checkpoints.committed(folder))
+    assert (found.step, found.averaged, found.calibration) == (best.step, [], None)
+    assert found.metrics == best.metrics
+    assert all(torch.equal(weight, found.weights[name]) for name, weight in bundled(run).items())
+    # Twice the same weights are as good as once: of equals the mean is taken.
+    edited(run, second.step)
+    same = checkpoints.load(best) | {"step": second.step}
+    checkpoints.save(folder, second.step, second.metrics, same)
+    found = chosen(two, summary.prepared, checkpoints.committed(folder))
+    assert found.averaged == sorted([best.step, second.step])
+    assert found.metrics == pytest.approx(best.metrics, rel=1e-5)
+
+
+def test_fewer_checkpoints_than_asked_for(tmp_path: Path, data: tuple[str, str]) -> None:
+    run, summary = trained(tmp_path, data, "train.average_best=5", "train.epochs=1")
+    assert summary.averaged == []
+    assert all(torch.equal(weight, mean_of(run, [summary.steps])[name]) for name, weight in bundled(run).items())
+    run, summary = trained(tmp_path, data, "name=two", "train.average_best=5", "train.epochs=2")
+    assert len(summary.averaged) in (0, 2)
+    assert summary.best == pytest.approx(scores_of(run, summary), rel=1e-4)
+
+
+def test_rows_that_were_learned_from_choose_no_mean(tmp_path: Path, data: tuple[str, str]) -> None:
+    run, summary = trained(tmp_path, data, "train.average_best=3", "train.include_valid=true")
+    assert summary.averaged == []
+    assert all(torch.equal(weight, mean_of(run, [summary.steps])[name]) for name, weight in bundled(run).items())

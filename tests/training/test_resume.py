@@ -1,0 +1,99 @@
+"""A run that was stopped, killed, copied or begun twice goes on as if it had not been."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.runs import go_on, lines, stopped_at, tiny, trained
+from txclf import Classifier
+from txclf.artifacts import checkpoints
+from txclf.config.run_config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import ConfigError, StorageError
+from txclf.data.prepare import prepare
+from txclf.training import callbacks
+from txclf.training.progress import Progress
+from txclf.training.train import Summary, check_folder, recorded_data, train
+
+STATEFUL = ["train.eval_every=0.5", "train.accumulate=2", "train.average=0.9", "train.token_dropout=0.1"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> tuple[RunConfig, Summary]:
+    """A run never stopped, with all that has a state: dropout, accumulation, averaged weights."""
+    return trained(tmp_path_factory.mktemp("whole"), data, *STATEFUL)
+
+
+@pytest.mark.parametrize("step", [3, 16, 17, 20])
+def test_interrupted_anywhere_and_resumed_it_is_as_if_never_stopped(
+    tmp_path: Path, data: str, whole: tuple[RunConfig, Summary], step: int
+) -> None:
+    unbroken, expected = whole
+    broken = tiny(tmp_path, data, *STATEFUL)
+    stopped_at(broken, step)
+    assert not storage.exists(f"{broken.run_folder}/summary.json")
+    assert check_folder(broken, resume=True) is None
+    summary = train(broken, prepare(broken), go_on)
+    assert lines(broken) == lines(unbroken)
+    assert (summary.best, summary.best_step, summary.steps) == (expected.best, expected.best_step, expected.steps)
+    texts = ["the film", "score good", "bad plot of the actor"]
+    one, two = (Classifier.load(f"{run.run_folder}/model")(texts) for run in (unbroken, broken))
+    assert one == two
+
+
+def test_killed_between_checkpoints_the_lines_after_the_last_one_are_written_once(tmp_path: Path, data: str) -> None:
+    run, _ = trained(tmp_path, data)
+    expected = lines(run)
+    saved = checkpoints.committed(f"{run.run_folder}/checkpoints")
+    storage.remove_folder(saved[-1].path)
+    Path(run.run_folder, "summary.json").unlink()
+    train(run, prepare(run), go_on)
+    assert lines(run) == expected
+
+
+def test_a_taken_name_is_refused_and_resume_wants_the_same_settings(tmp_path: Path, data: str) -> None:
+    with pytest.raises(ConfigError, match="no run to resume"):
+        check_folder(tiny(tmp_path, data), resume=True)
+    run, summary = trained(tmp_path, data, "train.epochs=1")
+    with pytest.raises(ConfigError, match="--resume"):
+        check_folder(run, resume=False)
+    assert check_folder(run, resume=True) == summary
+    with pytest.raises(ConfigError, match=r"differs from what is asked in `model`"):
+        check_folder(tiny(tmp_path, data, "train.epochs=1", "model.width=32"), resume=True)
+
+
+def test_a_run_copied_elsewhere_with_its_data_goes_on_there(tmp_path: Path, data: str) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    run, _ = trained(tmp_path, data)
+    stopped = tiny(there, data)
+    stopped_at(stopped, 5)
+    shutil.copytree(there, here)
+    shutil.rmtree(there)
+    moved = tiny(here, data)
+    assert check_folder(moved, resume=True) is None
+    prepared = recorded_data(moved)
+    assert prepared
+    assert prepared.startswith(str(here))
+    train(moved, prepared, go_on)
+    assert lines(moved) == lines(run)
+
+
+def test_a_second_process_that_goes_on_ends_the_first(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "SHOWN_EVERY_S", 0.0)
+    run = tiny(tmp_path, data, "train.checkpoint_every=1")
+    prepared = prepare(run)
+    second: list[Summary] = []
+
+    def meanwhile(progress: Progress) -> bool:
+        if progress.step == 5 and not second:
+            second.append(train(run, prepared, go_on))
+        return False
+
+    with pytest.raises(StorageError, match="another process goes on with this run"):
+        train(run, prepared, meanwhile)
+    assert second[0].sessions == 2

@@ -1,0 +1,298 @@
+"""Training in this process: reproducible, interruptible, resumable; what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from tests.helpers.files import make_rows, write_csv
+from tests.helpers.runs import go_on, lines, losses, stopped_at, tiny, trained
+from txclf import Classifier
+from txclf.artifacts import checkpoints
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.core import storage
+from txclf.core.errors import ConfigError, StorageError, TxclfError
+from txclf.data import disk_cache, shards
+from txclf.data.batches import TokenRows
+from txclf.data.prepare import prepare
+from txclf.data.sampler import Plan
+from txclf.training import callbacks
+from txclf.training.progress import Progress
+from txclf.training.step_schedule import Course
+from txclf.training.train import check_folder, train
+
+
+def test_a_run_leaves_all_that_it_promises(tmp_path: Path, data: str) -> None:
+    run, summary = trained(tmp_path, data)
+    folder = Path(run.run_folder)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "run.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+        "model",
+        "summary.json",
+        "prepared.json",
+        "sessions.jsonl",
+    }
+    assert run_config.load(folder / "run.yaml") == run
+    manifest = shards.load_manifest(summary.prepared)
+    steps = manifest.splits["train"].rows // 16
+    assert (summary.steps, summary.rows_seen) == (2 * steps, 2 * steps * 16)
+    log = lines(run)
+    assert [line["step"] for line in log if "train_loss" in line] == list(range(1, 2 * steps + 1))
+    validations = [line for line in log if "valid_loss" in line]
+    assert [line["epoch"] for line in validations] == [1.0, 2.0]
+    assert all(line["valid_rows"] == manifest.splits["valid"].rows for line in validations)
+    assert losses(run)[-1] < losses(run)[0]
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_the_bundle_is_the_best_checkpoint_and_scores_what_the_log_says(tmp_path: Path, data: str) -> None:
+    run, summary = trained(tmp_path, data, "train.monitor=valid_accuracy")
+    manifest = shards.load_manifest(summary.prepared)
+    table = shards.read_split(summary.prepared, manifest, "valid", ["input_ids", "label"])
+    logits = Classifier.load(f"{run.run_folder}/model").logits(TokenRows([table]))
+    accuracy = float(np.mean(logits.argmax(axis=1) == table["label"].to_numpy()))
+    best = max(line["valid_accuracy"] for line in lines(run) if "valid_accuracy" in line)
+    assert accuracy == pytest.approx(best, abs=1e-6)
+    assert summary.best["valid_accuracy"] == pytest.approx(best)
+
+
+def test_the_same_seed_gives_the_same_losses_to_the_last_bit(tmp_path: Path, data: str) -> None:
+    one, _ = trained(tmp_path, data, "name=one")
+    two, _ = trained(tmp_path, data, "name=two")
+    other, _ = trained(tmp_path, data, "name=other", "seed=2")
+    assert lines(one) == lines(two)
+    assert losses(one)[0] != losses(other)[0]
+
+
+def test_accumulation_changes_memory_not_the_step(tmp_path: Path, data: str) -> None:
+    one, _ = trained(tmp_path, data, "name=one", "model.dropout=0")
+    three, _ = trained(tmp_path, data, "name=three", "model.dropout=0", "train.accumulate=3")
+    np.testing.assert_allclose(losses(one), losses(three), rtol=2e-4)
+
+
+def test_golden_losses(tmp_path: Path, data: str) -> None:
+    # A refactor keeps these. They change only when data order, model, loss or optimizer do, and then on purpose.
+    run, _ = trained(tmp_path, data, "model.dropout=0.1")
+    golden = """
+        0.671976 0.866770 0.628850 0.839941 0.603505 0.527140 0.560462 0.438129 0.619114 0.449863
+        0.426523 0.391320 0.556930 0.634534 0.529079 0.486511 0.468378 0.259262 0.693704 0.370523
+    """
+    np.testing.assert_allclose(losses(run)[:20], [float(loss) for loss in golden.split()], rtol=1e-3)
+
+
+def test_the_average_is_validated_and_bundled_and_leaves_training_alone(tmp_path: Path, data: str) -> None:
+    plain, _ = trained(tmp_path, data, "name=plain")
+    averaged, summary = trained(tmp_path, data, "name=averaged", "train.average=0.9")
+    assert losses(plain) == losses(averaged)
+    manifest = shards.load_manifest(summary.prepared)
+    table = shards.read_split(summary.prepared, manifest, "valid", ["input_ids", "label"])
+    logits = Classifier.load(f"{averaged.run_folder}/model").logits(TokenRows([table])).astype(np.float64)
+    labels = table["label"].to_numpy()
+    loss = np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels])
+    assert summary.best["valid_loss"] == pytest.approx(loss, abs=1e-5)
+    assert summary.best["valid_loss"] != lines(plain)[-1]["valid_loss"]
+
+
+def test_early_stopping_and_kept_checkpoints(tmp_path: Path, data: str) -> None:
+    words = ["train.epochs=30", "train.patience=2", "train.learning_rate=0.3", "train.keep_checkpoints=1"]
+    run, summary = trained(tmp_path, data, *words, "train.monitor=valid_loss")
+    assert summary.stopped_early
+    validations = [line["valid_loss"] for line in lines(run) if "valid_loss" in line]
+    assert len(validations) - 1 - int(np.argmin(validations)) == 2
+    steps = {saved.step for saved in checkpoints.committed(f"{run.run_folder}/checkpoints")}
+    assert steps == {summary.best_step, summary.steps}
+    # A run that was stopped early and lost its summary does not train on.
+    Path(run.run_folder, "summary.json").unlink()
+    assert train(run, prepare(run), go_on).steps == summary.steps
+
+
+def test_class_weights_smoothing_and_every_schedule_run(tmp_path: Path, data: str) -> None:
+    for schedule in ("cosine", "linear", "constant"):
+        words = ["train.class_weights={pos: 2}", "train.label_smoothing=0.1", f"train.schedule={schedule}"]
+        _, summary = trained(tmp_path, data, f"name={schedule}", "train.epochs=1", *words)
+        assert summary.best["valid_loss"] < 0.8
+
+
+@pytest.fixture(scope="module")
+def skewed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """400 rows of which about one in sixteen is `neg`."""
+    rows = [(f"{text} {'good' if label == 'pos' else 'bad'}", label) for text, label in make_rows(800)]
+    rare = [row for row in rows if row[1] == "neg"][:25]
+    return write_csv(tmp_path_factory.mktemp("skewed") / "train.csv", [row for row in rows if row[1] == "pos"] + rare)
+
+
+def test_a_balanced_run_stopped_in_an_epoch_goes_on_to_the_same_losses(tmp_path: Path, skewed: str) -> None:
+    words = ["train.sampling=balanced", "train.focal_gamma=2", "train.token_dropout=0.1"]
+    whole, summary = trained(tmp_path, skewed, "name=whole", *words)
+    stopped = tiny(tmp_path, skewed, "name=stopped", *words)
+    stopped_at(stopped, 7)
+    train(stopped, prepare(stopped), go_on)
+    assert lines(stopped) == lines(whole)
+    manifest = shards.load_manifest(summary.prepared)
+    assert summary.steps == 2 * (manifest.splits["train"].rows // 16)
+
+
+def test_balanced_sampling_and_focal_loss_change_what_is_learned(tmp_path: Path, skewed: str) -> None:
+    every = [
+        losses(trained(tmp_path, skewed, f"name=run{number}", "train.epochs=1", *words)[0])
+        for number, words in enumerate([[], ["train.sampling=balanced"], ["train.focal_gamma=2"]])
+    ]
+    assert len({tuple(one) for one in every}) == 3
+    # The first step has the same rows and weights: focal loss is the smaller one.
+    assert every[2][0] < every[0][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.batch_size=5000"], r"`train.batch_size` \(5000\) is larger than the training split"),
+        (["train.batch_size=2", "train.accumulate=4"], "fewer rows than"),
+        (["train.class_weights={nope: 2}"], "`nope` is not a label"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_any_work(
+    tmp_path: Path, data: str, words: Sequence[str], message: str
+) -> None:
+    run = tiny(tmp_path, data, *words)
+    with pytest.raises(ConfigError, match=message):
+        train(run, prepare(run), go_on)
+    assert not storage.exists(run.run_folder)
+
+
+def test_storage_that_cannot_be_written_is_refused(tmp_path: Path, data: str) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageError, match="cannot be written"):
+        check_folder(tiny(tmp_path / "file", data), resume=False)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_path: Path, data: str) -> None:
+    run = tiny(tmp_path, data, "train.learning_rate=1e30", "train.clip_norm=0", "train.checkpoint_every=1")
+    with pytest.raises(
+        TxclfError, match=r"not finite at step 2 \(epoch 0\.12; .*rows \d+, \d+.* of the prepared"
+    ) as info:
+        train(run, prepare(run), go_on)
+    assert info.value.exit_code == 2
+    (saved,) = checkpoints.committed(f"{run.run_folder}/checkpoints")
+    assert saved.step == 1
+    assert not storage.exists(f"{run.run_folder}/summary.json")
+
+
+def poisoned(folder: Path, *words: str) -> tuple[RunConfig, int]:
+    """A run stopped early whose checkpoint has an embedding that is not a number, of a word of two training rows;
+    and the number of steps from there to the end that it spoils.
+    """
+    rows = make_rows(250)
+    train_file = write_csv(folder / "train.csv", [*rows, ("the zebra", "pos"), ("a zebra film", "neg")])
+    valid_file = write_csv(folder / "valid.csv", rows[:50])
+    run = tiny(folder, train_file, f"data.valid={valid_file}", "tokenizer.kind=word", *words)
+    stopped_at(run, 3)
+    (saved,) = checkpoints.committed(f"{run.run_folder}/checkpoints")
+    prepared = prepare(run)
+    token = Tokenizer.from_file(f"{prepared}/tokenizer.json").token_to_id("zebra")
+    state = checkpoints.load(saved)
+    state["model"]["embedding.weight"][token] = float("nan")
+    checkpoints.save(f"{run.run_folder}/checkpoints", saved.step, {}, state)
+    table = shards.read_split(prepared, shards.load_manifest(prepared), "train", ["input_ids", "label"])
+    tokens = TokenRows([table])
+    plan = Plan(tokens.lengths, 16, run.train.window_batches, run.seed)
+    steps = range(saved.step, run.train.epochs * plan.steps_per_epoch)
+    return run, sum(token in tokens.batch(plan.rows(step))["input_ids"] for step in steps)
+
+
+def test_skipped_steps_leave_the_weights_alone_and_are_counted(tmp_path: Path) -> None:
+    run, spoiled = poisoned(tmp_path, "train.on_nan=skip", "train.epochs=4")
+    assert 0 < spoiled <= 8
+    summary = train(run, prepare(run), go_on)
+    assert summary.steps_skipped == spoiled
+    assert losses(run).count(None) == spoiled
+    assert np.isfinite(summary.best["valid_loss"])
+
+
+def test_without_skipping_the_same_run_names_the_first_such_step(tmp_path: Path) -> None:
+    run, _ = poisoned(tmp_path, "train.epochs=4")
+    with pytest.raises(TxclfError, match="not finite at step"):
+        train(run, prepare(run), go_on)
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [("5", {5, 10, 15}), ("0.25", {4, 8, 12, 16}), ("0.001s", set(range(1, 17))), ("1h", set())]
+)
+def test_checkpoints_come_by_steps_by_shares_of_an_epoch_and_by_time(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch, every: str, steps: set[int]
+) -> None:
+    run = tiny(tmp_path, data, "train.epochs=1", f"train.checkpoint_every={every}")
+    saved: set[int] = set()
+
+    def watch(progress: Progress) -> bool:
+        saved.update(checkpoint.step for checkpoint in checkpoints.committed(f"{run.run_folder}/checkpoints"))
+        return False
+
+    monkeypatch.setattr(callbacks, "SHOWN_EVERY_S", 0.0)
+    summary = train(run, prepare(run), watch)
+    saved.update(checkpoint.step for checkpoint in checkpoints.committed(f"{run.run_folder}/checkpoints"))
+    assert saved | {summary.steps} == {step for step in steps if step <= summary.steps} | {summary.steps}
+
+
+@pytest.mark.parametrize(("steps", "every"), [(10, 1.0), (10, 0.25), (3, 0.1), (7, 0.5), (1, 1.0)])
+def test_every_epoch_ends_in_a_validation_and_none_is_met_twice(steps: int, every: float) -> None:
+    course = Course(steps, 3, every, "10m")
+    met, step = [], 0
+    while step < course.total_steps:
+        step = course.next_validation(step)
+        met.append(step)
+    assert met == sorted(set(met))
+    assert {steps, 2 * steps, 3 * steps} <= set(met)
+    assert len(met) == 3 * min(steps, round(1 / every))
+    assert all(course.next_validation(point - 1) == point for point in met)
+
+
+def test_streamed_from_disk_the_run_is_the_same_to_the_last_bit(tmp_path: Path, data: str) -> None:
+    notes: list[str] = []
+
+    def listen(progress: Progress) -> bool:
+        notes.extend(progress.notes)
+        return False
+
+    memory, _ = trained(tmp_path, data, "name=memory", "train.token_dropout=0.1")
+    disk = tiny(tmp_path, data, "name=disk", "train.token_dropout=0.1", "data.ingest=stream")
+    train(disk, prepare(disk), listen)
+    assert lines(disk) == lines(memory)
+    assert "streamed to local disk: as the run file says" in notes[0]
+
+
+def test_data_that_fit_are_held_in_memory_and_the_rest_is_streamed(tmp_path: Path, data: str) -> None:
+    manifest = shards.load_manifest(prepare(tiny(tmp_path, data)))
+    size = sum(4 * manifest.splits[name].tokens + 16 * manifest.splits[name].rows for name in ("train", "valid"))
+    assert disk_cache.streams("auto", manifest, size)[0] is False
+    stream, note = disk_cache.streams("auto", manifest, size - 1)
+    assert stream
+    assert "do not fit" in note
+    assert disk_cache.streams("memory", manifest, 0)[0] is False
+    assert disk_cache.streams("stream", manifest, size)[0] is True
+
+
+@pytest.mark.parametrize("ingest", ["memory", "stream"])
+def test_validation_rows_are_trained_on_where_that_is_asked(tmp_path: Path, data: str, ingest: str) -> None:
+    words = ["train.include_valid=true", "train.epochs=6", "train.patience=1", "train.learning_rate=0.03"]
+    run, summary = trained(tmp_path, data, *words, f"data.ingest={ingest}")
+    assert summary.steps == 6 * (300 // 16)
+    assert summary.best_step == summary.steps
+    (*_, last) = checkpoints.committed(f"{run.run_folder}/checkpoints")
+    description = json.loads(Path(run.run_folder, "model/model.json").read_text())
+    assert description["rows"] == {"train": 300}
+    assert description["metrics"] == {}
+    weights = load_file(f"{run.run_folder}/model/model.safetensors")
+    saved = checkpoints.load(last)["model"]
+    assert all(torch.equal(weights[name], saved[name]) for name in weights)

@@ -1,0 +1,300 @@
+"""Searches, on a real Ray: what they try, keep, survive and leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+
+from tests.helpers.runs import TINY, lines
+from tests.helpers.testbed import wait_until
+from txclf import Classifier
+from txclf.artifacts import sessions, trials
+from txclf.artifacts.trials import Trial
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.core.errors import ClusterError, ConfigError
+from txclf.data.prepare import prepare
+from txclf.training.progress import Interrupted
+from txclf.training.train import check_folder, train
+from txclf.tuning import tune
+from txclf.tuning.callbacks import Standing
+from txclf.tuning.tune import Search, Show
+
+pytestmark = [
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
+]
+TXCLF = str(Path(sys.executable).with_name("txclf"))
+RATES: dict[str, Any] = {"train.learning_rate": {"choice": [1e-5, 1e-4, 1e-3, 1e-2]}}
+
+
+def search(folder: Path, data: str, space: dict[str, Any] | None = None, *words: str, **settings: Any) -> RunConfig:
+    """A search whose run file lies in a folder."""
+    path = folder / "search.yaml"
+    path.write_text(yaml.safe_dump({"name": "search", "tune": {"space": space or RATES, **settings}}))
+    return run_config.load(str(path), [*TINY, f"data.train={data}", f"storage={folder}/runs", "train.epochs=4", *words])
+
+
+def go_on(standing: Standing) -> bool:
+    return False
+
+
+def done(run: RunConfig, show: Show = go_on) -> Search:
+    run = tune.open_folder(run, resume=False, extend=0)
+    return tune.tune(run, tune.plan(run, lambda note: None), show)
+
+
+def told(run: RunConfig) -> list[tuple[int, str, dict[str, Any], float]]:
+    """Of each trial: its number, how it ended, its settings, its best."""
+    metric = trials.metric(run)
+    results = [trials.result(run.run_folder, trial, metric) for trial in trials.read(run.run_folder)]
+    return [(one.trial.number, one.trial.state, one.trial.settings, one.best) for one in results]
+
+
+def test_a_search_leaves_tables_a_run_file_and_a_model(tmp_path: Path, data: str) -> None:
+    run = search(tmp_path, data, trials=6)
+    found = done(run)
+    assert (found.trials, found.failed) == (6, 0)
+    assert found.finished + found.stopped == 6
+    assert found.epochs < found.epochs_to_the_end == 24
+    table = pq.read_table(f"{run.run_folder}/trials.parquet").to_pylist()
+    assert sorted(row["trial"] for row in table) == list(range(6))
+    assert table[0]["trial"] == found.winner
+    assert table[0]["best_valid_loss"] == min(row["best_valid_loss"] for row in table) == found.best["valid_loss"]
+    stopped = [row for row in table if row["state"] == "stopped"]
+    assert all(row["epochs"] in (1.0, 3.0) for row in stopped)
+    assert Classifier.load(f"{run.run_folder}/model")(["a good film"])[0].label in ("neg", "pos")
+    assert not Path(run.run_folder, ".ray").exists()
+    # The winner's run file does what the winner did, here without Ray and a search.
+    best = run_config.load(f"{run.run_folder}/best.yaml")
+    summary = train(best, prepare(best), lambda progress: False)
+    assert summary.best["valid_loss"] == pytest.approx(found.best["valid_loss"], rel=1e-6)
+    assert summary.best_step == table[0]["best_step"]
+    # Calibrated the same: here on two cores, there in a worker, so the last digits may differ.
+    calibration = Classifier.load(f"{run.run_folder}/model").description.calibration
+    assert calibration
+    assert summary.calibration
+    assert calibration.temperature == pytest.approx(summary.calibration.temperature, rel=1e-3) != 1.0
+    assert calibration.rows == summary.calibration.rows
+
+
+@pytest.mark.faults
+def test_what_fails_is_marked_with_its_reason_and_the_rest_goes_on(tmp_path: Path, data: str) -> None:
+    space = {"train.learning_rate": {"grid": [1e30, 1e-3]}, "model.feedforward": {"grid": [32, 10**11]}}
+    run = search(tmp_path, data, space, "train.clip_norm=0", trials=4, scheduler={"kind": "median"})
+    found = done(run)
+    assert (found.failed, found.finished) == (3, 1)
+    reasons = {
+        (trial.settings["train.learning_rate"], trial.settings["model.feedforward"]): trial.reason
+        for trial in trials.read(run.run_folder)
+    }
+    assert "the gradient is not finite at step 2" in reasons[1e30, 32]
+    assert "allocate" in reasons[1e-3, 10**11]
+    assert reasons[1e-3, 32] == ""
+    assert found.settings == {"train.learning_rate": 1e-3, "model.feedforward": 32}
+    with pytest.raises(ConfigError, match="holds a search of `txclf tune`"):
+        check_folder(run, resume=True)
+
+
+def test_a_search_in_which_all_fails_says_why(tmp_path: Path, data: str) -> None:
+    run = search(tmp_path, data, {"train.learning_rate": {"choice": [1e30]}}, "train.clip_norm=0", trials=2)
+    with pytest.raises(ClusterError, match="no trial came to a validation; the first failed because: the gradient is"):
+        done(run)
+
+
+def start(run: RunConfig, folder: Path, data: str, *words: str) -> subprocess.Popen[str]:
+    """`txclf tune` of a search in a process and on a Ray of its own."""
+    settings = [*TINY, f"data.train={data}", f"storage={run.storage}", "train.epochs=4"]
+    settings += [word for word in words if "=" in word]
+    options = [word for word in words if "=" not in word]
+    environment = {**os.environ, "RAY_ADDRESS": "", "OMP_NUM_THREADS": "1"}
+    command = [TXCLF, "tune", str(folder / "search.yaml"), *settings, *options]
+    with (folder / "driver.log").open("a") as log:
+        return subprocess.Popen(command, env=environment, text=True, stdout=log, stderr=log)
+
+
+@pytest.mark.faults
+def test_a_driver_killed_at_half_and_resumed_ends_as_one_never_killed(tmp_path: Path, data: str) -> None:
+    (tmp_path / "whole").mkdir()
+    # One at a time: then the order of the decisions, and so each of them, is the same in every search.
+    settings: dict[str, Any] = {"trials": 8, "max_concurrent": 1, "scheduler": {"reduction": 2}}
+    whole = search(tmp_path / "whole", data, **settings)
+    done(whole)
+    broken = search(tmp_path, data, **settings)
+    process = start(broken, tmp_path, data)
+
+    def ended() -> list[Trial]:
+        return [one for one in trials.read(broken.run_folder) if one.state in ("finished", "stopped")]
+
+    wait_until(lambda: len(ended()) >= 4, 120, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {one.number: sessions.read(trials.folder(broken.run_folder, one.number)) for one in ended()}
+    assert 4 <= len(before) < 8
+    again = start(broken, tmp_path, data, "--resume")
+    assert again.wait(timeout=200) == 0, (tmp_path / "driver.log").read_text()[-2000:]
+    assert told(broken) == told(whole)
+    for number, begun in before.items():
+        assert sessions.read(trials.folder(broken.run_folder, number)) == begun
+    one, two = (json.loads(Path(run.run_folder, tune.SUMMARY).read_text()) for run in (whole, broken))
+    assert [one[key] for key in ("winner", "best", "settings")] == [two[key] for key in ("winner", "best", "settings")]
+
+
+@pytest.mark.faults
+def test_ctrl_c_leaves_a_search_that_goes_on_and_can_be_extended(tmp_path: Path, data: str) -> None:
+    run = search(tmp_path, data, None, "train.epochs=40", "train.patience=0", trials=2, scheduler={"kind": "fifo"})
+    words = ["train.epochs=40", "train.patience=0"]
+    process = start(run, tmp_path, data, *words)
+    log = Path(trials.folder(run.run_folder, 0), "metrics.jsonl")
+    wait_until(lambda: log.exists() and b"valid_loss" in log.read_bytes(), 120, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    said = (tmp_path / "driver.log").read_text()
+    assert "go on with --resume" in said
+    assert "Traceback" not in said
+    assert {one.state for one in trials.read(run.run_folder)} <= {"running", "waiting"}
+    assert start(run, tmp_path, data, *words, "--resume").wait(timeout=200) == 0
+    for number in range(2):  # stopped between two validations, with a checkpoint of the very step
+        assert [one.repeated for one in sessions.read(trials.folder(run.run_folder, number))] == [0, 0]
+    steps = [line["step"] for line in lines(trials.run_of(run, 0, {})) if "train_loss" in line]
+    assert steps == list(range(1, len(steps) + 1))
+    assert start(run, tmp_path, data, *words, "--extend", "1").wait(timeout=200) == 0
+    assert [state for _, state, _, _ in told(run)] == ["finished"] * 3
+    assert run_config.load(f"{run.run_folder}/run.yaml").tune.trials == 3
+
+
+@pytest.mark.faults
+def test_optuna_begins_with_the_points(tmp_path: Path, data: str) -> None:
+    space = {"train.learning_rate": {"loguniform": [1e-5, 1e-2]}, "tokenizer.lowercase": {"choice": [True, False]}}
+    points = [{"train.learning_rate": 5e-3, "tokenizer.lowercase": False}]
+    run = search(tmp_path, data, space, trials=5, search="optuna", points=points)
+    found = done(run)
+    assert found.trials == 5
+    assert told(run)[0][2] == points[0]
+    assert len(list(Path(run.storage, "prepared").iterdir())) == 2
+
+
+@pytest.mark.faults
+def test_a_population_takes_over_weights_and_perturbs_settings(tmp_path: Path, data: str) -> None:
+    settings: dict[str, Any] = {"trials": 4, "scheduler": {"kind": "pbt", "perturb_every": 1}}
+    space = {"train.learning_rate": {"grid": [1e-6, 1e-4, 1e-3, 1e-2]}}
+    run = search(tmp_path, data, space, "train.epochs=8", "train.patience=0", **settings)
+    found = done(run)
+    assert found.finished == 4
+    changes = {one.number: one.changes for one in trials.read(run.run_folder) if one.changes}
+    assert changes
+    for number, made in changes.items():
+        for change in made:
+            assert change["from"] != number
+            assert change["settings"]["train.learning_rate"] in space["train.learning_rate"]["grid"]
+        kept = run_config.load(f"{trials.folder(run.run_folder, number)}/run.yaml")
+        assert kept.train.learning_rate == made[-1]["settings"]["train.learning_rate"]
+    for number in range(4):
+        steps = [line["step"] for line in lines(trials.run_of(run, number, {})) if "train_loss" in line]
+        assert steps[-1] == 8 * 17
+
+
+def trial_processes() -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"ray::" in path.read_bytes() and b"Trainable" in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.faults
+def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path: Path, data: str) -> None:
+    words, points = ["train.epochs=30", "train.patience=0"], [{"train.learning_rate": 1e-3}]
+    run = search(tmp_path, data, None, *words, trials=1, scheduler={"kind": "fifo"}, points=points)
+    killed = list[int]()
+
+    def kill(standing: Standing) -> bool:
+        if not killed and standing.results and standing.results[0].epochs >= 5:
+            killed.extend(trial_processes())
+            os.kill(killed[0], signal.SIGKILL)
+        return False
+
+    assert done(run, kill).finished == 1
+    assert len(killed) == 1
+    assert len(sessions.read(trials.folder(run.run_folder, 0))) == 2
+    best = run_config.load(f"{run.run_folder}/best.yaml")
+    train(best, prepare(best), lambda progress: False)
+    assert lines(best) == lines(trials.run_of(run, 0, {}))
+
+
+@pytest.mark.faults
+def test_trials_of_two_workers_take_turns_on_two_cpus_and_leak_none(tmp_path: Path, data: str) -> None:
+    words = ["compute.workers=2", "compute.cpus_per_worker=1.5"]
+    run = search(tmp_path, data, None, *words, trials=3, points=[{"train.learning_rate": 1e-2}])
+    killed = list[int]()
+
+    def kill(standing: Standing) -> bool:
+        if not killed and any(one.epochs for one in standing.results.values()):
+            killed.extend(trial_processes())
+            os.kill(killed[0], signal.SIGKILL)
+        return False
+
+    found = done(run, kill)
+    assert found.failed == 0
+    assert len(killed) == 1
+    assert sum(len(sessions.read(trials.folder(run.run_folder, number))) for number in range(3)) == 4
+    wait_until(lambda: ray.available_resources().get("CPU", 0) == 3.0, 20)  # type: ignore[no-untyped-call]
+
+
+def test_more_than_the_cluster_has_is_refused(tmp_path: Path, data: str) -> None:
+    run = search(tmp_path, data, None, "compute.workers=9")
+    with pytest.raises(ClusterError, match=r"9\) x `compute.cpus_per_worker` \(1\) = 9 CPUs, but Ray has 3"):
+        done(run)
+
+
+def test_a_stop_before_the_first_trial_is_a_stop(tmp_path: Path, data: str) -> None:
+    with pytest.raises(Interrupted):
+        done(search(tmp_path, data), lambda standing: True)
+
+
+REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
+    ({"mode": "max"}, [], "`tune.mode: max` of `valid_loss` looks for the worst"),
+    ({"scheduler": {"kind": "pbt"}, "max_concurrent": 2}, [], "a population is trained as a whole"),
+    ({}, ["train.include_valid=true"], "rows that they must not have learned"),
+    ({}, ["compute.workers=[1, 2]"], "needs a fixed number of workers"),
+    ({"scheduler": {"kind": "pbt"}, "space": {"train.epochs": {"choice": [1, 2]}}}, [], "cannot change; take of train"),
+    ({"scheduler": {"kind": "pbt"}}, ["compute.workers=2"], "needs trials of one worker"),
+    ({"search": "optuna", "space": {"data.valid_fraction": {"uniform": [0.1, 0.2]}}}, [], "depend on needs `choice`"),
+    ({"space": {"model.heads": {"choice": [3, 5]}}}, [], "no settings for trial 0 that go together"),
+]
+
+
+@pytest.mark.parametrize(("settings", "words", "message"), REFUSED)
+def test_a_search_that_makes_no_sense_is_refused_before_anything_is_written(
+    tmp_path: Path, data: str, settings: dict[str, Any], words: list[str], message: str
+) -> None:
+    run = search(tmp_path, data, settings.pop("space", None), *words, **settings)
+    with pytest.raises(ConfigError, match=message):
+        tune.open_folder(run, resume=False, extend=0)
+    assert not Path(run.run_folder).exists()
+
+
+def test_a_folder_is_a_search_s_own(tmp_path: Path, data: str) -> None:
+    run = search(tmp_path, data)
+    with pytest.raises(ConfigError, match="no search to go on with"):
+        tune.open_folder(run, resume=True, extend=0)
+    tune.open_folder(run, resume=False, extend=0)
+    with pytest.raises(ConfigError, match="is there already: go on with --resume"):
+        tune.open_folder(run, resume=False, extend=0)
+    with pytest.raises(ConfigError, match="differs from what is asked in `train`, `tune`"):
+        tune.open_folder(search(tmp_path, data, None, "train.epochs=5", search="optuna"), resume=True, extend=0)
+    with pytest.raises(ConfigError, match="nothing to search"):
+        tune.open_folder(search(tmp_path, data, None, "tune.space={}"), resume=True, extend=0)
