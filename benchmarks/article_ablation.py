@@ -113,12 +113,12 @@ def climb(rung: int, train: TokenRows, valid: TokenRows, test: TokenRows, vocab:
     model: nn.Module
     if RUNGS[rung] == "txclf":
         kind = Model(
-            width=WIDTH,
-            heads=HEADS,
-            feedforward=FEEDFORWARD,
-            layers=LAYERS,
+            hidden_size=WIDTH,
+            num_heads=HEADS,
+            intermediate_size=FEEDFORWARD,
+            num_layers=LAYERS,
             dropout=0.0,
-            positions="sinusoidal",
+            position_encoding="sinusoidal",
             norm="post",
             activation="relu",
         )

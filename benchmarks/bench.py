@@ -51,7 +51,7 @@ class Comparison:
 
 def comparisons(short: list[str], long: list[str], cores: int) -> dict[str, list[Comparison]]:
     """By suite. `short` and `long` are the words that give the data."""
-    one_step = ["train.accumulate=1"]
+    one_step = ["train.micro_batches=1"]
     on_short = [SHAPE, *short, *one_step, "train.batch_size=64", "--threads", str(cores)]
     on_long = [SHAPE, *long, *one_step, "train.batch_size=16", "tokenizer.max_length=512", "--threads", str(cores)]
     plain = [*on_long, "model.attention_dropout=0"]

@@ -26,15 +26,22 @@ from torch.nn import functional as F
 
 from txclf.config.sections import Model
 from txclf.data.batches import Batch, TokenRows
-from txclf.data.sampler import Plan
+from txclf.data.sampler import BatchSampler
 from txclf.model.classifier import TransformerClassifier
 from txclf.training import mfu
 from txclf.training.precision import choose_precision
 
 VOCAB, CLASSES, DROPOUT = 16_000, 4, 0.1
 SHAPES = {
-    "seed": Model(layers=6, width=256, heads=8, feedforward=1024, positions="sinusoidal", dropout=DROPOUT),
-    "wide": Model(layers=12, width=768, heads=12, feedforward=3072, dropout=DROPOUT),
+    "seed": Model(
+        num_layers=6,
+        hidden_size=256,
+        num_heads=8,
+        intermediate_size=1024,
+        position_encoding="sinusoidal",
+        dropout=DROPOUT,
+    ),
+    "wide": Model(num_layers=12, hidden_size=768, num_heads=12, intermediate_size=3072, dropout=DROPOUT),
 }
 
 
@@ -43,12 +50,18 @@ class Torchs(nn.Module):
 
     def __init__(self, shape: Model) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(VOCAB, shape.width)
+        self.embedding = nn.Embedding(VOCAB, shape.hidden_size)
         layer = nn.TransformerEncoderLayer(
-            shape.width, shape.heads, shape.feedforward, shape.dropout, "gelu", batch_first=True, norm_first=True
+            shape.hidden_size,
+            shape.num_heads,
+            shape.intermediate_size,
+            shape.dropout,
+            "gelu",
+            batch_first=True,
+            norm_first=True,
         )
-        self.encoder = nn.TransformerEncoder(layer, shape.layers, enable_nested_tensor=False)
-        self.head = nn.Linear(shape.width, CLASSES)
+        self.encoder = nn.TransformerEncoder(layer, shape.num_layers, enable_nested_tensor=False)
+        self.head = nn.Linear(shape.hidden_size, CLASSES)
 
     def forward(self, ids: Tensor) -> Tensor:
         logits: Tensor = self.head(self.encoder(self.embedding(ids)).mean(dim=1))
@@ -67,10 +80,10 @@ def bert(shape: Model, length: int) -> nn.Module | None:
             super().__init__()
             config = hf.BertConfig(
                 vocab_size=VOCAB,
-                hidden_size=shape.width,
-                num_hidden_layers=shape.layers,
-                num_attention_heads=shape.heads,
-                intermediate_size=shape.feedforward,
+                hidden_size=shape.hidden_size,
+                num_hidden_layers=shape.num_layers,
+                num_attention_heads=shape.num_heads,
+                intermediate_size=shape.intermediate_size,
                 hidden_dropout_prob=shape.dropout,
                 attention_probs_dropout_prob=0.0,
                 max_position_embeddings=length,
@@ -130,7 +143,7 @@ def data_path(device: torch.device, rows: int, batch_size: int) -> dict[str, flo
     table = pa.table({"input_ids": ids, "label": pa.array(draw.integers(0, CLASSES, rows).astype(np.int32))})
     held = TokenRows([table])
     start = time.perf_counter()
-    plan = Plan(held.lengths, batch_size, 50, 0)
+    plan = BatchSampler(held.lengths, batch_size, 50, 0)
     tokens = 0
     for number in range(plan.steps_per_epoch):
         batch = held.batch(plan.rows(number))

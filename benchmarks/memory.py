@@ -23,7 +23,13 @@ from txclf.data.prepare import prepare
 from txclf.training.progress import Interrupted
 from txclf.training.train import train
 
-SMALL = ["tokenizer.kind=word", "tokenizer.vocab_size=2000", "model.layers=1", "model.width=32", "model.feedforward=32"]
+SMALL = [
+    "tokenizer.kind=word",
+    "tokenizer.vocab_size=2000",
+    "model.num_layers=1",
+    "model.hidden_size=32",
+    "model.intermediate_size=32",
+]
 
 
 def write(path: Path, rows: int) -> None:

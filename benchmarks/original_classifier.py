@@ -40,16 +40,18 @@ class OriginalClassifier(pl.LightningModule):
     def __init__(self, run: RunConfig, vocab_size: int, num_classes: int, total_steps: int) -> None:
         super().__init__()
         model, self.train_settings, self.total_steps = run.model, run.train, total_steps
-        self.embedding = nn.Embedding(vocab_size, model.width)
-        self.register_buffer("positions", sinusoids(run.tokenizer.max_length, model.width), persistent=False)
-        layer = nn.TransformerEncoderLayer(model.width, model.heads, model.feedforward, model.dropout, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, model.layers)
+        self.embedding = nn.Embedding(vocab_size, model.hidden_size)
+        self.register_buffer("positions", sinusoids(run.tokenizer.max_length, model.hidden_size), persistent=False)
+        layer = nn.TransformerEncoderLayer(
+            model.hidden_size, model.num_heads, model.intermediate_size, model.dropout, batch_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, model.num_layers)
         self.dropout = nn.Dropout(model.dropout)
         self.head = nn.Sequential(
-            nn.Linear(model.width, model.head_width),
+            nn.Linear(model.hidden_size, model.classifier_hidden_size),
             nn.ReLU(),
             nn.Dropout(model.dropout),
-            nn.Linear(model.head_width, num_classes),
+            nn.Linear(model.classifier_hidden_size, num_classes),
         )
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -103,7 +105,7 @@ def main() -> None:
     pl.seed_everything(run.seed)
     folder = prepare(run)
     manifest = shards.load_manifest(folder)
-    size = run.train.batch_size // run.train.accumulate
+    size = run.train.batch_size // run.train.micro_batches
     rows = {split: split_rows(folder, manifest, split) for split in ("train", "valid", "test")}
     loaders: dict[str, Any] = {
         split: DataLoader(
@@ -115,7 +117,7 @@ def main() -> None:
         )
         for split in rows
     }
-    total_steps = run.train.epochs * math.ceil(len(loaders["train"]) / run.train.accumulate)
+    total_steps = run.train.epochs * math.ceil(len(loaders["train"]) / run.train.micro_batches)
     module = OriginalClassifier(run, manifest.vocab_size, len(manifest.labels), total_steps)
     with tempfile.TemporaryDirectory() as scratch:
         best = ModelCheckpoint(scratch, monitor="valid_accuracy", mode="max", save_top_k=3)
@@ -124,9 +126,9 @@ def main() -> None:
             devices=1,
             precision="16-mixed" if torch.cuda.is_available() else "32-true",
             max_epochs=run.train.epochs,
-            accumulate_grad_batches=run.train.accumulate,
-            gradient_clip_val=run.train.clip_norm,
-            callbacks=[best, EarlyStopping("valid_loss", patience=run.train.patience)],
+            accumulate_grad_batches=run.train.micro_batches,
+            gradient_clip_val=run.train.max_grad_norm,
+            callbacks=[best, EarlyStopping("valid_loss", patience=run.train.early_stopping_patience)],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -44,18 +44,18 @@ class OriginalSeq2Seq(nn.Module):
         super().__init__()
         model = run.model
         self.causal, self.padding, self.axis = causal, padding, axis
-        self.source, self.target = (nn.Embedding(size, model.width) for size in sizes)
-        self.register_buffer("positions", sinusoids(4096, model.width), persistent=False)
+        self.source, self.target = (nn.Embedding(size, model.hidden_size) for size in sizes)
+        self.register_buffer("positions", sinusoids(4096, model.hidden_size), persistent=False)
         self.transformer = nn.Transformer(
-            model.width,
-            model.heads,
-            model.layers,
-            model.decoder_layers or model.layers,
-            model.feedforward,
+            model.hidden_size,
+            model.num_heads,
+            model.num_layers,
+            model.num_decoder_layers or model.num_layers,
+            model.intermediate_size,
             model.dropout,
             batch_first=True,
         )
-        self.output = nn.Linear(model.width, sizes[1])
+        self.output = nn.Linear(model.hidden_size, sizes[1])
 
     def forward(self, source: Tensor, target: Tensor, source_mask: Tensor, target_mask: Tensor) -> Tensor:
         causal = nn.Transformer.generate_square_subsequent_mask(target.shape[1]) if self.causal else None
@@ -99,7 +99,7 @@ def train(run: RunConfig, model: OriginalSeq2Seq, rows: PairRows) -> None:
             loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), run.train.clip_norm)
+            nn.utils.clip_grad_norm_(model.parameters(), run.train.max_grad_norm)
             optimizer.step()
             schedule.step()
 
@@ -132,7 +132,7 @@ def main() -> None:
     folder = prepare(run)
     manifest = shards.load_manifest(folder)
     rows = {
-        split: PairRows.of([shards.read_split(folder, manifest, split, ["input_ids", "target_ids"])])
+        split: PairRows.from_tables([shards.read_split(folder, manifest, split, ["input_ids", "target_ids"])])
         for split in ("train", "test")
     }
     ends = target_ends(parse_tokenizer(shards.tokenizers(folder)[-1]))

@@ -94,10 +94,10 @@ def pipeline(run: RunConfig, manifest: shards.Manifest, tokenizer: Path, texts: 
 
     shape = hf.BertConfig(
         vocab_size=manifest.vocab_size,
-        hidden_size=run.model.width,
-        num_hidden_layers=run.model.layers,
-        num_attention_heads=run.model.heads,
-        intermediate_size=run.model.feedforward,
+        hidden_size=run.model.hidden_size,
+        num_hidden_layers=run.model.num_layers,
+        num_attention_heads=run.model.num_heads,
+        intermediate_size=run.model.intermediate_size,
         max_position_embeddings=run.tokenizer.max_length,
         num_labels=len(manifest.labels),
         attn_implementation="sdpa",

@@ -25,15 +25,15 @@ def main() -> None:
     words.append(f"name=bench-{uuid.uuid4().hex[:8]}")
     run = run_config.load(run_file, words)
     prepare(run)
-    sessions = Path(run.run_folder, "sessions.jsonl")
+    attempts = Path(run.run_folder, "attempts.jsonl")
     started = time.time()
     command = [sys.executable, "-m", "txclf", "train", run_file, *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not sessions.exists() or not sessions.read_text():
+    while not attempts.exists() or not attempts.read_text():
         if process.poll() is not None:
             sys.exit(process.communicate()[1])
         time.sleep(0.02)
-    began = json.loads(sessions.read_text().splitlines()[0])["time"]
+    began = json.loads(attempts.read_text().splitlines()[0])["time"]
     process.send_signal(signal.SIGINT)
     process.communicate()
     shutil.rmtree(run.run_folder)

@@ -35,7 +35,7 @@ from txclf.core import storage
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
-from txclf.data.sampler import Plan, padding_share, rank_parts
+from txclf.data.sampler import BatchSampler, padding_share, rank_parts
 from txclf.training import mfu
 from txclf.training.module import ClassifierModule
 from txclf.training.precision import choose_precision, uses_gpu
@@ -69,7 +69,7 @@ class Work:
         self.manifest = shards.load_manifest(self.folder)
         table = shards.read_split(self.folder, self.manifest, "train", ["input_ids", "label"])
         self.rows = TokenRows([table])
-        plan = Plan(self.rows.lengths, run.train.batch_size, run.train.window_batches, run.seed)
+        plan = BatchSampler(self.rows.lengths, run.train.batch_size, run.train.bucket_batches, run.seed)
         self.steps = [plan.rows(step) for step in range(steps)]
         self.tokens = [int(self.rows.lengths[rows].sum()) for rows in self.steps]
 
@@ -99,10 +99,10 @@ def txclf(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
             if event.step:
                 ends.setdefault(event.step, event.wall_time)
         marks.times, marks.tokens = [ends[step + 1] for step in range(steps)], work.tokens
-        session = json.loads(Path(run.run_folder, "sessions.jsonl").read_text().splitlines()[0])
+        attempt = json.loads(Path(run.run_folder, "attempts.jsonl").read_text().splitlines()[0])
         lines = [json.loads(line) for line in Path(run.run_folder, "metrics.jsonl").read_text().splitlines()]
         waits = [line["data_share"] for line in lines if "data_share" in line][marks.warmup :]
-        return {"startup": session["time"] - marks.started, "data_share": float(np.mean(waits))}
+        return {"startup": attempt["time"] - marks.started, "data_share": float(np.mean(waits))}
     finally:
         storage.remove_folder(run.run_folder)
 
@@ -114,14 +114,14 @@ def bare(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
     optimizer = module.configure_optimizers()["optimizer"]
     batches = []
     for rows in work.steps:
-        parts = rank_parts(rows, 0, 1, run.train.accumulate)
+        parts = rank_parts(rows, 0, 1, run.train.micro_batches)
         batches.append([(work.rows.batch(part), len(rows)) for part in parts])
     for parts_of_step, tokens in zip(batches, work.tokens, strict=True):
         for batch, size in parts_of_step:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
                 loss = module.training_loss(module.logits(batch), batch["labels"]) / size
             loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(module.parameters(), run.train.clip_norm)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), run.train.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         marks.step(tokens)
@@ -142,13 +142,13 @@ def original(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
     order = np.random.default_rng(run.seed).permutation(work.all_rows)
     ids = [torch.from_numpy(work.rows.tokens(np.array([row])).astype(np.int64)) for row in order]
     examples = list(zip(ids, work.rows.labels[order].tolist(), strict=True))
-    size = run.train.batch_size // run.train.accumulate
+    size = run.train.batch_size // run.train.micro_batches
     lengths = work.rows.lengths[order]
     padding = padding_share([lengths], np.arange(len(order)).reshape(-1, size), 1, 1)
 
     class Mark(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-            if (index + 1) % run.train.accumulate == 0:
+            if (index + 1) % run.train.micro_batches == 0:
                 end = (index + 1) * size
                 marks.step(int(lengths[end - run.train.batch_size : end].sum()))
 
@@ -156,8 +156,8 @@ def original(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
         trainer = pl.Trainer(
             accelerator="cpu",
             max_epochs=1,
-            accumulate_grad_batches=run.train.accumulate,
-            gradient_clip_val=run.train.clip_norm,
+            accumulate_grad_batches=run.train.micro_batches,
+            gradient_clip_val=run.train.max_grad_norm,
             callbacks=[Mark()],
             logger=False,
             enable_checkpointing=False,
@@ -178,10 +178,10 @@ def transformers(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
     model = run.model
     shape = hf.BertConfig(
         vocab_size=work.manifest.vocab_size,
-        hidden_size=model.width,
-        num_hidden_layers=model.layers,
-        num_attention_heads=model.heads,
-        intermediate_size=model.feedforward,
+        hidden_size=model.hidden_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        intermediate_size=model.intermediate_size,
         hidden_dropout_prob=model.dropout,
         attention_probs_dropout_prob=model.attention_dropout,
         max_position_embeddings=run.tokenizer.max_length,
@@ -207,7 +207,7 @@ def transformers(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
 
     class Mark(hf.TrainerCallback):
         def on_step_end(self, arguments: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            parts = run.train.accumulate
+            parts = run.train.micro_batches
             marks.step(sum(seen[(state.global_step - 1) * parts : state.global_step * parts]))
 
     precision, _ = choose_precision(run.train.precision, uses_gpu(run.compute))
@@ -215,10 +215,10 @@ def transformers(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
         arguments = hf.TrainingArguments(
             scratch,
             num_train_epochs=1,
-            per_device_train_batch_size=run.train.batch_size // run.train.accumulate,
-            gradient_accumulation_steps=run.train.accumulate,
+            per_device_train_batch_size=run.train.batch_size // run.train.micro_batches,
+            gradient_accumulation_steps=run.train.micro_batches,
             learning_rate=run.train.learning_rate,
-            max_grad_norm=run.train.clip_norm,
+            max_grad_norm=run.train.max_grad_norm,
             optim="adamw_torch_fused",
             train_sampling_strategy="sequential",
             bf16=precision == "bf16-mixed",

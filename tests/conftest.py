@@ -29,7 +29,7 @@ def tiny_run() -> RunConfig:
         {
             "name": "tiny",
             "tokenizer": {"vocab_size": 300, "max_length": 16},
-            "model": {"layers": 1, "width": 16, "heads": 2, "feedforward": 16},
+            "model": {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16},
         }
     )
 

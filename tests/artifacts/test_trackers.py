@@ -96,7 +96,7 @@ def test_a_resumed_run_goes_on_in_its_mlflow_run(tmp_path: Path, data: str, clie
 
 def test_a_run_that_fails_is_marked_so(tmp_path: Path, data: str, client: Any) -> None:
     run = tiny(
-        tmp_path, data, "name=failed", "train.trackers=[mlflow]", "train.learning_rate=1e30", "train.clip_norm=0"
+        tmp_path, data, "name=failed", "train.trackers=[mlflow]", "train.learning_rate=1e30", "train.max_grad_norm=0"
     )
     with pytest.raises(TxclfError, match="not finite"):
         train(run, prepare(run), go_on)

@@ -77,7 +77,7 @@ def test_the_tables_hold_every_trial(tmp_path: Path) -> None:
 
 
 def test_the_key_that_makes_the_difference_is_found_at_an_epoch_all_reached(tmp_path: Path) -> None:
-    space = {"train.learning_rate": {"loguniform": [1e-5, 1e-1]}, "model.layers": {"choice": [1, 2]}}
+    space = {"train.learning_rate": {"loguniform": [1e-5, 1e-1]}, "model.num_layers": {"choice": [1, 2]}}
     run = search(tmp_path, space | {"seed": {"choice": [3]}})
     results = []
     for number in range(20):
@@ -86,7 +86,7 @@ def test_the_key_that_makes_the_difference_is_found_at_an_epoch_all_reached(tmp_
         # The stopped ones never see the second epoch, in which all become equal.
         results.append(logged(run, number, settings, [loss] if number % 2 else [loss, 0.01]))
     found = trials.importance(run, results)
-    assert set(found) == {"train.learning_rate", "model.layers"}
+    assert set(found) == {"train.learning_rate", "model.num_layers"}
     assert found["train.learning_rate"] > 0.8
     assert trials.importance(run, results[:3]) == {}
     equal = [logged(run, number, trials.draw(run, number), [0.5]) for number in range(20, 26)]
@@ -94,13 +94,13 @@ def test_the_key_that_makes_the_difference_is_found_at_an_epoch_all_reached(tmp_
 
 
 def test_settings_that_do_not_go_together_are_drawn_again(tmp_path: Path) -> None:
-    space = {"model.heads": {"choice": [4, 5, 6]}, "model.width": {"choice": [40, 24]}}
+    space = {"model.num_heads": {"choice": [4, 5, 6]}, "model.hidden_size": {"choice": [40, 24]}}
     run = search(tmp_path, space)
     for number in range(20):
         settings = trials.draw(run, number)
-        assert settings["model.width"] % settings["model.heads"] == 0
-    run = search(tmp_path, {"model.heads": {"choice": [5, 7]}, "model.width": {"choice": [128, 256]}})
-    with pytest.raises(ConfigError, match=r"(?s)no settings for trial 0 that go together: .*must divide `width`"):
+        assert settings["model.hidden_size"] % settings["model.num_heads"] == 0
+    run = search(tmp_path, {"model.num_heads": {"choice": [5, 7]}, "model.hidden_size": {"choice": [128, 256]}})
+    with pytest.raises(ConfigError, match=r"(?s)no settings for trial 0 that go together: .*must divide `hidden_size`"):
         trials.draw(run, 0)
 
 

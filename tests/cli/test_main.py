@@ -17,7 +17,13 @@ from tests.helpers.command import TXCLF, environment, txclf
 from tests.helpers.files import make_rows, write_csv
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["tokenizer.vocab_size=300", "tokenizer.min_frequency=1", "model.width=16", "model.heads=2", "model.layers=1"]
+SMALL = [
+    "tokenizer.vocab_size=300",
+    "tokenizer.min_frequency=1",
+    "model.hidden_size=16",
+    "model.num_heads=2",
+    "model.num_layers=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def test_config_prints_it_resolved_and_its_schema(folder: Path) -> None:
     ("words", "message"),
     [
         (["train", "nothing.yaml"], "`nothing.yaml`: no such run file"),
-        (["train", "{tiny}", "train.epoch=3"], "`train.epoch`: unknown key; known here: epochs, "),
+        (["train", "{tiny}", "train.epoch=3"], "`train.epoch`: unknown key: did you mean `epochs`?"),
         (["train", "{tiny}", "train.epochs=many"], "`train.epochs`: "),
         (["train", "{tiny}", "tokenizer.max_length=0"], "`tokenizer.max_length`: "),
         (["train", "{tiny}", "data.train=none.csv"], "none.csv`: no such file"),
@@ -125,7 +131,12 @@ def test_a_signal_saves_a_checkpoint_and_resume_goes_on(
     folder: Path, tmp_path: Path, number: signal.Signals, workers: int
 ) -> None:
     words = [str(ROOT / "jobs/tiny.yaml"), f"storage={tmp_path}", f"data.train={folder}/train.csv", *SMALL]
-    words += ["train.epochs=60", "train.patience=0", f"compute.workers={workers}", "compute.cpus_per_worker=0.5"]
+    words += [
+        "train.epochs=60",
+        "train.early_stopping_patience=0",
+        f"compute.workers={workers}",
+        "compute.cpus_per_worker=0.5",
+    ]
     log = tmp_path / "tiny/metrics.jsonl"
     process = subprocess.Popen(
         [TXCLF, "train", *words],

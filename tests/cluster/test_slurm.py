@@ -107,7 +107,7 @@ def test_a_run_trains_on_two_nodes_and_its_exit_code_comes_back(slurm: Slurm, tm
     wait_until(lambda: token.exists() and token.stat().st_size == 64, 60, process)
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.parent.stat().st_mode & 0o777 == 0o700
-    wait_until(lambda: (tmp_path / "runs/mine/sessions.jsonl").exists(), 240, process)
+    wait_until(lambda: (tmp_path / "runs/mine/attempts.jsonl").exists(), 240, process)
     secret = token.read_text()
     seen = slurm.left().values()
     assert len(seen) > 5
@@ -123,7 +123,7 @@ def test_a_run_trains_on_two_nodes_and_its_exit_code_comes_back(slurm: Slurm, tm
 
 @pytest.mark.faults
 def test_a_job_near_its_end_of_time_leaves_a_run_that_goes_on(slurm: Slurm, tmp_path: Path, data: str) -> None:
-    words = settings(tmp_path, data, "train.epochs=300", "train.patience=0")
+    words = settings(tmp_path, data, "train.epochs=300", "train.early_stopping_patience=0")
     process = slurm.start("train", *words)
     log = tmp_path / "runs/mine/metrics.jsonl"
     wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, 240, process)
@@ -135,8 +135,8 @@ def test_a_job_near_its_end_of_time_leaves_a_run_that_goes_on(slurm: Slurm, tmp_
     slurm.ends()
     # Begun anew by Slurm, with the same words: no `--resume` among them.
     process = slurm.start("train", *words, SLURM_RESTART_COUNT="1")
-    sessions = tmp_path / "runs/mine/sessions.jsonl"
-    wait_until(lambda: sessions.read_text().count("\n") == 2, 240, process)
+    attempts = tmp_path / "runs/mine/attempts.jsonl"
+    wait_until(lambda: attempts.read_text().count("\n") == 2, 240, process)
     process.send_signal(signal.SIGTERM)
     out = process.communicate(timeout=120)[0]
     assert process.returncode == 143, out

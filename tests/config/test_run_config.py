@@ -41,9 +41,9 @@ def test_defaults_need_no_file(tmp_path: Path) -> None:
 
 def test_words_go_before_the_file_and_the_file_before_the_defaults(tmp_path: Path) -> None:
     path = write(tmp_path / "run.yaml", "seed: 1\ntrain: {epochs: 5, batch_size: 8}\n")
-    run = run_config.load(path, ["train.epochs=7", "model.width=64", "train.epochs=9"])
-    assert (run.seed, run.train.epochs, run.train.batch_size, run.model.width) == (1, 9, 8, 64)
-    assert run.train.accumulate == RunConfig().train.accumulate
+    run = run_config.load(path, ["train.epochs=7", "model.hidden_size=64", "train.epochs=9"])
+    assert (run.seed, run.train.epochs, run.train.batch_size, run.model.hidden_size) == (1, 9, 8, 64)
+    assert run.train.micro_batches == RunConfig().train.micro_batches
 
 
 @pytest.mark.parametrize(
@@ -78,10 +78,11 @@ def test_a_word_enters_a_section_that_the_file_left_empty(tmp_path: Path) -> Non
 
 def test_a_file_may_merge_keys(tmp_path: Path) -> None:
     path = write(
-        tmp_path / "run.yaml", "compute: &two {workers: 2}\ntrain: {<<: {epochs: 4, patience: 1}, epochs: 6}\n"
+        tmp_path / "run.yaml",
+        "compute: &two {workers: 2}\ntrain: {<<: {epochs: 4, early_stopping_patience: 1}, epochs: 6}\n",
     )
     run = run_config.load(path)
-    assert (run.train.epochs, run.train.patience, run.compute.workers) == (6, 1, 2)
+    assert (run.train.epochs, run.train.early_stopping_patience, run.compute.workers) == (6, 1, 2)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -137,20 +138,20 @@ def test_words_that_say_nothing(words: list[str], message: str) -> None:
 
 
 def test_every_problem_at_once_with_its_key() -> None:
-    count, *lines = problems("seed=-1", "train.epochs=many", "train.nope=2", "model.heads=3", "data.more.deep=1")
+    count, *lines = problems("seed=-1", "train.epochs=many", "train.nope=2", "model.num_heads=3", "data.more.deep=1")
     assert count == "`command line` has 5 problems:"
     assert lines == [
         "`seed`: input should be greater than or equal to 0, not -1",
-        f"`data.more`: unknown key; known here: {', '.join(Data.model_fields)}",
-        "`model`: `heads` (3) must divide `width` (128)",
+        f"`data.more`: unknown key: Known here: {', '.join(Data.model_fields)}",
+        "`model`: `num_heads` (3) must divide `hidden_size` (128)",
         "`train.epochs`: input should be a valid integer, unable to parse string as an integer, not 'many'",
-        f"`train.nope`: unknown key; known here: {', '.join(Train.model_fields)}",
+        f"`train.nope`: unknown key: Known here: {', '.join(Train.model_fields)}",
     ]
 
 
 def test_an_unknown_section_is_told_the_sections() -> None:
     known = "name, storage, seed, task, data, tokenizer, model, train, generate, compute"
-    assert any(line.startswith(f"`optimizer`: unknown key; known here: {known}") for line in problems("optimizer.lr=1"))
+    assert any(line.startswith(f"`optimizer`: unknown key: Known here: {known}") for line in problems("optimizer.lr=1"))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_an_unknown_section_is_told_the_sections() -> None:
         ("tokenizer.max_length=70000", "tokenizer.max_length"),
         ("tokenizer.kind=file", "tokenizer"),
         ("tokenizer.file=a.json", "tokenizer"),
-        ("model.layers=0", "model.layers"),
+        ("model.num_layers=0", "model.num_layers"),
         ("model.dropout=1.0", "model.dropout"),
         ("model.dropout=.nan", "model.dropout"),
         ("train.learning_rate=0", "train.learning_rate"),
@@ -196,7 +197,7 @@ def test_an_unknown_section_is_told_the_sections() -> None:
         ("train.precision=fp8", "train.precision"),
         ("train.eval_every=0", "train.eval_every"),
         ("train.eval_every=1.5", "train.eval_every"),
-        ("train.patience=-1", "train.patience"),
+        ("train.early_stopping_patience=-1", "train.early_stopping_patience"),
         ("compute.workers=-1", "compute.workers"),
         ("compute.cpus_per_worker=0", "compute.cpus_per_worker"),
     ],
@@ -209,9 +210,12 @@ def test_values_that_cannot_be(word: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model.width=100", "model.heads=8"], "`heads` (8) must divide `width` (100)"),
-        (["model.width=12", "model.heads=4"], "`positions: rotary` needs an even width / heads, not 3"),
-        (["model.width=5", "model.heads=1", "model.positions=sinusoidal"], "needs an even `width`, not 5"),
+        (["model.hidden_size=100", "model.num_heads=8"], "`num_heads` (8) must divide `hidden_size` (100)"),
+        (["model.hidden_size=12", "model.num_heads=4"], "`position_encoding: rotary` needs an even"),
+        (
+            ["model.hidden_size=5", "model.num_heads=1", "model.position_encoding=sinusoidal"],
+            "needs an even `hidden_size`, not 5",
+        ),
     ],
 )
 def test_widths_that_do_not_go_together(words: list[str], message: str) -> None:
@@ -229,7 +233,7 @@ def test_widths_that_do_not_go_together(words: list[str], message: str) -> None:
             ["train.sampling=balanced", "train.class_weights=balanced"],
             "`sampling: balanced` and `class_weights` do the",
         ),
-        (["train.average_best=4"], "`average_best` (4) needs as many `keep_checkpoints`, not 3"),
+        (["train.average_checkpoints=4"], "`average_checkpoints` (4) needs as many `keep_checkpoints`, not 3"),
         (["train.sampling=balanced", "train.class_weights={a: 2}"], "`sampling: balanced` and `class_weights` do the"),
     ],
 )
@@ -238,8 +242,8 @@ def test_training_settings_that_do_not_go_together(words: list[str], message: st
 
 
 def test_an_odd_width_serves_where_no_position_needs_pairs() -> None:
-    words = ["model.width=15", "model.heads=5", "model.positions=learned"]
-    assert run_config.load(None, words).model.width == 15
+    words = ["model.hidden_size=15", "model.num_heads=5", "model.position_encoding=learned"]
+    assert run_config.load(None, words).model.hidden_size == 15
 
 
 # -------------------------------------------------------------------------------------------------- the resolved file

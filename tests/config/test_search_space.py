@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from txclf.config import run_config
-from txclf.config.search_space import Domain, Tune, placed
+from txclf.config.search_space import Domain, Tune, set_dotted
 from txclf.core.errors import ConfigError
 
 DOMAINS: list[dict[str, Any]] = [
@@ -53,7 +53,7 @@ def test_the_logarithm_is_drawn_evenly() -> None:
 
 SPACE = {
     "train.batch_size": {"grid": [16, 32]},
-    "model.layers": {"grid": [1, 2, 3]},
+    "model.num_layers": {"grid": [1, 2, 3]},
     "train.learning_rate": {"loguniform": [1e-4, 1e-2]},
 }
 
@@ -69,29 +69,31 @@ def test_a_trial_is_drawn_by_its_number_alone() -> None:
 def test_combinations_of_the_grid_come_equally_often() -> None:
     tune = Tune.model_validate({"trials": 12, "space": SPACE})
     drawn = [tune.drawn(number, 0) for number in range(12)]
-    counts = Counter((each["train.batch_size"], each["model.layers"]) for each in drawn)
+    counts = Counter((each["train.batch_size"], each["model.num_layers"]) for each in drawn)
     assert set(counts.values()) == {2}
     assert len(counts) == 6
 
 
 def test_a_grid_search_tries_every_combination_once() -> None:
-    space = {"train.batch_size": {"grid": [16, 32]}, "model.layers": {"choice": [1, 2, 3]}}
+    space = {"train.batch_size": {"grid": [16, 32]}, "model.num_layers": {"choice": [1, 2, 3]}}
     tune = Tune.model_validate({"search": "grid", "space": space})
     assert tune.total == 6
     assert len({str(tune.drawn(number, 0)) for number in range(6)}) == 6
 
 
 def test_points_come_first_and_the_rest_of_them_is_drawn() -> None:
-    tune = Tune.model_validate({"space": SPACE, "points": [{"train.learning_rate": 0.005}, {"model.layers": 3}]})
+    tune = Tune.model_validate(
+        {"space": SPACE, "points_to_evaluate": [{"train.learning_rate": 0.005}, {"model.num_layers": 3}]}
+    )
     assert tune.drawn(0, 0)["train.learning_rate"] == 0.005
-    assert tune.drawn(1, 0)["model.layers"] == 3
+    assert tune.drawn(1, 0)["model.num_layers"] == 3
     assert 1e-4 <= tune.drawn(1, 0)["train.learning_rate"] <= 1e-2
 
 
 def test_values_are_placed_by_their_dots() -> None:
     before = {"train": {"epochs": 3, "betas": (0.9, 0.99)}, "seed": 0}
-    after = placed({"train.epochs": 5, "model.layers": 2, "seed": 1}, before)
-    assert after == {"train": {"epochs": 5, "betas": (0.9, 0.99)}, "model": {"layers": 2}, "seed": 1}
+    after = set_dotted({"train.epochs": 5, "model.num_layers": 2, "seed": 1}, before)
+    assert after == {"train": {"epochs": 5, "betas": (0.9, 0.99)}, "model": {"num_layers": 2}, "seed": 1}
     assert before["train"] == {"epochs": 3, "betas": (0.9, 0.99)}
 
 
@@ -99,17 +101,21 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (
         {"train.learning_rat": {"choice": [1e-3]}},
         {},
-        "`tune.space.train.learning_rat`: unknown key; known here: ep",
+        "`tune.space.train.learning_rat`: unknown key: did you mean `learning_rate`?",
     ),
     ({"trian.epochs": {"choice": [1]}}, {}, "`tune.space.trian.epochs`: not a key to search: take one of seed, data"),
     ({"name": {"choice": ["a"]}}, {}, "`tune.space.name`: not a key to search"),
     ({"compute.workers": {"choice": [1, 2]}}, {}, "`tune.space.compute.workers`: not a key to search"),
     ({"train.monitor": {"choice": ["valid_loss"]}}, {}, "`tune.space.train.monitor`: not a key to search"),
-    ({"model.layers": {"choice": [1, 0]}}, {}, "`tune.space.model.layers`: input should be greater than or equal to 1"),
     (
-        {"model.positions": {"choice": ["rotary", "round"]}},
+        {"model.num_layers": {"choice": [1, 0]}},
         {},
-        "`tune.space.model.positions`: input should be",
+        "`tune.space.model.num_layers`: input should be greater than or equal to 1",
+    ),
+    (
+        {"model.position_encoding": {"choice": ["rotary", "round"]}},
+        {},
+        "`tune.space.model.position_encoding`: input should be",
     ),
     ({"model.dropout": {"uniform": [0, 1]}}, {}, "`tune.space.model.dropout`: input should be less than 1, not 1.0"),
     ({"train.epochs": {"uniform": [1, 3]}}, {}, "`tune.space.train.epochs`: input should be a valid integer"),
@@ -120,16 +126,28 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"model.dropout": {"uniform": [0, 0.1], "choice": [0]}}, {}, "expected one of choice, grid, uniform"),
     ({"model.dropout": {}}, {}, "expected one of choice, grid, uniform"),
     ({"model.dropout": {"choice": []}}, {}, "should have at least 1 item"),
-    ({"model.dropout": {"normal": [0, 1]}}, {}, "`tune.space.model.dropout.normal`: unknown key; known here: choice"),
+    ({"model.dropout": {"normal": [0, 1]}}, {}, "`tune.space.model.dropout.normal`: unknown key: "),
     ({"model.dropout": {"uniform": [0, 0.1]}}, {"search": "grid"}, "needs `choice` or `grid`, but `model.dropout` is"),
-    ({"seed": {"choice": [1]}}, {"points": [{"sead": 1}]}, "`points`: `sead` is not a key of `space`"),
-    ({"seed": {"choice": [1]}}, {"points": [{"seed": 2}]}, "`points`: 2 is not among the values of `seed`"),
+    (
+        {"seed": {"choice": [1]}},
+        {"points_to_evaluate": [{"sead": 1}]},
+        "`points_to_evaluate`: `sead` is not a key of `space`",
+    ),
+    (
+        {"seed": {"choice": [1]}},
+        {"points_to_evaluate": [{"seed": 2}]},
+        "`points_to_evaluate`: 2 is not among the values of `seed`",
+    ),
     (
         {"model.dropout": {"uniform": [0, 0.1]}},
-        {"points": [{"model.dropout": -1}]},
-        "`points`: -1 is not among",
+        {"points_to_evaluate": [{"model.dropout": -1}]},
+        "`points_to_evaluate`: -1 is not among",
     ),
-    ({"model.dropout": {"quniform": [0, 0.4, 0.1]}}, {"points": [{"model.dropout": 0.15}]}, "0.15 is not among"),
+    (
+        {"model.dropout": {"quniform": [0, 0.4, 0.1]}},
+        {"points_to_evaluate": [{"model.dropout": 0.15}]},
+        "0.15 is not among",
+    ),
     ({"model.pooling.x": {"choice": [1]}}, {}, "`tune.space.model.pooling.x`"),
     ({"seed": {"choice": [1]}}, {"metric": "valid_loss", "mode": "max"}, "looks for the worst"),
     ({"seed": {"choice": [1]}}, {"metric": "loss"}, "`tune.metric`: input should be 'valid_loss'"),
@@ -147,4 +165,6 @@ def test_what_the_run_file_refuses(space: dict[str, Any], tune: dict[str, Any], 
 
 def test_values_that_are_wrong_with_the_rest_of_the_file_alone_are_left_to_the_draw() -> None:
     # 5 heads do not divide a width of 128, but do divide 160.
-    run_config.parse({"tune": {"space": {"model.heads": {"choice": [4, 5]}, "model.width": {"choice": [128, 160]}}}})
+    run_config.parse(
+        {"tune": {"space": {"model.num_heads": {"choice": [4, 5]}, "model.hidden_size": {"choice": [128, 160]}}}}
+    )

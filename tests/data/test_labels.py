@@ -69,7 +69,7 @@ def label_sets() -> LabelSets:
     column = pa.array(SETS, pa.list_(pa.int32()))
     # In two tables, one of two chunks, one of a slice.
     first = pa.table({"labels": pa.chunked_array([column.slice(0, 1), column.slice(1, 2)])})
-    return LabelSets.of([first, pa.table({"labels": column}).slice(3, 3)])
+    return LabelSets.from_tables([first, pa.table({"labels": column}).slice(3, 3)])
 
 
 @pytest.mark.parametrize("rows", [[0], [1], [1, 4], [2, 0], [5, 1, 2, 3], [4, 3, 2, 1, 0]])
@@ -84,7 +84,7 @@ def test_rows_are_padded_behind_their_labels(rows: list[int]) -> None:
 
 
 def test_no_row_at_all() -> None:
-    nothing = LabelSets.of([])
+    nothing = LabelSets.from_tables([])
     assert len(nothing) == 0
     assert nothing.matrix(3).shape == (0, 3)
     assert nothing.padded(np.array([], np.int64)).shape == (0, 0)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.lengths import RANKS, lengths_of
 from txclf.data import sampler as planner
-from txclf.data.sampler import Ints, Plan
+from txclf.data.sampler import BatchSampler, Ints
 
 GRID = [
     (rows, batch_size, window)
@@ -164,7 +164,7 @@ def test_copies_of_a_row_do_not_meet_in_a_batch_where_there_is_room() -> None:
 
 def test_a_plan_gives_the_balanced_rows_of_any_step_in_any_order() -> None:
     lengths, labels = lengths_of(100), labels_of(100, [0.8, 0.2])
-    plan = Plan(lengths, 16, 4, 5, labels)
+    plan = BatchSampler(lengths, 16, 4, 5, labels)
     expected = np.concatenate([planner.epoch_batches(lengths, 16, 4, 5, epoch, labels) for epoch in range(3)])
     for step in (17, 3, 0, 11, 6, 12):
         assert plan.rows(step).tolist() == expected[step].tolist()
@@ -232,7 +232,7 @@ def test_scoring_meets_each_row_once_longest_first(rows: int, ranks: int, batch_
 def test_lengths_that_change_with_the_epoch_are_those_that_are_sorted_by() -> None:
     lengths = lengths_of(320)
     shorter = {epoch: np.maximum(1, lengths - np.random.default_rng(epoch).integers(0, 9, 320)) for epoch in range(2)}
-    plan = Plan(lengths, 16, 20, 5, lengths_of=lambda key: shorter[key >> 32])
+    plan = BatchSampler(lengths, 16, 20, 5, lengths_of=lambda key: shorter[key >> 32])
     for epoch in range(2):
         expected = planner.epoch_batches(shorter[epoch], 16, 20, 5, epoch)
         assert [plan.rows(epoch * 20 + step).tolist() for step in range(20)] == expected.tolist()

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from txclf.config.sections import Cut, Tokenizer
+from txclf.config.sections import Tokenizer, Truncation
 from txclf.core.errors import DataError
 from txclf.data.tokenizer import (
     SPECIAL_TOKENS,
@@ -289,24 +289,24 @@ def test_the_longest_column_is_cut_first(lengths: tuple[int, ...], room: int) ->
 
 
 @pytest.mark.parametrize(
-    ("cut", "room", "expected"),
+    ("truncation", "room", "expected"),
     [
-        (Cut(), 8, [[0, 1, 2, 3], [20, 21, 22]]),
-        (Cut(long="tail"), 8, [[6, 7, 8, 9], [20, 21, 22]]),
-        (Cut(long="head_tail"), 8, [[0, 7, 8, 9], [20, 21, 22]]),
-        (Cut(long="windows", window_overlap=2, max_windows=2), 5, [[0, 1, 2, 3], [20, 21, 22]]),
-        (Cut(columns="end"), 8, [[0, 1, 2, 3, 4, 5, 6, 7]]),
-        (Cut(), 2, [[0, 1]]),
-        (Cut(), 3, [[0], [20]]),
-        (Cut(), 99, [list(range(10)), [20, 21, 22]]),
+        (Truncation(), 8, [[0, 1, 2, 3], [20, 21, 22]]),
+        (Truncation(mode="tail"), 8, [[6, 7, 8, 9], [20, 21, 22]]),
+        (Truncation(mode="head_tail"), 8, [[0, 7, 8, 9], [20, 21, 22]]),
+        (Truncation(mode="windows", window_overlap=2, max_windows=2), 5, [[0, 1, 2, 3], [20, 21, 22]]),
+        (Truncation(columns="end"), 8, [[0, 1, 2, 3, 4, 5, 6, 7]]),
+        (Truncation(), 2, [[0, 1]]),
+        (Truncation(), 3, [[0], [20]]),
+        (Truncation(), 99, [list(range(10)), [20, 21, 22]]),
     ],
 )
-def test_how_two_columns_are_cut(cut: Cut, room: int, expected: list[list[int]]) -> None:
+def test_how_two_columns_are_cut(truncation: Truncation, room: int, expected: list[list[int]]) -> None:
     words = {"[PAD]": 100, "[UNK]": 101, "[SEP]": 102} | {f"w{number}": number for number in range(30)}
     tokenizer = FastTokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     row = " ".join(f"w{number}" for number in range(10)), "w20 w21 w22"
-    ids, full_lengths = encode(Words(tokenizer), [row], room, cut)
+    ids, full_lengths = encode(Words(tokenizer), [row], room, truncation)
     joined = [token for column in expected for token in [*column, 102]][:-1]
     assert ids.to_pylist() == [joined]
     assert full_lengths.tolist() == [14]

@@ -24,7 +24,7 @@ from txclf.data import shards, word_vectors
 from txclf.data.prepare import prepare
 from txclf.data.tokenizer import parse_tokenizer
 from txclf.training.progress import Progress
-from txclf.training.train import Summary, check_folder, train
+from txclf.training.train import RunSummary, check_folder, train
 
 WIDTH = 4
 TABLE: dict[str, Sequence[float]] = {
@@ -107,8 +107,8 @@ def test_damaged_lines_are_skipped_and_told_by_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "kind", "message"),
     [
-        (content(TABLE).replace(b" 4\n", b"\n"), "", "its vectors have 4 numbers, `model.width` is 5"),
-        (b"3 7\na 1 2 3 4 5 6 7\n", "", "its vectors have 7 numbers, `model.width` is 5"),
+        (content(TABLE).replace(b" 4\n", b"\n"), "", "its vectors have 4 numbers, `model.hidden_size` is 5"),
+        (b"3 7\na 1 2 3 4 5 6 7\n", "", "its vectors have 7 numbers, `model.hidden_size` is 5"),
         (b"", "", "holds no vectors"),
         (b"2 5\n" + bytes(range(60)) * 30, "", "convert binary vectors to text"),
         (b"a 1 2 3 4 5\n" * 20 + b"b 1 2\n" * 9, "", "9 of 29 lines are damaged:\n  line 21: 2 numbers, expected 5"),
@@ -170,7 +170,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_csv(tmp_path_factory.mktemp("data") / "train.csv", rows)
 
 
-WORDS = ["tokenizer.kind=word", "train.token_dropout=0.1", "train.average=0.9"]
+WORDS = ["tokenizer.kind=word", "train.token_dropout=0.1", "train.ema_decay=0.9"]
 
 
 def glove(folder: Path, words: Sequence[str] = ("good", "bad")) -> str:
@@ -181,7 +181,7 @@ def glove(folder: Path, words: Sequence[str] = ("good", "bad")) -> str:
     return str(path)
 
 
-def run_with(folder: Path, data: str, *words: str) -> tuple[RunConfig, Summary, list[str]]:
+def run_with(folder: Path, data: str, *words: str) -> tuple[RunConfig, RunSummary, list[str]]:
     run, notes = tiny(folder, data, *WORDS, *words), list[str]()
 
     def listen(progress: Progress) -> bool:
@@ -195,7 +195,7 @@ def run_with(folder: Path, data: str, *words: str) -> tuple[RunConfig, Summary, 
 @pytest.mark.parametrize("freeze", [True, False])
 def test_a_run_begins_with_the_vectors_and_frozen_ones_stay(tmp_path: Path, data: str, freeze: bool) -> None:
     path = glove(tmp_path)
-    run, summary, notes = run_with(tmp_path, data, f"model.vectors={path}", f"model.freeze_vectors={freeze}")
+    run, summary, notes = run_with(tmp_path, data, f"model.word_vectors={path}", f"model.freeze_word_vectors={freeze}")
     coverage = summary.vectors
     assert coverage
     assert storage.read_json(f"{run.run_folder}/vectors.json")["found"] == coverage.found == coverage.exact == 2
@@ -222,7 +222,7 @@ def test_a_run_begins_with_the_vectors_and_frozen_ones_stay(tmp_path: Path, data
 
 def test_stopped_and_resumed_without_the_file_the_losses_are_the_same(tmp_path: Path, data: str) -> None:
     path = glove(tmp_path)
-    words = [f"model.vectors={path}", "model.freeze_vectors=true", *WORDS]
+    words = [f"model.word_vectors={path}", "model.freeze_word_vectors=true", *WORDS]
     whole, _, _ = run_with(tmp_path, data, "name=whole", *words)
     halted = tiny(tmp_path, data, "name=halted", *words)
     check_folder(halted, resume=False)
@@ -249,9 +249,9 @@ def test_a_changed_file_is_matched_anew_and_the_same_one_is_not(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model.vectors=v.txt"], "set `tokenizer.kind: word`, not `bpe`"),
-        (["model.freeze_vectors=true"], "`freeze_vectors` needs a file of `vectors`"),
-        (["model.vectors=v.txt", "tokenizer.kind=word", "task=seq2seq"], "`model.vectors` does not go with"),
+        (["model.word_vectors=v.txt"], "set `tokenizer.kind: word`, not `bpe`"),
+        (["model.freeze_word_vectors=true"], "`freeze_word_vectors` needs a file of `word_vectors`"),
+        (["model.word_vectors=v.txt", "tokenizer.kind=word", "task=seq2seq"], "`model.word_vectors` does not go with"),
     ],
 )
 def test_settings_that_make_no_sense(words: Sequence[str], message: str) -> None:
@@ -262,12 +262,12 @@ def test_settings_that_make_no_sense(words: Sequence[str], message: str) -> None
 
 def test_a_file_that_is_not_there_or_binary_is_refused_before_any_work(tmp_path: Path, data: str) -> None:
     for name, message in (("none.txt", "is not there"), ("google.bin.gz", "binary format")):
-        run: Any = tiny(tmp_path, data, *WORDS, f"model.vectors={tmp_path}/{name}")
+        run: Any = tiny(tmp_path, data, *WORDS, f"model.word_vectors={tmp_path}/{name}")
         with pytest.raises(ConfigError) as error:
             check_folder(run, resume=False)
         assert message in str(error.value)
     nothing = glove(tmp_path, ["nowhere"])
-    run = tiny(tmp_path, data, *WORDS, f"model.vectors={nothing}")
+    run = tiny(tmp_path, data, *WORDS, f"model.word_vectors={nothing}")
     with pytest.raises(DataError) as failed:
         train(run, prepare(run), go_on)
     assert "none of its words is in the vocabulary" in str(failed.value)
@@ -275,5 +275,5 @@ def test_a_file_that_is_not_there_or_binary_is_refused_before_any_work(tmp_path:
 
 
 def test_load_resolves_the_path_of_word_vectors(tmp_path: Path) -> None:
-    run = run_config.load(None, ["model.vectors=v.txt", "tokenizer.kind=word"])
-    assert run.model.vectors == str(Path.cwd() / "v.txt")
+    run = run_config.load(None, ["model.word_vectors=v.txt", "tokenizer.kind=word"])
+    assert run.model.word_vectors == str(Path.cwd() / "v.txt")

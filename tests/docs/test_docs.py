@@ -201,7 +201,7 @@ def data(tmp_path: Path) -> Path:
     settings = {
         "data": {"train": "train.csv", "test": "test.csv"},
         "tokenizer": {"vocab_size": 300, "max_length": 32},
-        "model": {"layers": 1, "width": 16, "heads": 2, "feedforward": 16},
+        "model": {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16},
         "train": {"epochs": 1, "batch_size": 16},
     }
     (tmp_path / "mine.yaml").write_text(run_config.written(settings))
@@ -276,7 +276,7 @@ def test_the_reference_has_every_key(reference: Any) -> None:
         for key in [f"{name}.{one}" for one in kind.model_fields] if section else [name]:
             assert f"# {key}\n" in page
     assert "integer ≥ 1 · default `64`" in page.partition("### train.batch_size\n")[2].partition("###")[0]
-    assert "\n#### tune.scheduler.grace\n" in page
+    assert "\n#### tune.scheduler.grace_period\n" in page
 
 
 def test_the_reference_has_every_command_and_option(reference: Any) -> None:
@@ -359,7 +359,7 @@ def test_the_site_in_a_browser(address: str, width: int) -> None:
             browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
         except playwright.Error as error:
             pytest.skip(f"no Chromium here (make test-browser): {str(error).splitlines()[0]}")
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme="dark")
+        context = browser.new_context(viewport={"hidden_size": width, "height": 800}, color_scheme="dark")
         page = context.new_page()
         page.on("console", lambda message: trouble.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: trouble.append(f"error: {error}"))

@@ -25,7 +25,7 @@ import pytest
 from tests.helpers.files import write_csv
 from tests.helpers.runs import TINY, go_on, lines, losses, tiny, trained
 from tests.helpers.testbed import Node, Testbed, namespaces_work, wait_until
-from txclf.artifacts import checkpoints, sessions
+from txclf.artifacts import attempts, checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ClusterError, DataError
 from txclf.data.prepare import prepare
@@ -39,15 +39,15 @@ pytestmark = [
 ]
 
 TXCLF = str(Path(sys.executable).with_name("txclf"))
-LONG = ["train.epochs=20", "train.patience=0", "train.checkpoint_every=10"]
+LONG = ["train.epochs=20", "train.early_stopping_patience=0", "train.checkpoint_every=10"]
 Figure = Callable[[str], None]
 
 
 def line(fault: str, run: RunConfig, seconds: float) -> str:
     """A line for the table of the guide: `seconds` until the workers trained again."""
-    begun = sessions.read(run.run_folder)
-    repeated = sum(session.repeated for session in begun)
-    return f"{fault}: {len(begun)} sessions, {repeated} steps repeated, trains again after {seconds:.0f} s"
+    begun = attempts.read(run.run_folder)
+    repeated = sum(attempt.repeated for attempt in begun)
+    return f"{fault}: {len(begun)} attempts, {repeated} steps repeated, trains again after {seconds:.0f} s"
 
 
 def workers_of_ray() -> list[int]:
@@ -90,12 +90,12 @@ def test_a_worker_killed(tmp_path: Path, data: str, unbroken: RunConfig, moment:
         if not killed and MOMENTS[moment](progress, run):
             os.kill(workers_of_ray()[0], signal.SIGKILL)
             killed.append(time.time())
-        elif killed and not back and len(sessions.read(run.run_folder)) == 2:
+        elif killed and not back and len(attempts.read(run.run_folder)) == 2:
             back.append(time.time())
         return False
 
     summary = train(run, prepare(run), kill)
-    assert summary.sessions == 2
+    assert summary.attempts == 2
     assert lines(run) == lines(unbroken)
     assert summary.steps_repeated <= 10 + 1
     figure(line(f"worker SIGKILLed {moment}", run, back[0] - killed[0]))
@@ -117,9 +117,9 @@ def test_a_worker_that_stands_still_is_named_and_replaced(
 
     summary = train(run, prepare(run), stop)
     assert re.search(r"rank [01]: no sign of life for \d+ s \(.*, step \d+\)", "\n".join(notes))
-    assert summary.sessions == 2
+    assert summary.attempts == 2
     assert lines(run) == lines(unbroken)
-    figure(line("worker SIGSTOPped", run, sessions.read(run.run_folder)[1].time - stopped[0]))
+    figure(line("worker SIGSTOPped", run, attempts.read(run.run_folder)[1].time - stopped[0]))
 
 
 def test_workers_that_die_again_and_again_end_the_run_with_one_message(
@@ -130,7 +130,7 @@ def test_workers_that_die_again_and_again_end_the_run_with_one_message(
     killed = set[int]()
 
     def kill(progress: Progress) -> bool:
-        begun = sessions.read(run.run_folder)
+        begun = attempts.read(run.run_folder)
         if len(begun) not in killed and begun and progress.step > begun[-1].step:
             killed.add(len(begun))
             os.kill(workers_of_ray()[0], signal.SIGKILL)
@@ -142,11 +142,11 @@ def test_workers_that_die_again_and_again_end_the_run_with_one_message(
 
 
 def test_a_loss_that_is_not_finite_ends_a_run_of_two_workers(tmp_path: Path, data: str, local_ray: None) -> None:
-    run = tiny(tmp_path, data, "compute.workers=2", "train.learning_rate=1e30", "train.clip_norm=0")
+    run = tiny(tmp_path, data, "compute.workers=2", "train.learning_rate=1e30", "train.max_grad_norm=0")
     with pytest.raises(Exception, match="gradient is not finite at step 2") as info:
         train(run, prepare(run), go_on)
     assert getattr(info.value, "exit_code", None) == 2
-    assert len(sessions.read(run.run_folder)) == 1
+    assert len(attempts.read(run.run_folder)) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------- driver
@@ -206,7 +206,7 @@ def test_the_driver_killed_and_resumed(tmp_path: Path, data: str, workers: int, 
     assert lines(broken) == lines(whole)
     figure(
         line(
-            f"driver SIGKILLed, {workers} workers, --resume", broken, sessions.read(broken.run_folder)[1].time - killed
+            f"driver SIGKILLed, {workers} workers, --resume", broken, attempts.read(broken.run_folder)[1].time - killed
         )
     )
 
@@ -354,7 +354,7 @@ def test_a_node_lost_and_another_that_comes(tmp_path: Path, data: str, unbroken:
         bed.add("three", 1)
         ended(process, run)
     assert lines(run) == lines(unbroken)
-    figure(line("node lost, another comes", run, sessions.read(run.run_folder)[1].time - killed))
+    figure(line("node lost, another comes", run, attempts.read(run.run_folder)[1].time - killed))
 
 
 def test_an_elastic_run_shrinks_and_grows_and_keeps_its_steps(tmp_path: Path, data: str, figure: Figure) -> None:
@@ -362,19 +362,19 @@ def test_an_elastic_run_shrinks_and_grows_and_keeps_its_steps(tmp_path: Path, da
     with training_on_two_nodes(tmp_path, data, *words) as (bed, run, two, process):
         bed.kill(two)
         killed = time.time()
-        wait_until(lambda: len(sessions.read(run.run_folder)) == 2, 120, process)
+        wait_until(lambda: len(attempts.read(run.run_folder)) == 2, 120, process)
         figure(line("elastic, a node lost: 2 to 1 workers", run, time.time() - killed))
         bed.add("three", 1)
         came = time.time()
-        wait_until(lambda: len(sessions.read(run.run_folder)) == 3, 120, process)
+        wait_until(lambda: len(attempts.read(run.run_folder)) == 3, 120, process)
         figure(line("elastic, a node comes: 1 to 2 workers", run, time.time() - came))
         trained = logged(run)
         wait_until(lambda: logged(run) > trained + 50, 120, process)
         process.terminate()
         assert process.wait(timeout=60) == 143
-    begun = sessions.read(run.run_folder)
-    assert [session.workers for session in begun] == [2, 1, 2]
-    assert all(session.repeated <= 11 for session in begun)
+    begun = attempts.read(run.run_folder)
+    assert [attempt.workers for attempt in begun] == [2, 1, 2]
+    assert all(attempt.repeated <= 11 for attempt in begun)
     # Every step stands once, of the same rows on any number of workers: the losses go on as one curve.
     steps = [entry["step"] for entry in lines(run) if "train_loss" in entry]
     assert steps == list(range(1, len(steps) + 1))
@@ -394,7 +394,7 @@ def test_a_node_cut_off_from_the_network(tmp_path: Path, data: str, unbroken: Ru
         bed.cut(two)
         cut = time.time()
         ended(process, run)
-    begun = sessions.read(run.run_folder)
-    assert [session.workers for session in begun] == [2, 1]
+    begun = attempts.read(run.run_folder)
+    assert [attempt.workers for attempt in begun] == [2, 1]
     np.testing.assert_allclose(losses(run)[:40], losses(unbroken)[:40], rtol=1e-6)
     figure(line("node cut off the network", run, begun[1].time - cut))

@@ -25,7 +25,7 @@ from txclf.inference import bundle
 from txclf.prediction import predict
 from txclf.training.train import train
 
-WINDOWS = ["data.long=windows", "data.window_overlap=2", "data.max_windows=3", "tokenizer.max_length=6"]
+WINDOWS = ["data.truncation=windows", "data.window_overlap=2", "data.max_windows=3", "tokenizer.max_length=6"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("long", ["tail", "head_tail", "windows"])
 def test_texts_are_read_alike_in_training_evaluation_and_prediction(tmp_path: Path, data: str, long: str) -> None:
-    words = [f"data.long={long}", f"data.test={data}", "tokenizer.kind=word", *WINDOWS[1:]]
+    words = [f"data.truncation={long}", f"data.test={data}", "tokenizer.kind=word", *WINDOWS[1:]]
     run, summary = trained(tmp_path, data, *words)
     manifest = shards.load_manifest(summary.prepared)
     capacity = 6 + 2 * 4 if long == "windows" else 6
@@ -71,7 +71,7 @@ def test_texts_are_read_alike_in_training_evaluation_and_prediction(tmp_path: Pa
 def test_what_each_way_keeps(tmp_path: Path, data: str) -> None:
     kept = {}
     for long in ("head", "tail", "head_tail"):
-        run = tiny(tmp_path, data, f"data.long={long}", "tokenizer.kind=word", "tokenizer.max_length=6")
+        run = tiny(tmp_path, data, f"data.truncation={long}", "tokenizer.kind=word", "tokenizer.max_length=6")
         folder = prepare(run)
         table = shards.read_split(folder, shards.load_manifest(folder), "train", ["input_ids", "text"])
         kept[long] = dict(zip(table["text"].to_pylist(), table["input_ids"].to_pylist(), strict=True))
@@ -110,7 +110,7 @@ def test_windows_of_one_row_alone_are_the_mean_of_what_the_model_says_of_each(tm
 def test_where_every_row_fits_a_window_training_is_that_of_head(tmp_path: Path, data: str) -> None:
     head, _ = trained(tmp_path, data, "name=head", "tokenizer.max_length=64", "train.token_dropout=0.2")
     windows, _ = trained(
-        tmp_path, data, "name=windows", "tokenizer.max_length=64", "train.token_dropout=0.2", "data.long=windows"
+        tmp_path, data, "name=windows", "tokenizer.max_length=64", "train.token_dropout=0.2", "data.truncation=windows"
     )
     assert losses(windows) == losses(head)
 
@@ -128,7 +128,7 @@ def test_windows_streamed_from_disk_or_stopped_and_resumed_give_the_same_losses(
 
 def test_accumulated_parts_of_windows_make_the_same_step(tmp_path: Path, data: str) -> None:
     whole, _ = trained(tmp_path, data, "name=whole", *WINDOWS, "model.dropout=0")
-    parts, summary = trained(tmp_path, data, "name=parts", *WINDOWS, "model.dropout=0", "train.accumulate=3")
+    parts, summary = trained(tmp_path, data, "name=parts", *WINDOWS, "model.dropout=0", "train.micro_batches=3")
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
     assert 0.0 <= summary.padding_share < 0.5
 
@@ -154,10 +154,10 @@ COLUMNS = ["data.text=[one, two]", "tokenizer.kind=word", "tokenizer.max_length=
 def test_segments_tell_columns_apart_and_are_kept_in_the_bundle(tmp_path: Path) -> None:
     data = pairs(tmp_path / "pairs.csv")
     # Neither positions nor attention: without segments the model sees a bag of words, the same for both labels.
-    words = [*COLUMNS, "model.positions=none", "train.learning_rate=1e-2", "train.epochs=12"]
-    words += ["train.token_dropout=0.05", "train.patience=0", "train.monitor=valid_accuracy"]
+    words = [*COLUMNS, "model.position_encoding=none", "train.learning_rate=1e-2", "train.epochs=12"]
+    words += ["train.token_dropout=0.05", "train.early_stopping_patience=0", "train.monitor=valid_accuracy"]
     run, summary = trained(tmp_path, data, "name=with", *words)
-    plain, without = trained(tmp_path, data, "name=without", "model.segments=false", *words)
+    plain, without = trained(tmp_path, data, "name=without", "model.segment_embeddings=false", *words)
     assert summary.best["valid_accuracy"] > 0.9
     assert without.best["valid_accuracy"] < 0.8
     classifier = Classifier.load(f"{run.run_folder}/model")
@@ -172,7 +172,13 @@ def test_segments_tell_columns_apart_and_are_kept_in_the_bundle(tmp_path: Path) 
 @pytest.mark.parametrize("long", ["head", "windows"])
 def test_segments_streamed_or_resumed_give_the_same_losses(tmp_path: Path, long: str) -> None:
     data = pairs(tmp_path / "pairs.csv")
-    words = [*COLUMNS, "train.epochs=2", "train.token_dropout=0.2", f"data.long={long}", "tokenizer.max_length=10"]
+    words = [
+        *COLUMNS,
+        "train.epochs=2",
+        "train.token_dropout=0.2",
+        f"data.truncation={long}",
+        "tokenizer.max_length=10",
+    ]
     memory, _ = trained(tmp_path, data, "name=memory", *words)
     disk, _ = trained(tmp_path, data, "name=disk", "data.ingest=stream", *words)
     assert lines(disk) == lines(memory)
@@ -192,7 +198,9 @@ def test_a_long_column_leaves_room_for_the_others(tmp_path: Path) -> None:
 
 def test_a_bundle_from_before_cuts_columns_as_it_did(tmp_path: Path) -> None:
     data = pairs(tmp_path / "pairs.csv", 60)
-    run, _ = trained(tmp_path, data, *COLUMNS, "model.segments=false", "tokenizer.max_length=8", "train.epochs=1")
+    run, _ = trained(
+        tmp_path, data, *COLUMNS, "model.segment_embeddings=false", "tokenizer.max_length=8", "train.epochs=1"
+    )
     path = f"{run.run_folder}/model/{bundle.DESCRIPTION}"
     description = storage.read_json(path)
     for key in ("cut", "num_segments"):
@@ -207,10 +215,13 @@ def test_a_bundle_from_before_cuts_columns_as_it_did(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data.long=windows", "data.window_overlap=256"], "`data.window_overlap` (256) must be less than"),
-        (["model.segments=true"], "`data.text` has one"),
-        (["task=seq2seq", "data.long=windows"], "`data.long: windows` does not go with `task: seq2seq`"),
-        (["task=seq2seq", "data.text=[a, b]", "model.segments=true"], "`model.segments: true` does not go with"),
+        (["data.truncation=windows", "data.window_overlap=256"], "`data.window_overlap` (256) must be less than"),
+        (["model.segment_embeddings=true"], "`data.text` has one"),
+        (["task=seq2seq", "data.truncation=windows"], "`data.truncation: windows` does not go with `task: seq2seq`"),
+        (
+            ["task=seq2seq", "data.text=[a, b]", "model.segment_embeddings=true"],
+            "`model.segment_embeddings: true` does not go with",
+        ),
         (["data.max_windows=0"], "data.max_windows"),
     ],
 )
@@ -233,7 +244,7 @@ def test_rows_of_several_labels_have_windows_and_segments_too(tmp_path: Path) ->
     disk, _ = trained(tmp_path, data, "name=disk", "data.ingest=stream", *words)
     assert lines(disk) == lines(run)
     classifier = Classifier.load(f"{run.run_folder}/model")
-    assert (classifier.description.cut.long, classifier.description.num_segments) == ("windows", 2)
+    assert (classifier.description.truncation.mode, classifier.description.num_segments) == ("windows", 2)
     scored = evaluate.evaluate(run.run_folder, with_baseline=False)
     assert scored["rows"] == 200
     # The same rows in another order.

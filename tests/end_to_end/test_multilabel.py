@@ -222,7 +222,7 @@ def test_streamed_from_disk_the_steps_are_the_same(tmp_path: Path, data: tuple[s
 
 
 def test_the_mean_of_the_best_checkpoints_has_thresholds_of_its_own(tmp_path: Path, data: tuple[str, str]) -> None:
-    run = tagging(tmp_path, data, "train.average_best=3", "train.calibrate=false", "train.monitor=valid_loss")
+    run = tagging(tmp_path, data, "train.average_checkpoints=3", "train.calibrate=false", "train.monitor=valid_loss")
     summary = train(run, prepare(run), go_on)
     assert summary.thresholds
     assert summary.calibration is None
@@ -234,7 +234,7 @@ def test_the_mean_of_the_best_checkpoints_has_thresholds_of_its_own(tmp_path: Pa
 
 
 def test_rows_that_were_learned_from_choose_no_threshold(tmp_path: Path, data: tuple[str, str]) -> None:
-    run = tagging(tmp_path, data, "train.include_valid=true", "train.epochs=1")
+    run = tagging(tmp_path, data, "train.train_on_valid=true", "train.epochs=1")
     summary = train(run, prepare(run), go_on)
     assert summary.thresholds is None
     classifier = Classifier.load(f"{run.run_folder}/model")

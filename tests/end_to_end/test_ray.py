@@ -97,7 +97,7 @@ def test_sharded_the_steps_are_the_same_also_after_a_stop(
     tmp_path: Path, data: str, here: tuple[list[float], list[float]]
 ) -> None:
     words = ["model.dropout=0", "compute.workers=2", "compute.cpus_per_worker=0.5", "compute.strategy=fsdp"]
-    run = tiny(tmp_path, data, *words, "train.average=0.5")
+    run = tiny(tmp_path, data, *words, "train.ema_decay=0.5")
     prepared = prepare(run)
     with suppress(Interrupted):
         train(run, prepared, lambda progress: progress.step >= 5)
@@ -112,7 +112,7 @@ def test_sharded_the_steps_are_the_same_also_after_a_stop(
 
 @pytest.mark.faults
 def test_balanced_epochs_focal_loss_and_calibration_are_the_same_on_ray(tmp_path: Path, data: str) -> None:
-    words = ["model.dropout=0", "train.sampling=balanced", "train.focal_gamma=2", "train.average_best=2"]
+    words = ["model.dropout=0", "train.sampling=balanced", "train.focal_gamma=2", "train.average_checkpoints=2"]
     here, one = trained(tmp_path, data, "name=here", *words)
     run, two = trained(tmp_path, data, *words, "compute.workers=2", "compute.cpus_per_worker=0.5")
     np.testing.assert_allclose(losses(run), losses(here), rtol=2e-3)
@@ -137,12 +137,12 @@ def test_windows_columns_and_vectors_are_the_same_on_ray(tmp_path: Path) -> None
     )
     settings = [
         "data.text=[text,more]",
-        "data.long=windows",
+        "data.truncation=windows",
         "data.window_overlap=1",
         "tokenizer.kind=word",
         "tokenizer.max_length=4",
-        f"model.vectors={table}",
-        "model.freeze_vectors=true",
+        f"model.word_vectors={table}",
+        "model.freeze_word_vectors=true",
         "model.dropout=0",
         "train.epochs=1",
     ]
@@ -176,7 +176,7 @@ def test_sharded_over_nccl(tmp_path: Path, data: str, here: tuple[list[float], l
 
 @pytest.mark.faults
 def test_a_stop_asked_at_the_driver_saves_a_checkpoint_and_resume_goes_on(tmp_path: Path, data: str) -> None:
-    words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "train.epochs=40", "train.patience=0"]
+    words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "train.epochs=40", "train.early_stopping_patience=0"]
     run = tiny(tmp_path, data, *words)
     prepared = prepare(run)
     with pytest.raises(Interrupted):

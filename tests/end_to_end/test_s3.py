@@ -139,7 +139,7 @@ def test_a_model_on_an_object_store_is_looked_at_asked_and_served(bucket: str, t
     )
     assert "run: " in txclf(tmp_path, "inspect", f"{bucket}/runs/mine")
     for out, more in (("here", []), ("there", ["--workers", "2"])):
-        given = [model, f"{bucket}/train.csv", "--out", f"{bucket}/{out}.jsonl", "--part-rows", "50"]
+        given = [model, f"{bucket}/train.csv", "--out", f"{bucket}/{out}.jsonl", "--chunk-rows", "50"]
         assert "300 rows, " in txclf(tmp_path, "predict", *given, *more)
     assert storage.read_bytes(f"{bucket}/there.jsonl") == storage.read_bytes(f"{bucket}/here.jsonl")
     for replicas in "0", "1":

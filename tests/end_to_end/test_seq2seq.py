@@ -97,14 +97,14 @@ def test_streamed_from_disk_the_losses_are_the_same(tmp_path: Path, data: str) -
 
 
 def test_the_mean_of_the_best_is_bundled_where_it_is_as_good(tmp_path: Path, data: str) -> None:
-    words = ["train.average_best=3", "train.eval_every=0.25", "train.epochs=6", "train.schedule=constant"]
+    words = ["train.average_checkpoints=3", "train.eval_every=0.25", "train.epochs=6", "train.schedule=constant"]
     run = pairs(tmp_path, data, *words, "train.monitor=valid_loss", "model.dropout=0.2")
     summary = train(run, prepare(run), go_on)
     assert len(summary.averaged) == 3
     best = min(line["valid_loss"] for line in lines(run) if "valid_loss" in line)
     assert summary.best["valid_loss"] <= best
     manifest = shards.load_manifest(summary.prepared)
-    rows = PairRows.of([shards.read_split(summary.prepared, manifest, "valid", ["input_ids", "target_ids"])])
+    rows = PairRows.from_tables([shards.read_split(summary.prepared, manifest, "valid", ["input_ids", "target_ids"])])
     again = Seq2Seq.load(f"{run.run_folder}/model").teacher_forced(rows)
     assert again["loss"] == pytest.approx(summary.best["valid_loss"])
     assert again["teacher_forced_match"] == summary.best["valid_exact_match"]
@@ -117,12 +117,12 @@ def test_the_mean_of_the_best_is_bundled_where_it_is_as_good(tmp_path: Path, dat
 def test_sharded_it_takes_the_same_steps(tmp_path: Path, data: str) -> None:
     found = []
     for words in (["name=whole"], ["name=sharded", "compute.workers=2", "compute.strategy=fsdp"]):
-        run = pairs(tmp_path, data, *words, "train.epochs=1", "train.learning_rate=1e-3", "model.decoder_layers=2")
+        run = pairs(tmp_path, data, *words, "train.epochs=1", "train.learning_rate=1e-3", "model.num_decoder_layers=2")
         summary = train(run, prepare(run), go_on)
         found.append([value or 0.0 for line in losses(run) for value in line])
         assert summary.steps == len(lines(run)) - 1
     assert found[0] == pytest.approx(found[1], rel=2e-3)
-    assert Seq2Seq.load(f"{run.run_folder}/model").settings.beams == 2
+    assert Seq2Seq.load(f"{run.run_folder}/model").settings.num_beams == 2
 
 
 @pytest.mark.faults
@@ -151,7 +151,7 @@ def test_the_loss_is_a_mean_over_target_tokens(trained: RunConfig) -> None:
     """Of all tokens of a step together, however long its rows are: at first each token costs about log(vocabulary)."""
     folder = storage.read_json(f"{trained.run_folder}/summary.json")["prepared"]
     manifest = shards.load_manifest(folder)
-    rows = PairRows.of([shards.read_split(folder, manifest, "train", ["input_ids", "target_ids"])])
+    rows = PairRows.from_tables([shards.read_split(folder, manifest, "train", ["input_ids", "target_ids"])])
     assert manifest.labels == []
     assert manifest.splits["train"].target_tokens == rows.target.lengths.sum()
     assert rows.step_size(np.array([0, 5])) == rows.target.lengths[[0, 5]].sum() - 2
@@ -162,7 +162,7 @@ def test_the_loss_is_a_mean_over_target_tokens(trained: RunConfig) -> None:
 def test_windows_look_at_both_sides() -> None:
     draw = np.random.default_rng(0)
     sides = [pa.array([[1] * n for n in draw.integers(2, 60, 4000)], pa.list_(pa.int32())) for _ in range(2)]
-    rows = PairRows.of([pa.table(sides, names=["input_ids", "target_ids"])])
+    rows = PairRows.from_tables([pa.table(sides, names=["input_ids", "target_ids"])])
     plan = epoch_batches(rows.lengths, 32, 50, 0, 0)
     by_source_alone = epoch_batches(rows.source.lengths, 32, 50, 0, 0)
     assert rows.padding_share(plan, 1, 1) < rows.padding_share(epoch_batches(rows.lengths, 32, 1, 0, 0), 1, 1) - 0.1

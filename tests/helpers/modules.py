@@ -7,7 +7,13 @@ import numpy as np
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 
-WORDS = ["model.layers=1", "model.width=16", "model.heads=2", "model.feedforward=16", "tokenizer.max_length=12"]
+WORDS = [
+    "model.num_layers=1",
+    "model.hidden_size=16",
+    "model.num_heads=2",
+    "model.intermediate_size=16",
+    "tokenizer.max_length=12",
+]
 
 
 DRAW = np.random.default_rng(0)

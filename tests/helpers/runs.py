@@ -12,16 +12,16 @@ from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.data.prepare import prepare
 from txclf.training.progress import Interrupted, Progress
-from txclf.training.train import Summary, check_folder, train
+from txclf.training.train import RunSummary, check_folder, train
 
 TINY = [
     "tokenizer.vocab_size=300",
     "tokenizer.max_length=16",
     "tokenizer.min_frequency=1",
-    "model.layers=1",
-    "model.width=16",
-    "model.heads=2",
-    "model.feedforward=32",
+    "model.num_layers=1",
+    "model.hidden_size=16",
+    "model.num_heads=2",
+    "model.intermediate_size=32",
     "train.epochs=2",
     "train.batch_size=16",
     "train.learning_rate=3e-3",
@@ -50,7 +50,7 @@ def losses(run: RunConfig) -> list[Any]:
     return [line["train_loss"] for line in lines(run) if "train_loss" in line]
 
 
-def trained(folder: Path, data: str, *words: str) -> tuple[RunConfig, Summary]:
+def trained(folder: Path, data: str, *words: str) -> tuple[RunConfig, RunSummary]:
     run = tiny(folder, data, *words)
     check_folder(run, resume=False)
     return run, train(run, prepare(run), go_on)

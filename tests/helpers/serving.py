@@ -25,7 +25,7 @@ from txclf.model.seq2seq import Seq2SeqTransformer
 TEXTS = ["the quick brown fox", "five boxing wizards jump quickly over the lazy dog", "dog", "lazy lazy lazy"]
 
 
-MODEL = {"layers": 1, "width": 16, "heads": 2, "feedforward": 16}
+MODEL = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16}
 
 
 def untrained(folder: Path, **settings: Any) -> str:

@@ -49,7 +49,12 @@ def copy(tmp_path: Path, tiny_bundle: str) -> Path:
 def test_a_loaded_model_says_what_the_saved_one_said(
     tmp_path: Path, tiny_run: RunConfig, tiny_bundle: str, pooling: str, positions: str, norm: str
 ) -> None:
-    settings = tiny_run.model.model_dump() | {"pooling": pooling, "positions": positions, "norm": norm, "head_width": 8}
+    settings = tiny_run.model.model_dump() | {
+        "pooling": pooling,
+        "position_encoding": positions,
+        "norm": norm,
+        "classifier_hidden_size": 8,
+    }
     run = tiny_run.model_copy(update={"model": Model.model_validate(settings)})
     tokenizer = Path(tiny_bundle, bundle.TOKENIZER).read_text()
     reference = Classifier.load(tiny_bundle)
@@ -64,7 +69,7 @@ def test_a_loaded_model_says_what_the_saved_one_said(
 def test_what_a_bundle_holds(tiny_bundle: str, classifier: Classifier) -> None:
     assert sorted(os.listdir(tiny_bundle)) == ["card.md", "model.json", "model.safetensors", "tokenizer.json"]
     description = classifier.description
-    assert (description.format, description.version, description.task) == (1, txclf.__version__, "classify")
+    assert (description.format, description.version, description.task) == (2, txclf.__version__, "classify")
     assert description.labels == classifier.labels == ["low", "mid", "high"]
     assert (description.text_columns, description.max_length) == (["text"], 16)
     assert description.vocab_size == classifier.tokenizer.get_vocab_size()
@@ -202,8 +207,8 @@ def test_the_card_is_for_people_alone(copy: Path, classifier: Classifier) -> Non
 
 Change = Callable[[dict[str, Any]], Any]
 CHANGES: dict[str, tuple[Change, str]] = {
-    "older": (lambda found: found.update(format=0), r"format 0, this txclf \(.*\) reads format 1"),
-    "newer": (lambda found: found.update(format=2), r"format 2, this txclf \(.*\) reads format 1"),
+    "older": (lambda found: found.update(format=0), r"format 0, this txclf \(.*\) reads format 2"),
+    "newer": (lambda found: found.update(format=3), r"format 3, this txclf \(.*\) reads format 2"),
     "no format": (lambda found: found.pop("format"), "format None, this txclf"),
     "format as text": (lambda found: found.update(format="1"), "format '1', this txclf"),
     "another task": (lambda found: found.update(task="translate"), "damaged at `task`: "),
@@ -212,9 +217,9 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "a label less": (lambda found: found["labels"].pop(), r"weights do not fit `model\.json`: "),
     "an unknown key": (lambda found: found.update(new=1), "damaged at `new`: "),
     "an unknown setting": (lambda found: found["model"].update(new=1), r"damaged at `model\.new`: "),
-    "heads": (lambda found: found["model"].update(heads=3), r"damaged at `model`: .*must divide `width`"),
-    "width": (lambda found: found["model"].update(width=32), r"weights do not fit `model\.json`: "),
-    "a layer more": (lambda found: found["model"].update(layers=2), r"weights do not fit `model\.json`: "),
+    "heads": (lambda found: found["model"].update(num_heads=3), r"damaged at `model`: .*must divide `hidden_size`"),
+    "width": (lambda found: found["model"].update(hidden_size=32), r"weights do not fit `model\.json`: "),
+    "a layer more": (lambda found: found["model"].update(num_layers=2), r"weights do not fit `model\.json`: "),
     "pooling": (lambda found: found["model"].update(pooling="cls"), r"weights do not fit `model\.json`: "),
     "no tokens": (lambda found: found.update(max_length=0), "damaged at `max_length`: "),
     "no vocabulary": (lambda found: found.update(vocab_size=-1), "damaged at `vocab_size`: "),
@@ -287,3 +292,12 @@ def test_a_bundle_counts_once_its_description_is_there(tmp_path: Path, tiny_run:
     assert json.loads((tmp_path / bundle.TOKENIZER).read_text())
     with pytest.raises(BundleError, match="not a model bundle"):
         Classifier.load(str(tmp_path))
+
+
+def test_load_bundle_of_format_1_gives_its_probabilities() -> None:
+    folder = Path(__file__).parent / "bundle_format_1"  # saved by the last version that wrote format 1
+    expected = json.loads((folder / "expected.json").read_text())
+    classifier = Classifier.load(str(folder))
+    assert classifier.description.truncation.mode == "tail"
+    found = classifier.probabilities([(text,) for text in expected["texts"]])
+    np.testing.assert_allclose(found, expected["probabilities"], rtol=1e-6)

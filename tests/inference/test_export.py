@@ -72,7 +72,7 @@ def test_every_format_answers_as_the_bundle(model: str, tmp_path: Path) -> None:
 
 
 def test_windows_and_several_labels(tag_data: tuple[str, str], tmp_path: Path) -> None:
-    windows = ["data.long=windows", "data.window_overlap=1", "tokenizer.max_length=4"]
+    windows = ["data.truncation=windows", "data.window_overlap=1", "tokenizer.max_length=4"]
     run = tagging(tmp_path, tag_data, "train.epochs=2", *windows)
     train(run, prepare(run), go_on)
     (one,) = export(f"{run.run_folder}/model", formats=["onnx"])
@@ -81,14 +81,14 @@ def test_windows_and_several_labels(tag_data: tuple[str, str], tmp_path: Path) -
     record = json.loads(Path(run.run_folder, "model/export/export.json").read_text())
     assert record["task"] == "multilabel"
     assert set(record["thresholds"]) == set(record["labels"])
-    assert record["cut"]["long"] == "windows"
+    assert record["truncation"]["mode"] == "windows"
 
 
 def test_an_encoder_and_a_decoder_step_make_the_same_text(pair_data: str, tmp_path: Path) -> None:
-    run = pairs(tmp_path, pair_data, "train.epochs=8", "generate.beams=1", "model.decoder_layers=2")
+    run = pairs(tmp_path, pair_data, "train.epochs=8", "generate.num_beams=1", "model.num_decoder_layers=2")
     train(run, prepare(run), go_on)
     folder = f"{run.run_folder}/model"
-    for one in export(folder, least_agreement=0.5):
+    for one in export(folder, min_agreement=0.5):
         assert one.kept
         assert one.files[0].startswith("encoder")
         assert one.format == "int8" or (one.agreement == 1.0 and one.largest_difference < 1e-3)
@@ -120,7 +120,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(model: str, tmp_path: Path) -
     out = tmp_path / "out"
     out.mkdir()
     (out / "model.int8.onnx").write_bytes(b"an earlier one")
-    (one,) = export(model, str(out), ["int8"], least_agreement=1.01)
+    (one,) = export(model, str(out), ["int8"], min_agreement=1.01)
     assert not one.kept
     assert sorted(path.name for path in out.iterdir()) == ["export.json", "tokenizer.json"]
 

@@ -145,7 +145,7 @@ def send(bed: Testbed, folder: Path, *words: str) -> str:
 
 @pytest.mark.faults
 def test_a_job_that_is_stopped_leaves_a_run_that_goes_on(bed: Testbed, tmp_path: Path, data: str) -> None:
-    words = settings(tmp_path, data, "train.epochs=300", "train.patience=0")
+    words = settings(tmp_path, data, "train.epochs=300", "train.early_stopping_patience=0")
     job = send(bed, tmp_path, "train", *words)
     if bed.namespaces:
         wait_until(lambda: "ray_txclf_step{" in metrics(bed), 30)
@@ -158,8 +158,8 @@ def test_a_job_that_is_stopped_leaves_a_run_that_goes_on(bed: Testbed, tmp_path:
     assert saved
     words += ["--resume"]
     sent = txclf(bed, tmp_path, "submit", "--no-wait", "train", *words)
-    sessions = tmp_path / "runs/mine/sessions.jsonl"
-    wait_until(lambda: sessions.read_text().count("\n") == 2, 300)
+    attempts = tmp_path / "runs/mine/attempts.jsonl"
+    wait_until(lambda: attempts.read_text().count("\n") == 2, 300)
     assert txclf(bed, tmp_path, "jobs", "stop", sent.stderr.split("job ")[1].split(":")[0]).returncode == 0
     assert TOKEN not in metrics(bed)
     assert "no such job" in txclf(bed, tmp_path, "jobs", "status", "none").stderr
@@ -168,7 +168,7 @@ def test_a_job_that_is_stopped_leaves_a_run_that_goes_on(bed: Testbed, tmp_path:
 @pytest.mark.faults
 @pytest.mark.parametrize(("answer", "state"), [("n", "running"), ("y", "stopped")])
 def test_ctrl_c_asks_whether_the_job_goes_on(bed: Testbed, tmp_path: Path, data: str, answer: str, state: str) -> None:
-    job = send(bed, tmp_path, "train", *settings(tmp_path, data, "train.epochs=300", "train.patience=0"))
+    job = send(bed, tmp_path, "train", *settings(tmp_path, data, "train.epochs=300", "train.early_stopping_patience=0"))
     ours, theirs = pty.openpty()
     words = [*bed.head.within, TXCLF, "jobs", "logs", job, "--address", bed.dashboard]
     process = subprocess.Popen(
@@ -236,12 +236,12 @@ def test_txclf_itself_travels(bed: Testbed, tmp_path: Path, data: str) -> None:
 
 @pytest.mark.faults
 def test_a_job_outlives_a_node(bed: Testbed, tmp_path: Path, data: str) -> None:
-    words = settings(tmp_path, data, "compute.workers=[1, 2]", "train.epochs=40", "train.patience=0")
+    words = settings(tmp_path, data, "compute.workers=[1, 2]", "train.epochs=40", "train.early_stopping_patience=0")
     job = send(bed, tmp_path, "train", *words, "train.checkpoint_every=10")
     bed.kill(bed.nodes["two"])
     done = txclf(bed, tmp_path, "jobs", "logs", job)
     assert done.returncode == 0, done.stdout + done.stderr
     assert Classifier.load(f"{tmp_path}/runs/mine/model")
-    began = (tmp_path / "runs/mine/sessions.jsonl").read_text().splitlines()
+    began = (tmp_path / "runs/mine/attempts.jsonl").read_text().splitlines()
     assert len(began) > 1
     assert txclf(bed, tmp_path, "jobs", "status", job).stdout == "succeeded\n"

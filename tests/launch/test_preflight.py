@@ -45,7 +45,7 @@ def test_a_run_in_this_process(tmp_path: Path, data: str) -> None:
 def test_data_that_are_not_there(tmp_path: Path) -> None:
     code, said = check(tmp_path, "none.csv")
     assert code == 1
-    assert "fail  run file: `none.csv`: no such file or folder" in said
+    assert "none.csv`: no such file or folder" in said
 
 
 def test_storage_that_cannot_be_written(tmp_path: Path, data: str) -> None:

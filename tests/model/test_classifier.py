@@ -21,8 +21,8 @@ every_variant = pytest.mark.parametrize(("pooling", "positions", "norm"), VARIAN
 def make(pooling: str = "mean", positions: str = "rotary", norm: str = "pre", **settings: Any) -> TransformerClassifier:
     torch.manual_seed(0)
     config = Model.model_validate(
-        {"layers": 2, "width": 16, "heads": 2, "feedforward": 24, "dropout": 0.0}
-        | {"pooling": pooling, "positions": positions, "norm": norm, **settings}
+        {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 24, "dropout": 0.0}
+        | {"pooling": pooling, "position_encoding": positions, "norm": norm, **settings}
     )
     return TransformerClassifier(config, vocab_size=50, num_classes=3, max_length=12)
 
@@ -81,7 +81,7 @@ def test_the_order_of_tokens_counts_unless_positions_do_not(pooling: str, positi
 @every_variant
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_the_gradient_reaches_every_parameter(pooling: str, positions: str, norm: str, activation: str) -> None:
-    model = make(pooling, positions, norm, head_width=8, activation=activation)
+    model = make(pooling, positions, norm, classifier_hidden_size=8, activation=activation)
     logits = model(*padded(make_rows(5, 1, 9, 12), 12))
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0]))
     names = [name for name, _ in model.named_parameters()]
@@ -95,7 +95,7 @@ def test_the_gradient_reaches_every_parameter(pooling: str, positions: str, norm
 @pytest.mark.parametrize("head_width", [0, 8])
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_shapes(pooling: str, head_width: int) -> None:
-    model = make(pooling, head_width=head_width)
+    model = make(pooling, classifier_hidden_size=head_width)
     for rows, tokens in [(1, 1), (3, 12), (4, 5)]:
         logits = model(torch.zeros(rows, tokens, dtype=torch.int64))
         assert logits.shape == (rows, 3)
@@ -125,7 +125,7 @@ def test_the_embedding_s_dropout_is_the_others_unless_it_is_set() -> None:
 
 
 def test_an_embedded_token_has_unit_variance() -> None:
-    model = make(width=256, heads=8)
+    model = make(hidden_size=256, num_heads=8)
     embedded = model.embedding(torch.arange(50)) * 256**0.5
     assert embedded.var().item() == pytest.approx(1.0, abs=0.05)
 
@@ -141,12 +141,14 @@ ENCODER = 6 * (4 * (256 * 256 + 256) + 2 * 256 * 1024 + 1024 + 256 + 4 * 256)
         ({"pooling": "cls"}, ENCODER + 512 + 256 + 131_584 + 513 * 6),
         ({"pooling": "attention"}, ENCODER + 512 + 256 + 131_584 + 513 * 6),
         ({"pooling": "mean_max"}, ENCODER + 512 + 256 * 512 + 131_584 + 513 * 6),
-        ({"positions": "learned"}, ENCODER + 512 + 128 * 256 + 131_584 + 513 * 6),
-        ({"head_width": 0}, ENCODER + 512 + 257 * 6),
+        ({"position_encoding": "learned"}, ENCODER + 512 + 128 * 256 + 131_584 + 513 * 6),
+        ({"classifier_hidden_size": 0}, ENCODER + 512 + 257 * 6),
     ],
 )
 def test_the_number_of_parameters(settings: dict[str, Any], expected: int) -> None:
-    config = Model(layers=6, width=256, heads=8, feedforward=1024, head_width=512).model_copy(update=settings)
+    config = Model(
+        num_layers=6, hidden_size=256, num_heads=8, intermediate_size=1024, classifier_hidden_size=512
+    ).model_copy(update=settings)
     with torch.device("meta"):
         model = TransformerClassifier(config, vocab_size=10_000, num_classes=6, max_length=128)
     assert sum(weight.numel() for weight in model.parameters()) == 10_000 * 256 + expected
@@ -155,7 +157,7 @@ def test_the_number_of_parameters(settings: dict[str, Any], expected: int) -> No
 
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_the_state_holds_what_was_learned_and_nothing_else(positions: str) -> None:
-    model, other = make(positions=positions), make(positions=positions)
+    model, other = make(position_encoding=positions), make(position_encoding=positions)
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
     with torch.no_grad():
         for weight in other.parameters():

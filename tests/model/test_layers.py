@@ -116,7 +116,14 @@ def test_attention_dropout_is_for_training() -> None:
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_a_block(norm: str, activation: str) -> None:
-    settings = {"width": 8, "heads": 2, "feedforward": 12, "dropout": 0.0, "norm": norm, "activation": activation}
+    settings = {
+        "hidden_size": 8,
+        "num_heads": 2,
+        "intermediate_size": 12,
+        "dropout": 0.0,
+        "norm": norm,
+        "activation": activation,
+    }
     block = Block(Model.model_validate(settings), None)
     hidden = torch.randn(2, 5, 8)
     act = activation_module(activation)

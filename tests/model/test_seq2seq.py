@@ -16,15 +16,15 @@ from txclf.model.seq2seq import Seq2SeqTransformer
 BEGIN, END, VOCABULARY = 1, 2, 7
 VARIANTS: list[dict[str, Any]] = [
     {},
-    {"norm": "post", "positions": "sinusoidal"},
-    {"positions": "learned", "tie_embeddings": False, "decoder_layers": 1},
-    {"positions": "none"},
+    {"norm": "post", "position_encoding": "sinusoidal"},
+    {"position_encoding": "learned", "tie_embeddings": False, "num_decoder_layers": 1},
+    {"position_encoding": "none"},
 ]
 
 
 def make(shared: bool = True, **settings: Any) -> Seq2SeqTransformer:
     torch.manual_seed(3)
-    config = Model(layers=2, width=16, heads=2, feedforward=32, **settings)
+    config = Model(num_layers=2, hidden_size=16, num_heads=2, intermediate_size=32, **settings)
     return Seq2SeqTransformer(config, VOCABULARY, VOCABULARY, 12, shared).eval()
 
 

@@ -209,7 +209,7 @@ def test_the_text_may_have_another_name(tmp_path: Path, tiny_bundle: str) -> Non
 def test_bad_rows_keep_their_place(tmp_path: Path, tiny_bundle: str, out: str, batch_rows: int) -> None:
     content = b"text,n\nfox,1\nshort\ncaf\xe9,3\n ,4\ndog,5\n"
     path = tmp_path / f"out.{out}"
-    done = predict.predict(tiny_bundle, [put(tmp_path / "in.csv", content)], str(path), part_rows=batch_rows)
+    done = predict.predict(tiny_bundle, [put(tmp_path / "in.csv", content)], str(path), chunk_rows=batch_rows)
     assert (done.rows, done.bad) == (5, 3)
     empty = "" if out in ("csv", "tsv") else None
     found = read(path)
@@ -260,7 +260,7 @@ def test_several_inputs_become_one_output_in_order(tmp_path: Path, tiny_bundle: 
     second, third = put(tmp_path / "a.jsonl", again), put(tmp_path / "c.csv", "id,text,note\n")
     shown: list[int] = []
     path = tmp_path / f"out.{out}"
-    done = predict.predict(tiny_bundle, [first, second, third], str(path), show=shown.append, part_rows=3)
+    done = predict.predict(tiny_bundle, [first, second, third], str(path), show=shown.append, chunk_rows=3)
     assert done == Done(rows=8, bad=0, columns=ADDED)
     assert shown == [3, 4, 7, 8]
     found = read(path)
@@ -272,7 +272,7 @@ def test_several_inputs_become_one_output_in_order(tmp_path: Path, tiny_bundle: 
 def test_json_lines_may_lack_keys(tmp_path: Path, tiny_bundle: str, out: str) -> None:
     lines = '{"text": "fox", "n": "1"}\n{"text": "dog"}\n{"text": "fox"}\n{"text": "dog"}\n{"n": "5"}\n'
     path = tmp_path / f"out.{out}"
-    assert predict.predict(tiny_bundle, [put(tmp_path / "in.jsonl", lines)], str(path), part_rows=2).bad == 1
+    assert predict.predict(tiny_bundle, [put(tmp_path / "in.jsonl", lines)], str(path), chunk_rows=2).bad == 1
     empty = "" if out == "csv" else None
     assert [row["n"] for row in read(path)] == ["1", empty, empty, empty, "5"]
     assert [(error["row"], error["reason"]) for error in errors(path)] == [(5, "no text: missing or blank")]
@@ -280,7 +280,7 @@ def test_json_lines_may_lack_keys(tmp_path: Path, tiny_bundle: str, out: str) ->
 
 def test_json_lines_may_bring_keys_to_json_lines(tmp_path: Path, tiny_bundle: str) -> None:
     path = put(tmp_path / "in.jsonl", [{"text": "fox"}, {"text": "dog", "n": 2}])
-    predict.predict(tiny_bundle, [path], str(tmp_path / "out.jsonl"), part_rows=1)
+    predict.predict(tiny_bundle, [path], str(tmp_path / "out.jsonl"), chunk_rows=1)
     assert [line.get("n") for line in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())] == [None, 2]
 
 

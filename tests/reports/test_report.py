@@ -243,7 +243,7 @@ def test_a_multilabel_run_has_a_page_and_a_card(tmp_path: Path) -> None:
     classifier = Classifier.load(f"{run.run_folder}/model")
     for one in split["mistakes"]:
         (probabilities,) = classifier.probabilities([(one["text"],)])
-        (given,) = classifier.given(probabilities[None])
+        (given,) = classifier.predicted_labels(probabilities[None])
         label = one["label"] if one["label"] != error_analysis.NOT else one["predicted"]
         assert (label in given) != (label in one["has"])
         assert one["label_probability"] == pytest.approx(probabilities[classifier.labels.index(label)], abs=1e-5)

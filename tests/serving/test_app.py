@@ -20,7 +20,7 @@ from txclf import Classifier, Seq2Seq
 from txclf.inference import bundle
 from txclf.serving import occlusion
 from txclf.serving.app import service
-from txclf.serving.batcher import Busy
+from txclf.serving.batcher import QueueFull
 from txclf.serving.middleware import Limits, Metrics
 from txclf.serving.occlusion import Row
 from txclf.serving.predictor import Predictor
@@ -31,8 +31,8 @@ SMALL = Limits(body_bytes=2000, texts=4, characters=100, seconds=5.0)
 @contextmanager
 def client(folder: str, limits: Limits = SMALL, token: str | None = None) -> Iterator[TestClient]:
     """The service around a bundle in this process, without a network."""
-    predictor = Predictor(folder, threads=1, gpu=False, batch_rows=8)
-    app = service("some", bundle.describe(folder), predictor.answer, limits, Metrics(), token)
+    predictor = Predictor(folder, threads=1, gpu=False, max_batch_size=8)
+    app = service("some", bundle.read_metadata(folder), predictor.answer, limits, Metrics(), token)
     with TestClient(app, raise_server_exceptions=False) as found:
         yield found
 
@@ -213,7 +213,7 @@ def test_parts_cover_every_word_once(row: Row, most: int) -> None:
 
 
 def test_what_waits_is_answered_together(tiny_bundle: str) -> None:
-    predictor = Predictor(tiny_bundle, threads=1, gpu=False, batch_rows=4, queue=3)
+    predictor = Predictor(tiny_bundle, threads=1, gpu=False, max_batch_size=4, max_queue=3)
     gate = threading.Event()
 
     async def ask() -> None:
@@ -224,7 +224,7 @@ def test_what_waits_is_answered_together(tiny_bundle: str) -> None:
         rows: list[list[Row]] = [[("a",), ("b",)], [("c",), ("d",)], [("e",)]]
         rest = [asyncio.create_task(predictor.answer(some)) for some in rows]
         await asyncio.sleep(0)
-        with pytest.raises(Busy):
+        with pytest.raises(QueueFull):
             await predictor.answer([("too many",)])
         rest[1].cancel()
         await asyncio.sleep(0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from txclf.serving.batcher import Answers, Busy, Gatherer
+from txclf.serving.batcher import Answers, DynamicBatcher, QueueFull
 from txclf.serving.occlusion import Row
 
 
@@ -34,8 +34,8 @@ class Model:
         return Answers(np.empty((len(rows), 0), np.float32), [], texts, len(rows), 0.0)
 
 
-def asked(gatherer: Gatherer, *texts: str) -> asyncio.Task[Answers]:
-    return asyncio.create_task(gatherer.answer([(text,) for text in texts]))
+def asked(batcher: DynamicBatcher, *texts: str) -> asyncio.Task[Answers]:
+    return asyncio.create_task(batcher.answer([(text,) for text in texts]))
 
 
 async def settle() -> None:
@@ -52,31 +52,31 @@ def run(case: Callable[[Model], Coroutine[Any, Any, None]]) -> None:
 
 def test_each_lane_takes_what_waits() -> None:
     async def case(model: Model) -> None:
-        gatherer = Gatherer(model.ask, batch_rows=3, lanes=lambda: 2)
+        batcher = DynamicBatcher(model.ask, max_batch_size=3, max_in_flight=lambda: 2)
         tasks = []
         for name in "abcdefg":
-            tasks.append(asked(gatherer, name))
+            tasks.append(asked(batcher, name))
             await settle()
         assert model.batches == [["a"], ["b"]]
         model.free.set()
         assert [(await task).outputs for task in tasks] == [[name] for name in "abcdefg"]
         assert model.batches == [["a"], ["b"], ["c", "d", "e"], ["f", "g"]]
         await settle()
-        assert not gatherer.running
-        assert (await gatherer.answer([("x",)] * 5)).outputs == ["x"] * 5  # more than a batch
+        assert not batcher.running
+        assert (await batcher.answer([("x",)] * 5)).outputs == ["x"] * 5  # more than a batch
 
     run(case)
 
 
 def test_too_many_are_refused_and_one_that_breaks_is_alone() -> None:
     async def case(model: Model) -> None:
-        gatherer = Gatherer(model.ask, batch_rows=9, queue=3)
-        first = asked(gatherer, "a")
+        batcher = DynamicBatcher(model.ask, max_batch_size=9, max_queue=3)
+        first = asked(batcher, "a")
         await settle()
-        rest = [asked(gatherer, name) for name in ("b", "bad", "c")]
+        rest = [asked(batcher, name) for name in ("b", "bad", "c")]
         await settle()
-        with pytest.raises(Busy):
-            await gatherer.answer([("too many",)])
+        with pytest.raises(QueueFull):
+            await batcher.answer([("too many",)])
         model.free.set()
         found = await asyncio.gather(first, *rest, return_exceptions=True)
         assert [str(one) if isinstance(one, ValueError) else one.outputs for one in found] == [  # type: ignore[union-attr]
@@ -92,17 +92,17 @@ def test_too_many_are_refused_and_one_that_breaks_is_alone() -> None:
 
 def test_what_nobody_waits_for_is_not_computed() -> None:
     async def case(model: Model) -> None:
-        gatherer = Gatherer(model.ask, batch_rows=9)
-        first = asked(gatherer, "a")
+        batcher = DynamicBatcher(model.ask, max_batch_size=9)
+        first = asked(batcher, "a")
         await settle()
-        second, third = asked(gatherer, "b"), asked(gatherer, "c")
+        second, third = asked(batcher, "b"), asked(batcher, "c")
         await settle()
         second.cancel()
         first.cancel()
         await settle()
         assert model.cancelled == 1
         assert model.batches == [["a"], ["c"]]  # the lane went on
-        fourth, fifth = asked(gatherer, "d"), asked(gatherer, "e")
+        fourth, fifth = asked(batcher, "d"), asked(batcher, "e")
         model.free.set()
         assert [(await task).outputs for task in (third, fourth, fifth)] == [["c"], ["d"], ["e"]]
         assert model.batches[2:] == [["d", "e"]]

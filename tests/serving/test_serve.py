@@ -84,7 +84,18 @@ def test_a_missing_package_is_named_with_its_extra(tiny_bundle: str, monkeypatch
 
 
 def test_on_ray_time_and_queue_are_limited(tiny_bundle: str) -> None:
-    words = ["--batch", "1", "--queue", "2", "--timeout", "3", "--cpus", "0.5", "--max-bytes", "3000"]
+    words = [
+        "--max-batch-size",
+        "1",
+        "--max-queue",
+        "2",
+        "--timeout",
+        "3",
+        "--cpus-per-replica",
+        "0.5",
+        "--max-bytes",
+        "3000",
+    ]
     server = Server(tiny_bundle, *words)
     try:
         assert server.ask("/predict", {"text": "fox"})[0] == 200
@@ -118,7 +129,7 @@ def test_on_ray_time_and_queue_are_limited(tiny_bundle: str) -> None:
 @pytest.mark.faults
 def test_nothing_is_lost(tiny_bundle: str) -> None:
     """Replicas killed under load, then the end asked for while requests are open."""
-    server = Server(tiny_bundle, "--replicas", "2", "--cpus", "0.5", "--timeout", "60")
+    server = Server(tiny_bundle, "--replicas", "2", "--cpus-per-replica", "0.5", "--timeout", "60")
     right = Classifier.load(tiny_bundle)(TEXTS)
     statuses: list[int] = []
     over = threading.Event()
@@ -165,7 +176,7 @@ def test_nothing_is_lost(tiny_bundle: str) -> None:
 
 @pytest.mark.faults
 def test_the_load_brings_another_replica(tiny_bundle: str) -> None:
-    server = Server(tiny_bundle, "--max-replicas", "2", "--cpus", "0.5", "--batch", "1")
+    server = Server(tiny_bundle, "--max-replicas", "2", "--cpus-per-replica", "0.5", "--max-batch-size", "1")
     over = threading.Event()
 
     def load() -> None:

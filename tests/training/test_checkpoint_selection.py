@@ -26,11 +26,11 @@ from txclf.evaluation import evaluate
 from txclf.inference.classifier import softmax
 from txclf.metrics import calibration
 from txclf.training.checkpoint_selection import chosen
-from txclf.training.train import Summary, check_folder, train
+from txclf.training.train import RunSummary, check_folder, train
 
 NOISY = [
     "train.epochs=8",
-    "train.patience=0",
+    "train.early_stopping_patience=0",
     "train.learning_rate=0.01",
     "train.keep_checkpoints=8",
     "train.precision=fp32",
@@ -48,13 +48,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return write_csv(folder / "train.csv", rows[:500]), write_csv(folder / "test.csv", rows[500:])
 
 
-def trained(folder: Path, data: Sequence[str], *words: str) -> tuple[RunConfig, Summary]:
+def trained(folder: Path, data: Sequence[str], *words: str) -> tuple[RunConfig, RunSummary]:
     run = tiny(folder, data[0], f"data.test={data[1]}", "data.valid_fraction=0.3", *NOISY, *words)
     check_folder(run, resume=False)
     return run, train(run, prepare(run), go_on)
 
 
-def on_valid(run: RunConfig, summary: Summary) -> tuple[Classifier, np.ndarray, np.ndarray]:
+def on_valid(run: RunConfig, summary: RunSummary) -> tuple[Classifier, np.ndarray, np.ndarray]:
     """The bundle, and its logits and labels of the validation rows."""
     manifest = shards.load_manifest(summary.prepared)
     rows = TokenRows([shards.read_split(summary.prepared, manifest, "valid", ["input_ids", "label"])])
@@ -80,7 +80,7 @@ def test_a_bundle_is_calibrated_on_the_validation_rows(tmp_path: Path, data: tup
     assert loss(logits, labels, found.temperature) < loss(logits, labels, 1.0)
     card = Path(run.run_folder, "model/card.md").read_text()
     assert f"calibrated on {len(labels)} validation rows: temperature {found.temperature:.3f}" in card
-    assert Summary.model_validate(storage.read_json(f"{run.run_folder}/summary.json")) == summary
+    assert RunSummary.model_validate(storage.read_json(f"{run.run_folder}/summary.json")) == summary
     # Evaluation uses it, and tells both errors on its own rows.
     result = evaluate.evaluate(run.run_folder, with_baseline=False)
     manifest = shards.load_manifest(summary.prepared)
@@ -92,7 +92,7 @@ def test_a_bundle_is_calibrated_on_the_validation_rows(tmp_path: Path, data: tup
     assert result["calibration_error"] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("word", ["train.calibrate=false", "train.include_valid=true"])
+@pytest.mark.parametrize("word", ["train.calibrate=false", "train.train_on_valid=true"])
 def test_a_bundle_that_is_not_calibrated(tmp_path: Path, data: tuple[str, str], word: str) -> None:
     run, summary = trained(tmp_path, data, word)
     assert summary.calibration is None
@@ -104,7 +104,7 @@ def test_a_bundle_that_is_not_calibrated(tmp_path: Path, data: tuple[str, str], 
 
 
 def test_averaged_weights_are_calibrated_as_they_are_bundled(tmp_path: Path, data: tuple[str, str]) -> None:
-    run, summary = trained(tmp_path, data, "train.average=0.95")
+    run, summary = trained(tmp_path, data, "train.ema_decay=0.95")
     _, logits, labels = on_valid(run, summary)
     assert summary.calibration
     assert summary.calibration.temperature == pytest.approx(calibration.temperature(logits, labels), rel=1e-3)
@@ -126,7 +126,7 @@ def mean_of(run: RunConfig, steps: Sequence[int], kind: str = "model") -> dict[s
     return {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]}
 
 
-def scores_of(run: RunConfig, summary: Summary) -> dict[str, float]:
+def scores_of(run: RunConfig, summary: RunSummary) -> dict[str, float]:
     """The bundle's own, by scikit-learn."""
     _, logits, labels = on_valid(run, summary)
     predicted = logits.argmax(axis=1)
@@ -137,7 +137,7 @@ def scores_of(run: RunConfig, summary: Summary) -> dict[str, float]:
     }
 
 
-RESTLESS = ["train.epochs=3", "train.schedule=constant", "train.eval_every=0.2", "train.average_best=3"]
+RESTLESS = ["train.epochs=3", "train.schedule=constant", "train.eval_every=0.2", "train.average_checkpoints=3"]
 
 
 @pytest.mark.parametrize("average", [0.0, 0.5])
@@ -145,7 +145,7 @@ def test_the_mean_of_the_best_is_bundled_where_it_is_as_good(
     tmp_path: Path, data: tuple[str, str], average: float
 ) -> None:
     # Without an average of its own the weights are restless, and their mean is better than any.
-    run, summary = trained(tmp_path, data, *RESTLESS, f"train.average={average}")
+    run, summary = trained(tmp_path, data, *RESTLESS, f"train.ema_decay={average}")
     ranked = checkpoints.ranked(checkpoints.committed(f"{run.run_folder}/checkpoints"), "valid_loss")
     assert summary.best_step == ranked[0].step
     best = ranked[0].metrics["valid_loss"]
@@ -154,7 +154,7 @@ def test_the_mean_of_the_best_is_bundled_where_it_is_as_good(
     manifest = shards.load_manifest(summary.prepared)
     tokenizer = Path(summary.prepared, "tokenizer.json").read_text()
     rows = TokenRows([shards.read_split(summary.prepared, manifest, "valid", ["input_ids", "label"])])
-    logits = Classifier.of(run, mean, manifest.labels, tokenizer).logits(rows)
+    logits = Classifier.from_config(run, mean, manifest.labels, tokenizer).logits(rows)
     is_as_good = loss(logits, rows.labels, 1.0) <= best
     assert is_as_good or average
     assert summary.averaged == (three if is_as_good else [])
@@ -184,7 +184,7 @@ def test_a_mean_that_is_worse_is_left(tmp_path: Path, data: tuple[str, str]) -> 
     folder = f"{run.run_folder}/checkpoints"
     best, second = checkpoints.ranked(checkpoints.committed(folder), "valid_loss")[:2]
     edited(run, second.step)
-    two = run_config.replaced(run, {"train.average_best": 2})
+    two = run_config.with_overrides(run, {"train.average_checkpoints": 2})
     found = chosen(two, summary.prepared, checkpoints.committed(folder))
     assert (found.step, found.averaged, found.calibration) == (best.step, [], None)
     assert found.metrics == best.metrics
@@ -199,15 +199,15 @@ def test_a_mean_that_is_worse_is_left(tmp_path: Path, data: tuple[str, str]) -> 
 
 
 def test_fewer_checkpoints_than_asked_for(tmp_path: Path, data: tuple[str, str]) -> None:
-    run, summary = trained(tmp_path, data, "train.average_best=5", "train.epochs=1")
+    run, summary = trained(tmp_path, data, "train.average_checkpoints=5", "train.epochs=1")
     assert summary.averaged == []
     assert all(torch.equal(weight, mean_of(run, [summary.steps])[name]) for name, weight in bundled(run).items())
-    run, summary = trained(tmp_path, data, "name=two", "train.average_best=5", "train.epochs=2")
+    run, summary = trained(tmp_path, data, "name=two", "train.average_checkpoints=5", "train.epochs=2")
     assert len(summary.averaged) in (0, 2)
     assert summary.best == pytest.approx(scores_of(run, summary), rel=1e-4)
 
 
 def test_rows_that_were_learned_from_choose_no_mean(tmp_path: Path, data: tuple[str, str]) -> None:
-    run, summary = trained(tmp_path, data, "train.average_best=3", "train.include_valid=true")
+    run, summary = trained(tmp_path, data, "train.average_checkpoints=3", "train.train_on_valid=true")
     assert summary.averaged == []
     assert all(torch.equal(weight, mean_of(run, [summary.steps])[name]) for name, weight in bundled(run).items())

@@ -43,7 +43,7 @@ def test_a_classifiers_forward_pass(pooling: Any) -> None:
 
 
 def test_a_seq2seq_models_forward_pass() -> None:
-    model = Model(**SHAPE, decoder_layers=2)
+    model = Model(**SHAPE, num_decoder_layers=2)
     source, targets = batch_of([9, 9]), torch.ones(2, 7, dtype=torch.int64)
     batch = PairBatch(
         input_ids=source["input_ids"],

@@ -21,7 +21,7 @@ from txclf.core.errors import ConfigError
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import rank_parts
 from txclf.training.class_weights import class_weights
-from txclf.training.job import Place
+from txclf.training.job import DistributedContext
 from txclf.training.losses import focal_loss
 from txclf.training.module import ClassifierModule
 from txclf.training.optim import learning_rate_factor, parameter_groups
@@ -54,7 +54,9 @@ def test_the_parts_of_a_batch_sum_to_its_mean(
     rows: TokenRows, world_size: int, accumulate: int, weights: list[float] | None, smoothing: float
 ) -> None:
     size = 17
-    run = make_run(f"train.batch_size={size}", f"train.accumulate={accumulate}", f"train.label_smoothing={smoothing}")
+    run = make_run(
+        f"train.batch_size={size}", f"train.micro_batches={accumulate}", f"train.label_smoothing={smoothing}"
+    )
     weight = None if weights is None else torch.tensor(weights)
     module = make_module(run, weight, world_size=world_size)
     batch = np.arange(20, 20 + size)
@@ -82,7 +84,7 @@ def test_the_parts_of_a_batch_sum_to_its_mean(
 def test_focal_loss_too_is_the_mean_over_the_whole_batch(
     rows: TokenRows, world_size: int, accumulate: int, gamma: float, weights: list[float] | None
 ) -> None:
-    run = make_run("train.batch_size=17", f"train.accumulate={accumulate}", f"train.focal_gamma={gamma}")
+    run = make_run("train.batch_size=17", f"train.micro_batches={accumulate}", f"train.focal_gamma={gamma}")
     module = make_module(run, None if weights is None else torch.tensor(weights), world_size=world_size)
     batch = np.arange(20, 37)
     parts = [part for rank in range(world_size) for part in rank_parts(batch, rank, world_size, accumulate)]
@@ -124,7 +126,7 @@ def test_adversarial_steps_too_are_the_same_on_any_number_of_ranks(
     words, batch = ["train.batch_size=17", "train.adversarial=0.5"], np.arange(20, 37)
     whole = make_module(make_run(*words))
     expected = whole.training_step({**rows.batch(batch), "step_size": 17}, 0)
-    module = make_module(make_run(*words, f"train.accumulate={accumulate}"), world_size=world_size)
+    module = make_module(make_run(*words, f"train.micro_batches={accumulate}"), world_size=world_size)
     parts = [part for rank in range(world_size) for part in rank_parts(batch, rank, world_size, accumulate)]
     total = sum(
         module.training_step({**rows.batch(part), "step_size": 17}, 0) / accumulate / world_size for part in parts
@@ -147,7 +149,7 @@ def test_validation_scores_are_those_of_all_rows_together(size: int) -> None:
     for half in (slice(0, 30), slice(30, 60)):  # the second time, nothing of the first is left
         table = pa.table({"input_ids": pa.array(LISTS[half], pa.list_(pa.int32())), "label": LABELS[half]})
         rows = TokenRows([table])
-        trainer.validate(module, ScoringBatches(rows, size, Place()), verbose=False)
+        trainer.validate(module, ScoringBatches(rows, size, DistributedContext()), verbose=False)
         whole = rows.batch(np.arange(30))
         with torch.no_grad():
             probabilities = module.model(whole["input_ids"], whole["mask"]).softmax(dim=1).double().numpy()
@@ -230,7 +232,10 @@ def test_a_resumed_run_goes_on_where_its_schedule_was(start: int) -> None:
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_weight_matrices_decay_and_nothing_else(pooling: str, positions: str, norm: str) -> None:
     run = make_run(
-        f"model.pooling={pooling}", f"model.positions={positions}", f"model.norm={norm}", "model.head_width=8"
+        f"model.pooling={pooling}",
+        f"model.position_encoding={positions}",
+        f"model.norm={norm}",
+        "model.classifier_hidden_size=8",
     )
     model = make_module(run).model
     decayed, others = parameter_groups(model, 0.3)

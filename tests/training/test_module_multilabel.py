@@ -18,7 +18,7 @@ from txclf.data.labels import targets
 from txclf.data.sampler import rank_parts, scoring_batches
 from txclf.metrics import binned
 from txclf.training.class_weights import HEAVIEST, positive_weights
-from txclf.training.job import Place
+from txclf.training.job import DistributedContext
 from txclf.training.losses import binary_loss
 from txclf.training.module_multilabel import MultilabelModule
 from txclf.training.worker import ScoringBatches
@@ -48,7 +48,7 @@ def test_the_parts_of_a_batch_sum_to_its_mean(
     world_size: int, accumulate: int, weights: list[float] | None, smoothing: float, gamma: float
 ) -> None:
     rows = TokenRows([table()])
-    words = [f"train.label_smoothing={smoothing}", f"train.focal_gamma={gamma}", f"train.accumulate={accumulate}"]
+    words = [f"train.label_smoothing={smoothing}", f"train.focal_gamma={gamma}", f"train.micro_batches={accumulate}"]
     module = make_module("train.batch_size=17", *words, weights=weights, world_size=world_size)
     batch = np.arange(20, 37)
     parts = [part for rank in range(world_size) for part in rank_parts(batch, rank, world_size, accumulate)]
@@ -97,7 +97,7 @@ def test_validation_scores_are_those_of_all_rows_together(size: int) -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     for half in (slice(0, 30), slice(30, 60)):  # the second time, nothing of the first is left
         rows = TokenRows([table(half)])
-        trainer.validate(module, ScoringBatches(rows, size, Place()), verbose=False)
+        trainer.validate(module, ScoringBatches(rows, size, DistributedContext()), verbose=False)
         whole = rows.batch(np.arange(30))
         with torch.no_grad():
             logits = module.model(whole["input_ids"], whole["mask"])

@@ -16,20 +16,20 @@ from txclf.core.errors import ConfigError, StorageError
 from txclf.data.prepare import prepare
 from txclf.training import callbacks
 from txclf.training.progress import Progress
-from txclf.training.train import Summary, check_folder, recorded_data, train
+from txclf.training.train import RunSummary, check_folder, recorded_data, train
 
-STATEFUL = ["train.eval_every=0.5", "train.accumulate=2", "train.average=0.9", "train.token_dropout=0.1"]
+STATEFUL = ["train.eval_every=0.5", "train.micro_batches=2", "train.ema_decay=0.9", "train.token_dropout=0.1"]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> tuple[RunConfig, Summary]:
+def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> tuple[RunConfig, RunSummary]:
     """A run never stopped, with all that has a state: dropout, accumulation, averaged weights."""
     return trained(tmp_path_factory.mktemp("whole"), data, *STATEFUL)
 
 
 @pytest.mark.parametrize("step", [3, 16, 17, 20])
 def test_interrupted_anywhere_and_resumed_it_is_as_if_never_stopped(
-    tmp_path: Path, data: str, whole: tuple[RunConfig, Summary], step: int
+    tmp_path: Path, data: str, whole: tuple[RunConfig, RunSummary], step: int
 ) -> None:
     unbroken, expected = whole
     broken = tiny(tmp_path, data, *STATEFUL)
@@ -62,7 +62,7 @@ def test_a_taken_name_is_refused_and_resume_wants_the_same_settings(tmp_path: Pa
         check_folder(run, resume=False)
     assert check_folder(run, resume=True) == summary
     with pytest.raises(ConfigError, match=r"differs from what is asked in `model`"):
-        check_folder(tiny(tmp_path, data, "train.epochs=1", "model.width=32"), resume=True)
+        check_folder(tiny(tmp_path, data, "train.epochs=1", "model.hidden_size=32"), resume=True)
 
 
 def test_a_run_copied_elsewhere_with_its_data_goes_on_there(tmp_path: Path, data: str) -> None:
@@ -87,7 +87,7 @@ def test_a_second_process_that_goes_on_ends_the_first(
     monkeypatch.setattr(callbacks, "SHOWN_EVERY_S", 0.0)
     run = tiny(tmp_path, data, "train.checkpoint_every=1")
     prepared = prepare(run)
-    second: list[Summary] = []
+    second: list[RunSummary] = []
 
     def meanwhile(progress: Progress) -> bool:
         if progress.step == 5 and not second:
@@ -96,4 +96,4 @@ def test_a_second_process_that_goes_on_ends_the_first(
 
     with pytest.raises(StorageError, match="another process goes on with this run"):
         train(run, prepared, meanwhile)
-    assert second[0].sessions == 2
+    assert second[0].attempts == 2

@@ -23,10 +23,10 @@ from txclf.core.errors import ConfigError, StorageError, TxclfError
 from txclf.data import disk_cache, shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
-from txclf.data.sampler import Plan
+from txclf.data.sampler import BatchSampler
 from txclf.training import callbacks
 from txclf.training.progress import Progress
-from txclf.training.step_schedule import Course
+from txclf.training.step_schedule import StepSchedule
 from txclf.training.train import check_folder, train
 
 
@@ -42,7 +42,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path, data: str) -> None:
         "model",
         "summary.json",
         "prepared.json",
-        "sessions.jsonl",
+        "attempts.jsonl",
     }
     assert run_config.load(folder / "run.yaml") == run
     manifest = shards.load_manifest(summary.prepared)
@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_losses_to_the_last_bit(tmp_path: Path, dat
 
 def test_accumulation_changes_memory_not_the_step(tmp_path: Path, data: str) -> None:
     one, _ = trained(tmp_path, data, "name=one", "model.dropout=0")
-    three, _ = trained(tmp_path, data, "name=three", "model.dropout=0", "train.accumulate=3")
+    three, _ = trained(tmp_path, data, "name=three", "model.dropout=0", "train.micro_batches=3")
     np.testing.assert_allclose(losses(one), losses(three), rtol=2e-4)
 
 
@@ -94,7 +94,7 @@ def test_golden_losses(tmp_path: Path, data: str) -> None:
 
 def test_the_average_is_validated_and_bundled_and_leaves_training_alone(tmp_path: Path, data: str) -> None:
     plain, _ = trained(tmp_path, data, "name=plain")
-    averaged, summary = trained(tmp_path, data, "name=averaged", "train.average=0.9")
+    averaged, summary = trained(tmp_path, data, "name=averaged", "train.ema_decay=0.9")
     assert losses(plain) == losses(averaged)
     manifest = shards.load_manifest(summary.prepared)
     table = shards.read_split(summary.prepared, manifest, "valid", ["input_ids", "label"])
@@ -106,7 +106,12 @@ def test_the_average_is_validated_and_bundled_and_leaves_training_alone(tmp_path
 
 
 def test_early_stopping_and_kept_checkpoints(tmp_path: Path, data: str) -> None:
-    words = ["train.epochs=30", "train.patience=2", "train.learning_rate=0.3", "train.keep_checkpoints=1"]
+    words = [
+        "train.epochs=30",
+        "train.early_stopping_patience=2",
+        "train.learning_rate=0.3",
+        "train.keep_checkpoints=1",
+    ]
     run, summary = trained(tmp_path, data, *words, "train.monitor=valid_loss")
     assert summary.stopped_early
     validations = [line["valid_loss"] for line in lines(run) if "valid_loss" in line]
@@ -158,7 +163,7 @@ def test_balanced_sampling_and_focal_loss_change_what_is_learned(tmp_path: Path,
     ("words", "message"),
     [
         (["train.batch_size=5000"], r"`train.batch_size` \(5000\) is larger than the training split"),
-        (["train.batch_size=2", "train.accumulate=4"], "fewer rows than"),
+        (["train.batch_size=2", "train.micro_batches=4"], "fewer rows than"),
         (["train.class_weights={nope: 2}"], "`nope` is not a label"),
     ],
 )
@@ -178,7 +183,7 @@ def test_storage_that_cannot_be_written_is_refused(tmp_path: Path, data: str) ->
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_path: Path, data: str) -> None:
-    run = tiny(tmp_path, data, "train.learning_rate=1e30", "train.clip_norm=0", "train.checkpoint_every=1")
+    run = tiny(tmp_path, data, "train.learning_rate=1e30", "train.max_grad_norm=0", "train.checkpoint_every=1")
     with pytest.raises(
         TxclfError, match=r"not finite at step 2 \(epoch 0\.12; .*rows \d+, \d+.* of the prepared"
     ) as info:
@@ -206,7 +211,7 @@ def poisoned(folder: Path, *words: str) -> tuple[RunConfig, int]:
     checkpoints.save(f"{run.run_folder}/checkpoints", saved.step, {}, state)
     table = shards.read_split(prepared, shards.load_manifest(prepared), "train", ["input_ids", "label"])
     tokens = TokenRows([table])
-    plan = Plan(tokens.lengths, 16, run.train.window_batches, run.seed)
+    plan = BatchSampler(tokens.lengths, 16, run.train.bucket_batches, run.seed)
     steps = range(saved.step, run.train.epochs * plan.steps_per_epoch)
     return run, sum(token in tokens.batch(plan.rows(step))["input_ids"] for step in steps)
 
@@ -247,7 +252,7 @@ def test_checkpoints_come_by_steps_by_shares_of_an_epoch_and_by_time(
 
 @pytest.mark.parametrize(("steps", "every"), [(10, 1.0), (10, 0.25), (3, 0.1), (7, 0.5), (1, 1.0)])
 def test_every_epoch_ends_in_a_validation_and_none_is_met_twice(steps: int, every: float) -> None:
-    course = Course(steps, 3, every, "10m")
+    course = StepSchedule(steps, 3, every, "10m")
     met, step = [], 0
     while step < course.total_steps:
         step = course.next_validation(step)
@@ -285,7 +290,12 @@ def test_data_that_fit_are_held_in_memory_and_the_rest_is_streamed(tmp_path: Pat
 
 @pytest.mark.parametrize("ingest", ["memory", "stream"])
 def test_validation_rows_are_trained_on_where_that_is_asked(tmp_path: Path, data: str, ingest: str) -> None:
-    words = ["train.include_valid=true", "train.epochs=6", "train.patience=1", "train.learning_rate=0.03"]
+    words = [
+        "train.train_on_valid=true",
+        "train.epochs=6",
+        "train.early_stopping_patience=1",
+        "train.learning_rate=0.03",
+    ]
     run, summary = trained(tmp_path, data, *words, f"data.ingest={ingest}")
     assert summary.steps == 6 * (300 // 16)
     assert summary.best_step == summary.steps

@@ -84,13 +84,13 @@ def test_asha_keeps_one_in_three_at_each_rung() -> None:
 
 
 def test_the_median_rule_pauses_no_trial() -> None:
-    run = search(scheduler={"kind": "median", "grace": 1})
+    run = search(scheduler={"kind": "median", "grace_period": 1})
     said = decisions(run, [0, 1, 0, 1, 0, 1], None)
     assert {action for _, _, action in said} == {"CONTINUE"}
 
 
 def test_optuna_goes_on_where_it_was(tmp_path: Any) -> None:
-    run = search(tmp_path, search="optuna", points=[{"train.learning_rate": 0.02}], trials=30)
+    run = search(tmp_path, search="optuna", points_to_evaluate=[{"train.learning_rate": 0.02}], trials=30)
 
     def best_of(settings: dict[str, Any]) -> float:
         return abs(float(np.log10(settings["train.learning_rate"])) + 2.0)

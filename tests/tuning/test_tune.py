@@ -18,7 +18,7 @@ import yaml
 from tests.helpers.runs import TINY, lines
 from tests.helpers.testbed import wait_until
 from txclf import Classifier
-from txclf.artifacts import sessions, trials
+from txclf.artifacts import attempts, trials
 from txclf.artifacts.trials import Trial
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
@@ -27,7 +27,7 @@ from txclf.data.prepare import prepare
 from txclf.training.progress import Interrupted
 from txclf.training.train import check_folder, train
 from txclf.tuning import tune
-from txclf.tuning.callbacks import Standing
+from txclf.tuning.callbacks import SearchState
 from txclf.tuning.tune import Search, Show
 
 pytestmark = [
@@ -45,7 +45,7 @@ def search(folder: Path, data: str, space: dict[str, Any] | None = None, *words:
     return run_config.load(str(path), [*TINY, f"data.train={data}", f"storage={folder}/runs", "train.epochs=4", *words])
 
 
-def go_on(standing: Standing) -> bool:
+def go_on(standing: SearchState) -> bool:
     return False
 
 
@@ -90,24 +90,24 @@ def test_a_search_leaves_tables_a_run_file_and_a_model(tmp_path: Path, data: str
 
 @pytest.mark.faults
 def test_what_fails_is_marked_with_its_reason_and_the_rest_goes_on(tmp_path: Path, data: str) -> None:
-    space = {"train.learning_rate": {"grid": [1e30, 1e-3]}, "model.feedforward": {"grid": [32, 10**11]}}
-    run = search(tmp_path, data, space, "train.clip_norm=0", trials=4, scheduler={"kind": "median"})
+    space = {"train.learning_rate": {"grid": [1e30, 1e-3]}, "model.intermediate_size": {"grid": [32, 10**11]}}
+    run = search(tmp_path, data, space, "train.max_grad_norm=0", trials=4, scheduler={"kind": "median"})
     found = done(run)
     assert (found.failed, found.finished) == (3, 1)
     reasons = {
-        (trial.settings["train.learning_rate"], trial.settings["model.feedforward"]): trial.reason
+        (trial.settings["train.learning_rate"], trial.settings["model.intermediate_size"]): trial.reason
         for trial in trials.read(run.run_folder)
     }
     assert "the gradient is not finite at step 2" in reasons[1e30, 32]
     assert "allocate" in reasons[1e-3, 10**11]
     assert reasons[1e-3, 32] == ""
-    assert found.settings == {"train.learning_rate": 1e-3, "model.feedforward": 32}
+    assert found.settings == {"train.learning_rate": 1e-3, "model.intermediate_size": 32}
     with pytest.raises(ConfigError, match="holds a search of `txclf tune`"):
         check_folder(run, resume=True)
 
 
 def test_a_search_in_which_all_fails_says_why(tmp_path: Path, data: str) -> None:
-    run = search(tmp_path, data, {"train.learning_rate": {"choice": [1e30]}}, "train.clip_norm=0", trials=2)
+    run = search(tmp_path, data, {"train.learning_rate": {"choice": [1e30]}}, "train.max_grad_norm=0", trials=2)
     with pytest.raises(ClusterError, match="no trial came to a validation; the first failed because: the gradient is"):
         done(run)
 
@@ -127,7 +127,7 @@ def start(run: RunConfig, folder: Path, data: str, *words: str) -> subprocess.Po
 def test_a_driver_killed_at_half_and_resumed_ends_as_one_never_killed(tmp_path: Path, data: str) -> None:
     (tmp_path / "whole").mkdir()
     # One at a time: then the order of the decisions, and so each of them, is the same in every search.
-    settings: dict[str, Any] = {"trials": 8, "max_concurrent": 1, "scheduler": {"reduction": 2}}
+    settings: dict[str, Any] = {"trials": 8, "max_concurrent": 1, "scheduler": {"reduction_factor": 2}}
     whole = search(tmp_path / "whole", data, **settings)
     done(whole)
     broken = search(tmp_path, data, **settings)
@@ -139,21 +139,23 @@ def test_a_driver_killed_at_half_and_resumed_ends_as_one_never_killed(tmp_path: 
     wait_until(lambda: len(ended()) >= 4, 120, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = {one.number: sessions.read(trials.folder(broken.run_folder, one.number)) for one in ended()}
+    before = {one.number: attempts.read(trials.folder(broken.run_folder, one.number)) for one in ended()}
     assert 4 <= len(before) < 8
     again = start(broken, tmp_path, data, "--resume")
     assert again.wait(timeout=200) == 0, (tmp_path / "driver.log").read_text()[-2000:]
     assert told(broken) == told(whole)
     for number, begun in before.items():
-        assert sessions.read(trials.folder(broken.run_folder, number)) == begun
+        assert attempts.read(trials.folder(broken.run_folder, number)) == begun
     one, two = (json.loads(Path(run.run_folder, tune.SUMMARY).read_text()) for run in (whole, broken))
     assert [one[key] for key in ("winner", "best", "settings")] == [two[key] for key in ("winner", "best", "settings")]
 
 
 @pytest.mark.faults
 def test_ctrl_c_leaves_a_search_that_goes_on_and_can_be_extended(tmp_path: Path, data: str) -> None:
-    run = search(tmp_path, data, None, "train.epochs=40", "train.patience=0", trials=2, scheduler={"kind": "fifo"})
-    words = ["train.epochs=40", "train.patience=0"]
+    run = search(
+        tmp_path, data, None, "train.epochs=40", "train.early_stopping_patience=0", trials=2, scheduler={"kind": "fifo"}
+    )
+    words = ["train.epochs=40", "train.early_stopping_patience=0"]
     process = start(run, tmp_path, data, *words)
     log = Path(trials.folder(run.run_folder, 0), "metrics.jsonl")
     wait_until(lambda: log.exists() and b"valid_loss" in log.read_bytes(), 120, process)
@@ -165,7 +167,7 @@ def test_ctrl_c_leaves_a_search_that_goes_on_and_can_be_extended(tmp_path: Path,
     assert {one.state for one in trials.read(run.run_folder)} <= {"running", "waiting"}
     assert start(run, tmp_path, data, *words, "--resume").wait(timeout=200) == 0
     for number in range(2):  # stopped between two validations, with a checkpoint of the very step
-        assert [one.repeated for one in sessions.read(trials.folder(run.run_folder, number))] == [0, 0]
+        assert [one.repeated for one in attempts.read(trials.folder(run.run_folder, number))] == [0, 0]
     steps = [line["step"] for line in lines(trials.run_of(run, 0, {})) if "train_loss" in line]
     assert steps == list(range(1, len(steps) + 1))
     assert start(run, tmp_path, data, *words, "--extend", "1").wait(timeout=200) == 0
@@ -177,7 +179,7 @@ def test_ctrl_c_leaves_a_search_that_goes_on_and_can_be_extended(tmp_path: Path,
 def test_optuna_begins_with_the_points(tmp_path: Path, data: str) -> None:
     space = {"train.learning_rate": {"loguniform": [1e-5, 1e-2]}, "tokenizer.lowercase": {"choice": [True, False]}}
     points = [{"train.learning_rate": 5e-3, "tokenizer.lowercase": False}]
-    run = search(tmp_path, data, space, trials=5, search="optuna", points=points)
+    run = search(tmp_path, data, space, trials=5, search="optuna", points_to_evaluate=points)
     found = done(run)
     assert found.trials == 5
     assert told(run)[0][2] == points[0]
@@ -188,7 +190,7 @@ def test_optuna_begins_with_the_points(tmp_path: Path, data: str) -> None:
 def test_a_population_takes_over_weights_and_perturbs_settings(tmp_path: Path, data: str) -> None:
     settings: dict[str, Any] = {"trials": 4, "scheduler": {"kind": "pbt", "perturb_every": 1}}
     space = {"train.learning_rate": {"grid": [1e-6, 1e-4, 1e-3, 1e-2]}}
-    run = search(tmp_path, data, space, "train.epochs=8", "train.patience=0", **settings)
+    run = search(tmp_path, data, space, "train.epochs=8", "train.early_stopping_patience=0", **settings)
     found = done(run)
     assert found.finished == 4
     changes = {one.number: one.changes for one in trials.read(run.run_folder) if one.changes}
@@ -217,11 +219,11 @@ def trial_processes() -> list[int]:
 
 @pytest.mark.faults
 def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path: Path, data: str) -> None:
-    words, points = ["train.epochs=30", "train.patience=0"], [{"train.learning_rate": 1e-3}]
-    run = search(tmp_path, data, None, *words, trials=1, scheduler={"kind": "fifo"}, points=points)
+    words, points = ["train.epochs=30", "train.early_stopping_patience=0"], [{"train.learning_rate": 1e-3}]
+    run = search(tmp_path, data, None, *words, trials=1, scheduler={"kind": "fifo"}, points_to_evaluate=points)
     killed = list[int]()
 
-    def kill(standing: Standing) -> bool:
+    def kill(standing: SearchState) -> bool:
         if not killed and standing.results and standing.results[0].epochs >= 5:
             killed.extend(trial_processes())
             os.kill(killed[0], signal.SIGKILL)
@@ -229,7 +231,7 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path: P
 
     assert done(run, kill).finished == 1
     assert len(killed) == 1
-    assert len(sessions.read(trials.folder(run.run_folder, 0))) == 2
+    assert len(attempts.read(trials.folder(run.run_folder, 0))) == 2
     best = run_config.load(f"{run.run_folder}/best.yaml")
     train(best, prepare(best), lambda progress: False)
     assert lines(best) == lines(trials.run_of(run, 0, {}))
@@ -238,10 +240,10 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path: P
 @pytest.mark.faults
 def test_trials_of_two_workers_take_turns_on_two_cpus_and_leak_none(tmp_path: Path, data: str) -> None:
     words = ["compute.workers=2", "compute.cpus_per_worker=1.5"]
-    run = search(tmp_path, data, None, *words, trials=3, points=[{"train.learning_rate": 1e-2}])
+    run = search(tmp_path, data, None, *words, trials=3, points_to_evaluate=[{"train.learning_rate": 1e-2}])
     killed = list[int]()
 
-    def kill(standing: Standing) -> bool:
+    def kill(standing: SearchState) -> bool:
         if not killed and any(one.epochs for one in standing.results.values()):
             killed.extend(trial_processes())
             os.kill(killed[0], signal.SIGKILL)
@@ -250,7 +252,7 @@ def test_trials_of_two_workers_take_turns_on_two_cpus_and_leak_none(tmp_path: Pa
     found = done(run, kill)
     assert found.failed == 0
     assert len(killed) == 1
-    assert sum(len(sessions.read(trials.folder(run.run_folder, number))) for number in range(3)) == 4
+    assert sum(len(attempts.read(trials.folder(run.run_folder, number))) for number in range(3)) == 4
     wait_until(lambda: ray.available_resources().get("CPU", 0) == 3.0, 20)  # type: ignore[no-untyped-call]
 
 
@@ -268,12 +270,12 @@ def test_a_stop_before_the_first_trial_is_a_stop(tmp_path: Path, data: str) -> N
 REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
     ({"mode": "max"}, [], "`tune.mode: max` of `valid_loss` looks for the worst"),
     ({"scheduler": {"kind": "pbt"}, "max_concurrent": 2}, [], "a population is trained as a whole"),
-    ({}, ["train.include_valid=true"], "rows that they must not have learned"),
+    ({}, ["train.train_on_valid=true"], "rows that they must not have learned"),
     ({}, ["compute.workers=[1, 2]"], "needs a fixed number of workers"),
     ({"scheduler": {"kind": "pbt"}, "space": {"train.epochs": {"choice": [1, 2]}}}, [], "cannot change; take of train"),
     ({"scheduler": {"kind": "pbt"}}, ["compute.workers=2"], "needs trials of one worker"),
     ({"search": "optuna", "space": {"data.valid_fraction": {"uniform": [0.1, 0.2]}}}, [], "depend on needs `choice`"),
-    ({"space": {"model.heads": {"choice": [3, 5]}}}, [], "no settings for trial 0 that go together"),
+    ({"space": {"model.num_heads": {"choice": [3, 5]}}}, [], "no settings for trial 0 that go together"),
 ]
 
 

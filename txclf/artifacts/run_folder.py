@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from txclf.artifacts import checkpoints, metric_logger, sessions
+from txclf.artifacts import attempts, checkpoints, metric_logger
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -14,7 +14,7 @@ from txclf.data import shards
 Kind = Literal["run", "search", "bundle", "prepared"]
 
 
-class Standing(NamedTuple):
+class RunState(NamedTuple):
     """A run, finished or not, as its folder tells it."""
 
     folder: str
@@ -25,7 +25,7 @@ class Standing(NamedTuple):
     prepared: str | None
     """The prepared folder, where it is still there."""
     manifest: shards.Manifest | None
-    sessions: int
+    attempts: int
     """Times that workers began."""
 
     @property
@@ -58,7 +58,7 @@ def kind(path: str) -> Kind | None:
     return "prepared" if shards.MANIFEST in names else None
 
 
-def read_run(folder: str) -> Standing:
+def read_run(folder: str) -> RunState:
     """A run folder as it stands. Raises `ConfigError` for a run file of another version."""
     folder = storage.absolute(folder)
     run = run_config.load(storage.join(folder, "run.yaml"))
@@ -76,4 +76,4 @@ def read_run(folder: str) -> Standing:
                 prepared = None
             break
     lines = metric_logger.read(storage.join(folder, "metrics.jsonl"))
-    return Standing(folder, run, summary, lines, prepared, manifest, len(sessions.read(folder)))
+    return RunState(folder, run, summary, lines, prepared, manifest, len(attempts.read(folder)))

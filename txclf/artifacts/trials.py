@@ -49,7 +49,7 @@ class Trial(BaseModel):
     judged: int = 0
     """Step of the last validation that the scheduler decided on."""
     seconds: float = 0.0
-    """From its start to its end, over all sessions."""
+    """From its start to its end, over all attempts."""
     changes: list[dict[str, Any]] = []
     """Of population-based training: what it took over, from whom and at which epoch."""
 
@@ -79,13 +79,13 @@ def folder(search: str, number: int) -> str:
 def run_of(run: RunConfig, number: int, settings: Settings) -> RunConfig:
     """The run of a trial. Raises `ConfigError` for settings that do not go together."""
     place = {"storage": storage.join(run.run_folder, FOLDER), "name": f"{number:04d}"}
-    return run_config.replaced(settled(run, settings), place)
+    return run_config.with_overrides(trial_config(run, settings), place)
 
 
-def settled(run: RunConfig, settings: Settings) -> RunConfig:
+def trial_config(run: RunConfig, settings: Settings) -> RunConfig:
     """A run with the settings of a trial, beside the search and called `<search>-best`."""
     rest = {"name": f"{run.name}-best", "train.monitor": metric(run), "tune": Tune().model_dump()}
-    return run_config.replaced(run, {**settings, **rest})
+    return run_config.with_overrides(run, {**settings, **rest})
 
 
 def draw(run: RunConfig, number: int) -> Settings:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 RunFile = Annotated[str, typer.Argument(metavar="RUN.yaml", help="The run file.", show_default=False)]
-Words = Annotated[
+Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]…", help="Settings over the run file's, as in `train.epochs=5`."),
 ]
@@ -23,7 +23,7 @@ commands.add_typer(jobs, name="jobs")
 
 
 @commands.command()
-def check(run_file: RunFile, words: Words = None) -> None:
+def check(run_file: RunFile, words: Overrides = None) -> None:
     """Ask every node of the cluster whether a run would get what it needs there; exit code 1 if not."""
     from contextlib import nullcontext
 

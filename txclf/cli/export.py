@@ -18,8 +18,8 @@ def export(
     form: Annotated[list[str] | None, typer.Option("--format", help="onnx, torch or int8.  [default: all]")] = None,
     data: Annotated[list[str] | None, typer.Option("--data", help="Files with rows to test on, labels or not.")] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Rows to test on.")] = 1000,
-    least: Annotated[
-        float, typer.Option("--agreement", min=0, max=1, help="Share of answers that int8 must leave as they are.")
+    min_agreement: Annotated[
+        float, typer.Option("--min-agreement", min=0, max=1, help="Share of answers that int8 must leave as they are.")
     ] = 0.98,
 ) -> None:
     """Write a model as ONNX, torch.export and 8-bit ONNX; a file is kept if it answers as the bundle does."""
@@ -29,7 +29,7 @@ def export(
 
     out = out or storage.join(model, "export")
     formats = [kind for name in form or verb.FORMATS for kind in verb.known(name)]
-    done = verb.export(model, out, formats, data, rows, least)
+    done = verb.export(model, out, formats, data, rows, min_agreement)
     console.table(
         f"{done[0].rows:,} rows by each file and by the bundle",
         ["format", "MB", "largest difference", "same answers", "rows/s", "x bundle", "kept"],
@@ -49,7 +49,9 @@ def export(
     refused = [one for one in done if not one.kept]
     for one in refused:
         wanted = (
-            f"expected {least:.0%}" if one.format == "int8" else f"expected all, and logits within {verb.TOLERANCE}"
+            f"expected {min_agreement:.0%}"
+            if one.format == "int8"
+            else f"expected all, and logits within {verb.TOLERANCE}"
         )
         console.err.print(
             f"{one.format} is not kept: {one.agreement:.2%} of the answers are the bundle's: expected {wanted}",

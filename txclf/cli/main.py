@@ -15,7 +15,7 @@ import typer
 
 from txclf._version import __version__
 from txclf.cli import cluster, export, results, serve
-from txclf.cli.cluster import RunFile, Words
+from txclf.cli.cluster import Overrides, RunFile
 from txclf.core.errors import TxclfError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ app.add_typer(results.commands)
 @app.command()
 def config(
     run_file: Annotated[str | None, typer.Argument(metavar="[RUN.yaml]", show_default=False)] = None,
-    words: Words = None,
+    words: Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print a JSON Schema for editors instead.")] = False,
 ) -> None:
     """Check a run file and print it resolved, every key written out."""
@@ -60,7 +60,7 @@ def config(
 
 
 @app.command()
-def prepare(run_file: RunFile, words: Words = None) -> None:
+def prepare(run_file: RunFile, words: Overrides = None) -> None:
     """Turn raw labelled files into token shards, a tokenizer and an audit."""
     from txclf.config import run_config as settings
 
@@ -68,7 +68,7 @@ def prepare(run_file: RunFile, words: Words = None) -> None:
 
 
 @app.command()
-def train(run_file: RunFile, words: Words = None, resume: Resume = False) -> None:
+def train(run_file: RunFile, words: Overrides = None, resume: Resume = False) -> None:
     """Prepare the data if need be, train, and bundle the best model."""
     started = time.time()
     from txclf.config import run_config as settings
@@ -79,7 +79,7 @@ def train(run_file: RunFile, words: Words = None, resume: Resume = False) -> Non
 @app.command()
 def tune(
     run_file: RunFile,
-    words: Words = None,
+    words: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was stopped.")] = False,
     extend: Annotated[int, typer.Option("--extend", min=0, help="Add so many trials to a search.")] = 0,
     refit: Annotated[bool, typer.Option("--refit", help="Then train the winner on train and valid rows.")] = False,
@@ -125,7 +125,7 @@ def demo(
             "storage": folder,
             "data": {split: os.path.abspath(path) for split, path in files.items()},
             "tokenizer": {"vocab_size": 4000, "max_length": 192, "lowercase": False},
-            "model": {"layers": 1, "width": 96, "heads": 4, "feedforward": 192},
+            "model": {"num_layers": 1, "hidden_size": 96, "num_heads": 4, "intermediate_size": 192},
             "train": {"epochs": 8, "batch_size": 32, "learning_rate": 3e-3, "monitor": "valid_accuracy"},
         },
         "demo",
@@ -146,7 +146,7 @@ Everything lies in {folder}:
   run/model           the model, for `Classifier.load` and `txclf predict`
 Try next:
   txclf predict {folder}/run/model {folder}/corpus/test.jsonl --out predictions.csv
-  txclf train {folder}/run/run.yaml name=wider model.width=128
+  txclf train {folder}/run/run.yaml name=wider model.hidden_size=128
   txclf train {folder}/run/run.yaml name=ray compute.workers=2 compute.cpus_per_worker=0.5
   tensorboard --logdir {folder}"""
     )
@@ -196,7 +196,7 @@ def _train(run: RunConfig, resume: bool, started: float, page: bool = True) -> N
     finished = verb.check_folder(run, resume)
     if finished:
         print(f"`{run.run_folder}` is finished already")
-        tables.trained(run, finished)
+        tables.print_run_summary(run, finished)
         return
     with _ray(run):
         if run.compute.on_ray:
@@ -233,7 +233,7 @@ def _train(run: RunConfig, resume: bool, started: float, page: bool = True) -> N
             except Interrupted:
                 print(f"stopped; the checkpoint is saved: go on with --resume ({run.run_folder})", file=sys.stderr)
                 raise typer.Exit(128 + asked[0]) from None
-    tables.trained(run, summary)
+    tables.print_run_summary(run, summary)
     if page:
         results.page(run.run_folder)
 
@@ -245,15 +245,15 @@ def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int |
     from txclf.launch.preflight import require_shared
     from txclf.training.progress import Interrupted
     from txclf.tuning import tune as verb
-    from txclf.tuning.callbacks import Standing
+    from txclf.tuning.callbacks import SearchState
 
     run = verb.open_folder(run, resume, extend)
     with ray_cluster.connected(run.compute):
         require_shared(run.storage)
         plan = verb.plan(run, lambda note: print(note, file=sys.stderr))
-        with _signals() as asked, tables.Screen() as shown:
+        with _signals() as asked, tables.SearchDisplay() as shown:
 
-            def show(standing: Standing) -> bool:
+            def show(standing: SearchState) -> bool:
                 shown.show(standing)
                 return bool(asked)
 
@@ -262,7 +262,7 @@ def _tune(run: RunConfig, resume: bool, extend: int, refit: bool, workers: int |
             except Interrupted:
                 print(f"stopped; the trials are saved: go on with --resume ({run.run_folder})", file=sys.stderr)
                 raise typer.Exit(128 + asked[0]) from None
-        tables.searched(run, search)
+        tables.print_search_summary(run, search)
     results.page(run.run_folder)
     return verb.refit_run(run, search, workers) if refit else None
 

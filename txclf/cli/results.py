@@ -29,7 +29,7 @@ def predict(
     cpus: Annotated[float | None, typer.Option("--cpus-per-worker", min=0.01, help="CPUs of each (1).")] = None,
     gpus: Annotated[float | None, typer.Option("--gpus-per-worker", min=0, help="GPUs of each.")] = None,
     address: Annotated[str | None, typer.Option("--address", help="Ray cluster to join: `auto`, `host:port`.")] = None,
-    part_rows: Annotated[int, typer.Option("--part-rows", min=1, help="Rows that are finished together.")] = 4096,
+    chunk_rows: Annotated[int, typer.Option("--chunk-rows", min=1, help="Rows that are finished together.")] = 4096,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, not where a stop left it.")] = False,
 ) -> None:
     """Predict every row of files: their columns stay, `label` and `probability` (or `labels`) are added.
@@ -48,7 +48,7 @@ def predict(
 
     compute = _compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
     with _workers(compute, out), console.Bar("predicting") as bar, _stoppable():
-        done = verb.predict(model, inputs, out, probabilities, text, show, compute, part_rows, restart)
+        done = verb.predict(model, inputs, out, probabilities, text, show, compute, chunk_rows, restart)
     rate = _rate(done.rows - done.found, started)
     went_on = f" ({done.found:,} of them finished before)" if done.found else ""
     print(f"{done.rows:,} rows{went_on}, {rate} a second: `{out}` (added: {', '.join(done.columns)})")

@@ -31,10 +31,18 @@ def serve(
     max_replicas: Annotated[
         int, typer.Option("--max-replicas", min=0, help="As many as the load asks for, up to this.  [default: fixed]")
     ] = 0,
-    cpus: Annotated[float, typer.Option("--cpus", min=0.01, help="Of a replica, and its threads (rounded up).")] = 1.0,
-    gpus: Annotated[float, typer.Option("--gpus", min=0, help="Of a replica; 0.5 lets two share one.")] = 0.0,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Texts that a replica takes at once.")] = 64,
-    queue: Annotated[int, typer.Option("--queue", min=1, help="Requests that may wait; more are refused.")] = 256,
+    cpus_per_replica: Annotated[
+        float, typer.Option("--cpus-per-replica", min=0.01, help="Of a replica, and its threads (rounded up).")
+    ] = 1.0,
+    gpus_per_replica: Annotated[
+        float, typer.Option("--gpus-per-replica", min=0, help="Of a replica; 0.5 lets two share one.")
+    ] = 0.0,
+    max_batch_size: Annotated[
+        int, typer.Option("--max-batch-size", min=1, help="Texts that a replica takes at once.")
+    ] = 64,
+    max_queue: Annotated[
+        int, typer.Option("--max-queue", min=1, help="Requests that may wait; more are refused.")
+    ] = 256,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for a request.")] = 30.0,
     max_texts: Annotated[int, typer.Option("--max-texts", min=1, help="Texts in a request.")] = 256,
     max_characters: Annotated[int, typer.Option("--max-characters", min=1, help="Of a text.")] = 100_000,
@@ -62,11 +70,11 @@ def serve(
         host=host,
         port=port,
         replicas=replicas,
-        most_replicas=max_replicas,
-        cpus=cpus,
-        gpus=gpus,
-        batch_rows=batch,
-        queue=queue,
+        max_replicas=max_replicas,
+        cpus_per_replica=cpus_per_replica,
+        gpus_per_replica=gpus_per_replica,
+        max_batch_size=max_batch_size,
+        max_queue=max_queue,
         address=address,
         limits=Limits(body_bytes=max_bytes, texts=max_texts, characters=max_characters, seconds=timeout),
         token=token,

@@ -21,8 +21,8 @@ from txclf.config.run_config import RunConfig
 
 if TYPE_CHECKING:  # they bring Ray
     from txclf.data.shards import Manifest
-    from txclf.training.train import Summary
-    from txclf.tuning.callbacks import Standing
+    from txclf.training.train import RunSummary
+    from txclf.tuning.callbacks import SearchState
     from txclf.tuning.tune import Search
 
 ROWS = 30
@@ -30,7 +30,7 @@ ROWS = 30
 ORDER = ("running", "finished", "stopped", "failed", "waiting")
 
 
-class Screen:
+class SearchDisplay:
     """Use as a context manager; `show` brings it up to date."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Screen:
         if self.live:
             self.live.stop()
 
-    def show(self, standing: Standing) -> None:
+    def show(self, standing: SearchState) -> None:
         """Shows where a search stands."""
         for note in standing.notes[self.notes :]:
             console.err.print(note, markup=False)
@@ -64,16 +64,16 @@ class Screen:
             self.events = len(standing.events)
 
 
-def trained(run: RunConfig, summary: Summary) -> None:
+def print_run_summary(run: RunConfig, summary: RunSummary) -> None:
     """The end of a run, on standard output."""
     seconds, early = summary.seconds, ", stopped early" if summary.stopped_early else ""
     rows = [
         *((f"best {name}", f"{value:.4f}") for name, value in summary.best.items()),
         ("best at step", f"{summary.best_step:,}"),
-        *([("weights", _weights(run, summary))] if run.train.average_best > 1 else []),
+        *([("weights", _weights(run, summary))] if run.train.average_checkpoints > 1 else []),
         ("calibration", _calibration(run, summary)),
         *([("thresholds", _thresholds(summary))] if run.task == "multilabel" else []),
-        *([("vectors", summary.vectors.told()[0].partition(": ")[2])] if summary.vectors else []),
+        *([("vectors", summary.vectors.describe()[0].partition(": ")[2])] if summary.vectors else []),
         (
             "steps",
             f"{summary.steps:,} ({summary.epochs:.2f} epochs{early})",
@@ -81,8 +81,8 @@ def trained(run: RunConfig, summary: Summary) -> None:
         ("rows seen", f"{summary.rows_seen:,}"),
         *([("steps skipped (not finite)", f"{summary.steps_skipped:,}")] if summary.steps_skipped else []),
         *(
-            [("sessions", f"{summary.sessions}, {summary.steps_repeated:,} steps twice")]
-            if summary.sessions > 1
+            [("attempts", f"{summary.attempts}, {summary.steps_repeated:,} steps twice")]
+            if summary.attempts > 1
             else []
         ),
         ("parameters", f"{summary.parameters:,}"),
@@ -97,36 +97,36 @@ def trained(run: RunConfig, summary: Summary) -> None:
     print(f"run folder: {run.run_folder}\nmodel:      {run.run_folder}/model")
 
 
-def _matrix_rate(summary: Summary) -> str:
+def _matrix_rate(summary: RunSummary) -> str:
     rate = summary.matrix_rate or 0.0
     scale, unit = (1e12, "TFLOP/s") if rate > 1e12 else (1e9, "GFLOP/s")
     return f"{summary.mfu:.1%} (MFU) of the {rate / scale:,.0f} {unit} measured here"
 
 
-def _weights(run: RunConfig, summary: Summary) -> str:
+def _weights(run: RunConfig, summary: RunSummary) -> str:
     if summary.averaged:
         return f"mean of steps {', '.join(f'{step:,}' for step in summary.averaged)}"
-    if run.train.include_valid:
+    if run.train.train_on_valid:
         return "of the last step: the validation rows were learned from"
-    return f"of the best step: the mean of {run.train.average_best} was worse, or there were no others"
+    return f"of the best step: the mean of {run.train.average_checkpoints} was worse, or there were no others"
 
 
-def _calibration(run: RunConfig, summary: Summary) -> str:
+def _calibration(run: RunConfig, summary: RunSummary) -> str:
     found = summary.calibration
     if not found:
-        return "none: the validation rows were learned from" if run.train.include_valid else "none"
+        return "none: the validation rows were learned from" if run.train.train_on_valid else "none"
     errors = f"error {found.error_before:.4f} before, {found.error_after:.4f} after"
     return f"temperature {found.temperature:.3f}: {errors}"
 
 
-def _thresholds(summary: Summary) -> str:
+def _thresholds(summary: RunSummary) -> str:
     if not summary.thresholds:
         return "0.5: the validation rows were learned from"
     values = summary.thresholds.values()
     return f"from {min(values):.3f} to {max(values):.3f}, chosen on the validation rows"
 
 
-def searched(run: RunConfig, search: Search) -> None:
+def print_search_summary(run: RunConfig, search: Search) -> None:
     """The end of a search, on standard output."""
     results = trials.ranked(
         [trials.result(run.run_folder, trial, search.metric) for trial in trials.read(run.run_folder)], search.metric
@@ -151,7 +151,7 @@ def searched(run: RunConfig, search: Search) -> None:
     print(f"model:       {folder}/model")
 
 
-def _title(standing: Standing) -> str:
+def _title(standing: SearchState) -> str:
     states = [one.trial.state for one in standing.results.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ORDER if state in states)
     return f"{len(states)} of {standing.total} trials: {counts}"
@@ -172,7 +172,7 @@ def _table(title: str, keys: Sequence[str], metric: str, results: Sequence[Resul
     return shown
 
 
-def _line(one: Result, standing: Standing) -> str:
+def _line(one: Result, standing: SearchState) -> str:
     reason = f": {one.trial.reason}" if one.trial.reason else ""
     text = f"trial {one.trial.number:04d} {one.trial.state}{reason}"
     if not one.epochs:

@@ -7,6 +7,7 @@ Precedence, lowest first: the defaults below, the file, then `a.b=value` words o
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -16,8 +17,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from txclf.config.search_space import Settings, Tune, placed
-from txclf.config.sections import Compute, Cut, Data, Generate, Model, Section, Tokenizer, Train
+from txclf.config.search_space import Settings, Tune, set_dotted
+from txclf.config.sections import Compute, Data, Generate, Model, Section, Tokenizer, Train, Truncation
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 
@@ -58,19 +59,23 @@ class RunConfig(Section):
                 "`train.sampling: balanced` does not go with `task: multilabel`: a row counts for several labels at "
                 "once; take `train.class_weights: balanced`"
             )
-        if self.model.vectors is not None and self.tokenizer.kind not in ("word", "file"):
-            raise ValueError(f"`model.vectors` are of words: set `tokenizer.kind: word`, not `{self.tokenizer.kind}`")
+        if self.model.word_vectors is not None and self.tokenizer.kind not in ("word", "file"):
+            raise ValueError(
+                f"`model.word_vectors` are of words: set `tokenizer.kind: word`, not `{self.tokenizer.kind}`"
+            )
         several = len(self.data.text) > 1
-        if self.model.segments and not several:
-            raise ValueError("`model.segments: true` tells columns apart, but `data.text` has one: name several")
-        if self.data.long == "windows" and self.data.window_overlap >= self.tokenizer.max_length:
+        if self.model.segment_embeddings and not several:
+            raise ValueError(
+                "`model.segment_embeddings: true` tells columns apart, but `data.text` has one: name several"
+            )
+        if self.data.truncation == "windows" and self.data.window_overlap >= self.tokenizer.max_length:
             overlap, length = self.data.window_overlap, self.tokenizer.max_length
             raise ValueError(f"`data.window_overlap` ({overlap}) must be less than `tokenizer.max_length` ({length})")
         if self.task == "seq2seq":
             refused = {
-                "data.long: windows": self.data.long == "windows",
-                "model.vectors": self.model.vectors is not None,
-                "model.segments: true": bool(self.model.segments),
+                "data.truncation: windows": self.data.truncation == "windows",
+                "model.word_vectors": self.model.word_vectors is not None,
+                "model.segment_embeddings: true": bool(self.model.segment_embeddings),
                 "train.adversarial": self.train.adversarial > 0,
                 "train.class_weights": self.train.class_weights != "none",
                 "train.focal_gamma": self.train.focal_gamma > 0,
@@ -83,11 +88,11 @@ class RunConfig(Section):
         return self
 
     @property
-    def cut(self) -> Cut:
+    def truncation(self) -> Truncation:
         """How rows become sequences of `tokenizer.max_length` tokens."""
-        windows = self.data.long == "windows"
-        return Cut(
-            long=self.data.long,
+        windows = self.data.truncation == "windows"
+        return Truncation(
+            mode=self.data.truncation,
             window_overlap=self.data.window_overlap if windows else 0,
             max_windows=self.data.max_windows if windows else 1,
         )
@@ -96,7 +101,7 @@ class RunConfig(Section):
     def num_segments(self) -> int:
         """Columns that the model tells apart; 0 = it does not."""
         columns = len(self.data.text)
-        wanted = columns > 1 if self.model.segments is None else self.model.segments
+        wanted = columns > 1 if self.model.segment_embeddings is None else self.model.segment_embeddings
         return columns if wanted and self.task != "seq2seq" else 0
 
     @property
@@ -160,9 +165,9 @@ def parse(settings: dict[str, Any], name: str = "run file") -> RunConfig:
     return _resolve_paths(run)
 
 
-def replaced(run: RunConfig, settings: Settings) -> RunConfig:
+def with_overrides(run: RunConfig, settings: Settings) -> RunConfig:
     """The same run with other values for dotted keys. Raises `ConfigError` naming every key that is wrong."""
-    return parse(placed(settings, run.model_dump()), run.name)
+    return parse(set_dotted(settings, run.model_dump()), run.name)
 
 
 def _resolve_paths(run: RunConfig) -> RunConfig:
@@ -173,13 +178,13 @@ def _resolve_paths(run: RunConfig) -> RunConfig:
         if (paths := getattr(run.data, split)) is not None
     }
     file = run.tokenizer.file and storage.absolute(run.tokenizer.file)
-    vectors = run.model.vectors and storage.absolute(run.model.vectors)
+    vectors = run.model.word_vectors and storage.absolute(run.model.word_vectors)
     return run.model_copy(
         update={
             "storage": storage.absolute(run.storage),
             "data": run.data.model_copy(update=data),
             "tokenizer": run.tokenizer.model_copy(update={"file": file}),
-            "model": run.model.model_copy(update={"vectors": vectors}),
+            "model": run.model.model_copy(update={"word_vectors": vectors}),
         }
     )
 
@@ -243,12 +248,12 @@ def _space_problems(run: RunConfig) -> list[str]:
             found.append(f"`tune.space.{key}`: not a key to search: take one of {', '.join(SEARCHED)}, with its dots")
             continue
         try:
-            RunConfig.model_validate(placed({key: value}, settings))
+            RunConfig.model_validate(set_dotted({key: value}, settings))
         except ValidationError as error:
             # What lies above the key is about several keys together, and may be right with another draw.
             here = [problem for problem in error.errors() if list(map(str, problem["loc"]))[: len(parts)] == parts]
             if here:
-                lines = _problems(ValidationError.from_exception_data("", here), placed({key: value}, {}))  # type: ignore[arg-type]
+                lines = _problems(ValidationError.from_exception_data("", here), set_dotted({key: value}, {}))  # type: ignore[arg-type]
                 found += [line.replace("`", "`tune.space.", 1) for line in lines]
         except (TypeError, ValueError):  # a part before the last is a value
             found.append(f"`tune.space.{key}`: unknown key")
@@ -261,7 +266,7 @@ def _problems(error: ValidationError, settings: dict[str, Any]) -> list[str]:
         parts = [str(part) for part in problem["loc"]]
         key = ".".join(_written(parts, settings)) or "run file"
         if problem["type"] == "extra_forbidden":
-            lines.append(f"`{key}`: unknown key; {_known_keys(parts)}")
+            lines.append(f"`{key}`: unknown key: {_known_keys(parts)}")
         elif problem["type"] == "value_error":
             lines.append(f"`{key}`: {problem['ctx']['error']}")
         else:
@@ -290,10 +295,13 @@ def _written(parts: list[str], settings: Any) -> list[str]:
 
 
 def _known_keys(parts: list[str]) -> str:
+    """Name the known key that is nearest to an unknown one, then all known keys of its section."""
     section: type[BaseModel] = RunConfig
     for part in parts[:-1]:
         if part in section.model_fields:  # else it is the key of a mapping
             annotation = section.model_fields[part].annotation
             inner: Any = get_args(annotation)[-1] if get_args(annotation) else annotation
             section = inner
-    return "known here: " + ", ".join(section.model_fields)
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(parts[-1], known, n=1)
+    return (f"did you mean `{near[0]}`? " if near else "") + f"Known here: {', '.join(known)}"

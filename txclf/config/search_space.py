@@ -2,10 +2,10 @@
 
     tune:
       trials: 16
-      scheduler: {kind: asha, grace: 1, reduction: 3}
+      scheduler: {kind: asha, grace_period: 1, reduction_factor: 3}
       space:
         train.learning_rate: {loguniform: [1e-4, 1e-2]}
-        model.layers: {choice: [1, 2, 4]}
+        model.num_layers: {choice: [1, 2, 4]}
 
 Every draw is a function of (seed, number of the trial), so a search that is resumed or extended draws what it would
 have drawn anyway.
@@ -132,9 +132,9 @@ class Scheduler(Section):
     """`asha` (arXiv:1810.05934) stops all but the best share at each rung; `median` (Golovin et al., 2017) stops a
     trial whose best is worse than the median of the others' means; `fifo` stops none; `pbt` (arXiv:1711.09846) lets the
     worst quarter go on from the weights of the best quarter, with perturbed settings."""
-    grace: Annotated[float, Field(gt=0.0)] = 1.0
+    grace_period: Annotated[float, Field(gt=0.0)] = 1.0
     """Epochs that every trial gets; the first rung of `asha`."""
-    reduction: Annotated[float, Field(gt=1.0)] = 3.0
+    reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
     """Of `asha`: one in so many trials passes a rung, and the next rung is so many times as far."""
     brackets: Annotated[int, Field(ge=1)] = 1
     """Of `asha`: with more than one, some trials begin at a later rung."""
@@ -158,7 +158,7 @@ class Tune(Section):
     search: Literal["random", "grid", "optuna"] = "random"
     """Where settings come from: by chance, every combination of `choice` and `grid` values, or Optuna's TPE
     (Bergstra et al., 2011), which learns from the trials before."""
-    points: tuple[Settings, ...] = ()
+    points_to_evaluate: tuple[Settings, ...] = ()
     """Settings to try first, each with a value for some keys or all; the rest is drawn."""
     space: dict[str, Domain] = Field(default_factory=dict)
     """The keys to search, dotted, each with its values."""
@@ -171,12 +171,12 @@ class Tune(Section):
             raise ValueError(f"`search: grid` needs `choice` or `grid`, but `{ranges[0]}` is a range")
         if self.search == "optuna" and self.scheduler.kind == "pbt":
             raise ValueError("`search: optuna` and `scheduler: pbt` both choose settings: take one of them")
-        for point in self.points:
+        for point in self.points_to_evaluate:
             if unknown := set(point) - set(self.space):
-                raise ValueError(f"`points`: `{min(unknown)}` is not a key of `space`")
+                raise ValueError(f"`points_to_evaluate`: `{min(unknown)}` is not a key of `space`")
             for key, value in point.items():
                 if not self.space[key].holds(value):
-                    raise ValueError(f"`points`: {value!r} is not among the values of `{key}`")
+                    raise ValueError(f"`points_to_evaluate`: {value!r} is not among the values of `{key}`")
         return self
 
     @property
@@ -194,7 +194,9 @@ class Tune(Section):
         if listed:
             combinations = list(itertools.product(*(self.space[key].values for key in listed)))
             settings |= dict(zip(listed, combinations[number % len(combinations)], strict=True))
-        return settings | (self.points[number] if number < len(self.points) and self.search != "grid" else {})
+        return settings | (
+            self.points_to_evaluate[number] if number < len(self.points_to_evaluate) and self.search != "grid" else {}
+        )
 
     def perturbed(self, settings: Settings, generator: np.random.Generator) -> Settings:
         """Settings near others: each drawn anew with probability 1/4, else perturbed."""
@@ -207,14 +209,14 @@ class Tune(Section):
         """Every value that has to be one that the run file takes: those listed, the ends of ranges, the points."""
         for key, domain in self.space.items():
             yield from ((key, value) for value in (*domain.values, *domain.within))
-        for point in self.points:
+        for point in self.points_to_evaluate:
             yield from point.items()
 
 
-def placed(settings: Mapping[str, Any], into: Mapping[str, Any]) -> dict[str, Any]:
+def set_dotted(settings: Mapping[str, Any], into: Mapping[str, Any]) -> dict[str, Any]:
     """A nested mapping with values laid over it by dotted key; the mapping itself stays."""
     result = dict(into)
     for dotted, value in settings.items():
         key, _, rest = dotted.partition(".")
-        result[key] = placed({rest: value}, result.get(key) or {}) if rest else value
+        result[key] = set_dotted({rest: value}, result.get(key) or {}) if rest else value
     return result

@@ -74,11 +74,11 @@ class Data(Section):
     """Column that holds the label: strings, integers or booleans; with `task: multilabel` any number of them."""
     label_delimiter: Annotated[str, Field(min_length=1)] = ","
     """For `task: multilabel`: what stands between the labels where the column holds strings instead of lists."""
-    long: Literal["head", "tail", "head_tail", "windows"] = "head"
+    truncation: Literal["head", "tail", "head_tail", "windows"] = "head"
     """What is read of a text of more than `tokenizer.max_length` tokens: its first tokens, its last, a quarter from its
     head and the rest from its tail (arXiv:1905.05583), or windows of `max_length` tokens whose logits are averaged."""
     window_overlap: Annotated[int, Field(ge=0)] = 0
-    """Tokens that neighbouring windows of `long: windows` share; fewer than `tokenizer.max_length`."""
+    """Tokens that neighbouring windows of `truncation: windows` share; fewer than `tokenizer.max_length`."""
     max_windows: Annotated[int, Field(ge=1, le=1024)] = 8
     """Most windows of a row; what lies beyond them is cut. A batch holds up to this many times its rows."""
     ingest: Literal["auto", "memory", "stream"] = "auto"
@@ -88,11 +88,11 @@ class Data(Section):
     """`fail` stops with the first twenty bad rows; `skip` leaves each out and writes it to `rejected.jsonl`."""
 
 
-class Cut(Section):
+class Truncation(Section):
     """How a row of more than `tokenizer.max_length` tokens is treated. Kept in the bundle."""
 
-    long: Literal["head", "tail", "head_tail", "windows"] = "head"
-    """As `data.long`."""
+    mode: Literal["head", "tail", "head_tail", "windows"] = "head"
+    """As `data.truncation`."""
     window_overlap: int = 0
     max_windows: int = 1
     """1 but for `windows`."""
@@ -103,14 +103,14 @@ class Cut(Section):
         """Most tokens kept of a row."""
         return max_length + (self.max_windows - 1) * (max_length - self.window_overlap)
 
-    def told(self, max_length: int) -> str:
-        """What is read of a text, in words."""
+    def describe(self, max_length: int) -> str:
+        """Return the tokens that are read of a text, in words."""
         return {
             "head": f"the first {max_length:,} tokens",
             "tail": f"the last {max_length:,} tokens",
             "head_tail": f"the first and last tokens, {max_length:,} together,",
             "windows": f"at most {self.max_windows:,} windows of {max_length:,} tokens",
-        }[self.long]
+        }[self.mode]
 
 
 class Tokenizer(Section):
@@ -146,18 +146,18 @@ class Tokenizer(Section):
 class Model(Section):
     """The transformer encoder and its head."""
 
-    layers: Annotated[int, Field(ge=1)] = 2
+    num_layers: Annotated[int, Field(ge=1)] = 2
     """Encoder blocks."""
-    width: Annotated[int, Field(ge=1)] = 128
+    hidden_size: Annotated[int, Field(ge=1)] = 128
     """Size of a token's vector."""
-    vectors: str | None = None
-    """Pre-trained word vectors that the tokens' vectors begin as: a text file of GloVe or word2vec with `width` numbers
-    a word, also .gz or .zip, path or URI; for `tokenizer.kind: word`."""
-    freeze_vectors: bool = False
-    """Whether the vectors found in `vectors` stay as they are; the others are trained either way."""
-    heads: Annotated[int, Field(ge=1)] = 4
-    """Attention heads; they divide `width`."""
-    feedforward: Annotated[int, Field(ge=1)] = 512
+    word_vectors: str | None = None
+    """Path or URI of pre-trained word vectors that initialize the token embeddings: a GloVe or word2vec text file with
+    `hidden_size` numbers per word, also .gz or .zip. Needs `tokenizer.kind: word`."""
+    freeze_word_vectors: bool = False
+    """Whether the vectors found in `word_vectors` stay as they are; the others are trained either way."""
+    num_heads: Annotated[int, Field(ge=1)] = 4
+    """Attention heads; they divide `hidden_size`."""
+    intermediate_size: Annotated[int, Field(ge=1)] = 512
     """Hidden size of a block's feed-forward part."""
     dropout: Fraction = 0.1
     """Dropout on each residual branch and in the head."""
@@ -165,7 +165,7 @@ class Model(Section):
     """Dropout on attention weights; 0 lets attention take its fastest kernel."""
     embedding_dropout: Fraction | None = None
     """Dropout on the embedded tokens; null = `dropout`."""
-    positions: Literal["rotary", "sinusoidal", "learned", "none"] = "rotary"
+    position_encoding: Literal["rotary", "sinusoidal", "learned", "none"] = "rotary"
     """Rotary (arXiv:2104.09864), sinusoidal (arXiv:1706.03762), learned, or none."""
     norm: Literal["pre", "post"] = "pre"
     """Layer norm before each branch (arXiv:2002.04745) or after the sum."""
@@ -173,27 +173,28 @@ class Model(Section):
     """Of the feed-forward part and of the head."""
     pooling: Literal["mean", "max", "mean_max", "cls", "attention"] = "mean"
     """How real tokens become one vector; `mean_max` puts the two side by side, `cls` a learned vector in front."""
-    segments: bool | None = None
+    segment_embeddings: bool | None = None
     """Whether a learned vector for its column is added to each token (arXiv:1810.04805); null = where `data.text` has
     several columns."""
-    head_width: Annotated[int, Field(ge=0)] = 0
+    classifier_hidden_size: Annotated[int, Field(ge=0)] = 0
     """Hidden size of the head; 0 = one linear layer."""
-    decoder_layers: Annotated[int, Field(ge=1)] | None = None
-    """Decoder blocks of a `seq2seq` model; null = `layers`."""
+    num_decoder_layers: Annotated[int, Field(ge=1)] | None = None
+    """Decoder blocks of a `seq2seq` model; null = `num_layers`."""
     tie_embeddings: bool = True
     """Whether a `seq2seq` model has one matrix for its target tokens, in and out (arXiv:1608.05859), and for its source
     tokens too where the vocabulary is shared."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"`heads` ({self.heads}) must divide `width` ({self.width})")
-        if self.freeze_vectors and self.vectors is None:
-            raise ValueError("`freeze_vectors` needs a file of `vectors`")
-        if self.positions == "rotary" and (self.width // self.heads) % 2:
-            raise ValueError(f"`positions: rotary` needs an even width / heads, not {self.width // self.heads}")
-        if self.positions == "sinusoidal" and self.width % 2:
-            raise ValueError(f"`positions: sinusoidal` needs an even `width`, not {self.width}")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"`num_heads` ({self.num_heads}) must divide `hidden_size` ({self.hidden_size})")
+        if self.freeze_word_vectors and self.word_vectors is None:
+            raise ValueError("`freeze_word_vectors` needs a file of `word_vectors`")
+        if self.position_encoding == "rotary" and (self.hidden_size // self.num_heads) % 2:
+            size = self.hidden_size // self.num_heads
+            raise ValueError(f"`position_encoding: rotary` needs an even `hidden_size` / `num_heads`, not {size}")
+        if self.position_encoding == "sinusoidal" and self.hidden_size % 2:
+            raise ValueError(f"`position_encoding: sinusoidal` needs an even `hidden_size`, not {self.hidden_size}")
         return self
 
 
@@ -204,7 +205,7 @@ class Train(Section):
     """Passes over the training rows."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Rows per optimizer step, over all workers and accumulated parts together."""
-    accumulate: Annotated[int, Field(ge=1)] = 1
+    micro_batches: Annotated[int, Field(ge=1)] = 1
     """Parts into which each worker cuts its share of a batch, to save memory; the step stays the same."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
     """Peak learning rate."""
@@ -220,9 +221,9 @@ class Train(Section):
     """Learning rate of the first step, as a share of the peak."""
     end_factor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Learning rate at the end of a falling schedule, as a share of the peak."""
-    clip_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
     """Gradient norm above which gradients are scaled down; 0 = never."""
-    average: Fraction = 0.0
+    ema_decay: Fraction = 0.0
     """Decay of an exponential moving average of the weights, which is then what is validated and bundled; 0 = none."""
     class_weights: Literal["none", "balanced"] | Annotated[Weights, BeforeValidator(_text_keys)] = "none"
     """`balanced` weighs a class by rows / (classes x its rows); a mapping gives each label's weight (default 1). For
@@ -248,19 +249,19 @@ class Train(Section):
     """What ranks validations: for the best checkpoint, and so for the bundle. `multilabel` knows `valid_loss`,
     `valid_map`, `valid_f1_macro`, `valid_f1_micro` and `valid_subset_accuracy`; `seq2seq` knows `valid_loss`,
     `valid_token_accuracy` and `valid_exact_match`."""
-    patience: Annotated[int, Field(ge=0)] = 5
+    early_stopping_patience: Annotated[int, Field(ge=0)] = 5
     """Validations without a better `monitor` after which the run stops; 0 = never."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 3
     """Best checkpoints kept, beside the last."""
-    average_best: Annotated[int, Field(ge=0)] = 0
+    average_checkpoints: Annotated[int, Field(ge=0)] = 0
     """Best checkpoints whose mean weights are bundled (arXiv:2203.05482) where they score at least as well on the
     validation rows as the best alone; at most `keep_checkpoints`; 0 = the best alone."""
-    include_valid: bool = False
+    train_on_valid: bool = False
     """Whether to train on the validation rows too, as for the last model after a search. The last checkpoint is the
     model then, and there is no early stopping: validation scores are of rows that it learned from."""
     calibrate: bool = True
     """Whether the bundle's probabilities are calibrated by a temperature fitted on the validation rows
-    (arXiv:1706.04599); not with `include_valid`, which learned from them."""
+    (arXiv:1706.04599); not with `train_on_valid`, which learned from them."""
     eval_every: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of an epoch between validations."""
     checkpoint_every: CheckpointEvery = "10m"
@@ -275,7 +276,7 @@ class Train(Section):
     """Optimizer steps between lines in `metrics.jsonl` and TensorBoard."""
     trackers: tuple[Literal["mlflow", "wandb"], ...] = ()
     """Experiment trackers that get the metrics and the run file too: `mlflow`, `wandb`; packages of their own."""
-    window_batches: Annotated[int, Field(ge=1)] = 32
+    bucket_batches: Annotated[int, Field(ge=1)] = 32
     """Batches sorted by length together: more = less padding, less mixing."""
 
     @model_validator(mode="after")
@@ -288,16 +289,18 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _averaged_checkpoints_are_kept(self) -> Self:
-        if self.average_best > self.keep_checkpoints:
+        if self.average_checkpoints > self.keep_checkpoints:
             kept = self.keep_checkpoints
-            raise ValueError(f"`average_best` ({self.average_best}) needs as many `keep_checkpoints`, not {kept}")
+            raise ValueError(
+                f"`average_checkpoints` ({self.average_checkpoints}) needs as many `keep_checkpoints`, not {kept}"
+            )
         return self
 
 
 class Generate(Section):
     """How a `seq2seq` model makes its output. Kept in the bundle, as defaults."""
 
-    beams: Annotated[int, Field(ge=1, le=100)] = 4
+    num_beams: Annotated[int, Field(ge=1, le=100)] = 4
     """Outputs followed at once (beam search); 1 = always the likeliest token."""
     length_penalty: Annotated[float, Field(ge=0.0)] = 0.6
     """Exponent of the length penalty (arXiv:1609.08144): more = longer outputs."""

@@ -85,7 +85,7 @@ class TokenRows:
         labels = [np.from_dlpack(chunk) for column in labelled for chunk in column.chunks]
         self.labels: Int32s = np.concatenate([np.empty(0, np.int32), *labels]).astype(np.int32)
         several = bool(tables) and all("labels" in table.column_names for table in tables)
-        self.label_sets = LabelSets.of(tables) if several else None
+        self.label_sets = LabelSets.from_tables(tables) if several else None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -175,7 +175,7 @@ class PairRows:
         self.lengths: Ints = self.target.lengths.astype(np.int64) << 32 | self.source.lengths
 
     @classmethod
-    def of(cls, tables: Sequence[pa.Table]) -> Self:
+    def from_tables(cls, tables: Sequence[pa.Table]) -> Self:
         """Of tables with `input_ids` and `target_ids`."""
         return cls(TokenRows(tables), TokenRows(tables, "target_ids"))
 

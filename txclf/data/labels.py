@@ -90,7 +90,7 @@ class LabelSets:
         self.starts: Ints = np.cumsum(lengths, dtype=np.int64) - lengths
 
     @classmethod
-    def of(cls, tables: Sequence[pa.Table]) -> Self:
+    def from_tables(cls, tables: Sequence[pa.Table]) -> Self:
         """Of tables with `labels` (list<int32>)."""
         lists = [chunk for table in tables for chunk in table["labels"].chunks if len(chunk)]
         nothing = np.empty(0, np.int32)

@@ -39,7 +39,7 @@ def tables(function: Callable[[Item], Tables], items: Sequence[Item], on_ray: bo
             yield from function(item)
 
 
-def ahead(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
+def prefetch(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
     """The same items, made by a thread up to `depth` ahead of their use."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
@@ -52,7 +52,7 @@ def ahead(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
             pool.shutdown(cancel_futures=True)
 
 
-def sorted_parts(
+def external_sort(
     function: Callable[[Item], Tables],
     items: Sequence[Item],
     on_ray: bool,

@@ -147,7 +147,7 @@ def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:
     unused = {"seq2seq": {"label"}, "classify": {"target"}, "multilabel": {"target"}}[run.task]
     if run.task != "multilabel":
         unused.add("label_delimiter")
-    if run.data.long != "windows":
+    if run.data.truncation != "windows":
         unused |= {"window_overlap", "max_windows"}
     data, tokenizer = (
         run.data.model_dump(exclude={*shards.SPLITS, "ingest", *unused}),
@@ -206,7 +206,7 @@ def _scan(task: Task) -> Tables:
     """What the audit and the tokenizer need of each row of a file."""
     seed = task.run.seed
     known = None if task.labels is None else set(task.labels)
-    for rows, rejects in pipeline.ahead(_rows(task)):
+    for rows, rejects in pipeline.prefetch(_rows(task)):
         bad = list(rejects)
         kept = list(range(len(rows.rows)))
         labels = rows.label_sets or [(label,) for label in rows.labels]
@@ -217,7 +217,7 @@ def _scan(task: Task) -> Tables:
             bad.sort(key=lambda reject: reject.row)
             kept = sorted(set(kept) - set(unseen))
         hashes = shards.text_hashes(rows.texts[i] for i in kept)
-        drawn = shards.sampled_rows(hashes, seed, task.sample) & ~_aside(task, hashes)
+        drawn = shards.sampled_rows(hashes, seed, task.sample) & ~_held_out(task, hashes)
         sample = ["\n".join(rows.texts[i]) if draw else None for i, draw in zip(kept, drawn.tolist(), strict=True)]
         drawn = drawn if task.run.task == "seq2seq" else np.zeros(len(kept), bool)
         targets = [rows.labels[i] if draw else None for i, draw in zip(kept, drawn.tolist(), strict=True)]
@@ -240,7 +240,7 @@ def _rows(task: Task) -> Iterator[tuple[records.Rows, list[Reject]]]:
     return records.read_rows(task.source, data.text, _answer(task.run), label_delimiter=delimiter)
 
 
-def _aside(task: Task, hashes: UInt64s) -> Any:
+def _held_out(task: Task, hashes: UInt64s) -> Any:
     """Which rows of a training file are set aside for validation; of other files none are."""
     data = task.run.data
     if data.valid is not None or task.split != "train":
@@ -262,7 +262,7 @@ def _write_all(
         tasks = _tasks(run, sources, files, 0.0, tuple(labels))
         write = partial(_write, folder=folder, split=files, num_labels=len(labels))
         tokenize, num_parts = partial(_tokenize, tokenizers=tokenizers), 1 + _size(sources[files]) // BUCKET_BYTES
-        for content in pipeline.sorted_parts(tokenize, tasks, run.compute.on_ray, write, num_parts):
+        for content in pipeline.external_sort(tokenize, tasks, run.compute.on_ray, write, num_parts):
             for split, shard in json.loads(content).items():
                 written[split].append(Shard.model_validate(shard))
                 rows += written[split][-1].rows
@@ -275,12 +275,12 @@ def _write_all(
 
 
 def _write(table: pa.Table, folder: str, split: str, num_labels: int) -> str:
-    """Writes a shard, and another of the rows that are set aside; their records as JSON, which travels through Ray
+    """Writes a shard, and another of the rows that are set held_out; their records as JSON, which travels through Ray
     Data."""
-    aside = table["aside"].combine_chunks()
-    parts = [(split, table.filter(pc.invert(aside))), ("valid", table.filter(aside))]
+    held_out = table["held_out"].combine_chunks()
+    parts = [(split, table.filter(pc.invert(held_out))), ("valid", table.filter(held_out))]
     written = {
-        name: shards.write_shard(folder, name, part.drop_columns("aside"), num_labels).model_dump()
+        name: shards.write_shard(folder, name, part.drop_columns("held_out"), num_labels).model_dump()
         for name, part in parts
         if part.num_rows
     }
@@ -295,14 +295,14 @@ def _tokenize(task: Task, tokenizers: list[str]) -> Tables:
     max_length = task.run.tokenizer.max_length
     encoder, target_encoder = (Words(parse_tokenizer(content)) for content in (tokenizers[0], tokenizers[-1]))
     done = 0
-    for rows, _ in pipeline.ahead(_rows(task)):
+    for rows, _ in pipeline.prefetch(_rows(task)):
         hashes = shards.text_hashes(rows.texts)
         labels = rows.label_sets or [(label,) for label in rows.labels]
         kept = np.flatnonzero([pairs or all(label in numbers for label in row) for row in labels])
         positions = done + kept
         done += len(rows.rows)
         texts = [rows.texts[i] for i in kept]
-        input_ids, full_lengths = encode(encoder, texts, max_length, task.run.cut)
+        input_ids, full_lengths = encode(encoder, texts, max_length, task.run.truncation)
         columns = [
             input_ids,
             pa.array([0 if pairs or sets else numbers[rows.labels[i]] for i in kept], pa.int32()),
@@ -318,8 +318,8 @@ def _tokenize(task: Task, tokenizers: list[str]) -> Tables:
             columns += [target_ids, pa.array(targets, pa.string()), pa.array(full_targets)]
         if sets:
             columns.append(pa.array([sorted(map(numbers.__getitem__, labels[i])) for i in kept], pa.list_(pa.int32())))
-        columns.append(pa.array(_aside(task, hashes[kept])))
-        yield pa.table(columns, schema=SCHEMAS[task.run.task].append(pa.field("aside", pa.bool_())))
+        columns.append(pa.array(_held_out(task, hashes[kept])))
+        yield pa.table(columns, schema=SCHEMAS[task.run.task].append(pa.field("held_out", pa.bool_())))
 
 
 def _manifest(
@@ -333,8 +333,8 @@ def _manifest(
     train = audits["train"].hashes
     hashes = {split: audit.hashes for split, audit in audits.items()}
     if run.data.valid is None:
-        aside = shards.validation_rows(train, run.seed, run.data.valid_fraction)
-        hashes |= {"train": train[~aside], "valid": train[aside]}
+        held_out = shards.validation_rows(train, run.seed, run.data.valid_fraction)
+        hashes |= {"train": train[~held_out], "valid": train[held_out]}
     order = np.lexsort((audits["train"].label_hashes, train))
     same = train[order][1:] == train[order][:-1]
     other = audits["train"].label_hashes[order][1:] != audits["train"].label_hashes[order][:-1]

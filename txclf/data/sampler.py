@@ -111,7 +111,7 @@ def epoch_batches(
     return batches
 
 
-class Plan:
+class BatchSampler:
     """The rows of every step of a run, the same on any number of ranks."""
 
     def __init__(

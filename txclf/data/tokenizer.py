@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordLevelTrainer, WordPieceTrainer
 
-from txclf.config.sections import Cut, Tokenizer
+from txclf.config.sections import Tokenizer, Truncation
 from txclf.core import storage
 from txclf.core.errors import DataError
 from txclf.data.sampler import Int32s, Ints
@@ -23,7 +23,7 @@ from txclf.data.word_cache import Words
 
 PAD, UNKNOWN, SEPARATOR, MASK = "[PAD]", "[UNK]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = [PAD, UNKNOWN, SEPARATOR, MASK]
-HEAD = Cut()
+HEAD = Truncation()
 BEGIN, END = "[BOS]", "[EOS]"
 """Around the text that a `seq2seq` model produces."""
 
@@ -139,22 +139,22 @@ def tokenizer_hash(tokenizer: FastTokenizer) -> str:
 
 
 def encode(
-    words: Words, texts: Sequence[tuple[str, ...]], max_length: int, cut: Cut = HEAD
+    words: Words, texts: Sequence[tuple[str, ...]], max_length: int, truncation: Truncation = HEAD
 ) -> tuple[pa.ListArray, Ints]:
-    """Token ids of rows of text columns, as a list<int32> array, and each row's length before the cut (int64).
+    """Return the token ids of rows of text columns (list<int32>) and each row's length before truncation (int64).
 
-    Several columns become one sequence with `[SEP]` between. Rows are cut to `max_length` tokens, or to as many as
-    `cut` has windows for. Every row has at least one token, `[UNK]` where its text holds none. Raises `DataError` when
-    a tokenizer from a file lacks a token that is needed.
+    Several columns become one sequence with `[SEP]` between them. Rows are truncated to `max_length` tokens, or to as
+    many as fit the windows of `truncation`. Every row has at least one token: `[UNK]` if its text has none. Raises
+    `DataError` if a tokenizer from a file lacks a token that is needed.
     """
-    room = cut.capacity(max_length)
+    room = truncation.capacity(max_length)
     columns = len(texts[0]) if texts else 1
     ids, lengths = words.encode([text for row in texts for text in row])
     if columns > 1:
-        ids, lengths, full_lengths = _joined(ids, lengths, columns, separator_id(words.tokenizer), room, cut)
+        ids, lengths, full_lengths = _joined(ids, lengths, columns, separator_id(words.tokenizer), room, truncation)
     else:
         full_lengths = lengths
-    ids, lengths = _shortened(ids, lengths, room, cut.long)
+    ids, lengths = _shortened(ids, lengths, room, truncation.mode)
     empty = np.flatnonzero(full_lengths == 0)
     if len(empty):
         token = _token_id(words.tokenizer, (UNKNOWN, "<unk>", PAD, "<pad>"), "stands for a text without tokens")
@@ -178,28 +178,30 @@ def column_room(lengths: Sequence[int], room: int) -> list[int]:
     return rooms
 
 
-def _joined(ids: Int32s, lengths: Ints, columns: int, separator: int, room: int, cut: Cut) -> tuple[Int32s, Ints, Ints]:
+def _joined(
+    ids: Int32s, lengths: Ints, columns: int, separator: int, room: int, truncation: Truncation
+) -> tuple[Int32s, Ints, Ints]:
     """The columns of each row as one, cut so that they fit with a separator between each two; the lengths that rows
     have, and would have uncut."""
     of_rows = lengths.reshape(-1, columns)
     full_lengths = of_rows.sum(axis=1) + columns - 1
     free = room - (columns - 1)
-    if cut.columns != "end" and free >= columns and (over := full_lengths > room).any():
+    if truncation.columns != "end" and free >= columns and (over := full_lengths > room).any():
         rooms = of_rows.copy()
         rooms[over] = [column_room(row, free) for row in of_rows[over].tolist()]
-        ids, lengths = _shortened(ids, lengths, rooms.ravel(), cut.long)
+        ids, lengths = _shortened(ids, lengths, rooms.ravel(), truncation.mode)
     behind = (
         np.cumsum(lengths).reshape(-1, columns)[:, :-1].ravel()
     )  # all columns but a row's last have one behind them
     return np.insert(ids, behind, separator), lengths.reshape(-1, columns).sum(axis=1) + columns - 1, full_lengths
 
 
-def _shortened(ids: Int32s, lengths: Ints, room: int | Ints, long: str) -> tuple[Int32s, Ints]:
-    """Sequences, one after another, cut to `room` tokens each, as `data.long` says."""
+def _shortened(ids: Int32s, lengths: Ints, room: int | Ints, mode: str) -> tuple[Int32s, Ints]:
+    """Sequences, one after another, cut to `room` tokens each, as `data.truncation` says."""
     if not (lengths > room).any():
         return ids, lengths
     rooms = np.minimum(np.broadcast_to(room, lengths.shape), lengths)
-    head = {"tail": np.zeros_like(rooms), "head_tail": (np.broadcast_to(room, lengths.shape) + 3) // 4}.get(long, rooms)
+    head = {"tail": np.zeros_like(rooms), "head_tail": (np.broadcast_to(room, lengths.shape) + 3) // 4}.get(mode, rooms)
     head = np.where(lengths > rooms, head, rooms)
     place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     kept = (place < np.repeat(head, lengths)) | (place >= np.repeat(lengths - (rooms - head), lengths))

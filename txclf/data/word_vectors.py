@@ -73,7 +73,7 @@ class Coverage(BaseModel):
     """The first damaged lines, by number from 1, with the reason."""
     num_damaged: int
 
-    def told(self) -> list[str]:
+    def describe(self) -> list[str]:
         """Lines for the screen."""
         about = (
             f"vectors: {self.found:,} of {self.words:,} words found ({self.type_share:.1%}, {self.exact:,} of them as "
@@ -110,10 +110,10 @@ def require(path: str | None) -> None:
         return
     if path.endswith((".bin", ".bin.gz")):
         raise ConfigError(
-            f"`model.vectors`: `{path}`: the binary format is not read: convert it to text, as gensim can"
+            f"`model.word_vectors`: `{path}`: the binary format is not read: convert it to text, as gensim can"
         )
     if not storage.exists(path):
-        raise ConfigError(f"`model.vectors`: `{path}` is not there")
+        raise ConfigError(f"`model.word_vectors`: `{path}` is not there")
 
 
 def matched(path: str, width: int, prepared: str, seed: int) -> Coverage:
@@ -275,8 +275,8 @@ def _check_width(path: str, line: bytes, header: tuple[int, int] | None, width: 
     there = header[1] if header else _numbers(line)
     if there != width:
         raise DataError(
-            f"`{path}`: its vectors have {there} numbers, `model.width` is {width}: set `model.width={there}` (`heads` "
-            "must divide it) or take vectors of that width"
+            f"`{path}`: its vectors have {there} numbers, `model.hidden_size` is {width}. Set "
+            f"`model.hidden_size={there}` (a multiple of `model.num_heads`) or use vectors with {width} numbers."
         )
 
 
@@ -322,6 +322,6 @@ def _member(path: str, archive: zipfile.ZipFile, width: int) -> IO[bytes]:
     if len(fitting) != 1:
         there = ", ".join(f"`{name}` ({count} numbers)" for name, count in itertools.islice(widths.items(), SHOWN))
         raise DataError(
-            f"`{path}`: needs one file of vectors of `model.width` ({width}) numbers, it has {there or 'no file'}"
+            f"`{path}`: needs one file of vectors of `model.hidden_size` ({width}) numbers, it has {there or 'no file'}"
         )
     return archive.open(fitting[0])

@@ -47,7 +47,7 @@ def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: 
         result = _evaluate_pairs(run, folder, prepared, manifest, data)
     else:
         classifier = Classifier.load(storage.join(folder, "model"))
-        score = _evaluate_sets if classifier.several else _evaluate_classes
+        score = _evaluate_sets if classifier.is_multilabel else _evaluate_classes
         result = score(run, classifier, prepared, manifest, data, with_baseline)
     storage.write_json(storage.join(folder, METRICS), result)
     return result
@@ -95,7 +95,7 @@ def _rows(
     """What is scored: the test split, or the rows of `data`; and how many of them could not be."""
     if data is not None:
         return _read(run, classifier, data)
-    columns = ["input_ids", "labels" if classifier.several else "label", "text"]
+    columns = ["input_ids", "labels" if classifier.is_multilabel else "label", "text"]
     return shards.read_split(prepared, manifest, "test", columns), manifest.splits["test"].rejected
 
 
@@ -142,7 +142,7 @@ def _evaluate_sets(
 
 def _targets(table: pa.Table, classes: int) -> npt.NDArray[np.bool_]:
     """Whether each row has each label (rows, classes)."""
-    return LabelSets.of([table]).matrix(classes)
+    return LabelSets.from_tables([table]).matrix(classes)
 
 
 def _evaluate_pairs(
@@ -165,9 +165,9 @@ def _evaluate_pairs(
     return {
         "data": "test" if data is None else list(data),
         "skipped": skipped,
-        "beams": model.settings.beams,
+        "beams": model.settings.num_beams,
         "seconds": round(seconds, 2),
-        **model.teacher_forced(PairRows.of([table])),
+        **model.teacher_forced(PairRows.from_tables([table])),
         **text_scores(outputs, table["target"].to_pylist()),
     }
 
@@ -178,7 +178,7 @@ def _read(run: RunConfig, classifier: Classifier, paths: Sequence[str]) -> tuple
     texts, labels, skipped = _labelled(run, paths, run.data.label, numbers)
     input_ids = classifier.encode(texts)
     joined = pa.array(["\n".join(text) for text in texts])
-    if classifier.several:
+    if classifier.is_multilabel:
         sets = pa.array([sorted(numbers[label] for label in row) for row in labels], pa.list_(pa.int32()))
         return pa.table([input_ids, sets, joined], names=["input_ids", "labels", "text"]), skipped
     known = pa.array([numbers[label] for (label,) in labels], pa.int32())

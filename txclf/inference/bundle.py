@@ -30,9 +30,8 @@ from txclf.core import storage
 from txclf.core.errors import BundleError, StorageError
 from txclf.data.tokenizer import parse_tokenizer, vocab_size
 from txclf.inference import model_card
-from txclf.inference.metadata import Calibration, Description, summary
+from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, summary, upgrade
 
-FORMAT = 1
 WEIGHTS, TOKENIZER, TARGET_TOKENIZER, CARD, DESCRIPTION = (
     "model.safetensors",
     "tokenizer.json",
@@ -59,7 +58,7 @@ def save(
     """Writes a bundle; `model.json`, written last, makes it whole. A second tokenizer is that of the targets."""
     parts = {WEIGHTS: save_safetensors({name: weight.contiguous() for name, weight in weights.items()})}
     parts |= {name: text.encode() for name, text in zip((TOKENIZER, TARGET_TOKENIZER), tokenizers, strict=False)}
-    description = outline(run, labels, tokenizers).model_copy(
+    description = metadata_from_config(run, labels, tokenizers).model_copy(
         update={
             "metrics": dict(metrics),
             "rows": dict(rows),
@@ -75,16 +74,16 @@ def save(
     storage.write_json(storage.join(folder, DESCRIPTION), description.model_dump())
 
 
-def outline(run: RunConfig, labels: Sequence[str], tokenizers: Sequence[str]) -> Description:
+def metadata_from_config(run: RunConfig, labels: Sequence[str], tokenizers: Sequence[str]) -> BundleMetadata:
     """What follows from the run alone."""
-    return Description(
+    return BundleMetadata(
         format=FORMAT,
         version=__version__,
         task=run.task,
         labels=list(labels),
         text_columns=list(run.data.text),
         max_length=run.tokenizer.max_length,
-        cut=run.cut,
+        truncation=run.truncation,
         vocab_size=vocab_size(parse_tokenizer(tokenizers[0])),
         target_vocab_size=vocab_size(parse_tokenizer(tokenizers[-1])) if run.task == "seq2seq" else 0,
         label_delimiter=run.data.label_delimiter,
@@ -101,9 +100,9 @@ def num_segments(weights: Mapping[str, torch.Tensor]) -> int:
     return len(weights.get("segments.weight", ()))
 
 
-def read(folder: str, *tasks: str) -> tuple[Description, dict[str, bytes]]:
+def read(folder: str, *tasks: str) -> tuple[BundleMetadata, dict[str, bytes]]:
     """A bundle's description and its files' content. Raises `BundleError` when it is damaged or of another task."""
-    description = describe(folder)
+    description = read_metadata(folder)
     if description.task not in tasks:
         raise BundleError(f"`{folder}`: a model of `task: {description.task}`, not {' or '.join(tasks)}")
     content = {}
@@ -129,7 +128,7 @@ def build(make: Callable[[], Network], content: Mapping[str, bytes], folder: str
         raise BundleError(f"`{folder}`: the weights do not fit `{DESCRIPTION}`: {error}") from None
 
 
-def describe(folder: str) -> Description:
+def read_metadata(folder: str) -> BundleMetadata:
     path = storage.join(folder, DESCRIPTION)
     if not storage.exists(path):
         hint = storage.join(folder, "model")
@@ -140,10 +139,10 @@ def describe(folder: str) -> Description:
     except StorageError as error:
         raise BundleError(f"{error}: copy the whole folder again") from None
     found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
+    if found not in (1, FORMAT):
         raise BundleError(f"`{path}`: format {found!r}, this txclf ({__version__}) reads format {FORMAT}")
     try:
-        return Description.model_validate(content)
+        return BundleMetadata.model_validate(upgrade(content))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -15,8 +15,8 @@ from txclf.data.batches import TokenRows
 from txclf.data.sampler import Layout, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, separator_id
 from txclf.data.word_cache import Words
-from txclf.inference.bundle import TOKENIZER, Floats, build, num_segments, outline, read
-from txclf.inference.metadata import Description
+from txclf.inference.bundle import TOKENIZER, Floats, build, metadata_from_config, num_segments, read
+from txclf.inference.metadata import BundleMetadata
 from txclf.metrics.thresholds import DEFAULT
 from txclf.model.classifier import TransformerClassifier, by_row
 
@@ -37,7 +37,7 @@ class Prediction(NamedTuple):
 class Classifier:
     """A trained classifier: texts in, labels and probabilities out."""
 
-    def __init__(self, description: Description, tokenizer: FastTokenizer, model: TransformerClassifier) -> None:
+    def __init__(self, description: BundleMetadata, tokenizer: FastTokenizer, model: TransformerClassifier) -> None:
         self.description = description
         self.tokenizer = tokenizer
         self.words = Words(tokenizer)
@@ -52,9 +52,13 @@ class Classifier:
         return cls(description, parse_tokenizer(content[TOKENIZER].decode()), model)
 
     @classmethod
-    def of(cls, run: RunConfig, weights: Mapping[str, torch.Tensor], labels: Sequence[str], tokenizer: str) -> Self:
+    def from_config(
+        cls, run: RunConfig, weights: Mapping[str, torch.Tensor], labels: Sequence[str], tokenizer: str
+    ) -> Self:
         """The classifier of a run's weights, without a bundle and not calibrated."""
-        description = outline(run, labels, [tokenizer]).model_copy(update={"num_segments": num_segments(weights)})
+        description = metadata_from_config(run, labels, [tokenizer]).model_copy(
+            update={"num_segments": num_segments(weights)}
+        )
         model = _network(description)
         model.load_state_dict(weights)
         return cls(description, parse_tokenizer(tokenizer), model)
@@ -70,7 +74,7 @@ class Classifier:
         return self.description.calibration.temperature if self.description.calibration else 1.0
 
     @property
-    def several(self) -> bool:
+    def is_multilabel(self) -> bool:
         """Whether a text may have several labels, or none: `task: multilabel`."""
         return self.description.task == "multilabel"
 
@@ -92,12 +96,12 @@ class Classifier:
                 dict(zip(self.labels, row.tolist(), strict=True)),
                 labels,
             )
-            for row, labels in zip(probabilities, self.given(probabilities), strict=True)
+            for row, labels in zip(probabilities, self.predicted_labels(probabilities), strict=True)
         ]
 
-    def given(self, probabilities: Floats) -> list[list[str]]:
+    def predicted_labels(self, probabilities: Floats) -> list[list[str]]:
         """The labels that each row of probabilities (rows, classes) is given, the likeliest first."""
-        if not self.several:
+        if not self.is_multilabel:
             return [[self.labels[winner]] for winner in probabilities.argmax(axis=1)] if len(probabilities) else []
         order = np.argsort(-probabilities, axis=1, kind="stable")
         reached = probabilities >= self.thresholds
@@ -112,18 +116,18 @@ class Classifier:
 
     def calibrated(self, logits: Floats) -> Floats:
         """Class probabilities (rows, classes) of logits: they add up to 1 where a text has one label."""
-        return sigmoid(logits, self.temperature) if self.several else softmax(logits, self.temperature)
+        return sigmoid(logits, self.temperature) if self.is_multilabel else softmax(logits, self.temperature)
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> pa.ListArray:
         """Token ids of rows of text columns, cut as the training rows were."""
-        return encode(self.words, texts, self.description.max_length, self.description.cut)[0]
+        return encode(self.words, texts, self.description.max_length, self.description.truncation)[0]
 
     def rows(self, tables: Sequence[pa.Table]) -> TokenRows:
         """Tables of `input_ids` and their labels as rows for this model."""
-        cut = self.description.cut
+        truncation = self.description.truncation
         layout = Layout(
-            window=self.description.max_length if cut.long == "windows" else None,
-            overlap=cut.window_overlap,
+            window=self.description.max_length if truncation.mode == "windows" else None,
+            overlap=truncation.window_overlap,
             separator=separator_id(self.tokenizer) if self.description.num_segments else None,
         )
         return TokenRows(tables, layout=layout)
@@ -155,7 +159,7 @@ def sigmoid(logits: Floats, temperature: float = 1.0) -> Floats:
     return found
 
 
-def _network(description: Description) -> TransformerClassifier:
+def _network(description: BundleMetadata) -> TransformerClassifier:
     """Without its weights yet."""
     return TransformerClassifier(
         description.model,

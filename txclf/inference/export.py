@@ -77,17 +77,17 @@ def export(
     formats: Sequence[Format] = FORMATS,
     data: Sequence[str] | None = None,
     rows: int = 1000,
-    least_agreement: float = 0.98,
+    min_agreement: float = 0.98,
 ) -> list[Exported]:
     """Writes a bundle in other formats to `out` (by default its folder `export`), each if it stands the test.
 
     The rows it is tested on are those of `data`, else the validation rows of the run that the bundle lies in. A file in
-    full precision must give the same answer to each; one with 8-bit weights to `least_agreement` of them.
+    full precision must give the same answer to each; one with 8-bit weights to `min_agreement` of them.
 
     Raises `ConfigError` when there are no rows or the packages are missing, `BundleError` for what is no bundle.
     """
     _require(formats)
-    description = bundle.describe(folder)
+    description = bundle.read_metadata(folder)
     model: Model = Seq2Seq.load(folder) if description.task == "seq2seq" else Classifier.load(folder)
     model.model.cpu()
     model.device = torch.device("cpu")
@@ -104,7 +104,7 @@ def export(
             runners = [_runner(kind, part, content) for part, content in zip(parts, contents, strict=True)]
             found = _compare(model, parts, runners, sample)
             exact = found["agreement"] == 1.0 and found["largest_difference"] <= TOLERANCE
-            kept = found["agreement"] >= least_agreement if kind == "int8" else exact
+            kept = found["agreement"] >= min_agreement if kind == "int8" else exact
             names = [f"{part.name}.{ENDINGS[kind]}" for part in parts]
             for name, content in zip(names, contents, strict=True):
                 if kept:
@@ -120,7 +120,7 @@ def export(
         "task": description.task,
         "labels": description.labels,
         "max_length": description.max_length,
-        "cut": description.cut.model_dump(),
+        "truncation": description.truncation.model_dump(),
         "temperature": description.calibration.temperature if description.calibration else 1.0,
         "thresholds": description.thresholds,
         "opset": OPSET,
@@ -247,7 +247,7 @@ def _compare(model: Model, parts: Sequence[Graph], runners: Sequence[Runner], ro
 
 def _decided(model: Model, logits: Tensor) -> np.ndarray:
     """The answer that logits (N, classes or vocabulary) stand for, one number or text a row."""
-    if isinstance(model, Classifier) and model.several:
+    if isinstance(model, Classifier) and model.is_multilabel:
         given = model.calibrated(logits.numpy()) >= model.thresholds
         return np.array([row.tobytes() for row in given])
     return logits.argmax(dim=1).numpy()
@@ -270,7 +270,7 @@ def _produced(model: Seq2Seq, rows: TokenRows, part: Any) -> Callable[[Sequence[
     lengths = np.array([len(output) for output in outputs])
     target_ids, _ = padded(np.concatenate(outputs).astype(np.int32), lengths)
     settings, blocks = model.description.model, len(model.model.decoder)
-    nothing = torch.zeros(len(ids), settings.heads, 0, settings.width // settings.heads)
+    nothing = torch.zeros(len(ids), settings.num_heads, 0, settings.hidden_size // settings.num_heads)
 
     def answer(runners: Sequence[Runner]) -> Tensor:
         encoder, decoder = runners

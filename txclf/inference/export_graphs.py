@@ -36,12 +36,16 @@ class ClassifierGraph(nn.Module):
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        self.model, self.temperature, self.several = classifier.model, classifier.temperature, classifier.several
+        self.model, self.temperature, self.is_multilabel = (
+            classifier.model,
+            classifier.temperature,
+            classifier.is_multilabel,
+        )
 
     def forward(self, input_ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         logits_BC = self.model(input_ids, mask, segments=segments)
         scaled_BC = logits_BC / self.temperature
-        return logits_BC, scaled_BC.sigmoid() if self.several else scaled_BC.softmax(dim=1)
+        return logits_BC, scaled_BC.sigmoid() if self.is_multilabel else scaled_BC.softmax(dim=1)
 
 
 class EncoderGraph(nn.Module):
@@ -89,7 +93,7 @@ def graphs(model: Classifier | Seq2Seq) -> Sequence[Graph]:
         module = ClassifierGraph(model).eval()
         return [Graph("model", module, inputs, dict.fromkeys(names, sequence), ["logits", "probabilities"])]
     settings = model.description.model
-    blocks = range(settings.decoder_layers or settings.layers)
+    blocks = range(settings.num_decoder_layers or settings.num_layers)
     source = [f"source_{side}_{block}" for block in blocks for side in ("key", "value")]
     seen = [f"{side}_{block}" for block in blocks for side in ("key", "value")]
     encoder = Graph(
@@ -100,9 +104,9 @@ def graphs(model: Classifier | Seq2Seq) -> Sequence[Graph]:
         source,
     )
     past = Dim("past", min=0, max=longest + 1)
-    head_width = settings.width // settings.heads
-    kept = {name: torch.zeros(len(ids), settings.heads, ids.shape[1], head_width) for name in source}
-    kept |= {name: torch.zeros(len(ids), settings.heads, 3, head_width) for name in seen}
+    head_width = settings.hidden_size // settings.num_heads
+    kept = {name: torch.zeros(len(ids), settings.num_heads, ids.shape[1], head_width) for name in source}
+    kept |= {name: torch.zeros(len(ids), settings.num_heads, 3, head_width) for name in seen}
     shapes: dict[str, dict[int, Any]] = {"token": {0: rows}, "mask": sequence}
     shapes |= {name: {0: rows, 2: tokens} for name in source} | {name: {0: rows, 2: past} for name in seen}
     decoder = Graph(

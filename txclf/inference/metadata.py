@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from txclf.config.sections import Cut, Generate, Model
+from txclf.config.sections import Generate, Model, Truncation
+
+FORMAT = 2
+"""Format of `model.json` that this version writes."""
+
+_RENAMED = {
+    "layers": "num_layers",
+    "width": "hidden_size",
+    "heads": "num_heads",
+    "feedforward": "intermediate_size",
+    "decoder_layers": "num_decoder_layers",
+    "head_width": "classifier_hidden_size",
+    "segments": "segment_embeddings",
+    "positions": "position_encoding",
+    "vectors": "word_vectors",
+    "freeze_vectors": "freeze_word_vectors",
+}
+"""Keys of `model` in format 1 and their names in format 2."""
+
+
+def upgrade(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a `model.json` of format 1 as one of format 2; any other content is returned as it is."""
+    if content.get("format") != 1:
+        return content
+    content = {**content, "format": FORMAT}
+    content["model"] = {_RENAMED.get(key, key): value for key, value in content.get("model", {}).items()}
+    truncation = content.pop("cut", {"columns": "end"})
+    content["truncation"] = {("mode" if key == "long" else key): value for key, value in truncation.items()}
+    if content.get("generate"):
+        content["generate"] = {
+            ("num_beams" if key == "beams" else key): value for key, value in content["generate"].items()
+        }
+    return content
 
 
 class Calibration(BaseModel):
@@ -22,7 +54,7 @@ class Calibration(BaseModel):
     rows: int
 
 
-class Description(BaseModel):
+class BundleMetadata(BaseModel):
     """`model.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,7 +67,7 @@ class Description(BaseModel):
     """In the order of the model's outputs."""
     text_columns: list[str]
     max_length: PositiveInt
-    cut: Cut = Cut(columns="end")
+    truncation: Truncation
     """How longer rows are treated."""
     num_segments: int = 0
     """Text columns that the model tells apart."""
@@ -59,7 +91,7 @@ class Description(BaseModel):
     """Of `multilabel`: the probability from which on a label is given, chosen on the validation split; None: 0.5."""
 
 
-def summary(name: str, description: Description) -> str:
+def summary(name: str, description: BundleMetadata) -> str:
     """What `model.json` says of a model, for people."""
     metrics = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in description.metrics.items())
     rows = ", ".join(f"{split} {count:,}" for split, count in description.rows.items())
@@ -86,12 +118,12 @@ def summary(name: str, description: Description) -> str:
         facts += f"\n- **Gives** a label from its threshold on: {chosen}"
     return f"""# {name}
 
-A {kind} ({model.layers} layer{"s" * (model.layers > 1)}, width {model.width}, {model.heads} heads), trained with txclf
-{description.version}.
+A {kind} ({model.num_layers} layer{"s" * (model.num_layers > 1)} of size {model.hidden_size}, {model.num_heads} heads),
+trained with txclf {description.version}.
 
 {facts}
 - **Rows**: {rows}
-- **Reads** {description.cut.told(description.max_length)} of a text, a vocabulary of \
+- **Reads** {description.truncation.describe(description.max_length)} of a text, a vocabulary of \
 {description.vocab_size:,} tokens
 - **Probabilities**: {calibrated}
 

@@ -22,7 +22,7 @@ from txclf.data.sampler import Ints, scoring_batches
 from txclf.data.tokenizer import decode, encode, parse_tokenizer, target_ends
 from txclf.data.word_cache import Words
 from txclf.inference import bundle
-from txclf.inference.metadata import Description
+from txclf.inference.metadata import BundleMetadata
 from txclf.model.beam_search import generate
 from txclf.model.seq2seq import Seq2SeqTransformer
 
@@ -31,7 +31,7 @@ class Seq2Seq:
     """Makes a text from each text, by beam search."""
 
     def __init__(
-        self, description: Description, tokenizers: Sequence[FastTokenizer], model: Seq2SeqTransformer
+        self, description: BundleMetadata, tokenizers: Sequence[FastTokenizer], model: Seq2SeqTransformer
     ) -> None:
         assert description.generate is not None
         self.description = description
@@ -53,9 +53,9 @@ class Seq2Seq:
         return cls(description, [parse_tokenizer(content[name].decode()) for name in names], model)
 
     @classmethod
-    def of(cls, run: RunConfig, weights: Mapping[str, torch.Tensor], tokenizers: Sequence[str]) -> Self:
+    def from_config(cls, run: RunConfig, weights: Mapping[str, torch.Tensor], tokenizers: Sequence[str]) -> Self:
         """The model of a run's weights, without a bundle."""
-        description = bundle.outline(run, (), tokenizers)
+        description = bundle.metadata_from_config(run, (), tokenizers)
         sizes = description.vocab_size, description.target_vocab_size, description.max_length
         model = Seq2SeqTransformer(description.model, *sizes, len(tokenizers) == 1)
         model.load_state_dict(weights)
@@ -73,7 +73,7 @@ class Seq2Seq:
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> pa.ListArray:
         """Token ids of rows of text columns, cut as the training rows were."""
-        return encode(self.words, texts, self.description.max_length, self.description.cut)[0]
+        return encode(self.words, texts, self.description.max_length, self.description.truncation)[0]
 
     def rows(self, tables: Sequence[pa.Table]) -> TokenRows:
         """Tables of `input_ids` as rows for this model."""
@@ -117,4 +117,6 @@ class Seq2Seq:
         longest = min(settings.max_length or self.description.max_length, self.description.max_length)
         ids, mask, *_ = rows.pad(part)
         mask = None if mask is None else mask.to(self.device)
-        return generate(self.model, ids.to(self.device), mask, ends, settings.beams, longest, settings.length_penalty)
+        return generate(
+            self.model, ids.to(self.device), mask, ends, settings.num_beams, longest, settings.length_penalty
+        )

@@ -72,7 +72,7 @@ def check(run: RunConfig) -> list[Finding]:
     findings += [_versions(nodes), *_machines(nodes), _precision(run, nodes)]
     if len(nodes) > 1:
         late = skew > MOST_SKEW_S
-        advice = "set the clocks by NTP: times in logs and sessions will not agree" if late else ""
+        advice = "set the clocks by NTP: times in logs and attempts will not agree" if late else ""
         findings.append(Finding("warn" if late else "pass", "clocks", f"apart by up to {skew:.1f} s", advice))
     return findings
 

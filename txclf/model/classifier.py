@@ -40,28 +40,28 @@ class TransformerClassifier(nn.Module):
         self, config: Model, vocab_size: int, num_classes: int, max_length: int, num_segments: int = 0
     ) -> None:
         super().__init__()
-        width = config.width
+        width = config.hidden_size
         self.config = config
         self.embedding = nn.Embedding(vocab_size, width)
         self.frozen: Tensor | None
         self.register_buffer("frozen", None, persistent=False)
         self.first = nn.Parameter(torch.empty(width)) if config.pooling == "cls" else None
         length = max_length + (self.first is not None)
-        self.positions = Positions(config.positions, length, width)
-        rotary = Rotary(length, width // config.heads) if config.positions == "rotary" else None
+        self.positions = Positions(config.position_encoding, length, width)
+        rotary = Rotary(length, width // config.num_heads) if config.position_encoding == "rotary" else None
         embedding_dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
         self.embedding_dropout = Dropout(embedding_dropout)
         self.segments = nn.Embedding(num_segments, width) if num_segments else None
-        self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.num_layers))
         # Post-norm blocks end in a norm; pre-norm ones leave an unnormed sum.
         self.final_norm = nn.LayerNorm(width) if config.norm == "pre" else nn.Identity()
         self.pooling = Pooling(config.pooling, width)
         pooled = 2 * width if config.pooling == "mean_max" else width
         head: list[nn.Module] = [Dropout(config.dropout)]
-        if config.head_width:
-            head += [nn.Linear(pooled, config.head_width), activation_module(config.activation)]
+        if config.classifier_hidden_size:
+            head += [nn.Linear(pooled, config.classifier_hidden_size), activation_module(config.activation)]
             head += [Dropout(config.dropout)]
-        self.head = nn.Sequential(*head, nn.Linear(config.head_width or pooled, num_classes))
+        self.head = nn.Sequential(*head, nn.Linear(config.classifier_hidden_size or pooled, num_classes))
         self._initialize()
 
     def _initialize(self) -> None:
@@ -71,11 +71,11 @@ class TransformerClassifier(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         # With the scale by sqrt(width) in `forward`, an embedded token has unit variance.
-        nn.init.normal_(self.embedding.weight, std=self.config.width**-0.5)
+        nn.init.normal_(self.embedding.weight, std=self.config.hidden_size**-0.5)
         if self.first is not None:
-            nn.init.normal_(self.first, std=self.config.width**-0.5)
+            nn.init.normal_(self.first, std=self.config.hidden_size**-0.5)
         if self.segments is not None:
-            nn.init.normal_(self.segments.weight, std=SEGMENT_STD * self.config.width**-0.5)
+            nn.init.normal_(self.segments.weight, std=SEGMENT_STD * self.config.hidden_size**-0.5)
 
     def begin_with(self, vectors_VD: Tensor, frozen_V: Tensor | None = None) -> None:
         """Takes pre-trained vectors of the vocabulary, V; those that are `frozen_V` are not trained."""
@@ -102,7 +102,7 @@ class TransformerClassifier(nn.Module):
             first_B1D = self.first.expand(len(input_ids), 1, -1)
             hidden_BTD = torch.cat([first_B1D, hidden_BTD], dim=1)
             mask = None if mask is None else F.pad(mask, (1, 0), value=True)
-        hidden_BTD = self.positions(hidden_BTD * math.sqrt(self.config.width))
+        hidden_BTD = self.positions(hidden_BTD * math.sqrt(self.config.hidden_size))
         hidden_BTD = self.embedding_dropout(hidden_BTD)
         mask_B11T = None if mask is None else mask[:, None, None, :]
         for block in self.blocks:

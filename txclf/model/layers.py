@@ -100,9 +100,9 @@ class Block(nn.Module):
 
     def __init__(self, config: Model, rotary: Rotary | None) -> None:
         super().__init__()
-        width, inner = config.width, config.feedforward
+        width, inner = config.hidden_size, config.intermediate_size
         self.pre_norm = config.norm == "pre"
-        self.attention = Attention(width, config.heads, config.attention_dropout, rotary)
+        self.attention = Attention(width, config.num_heads, config.attention_dropout, rotary)
         self.attention_norm = nn.LayerNorm(width)
         self.feedforward = nn.Sequential(
             nn.Linear(width, inner), activation_module(config.activation), nn.Linear(inner, width)

@@ -41,11 +41,11 @@ class DecoderBlock(Block):
 
     def __init__(self, config: Model, rotary: Rotary | None) -> None:
         super().__init__(config, rotary)
-        self.heads = config.heads
-        self.source_query = nn.Linear(config.width, config.width)
-        self.source_inputs = nn.Linear(config.width, 2 * config.width)
-        self.source_output = nn.Linear(config.width, config.width)
-        self.source_norm = nn.LayerNorm(config.width)
+        self.heads = config.num_heads
+        self.source_query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.source_inputs = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.source_output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.source_norm = nn.LayerNorm(config.hidden_size)
 
     def memory(self, source_BSD: Tensor) -> Memory:
         """What this block keeps of an encoded source."""
@@ -97,21 +97,21 @@ class Seq2SeqTransformer(nn.Module):
     def __init__(self, config: Model, vocab_size: int, target_vocab_size: int, max_length: int, shared: bool) -> None:
         super().__init__()
         self.config = config
-        width = config.width
+        width = config.hidden_size
         length = max_length + 2  # [BOS] and [EOS]
         self.embedding = nn.Embedding(vocab_size, width)
         tied = config.tie_embeddings
         self.target_embedding = None if shared and tied else nn.Embedding(target_vocab_size, width)
         self.output = None if tied else nn.Linear(width, target_vocab_size)
-        self.positions = Positions(config.positions, length, width)
-        self.target_positions = Positions(config.positions, length, width)
-        rotary = Rotary(length, width // config.heads) if config.positions == "rotary" else None
+        self.positions = Positions(config.position_encoding, length, width)
+        self.target_positions = Positions(config.position_encoding, length, width)
+        rotary = Rotary(length, width // config.num_heads) if config.position_encoding == "rotary" else None
         self.embedding_dropout = Dropout(
             config.dropout if config.embedding_dropout is None else config.embedding_dropout
         )
-        self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.num_layers))
         self.decoder = nn.ModuleList(
-            DecoderBlock(config, rotary) for _ in range(config.decoder_layers or config.layers)
+            DecoderBlock(config, rotary) for _ in range(config.num_decoder_layers or config.num_layers)
         )
         # Post-norm blocks end in a norm; pre-norm ones leave an unnormed sum.
         norms = [nn.LayerNorm(width) if config.norm == "pre" else nn.Identity() for _ in range(2)]
@@ -125,14 +125,14 @@ class Seq2SeqTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 # With the scale by sqrt(width) below, an embedded token has unit variance.
-                nn.init.normal_(module.weight, std=self.config.width**-0.5)
+                nn.init.normal_(module.weight, std=self.config.hidden_size**-0.5)
 
     def forward(self, input_ids: Tensor, mask: Tensor | None, target_ids: Tensor) -> Tensor:
         return self.decode(target_ids, self.encode(input_ids, mask), mask)
 
     def encode(self, input_ids: Tensor, mask: Tensor | None) -> list[Memory]:
         """What each decoder block keeps of the sources."""
-        hidden_BSD = self.positions(self.embedding(input_ids) * math.sqrt(self.config.width))
+        hidden_BSD = self.positions(self.embedding(input_ids) * math.sqrt(self.config.hidden_size))
         hidden_BSD = self.embedding_dropout(hidden_BSD)
         mask_B11S = None if mask is None else mask[:, None, None, :]
         for block in self.blocks:
@@ -148,7 +148,7 @@ class Seq2SeqTransformer(nn.Module):
         seen = memories[0].key
         start = 0 if seen is None else seen.shape[2]
         embedding = self.embedding if self.target_embedding is None else self.target_embedding
-        hidden_BTD = embedding(target_ids) * math.sqrt(self.config.width)
+        hidden_BTD = embedding(target_ids) * math.sqrt(self.config.hidden_size)
         hidden_BTD = self.embedding_dropout(self.target_positions(hidden_BTD, start))
         mask_B11S = None if mask is None else mask[:, None, None, :]
         for block, memory in zip(self.decoder, memories, strict=True):

@@ -11,7 +11,7 @@ from txclf.core.errors import ConfigError, DataError
 from txclf.data.records import RawBatch
 from txclf.inference import bundle
 from txclf.inference.classifier import Classifier
-from txclf.inference.metadata import Description
+from txclf.inference.metadata import BundleMetadata
 from txclf.inference.seq2seq import Seq2Seq
 
 Answer = Callable[[list[tuple[str, ...]]], Iterable[list[object]]]
@@ -36,7 +36,7 @@ class Columns:
 
 
 def columns(
-    description: Description, style: str, probabilities: bool, texts: Sequence[str] | None, first: RawBatch
+    description: BundleMetadata, style: str, probabilities: bool, texts: Sequence[str] | None, first: RawBatch
 ) -> Columns:
     """What an output holds. Raises `ConfigError` for what the model or the format cannot give, `DataError` for a text
     column that is not there."""
@@ -50,7 +50,7 @@ def columns(
     return Columns(chosen, given, _named(given, _adds(description, style, probabilities)), style, found.delimiter)
 
 
-def _adds(description: Description, style: str, probabilities: bool) -> dict[str, pa.DataType]:
+def _adds(description: BundleMetadata, style: str, probabilities: bool) -> dict[str, pa.DataType]:
     if description.task == "seq2seq":
         if probabilities:
             raise ConfigError("--probabilities: a `seq2seq` model has no labels")
@@ -103,7 +103,7 @@ def kept(raw: RawBatch, columns: Columns) -> dict[str, list[object]]:
 
 def load(folder: str, probabilities: bool, lists: bool) -> Answer:
     """A bundle as what it answers; `lists` says whether several labels are a list or joined."""
-    description = bundle.describe(folder)
+    description = bundle.read_metadata(folder)
     if description.task == "seq2seq":
         model = Seq2Seq.load(folder)
         return lambda texts: ([output] for output in model.outputs(texts))
@@ -112,7 +112,7 @@ def load(folder: str, probabilities: bool, lists: bool) -> Answer:
 
     def listed(texts: list[tuple[str, ...]]) -> Iterator[list[object]]:
         found = classifier.probabilities(texts, size)
-        for row, labels in zip(found, classifier.given(found), strict=True):
+        for row, labels in zip(found, classifier.predicted_labels(found), strict=True):
             cell = labels if lists else description.label_delimiter.join(labels)
             yield [cell, *(row.tolist() if probabilities else [])]
 
@@ -121,7 +121,7 @@ def load(folder: str, probabilities: bool, lists: bool) -> Answer:
             winner = int(row.argmax())
             yield [classifier.labels[winner], float(row[winner]), *(row.tolist() if probabilities else [])]
 
-    return listed if classifier.several else labelled
+    return listed if classifier.is_multilabel else labelled
 
 
 def answers(answer: Answer, raw: RawBatch, columns: Columns) -> tuple[dict[str, list[object]], dict[int, str]]:

@@ -31,7 +31,7 @@ CHARS = 2**22
 READ_ROWS = 256
 
 
-class Place(NamedTuple):
+class ChunkKey(NamedTuple):
     """Of a part: the number of its source, and its own number there, both from 0."""
 
     source: int
@@ -46,12 +46,12 @@ class Count(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class PredictionPlan:
     """What every worker has to know to make parts."""
 
     model: str
     probabilities: bool
-    part_rows: int
+    chunk_rows: int
     columns: Columns
     schema: pa.Schema | None
     """Of the output, where it is Parquet."""
@@ -62,26 +62,26 @@ class Plan:
         """The model."""
         return annotate.load(self.model, self.probabilities, self.columns.style in ("jsonl", "parquet"))
 
-    def path(self, place: Place, count: Count, ending: str) -> str:
+    def path(self, place: ChunkKey, count: Count, ending: str) -> str:
         """Of a part, or with another ending of what is reported beside it."""
         return storage.join(self.folder, f"{place.source:06}-{place.number:08}-{count.rows}-{count.bad}.{ending}")
 
 
-def read(number: int, source: Source, part_rows: int) -> Iterator[tuple[Place, RawBatch]]:
+def read(number: int, source: Source, chunk_rows: int) -> Iterator[tuple[ChunkKey, RawBatch]]:
     """A source as parts, the same ones every time."""
     waiting: list[RawBatch] = []
     rows = chars = part = 0
-    with closing(records.read_raw(source, batch_rows=min(READ_ROWS, part_rows))) as batches:  # type: ignore[type-var]
+    with closing(records.read_raw(source, batch_rows=min(READ_ROWS, chunk_rows))) as batches:  # type: ignore[type-var]
         for batch in batches:
             waiting.append(batch)
             rows += len(batch.rows)
             texts = chain.from_iterable(batch.columns.values())
             chars += sum(len(value) for value in texts if isinstance(value, str))
-            if rows >= part_rows or chars >= CHARS:
-                yield Place(number, part), _joined(waiting)
+            if rows >= chunk_rows or chars >= CHARS:
+                yield ChunkKey(number, part), _joined(waiting)
                 waiting, rows, chars, part = [], 0, 0, part + 1
     if waiting:
-        yield Place(number, part), _joined(waiting)
+        yield ChunkKey(number, part), _joined(waiting)
 
 
 def _joined(batches: Sequence[RawBatch]) -> RawBatch:
@@ -99,7 +99,7 @@ def _joined(batches: Sequence[RawBatch]) -> RawBatch:
     return replace(batches[0], rows=rows, files=files, columns=columns, problems=problems)
 
 
-def make(plan: Plan, answer: Answer, place: Place, raw: RawBatch) -> Count:
+def make(plan: PredictionPlan, answer: Answer, place: ChunkKey, raw: RawBatch) -> Count:
     """Writes a part; its name, which appears last, says that all of it is there."""
     kept = annotate.kept(raw, plan.columns)
     added, reasons = annotate.answers(answer, raw, plan.columns)
@@ -124,7 +124,7 @@ def give_back() -> None:
         trim(0)
 
 
-def start(out: str, plan: Plan, asked: Mapping[str, Any], restart: bool) -> dict[Place, Count]:
+def start(out: str, plan: PredictionPlan, asked: Mapping[str, Any], restart: bool) -> dict[ChunkKey, Count]:
     """The parts that are there already. Raises `ConfigError` when they are of something else."""
     record = storage.join(plan.folder, "asked.json")
     if restart or not storage.exists(record):
@@ -146,7 +146,7 @@ def start(out: str, plan: Plan, asked: Mapping[str, Any], restart: bool) -> dict
     for name in storage.list_folder(plan.folder):
         if match := pattern.fullmatch(name):
             source, number, rows, bad = map(int, match.groups())
-            found[Place(source, number)] = Count(rows, bad)
+            found[ChunkKey(source, number)] = Count(rows, bad)
         elif name.startswith("."):
             storage.remove_file(storage.join(plan.folder, name))  # what a killed writer left
     return found

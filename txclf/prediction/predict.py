@@ -29,7 +29,7 @@ from txclf.inference import bundle
 from txclf.prediction import columns as annotate
 from txclf.prediction import parts, ray_pool
 from txclf.prediction.columns import Columns
-from txclf.prediction.parts import Count, Place, Plan
+from txclf.prediction.parts import ChunkKey, Count, PredictionPlan
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def predict(
     text_columns: Sequence[str] | None = None,
     show: Callable[[int], None] = lambda rows: None,
     compute: Compute | None = None,
-    part_rows: int = parts.ROWS,
+    chunk_rows: int = parts.ROWS,
     restart: bool = False,
 ) -> Done:
     """Predicts every row of the inputs, in order, into one file; the ending of `out` says its format.
@@ -73,14 +73,14 @@ def predict(
     if storage.is_folder(out):
         raise StorageError(f"`{out}`: cannot be written: it is a folder")
     model, sources = storage.absolute(model), find_sources(inputs)
-    description = bundle.describe(model)
-    stream = (part for number, source in enumerate(sources) for part in parts.read(number, source, part_rows))
+    description = bundle.read_metadata(model)
+    stream = (part for number, source in enumerate(sources) for part in parts.read(number, source, chunk_rows))
     first = next(stream, None)
     if first is None:
         raise DataError(f"no row in {', '.join(inputs)}")
     columns = annotate.columns(description, style, probabilities, text_columns, first[1])
-    asked = _asked(model, sources, columns, probabilities, part_rows)
-    plan = Plan(model, probabilities, part_rows, columns, _schema(first[1], columns), _folder(out))
+    asked = _asked(model, sources, columns, probabilities, chunk_rows)
+    plan = PredictionPlan(model, probabilities, chunk_rows, columns, _schema(first[1], columns), _folder(out))
     finished = parts.start(out, plan, asked, restart)
     before = sum(count.rows for count in finished.values())
     try:
@@ -106,7 +106,10 @@ def predict(
 
 
 def _here(
-    plan: Plan, stream: Iterator[tuple[Place, RawBatch]], finished: dict[Place, Count], show: Callable[[int], None]
+    plan: PredictionPlan,
+    stream: Iterator[tuple[ChunkKey, RawBatch]],
+    finished: dict[ChunkKey, Count],
+    show: Callable[[int], None],
 ) -> None:
     """Makes the parts that are missing, in this process."""
     answer = plan.load()
@@ -137,7 +140,7 @@ def _folder(out: str) -> str:
 
 
 def _asked(
-    model: str, sources: Sequence[Source], columns: Columns, probabilities: bool, part_rows: int
+    model: str, sources: Sequence[Source], columns: Columns, probabilities: bool, chunk_rows: int
 ) -> dict[str, Any]:
     """What makes two predictions the same, as JSON."""
     description = storage.read_bytes(storage.join(model, bundle.DESCRIPTION))  # it has the hashes of the other files
@@ -147,5 +150,5 @@ def _asked(
         "inputs": [[source.path, *map(list, stamp(source))] for source in sources],
         "--text": columns.texts,
         "--probabilities": probabilities,
-        "--part-rows": part_rows,
+        "--chunk-rows": chunk_rows,
     }

@@ -17,7 +17,7 @@ from txclf.core.errors import ClusterError, TxclfError
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source
 from txclf.prediction import parts
-from txclf.prediction.parts import Count, Place, Plan
+from txclf.prediction.parts import ChunkKey, Count, PredictionPlan
 
 PATIENCE_S = 3600
 """Without a part finished, until prediction gives up; workers that die, as where a model does not fit the memory, are
@@ -27,7 +27,7 @@ replaced as long."""
 class Worker:
     """A model in an actor."""
 
-    def __init__(self, plan: Plan, threads: int) -> None:
+    def __init__(self, plan: PredictionPlan, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
@@ -36,7 +36,7 @@ class Worker:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Makes a part."""
-        part, place = pickle.loads(row["part"]), Place(row["source"], row["number"])
+        part, place = pickle.loads(row["part"]), ChunkKey(row["source"], row["number"])
         if isinstance(part, Fault):
             return row
         try:
@@ -54,12 +54,16 @@ class Fault(NamedTuple):
     cause: BaseException | None
 
 
-def _row(place: Place, content: RawBatch | Count | Fault) -> dict[str, Any]:
+def _row(place: ChunkKey, content: RawBatch | Count | Fault) -> dict[str, Any]:
     return {"source": place.source, "number": place.number, "part": pickle.dumps(content)}
 
 
 def run(
-    plan: Plan, sources: Sequence[Source], compute: Compute, finished: dict[Place, Count], show: Callable[[int], None]
+    plan: PredictionPlan,
+    sources: Sequence[Source],
+    compute: Compute,
+    finished: dict[ChunkKey, Count],
+    show: Callable[[int], None],
 ) -> None:
     """Makes the parts that are missing, adding them to `finished` as they come.
 
@@ -73,11 +77,11 @@ def run(
     def read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         number = row["item"]
         try:
-            for place, raw in parts.read(number, sources[number], plan.part_rows):
+            for place, raw in parts.read(number, sources[number], plan.chunk_rows):
                 if place not in known:
                     yield _row(place, raw)
         except TxclfError as error:
-            yield _row(Place(number, -1), Fault(error, error.__cause__))
+            yield _row(ChunkKey(number, -1), Fault(error, error.__cause__))
 
     items = ray.data.from_items(list(range(len(sources))), override_num_blocks=len(sources))
     items.context.execution_options.preserve_order = False
@@ -102,7 +106,7 @@ def run(
             content = pickle.loads(row["part"])
             if isinstance(content, Fault):
                 raise content.error from content.cause
-            finished[Place(row["source"], row["number"])] = content
+            finished[ChunkKey(row["source"], row["number"])] = content
             total += content.rows
             show(total)
     except ray.exceptions.RayTaskError:

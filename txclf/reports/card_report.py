@@ -7,7 +7,7 @@ from typing import Any
 
 from txclf.core import storage
 from txclf.inference import bundle, model_card
-from txclf.inference.metadata import Description, summary
+from txclf.inference.metadata import BundleMetadata, summary
 from txclf.reports.html import number, share
 
 CLASSES = 200
@@ -21,7 +21,7 @@ NAMED = 10
 
 def write(folder: str, content: Mapping[str, Any]) -> None:
     """Makes `card.md` of a bundle anew from the content of its run's page."""
-    description = bundle.describe(folder)
+    description = bundle.read_metadata(folder)
     parts = [
         summary(content["name"], description),
         _scores(content["splits"]),
@@ -94,13 +94,13 @@ def _data(data: Mapping[str, Any] | None) -> str:
     return "\n\n".join(parts)
 
 
-def _limits(description: Description, content: Mapping[str, Any]) -> str:
+def _limits(description: BundleMetadata, content: Mapping[str, Any]) -> str:
     """What the numbers say of where the model is weak; what they cannot say is for the notes."""
     found = []
     data = content["data"]
     if description.labels and content["task"] == "classify":
         found.append("It gives every text one of its labels, also a text that none of them fits.")
-    found.append(f"It reads {description.cut.told(description.max_length)} of a text and nothing else.")
+    found.append(f"It reads {description.truncation.describe(description.max_length)} of a text and nothing else.")
     found.append("The scores hold for texts like those of its data; it was not tried on others.")
     if data:
         rare = [one["label"] for one in data["labels"] if 0 < one["train"] < FEW_ROWS]

@@ -77,12 +77,12 @@ class Scored(NamedTuple):
 def score(classifier: Classifier, prepared: str, manifest: shards.Manifest, split: str, budget: Budget) -> Scored:
     """Scores the first rows of a split, which are a random sample, within the budget; at least `PART_ROWS`."""
     started, logits, labels, places = time.monotonic(), list[Floats](), list[Any](), list[dict[str, Any]]()
-    column = "labels" if classifier.several else "label"
+    column = "labels" if classifier.is_multilabel else "label"
     for table in _parts(prepared, manifest, split, ["input_ids", column, "text", "file", "row"]):
         table = table.slice(0, max(0, budget.rows - len(places)))
         logits.append(classifier.logits(classifier.rows([table])))
-        if classifier.several:
-            labels.append(LabelSets.of([table]).matrix(len(classifier.labels)))
+        if classifier.is_multilabel:
+            labels.append(LabelSets.from_tables([table]).matrix(len(classifier.labels)))
         else:
             labels.append(table["label"].to_numpy().astype(np.int64))
         places += table.select(["text", "file", "row"]).to_pylist()
@@ -102,8 +102,8 @@ def details(scored: Scored, classifier: Classifier) -> dict[str, Any]:
     """Metrics, classes, confusions, calibration, curves and mistakes of scored rows."""
     names, probabilities = classifier.labels, classifier.calibrated(scored.logits)
     shown: dict[str, Any] = {"rows": len(scored.labels), "of": scored.rows, "labels": names}
-    plain = sigmoid(scored.logits) if classifier.several else softmax(scored.logits)
-    if classifier.several:
+    plain = sigmoid(scored.logits) if classifier.is_multilabel else softmax(scored.logits)
+    if classifier.is_multilabel:
         found = multilabel.scores(probabilities, scored.labels, classifier.thresholds, names)
         truth, bins = scored.labels, [(one.ravel(), scored.labels.ravel()) for one in (probabilities, plain)]
         wrong = missed(scored, probabilities, classifier)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from txclf.artifacts import checkpoints, run_folder, trials
-from txclf.artifacts.run_folder import Standing
+from txclf.artifacts.run_folder import RunState
 from txclf.config import run_config
 from txclf.core import storage
 from txclf.core.errors import DataError, TxclfError
@@ -61,7 +61,7 @@ def _run(path: str) -> dict[str, Any]:
         "epochs": run.train.epochs,
         "monitor": run.train.monitor,
         "best": {key: value for key, value in best.items() if key != "valid_rows"} if best else None,
-        "sessions": standing.sessions,
+        "attempts": standing.attempts,
         "checkpoints": [one.step for one in checkpoints.committed(storage.join(standing.folder, "checkpoints"))],
         "prepared": standing.prepared,
     }
@@ -82,12 +82,12 @@ def _run(path: str) -> dict[str, Any]:
     return found
 
 
-def _total_steps(standing: Standing) -> int | None:
+def _total_steps(standing: RunState) -> int | None:
     """Steps of the whole run; None without its data."""
     if not standing.manifest:
         return None
     splits, train = standing.manifest.splits, standing.run.train
-    rows = splits["train"].rows + (splits["valid"].rows if train.include_valid else 0)
+    rows = splits["train"].rows + (splits["valid"].rows if train.train_on_valid else 0)
     return rows // train.batch_size * train.epochs
 
 
@@ -130,7 +130,7 @@ def _search(path: str) -> dict[str, Any]:
 
 
 def _bundle(path: str) -> dict[str, Any]:
-    found = bundle.describe(path)
+    found = bundle.read_metadata(path)
     quoted = shlex.quote(path)
     return {
         "task": found.task,

@@ -10,14 +10,14 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
-from txclf.artifacts.run_folder import Standing
+from txclf.artifacts.run_folder import RunState
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import TxclfError
 from txclf.data import shards
 from txclf.evaluation import evaluate
-from txclf.inference.bundle import describe
+from txclf.inference.bundle import read_metadata
 from txclf.inference.classifier import Classifier
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.reports import error_analysis
@@ -49,7 +49,7 @@ PACKAGES = ("txclf", "torch", "pytorch-lightning", "ray", "tokenizers", "numpy",
 Values = list[tuple[str, Any]]
 
 
-def gather(standing: Standing, budget: Budget) -> dict[str, Any]:
+def gather(standing: RunState, budget: Budget) -> dict[str, Any]:
     """All that the page of a run shows. Scores the validation rows, and the test rows where they were evaluated."""
     run, summary = standing.run, standing.summary
     notes: list[str] = []
@@ -81,7 +81,7 @@ def gather(standing: Standing, budget: Budget) -> dict[str, Any]:
     }
 
 
-def curves(standing: Standing) -> dict[str, Any]:
+def curves(standing: RunState) -> dict[str, Any]:
     """The log by what it has: lists of (step, epoch, value)."""
     found: dict[str, list[list[float]]] = {}
     for line in standing.log:
@@ -93,7 +93,7 @@ def curves(standing: Standing) -> dict[str, Any]:
     return {"points": thinned, "best_step": int(best["step"]) if best else None, "monitor": standing.run.train.monitor}
 
 
-def facts(standing: Standing) -> Values:
+def facts(standing: RunState) -> Values:
     """The first lines of a run."""
     run, summary, manifest = standing.run, standing.summary, standing.manifest
     model = run.model
@@ -103,7 +103,12 @@ def facts(standing: Standing) -> Values:
         found += [("rows", rows)]
         found += [("labels", f"{len(manifest.labels):,}")] if run.task != "seq2seq" else []
         found += [("vocabulary", f"{manifest.vocab_size:,} tokens, {run.tokenizer.kind}")]
-    found += [("model", f"{model.layers} layer{'s' * (model.layers > 1)}, width {model.width}, {model.heads} heads")]
+    found += [
+        (
+            "model",
+            f"{model.num_layers} x {model.hidden_size}, {model.num_heads} heads",
+        )
+    ]
     if summary:
         early = ", stopped early" if summary["stopped_early"] else ""
         found += [
@@ -116,28 +121,28 @@ def facts(standing: Standing) -> Values:
     return found
 
 
-def _tested(standing: Standing) -> dict[str, Any] | None:
+def _tested(standing: RunState) -> dict[str, Any] | None:
     """What `txclf evaluate` found, on whatever rows."""
     path = storage.join(standing.folder, evaluate.METRICS)
     return dict(storage.read_json(path)) if storage.exists(path) else None
 
 
 def _splits(
-    standing: Standing, tested: dict[str, Any] | None, budget: Budget, notes: list[str]
+    standing: RunState, tested: dict[str, Any] | None, budget: Budget, notes: list[str]
 ) -> list[dict[str, Any]]:
     """The test rows first, where the run was evaluated on them; the validation rows unless it learned from them."""
     manifest, run = standing.manifest, standing.run
     assert manifest
     assert standing.prepared
     wanted = [("test", "Test")] if tested and tested["data"] == "test" and "test" in manifest.splits else []
-    if run.train.include_valid:
+    if run.train.train_on_valid:
         notes.append("The validation rows were learned from, so they say nothing about the model.")
     else:
         wanted.append(("valid", "Validation"))
     folder = storage.join(standing.folder, "model")
     found = []
     try:
-        if describe(folder).task == "seq2seq":
+        if read_metadata(folder).task == "seq2seq":
             model = Seq2Seq.load(folder)
             for split, title in wanted:
                 made = error_analysis.examples(model, standing.prepared, manifest, split)
@@ -149,7 +154,7 @@ def _splits(
             scored = error_analysis.score(classifier, standing.prepared, manifest, split, budget)
             one = error_analysis.details(scored, classifier)
             given = tested if tested and split == "test" else {}
-            if split == "valid" and tested is None and not classifier.several:
+            if split == "valid" and tested is None and not classifier.is_multilabel:
                 lowercase = run.tokenizer.lowercase
                 given = error_analysis.baselines(scored, standing.prepared, manifest, lowercase, budget)
             compared = {name: given[name] for name in ("baseline", "majority") if name in given}
@@ -165,7 +170,7 @@ def _named(metrics: Mapping[str, Any]) -> Values:
     return [(title, plain[name]) for name, title in TITLES.items() if isinstance(plain.get(name), int | float)]
 
 
-def _headline(standing: Standing, splits: list[dict[str, Any]], tested: dict[str, Any] | None) -> dict[str, Any] | None:
+def _headline(standing: RunState, splits: list[dict[str, Any]], tested: dict[str, Any] | None) -> dict[str, Any] | None:
     """The metric that the run was chosen by (accuracy for a loss), with the baselines beside it."""
     if standing.run.task == "seq2seq":
         values = _named((tested if tested else standing.best) or {})
@@ -241,8 +246,8 @@ def efficiency(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("tokens a second", f"{summary['tokens_per_second']:,.0f}", "real tokens over the time of steps and data"),
         ("padding", f"{summary['padding_share']:.1%}", "of the positions of a batch that hold no token"),
         ("waiting for data", f"{summary['data_share']:.1%}", "of the time of steps and data"),
-        ("in steps", f"{seconds['steps'] / total:.1%}", "of all the time of the last session"),
-        ("sessions", f"{summary['sessions']:,}", f"{summary['steps_repeated']:,} steps trained twice"),
+        ("in steps", f"{seconds['steps'] / total:.1%}", "of all the time of the last attempt"),
+        ("attempts", f"{summary['attempts']:,}", f"{summary['steps_repeated']:,} steps trained twice"),
         ("steps skipped", f"{summary['steps_skipped']:,}", "their gradient was not finite"),
     ]
     if isinstance(summary.get("mfu"), int | float):
@@ -253,7 +258,7 @@ def efficiency(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _seconds(summary: Mapping[str, Any]) -> Values:
-    """Where the time of the last session went; what is in none of the parts is `other`."""
+    """Where the time of the last attempt went; what is in none of the parts is `other`."""
     parts = {name: value for name, value in summary["seconds"].items() if name != "total"}
     rest = max(0.0, summary["seconds"]["total"] - sum(parts.values()))
     return [*parts.items(), ("other", rest)]
@@ -282,7 +287,7 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _reproduce(standing: Standing) -> dict[str, Any]:
+def _reproduce(standing: RunState) -> dict[str, Any]:
     """The commands, and what the result follows from."""
     folder, summary = standing.folder, standing.summary
     file = shlex.quote(storage.join(folder, "run.yaml"))
@@ -294,7 +299,7 @@ def _reproduce(standing: Standing) -> dict[str, Any]:
         facts += [("fingerprint of the data", standing.manifest.fingerprint)]
         facts += [("hash of the tokenizer", standing.manifest.tokenizer_hash)]
     with suppress(TxclfError):  # there is no bundle yet
-        hashes = describe(storage.join(folder, "model")).sha256
+        hashes = read_metadata(storage.join(folder, "model")).sha256
         facts += [(f"SHA-256 of {name}", value) for name, value in hashes.items()]
     return {"commands": commands, "facts": facts, "here": here()}
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from txclf.artifacts import trials
-from txclf.artifacts.run_folder import Standing
+from txclf.artifacts.run_folder import RunState
 from txclf.config import run_config
 from txclf.core import storage
 from txclf.evaluation import evaluate
@@ -77,7 +77,7 @@ def _history(folder: str, number: int, monitor: str) -> list[list[float]]:
     return [[line["epoch"], line[monitor]] for line in trials.validations(folder, number) if monitor in line]
 
 
-def compare(standings: Sequence[Standing]) -> dict[str, Any]:
+def compare(standings: Sequence[RunState]) -> dict[str, Any]:
     """What several runs share and where they differ; their names are those of their folders, told apart if need be."""
     names = [standing.run.name for standing in standings]
     if len(set(names)) < len(names):
@@ -103,7 +103,7 @@ def compare(standings: Sequence[Standing]) -> dict[str, Any]:
     }
 
 
-def _brief(standing: Standing, name: str) -> dict[str, Any]:
+def _brief(standing: RunState, name: str) -> dict[str, Any]:
     summary = standing.summary
     best = summary["best"] if summary else standing.best or {}
     metrics = {key: value for key, value in best.items() if key.startswith("valid_") and key != "valid_rows"}

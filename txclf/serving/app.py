@@ -28,10 +28,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from txclf._version import __version__
-from txclf.inference.metadata import Description
+from txclf.inference.metadata import BundleMetadata
 from txclf.serving import occlusion
-from txclf.serving.batcher import Answers, Ask, Busy
-from txclf.serving.middleware import Gate, Limits, Metrics, error
+from txclf.serving.batcher import Answers, Ask, QueueFull
+from txclf.serving.middleware import Limits, Metrics, RequestMiddleware, error
 from txclf.serving.occlusion import Row
 
 ASSETS = files("txclf") / "assets"
@@ -157,7 +157,7 @@ class Problem(HTTPException):
 
 def service(
     name: str,
-    description: Description,
+    description: BundleMetadata,
     ask: Ask,
     limits: Limits,
     metrics: Metrics,
@@ -285,8 +285,8 @@ def service(
     async def refused(request: Request, problem: HTTPException) -> Response:
         return _error(problem.status_code, str(problem.detail), problem.headers)
 
-    @app.exception_handler(Busy)
-    async def busy(request: Request, problem: Busy) -> Response:
+    @app.exception_handler(QueueFull)
+    async def busy(request: Request, problem: QueueFull) -> Response:
         return _error(503, "too many requests wait already: try again later", {"retry-after": "1"})
 
     @app.exception_handler(Unavailable)
@@ -297,7 +297,7 @@ def service(
     async def failed(request: Request, problem: Exception) -> Response:
         return _error(500, "this is a defect: the log of the server has the details")
 
-    app.add_middleware(Gate, limits=limits, token=token, metrics=metrics)
+    app.add_middleware(RequestMiddleware, limits=limits, token=token, metrics=metrics)
     return app
 
 
@@ -311,14 +311,14 @@ def _few(given: Sequence[Any], name: str, limits: Limits) -> None:
         raise Problem(f"`{name}`: {len(given):,}, at most {limits.texts:,} at once")
 
 
-def _text(text: str, where: str, description: Description, limits: Limits) -> Row:
+def _text(text: str, where: str, description: BundleMetadata, limits: Limits) -> Row:
     if len(description.text_columns) > 1:
         names = ", ".join(f"`{name}`" for name in description.text_columns)
         raise Problem(f"`{where}`: the model reads several columns ({names}): send each row as an object of them")
     return _checked((text,), where, limits)
 
 
-def _row(row: Columns, where: str, description: Description, limits: Limits) -> Row:
+def _row(row: Columns, where: str, description: BundleMetadata, limits: Limits) -> Row:
     names = description.text_columns
     unknown = [name for name in row if name not in names]
     missing = [name for name in names if name not in row]
@@ -341,7 +341,7 @@ def _checked(row: Row, where: str, limits: Limits) -> Row:
     return row
 
 
-def _told(description: Description, found: Answers, top: int | None, probabilities: bool) -> list[dict[str, Any]]:
+def _told(description: BundleMetadata, found: Answers, top: int | None, probabilities: bool) -> list[dict[str, Any]]:
     """Predictions as JSON has them."""
     if description.task == "seq2seq":
         return [{"output": output} for output in found.outputs]

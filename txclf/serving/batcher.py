@@ -40,46 +40,57 @@ class Answers(NamedTuple):
 
 
 Ask = Callable[[Sequence[Row]], Awaitable[Answers]]
-"""Answers rows. Raises `Busy` when too many wait, `Unavailable` when nobody can answer."""
+"""Answers rows. Raises `QueueFull` when too many wait, `Unavailable` when nobody can answer."""
 Waiting = tuple[Sequence[Row], "asyncio.Future[Answers]"]
 
 
-class Busy(Exception):
+class QueueFull(Exception):
     """As many requests wait as may."""
 
 
-class Gatherer:
-    """`ask` answers a batch of at most `batch_rows` rows, or one request that is larger. At most `lanes()` batches are
-    under way."""
+class DynamicBatcher:
+    """Dynamic batching: queued requests form the next batch as soon as the model is idle.
+
+    `ask` answers a batch of at most `max_batch_size` rows, or one larger request. At most `max_in_flight()` batches are
+    computed at a time.
+    """
 
     def __init__(
-        self, ask: Ask, batch_rows: int, queue: int | None = None, lanes: Callable[[], int] = lambda: 1
+        self, ask: Ask, max_batch_size: int, max_queue: int | None = None, max_in_flight: Callable[[], int] = lambda: 1
     ) -> None:
-        self.ask, self.batch_rows, self.queue, self.lanes = ask, batch_rows, queue, lanes
+        self.ask, self.max_batch_size, self.max_queue, self.max_in_flight = (
+            ask,
+            max_batch_size,
+            max_queue,
+            max_in_flight,
+        )
         self.waiting: deque[Waiting] = deque()
         self.running: set[asyncio.Task[None]] = set()
 
     async def answer(self, rows: Sequence[Row]) -> Answers:
-        """Answers in the order of the rows. Raises `Busy` when `queue` requests wait already, and what `ask` raises."""
-        if self.queue is not None and len(self.waiting) >= self.queue:
-            raise Busy
+        """Return the answers in the order of the rows.
+
+        Raises `QueueFull` if `max_queue` requests wait already, and whatever `ask` raises.
+        """
+        if self.max_queue is not None and len(self.waiting) >= self.max_queue:
+            raise QueueFull
         future: asyncio.Future[Answers] = asyncio.get_running_loop().create_future()
         self.waiting.append((rows, future))
-        if len(self.running) < self.lanes():
+        if len(self.running) < self.max_in_flight():
             task = asyncio.create_task(self._work())
             self.running.add(task)
             task.add_done_callback(self.running.discard)
         return await future
 
     async def _work(self) -> None:
-        while len(self.running) <= self.lanes() and (batch := self._take()):
+        while len(self.running) <= self.max_in_flight() and (batch := self._take()):
             await self._run(batch)
 
     def _take(self) -> list[Waiting]:
-        """The requests that have waited longest, together at most `batch_rows` rows, but at least one request."""
+        """The requests that have waited longest, together at most `max_batch_size` rows, but at least one request."""
         batch: list[Waiting] = []
         count = 0
-        while self.waiting and (not batch or count + len(self.waiting[0][0]) <= self.batch_rows):
+        while self.waiting and (not batch or count + len(self.waiting[0][0]) <= self.max_batch_size):
             rows, future = self.waiting.popleft()
             if not future.done():  # nobody waits any more for one that was cancelled
                 batch.append((rows, future))

@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Plat
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN = ("/", "/healthz", "/docs", "/openapi.json", "/page/serve.js", "/page/serve.css")
+PUBLIC_PATHS = ("/", "/healthz", "/docs", "/openapi.json", "/page/serve.js", "/page/serve.css")
 """Paths that need no token: they tell nothing of the model. A browser could not send one for a page."""
-CALLS = ("/predict", "/explain")
+API_PATHS = ("/predict", "/explain")
 SECURITY = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
@@ -90,7 +90,7 @@ class Metrics:
         self.replicas.set(running)
 
 
-class Gate:
+class RequestMiddleware:
     """Middleware around the whole service."""
 
     def __init__(self, app: ASGIApp, limits: Limits, token: str | None, metrics: Metrics) -> None:
@@ -102,7 +102,7 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"] if scope["path"] in (*OPEN, *CALLS, "/model", "/metrics") else "other"
+        path = scope["path"] if scope["path"] in (*PUBLIC_PATHS, *API_PATHS, "/model", "/metrics") else "other"
         start, status, whole = time.perf_counter(), 0, scope["method"] in ("GET", "HEAD")
 
         async def sending(message: Message) -> None:
@@ -156,7 +156,7 @@ class Gate:
                 f"{self.limits.open_requests:,} requests are open already: try again later",
                 {"retry-after": "1"},
             )
-        if self.token is not None and scope["path"] not in OPEN:
+        if self.token is not None and scope["path"] not in PUBLIC_PATHS:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             # In constant time, so that a wrong token does not tell how much of it is right.
             if not hmac.compare_digest(given.strip(), self.token) or scheme.lower() != b"bearer":
@@ -166,7 +166,7 @@ class Gate:
         if length.isdigit() and int(length) > self.limits.body_bytes:
             return 413, self._too_large(), {"connection": "close"}
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if scope["method"] == "POST" and scope["path"] in CALLS and kind != b"application/json":
+        if scope["method"] == "POST" and scope["path"] in API_PATHS and kind != b"application/json":
             # A page of another site can send a form or plain text here unasked, JSON it cannot.
             return 415, "expected JSON: send the header `Content-Type: application/json`", {}
         return None

@@ -27,7 +27,7 @@ from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.inference import bundle
 from txclf.serving.app import Unavailable, service
-from txclf.serving.batcher import Answers, Ask, Busy, Gatherer
+from txclf.serving.batcher import Answers, Ask, DynamicBatcher, QueueFull
 from txclf.serving.middleware import Limits, Metrics
 from txclf.serving.occlusion import Row
 from txclf.serving.predictor import Predictor
@@ -51,14 +51,14 @@ class Settings:
     """0: one that is free."""
     replicas: int = 1
     """0: the model runs in this process."""
-    most_replicas: int = 0
+    max_replicas: int = 0
     """More than `replicas`: as many as the load asks for, up to this."""
-    cpus: float = 1.0
+    cpus_per_replica: float = 1.0
     """Of a replica; the threads it computes with are this, rounded up."""
-    gpus: float = 0.0
+    gpus_per_replica: float = 0.0
     """Of a replica; 0: it computes on the CPU."""
-    batch_rows: int = 64
-    queue: int = 256
+    max_batch_size: int = 64
+    max_queue: int = 256
     """Requests that may wait for a replica, beside those that replicas hold."""
     address: str | None = None
     """Of a Ray cluster, else a local one is started."""
@@ -67,12 +67,12 @@ class Settings:
 
     @property
     def threads(self) -> int:
-        return math.ceil(self.cpus)
+        return math.ceil(self.cpus_per_replica)
 
     @property
     def ongoing(self) -> int:
         """Calls that a replica holds at most: of one request each, a batch in the model and the next one ready."""
-        return 2 * self.batch_rows
+        return 2 * self.max_batch_size
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Started:
 class Model:
     """A replica: a predictor in a process of its own."""
 
-    def __init__(self, folder: str, threads: int, gpu: bool, batch_rows: int) -> None:
-        self.predictor = Predictor(folder, threads, gpu, batch_rows)
+    def __init__(self, folder: str, threads: int, gpu: bool, max_batch_size: int) -> None:
+        self.predictor = Predictor(folder, threads, gpu, max_batch_size)
 
     async def answer(self, rows: Sequence[Row]) -> Answers:
         return await self.predictor.answer(rows)
@@ -162,7 +162,9 @@ def _run(app: Any, listening: socket.socket, settings: Settings, ready: Callable
 @contextmanager
 def _here(folder: str, settings: Settings) -> Iterator[tuple[Ask, Callable[[], int]]]:
     """The model in this process."""
-    predictor = Predictor(folder, settings.threads, settings.gpus > 0, settings.batch_rows, settings.queue)
+    predictor = Predictor(
+        folder, settings.threads, settings.gpus_per_replica > 0, settings.max_batch_size, settings.max_queue
+    )
     yield predictor.answer, lambda: 1
 
 
@@ -173,8 +175,8 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
 
     needs = Compute(
         workers=settings.replicas,
-        cpus_per_worker=settings.cpus,
-        gpus_per_worker=settings.gpus,
+        cpus_per_worker=settings.cpus_per_replica,
+        gpus_per_worker=settings.gpus_per_replica,
         address=settings.address,
     )
     with ray_cluster.connected(needs):
@@ -183,15 +185,19 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # its news of every replica
         room = ray_cluster.room(needs)
         if room < settings.replicas:
-            each = f"{settings.cpus:g} CPUs" + (f" and {settings.gpus:g} GPUs" if settings.gpus else "")
+            each = f"{settings.cpus_per_replica:g} CPUs" + (
+                f" and {settings.gpus_per_replica:g} GPUs" if settings.gpus_per_replica else ""
+            )
             raise ClusterError(
                 f"--replicas {settings.replicas} with {each} each: Ray's nodes have room for {room}: "
-                f"lower --replicas, --cpus or --gpus, or add nodes"
+                f"lower --replicas, --cpus-per-replica or --gpus-per-replica, or add nodes"
             )
         joined = settings.address or os.environ.get("RAY_ADDRESS")
         name = f"txclf-{uuid.uuid4().hex[:8]}"
         ray_serve.start(proxy_location="Disabled")
-        bound = _deployment(settings).bind(folder, settings.threads, settings.gpus > 0, settings.batch_rows)
+        bound = _deployment(settings).bind(
+            folder, settings.threads, settings.gpus_per_replica > 0, settings.max_batch_size
+        )
         try:
             try:
                 handle = ray_serve.run(bound, name=name, route_prefix=None)
@@ -211,21 +217,21 @@ def _deployment(settings: Settings) -> Any:
     from ray import serve as ray_serve
 
     many: dict[str, Any] = {"num_replicas": settings.replicas}
-    if settings.most_replicas > settings.replicas:
+    if settings.max_replicas > settings.replicas:
         scaling = {
             "min_replicas": settings.replicas,
-            "max_replicas": settings.most_replicas,
+            "max_replicas": settings.max_replicas,
             "initial_replicas": settings.replicas,
             # Half of a batch in the model and half of one waiting: more than that wants another replica.
-            "target_ongoing_requests": settings.batch_rows,
+            "target_ongoing_requests": settings.max_batch_size,
         }
         many = {"autoscaling_config": scaling}
     return ray_serve.deployment(
         Model,
         name=DEPLOYMENT,
-        ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
+        ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
         max_ongoing_requests=settings.ongoing,
-        max_queued_requests=settings.queue,
+        max_queued_requests=settings.max_queue,
         max_constructor_retry_count=3,
         graceful_shutdown_timeout_s=settings.limits.seconds + 5,
         graceful_shutdown_wait_loop_s=0.1,
@@ -238,9 +244,9 @@ def _deployment(settings: Settings) -> Any:
 def _gathering(ask: Ask, settings: Settings, metrics: Metrics) -> Ask:
     """Sends what waits to a replica as one call, for a call costs Ray Serve milliseconds: one batch that is in the
     model, and the next one ready."""
-    if settings.most_replicas > settings.replicas:
+    if settings.max_replicas > settings.replicas:
         return ask  # Ray Serve counts calls to know the load, so each request is one; a replica makes the batches
-    return Gatherer(ask, settings.batch_rows, settings.queue, lambda: 2 * max(1, metrics.running)).answer
+    return DynamicBatcher(ask, settings.max_batch_size, settings.max_queue, lambda: 2 * max(1, metrics.running)).answer
 
 
 def _asking(handle: DeploymentHandle[Any], metrics: Metrics) -> Ask:
@@ -258,7 +264,7 @@ def _asking(handle: DeploymentHandle[Any], metrics: Metrics) -> Ask:
                 response.cancel()  # type: ignore[no-untyped-call]
                 raise
             except BackPressureError:
-                raise Busy from None
+                raise QueueFull from None
             except (RayActorError, ReplicaUnavailableError):
                 if attempt < RETRIES:
                     metrics.retries.inc()

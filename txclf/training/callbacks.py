@@ -1,7 +1,7 @@
 """What happens between steps: the log, the checkpoints, early stopping, interruption, progress.
 
 Lightning sees a run as a row of short epochs, one per interval between validations, so that a run resumed anywhere
-goes on to the same validations as one never stopped. `Course` holds the run's true steps and epochs.
+goes on to the same validations as one never stopped. `StepSchedule` holds the run's true steps and epochs.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from txclf.artifacts import checkpoints, sessions, trackers
+from txclf.artifacts import attempts, checkpoints, trackers
+from txclf.artifacts.attempts import Attempt
 from txclf.artifacts.metric_logger import Log
-from txclf.artifacts.sessions import Session
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import TxclfError
-from txclf.data.sampler import Plan
+from txclf.data.sampler import BatchSampler
 from txclf.training import sharded_tensors
-from txclf.training.ema import Average
+from txclf.training.ema import EMA
 from txclf.training.module import TrainingModule
 from txclf.training.optim import learning_rate_factor
-from txclf.training.progress import Interrupted, Progress, Pulse
-from txclf.training.step_schedule import Course, exhausted
+from txclf.training.progress import Heartbeat, Interrupted, Progress
+from txclf.training.step_schedule import StepSchedule, exhausted
 from txclf.training.timing import Clock
 
 MOST_SKIPPED = 50
@@ -47,11 +47,11 @@ class Recorder(pl.Callback):
     def __init__(
         self,
         run: RunConfig,
-        course: Course,
-        plan: Plan,
+        course: StepSchedule,
+        plan: BatchSampler,
         state: Mapping[str, Any],
         clock: Clock,
-        pulse: Pulse,
+        pulse: Heartbeat,
         report: Callable[[Progress], bool],
     ) -> None:
         self.folder = run.run_folder
@@ -61,7 +61,7 @@ class Recorder(pl.Callback):
         self.state = state
         self.step: int = state["step"]
         self.history: list[dict[str, float]] = state["history"]
-        self.average: Average | None = None
+        self.average: EMA | None = None
         self.progress = Progress("training", self.step, course.total_steps, course.epoch(self.step))
         self.logged_step = self.step
         self.skipped: int = state.get("skipped", 0)
@@ -69,20 +69,20 @@ class Recorder(pl.Callback):
         self.reported_tokens = 0
         self.stop_asked = False
         self.writer: Log | None = None
-        self.session: Session | None = None
+        self.attempt: Attempt | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         self.clock.first_step = self.reported = self.saved = time.time()
-        if self.train.average:
-            self.average = Average(pl_module.model, self.train.average, self.state.get("average"))
+        if self.train.ema_decay:
+            self.average = EMA(pl_module.model, self.train.ema_decay, self.state.get("average"))
         unlogged = self.state.get("unlogged", {"step": self.step, "good_steps": 0, "loss_sum": 0.0})
         self.logged_step = unlogged["step"]
         pl_module.good_steps.fill_(unlogged["good_steps"])
         if trainer.is_global_zero:
             pl_module.train_loss_sum.fill_(unlogged["loss_sum"])
             self.writer = Log(self.folder, self.step, trackers.opened(self.run))
-            self.session = sessions.begin(self.folder, self.step, trainer.world_size, self.writer.repeated)
+            self.attempt = attempts.begin(self.folder, self.step, trainer.world_size, self.writer.repeated)
             self._tell(trainer, now=True)
         self.pulse.beat("training", self.step)
 
@@ -90,7 +90,7 @@ class Recorder(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # Dropout of a step depends on nothing but this: so a resumed run has no random state to restore.
-        part = batch_idx % self.train.accumulate
+        part = batch_idx % self.train.micro_batches
         state = np.random.SeedSequence([self.seed, trainer.global_rank, self.step, part]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]) >> 1)
         self.part_start = time.perf_counter()
@@ -101,7 +101,7 @@ class Recorder(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
         self.clock.tokens += batch["num_tokens"]
-        whole = (batch_idx + 1) % self.train.accumulate == 0
+        whole = (batch_idx + 1) % self.train.micro_batches == 0
         if whole:
             self.step += 1
             if self.average:
@@ -214,7 +214,7 @@ class Recorder(pl.Callback):
         raise TxclfError(
             f"the gradient is not finite at step {first} (epoch {self.course.epoch(first):.2f}; {row}). "
             f"Its batch: rows {shown} of the prepared training split. Lower `train.learning_rate` "
-            f"({self.train.learning_rate}), set `train.clip_norm`, or `train.on_nan: skip`; the checkpoints are kept"
+            f"({self.train.learning_rate}), set `train.max_grad_norm`, or `train.on_nan: skip`. All checkpoints stay."
         )
 
     def _tell(self, trainer: pl.Trainer, now: bool = False) -> None:
@@ -252,8 +252,8 @@ class Recorder(pl.Callback):
             "skipped": self.skipped,
         }
         if trainer.is_global_zero:
-            assert self.session
-            sessions.require_current(self.folder, self.session)
+            assert self.attempt
+            attempts.require_current(self.folder, self.attempt)
             checkpoints.save(self.checkpoints, self.step, metrics, state)
             checkpoints.prune(self.checkpoints, self.train.monitor, self.train.keep_checkpoints)
         trainer.strategy.barrier()

@@ -55,15 +55,15 @@ def chosen(run: RunConfig, prepared: str, saved: list[Checkpoint]) -> Chosen:
     """The best of a run's checkpoints by `train.monitor`, calibrated on the validation rows; of `multilabel` with the
     thresholds that they give.
 
-    With `train.average_best` it is the mean of the best few (Wortsman et al., arXiv:2203.05482) where that scores at
-    least as well. With `train.include_valid` it is the last: scores on rows that were learned from choose and calibrate
+    With `train.average_checkpoints` it is the mean of the best few (Wortsman et al., arXiv:2203.05482) if that scores
+    at least as well. With `train.train_on_valid` it is the last, because scores on training rows choose and calibrate
     nothing.
     """
     train = run.train
-    if train.include_valid:
+    if train.train_on_valid:
         return Chosen(saved[-1].step, {}, _weights(saved[-1]), None, [])
     ranked = checkpoints.ranked(saved, train.monitor)
-    best, several = ranked[0], ranked[: train.average_best]
+    best, several = ranked[0], ranked[: train.average_checkpoints]
     step, metrics, weights = best.step, {name: float(value) for name, value in best.metrics.items()}, _weights(best)
     averages, calibrates = len(several) > 1, train.calibrate and run.task != "seq2seq"
     needed = averages or calibrates or run.task == "multilabel"
@@ -126,14 +126,14 @@ def _scored(run: RunConfig, prepared: str, weights: Mapping[str, Tensor]) -> Sco
     manifest, tokenizers = shards.load_manifest(prepared), shards.tokenizers(prepared)
     if run.task == "seq2seq":
         pairs = shards.read_split(prepared, manifest, "valid", ["input_ids", "target_ids"])
-        found = Seq2Seq.of(run, weights, tokenizers).teacher_forced(PairRows.of([pairs]))
+        found = Seq2Seq.from_config(run, weights, tokenizers).teacher_forced(PairRows.from_tables([pairs]))
         names = {"teacher_forced_match": "exact_match"}  # as the validations call it
         metrics = {f"valid_{names.get(name, name)}": value for name, value in found.items()}
         return Scored(metrics, np.empty((0, 0), np.float32), np.empty(0, np.int32))
-    classifier = Classifier.of(run, weights, manifest.labels, tokenizers[0])
+    classifier = Classifier.from_config(run, weights, manifest.labels, tokenizers[0])
     logits: list[Any] = []
     labels: list[Any] = []
-    columns = ["input_ids", "labels" if classifier.several else "label"]
+    columns = ["input_ids", "labels" if classifier.is_multilabel else "label"]
     for shard in manifest.splits["valid"].shards:
         for table in shards.read_groups(prepared, shard, columns):
             rows = classifier.rows([table])

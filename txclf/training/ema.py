@@ -8,7 +8,7 @@ from torch import nn
 from txclf.training import sharded_tensors
 
 
-class Average:
+class EMA:
     """An exponential moving average of a model's weights (Polyak and Juditsky, 1992), of about 1 / (1 - decay) steps.
 
     The first steps count more, by a decay of (1 + step) / (10 + step), or the random start would weigh for long.

@@ -14,7 +14,7 @@ from txclf.data import shards
 from txclf.data.batches import PairRows, Rows, TokenRows
 from txclf.data.sampler import Layout
 from txclf.data.word_vectors import Coverage
-from txclf.training.progress import Pulse
+from txclf.training.progress import Heartbeat
 
 if TYPE_CHECKING:
     from pytorch_lightning.strategies import Strategy
@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerConfig:
     """What every worker is told. Plain data, so that it travels."""
 
     config: RunConfig
@@ -46,11 +46,13 @@ class Job:
 
     def rows(self, tables: Sequence[pa.Table]) -> Rows:
         """Tables of these columns as rows to make batches of."""
-        return PairRows.of(tables) if self.config.task == "seq2seq" else TokenRows(tables, layout=self.layout())
+        return (
+            PairRows.from_tables(tables) if self.config.task == "seq2seq" else TokenRows(tables, layout=self.layout())
+        )
 
     def layout(self) -> Layout:
         """How rows become sequences."""
-        run, windows = self.config, self.config.data.long == "windows"
+        run, windows = self.config, self.config.data.truncation == "windows"
         return Layout(
             window=run.tokenizer.max_length if windows else None,
             overlap=run.data.window_overlap if windows else 0,
@@ -60,15 +62,15 @@ class Job:
     def manifest(self) -> shards.Manifest:
         """Of the prepared data, as this run trains on them."""
         manifest = shards.load_manifest(self.prepared)
-        return shards.with_valid(manifest) if self.config.train.include_valid else manifest
+        return shards.with_valid(manifest) if self.config.train.train_on_valid else manifest
 
 
 @dataclass(frozen=True)
-class Place:
+class DistributedContext:
     """This process among the workers."""
 
     rank: int = 0
     world_size: int = 1
     strategy: Strategy | str = "auto"
     plugins: tuple[Any, ...] = ()
-    pulse: Pulse = field(default_factory=Pulse)
+    pulse: Heartbeat = field(default_factory=Heartbeat)

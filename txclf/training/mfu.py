@@ -30,10 +30,10 @@ def training_flops(model: Model, train: Train, batch: Batch | PairBatch, target_
 
 def forward_flops(model: Model, batch: Batch | PairBatch, target_vocab: int = 0) -> float:
     """Floating-point operations of a forward pass, the classifier's head left out (it sees a row, not its tokens)."""
-    width, inner = model.width, model.feedforward
+    width, inner = model.hidden_size, model.intermediate_size
     token, pair = 8 * width**2 + 4 * width * inner, 4 * width
     source = _lengths(batch["input_ids"], batch["mask"]) + (model.pooling == "cls")
-    total = model.layers * (token * float(source.sum()) + pair * float((source**2).sum()))
+    total = model.num_layers * (token * float(source.sum()) + pair * float((source**2).sum()))
     target_lengths = batch.get("target_lengths")
     if isinstance(target_lengths, Tensor):
         target = target_lengths.double() - 1  # the last token predicts nothing
@@ -41,7 +41,7 @@ def forward_flops(model: Model, batch: Batch | PairBatch, target_vocab: int = 0)
         before = float((target * (target + 1) / 2).sum())
         crossing = 4 * width**2 * (float(source.sum()) + float(target.sum()))
         block = token * float(target.sum()) + pair * (before + looking) + crossing
-        total += (model.decoder_layers or model.layers) * block + 2 * width * target_vocab * float(target.sum())
+        total += (model.num_decoder_layers or model.num_layers) * block + 2 * width * target_vocab * float(target.sum())
     return total
 
 

@@ -44,7 +44,7 @@ class TrainingModule(pl.LightningModule):
         self.start_step = start_step
         # Lightning cannot clip gradients that a fused optimizer unscales itself, as it would with fp16.
         self.fused = config.train.precision != "fp16" and config.compute.strategy != "fsdp"
-        self.divided_by = world_size * config.train.accumulate
+        self.divided_by = world_size * config.train.micro_batches
         # Sums stay on the device: reading one would wait for it. Those of training are this rank's share.
         self.step_loss: Tensor
         self.train_loss_sum: Tensor
@@ -78,7 +78,7 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Scales the step's gradient down to `train.clip_norm`; one that is not finite never reaches the weights.
+        """Scales the step's gradient down to `train.max_grad_norm`; one that is not finite never reaches the weights.
 
         All ranks hold the same gradient here, so they judge alike without asking each other. The fused optimizer skips
         the step on the device, as for a gradient scaler; with fp16 the scaler itself does.
@@ -86,7 +86,7 @@ class TrainingModule(pl.LightningModule):
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = sharded_tensors.whole(nn.utils.get_total_norm(gradients)).to(self.device)
         finite = torch.isfinite(norm)
-        clip_norm = self.config.train.clip_norm
+        clip_norm = self.config.train.max_grad_norm
         if self.fused:
             fused: Any = self.optimizers(use_pl_optimizer=False)
             fused.found_inf = (~finite).float()
@@ -160,7 +160,7 @@ class EncoderModule(TrainingModule):
         if not self.config.train.adversarial:
             return super().training_step(batch, batch_idx)
         ids = batch["input_ids"]
-        nothing_BTD = torch.zeros(*ids.shape, self.config.model.width, device=ids.device, requires_grad=True)
+        nothing_BTD = torch.zeros(*ids.shape, self.config.model.hidden_size, device=ids.device, requires_grad=True)
         loss = self.summed_loss(batch, nothing_BTD)
         (slope_BTD,) = torch.autograd.grad(loss, nothing_BTD, retain_graph=True)
         length_B11 = torch.linalg.vector_norm(slope_BTD, dim=(1, 2), keepdim=True)

@@ -29,7 +29,7 @@ class Progress:
 
 
 @dataclass
-class Pulse:
+class Heartbeat:
     """What this rank is doing, for whoever watches that it lives: `beats` grows whenever it gets on."""
 
     doing: str = "starting"

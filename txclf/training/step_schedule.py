@@ -10,7 +10,7 @@ from txclf.config.sections import Train
 
 
 @dataclass(frozen=True)
-class Course:
+class StepSchedule:
     """The steps of a run, known before the first one on every rank."""
 
     steps_per_epoch: int
@@ -54,7 +54,7 @@ class Course:
 
 
 def exhausted(history: list[dict[str, float]], train: Train) -> bool:
-    """Whether `train.patience` validations brought nothing better."""
-    if not history or not train.patience or train.include_valid:
+    """Whether `train.early_stopping_patience` validations brought nothing better."""
+    if not history or not train.early_stopping_patience or train.train_on_valid:
         return False
-    return len(history) - 1 - checkpoints.best(history, train.monitor) >= train.patience
+    return len(history) - 1 - checkpoints.best(history, train.monitor) >= train.early_stopping_patience

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Clock:
-    """Seconds and tokens, summed since the session began."""
+    """Seconds and tokens, summed since the attempt began."""
 
     first_step: float = 0.0
     """Wall-clock time of the first step."""

@@ -2,8 +2,8 @@
 
     run folder/run.yaml         the resolved run file, written before the first step
                prepared.json    where the prepared data lie
-               vectors.json     what `model.vectors` gave to the vocabulary
-               sessions.jsonl   a line for each time that workers began
+               vectors.json     what `model.word_vectors` gave to the vocabulary
+               attempts.jsonl   a line for each time that workers began
                metrics.jsonl    a line per log interval and per validation
                checkpoints/     the best few and the last
                tensorboard/
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from txclf._version import __version__
-from txclf.artifacts import checkpoints, sessions, trackers
+from txclf.artifacts import attempts, checkpoints, trackers
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -36,7 +36,7 @@ from txclf.data.word_vectors import Coverage
 from txclf.inference import bundle
 from txclf.inference.metadata import Calibration
 from txclf.training.class_weights import label_weights
-from txclf.training.job import Job, Place
+from txclf.training.job import DistributedContext, WorkerConfig
 from txclf.training.precision import choose_precision, uses_gpu
 from txclf.training.progress import Progress
 
@@ -51,7 +51,7 @@ Report = Callable[[Progress], bool]
 """Takes the progress, says whether to stop."""
 
 
-class Summary(BaseModel):
+class RunSummary(BaseModel):
     """What a finished run was; `summary.json`."""
 
     model_config = ConfigDict(frozen=True)
@@ -60,7 +60,7 @@ class Summary(BaseModel):
     prepared: str
     """The prepared folder it learned from."""
     workers: int
-    """0 = in this process; of an elastic run those of its last session."""
+    """0 = in this process; of an elastic run those of its last attempt."""
     device: str
     precision: str
     parameters: int
@@ -72,9 +72,9 @@ class Summary(BaseModel):
     calibration: Calibration | None = None
     """Of the bundle; None without `train.calibrate`, or when the validation rows were learned from."""
     thresholds: dict[str, float] | None = None
-    """Of a `multilabel` bundle; None with `train.include_valid`: 0.5 for all."""
+    """Of a `multilabel` bundle; None with `train.train_on_valid`: 0.5 for all."""
     vectors: Coverage | None = None
-    """What `model.vectors` gave to the vocabulary."""
+    """What `model.word_vectors` gave to the vocabulary."""
     steps: int
     epochs: float
     rows_seen: int
@@ -82,7 +82,7 @@ class Summary(BaseModel):
     """Steps whose gradient was not finite."""
     steps_repeated: int
     """Logged steps trained again after a failure or a stop."""
-    sessions: int
+    attempts: int
     """Times that workers began: 1 for a run that was never stopped."""
     stopped_early: bool
     padding_share: float
@@ -95,16 +95,16 @@ class Summary(BaseModel):
     matrix_rate: float | None = None
     """Floating-point operations a second of large matrix products, measured on a worker's device in this precision."""
     seconds: dict[str, float]
-    """`startup`, `data`, `steps`, `validation`, `checkpoints`, `total`, of the last session of the run."""
+    """`startup`, `data`, `steps`, `validation`, `checkpoints`, `total`, of the last attempt of the run."""
 
 
-def check_folder(run: RunConfig, resume: bool) -> Summary | None:
+def check_folder(run: RunConfig, resume: bool) -> RunSummary | None:
     """Refuses a run folder that is taken, or not there to resume; a finished run's summary when resumed."""
     trackers.require(run)
     folder = run.run_folder
     saved = storage.join(folder, "run.yaml")
     if not storage.exists(saved):
-        word_vectors.require(run.model.vectors)
+        word_vectors.require(run.model.word_vectors)
         if resume:
             raise ConfigError(f"`{folder}`: no run to resume: start it without --resume")
         storage.require_writable(folder)
@@ -119,7 +119,7 @@ def check_folder(run: RunConfig, resume: bool) -> Summary | None:
         names = ", ".join(f"`{key}`" for key in changed)
         raise ConfigError(f"`{saved}` differs from what is asked in {names}: a resumed run keeps its settings")
     summary = storage.join(folder, SUMMARY)
-    return Summary.model_validate(storage.read_json(summary)) if storage.exists(summary) else None
+    return RunSummary.model_validate(storage.read_json(summary)) if storage.exists(summary) else None
 
 
 def _kept_by_resume(run: RunConfig) -> dict[str, Any]:
@@ -139,12 +139,12 @@ def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
     """Raises `ConfigError` when the batches cannot be made from these data on these workers."""
     trackers.require(run)
     rows = manifest.splits["train"].rows
-    size, world, parts = run.train.batch_size, max(1, run.compute.most), run.train.accumulate
+    size, world, parts = run.train.batch_size, max(1, run.compute.most), run.train.micro_batches
     if size > rows:
         raise ConfigError(f"`train.batch_size` ({size}) is larger than the training split ({rows} rows)")
     if size < world * parts:
         raise ConfigError(
-            f"`train.batch_size` ({size}) has fewer rows than `compute.workers` x `train.accumulate` ({world * parts})"
+            f"`train.batch_size` ({size}) is less than `compute.workers` x `train.micro_batches` ({world * parts})"
         )
     if not (run.compute.on_ray and uses_gpu(run.compute)):  # a worker's GPU may not be seen from here
         choose_precision(run.train.precision, uses_gpu(run.compute))
@@ -159,7 +159,7 @@ def train(
     report: Report = lambda progress: False,
     started: float | None = None,
     share: int = 1,
-) -> Summary:
+) -> RunSummary:
     """Trains a run on prepared data, going on from its last checkpoint if there is one, and makes the bundle.
 
     `report` is told of the progress a few times a second, and says whether to stop. `share`: so many runs in a process
@@ -172,37 +172,40 @@ def train(
     if began and began["fingerprint"] != manifest.fingerprint:
         raise ConfigError(f"`{run.run_folder}` began with `{began['folder']}`; the data changed since: start a new run")
     coverage = _vectors(run, prepared)
-    job = Job(run, prepared, time.time() if started is None else started, uuid.uuid4().hex, coverage)
+    job = WorkerConfig(run, prepared, time.time() if started is None else started, uuid.uuid4().hex, coverage)
     manifest = job.manifest()
     check_fit(run, manifest)
-    notes = coverage.told() if coverage else []
+    notes = coverage.describe() if coverage else []
     fit = _fit_on_ray if run.compute.on_ray else partial(_fit_here, share=share)
     outcome = fit(job, manifest, report, notes)
     return _finish(job, outcome)
 
 
 def _vectors(run: RunConfig, prepared: str) -> Coverage | None:
-    """What the file of `model.vectors` gives to the prepared data. A run that began has it: the file may be gone."""
-    if run.model.vectors is None:
+    """Return the vectors of `model.word_vectors` for the prepared vocabulary.
+
+    A started run keeps its own copy, so the file may be gone.
+    """
+    if run.model.word_vectors is None:
         return None
     path = storage.join(run.run_folder, VECTORS)
     if _began_with(run) and storage.exists(path):
         coverage = Coverage.model_validate(storage.read_json(path))
         if storage.exists(storage.join(prepared, coverage.matrix)):
             return coverage
-    return word_vectors.matched(run.model.vectors, run.model.width, prepared, run.seed)
+    return word_vectors.matched(run.model.word_vectors, run.model.hidden_size, prepared, run.seed)
 
 
-def _finish(job: Job, outcome: dict[str, Any]) -> Summary:
+def _finish(job: WorkerConfig, outcome: dict[str, Any]) -> RunSummary:
     """The bundle from the best checkpoint, then the summary, which marks the run as finished."""
     run = job.config
     saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
     winner = save_bundle(storage.join(run.run_folder, "model"), run, job.prepared, saved)
-    begun = sessions.read(run.run_folder)
-    summary = Summary(
+    begun = attempts.read(run.run_folder)
+    summary = RunSummary(
         version=__version__,
-        sessions=len(begun),
-        steps_repeated=sum(session.repeated for session in begun),
+        attempts=len(begun),
+        steps_repeated=sum(attempt.repeated for attempt in begun),
         prepared=job.prepared,
         best_step=winner.step,
         best=winner.metrics or saved[-1].metrics,
@@ -221,7 +224,7 @@ def save_bundle(folder: str, run: RunConfig, prepared: str, saved: list[checkpoi
     from txclf.training import checkpoint_selection  # and torchmetrics, which nothing needs before
 
     winner, manifest = checkpoint_selection.chosen(run, prepared, saved), shards.load_manifest(prepared)
-    seen = run.train.include_valid
+    seen = run.train.train_on_valid
     if seen:
         manifest = shards.with_valid(manifest)
     bundle.save(
@@ -256,7 +259,7 @@ def _began_with(run: RunConfig) -> dict[str, str] | None:
     return dict(storage.read_json(path)) if storage.exists(path) else None
 
 
-def _begin(job: Job, manifest: shards.Manifest) -> None:
+def _begin(job: WorkerConfig, manifest: shards.Manifest) -> None:
     """Writes what makes the folder a run's, after all checks; a resumed run has it already."""
     folder = job.config.run_folder
     if not storage.exists(storage.join(folder, "run.yaml")):
@@ -268,13 +271,15 @@ def _begin(job: Job, manifest: shards.Manifest) -> None:
         storage.write_bytes(storage.join(folder, "run.yaml"), run_config.dump(job.config).encode())
 
 
-def _fit_here(job: Job, manifest: shards.Manifest, report: Report, notes: list[str], share: int = 1) -> dict[str, Any]:
+def _fit_here(
+    job: WorkerConfig, manifest: shards.Manifest, report: Report, notes: list[str], share: int = 1
+) -> dict[str, Any]:
     from txclf.training import worker  # and Lightning
 
     streams, note = disk_cache.streams(job.config.data.ingest, manifest, disk_cache.machine_memory() // 4 // share)
     report(Progress(notes=[*notes, note]))
     _begin(job, manifest)
-    place = Place()
+    place = DistributedContext()
 
     def rows(split: str) -> Rows:
         if streams:
@@ -284,7 +289,7 @@ def _fit_here(job: Job, manifest: shards.Manifest, report: Report, notes: list[s
     return worker.fit(job, rows, report, place)
 
 
-def _fit_on_ray(job: Job, manifest: shards.Manifest, report: Report, notes: list[str]) -> dict[str, Any]:
+def _fit_on_ray(job: WorkerConfig, manifest: shards.Manifest, report: Report, notes: list[str]) -> dict[str, Any]:
     from txclf import ray_cluster
     from txclf.training.distributed import ray_trainer
 

@@ -25,24 +25,26 @@ from txclf.core import storage
 from txclf.data import disk_cache, shards, word_vectors
 from txclf.data import sampler as plans
 from txclf.data.batches import Batch, PairBatch, Rows, TokenRows
-from txclf.data.sampler import Plan
+from txclf.data.sampler import BatchSampler
 from txclf.training import mfu, sharded_tensors
 from txclf.training.callbacks import Recorder
 from txclf.training.class_weights import label_weights
-from txclf.training.job import Job, Place
+from txclf.training.job import DistributedContext, WorkerConfig
 from txclf.training.module import ClassifierModule, TrainingModule
 from txclf.training.module_multilabel import MultilabelModule
 from txclf.training.module_seq2seq import Seq2SeqModule
 from txclf.training.precision import Precision, choose_precision, uses_gpu
-from txclf.training.progress import Progress, Pulse
-from txclf.training.step_schedule import Course, exhausted
+from txclf.training.progress import Heartbeat, Progress
+from txclf.training.step_schedule import StepSchedule, exhausted
 from txclf.training.timing import Clock
 
 
 class TrainBatches:
     """An iterable whose each pass gives this rank's batches from the step reached to the next validation."""
 
-    def __init__(self, rows: Rows, run: RunConfig, place: Place, recorder: Recorder, target_vocab: int) -> None:
+    def __init__(
+        self, rows: Rows, run: RunConfig, place: DistributedContext, recorder: Recorder, target_vocab: int
+    ) -> None:
         self.rows, self.run, self.place, self.recorder = rows, run, place, recorder
         self.target_vocab = target_vocab
 
@@ -51,7 +53,7 @@ class TrainBatches:
         for step in range(reached, self.recorder.course.next_validation(reached)):
             rows = plan.rows(step)
             step_size = self.rows.step_size(rows)
-            for part in plans.rank_parts(rows, self.place.rank, self.place.world_size, run.train.accumulate):
+            for part in plans.rank_parts(rows, self.place.rank, self.place.world_size, run.train.micro_batches):
                 start = time.perf_counter()
                 batch = self.rows.batch(part, run.train.token_dropout, plan.key(plan.epoch))
                 self.recorder.clock.flops += mfu.training_flops(run.model, run.train, batch, self.target_vocab)
@@ -63,7 +65,7 @@ class TrainBatches:
 class ScoringBatches:
     """This rank's share of the validation rows, each row once over all ranks."""
 
-    def __init__(self, rows: Rows, batch_size: int, place: Place) -> None:
+    def __init__(self, rows: Rows, batch_size: int, place: DistributedContext) -> None:
         self.rows, self.batch_size, self.place = rows, batch_size, place
 
     def __iter__(self) -> Iterator[Batch | PairBatch]:
@@ -73,7 +75,7 @@ class ScoringBatches:
 
 
 def streamed_rows(
-    job: Job, split: str, pulse: Pulse, first: bool = True, barrier: Callable[[], None] = lambda: None
+    job: WorkerConfig, split: str, pulse: Heartbeat, first: bool = True, barrier: Callable[[], None] = lambda: None
 ) -> Rows:
     """The rows of a split on this node's disk, read from its shards by the first worker there."""
     part = job.manifest().splits[split]
@@ -89,7 +91,9 @@ def streamed_rows(
     return disk_cache.spooled(tables, folder, size, job.columns, first, barrier, job.layout())
 
 
-def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool], place: Place) -> dict[str, Any]:
+def fit(
+    job: WorkerConfig, rows: Callable[[str], Rows], report: Callable[[Progress], bool], place: DistributedContext
+) -> dict[str, Any]:
     """Trains until done, stopped early or interrupted, from the last committed checkpoint; what it did, as plain data.
 
     `rows(split)` gives the rows of a split. Raises `Interrupted` on every rank when `report` asked for a stop.
@@ -103,8 +107,8 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
     shortened = None
     if run.train.token_dropout and isinstance(train_rows, TokenRows):
         shortened = partial(train_rows.kept_lengths, run.train.token_dropout)
-    plan = Plan(train_rows.lengths, run.train.batch_size, run.train.window_batches, run.seed, labels, shortened)
-    course = Course(plan.steps_per_epoch, run.train.epochs, run.train.eval_every, run.train.checkpoint_every)
+    plan = BatchSampler(train_rows.lengths, run.train.batch_size, run.train.bucket_batches, run.seed, labels, shortened)
+    course = StepSchedule(plan.steps_per_epoch, run.train.epochs, run.train.eval_every, run.train.checkpoint_every)
     saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
     state: dict[str, Any] = checkpoints.load(saved[-1]) if saved else {"step": 0, "history": []}
     clock = Clock()
@@ -123,7 +127,7 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
         module = kind(run, *sizes, weights, course.total_steps, state["step"], place.world_size, segments)
         if job.vectors:
             matrix, found = word_vectors.load(job.prepared, job.vectors.matrix)
-            module.begin_with(matrix, found if run.model.freeze_vectors else None)
+            module.begin_with(matrix, found if run.model.freeze_word_vectors else None)
     if "model" in state:
         module.model.load_state_dict(state["model"])
     train_batches = TrainBatches(train_rows, run, place, recorder, manifest.target_vocab_size)
@@ -164,7 +168,9 @@ def fit(job: Job, rows: Callable[[str], Rows], report: Callable[[Progress], bool
     }
 
 
-def _trainer(run: RunConfig, place: Place, precision: Precision, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(
+    run: RunConfig, place: DistributedContext, precision: Precision, callbacks: list[pl.Callback]
+) -> pl.Trainer:
     trainer = pl.Trainer(
         accelerator="auto" if uses_gpu(run.compute) else "cpu",
         devices="auto" if place.world_size > 1 else 1,
@@ -172,7 +178,7 @@ def _trainer(run: RunConfig, place: Place, precision: Precision, callbacks: list
         plugins=list(place.plugins),
         precision=precision,
         max_epochs=-1,  # the recorder stops it: an epoch of Lightning's ends in a validation
-        accumulate_grad_batches=run.train.accumulate,
+        accumulate_grad_batches=run.train.micro_batches,
         callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
@@ -206,10 +212,10 @@ class Restore(pl.Callback):
         trainer.precision_plugin.load_state_dict(self.state["scaler"])
 
 
-def _padding_share(rows: Rows, plan: Plan, run: RunConfig, place: Place) -> float:
+def _padding_share(rows: Rows, plan: BatchSampler, run: RunConfig, place: DistributedContext) -> float:
     """Of the first steps of the first epoch."""
     plan.rows(0)
-    return rows.padding_share(plan.batches[:1000], place.world_size, run.train.accumulate, plan.epoch_lengths)
+    return rows.padding_share(plan.batches[:1000], place.world_size, run.train.micro_batches, plan.epoch_lengths)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from txclf.core import storage
 from txclf.training.distributed import ray_trainer
 
 
-class Standing:
+class SearchState:
     """How a search stands: its trials, and notes for the user. Kept by `Watcher`."""
 
     def __init__(self, run: RunConfig, results: list[Result]) -> None:
@@ -36,7 +36,7 @@ class Standing:
 class Watcher(tune.Callback):
     """Writes down what happens to the trials."""
 
-    def __init__(self, search: str, standing: Standing) -> None:
+    def __init__(self, search: str, standing: SearchState) -> None:
         self.search, self.standing = search, standing
         self.stopping = False
         self.live = set[int]()

@@ -51,9 +51,9 @@ class Rungs(ASHAScheduler):
             "epoch",
             metric,
             mode,
-            max_t=max(scheduler.grace, epochs * 0.999),  # type: ignore[arg-type]
-            grace_period=scheduler.grace,  # type: ignore[arg-type]
-            reduction_factor=scheduler.reduction,
+            max_t=max(scheduler.grace_period, epochs * 0.999),  # type: ignore[arg-type]
+            grace_period=scheduler.grace_period,  # type: ignore[arg-type]
+            reduction_factor=scheduler.reduction_factor,
             brackets=scheduler.brackets,
             stop_last_trials=False,
         )
@@ -86,7 +86,7 @@ class Median(MedianStoppingRule):
     """The median stopping rule, which knows the trials before a resume and pauses none."""
 
     def __init__(self, tune: Tune, metric: str, mode: str, histories: Histories) -> None:
-        super().__init__("epoch", metric, mode, grace_period=tune.scheduler.grace)
+        super().__init__("epoch", metric, mode, grace_period=tune.scheduler.grace_period)
         for number, history in histories.items():
             self._results[f"before-{number}"] = list(history)
 
@@ -113,7 +113,7 @@ class Population(PopulationBasedTraining):
             metric,
             mode,
             perturbation_interval=run.tune.scheduler.perturb_every,
-            burn_in_period=run.tune.scheduler.grace,
+            burn_in_period=run.tune.scheduler.grace_period,
             custom_explore_fn=lambda config: config,
             log_config=False,
         )
@@ -184,7 +184,7 @@ class Optuna(Searcher):
 
     def _settings(self, number: int) -> Settings:
         tune = self.run.tune
-        if number < len(tune.points) or any(domain.grid for domain in tune.space.values()):
+        if number < len(tune.points_to_evaluate) or any(domain.grid for domain in tune.space.values()):
             return trials.draw(self.run, number)
         for _ in range(trials.MOST_DRAWS):
             asked = self.study.ask(self.distributions)

@@ -68,7 +68,7 @@ class Trainable(tune.Trainable):
         run = trials.run_of(self.search, trial["number"], trial["settings"])
         prepared = self.prepared[trials.preparation(run)]
         if run.compute.most <= 1:
-            run = run_config.replaced(run, {"compute.workers": 0})
+            run = run_config.with_overrides(run, {"compute.workers": 0})
         self.training = Training(self.search, run, trial["number"], prepared, self.flag, self.at_a_time)
 
     def step(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from txclf.training.distributed import ray_trainer
 from txclf.training.progress import Interrupted
 from txclf.training.train import check_fit, save_bundle
 from txclf.tuning import schedulers
-from txclf.tuning.callbacks import Standing, Stopper, Watcher
+from txclf.tuning.callbacks import SearchState, Stopper, Watcher
 from txclf.tuning.trainable import STOP_S, Flag, Trainable
 
 SUMMARY = "search.json"
@@ -48,7 +48,7 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
-Show = Callable[[Standing], bool]
+Show = Callable[[SearchState], bool]
 """Takes how the search stands, says whether to stop."""
 
 
@@ -74,7 +74,7 @@ class Search(BaseModel):
     """What all trials would have taken without early stopping."""
     importance: dict[str, float]
     seconds: float
-    """Wall-clock time of this session."""
+    """Wall-clock time of this attempt."""
 
 
 def check(run: RunConfig) -> None:
@@ -87,8 +87,8 @@ def check(run: RunConfig) -> None:
     least = "min" if trials.metric(run) == "valid_loss" else "max"
     if tune.mode not in (None, least):
         raise ConfigError(f"`tune.mode: {tune.mode}` of `{trials.metric(run)}` looks for the worst: leave `mode` out")
-    if run.train.include_valid or "train.include_valid" in tune.space:
-        raise ConfigError("`train.include_valid`: trials are compared on rows that they must not have learned")
+    if run.train.train_on_valid or "train.train_on_valid" in tune.space:
+        raise ConfigError("`train.train_on_valid`: trials are compared on rows that they must not have learned")
     touched = [key for key in tune.space if key.split(".")[0] in ("seed", "data", "tokenizer")]
     ranges = [key for key in touched if not tune.space[key].finite]
     if tune.search == "optuna" and ranges:
@@ -109,7 +109,7 @@ PERTURBED = (
     "train.learning_rate",
     "train.weight_decay",
     "train.label_smoothing",
-    "train.clip_norm",
+    "train.max_grad_norm",
     "train.token_dropout",
     "train.adversarial",
     "model.dropout",
@@ -181,10 +181,10 @@ def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
     if tune.search == "optuna":
         grid = {key: domain for key, domain in tune.space.items() if key.split(".")[0] in ("seed", "data", "tokenizer")}
         data = Tune(search="grid", space=grid)
-        each = [trials.settled(run, data.drawn(number, 0)) for number in range(data.total)]
+        each = [trials.trial_config(run, data.drawn(number, 0)) for number in range(data.total)]
     else:
         known = {trial.number: trial.settings for trial in trials.read(run.run_folder)}
-        each = [trials.settled(run, known.get(n) or trials.draw(run, n)) for n in range(tune.total)]
+        each = [trials.trial_config(run, known.get(n) or trials.draw(run, n)) for n in range(tune.total)]
     wanted = {trials.preparation(one): one for one in each}
     if len(wanted) > MOST_PREPARED:
         raise ConfigError(f"`tune.space` asks for {len(wanted)} preparations of the data; the most are {MOST_PREPARED}")
@@ -197,7 +197,7 @@ def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
     return folders
 
 
-class Plan(NamedTuple):
+class SearchPlan(NamedTuple):
     """What is settled before the trials start."""
 
     at_a_time: int
@@ -206,17 +206,17 @@ class Plan(NamedTuple):
     """The prepared folder of each `trials.preparation`."""
 
 
-def plan(run: RunConfig, note: Callable[[str], None] = lambda text: None) -> Plan:
+def plan(run: RunConfig, note: Callable[[str], None] = lambda text: None) -> SearchPlan:
     """Finds out how many trials fit, and prepares their data. Ray must be connected.
 
     Raises `ClusterError` when not even one trial fits.
     """
     at_a_time, reason = concurrency(run)
     note(reason)
-    return Plan(at_a_time, prepare_all(run, note))
+    return SearchPlan(at_a_time, prepare_all(run, note))
 
 
-def tune(run: RunConfig, plan: Plan, show: Show = lambda standing: False) -> Search:
+def tune(run: RunConfig, plan: SearchPlan, show: Show = lambda standing: False) -> Search:
     """Runs a search to its end, in a folder of `open_folder`. Ray must be connected.
 
     Raises `Interrupted` when `show` asked for a stop.
@@ -247,22 +247,22 @@ def refit_run(run: RunConfig, search: Search, workers: int | None) -> RunConfig:
     """A run that trains the winner's settings on the training and validation rows, as long as the winner was at its
     best."""
     best_epoch = trials.result(run.run_folder, trials.read_one(run.run_folder, search.winner), search.metric).best_epoch
-    place: dict[str, Any] = {"name": f"{run.name}-refit-{search.winner:04d}", "train.include_valid": True}
+    place: dict[str, Any] = {"name": f"{run.name}-refit-{search.winner:04d}", "train.train_on_valid": True}
     if workers is not None:
         place["compute.workers"] = workers
-    return run_config.replaced(
-        trials.settled(run, search.settings), {**place, "train.epochs": max(1, round(best_epoch))}
+    return run_config.with_overrides(
+        trials.trial_config(run, search.settings), {**place, "train.epochs": max(1, round(best_epoch))}
     )
 
 
 def _run_tuner(
     run: RunConfig,
-    plan: Plan,
+    plan: SearchPlan,
     results: list[Result],
     left: list[Trial],
     show: Show,
 ) -> None:
-    search, standing = run.run_folder, Standing(run, results)
+    search, standing = run.run_folder, SearchState(run, results)
     scratch = storage.join(search, ".ray")
     histories = {
         one.trial.number: [
@@ -363,7 +363,7 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
     results = trials.ranked(everything, metric)
     trials.write_table(search, results, metric)
     winner = results[0]
-    best = trials.settled(run, winner.trial.settings)
+    best = trials.trial_config(run, winner.trial.settings)
     source = trials.run_of(run, winner.trial.number, winner.trial.settings)
     saved = checkpoints.committed(storage.join(source.run_folder, "checkpoints"))
     if math.isnan(winner.best) or not checkpoints.ranked(saved, metric):

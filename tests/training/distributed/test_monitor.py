@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from txclf.training.distributed.monitor import Board
-from txclf.training.progress import Pulse
+from txclf.training.distributed.monitor import WorkerMonitor
+from txclf.training.progress import Heartbeat
 
 
 @pytest.fixture
@@ -16,16 +16,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def joined(world_size: int) -> Board:
-    made = Board()
+def joined(world_size: int) -> WorkerMonitor:
+    made = WorkerMonitor()
     for rank in range(world_size):
         made.join(rank, world_size, f"worker {rank}")
     return made
 
 
-def beats(made: Board, doing: list[str], steps: list[int], count: int) -> None:
+def beats(made: WorkerMonitor, doing: list[str], steps: list[int], count: int) -> None:
     for rank, (what, step) in enumerate(zip(doing, steps, strict=True)):
-        made.beat(rank, Pulse(what, step, count))
+        made.beat(rank, Heartbeat(what, step, count))
 
 
 def test_workers_that_get_on_are_left_alone(clock: list[float]) -> None:
@@ -41,8 +41,8 @@ def test_a_silent_worker_is_the_one_whatever_the_others_do(clock: list[float]) -
     beats(made, ["training"] * 3, [7] * 3, 1)
     for count in range(2, 14):
         clock[0] += 1
-        made.beat(0, Pulse("training", 7, 1))
-        made.beat(2, Pulse("training", 7 + count, count))
+        made.beat(0, Heartbeat("training", 7, 1))
+        made.beat(2, Heartbeat("training", 7 + count, count))
     lost = made.lost(10)
     assert lost
     assert lost.worker == "worker 1"
@@ -75,6 +75,6 @@ def test_fewer_workers_after_a_loss_are_all_that_counts(clock: list[float]) -> N
     clock[0] += 8
     made.join(0, 1, "again")
     clock[0] += 8
-    made.beat(0, Pulse("training", 3, 1))
+    made.beat(0, Heartbeat("training", 3, 1))
     assert made.lost(10) is None
     assert made.latest() == (None, 1)

@@ -20,7 +20,7 @@ SIOCGIFADDR = 0x8915
 """The Linux request for the address of an interface (netdevice(7))."""
 
 
-class Interfaces(TorchConfig):
+class GlooTorchConfig(TorchConfig):
     """`TorchConfig` that sets `GLOO_SOCKET_IFNAME` on each worker, unless it is set there."""
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from txclf.core.errors import TxclfError
-from txclf.training.progress import Progress, Pulse
+from txclf.training.progress import Heartbeat, Progress
 
 DATA = ("reading data", "waiting for data")
 """What a worker does while it has no batch."""
@@ -19,21 +19,21 @@ class Rank:
 
     worker: Any
     """Its actor handle."""
-    pulse: Pulse
+    pulse: Heartbeat
     heard: float
     moved: float
     """Monotonic time of the last sign of life, and of the last one with a new beat."""
 
 
 @dataclass(frozen=True)
-class Lost:
+class StalledWorker:
     """A worker that will not get on by itself."""
 
     message: str
     worker: Any
 
 
-class Board:
+class WorkerMonitor:
     """Progress and signs of life of the workers; stop and failure between them and the driver."""
 
     def __init__(self) -> None:
@@ -64,13 +64,13 @@ class Board:
         """A worker begins."""
         self.ranks = {number: one for number, one in self.ranks.items() if number < world_size}
         now = time.monotonic()
-        self.ranks[rank] = Rank(worker, Pulse(), now, now)
+        self.ranks[rank] = Rank(worker, Heartbeat(), now, now)
 
     def leave(self) -> None:
         """A worker ended, and with it the group."""
         self.ranks = {}
 
-    def beat(self, rank: int, pulse: Pulse) -> None:
+    def beat(self, rank: int, pulse: Heartbeat) -> None:
         """A sign of life."""
         known = self.ranks.get(rank)
         if known:
@@ -79,7 +79,7 @@ class Board:
                 known.moved = known.heard
             known.pulse = pulse
 
-    def lost(self, timeout: float) -> Lost | None:
+    def lost(self, timeout: float) -> StalledWorker | None:
         """The worker that all wait for, when none got on for `timeout` seconds or one is not heard of; else None.
 
         Workers stand still together, for each step needs all of them: the one to name is the one that is silent, else
@@ -96,4 +96,4 @@ class Board:
         seconds = now - (one.heard if silent else one.moved)
         self.leave()
         message = f"rank {number}: no {missing} for {seconds:.0f} s ({one.pulse.doing}, step {one.pulse.step:,})"
-        return Lost(message, one.worker)
+        return StalledWorker(message, one.worker)

@@ -6,11 +6,11 @@ import math
 
 from ray.util.metrics import Gauge
 
-from txclf.training.distributed.monitor import Board
-from txclf.training.progress import Progress, Pulse
+from txclf.training.distributed.monitor import WorkerMonitor
+from txclf.training.progress import Heartbeat, Progress
 
 
-class GaugedBoard(Board):
+class PrometheusMonitor(WorkerMonitor):
     """A board that shows what it is told as gauges too. Runs as an actor: Ray collects gauges of its own processes."""
 
     def __init__(self, run: str) -> None:
@@ -35,7 +35,7 @@ class GaugedBoard(Board):
             self.valid.set(value, {**tags, "metric": name.removeprefix("valid_")})
         return super().post(progress)
 
-    def beat(self, rank: int, pulse: Pulse) -> None:
+    def beat(self, rank: int, pulse: Heartbeat) -> None:
         tags = {"run": self.run, "rank": str(rank)}
         self.waited.set(pulse.waited, tags)
         self.gpu.set(pulse.gpu_bytes, tags)

@@ -39,11 +39,11 @@ from txclf.core import storage
 from txclf.core.errors import ClusterError, TxclfError
 from txclf.data import shards
 from txclf.data.batches import Rows
-from txclf.training.distributed.gloo import Interfaces
-from txclf.training.distributed.monitor import Lost
-from txclf.training.distributed.prometheus import GaugedBoard
-from txclf.training.job import Job, Place
-from txclf.training.progress import Interrupted, Progress, Pulse
+from txclf.training.distributed.gloo import GlooTorchConfig
+from txclf.training.distributed.monitor import StalledWorker
+from txclf.training.distributed.prometheus import PrometheusMonitor
+from txclf.training.job import DistributedContext, WorkerConfig
+from txclf.training.progress import Heartbeat, Interrupted, Progress
 
 SCRATCH, HELD = ".ray", "placement_group"
 """Where Ray Train keeps its state in the run folder while it runs, and the file there that names what it holds."""
@@ -53,7 +53,7 @@ WAITING_S = 45.0
 """Seconds without any worker, start-up included, after which the driver says what it waits for."""
 
 
-def fit(job: Job, streams: bool, report: Callable[[Progress], bool]) -> dict[str, Any]:
+def fit(job: WorkerConfig, streams: bool, report: Callable[[Progress], bool]) -> dict[str, Any]:
     """Trains on the Ray this process is connected to; what rank 0 did, as plain data.
 
     `streams`: the rows go to each node's disk, not to the object store.
@@ -63,12 +63,12 @@ def fit(job: Job, streams: bool, report: Callable[[Progress], bool]) -> dict[str
     """
     # On the driver's node, or the loss of another node would take it along.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ray.remote(GaugedBoard).options(num_cpus=0, scheduling_strategy=here).remote(job.config.name)
+    board: Any = ray.remote(PrometheusMonitor).options(num_cpus=0, scheduling_strategy=here).remote(job.config.name)
     outcome: dict[str, Any] = {}
     thread = threading.Thread(target=_run_trainer, args=(job, streams, board, outcome), daemon=True)
     thread.start()
     shown, notes = Progress(), list[str]()
-    lost: Lost | None = None
+    lost: StalledWorker | None = None
     met = time.monotonic()
     while thread.is_alive():
         thread.join(timeout=0.3)
@@ -102,7 +102,7 @@ def fit(job: Job, streams: bool, report: Callable[[Progress], bool]) -> dict[str
     return dict(outcome["result"])
 
 
-def _run_trainer(job: Job, streams: bool, board: Any, outcome: dict[str, Any]) -> None:
+def _run_trainer(job: WorkerConfig, streams: bool, board: Any, outcome: dict[str, Any]) -> None:
     """Runs Ray Train to its end; leaves the result of rank 0 or the error in `outcome`."""
     compute = job.config.compute
     # Ray's own state goes to a fresh folder each time: it resumes by name, and checkpoints of ours know better.
@@ -119,7 +119,7 @@ def _run_trainer(job: Job, streams: bool, board: Any, outcome: dict[str, Any]) -
             _work,  # type: ignore[arg-type]
             # As bytes: the controller would import Lightning to look at it, seconds before it starts the workers.
             train_loop_config={"job": pickle.dumps(job), "board": board, "streams": streams},
-            torch_config=Interfaces(timeout_s=int(2 * job.config.train.stall_timeout_s) + 1),
+            torch_config=GlooTorchConfig(timeout_s=int(2 * job.config.train.stall_timeout_s) + 1),
             scaling_config=ScalingConfig(  # type: ignore[call-arg]
                 num_workers=(compute.fewest, compute.most) if compute.elastic else compute.most,  # type: ignore[arg-type]
                 use_gpu=compute.gpus_per_worker > 0,
@@ -157,7 +157,7 @@ def release(run_folder: str) -> None:
         storage.remove_folder(storage.join(run_folder, SCRATCH))
 
 
-def _told(error: BaseException, lost: Lost | None, compute: Compute) -> BaseException:
+def _told(error: BaseException, lost: StalledWorker | None, compute: Compute) -> BaseException:
     """What to tell the user of an error of Ray Train: the error of ours in it, or that workers died too often."""
     known = _cause(error, TxclfError)
     if known:
@@ -190,7 +190,7 @@ def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | N
     return None
 
 
-def _dataset(job: Job, split: str) -> Any:
+def _dataset(job: WorkerConfig, split: str) -> Any:
     """The rows of a split in the object store, in prepared order: one copy for all the workers of a node.
 
     Read by tasks that ask for no CPU: blocks that are lost with their node are read again while workers hold all CPUs.
@@ -215,7 +215,7 @@ def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
     context = get_context()
     torch.set_num_threads(max(1, int(job.config.compute.cpus_per_worker)))
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    pulse = Pulse()
+    pulse = Heartbeat()
     asked: list[Any] = []
 
     def report(progress: Progress) -> bool:
@@ -251,19 +251,19 @@ def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
         raise
 
 
-def _place(compute: Compute, rank: int, world_size: int, pulse: Pulse) -> Place:
+def _place(compute: Compute, rank: int, world_size: int, pulse: Heartbeat) -> DistributedContext:
     from ray.train.lightning import RayLightningEnvironment  # imports slowly
 
     from txclf.training.distributed import strategies
 
     if world_size == 1:
-        return Place(pulse=pulse)
+        return DistributedContext(pulse=pulse)
     environment = RayLightningEnvironment()  # type: ignore[no-untyped-call]
-    return Place(rank, world_size, strategies.strategy(compute), (environment,), pulse)
+    return DistributedContext(rank, world_size, strategies.strategy(compute), (environment,), pulse)
 
 
 @contextmanager
-def _heartbeat(board: Any, rank: int, world_size: int, pulse: Pulse) -> Iterator[None]:
+def _heartbeat(board: Any, rank: int, world_size: int, pulse: Heartbeat) -> Iterator[None]:
     """Tells the board every second what this worker does, from a thread, for as long as the block runs."""
     ray.get(board.join.remote(rank, world_size, ray.get_runtime_context().current_actor))
     ended = threading.Event()

@@ -23,10 +23,14 @@ from txclf.model.classifier import TransformerClassifier
 
 def strategy(compute: Compute) -> RayDDPStrategy:
     """Lightning's strategy for workers of Ray Train."""
-    return Sharded(compute.gradient_dtype) if compute.strategy == "fsdp" else Copies(compute.gradient_dtype)
+    return (
+        FSDPStrategy(compute.gradient_dtype)
+        if compute.strategy == "fsdp"
+        else SparseEmbeddingDDP(compute.gradient_dtype)
+    )
 
 
-class Copies(RayDDPStrategy):
+class SparseEmbeddingDDP(RayDDPStrategy):
     """Each rank holds all weights, and sends all gradients but for the zeros of the embedding's.
 
     That gradient is the largest of a small model, and has rows for the tokens of a batch alone. It is ready last, so
@@ -76,7 +80,7 @@ def exchange_rows(gradient_VD: Tensor, dtype: torch.dtype = torch.float32) -> No
         gradient_VD[rows] = values.to(gradient_VD.dtype)
 
 
-class Sharded(RayDDPStrategy):
+class FSDPStrategy(RayDDPStrategy):
     """Each rank holds a shard of every block's weights, gradients and optimizer state."""
 
     def __init__(self, gradient_dtype: str) -> None:
