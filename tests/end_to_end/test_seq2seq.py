@@ -190,8 +190,8 @@ def test_targets_are_put_together_again(kind: str) -> None:
     ("words", "message"),
     [
         (["train.monitor=valid_accuracy"], "`train.monitor: valid_accuracy` is not of `task: seq2seq`"),
-        (["train.adversarial=1"], "`train.adversarial` does not go with `task: seq2seq`"),
-        (["train.class_weights=balanced"], "`train.class_weights` does not go with"),
+        (["train.adversarial=1"], "`train.adversarial: 1.0` does not go with `task: seq2seq`"),
+        (["train.class_weights=balanced"], "`train.class_weights: balanced` does not go with"),
         (["task=classify"], "`train.monitor: valid_exact_match` is not of `task: classify`"),
     ],
 )

@@ -12,19 +12,17 @@ import json
 import os
 import re
 from collections.abc import Hashable, Sequence
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from txclf.config.search_space import Settings, Tune, set_dotted
 from txclf.config.sections import Compute, Data, Generate, Model, Section, Tokenizer, Train, Truncation
+from txclf.config.tasks import TASKS, Task, TaskSpec
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 
-LABEL_MONITORS = ("valid_loss", "valid_accuracy", "valid_f1_macro")
-SET_MONITORS = ("valid_loss", "valid_map", "valid_f1_macro", "valid_f1_micro", "valid_subset_accuracy")
-PAIR_MONITORS = ("valid_loss", "valid_token_accuracy", "valid_exact_match")
 SEARCHED = ("seed", "data", "tokenizer", "model", "train")
 """What a search may change."""
 
@@ -38,7 +36,7 @@ class RunConfig(Section):
     """Path or URI, reachable from every node, under which runs and prepared data lie."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the split, the shuffles, the initial weights and dropout."""
-    task: Literal["classify", "multilabel", "seq2seq"] = "classify"
+    task: Task = "classify"
     """`classify`: one label per text; `multilabel`: any number of labels per text; `seq2seq`: a text from a text."""
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
@@ -50,15 +48,16 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _fits_task(self) -> Self:
-        known = {"classify": LABEL_MONITORS, "multilabel": SET_MONITORS, "seq2seq": PAIR_MONITORS}[self.task]
+        known = self.task_spec.monitors
         for key, value in (("train.monitor", self.train.monitor), ("tune.metric", self.tune.metric)):
             if value is not None and value not in known:
                 raise ValueError(f"`{key}: {value}` is not of `task: {self.task}`, which has {', '.join(known)}")
-        if self.task == "multilabel" and self.train.sampling == "balanced":
-            raise ValueError(
-                "`train.sampling: balanced` does not go with `task: multilabel`: a row counts for several labels at "
-                "once; take `train.class_weights: balanced`"
-            )
+        for key, allowed, advice in self.task_spec.restrictions:
+            section, name = key.split(".")
+            value = getattr(getattr(self, section), name)
+            if value not in allowed:
+                shown = str(value).lower() if isinstance(value, bool) else value
+                raise ValueError(f"`{key}: {shown}` does not go with `task: {self.task}`{advice}")
         if self.model.word_vectors is not None and self.tokenizer.kind not in ("word", "file"):
             raise ValueError(
                 f"`model.word_vectors` are of words: set `tokenizer.kind: word`, not `{self.tokenizer.kind}`"
@@ -71,21 +70,12 @@ class RunConfig(Section):
         if self.data.truncation == "windows" and self.data.window_overlap >= self.tokenizer.max_length:
             overlap, length = self.data.window_overlap, self.tokenizer.max_length
             raise ValueError(f"`data.window_overlap` ({overlap}) must be less than `tokenizer.max_length` ({length})")
-        if self.task == "seq2seq":
-            refused = {
-                "data.truncation: windows": self.data.truncation == "windows",
-                "model.word_vectors": self.model.word_vectors is not None,
-                "model.segment_embeddings: true": bool(self.model.segment_embeddings),
-                "train.adversarial": self.train.adversarial > 0,
-                "train.class_weights": self.train.class_weights != "none",
-                "train.focal_gamma": self.train.focal_gamma > 0,
-                "train.sampling: balanced": self.train.sampling == "balanced",
-                "model.pooling: cls": self.model.pooling == "cls",
-            }
-            for key, given in refused.items():
-                if given:
-                    raise ValueError(f"`{key}` does not go with `task: seq2seq`")
         return self
+
+    @property
+    def task_spec(self) -> TaskSpec:
+        """The facts about `task`."""
+        return TASKS[self.task]
 
     @property
     def truncation(self) -> Truncation:
@@ -102,7 +92,7 @@ class RunConfig(Section):
         """Columns that the model tells apart; 0 = it does not."""
         columns = len(self.data.text)
         wanted = columns > 1 if self.model.segment_embeddings is None else self.model.segment_embeddings
-        return columns if wanted and self.task != "seq2seq" else 0
+        return columns if wanted and not self.task_spec.is_seq2seq else 0
 
     @property
     def run_folder(self) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from txclf.config.sections import Generate, Model, Truncation
+from txclf.config.tasks import TASKS, Task, TaskSpec
 
 FORMAT = 2
 """Format of `model.json` that this version writes."""
@@ -62,7 +63,7 @@ class BundleMetadata(BaseModel):
     format: int
     version: str
     """Of txclf, when it was saved."""
-    task: Literal["classify", "multilabel", "seq2seq"]
+    task: Task
     labels: list[str]
     """In the order of the model's outputs."""
     text_columns: list[str]
@@ -89,6 +90,11 @@ class BundleMetadata(BaseModel):
     """Of `multilabel`: what stands between labels in a file that cannot hold lists."""
     thresholds: dict[str, float] | None = None
     """Of `multilabel`: the probability from which on a label is given, chosen on the validation split; None: 0.5."""
+
+    @property
+    def task_spec(self) -> TaskSpec:
+        """The facts about `task`."""
+        return TASKS[self.task]
 
 
 def summary(name: str, description: BundleMetadata) -> str:
