@@ -251,7 +251,10 @@ def test_a_changed_file_is_matched_anew_and_the_same_one_is_not(tmp_path: Path, 
     [
         (["model.word_vectors=v.txt"], "set `tokenizer.kind: word`, not `bpe`"),
         (["model.freeze_word_vectors=true"], "`freeze_word_vectors` needs a file of `word_vectors`"),
-        (["model.word_vectors=v.txt", "tokenizer.kind=word", "task=seq2seq"], "`model.word_vectors: v.txt` does not go with"),
+        (
+            ["model.word_vectors=v.txt", "tokenizer.kind=word", "task=seq2seq"],
+            "`model.word_vectors: v.txt` does not go with",
+        ),
     ],
 )
 def test_settings_that_make_no_sense(words: Sequence[str], message: str) -> None:

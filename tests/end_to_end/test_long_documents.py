@@ -203,10 +203,17 @@ def test_a_bundle_from_before_cuts_columns_as_it_did(tmp_path: Path) -> None:
     )
     path = f"{run.run_folder}/model/{bundle.DESCRIPTION}"
     description = storage.read_json(path)
-    for key in ("cut", "num_segments"):
+    for key in ("truncation", "num_segments"):
         del description[key]
-    del description["model"]["segments"]
-    storage.write_json(path, description)
+    names = {
+        "num_layers": "layers",
+        "hidden_size": "width",
+        "num_heads": "heads",
+        "intermediate_size": "feedforward",
+        "position_encoding": "positions",
+    }
+    model = {old: description["model"][new] for new, old in names.items()}
+    storage.write_json(path, {**description, "format": 1, "model": model})
     old = Classifier.load(f"{run.run_folder}/model")
     assert old.encode([("a b c d e f a b c d", "e f")])[0].as_py() == old.encode([("a b c d e f a b",)])[0].as_py()
     assert old.probabilities([("a b", "c")]).shape == (1, 2)

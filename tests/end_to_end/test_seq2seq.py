@@ -75,7 +75,7 @@ def test_stopped_and_resumed_it_goes_on_as_if_never_stopped(trained: RunConfig, 
     train(whole, folder, go_on)
 
     def stop(progress: Progress) -> bool:
-        return progress.step >= 40
+        return progress.step >= 20
 
     with pytest.raises(Interrupted):
         train(run, folder, stop)

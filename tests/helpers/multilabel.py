@@ -14,6 +14,7 @@ TOPICS = {"food": ["bread", "soup"], "music": ["drum", "flute"], "sport": ["ball
 
 
 TINY = [
+    "train.precision=fp32",  # `auto` is bf16 on some CPUs
     "name=tags",
     "task=multilabel",
     "data.label=tags",

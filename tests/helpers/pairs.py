@@ -13,6 +13,7 @@ WORDS = ["red", "blue", "green", "small", "large", "old", "new"]
 
 
 TINY = [
+    "train.precision=fp32",  # `auto` is bf16 on some CPUs
     "name=pairs",
     "task=seq2seq",
     "data.text=source",
@@ -25,7 +26,7 @@ TINY = [
     "model.intermediate_size=64",
     "model.dropout=0",
     "model.position_encoding=sinusoidal",
-    "train.epochs=25",
+    "train.epochs=40",
     "train.early_stopping_patience=0",
     "train.batch_size=16",
     "train.learning_rate=1e-2",

@@ -16,7 +16,7 @@ from txclf.model.classifier import TransformerClassifier
 from txclf.model.seq2seq import Seq2SeqTransformer
 from txclf.training.mfu import forward_flops, matrix_rate, training_flops
 
-SHAPE: dict[str, Any] = {"layers": 3, "width": 32, "heads": 4, "feedforward": 48, "dropout": 0.0}
+SHAPE: dict[str, Any] = {"num_layers": 3, "hidden_size": 32, "num_heads": 4, "intermediate_size": 48, "dropout": 0.0}
 
 
 def batch_of(lengths: list[int]) -> Batch:

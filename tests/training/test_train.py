@@ -163,7 +163,7 @@ def test_balanced_sampling_and_focal_loss_change_what_is_learned(tmp_path: Path,
     ("words", "message"),
     [
         (["train.batch_size=5000"], r"`train.batch_size` \(5000\) is larger than the training split"),
-        (["train.batch_size=2", "train.micro_batches=4"], "fewer rows than"),
+        (["train.batch_size=2", "train.micro_batches=4"], "is less than `compute.workers`"),
         (["train.class_weights={nope: 2}"], "`nope` is not a label"),
     ],
 )

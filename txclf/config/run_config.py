@@ -7,11 +7,12 @@ Precedence, lowest first: the defaults below, the file, then `a.b=value` words o
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import os
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Annotated, Any, Self, get_args
 
 import yaml
@@ -135,10 +136,15 @@ def load(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> 
 
 def read_settings(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a run file and apply overrides, without checking keys and values."""
-    settings: dict[str, Any] = {} if path is None else _read_yaml(os.fspath(path))
+    return override({} if path is None else _read_yaml(os.fspath(path)), overrides)
+
+
+def override(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of run-file settings with `a.b=value` overrides applied, without checking keys and values."""
+    result = copy.deepcopy(dict(settings))
     for word in overrides:
-        _override(settings, word)
-    return settings
+        _override(result, word)
+    return result
 
 
 def parse(settings: dict[str, Any], name: str = "run file") -> RunConfig:

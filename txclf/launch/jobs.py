@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import txclf
+from txclf import _version
 from txclf.config import run_config
 from txclf.core.errors import ClusterError, ConfigError
 
@@ -60,7 +60,7 @@ def submit(address: str, verb: str, words: Sequence[str], folder: str = ".", mos
                 entrypoint=shlex.join(["python", "-m", "txclf", verb, *words]),
                 runtime_env={
                     "working_dir": staging,
-                    "py_modules": [os.path.dirname(txclf.__file__)],
+                    "py_modules": [os.path.dirname(_version.__file__)],
                     "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)},
                 },
                 entrypoint_num_cpus=0,

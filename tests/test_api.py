@@ -1,0 +1,99 @@
+"""The public face: lazy, keyword-only after two parameters, and each docstring's example runs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+
+import txclf
+from tests.helpers.files import make_rows, write_csv
+from txclf import Interrupted, Progress
+
+FUNCTIONS = ("load_config", "prepare", "train", "tune", "evaluate", "predict", "export", "serve")
+SETTINGS = {
+    "data": {"train": "train.csv", "test": "test.csv"},
+    "tokenizer": {"vocab_size": 300, "max_length": 16},
+    "model": {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16},
+    "train": {"epochs": 1, "batch_size": 16, "precision": "fp32"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the files that the examples name."""
+    rows = make_rows(200)
+    write_csv(tmp_path / "train.csv", rows[:150])
+    write_csv(tmp_path / "my.csv", rows[:150])
+    write_csv(tmp_path / "test.csv", rows[150:])
+    write_csv(tmp_path / "new.csv", [(text,) for text, _ in rows[:5]], header=["text"])
+    (tmp_path / "run.yaml").write_text(yaml.dump({"name": "trec", **SETTINGS}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def example(name: str) -> str:
+    """The indented code at the end of a docstring."""
+    document = inspect.getdoc(getattr(txclf, name)) or ""
+    return textwrap.dedent("\n".join(re.findall(r"^    .*$", document, flags=re.MULTILINE)))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_function_takes_at_most_two_positional_parameters(name: str) -> None:
+    kinds = [parameter.kind for parameter in inspect.signature(getattr(txclf, name)).parameters.values()]
+    assert kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) <= 2
+    assert example(name)
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = "import sys, txclf; print(sorted(txclf.__all__) == sorted(dir(txclf)), *sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert loaded[0] == "True"
+    assert not {"torch", "ray", "numpy", "pydantic", "pyarrow"} & set(loaded)
+
+
+def test_every_public_name_is_importable() -> None:
+    assert all(getattr(txclf, name) is not None for name in txclf.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = txclf.nothing
+
+
+def test_examples_run_one_after_the_other(folder: Path) -> None:
+    for name in ("load_config", "prepare", "train", "evaluate", "predict"):
+        exec(example(name), {"txclf": txclf})
+    assert (folder / "predictions.parquet").exists()
+    assert (folder / "runs/trec/metrics.json").exists()
+
+
+def test_export_example_runs(folder: Path) -> None:
+    txclf.train("run.yaml")
+    exec(example("export"), {"txclf": txclf})
+    assert (folder / "runs/trec/model/export/model.onnx").exists()
+
+
+def test_load_config_takes_a_path_a_mapping_and_a_run(folder: Path) -> None:
+    run = txclf.load_config("run.yaml", ["train.epochs=2"])
+    assert txclf.load_config(run) == run
+    assert txclf.load_config({"name": "trec", **SETTINGS}, ["train.epochs=2"]) == run
+    assert run.data.train == (str(folder / "train.csv"),)
+    with pytest.raises(txclf.ConfigError, match="did you mean `epochs`"):
+        txclf.load_config(run, ["train.epoch=2"])
+
+
+def test_train_refuses_a_taken_folder_and_resumes_an_interrupted_run(folder: Path) -> None:
+    def stop(progress: Progress) -> bool:
+        return progress.step >= 1
+
+    with pytest.raises(Interrupted):
+        txclf.train("run.yaml", ["train.epochs=30"], on_progress=stop)
+    with pytest.raises(txclf.ConfigError, match="--resume"):
+        txclf.train("run.yaml", ["train.epochs=30"])
+    summary = txclf.train("run.yaml", ["train.epochs=30"], resume=True)
+    assert summary.attempts == 2
+    assert txclf.train("run.yaml", ["train.epochs=30"], resume=True) == summary

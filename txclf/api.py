@@ -1,0 +1,235 @@
+"""The public functions: what the commands of the command line do, from Python.
+
+    import txclf
+
+    run = txclf.load_config("run.yaml", ["train.epochs=2"])
+    summary = txclf.train(run)
+    scores = txclf.evaluate(run.run_folder)
+    done = txclf.predict(f"{run.run_folder}/model", ["new.csv"], out="predictions.csv")
+
+Each takes at most two positional parameters. A run is a `RunConfig`, the path of a run file, or a mapping with the
+keys of a run file. With `compute.workers` above 0 the work runs on Ray: the Ray that this process is connected to, the
+cluster at `compute.address`, or a local one that ends with the call.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from txclf.inference.export import Exported
+    from txclf.prediction.predict import Done
+    from txclf.training.progress import Progress
+    from txclf.training.train import RunSummary
+    from txclf.tuning.callbacks import SearchState
+    from txclf.tuning.tune import Search
+
+Run = RunConfig | str | os.PathLike[str] | Mapping[str, Any]
+"""A run, the path of its file, or its settings."""
+
+
+def load_config(source: Run | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return a checked run with absolute paths.
+
+    `source` is the path or URI of a run file, a mapping with its keys, a run, or None for the defaults. `overrides`
+    are `a.b=value` strings whose values are YAML.
+
+    Raises `ConfigError` naming every key that is wrong.
+
+        run = txclf.load_config("run.yaml", ["train.epochs=2", "data.train=my.csv"])
+    """
+    if isinstance(source, RunConfig):
+        source = source.model_dump()
+    if isinstance(source, Mapping):
+        return run_config.parse(run_config.override(source, overrides), "settings")
+    return run_config.load(source, overrides)
+
+
+def prepare(run: Run, *, on_progress: Callable[[str, int], None] | None = None) -> str:
+    """Turn the raw files of a run into token shards and return the prepared folder.
+
+    Does nothing if the folder is complete. `on_progress` receives the stage and the number of rows read.
+
+    Raises `DataError` for missing files, bad rows and data that cannot train a model.
+
+        folder = txclf.prepare("run.yaml")
+    """
+    from txclf.data.prepare import prepare as prepare_data
+
+    run = load_config(run)
+    with _ray(run):
+        return prepare_data(run, on_progress or (lambda stage, rows: None))
+
+
+def train(
+    run: Run,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    on_progress: Callable[[Progress], bool | None] | None = None,
+) -> RunSummary:
+    """Prepare the data, train, and bundle the best model; return the run summary.
+
+    `on_progress` is called a few times a second; if it returns True, a checkpoint is saved and `Interrupted` is raised.
+    With `resume` a stopped run continues from its last checkpoint, and a finished one returns its summary.
+
+    Raises `ConfigError` if the run folder exists and `resume` is False, or does not exist and `resume` is True.
+
+        summary = txclf.train("run.yaml", ["train.epochs=2"])
+        print(summary.best)
+    """
+    from txclf.training import train as training
+
+    run = load_config(run, overrides)
+    finished = training.check_folder(run, resume)
+    if finished:
+        return finished
+    with _ray(run):
+        prepared = training.recorded_data(run) or prepare(run)
+        return training.train(run, prepared, lambda progress: bool(on_progress and on_progress(progress)))
+
+
+def tune(
+    run: Run,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    extend: int = 0,
+    on_progress: Callable[[SearchState], bool | None] | None = None,
+) -> Search:
+    """Search the settings named in `tune.space` and return the summary of the search.
+
+    `extend` adds trials to a search. `on_progress` works as in `train`.
+
+    Raises `ConfigError` as `train` does, and for a search space that makes no sense.
+
+        search = txclf.tune("search.yaml")
+        print(search.winner, search.settings, search.best)
+    """
+    from txclf.tuning import tune as tuning
+
+    run = tuning.open_folder(load_config(run, overrides), resume, extend)
+    with _ray(run, always=True):
+        return tuning.tune(run, tuning.plan(run), lambda state: bool(on_progress and on_progress(state)))
+
+
+def evaluate(
+    run_folder: str | os.PathLike[str], data: Sequence[str] | None = None, *, baseline: bool = True
+) -> dict[str, Any]:
+    """Score a finished run on its test split, or on the labelled files `data`; write and return `metrics.json`.
+
+    With `baseline` the majority class and an n-gram logistic regression are scored too.
+
+    Raises `ConfigError` if the folder is not a finished run or has no test split, `DataError` for bad rows.
+
+        scores = txclf.evaluate("runs/trec")
+        print(scores["accuracy"], scores["baseline"]["accuracy"])
+    """
+    from txclf.evaluation.evaluate import evaluate as score
+
+    return score(os.fspath(run_folder), data, baseline)
+
+
+def predict(
+    model: str | os.PathLike[str],
+    inputs: Sequence[str],
+    *,
+    out: str | os.PathLike[str],
+    probabilities: bool = False,
+    text_columns: Sequence[str] | None = None,
+    workers: int = 0,
+    restart: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+) -> Done:
+    """Predict every row of the input files into the file `out`; its ending gives the format.
+
+    `probabilities` adds a column for each label. `text_columns` names the text columns if they differ from those of
+    training. `workers` is the number of Ray workers; 0 = this process. `on_progress` receives the number of rows done.
+    An interrupted prediction resumes when it is called again with the same arguments; `restart` starts over.
+
+    Raises `BundleError` for a folder that is not a bundle, `DataError` for inputs that cannot be read.
+
+        done = txclf.predict("runs/trec/model", ["new.csv"], out="predictions.parquet", probabilities=True)
+    """
+    from txclf.config.sections import Compute
+    from txclf.prediction.predict import predict as predict_files
+
+    compute = Compute(workers=workers) if workers else None
+    with _ray(RunConfig(compute=compute or Compute())):
+        return predict_files(
+            os.fspath(model),
+            inputs,
+            out=os.fspath(out),
+            probabilities=probabilities,
+            text_columns=text_columns,
+            show=on_progress or (lambda rows: None),
+            compute=compute,
+            restart=restart,
+        )
+
+
+def export(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    formats: Sequence[str] | None = None,
+    data: Sequence[str] | None = None,
+    rows: int = 1000,
+    min_agreement: float = 0.98,
+) -> list[Exported]:
+    """Write a bundle as ONNX, torch.export and 8-bit ONNX; keep each file that answers as the bundle does.
+
+    `out` is a folder, by default `export` in the bundle. `formats` are some of `onnx`, `torch` and `int8`. The files
+    are compared with the bundle on up to `rows` rows of `data`, by default the validation rows of its run; an 8-bit
+    file is kept if at least `min_agreement` of its answers are the same.
+
+    Raises `BundleError` for a folder that is not a bundle, `ConfigError` if there are no rows to compare.
+
+        exported = txclf.export("runs/trec/model", formats=["onnx"])
+    """
+    from txclf.inference.export import FORMATS, known
+    from txclf.inference.export import export as export_bundle
+
+    wanted = [kind for name in formats or FORMATS for kind in known(name)]
+    target = None if out is None else os.fspath(out)
+    return export_bundle(os.fspath(model), target, formats=wanted, data=data, rows=rows, min_agreement=min_agreement)
+
+
+def serve(model: str | os.PathLike[str], *, on_ready: Callable[[str], None] | None = None, **settings: Any) -> bool:
+    """Answer HTTP requests with a bundle until SIGINT or SIGTERM; return True if every open request was answered.
+
+    `settings` are the fields of `txclf.serving.serve.Settings`, such as `port`, `replicas` and `token`. `on_ready`
+    receives the URL when the service answers.
+
+    Raises `BundleError` for a folder that is not a bundle, `ConfigError` for a port that is taken.
+
+        txclf.serve("runs/trec/model", port=8000, replicas=0)
+    """
+    from txclf.serving.serve import Settings
+    from txclf.serving.serve import serve as serve_bundle
+
+    return serve_bundle(
+        os.fspath(model), Settings(**settings), lambda started: on_ready(started.url) if on_ready else None
+    )
+
+
+@contextmanager
+def _ray(run: RunConfig, always: bool = False) -> Iterator[None]:
+    """Connect to a Ray that has room for the run, if the run uses Ray or `always`."""
+    if not (run.compute.on_ray or always):
+        yield
+        return
+    from txclf import ray_cluster
+    from txclf.launch import preflight
+
+    with ray_cluster.connected(run.compute):
+        if run.compute.on_ray:
+            ray_cluster.require(run.compute)
+        preflight.require_shared(run.storage)
+        yield
