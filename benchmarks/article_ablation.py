@@ -40,7 +40,7 @@ from txclf.config.sections import Model, Tokenizer
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import epoch_batches, scoring_batches
 from txclf.data.tokenizer import encode, train_tokenizer, vocab_size
-from txclf.data.word_cache import Words
+from txclf.data.word_cache import WordCache
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.layers import sinusoids
 
@@ -86,7 +86,7 @@ def read(path: str) -> tuple[list[tuple[str, ...]], np.ndarray]:
 
 
 def token_rows(tokenizer, texts, labels, max_length) -> TokenRows:  # type: ignore[no-untyped-def]
-    ids, _ = encode(Words(tokenizer), texts, max_length)
+    ids, _ = encode(WordCache(tokenizer), texts, max_length)
     return TokenRows([pa.table({"input_ids": ids, "label": pa.array(labels, pa.int32())})])
 
 
@@ -133,7 +133,7 @@ def climb(rung: int, train: TokenRows, valid: TokenRows, test: TokenRows, vocab:
     for epoch in range(args.epochs):
         model.train()
         total, shown = 0.0, 0.0
-        batches = epoch_batches(train.lengths, BATCH, 32, args.seed, epoch)
+        batches = epoch_batches(train.lengths, BATCH, bucket_batches=32, seed=args.seed, epoch=epoch)
         for part in batches:
             if rung >= RUNGS.index("zero_grad"):
                 optimizer.zero_grad()

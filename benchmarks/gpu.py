@@ -143,7 +143,7 @@ def data_path(device: torch.device, rows: int, batch_size: int) -> dict[str, flo
     table = pa.table({"input_ids": ids, "label": pa.array(draw.integers(0, CLASSES, rows).astype(np.int32))})
     held = TokenRows([table])
     start = time.perf_counter()
-    plan = BatchSampler(held.lengths, batch_size, 50, 0)
+    plan = BatchSampler(held.lengths, batch_size, bucket_batches=50, seed=0)
     tokens = 0
     for number in range(plan.steps_per_epoch):
         batch = held.batch(plan.rows(number))

@@ -69,7 +69,9 @@ class Work:
         self.manifest = shards.load_manifest(self.folder)
         table = shards.read_split(self.folder, self.manifest, "train", ["input_ids", "label"])
         self.rows = TokenRows([table])
-        plan = BatchSampler(self.rows.lengths, run.train.batch_size, run.train.bucket_batches, run.seed)
+        plan = BatchSampler(
+            self.rows.lengths, run.train.batch_size, bucket_batches=run.train.bucket_batches, seed=run.seed
+        )
         self.steps = [plan.rows(step) for step in range(steps)]
         self.tokens = [int(self.rows.lengths[rows].sum()) for rows in self.steps]
 

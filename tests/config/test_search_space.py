@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from txclf.config import run_config
-from txclf.config.search_space import Domain, Tune, set_dotted
+from txclf.config.dotted import set_dotted
+from txclf.config.search_space import Domain, Tune
 from txclf.core.errors import ConfigError
 
 DOMAINS: list[dict[str, Any]] = [

@@ -216,7 +216,7 @@ def test_segments_are_the_columns_of_the_tokens_in_any_batch() -> None:
 def test_the_lengths_that_word_dropout_leaves_are_known_before(
     long_rows: TokenRows, monkeypatch: pytest.MonkeyPatch, part_tokens: int
 ) -> None:
-    monkeypatch.setattr(batches, "PART_TOKENS", part_tokens)
+    monkeypatch.setattr(batches, "CHUNK_TOKENS", part_tokens)
     lengths = long_rows.kept_lengths(0.3, key=5)
     for row in range(len(long_rows)):
         assert lengths[row] == long_rows.pad(np.array([row]), 0.3, key=5).num_tokens

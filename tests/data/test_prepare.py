@@ -106,7 +106,7 @@ def test_a_half_finished_folder_is_not_taken_for_a_whole_one(tmp_path: Path) -> 
     for shard in Path(folder, "train").iterdir():
         shard.write_bytes(b"half")
     Path(folder, "train", "part-ffff.parquet").write_bytes(b"left behind")
-    with pytest.raises(DataError, match="half-finished"):
+    with pytest.raises(DataError, match="preparing was interrupted"):
         shards.load_manifest(folder)
     assert prepare(run_config(tmp_path, train=path)) == folder
     assert read(folder, "train") == whole
@@ -125,7 +125,7 @@ def test_many_buckets_give_the_same_rows_in_the_same_order_as_one(
 ) -> None:
     path = write_csv(tmp_path / "a.csv", make_rows(300))
     one = prepare(run_config(tmp_path / "one", train=path))
-    monkeypatch.setattr("txclf.data.prepare.BUCKET_BYTES", 1000)
+    monkeypatch.setattr("txclf.data.prepare.SHARD_BYTES", 1000)
     many = prepare(run_config(tmp_path / "many", train=path))
     assert len(shards.load_manifest(one).splits["train"].shards) == 1
     assert len(shards.load_manifest(many).splits["train"].shards) > 5

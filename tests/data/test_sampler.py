@@ -27,36 +27,36 @@ def test_an_epoch_meets_each_row_at_most_once_and_leaves_out_less_than_a_batch(
     rows: int, batch_size: int, window: int
 ) -> None:
     lengths = lengths_of(rows)
-    plan = planner.epoch_batches(lengths, batch_size, window, seed=1, epoch=2)
+    plan = planner.epoch_batches(lengths, batch_size, bucket_batches=window, seed=1, epoch=2)
     assert plan.shape == (planner.steps_per_epoch(rows, batch_size), batch_size)
     met = set(plan.ravel().tolist())
     assert len(met) == plan.size
     assert met <= set(range(rows))
     assert rows - len(met) <= batch_size - 1
-    again = planner.epoch_batches(lengths, batch_size, window, seed=1, epoch=2)
+    again = planner.epoch_batches(lengths, batch_size, bucket_batches=window, seed=1, epoch=2)
     assert (again == plan).all()
 
 
 @pytest.mark.parametrize(("rows", "batch_size", "window"), GRID)
-@pytest.mark.parametrize("accumulate", [1, 2, 3])
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
 def test_the_ranks_share_a_batch_out_whatever_their_number(
-    rows: int, batch_size: int, window: int, accumulate: int
+    rows: int, batch_size: int, window: int, micro_batches: int
 ) -> None:
-    plan = planner.epoch_batches(lengths_of(rows), batch_size, window, seed=0, epoch=0)
+    plan = planner.epoch_batches(lengths_of(rows), batch_size, bucket_batches=window, seed=0, epoch=0)
     for step_rows, ranks in product(plan[:4], RANKS):
-        parts = [planner.rank_parts(step_rows, rank, ranks, accumulate) for rank in range(ranks)]
-        assert {len(own) for own in parts} == {accumulate}
+        parts = [planner.rank_parts(step_rows, rank, ranks, micro_batches) for rank in range(ranks)]
+        assert {len(own) for own in parts} == {micro_batches}
         together = np.concatenate([part for own in parts for part in own])
         assert sorted(together.tolist()) == sorted(step_rows.tolist())
         sizes = [len(part) for own in parts for part in own]
         assert max(sizes) - min(sizes) <= 1
-        if batch_size >= ranks * accumulate:
+        if batch_size >= ranks * micro_batches:
             assert min(sizes) >= 1
 
 
 def test_every_rank_sees_about_the_same_lengths() -> None:
     lengths = lengths_of(5000)
-    plan = planner.epoch_batches(lengths, 50, 32, seed=0, epoch=0)
+    plan = planner.epoch_batches(lengths, 50, bucket_batches=32, seed=0, epoch=0)
     for step_rows in plan:
         longest = [lengths[np.concatenate(planner.rank_parts(step_rows, rank, 5, 2))].max() for rank in range(5)]
         ordered = np.sort(lengths[step_rows])
@@ -65,7 +65,7 @@ def test_every_rank_sees_about_the_same_lengths() -> None:
 
 def test_the_parts_of_a_rank_are_of_neighbouring_lengths() -> None:
     lengths = lengths_of(600)
-    (step_rows,) = planner.epoch_batches(lengths, 600, 1, seed=0, epoch=0)
+    (step_rows,) = planner.epoch_batches(lengths, 600, bucket_batches=1, seed=0, epoch=0)
     for parts in (planner.rank_parts(step_rows, rank, 2, 3) for rank in range(2)):
         assert all(lengths[one].max() <= lengths[two].min() for one, two in pairwise(parts))
 
@@ -73,7 +73,10 @@ def test_the_parts_of_a_rank_are_of_neighbouring_lengths() -> None:
 def test_other_epochs_leave_out_other_rows() -> None:
     lengths = lengths_of(25)
     left = {
-        frozenset(set(range(25)) - set(planner.epoch_batches(lengths, 10, 2, seed=0, epoch=epoch).ravel().tolist()))
+        frozenset(
+            set(range(25))
+            - set(planner.epoch_batches(lengths, 10, bucket_batches=2, seed=0, epoch=epoch).ravel().tolist())
+        )
         for epoch in range(20)
     }
     assert {len(rows) for rows in left} == {5}
@@ -84,7 +87,10 @@ def test_other_epochs_leave_out_other_rows() -> None:
 @pytest.mark.parametrize("window", [1, 4, 100])
 def test_the_order_is_drawn_from_the_seed_and_the_epoch(window: int) -> None:
     lengths = lengths_of(400)
-    plans = [planner.epoch_batches(lengths, 8, window, seed, epoch) for seed, epoch in product(range(3), range(3))]
+    plans = [
+        planner.epoch_batches(lengths, 8, bucket_batches=window, seed=seed, epoch=epoch)
+        for seed, epoch in product(range(3), range(3))
+    ]
     assert len({plan.tobytes() for plan in plans}) == 9
     if window < 100:  # where a window holds all rows, the few longest meet each time
         groups = [{frozenset(rows) for rows in plan.tolist()} for plan in plans]
@@ -93,14 +99,14 @@ def test_the_order_is_drawn_from_the_seed_and_the_epoch(window: int) -> None:
 
 def test_batches_of_a_window_do_not_come_by_length() -> None:
     lengths = lengths_of(3200)
-    plan = planner.epoch_batches(lengths, 10, 32, seed=0, epoch=0)
+    plan = planner.epoch_batches(lengths, 10, bucket_batches=32, seed=0, epoch=0)
     means = lengths[plan].mean(axis=1).reshape(10, 32)
     assert all(abs(np.corrcoef(window, np.arange(32))[0, 1]) < 0.6 for window in means)
     assert abs(np.corrcoef(means.ravel(), np.arange(320))[0, 1]) < 0.2
 
 
 def test_the_orders_are_pinned() -> None:
-    plan = planner.epoch_batches(np.arange(12) % 5, 4, 2, seed=3, epoch=1)
+    plan = planner.epoch_batches(np.arange(12) % 5, 4, bucket_batches=2, seed=3, epoch=1)
     assert plan.tolist() == [[0, 5, 10, 11], [1, 2, 7, 4], [6, 8, 3, 9]]
 
 
@@ -123,7 +129,7 @@ def test_a_balanced_epoch_has_as_many_steps_and_every_class_equally_often(
     rows: int, batch_size: int, window: int, shares: list[float]
 ) -> None:
     lengths, labels = lengths_of(rows), labels_of(rows, shares)
-    plan = planner.epoch_batches(lengths, batch_size, window, 1, 2, labels)
+    plan = planner.epoch_batches(lengths, batch_size, bucket_batches=window, seed=1, epoch=2, labels=labels)
     assert plan.shape == (rows // batch_size, batch_size)
     met = np.bincount(plan.ravel(), minlength=rows)
     occurring = np.unique(labels)
@@ -134,13 +140,16 @@ def test_a_balanced_epoch_has_as_many_steps_and_every_class_equally_often(
         # Every row as often as another of its class, give or take one.
         assert own.max() - own.min() <= 1
         assert own.max() == -(-total // len(own))
-    again = planner.epoch_batches(lengths, batch_size, window, 1, 2, labels)
+    again = planner.epoch_batches(lengths, batch_size, bucket_batches=window, seed=1, epoch=2, labels=labels)
     assert (again == plan).all()
 
 
 def test_balanced_epochs_differ_and_meet_all_rows_in_time() -> None:
     lengths, labels = lengths_of(400), labels_of(400, [0.9, 0.1])
-    plans = [planner.epoch_batches(lengths, 16, 4, seed, epoch, labels) for seed, epoch in product(range(2), range(8))]
+    plans = [
+        planner.epoch_batches(lengths, 16, bucket_batches=4, seed=seed, epoch=epoch, labels=labels)
+        for seed, epoch in product(range(2), range(8))
+    ]
     assert len({plan.tobytes() for plan in plans}) == 16
     assert len(np.unique(np.concatenate(plans[:8]))) == 400
     # The classes are spread over the epoch, not only equal over it.
@@ -151,51 +160,60 @@ def test_balanced_epochs_differ_and_meet_all_rows_in_time() -> None:
 
 def test_copies_of_a_row_do_not_meet_in_a_batch_where_there_is_room() -> None:
     lengths, labels = lengths_of(2000), labels_of(2000, [0.95, 0.05])
-    plan = planner.epoch_batches(lengths, 32, 32, 0, 0, labels)
+    plan = planner.epoch_batches(lengths, 32, bucket_batches=32, seed=0, epoch=0, labels=labels)
     assert np.bincount(plan.ravel()).max() >= 9
     twice = sum(len(rows) - len(np.unique(rows)) for rows in plan)
     # A third of the places would be copies if windows were 32 batches all the same.
     assert twice / plan.size < 0.005
     # Within the window, batches are still of neighbouring lengths.
     spread = np.mean([lengths[rows].std() for rows in plan])
-    mixed = np.mean([lengths[rows].std() for rows in planner.epoch_batches(lengths, 32, 1, 0, 0, labels)])
+    mixed = np.mean(
+        [
+            lengths[rows].std()
+            for rows in planner.epoch_batches(lengths, 32, bucket_batches=1, seed=0, epoch=0, labels=labels)
+        ]
+    )
     assert spread < mixed / 2
 
 
 def test_a_plan_gives_the_balanced_rows_of_any_step_in_any_order() -> None:
     lengths, labels = lengths_of(100), labels_of(100, [0.8, 0.2])
-    plan = BatchSampler(lengths, 16, 4, 5, labels)
-    expected = np.concatenate([planner.epoch_batches(lengths, 16, 4, 5, epoch, labels) for epoch in range(3)])
+    plan = BatchSampler(lengths, 16, bucket_batches=4, seed=5, labels=labels)
+    expected = np.concatenate(
+        [planner.epoch_batches(lengths, 16, bucket_batches=4, seed=5, epoch=epoch, labels=labels) for epoch in range(3)]
+    )
     for step in (17, 3, 0, 11, 6, 12):
         assert plan.rows(step).tolist() == expected[step].tolist()
 
 
-def naive_padding_share(lengths: Ints, plan: Ints, ranks: int, accumulate: int) -> float:
+def naive_padding_share(lengths: Ints, plan: Ints, ranks: int, micro_batches: int) -> float:
     real = padded = 0
     for step_rows, rank in product(plan.tolist(), range(ranks)):
         own = step_rows[rank::ranks]
-        size, more = divmod(len(own), accumulate)
+        size, more = divmod(len(own), micro_batches)
         start = 0
-        for part in range(accumulate):
+        for part in range(micro_batches):
             stop = start + size + (part < more)
             found = [int(lengths[row]) for row in own[start:stop]]
             real, padded, start = real + sum(found), padded + max(found, default=0) * len(found), stop
     return 1 - real / padded
 
 
-@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (1, 3), (2, 2), (3, 1), (5, 4)])
+@pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 1), (1, 3), (2, 2), (3, 1), (5, 4)])
 @pytest.mark.parametrize("batch_size", [5, 16])
-def test_the_padding_share(ranks: int, accumulate: int, batch_size: int) -> None:
+def test_the_padding_share(ranks: int, micro_batches: int, batch_size: int) -> None:
     lengths = lengths_of(300)
-    plan = planner.epoch_batches(lengths, batch_size, 4, seed=0, epoch=0)
-    share = planner.padding_share([lengths], plan, ranks, accumulate)
-    assert share == pytest.approx(naive_padding_share(lengths, plan, ranks, accumulate))
+    plan = planner.epoch_batches(lengths, batch_size, bucket_batches=4, seed=0, epoch=0)
+    share = planner.padding_share([lengths], plan, ranks, micro_batches)
+    assert share == pytest.approx(naive_padding_share(lengths, plan, ranks, micro_batches))
 
 
 def test_windows_of_many_batches_save_padding() -> None:
     lengths = lengths_of(4000)
     share = [
-        planner.padding_share([lengths], planner.epoch_batches(lengths, 32, window, seed=0, epoch=0), 2, 1)
+        planner.padding_share(
+            [lengths], planner.epoch_batches(lengths, 32, bucket_batches=window, seed=0, epoch=0), 2, 1
+        )
         for window in (1, 4, 32, 125)
     ]
     assert share[0] > 0.6
@@ -232,8 +250,8 @@ def test_scoring_meets_each_row_once_longest_first(rows: int, ranks: int, batch_
 def test_lengths_that_change_with_the_epoch_are_those_that_are_sorted_by() -> None:
     lengths = lengths_of(320)
     shorter = {epoch: np.maximum(1, lengths - np.random.default_rng(epoch).integers(0, 9, 320)) for epoch in range(2)}
-    plan = BatchSampler(lengths, 16, 20, 5, lengths_of=lambda key: shorter[key >> 32])
+    plan = BatchSampler(lengths, 16, bucket_batches=20, seed=5, lengths_of=lambda key: shorter[key >> 32])
     for epoch in range(2):
-        expected = planner.epoch_batches(shorter[epoch], 16, 20, 5, epoch)
+        expected = planner.epoch_batches(shorter[epoch], 16, bucket_batches=20, seed=5, epoch=epoch)
         assert [plan.rows(epoch * 20 + step).tolist() for step in range(20)] == expected.tolist()
         assert (plan.epoch_lengths == shorter[epoch]).all()

@@ -18,14 +18,14 @@ from txclf.config.sections import Tokenizer, Truncation
 from txclf.core.errors import DataError
 from txclf.data.tokenizer import (
     SPECIAL_TOKENS,
-    column_room,
+    column_sizes,
     encode,
     parse_tokenizer,
     tokenizer_hash,
     train_tokenizer,
     vocab_size,
 )
-from txclf.data.word_cache import Words
+from txclf.data.word_cache import WordCache
 
 KINDS = ["bpe", "wordpiece", "unigram", "word"]
 TEXTS = [
@@ -49,7 +49,7 @@ def tokens(tokenizer: FastTokenizer, text: str) -> list[str]:
 
 
 def ids_of(tokenizer: FastTokenizer, rows: Sequence[tuple[str, ...]], max_length: int = 100) -> list[list[int]]:
-    ids, _ = encode(Words(tokenizer), rows, max_length)
+    ids, _ = encode(WordCache(tokenizer), rows, max_length)
     found: list[list[int]] = ids.to_pylist()
     return found
 
@@ -146,7 +146,7 @@ def test_rare_words_have_no_token_of_their_own(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "word"])
 def test_nothing_to_learn_from(kind: str) -> None:
-    with pytest.raises(DataError, match=r"no token that occurs `tokenizer\.min_frequency` \(2\) times"):
+    with pytest.raises(DataError, match=r"`tokenizer\.min_frequency`: no token occurs 2 times in the training texts"):
         train_tokenizer(config(kind, min_frequency=2), [])
 
 
@@ -186,7 +186,7 @@ def test_what_a_file_says_of_padding_truncation_and_special_tokens_is_left_out(
 @pytest.mark.parametrize("content", ["", "{}", "not json", '{"version": "1.0"}', "[1]"])
 def test_a_file_that_is_no_tokenizer(tmp_path: Path, content: str) -> None:
     (tmp_path / "t.json").write_text(content)
-    with pytest.raises(DataError, match=r"`tokenizer\.file`: `.*t\.json` is not a tokenizer\.json"):
+    with pytest.raises(DataError, match=r"`tokenizer\.file`: `.*t\.json` cannot be read by the `tokenizers` library"):
         from_file(tmp_path / "t.json")
 
 
@@ -200,7 +200,7 @@ def test_ids_of_a_file_may_have_gaps(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"`tokenizer\.file`: `.*t\.json` is not there"):
+    with pytest.raises(DataError, match=r"`tokenizer\.file`: `.*t\.json` does not exist"):
         from_file(tmp_path / "t.json")
 
 
@@ -223,12 +223,12 @@ def test_names_of_special_tokens_elsewhere() -> None:
     ("row", "message"),
     [
         (("fox", "dog"), r"no `\[SEP\]` token, which joins several text columns"),
-        ((" ",), r"no `\[UNK\]` token, which stands for a text without tokens"),
+        ((" ",), r"no `\[UNK\]` token, which represents a text without tokens"),
     ],
 )
 def test_a_token_that_is_needed_and_not_there(row: tuple[str, ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        encode(Words(foreign()), [row], 10)
+        encode(WordCache(foreign()), [row], 10)
 
 
 # ------------------------------------------------------------------------------------------------------------- encoding
@@ -254,7 +254,7 @@ def test_columns_do_not_run_into_each_other(trained: dict[str, FastTokenizer], k
 def test_rows_are_cut_and_their_full_length_kept(trained: dict[str, FastTokenizer], kind: str, max_length: int) -> None:
     rows = [("the quick brown fox",), ("",), ("the",), (" \n",), ("dog fox",)]
     whole = [trained[kind].encode(text, add_special_tokens=False).ids for (text,) in rows]
-    ids, full_lengths = encode(Words(trained[kind]), rows, max_length)
+    ids, full_lengths = encode(WordCache(trained[kind]), rows, max_length)
     assert ids.type == pa.list_(pa.int32())
     assert full_lengths.dtype == np.int64
     assert full_lengths.tolist() == list(map(len, whole))
@@ -263,7 +263,7 @@ def test_rows_are_cut_and_their_full_length_kept(trained: dict[str, FastTokenize
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_rows(trained: dict[str, FastTokenizer], kind: str) -> None:
-    ids, full_lengths = encode(Words(trained[kind]), [], 10)
+    ids, full_lengths = encode(WordCache(trained[kind]), [], 10)
     assert (len(ids), ids.type, full_lengths.tolist()) == (0, pa.list_(pa.int32()), [])
 
 
@@ -279,7 +279,7 @@ def test_a_row_does_not_depend_on_its_neighbours(trained: dict[str, FastTokenize
 @pytest.mark.parametrize("lengths", [(5, 5), (1, 90), (90, 1), (0, 90), (30, 20, 40), (3, 3, 3), (7,), (0, 0)])
 @pytest.mark.parametrize("room", [3, 4, 9, 10, 25, 89, 200])
 def test_the_longest_column_is_cut_first(lengths: tuple[int, ...], room: int) -> None:
-    rooms = column_room(lengths, room)
+    rooms = column_sizes(lengths, room)
     assert sum(rooms) == min(room, sum(lengths))
     assert all(0 <= kept <= length for kept, length in zip(rooms, lengths, strict=True))
     assert all(kept > 0 for kept, length in zip(rooms, lengths, strict=True) if length)
@@ -306,7 +306,7 @@ def test_how_two_columns_are_cut(truncation: Truncation, room: int, expected: li
     tokenizer = FastTokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     row = " ".join(f"w{number}" for number in range(10)), "w20 w21 w22"
-    ids, full_lengths = encode(Words(tokenizer), [row], room, truncation)
+    ids, full_lengths = encode(WordCache(tokenizer), [row], room, truncation)
     joined = [token for column in expected for token in [*column, 102]][:-1]
     assert ids.to_pylist() == [joined]
     assert full_lengths.tolist() == [14]

@@ -15,7 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from txclf.config import run_config
 from txclf.data import word_cache
 from txclf.data.tokenizer import parse_tokenizer, train_tokenizer
-from txclf.data.word_cache import Words
+from txclf.data.word_cache import WordCache
 
 PLAIN = [
     "the quick brown fox, jumps",
@@ -70,7 +70,7 @@ def tokenizer(kind: str, normalize: str, lowercase: bool) -> FastTokenizer:
     return parse_tokenizer(train_tokenizer(run.tokenizer, PLAIN * 3).to_str())
 
 
-def same(found: Words, texts: Sequence[str]) -> None:
+def same(found: WordCache, texts: Sequence[str]) -> None:
     ids, lengths = found.encode(texts)
     rows = [row.tolist() for row in np.split(ids, np.cumsum(lengths)[:-1])]
     whole = [one.ids for one in found.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -89,13 +89,13 @@ KINDS = [
 
 @pytest.mark.parametrize(("kind", "normalize", "lowercase"), KINDS)
 def test_random_text_gives_the_same_ids(kind: str, normalize: str, lowercase: bool) -> None:
-    found = Words(tokenizer(kind, normalize, lowercase))
+    found = WordCache(tokenizer(kind, normalize, lowercase))
     assert found.usable
     draw = random.Random(0)
     for _ in range(2):
         same(found, ["".join(draw.choices(PIECES, k=draw.randrange(12))) for _ in range(1500)])
         same(found, [" ".join(draw.choices(PIECES, k=draw.randrange(12))) for _ in range(1500)])
-    assert found.places
+    assert found.numbers
 
 
 @pytest.mark.parametrize(("kind", "normalize", "lowercase"), KINDS[2::3])
@@ -112,21 +112,21 @@ def test_every_odd_character_beside_a_space_gives_the_same_ids(kind: str, normal
         f"a{a} b {b}c {c} d {a}{b} {a}e{c}"
         for a, b, c in zip(odd, draw.sample(odd, len(odd)), draw.sample(odd, len(odd)), strict=True)
     ]
-    same(Words(tokenizer(kind, normalize, lowercase)), texts)
+    same(WordCache(tokenizer(kind, normalize, lowercase)), texts)
 
 
 def test_the_table_is_begun_anew_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(word_cache, "MOST_WORDS", 100)
-    found = Words(tokenizer("bpe", "nfc", True))
+    monkeypatch.setattr(word_cache, "MAX_WORDS", 100)
+    found = WordCache(tokenizer("bpe", "nfc", True))
     for start in range(0, 1000, 100):
         same(found, [f"word{start + number} the fox" for number in range(100)])
-        assert len(found.places) <= 203
+        assert len(found.numbers) <= 203
 
 
 def test_few_texts_are_tokenized_at_once() -> None:
-    found = Words(tokenizer("bpe", "nfc", True))
+    found = WordCache(tokenizer("bpe", "nfc", True))
     same(found, PLAIN)
-    assert not found.places
+    assert not found.numbers
 
 
 def made(
@@ -160,25 +160,25 @@ WORDS = models.WordLevel(VOCABULARY, "[UNK]")
     ],
 )
 def test_a_tokenizer_that_may_look_beyond_spaces_is_asked_for_every_text(other: FastTokenizer) -> None:
-    found = Words(other)
+    found = WordCache(other)
     assert not found.usable
     if not getattr(other.model, "dropout", None):
         same(found, ["a b a b", "b  a", "a"] * 20)
-    assert not found.places
+    assert not found.numbers
 
 
 def test_added_tokens_are_looked_for_before_words() -> None:
     plain = made(WORDS, pre_tokenizers.Whitespace())
-    assert Words(plain).usable
+    assert WordCache(plain).usable
     plain.add_tokens(["a b"])
-    assert not Words(plain).usable
-    same(Words(plain), ["a b a b"] * 40)
+    assert not WordCache(plain).usable
+    same(WordCache(plain), ["a b a b"] * 40)
 
 
 def test_a_word_that_depends_on_its_neighbours_is_found_out() -> None:
     # NFKC makes a space of the sign, which then belongs to the space before it.
-    found = Words(tokenizer("bpe", "nfkc", True))
+    found = WordCache(tokenizer("bpe", "nfkc", True))
     same(found, [f"fox ¨{number} dog" for number in range(50)] + ["fox dog"] * 50)
-    spoiled = Words(tokenizer("bpe", "nfkc", True))
-    spoiled.unsteady.add(0)
+    spoiled = WordCache(tokenizer("bpe", "nfkc", True))
+    spoiled.context_dependent.add(0)
     same(spoiled, ["fox dog", "dog"] * 50)

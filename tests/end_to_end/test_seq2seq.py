@@ -21,7 +21,7 @@ from txclf.data.batches import PairRows
 from txclf.data.prepare import prepare
 from txclf.data.sampler import epoch_batches
 from txclf.data.tokenizer import decode, encode_targets, target_ends, train_tokenizer
-from txclf.data.word_cache import Words
+from txclf.data.word_cache import WordCache
 from txclf.evaluation import evaluate
 from txclf.prediction.predict import predict
 from txclf.training.progress import Interrupted, Progress
@@ -163,9 +163,12 @@ def test_windows_look_at_both_sides() -> None:
     draw = np.random.default_rng(0)
     sides = [pa.array([[1] * n for n in draw.integers(2, 60, 4000)], pa.list_(pa.int32())) for _ in range(2)]
     rows = PairRows.from_tables([pa.table(sides, names=["input_ids", "target_ids"])])
-    plan = epoch_batches(rows.lengths, 32, 50, 0, 0)
-    by_source_alone = epoch_batches(rows.source.lengths, 32, 50, 0, 0)
-    assert rows.padding_share(plan, 1, 1) < rows.padding_share(epoch_batches(rows.lengths, 32, 1, 0, 0), 1, 1) - 0.1
+    plan = epoch_batches(rows.lengths, 32, bucket_batches=50, seed=0, epoch=0)
+    by_source_alone = epoch_batches(rows.source.lengths, 32, bucket_batches=50, seed=0, epoch=0)
+    assert (
+        rows.padding_share(plan, 1, 1)
+        < rows.padding_share(epoch_batches(rows.lengths, 32, bucket_batches=1, seed=0, epoch=0), 1, 1) - 0.1
+    )
     assert rows.target.padding_share(plan, 1, 1) < 0.1 < rows.target.padding_share(by_source_alone, 1, 1)
 
 
@@ -175,13 +178,13 @@ def test_targets_are_put_together_again(kind: str) -> None:
     settings = Tokenizer.model_validate({"kind": kind, "vocab_size": 400, "min_frequency": 1, "lowercase": False})
     tokenizer = train_tokenizer(settings, texts, for_targets=True)
     begin, end = target_ends(tokenizer)
-    ids, full = encode_targets(Words(tokenizer), texts[:2], 1000)
+    ids, full = encode_targets(WordCache(tokenizer), texts[:2], 1000)
     assert all(
         one[0] == begin and one[-1] == end and begin not in one[1:] and end not in one[:-1] for one in ids.to_pylist()
     )
     assert [len(one) - 2 for one in ids.to_pylist()] == full.tolist()
     assert decode(tokenizer, ids.to_pylist()) == texts[:2]
-    cut, _ = encode_targets(Words(tokenizer), texts[:2], 2)
+    cut, _ = encode_targets(WordCache(tokenizer), texts[:2], 2)
     assert [len(one) for one in cut.to_pylist()] == [3, 3]
     assert all(one[-1] != end for one in cut.to_pylist())
 

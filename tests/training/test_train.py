@@ -211,7 +211,7 @@ def poisoned(folder: Path, *words: str) -> tuple[RunConfig, int]:
     checkpoints.save(f"{run.run_folder}/checkpoints", saved.step, {}, state)
     table = shards.read_split(prepared, shards.load_manifest(prepared), "train", ["input_ids", "label"])
     tokens = TokenRows([table])
-    plan = BatchSampler(tokens.lengths, 16, run.train.bucket_batches, run.seed)
+    plan = BatchSampler(tokens.lengths, 16, bucket_batches=run.train.bucket_batches, seed=run.seed)
     steps = range(saved.step, run.train.epochs * plan.steps_per_epoch)
     return run, sum(token in tokens.batch(plan.rows(step))["input_ids"] for step in steps)
 

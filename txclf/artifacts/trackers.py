@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from txclf.config.dotted import flatten_dotted
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError
@@ -43,14 +44,8 @@ def require(run: RunConfig) -> None:
 
 def parameters(run: RunConfig) -> dict[str, str]:
     """The resolved run file, a dotted key each; without `tune`."""
-
-    def flat(value: Any, key: str) -> dict[str, str]:
-        if not isinstance(value, dict) or not value:
-            return {key: str(value)}
-        return {name: text for part, inner in value.items() for name, text in flat(inner, f"{key}.{part}").items()}
-
-    settings = run.model_dump(mode="json", exclude={"tune"})
-    return {name: text for part, inner in settings.items() for name, text in flat(inner, part).items()}
+    settings = flatten_dotted(run.model_dump(mode="json", exclude={"tune"}))
+    return {key: str(value) for key, value in settings.items()}
 
 
 def opened(run: RunConfig) -> Tracker:

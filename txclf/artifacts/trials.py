@@ -25,8 +25,9 @@ from pydantic import BaseModel
 
 from txclf.artifacts import checkpoints, metric_logger
 from txclf.config import run_config
+from txclf.config.dotted import Settings
 from txclf.config.run_config import RunConfig
-from txclf.config.search_space import Settings, Tune
+from txclf.config.search_space import Tune
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 

@@ -18,7 +18,8 @@ from typing import Annotated, Any, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from txclf.config.search_space import Settings, Tune, set_dotted
+from txclf.config.dotted import Settings, set_dotted
+from txclf.config.search_space import Tune
 from txclf.config.sections import Compute, Data, Generate, Model, Section, Tokenizer, Train, Truncation
 from txclf.config.tasks import TASKS, Task, TaskSpec
 from txclf.core import storage

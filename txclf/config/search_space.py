@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_serializer, model_validator
 
+from txclf.config.dotted import Settings
 from txclf.config.sections import Monitor, Section
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
-Settings = dict[str, Any]
-"""Values by dotted key."""
 
 
 class Domain(Section):
@@ -211,12 +210,3 @@ class Tune(Section):
             yield from ((key, value) for value in (*domain.values, *domain.within))
         for point in self.points_to_evaluate:
             yield from point.items()
-
-
-def set_dotted(settings: Mapping[str, Any], into: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested mapping with values laid over it by dotted key; the mapping itself stays."""
-    result = dict(into)
-    for dotted, value in settings.items():
-        key, _, rest = dotted.partition(".")
-        result[key] = set_dotted({rest: value}, result.get(key) or {}) if rest else value
-    return result

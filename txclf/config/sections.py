@@ -104,13 +104,14 @@ class Truncation(Section):
         return max_length + (self.max_windows - 1) * (max_length - self.window_overlap)
 
     def describe(self, max_length: int) -> str:
-        """Return the tokens that are read of a text, in words."""
-        return {
-            "head": f"the first {max_length:,} tokens",
-            "tail": f"the last {max_length:,} tokens",
-            "head_tail": f"the first and last tokens, {max_length:,} together,",
-            "windows": f"at most {self.max_windows:,} windows of {max_length:,} tokens",
-        }[self.mode]
+        """Describe which tokens of a text the model reads."""
+        if self.mode == "head":
+            return f"the first {max_length:,} tokens"
+        if self.mode == "tail":
+            return f"the last {max_length:,} tokens"
+        if self.mode == "head_tail":
+            return f"the first and last tokens, {max_length:,} together,"
+        return f"at most {self.max_windows:,} windows of {max_length:,} tokens"
 
 
 class Tokenizer(Section):

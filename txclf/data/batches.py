@@ -1,9 +1,9 @@
 """Rows of tokens to padded tensors.
 
-A row of more tokens than the model reads at once becomes several sequences, its windows, which stay together.
+A row with more tokens than the model reads at once becomes several sequences, its windows, which stay in one batch.
 
-Shapes: S steps, G rows of a global batch, B rows of a batch on this rank, W their sequences (without windows W = B), T
-tokens of a sequence.
+Shapes: S steps, G rows of a global batch, B rows of a batch on this rank, W sequences of these rows (W = B without
+windows), T tokens of a sequence, U tokens of a target, K labels of the row with the most labels.
 """
 
 from __future__ import annotations
@@ -18,44 +18,45 @@ import torch
 from torch import Tensor
 
 from txclf.core.hashing import mix, uniform
+from txclf.core.ragged import concat_ranges
 from txclf.data.labels import LabelSets
 from txclf.data.sampler import WHOLE, Int32s, Ints, Layout, Lengths, padding_share
 
-PART_TOKENS = 2**20
-"""Tokens that are looked at at once where all are: their numbers take a hundred bytes each."""
+CHUNK_TOKENS = 2**20
+"""Tokens processed at a time in a pass over all tokens. Each takes about 100 bytes meanwhile."""
 
 
 class Batch(TypedDict):
-    """What a step takes."""
+    """Input of a training or scoring step of a classifier."""
 
     input_ids: Tensor
-    """(W, T) int64, zero where there is no token."""
+    """(W, T) int64, 0 at padding."""
     mask: Tensor | None
-    """(W, T) bool, True at real tokens; None when all are real."""
+    """(W, T) bool, True at real tokens; None if there is no padding."""
     segments: Tensor | None
-    """(W, T) int64, the text column of each token; None when columns are not told apart."""
+    """(W, T) int64, the text column of each token; None without segment embeddings."""
     windows: Tensor | None
-    """(W,) int64, the row of each sequence; None when each row is one."""
+    """(W,) int64, the row of each sequence; None if each row is one sequence."""
     labels: Tensor
-    """(B,) int64; of `multilabel` (B, K), the class numbers of each row and -1 behind them."""
+    """(B,) int64 class ids; (B, K) if multilabel, padded with -1."""
     num_tokens: int
-    """Real tokens, those in several windows several times."""
+    """Real tokens. A token in several windows counts once per window."""
 
 
 class PairBatch(TypedDict):
-    """What a step of `seq2seq` takes: U target tokens, `[BOS]` first."""
+    """Input of a step of `seq2seq`. Targets start with `[BOS]`."""
 
     input_ids: Tensor
     mask: Tensor | None
     target_ids: Tensor
-    """(B, U) int64, zero where there is no token."""
+    """(B, U) int64, 0 at padding."""
     target_lengths: Tensor
     """(B,) int64."""
     num_tokens: int
 
 
 class Sequences(NamedTuple):
-    """Sequences of tokens of some rows, padded."""
+    """Padded token sequences of some rows."""
 
     input_ids: Tensor
     """(W, T) int64."""
@@ -66,16 +67,16 @@ class Sequences(NamedTuple):
 
 
 class TokenRows:
-    """Rows held as one flat array of token ids: any rows can be gathered without a Python loop over tokens.
+    """Token rows in one flat array, so that rows are gathered without a Python loop over tokens.
 
-    Made of Arrow tables with a column of token ids (list<int32>) and, where there are labels, `label`, or `labels`
-    where a row may have several. A single chunk is not copied. `layout` says how the rows become sequences.
+    They come from Arrow tables with a column of token ids (list<int32>) and, for classifiers, a column `label` (one
+    class id) or `labels` (a list of class ids). A single chunk is not copied. `layout` maps rows to sequences.
     """
 
     def __init__(self, tables: Sequence[pa.Table], column: str = "input_ids", layout: Layout = WHOLE) -> None:
         self.layout = layout
         lists = [chunk for table in tables for chunk in table[column].chunks if len(chunk)]
-        # Arrow's own `to_numpy` would import pandas first.
+        # Arrow's own `to_numpy` would import pandas.
         values = [np.asarray(np.from_dlpack(chunk.flatten()), np.int32) for chunk in lists]
         lengths = [np.diff(np.from_dlpack(chunk.offsets)).astype(np.int32) for chunk in lists]
         self.values: Int32s = values[0] if len(values) == 1 else np.concatenate([np.empty(0, np.int32), *values])
@@ -84,51 +85,53 @@ class TokenRows:
         labelled = [table["label"] for table in tables if "label" in table.column_names]
         labels = [np.from_dlpack(chunk) for column in labelled for chunk in column.chunks]
         self.labels: Int32s = np.concatenate([np.empty(0, np.int32), *labels]).astype(np.int32)
-        several = bool(tables) and all("labels" in table.column_names for table in tables)
-        self.label_sets = LabelSets.from_tables(tables) if several else None
+        is_multilabel = bool(tables) and all("labels" in table.column_names for table in tables)
+        self.label_sets = LabelSets.from_tables(tables) if is_multilabel else None
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def tokens(self, rows: Ints) -> Int32s:
-        """The token ids of the given rows, one row after the other."""
-        tokens: Int32s = self.values[self._places(rows)]
+        """Return the token ids of the given rows, one row after another."""
+        tokens: Int32s = self.values[self._positions(rows)]
         return tokens
 
-    def _places(self, rows: Ints) -> Ints:
-        """The place of each of their tokens among all tokens."""
-        return ranges(self.starts[rows], self.lengths[rows])
+    def _positions(self, rows: Ints) -> Ints:
+        """Return the position of each token of the given rows in the flat array."""
+        return concat_ranges(self.starts[rows], self.lengths[rows])
 
     def step_size(self, rows: Ints) -> int:
-        """What the loss of a step with these rows is divided by."""
+        """Return the divisor of the loss of a step with these rows."""
         return len(rows)
 
     def kept_lengths(self, token_dropout: float, key: int) -> Lengths:
-        """The tokens that `token_dropout` leaves of each row, as `pad` does."""
+        """Return the tokens of each row that `token_dropout` keeps, the same tokens as in `pad`."""
         lengths = self.lengths.copy()
-        for part in np.array_split(np.flatnonzero(lengths), 1 + int(self.lengths.sum(dtype=np.int64)) // PART_TOKENS):
-            if len(part):
-                firsts = np.cumsum(self.lengths[part]) - self.lengths[part]
-                lengths[part] = np.add.reduceat(survives(self._places(part), token_dropout, key), firsts)
+        for chunk in np.array_split(np.flatnonzero(lengths), 1 + int(self.lengths.sum(dtype=np.int64)) // CHUNK_TOKENS):
+            if len(chunk):
+                firsts = np.cumsum(self.lengths[chunk]) - self.lengths[chunk]
+                lengths[chunk] = np.add.reduceat(keep_mask(self._positions(chunk), token_dropout, key), firsts)
         return np.maximum(lengths, np.minimum(self.lengths, 1))
 
-    def padding_share(self, batches: Ints, world_size: int, accumulate: int, lengths: Lengths | None = None) -> float:
-        """Share of the positions of these global batches (S, G) that hold no token.
+    def padding_share(
+        self, batches: Ints, world_size: int, micro_batches: int, lengths: Lengths | None = None
+    ) -> float:
+        """Return the share of padding in the global batches (S, G).
 
-        `lengths`: what token dropout left of the rows; those of several windows count whole.
+        `lengths` are the row lengths after token dropout. With windows they are ignored: rows count with all tokens.
         """
         lengths = None if self.layout.window is not None else lengths
         return padding_share(
-            [self.lengths if lengths is None else lengths], batches, world_size, accumulate, self.layout
+            [self.lengths if lengths is None else lengths], batches, world_size, micro_batches, self.layout
         )
 
     @property
     def costs(self) -> Ints | None:
-        """Sequences of each row; None where each row is one."""
+        """Sequences per row; None if each row is one sequence."""
         return None if self.layout.window is None else self.layout.counts(self.lengths)
 
     def batch(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> Batch:
-        """The given rows and their labels, as `pad` makes them."""
+        """Return the given rows and their labels, padded as in `pad`."""
         if self.label_sets is None:
             labels = torch.from_numpy(self.labels[rows].astype(np.int64))
         else:
@@ -137,61 +140,64 @@ class TokenRows:
         return Batch(input_ids=ids, mask=mask, segments=segments, windows=windows, labels=labels, num_tokens=num_tokens)
 
     def pad(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> Sequences:
-        """The sequences of the given rows, padded to the longest of them.
+        """Return the sequences of the given rows, padded to the longest of them.
 
-        `token_dropout` leaves out that share of the tokens (word dropout, Iyyer et al., ACL 2015), so sequences get
-        shorter too; at least one of each stays. Which ones depends on the token and `key` alone, not on the batch.
+        `token_dropout` removes that share of the tokens (word dropout, Iyyer et al., ACL 2015), which also makes
+        sequences shorter. Each sequence keeps at least one token. The choice depends on the token and `key` only, not
+        on the batch.
         """
         lengths, layout = self.lengths[rows].astype(np.int64), self.layout
         tokens = self.tokens(rows)
         segments = None if layout.separator is None else columns(tokens, lengths, layout.separator)
         windows = None
-        places = self._places(rows) if token_dropout else None
+        positions = self._positions(rows) if token_dropout else None
         if layout.window is not None and lengths.max() > layout.window:
             owners, starts, sizes = layout.spans(lengths)
-            inside = ranges((np.cumsum(lengths) - lengths)[owners] + starts, sizes)
+            inside = concat_ranges((np.cumsum(lengths) - lengths)[owners] + starts, sizes)
             tokens, lengths, windows = tokens[inside], sizes, torch.from_numpy(owners)
             segments = None if segments is None else segments[inside]
-            places = None if places is None else places[inside]
-        if places is not None:
-            kept = survives(places, token_dropout, key)
+            positions = None if positions is None else positions[inside]
+        if positions is not None:
+            kept = keep_mask(positions, token_dropout, key)
             firsts = np.cumsum(lengths) - lengths
             kept[firsts[np.add.reduceat(kept, firsts) == 0]] = True
             tokens, lengths = tokens[kept], np.add.reduceat(kept, firsts)
             segments = None if segments is None else segments[kept]
         ids, mask = padded(tokens, lengths)
-        told = None if segments is None else padded(segments, lengths)[0]
-        return Sequences(ids, mask, told, windows, int(lengths.sum()))
+        padded_segments = None if segments is None else padded(segments, lengths)[0]
+        return Sequences(ids, mask, padded_segments, windows, int(lengths.sum()))
 
 
 class PairRows:
-    """Rows of `seq2seq`: a source and a target each."""
+    """Rows of `seq2seq`, each with a source and a target."""
 
     costs: Ints | None = None
 
     def __init__(self, source: TokenRows, target: TokenRows) -> None:
         self.source, self.target = source, target
-        # What rows are sorted by: the target, which costs more, then the source.
+        # Sort key: the length of the target, which costs more, then that of the source.
         self.lengths: Ints = self.target.lengths.astype(np.int64) << 32 | self.source.lengths
 
     @classmethod
     def from_tables(cls, tables: Sequence[pa.Table]) -> Self:
-        """Of tables with `input_ids` and `target_ids`."""
+        """Return the rows of tables with `input_ids` and `target_ids`."""
         return cls(TokenRows(tables), TokenRows(tables, "target_ids"))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def step_size(self, rows: Ints) -> int:
-        """Target tokens that these rows predict, which the loss of their step is divided by."""
+        """Return the number of target tokens that these rows predict, the divisor of the loss of their step."""
         return int(self.target.lengths[rows].sum()) - len(rows)
 
-    def padding_share(self, batches: Ints, world_size: int, accumulate: int, lengths: Lengths | None = None) -> float:
-        """Share of the positions of these global batches (S, G) that hold no token, of both sides."""
-        return padding_share([self.source.lengths, self.target.lengths], batches, world_size, accumulate)
+    def padding_share(
+        self, batches: Ints, world_size: int, micro_batches: int, lengths: Lengths | None = None
+    ) -> float:
+        """Return the share of padding in the global batches (S, G), sources and targets together."""
+        return padding_share([self.source.lengths, self.target.lengths], batches, world_size, micro_batches)
 
     def batch(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> PairBatch:
-        """The given rows, each side padded to its longest; `token_dropout` leaves out tokens of the source."""
+        """Return the given rows, each side padded to its longest. `token_dropout` removes tokens of the source."""
         source = self.source.pad(rows, token_dropout, key)
         lengths = self.target.lengths[rows].astype(np.int64)
         target_ids, _ = padded(self.target.tokens(rows), lengths)
@@ -207,29 +213,26 @@ class PairRows:
 Rows = TokenRows | PairRows
 
 
-def survives(places: Ints, token_dropout: float, key: int) -> npt.NDArray[np.bool_]:
-    """Which of the tokens at these places are left."""
-    kept: npt.NDArray[np.bool_] = uniform(mix(places.astype(np.uint64) ^ mix(np.uint64(key)))) >= token_dropout
+def keep_mask(positions: Ints, token_dropout: float, key: int) -> npt.NDArray[np.bool_]:
+    """Return a mask of the tokens at these positions that token dropout keeps."""
+    kept: npt.NDArray[np.bool_] = uniform(mix(positions.astype(np.uint64) ^ mix(np.uint64(key)))) >= token_dropout
     return kept
 
 
 def columns(tokens: Int32s, lengths: Ints, separator: int) -> Int32s:
-    """The text column of each token of rows that lie one after the other; a separator belongs to the column before."""
-    marks = tokens == separator
-    before = np.cumsum(marks) - marks
+    """Return the text column of each token of rows stored one after another.
+
+    A separator belongs to the column before it.
+    """
+    is_separator = tokens == separator
+    before = np.cumsum(is_separator) - is_separator
     firsts = np.cumsum(lengths) - lengths
     numbers: Int32s = (before - np.repeat(before[firsts], lengths)).astype(np.int32)
     return numbers
 
 
-def ranges(starts: Ints, lengths: Lengths) -> Ints:
-    """The numbers from each start on, as many as its length, one range after the other."""
-    ends = np.cumsum(lengths, dtype=np.int64)
-    return np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
-
-
 def padded(tokens: Int32s, lengths: Ints) -> tuple[Tensor, Tensor | None]:
-    """Rows that lie one after the other as (B, T) int64, zero where there is no token; and their mask, None if full."""
+    """Return rows stored one after another as (B, T) int64, 0 at padding, and their mask; None without padding."""
     inside = np.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
     ids = np.zeros(inside.shape, np.int64)
     ids[inside] = tokens

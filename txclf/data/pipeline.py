@@ -1,4 +1,7 @@
-"""Plain functions over items (files, shards), in this process or as stages of Ray Data: the same tables either way."""
+"""Run plain functions over items (files, shards), in this process or as stages of Ray Data.
+
+Both ways give the same tables.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ Tables = Iterator[pa.Table]
 
 
 def dataset(function: Callable[[Item], Tables], items: Sequence[Item]) -> Any:
-    """A Ray Data dataset of the tables that `function` yields of each item, in the order of the items."""
+    """Return a Ray Data dataset of the tables that `function` yields per item, in the order of the items."""
     import ray
 
     ray.data.DataContext.get_current().execution_options.preserve_order = True
@@ -31,7 +34,7 @@ def dataset(function: Callable[[Item], Tables], items: Sequence[Item]) -> Any:
 
 
 def tables(function: Callable[[Item], Tables], items: Sequence[Item], on_ray: bool) -> Tables:
-    """The tables that `function` yields of each item, in the order of the items."""
+    """Yield the tables that `function` yields per item, in the order of the items."""
     if on_ray:
         yield from dataset(function, items).iter_batches(batch_size=None, batch_format="pyarrow")
     else:
@@ -40,7 +43,7 @@ def tables(function: Callable[[Item], Tables], items: Sequence[Item], on_ray: bo
 
 
 def prefetch(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
-    """The same items, made by a thread up to `depth` ahead of their use."""
+    """Yield the same items, produced by a thread up to `depth` items ahead."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
         waiting = deque(pool.submit(next, items, end) for _ in range(depth))
@@ -55,14 +58,16 @@ def prefetch(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
 def external_sort(
     function: Callable[[Item], Tables],
     items: Sequence[Item],
+    *,
     on_ray: bool,
     write: Callable[[pa.Table], str],
-    num_parts: int,
+    num_partitions: int,
 ) -> Iterator[str]:
-    """Sorts the rows of all tables by their `key` (uint64, spread evenly) and writes them in parts of disjoint ranges.
+    """Sort the rows of all tables by `key` and write them in partitions with disjoint key ranges.
 
-    `write` sorts within a part, and what it returns is yielded. In this process the rows go to one local file a part
-    first, so memory holds one part (`num_parts` is the number of them); on Ray its sort decides about the parts.
+    `key` is an evenly distributed uint64 column. `write` sorts and writes one partition; its return values are yielded.
+    In this process, the rows of each of the `num_partitions` partitions first go to a local file, so memory holds one
+    partition at a time. On Ray, the sort of Ray Data chooses the partitions.
     """
     if on_ray:
 
@@ -74,15 +79,15 @@ def external_sort(
             yield row["written"]
         return
     with tempfile.TemporaryDirectory(prefix="txclf-sort-") as folder:
-        paths = [os.path.join(folder, str(part)) for part in range(num_parts)]
+        paths = [os.path.join(folder, str(number)) for number in range(num_partitions)]
         with ExitStack() as stack:
             writers: list[Any] = []
             for table in tables(function, items, on_ray=False):
                 if not writers:
                     writers = [stack.enter_context(pa.ipc.new_stream(path, table.schema)) for path in paths]
-                places = (table["key"].to_numpy() / 2.0**64 * num_parts).astype(np.int64)
-                for part in np.unique(places):
-                    writers[part].write_table(table.filter(pa.array(places == part)))
+                partitions = (table["key"].to_numpy() / 2.0**64 * num_partitions).astype(np.int64)
+                for number in np.unique(partitions):
+                    writers[number].write_table(table.filter(pa.array(partitions == number)))
         for path in filter(os.path.exists, paths):
             with pa.memory_map(path) as file, pa.ipc.open_stream(file) as reader:
                 table = reader.read_all()

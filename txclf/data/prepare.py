@@ -1,11 +1,11 @@
 """`txclf prepare`: raw labelled files to token shards and a manifest.
 
-    scan       every row once: labels, bad rows, hashes of the texts, the text that the tokenizer learns from
+    scan       read every row once: labels, rejected rows, text hashes, a sample of texts for the tokenizer
     train the tokenizer on the train split
-    tokenize   every row again, to shards in shuffled order
+    tokenize   read every row again and write shards in shuffled order
 
-Both passes are plain functions over one file, run in this process (`compute.workers: 0`) or as stages of Ray Data.
-Between them only hashes (16 bytes a row) and the tokenizer's sample are held, so raw text may be larger than memory.
+Both passes are plain functions over one file. They run in this process (`compute.workers: 0`) or as stages of Ray
+Data. Between them only hashes (16 bytes per row) and the sample are in memory, so raw text may be larger than memory.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,9 +25,18 @@ from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.core.hashing import UInt64s
 from txclf.data import pipeline, records, shards
-from txclf.data.audit import SHOWN_REJECTS, Audit, check
+from txclf.data.audit import Audit
 from txclf.data.pipeline import Tables
-from txclf.data.records import Reject
+from txclf.data.scan import (
+    FileTask,
+    ReportProgress,
+    TokenizerSample,
+    file_tasks,
+    held_out_rows,
+    num_bytes,
+    read_rows,
+    scan_all,
+)
 from txclf.data.shards import Manifest, Shard, Split
 from txclf.data.sources import Source, stamp
 from txclf.data.sources import find_sources as list_sources
@@ -43,58 +49,21 @@ from txclf.data.tokenizer import (
     train_tokenizer,
     vocab_size,
 )
-from txclf.data.word_cache import Words
+from txclf.data.word_cache import WordCache
 
-BUCKET_BYTES = 64 * 2**20  # raw bytes that become one shard, roughly
-SCANNED = pa.schema(
-    [
-        ("hash", pa.uint64()),  # null where the row is rejected
-        ("labels", pa.list_(pa.string())),  # one, but for `multilabel`; or the target of `seq2seq`
-        ("float_label", pa.bool_()),
-        ("sample", pa.string()),  # text for the tokenizer, null where it is not drawn
-        ("target_sample", pa.string()),
-        ("file", pa.string()),  # of a rejected row
-        ("row", pa.int64()),
-        ("reason", pa.string()),
-    ]
-)
-
-SCHEMAS = {"classify": shards.SCHEMA, "multilabel": shards.SETS, "seq2seq": shards.PAIRS}
-"""Of the shards."""
-
-Show = Callable[[str, int], None]
-"""Takes what is being done and the rows done so far."""
+SHARD_BYTES = 64 * 2**20
+"""Approximate number of raw bytes that become one shard."""
+FINGERPRINT_VERSION = 2
 
 
-@dataclass(frozen=True)
-class Task:
-    """One file of one split."""
-
-    run: RunConfig
-    split: str
-    source: Source
-    number: int
-    """Of the source, among all of the run."""
-    sample: float = 0.0
-    """Share of its rows that the tokenizer learns from."""
-    labels: tuple[str, ...] | None = None
-    """The training labels, once they are known; rows with another are rejected."""
-
-
-class Samples(NamedTuple):
-    """What the tokenizers learn from."""
-
-    texts: list[str]
-    targets: list[str]
-    """Of `seq2seq`."""
-
-
-def prepare(run: RunConfig, show: Show = lambda stage, rows: None) -> str:
+def prepare(run: RunConfig, show: ReportProgress = lambda stage, rows: None) -> str:
     """Prepare the data of a run, unless they are prepared already, and return the prepared folder.
 
-    With `compute.workers` above 0 the work runs on Ray, which must be connected.
+    With `compute.workers` above 0 the work runs on Ray, which must be connected. `show` receives the current stage and
+    the rows done so far.
 
-    Raises `DataError` for missing files, bad rows under `on_bad_row: fail`, and data that cannot train a classifier.
+    Raises `ConfigError` if the run file names no training files. Raises `DataError` for missing files, for bad rows
+    under `on_bad_row: fail`, and for data that cannot train a model.
     """
     sources = find_sources(run)
     fingerprint = _fingerprint(run, sources)
@@ -102,29 +71,52 @@ def prepare(run: RunConfig, show: Show = lambda stage, rows: None) -> str:
     if storage.exists(storage.join(folder, shards.MANIFEST)):
         return folder
     storage.require_writable(folder)
-    audits, sample = _scan_all(run, sources, show)
+    audits, sample = scan_all(run, sources, show)
     labels = records.sort_labels(audits["train"].labels)
     tokenizers = _train_tokenizers(run, sample, show)
     for name, content in zip((shards.TOKENIZER, shards.TARGET_TOKENIZER), tokenizers, strict=False):
         storage.write_bytes(storage.join(folder, name), content.encode())
-    written = _write_all(run, sources, labels, tokenizers, folder, show)
+    written = _write_all(run, sources, labels=labels, tokenizers=tokenizers, folder=folder, report=show)
     rejects = [reject for audit in audits.values() for reject in audit.rejects]
     lines = [json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in rejects]
     storage.write_bytes(storage.join(folder, shards.REJECTED), "".join(lines).encode("utf-8", "replace"))
-    manifest = _manifest(run, fingerprint, labels, tokenizers, audits, written)
+    manifest = _manifest(
+        run, fingerprint=fingerprint, labels=labels, tokenizers=tokenizers, audits=audits, written=written
+    )
     storage.write_bytes(storage.join(folder, shards.MANIFEST), (manifest.model_dump_json(indent=2) + "\n").encode())
     return folder
 
 
-def _answer(run: RunConfig) -> str:
-    """The column that holds what a model is to say of a text."""
-    return run.data.target if run.task == "seq2seq" else run.data.label
+def find_sources(run: RunConfig) -> dict[str, list[Source]]:
+    """Return the files of each split that the run file names.
+
+    Raises `ConfigError` if `data.train` is not set, and `DataError` if a path matches no file.
+    """
+    if run.data.train is None:
+        raise ConfigError("`data.train`: not set. Name the training files, as in `data.train=train.csv`.")
+    paths_by_split = {"train": run.data.train, "valid": run.data.valid, "test": run.data.test}
+    return {split: list_sources(paths) for split, paths in paths_by_split.items() if paths is not None}
 
 
-def _train_tokenizers(run: RunConfig, sample: Samples, show: Show) -> list[str]:
-    """The tokenizer of the texts, and that of the targets where they have their own."""
-    show("training the tokenizer on", len(sample.texts))
-    if run.task != "seq2seq":
+def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:
+    """Hash everything that the prepared data depend on: settings, seed, and each file's size and modification time."""
+    stamps = {split: [[source.path, *map(list, stamp(source))] for source in files] for split, files in sources.items()}
+    tokenizer_file = run.tokenizer.file and hashlib.sha256(storage.read_bytes(run.tokenizer.file)).hexdigest()
+    unused = {"label", "target"} - {run.task_spec.answer_key}
+    if not run.task_spec.is_multilabel:
+        unused.add("label_delimiter")
+    if run.data.truncation != "windows":
+        unused |= {"window_overlap", "max_windows"}
+    data = run.data.model_dump(exclude={*shards.SPLITS, "ingest", *unused})
+    tokenizer = run.tokenizer.model_dump(exclude={"file", *unused})
+    settings = [FINGERPRINT_VERSION, run.seed, run.task, data, tokenizer, tokenizer_file, stamps]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _train_tokenizers(run: RunConfig, sample: TokenizerSample, report: ReportProgress) -> list[str]:
+    """Return the tokenizer of the texts and, if the targets have their own vocabulary, that of the targets."""
+    report("training the tokenizer on", len(sample.texts))
+    if not run.task_spec.is_seq2seq:
         return [train_tokenizer(run.tokenizer, sample.texts).to_str()]
     if run.tokenizer.target == "shared":
         return [train_tokenizer(run.tokenizer, chain(sample.texts, sample.targets), for_targets=True).to_str()]
@@ -132,258 +124,176 @@ def _train_tokenizers(run: RunConfig, sample: Samples, show: Show) -> list[str]:
     return [train_tokenizer(run.tokenizer, sample.texts).to_str(), targets.to_str()]
 
 
-def find_sources(run: RunConfig) -> dict[str, list[Source]]:
-    """The files of each split that the run file names. Raises `ConfigError` or `DataError` when there are none."""
-    if run.data.train is None:
-        raise ConfigError("`data.train`: not set: name the training files, as in `data.train=train.csv`")
-    named = {"train": run.data.train, "valid": run.data.valid, "test": run.data.test}
-    return {split: list_sources(paths) for split, paths in named.items() if paths is not None}
-
-
-def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:
-    """Of all that the prepared data follow from: settings, seed, and each file's size and time of change."""
-    stamps = {split: [[source.path, *map(list, stamp(source))] for source in files] for split, files in sources.items()}
-    given = run.tokenizer.file and hashlib.sha256(storage.read_bytes(run.tokenizer.file)).hexdigest()
-    unused = {"seq2seq": {"label"}, "classify": {"target"}, "multilabel": {"target"}}[run.task]
-    if run.task != "multilabel":
-        unused.add("label_delimiter")
-    if run.data.truncation != "windows":
-        unused |= {"window_overlap", "max_windows"}
-    data, tokenizer = (
-        run.data.model_dump(exclude={*shards.SPLITS, "ingest", *unused}),
-        run.tokenizer.model_dump(exclude={"file", *unused}),
-    )
-    settings = [2, run.seed, run.task, data, tokenizer, given, stamps]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _size(sources: Iterable[Source]) -> int:
-    return sum(size for source in sources for _, size, _ in stamp(source))
-
-
-# ------------------------------------------------------------------------------------------------------------ scanning
-
-
-def _scan_all(run: RunConfig, sources: dict[str, list[Source]], show: Show) -> tuple[dict[str, Audit], Samples]:
-    """Scans every split, the training files first, for their labels are what the others are held to."""
-    audits: dict[str, Audit] = {}
-    sample = Samples([], [])
-    share = min(1.0, run.tokenizer.training_megabytes * 2**20 / max(1, _size(sources["train"])))
-    share = 0.0 if run.tokenizer.kind == "file" else share
-    rows = 0
-    for split in sources:
-        labels = None if split == "train" or run.task == "seq2seq" else tuple(audits["train"].labels)
-        audit = audits[split] = Audit()
-        hashes, label_hashes = [audit.hashes], [audit.label_hashes]
-        tasks = _tasks(run, sources, split, share if split == "train" else 0.0, labels)
-        for table in pipeline.tables(_scan, tasks, run.compute.on_ray):
-            good, bad = table.filter(table["hash"].is_valid()), table.filter(table["reason"].is_valid())
-            audit.rejects += map(Reject, *(bad[name].to_pylist() for name in ("file", "row", "reason")))
-            if run.task != "seq2seq":
-                audit.labels.update(chain.from_iterable(good["labels"].to_pylist()))
-                audit.float_labels |= any(good["float_label"].to_pylist())
-            sample.texts.extend(good["sample"].drop_null().to_pylist())
-            sample.targets.extend(good["target_sample"].drop_null().to_pylist())
-            hashes.append(good["hash"].to_numpy())
-            label_hashes.append(_label_hashes([tuple(row) for row in good["labels"].to_pylist()]))
-            rows += table.num_rows
-            show("read", rows)
-            if run.data.on_bad_row == "fail" and len(audit.rejects) >= SHOWN_REJECTS:
-                break
-        audit.hashes, audit.label_hashes = np.concatenate(hashes), np.concatenate(label_hashes)
-        check(run, split, audit)
-    return audits, sample
-
-
-def _label_hashes(labels: list[tuple[str, ...]]) -> UInt64s:
-    """Of the labels of each row; many rows have the same."""
-    distinct = {row: number for number, row in enumerate(dict.fromkeys(labels))}
-    numbers = np.fromiter(map(distinct.__getitem__, labels), np.int64, len(labels))
-    return shards.text_hashes(distinct)[numbers]
-
-
-def _scan(task: Task) -> Tables:
-    """What the audit and the tokenizer need of each row of a file."""
-    seed = task.run.seed
-    known = None if task.labels is None else set(task.labels)
-    for rows, rejects in pipeline.prefetch(_rows(task)):
-        bad = list(rejects)
-        kept = list(range(len(rows.rows)))
-        labels = rows.label_sets or [(label,) for label in rows.labels]
-        if known is not None:
-            unseen = {i: label for i in kept for label in labels[i] if label not in known}
-            reason = "label `{}` is not among the training labels"
-            bad += [Reject(rows.files[i], rows.rows[i], reason.format(label)) for i, label in unseen.items()]
-            bad.sort(key=lambda reject: reject.row)
-            kept = sorted(set(kept) - set(unseen))
-        hashes = shards.text_hashes(rows.texts[i] for i in kept)
-        drawn = shards.sampled_rows(hashes, seed, task.sample) & ~_held_out(task, hashes)
-        sample = ["\n".join(rows.texts[i]) if draw else None for i, draw in zip(kept, drawn.tolist(), strict=True)]
-        drawn = drawn if task.run.task == "seq2seq" else np.zeros(len(kept), bool)
-        targets = [rows.labels[i] if draw else None for i, draw in zip(kept, drawn.tolist(), strict=True)]
-        nothing, nulls = [None] * len(kept), [None] * len(bad)
-        columns = [
-            [*hashes.tolist(), *nulls],
-            [*(labels[i] for i in kept), *nulls],
-            [*["float" in rows.label_kinds] * len(kept), *nulls],
-            [*sample, *nulls],
-            [*targets, *nulls],
-            *([*nothing, *column] for column in (zip(*bad, strict=True) if bad else [[], [], []])),
-        ]
-        yield pa.table([pa.array(column, kind) for column, kind in zip(columns, SCANNED.types, strict=True)], SCANNED)
-
-
-def _rows(task: Task) -> Iterator[tuple[records.Rows, list[Reject]]]:
-    """The rows of a file, as the task reads them."""
-    data = task.run.data
-    delimiter = data.label_delimiter if task.run.task == "multilabel" else None
-    return records.read_rows(task.source, data.text, _answer(task.run), label_delimiter=delimiter)
-
-
-def _held_out(task: Task, hashes: UInt64s) -> Any:
-    """Which rows of a training file are set aside for validation; of other files none are."""
-    data = task.run.data
-    if data.valid is not None or task.split != "train":
-        return np.zeros(len(hashes), bool)
-    return shards.validation_rows(hashes, task.run.seed, data.valid_fraction)
-
-
 # ---------------------------------------------------------------------------------------------------------- tokenizing
 
 
 def _write_all(
-    run: RunConfig, sources: dict[str, list[Source]], labels: list[str], tokenizers: list[str], folder: str, show: Show
+    run: RunConfig,
+    sources: dict[str, list[Source]],
+    *,
+    labels: list[str],
+    tokenizers: list[str],
+    folder: str,
+    report: ReportProgress,
 ) -> dict[str, list[Shard]]:
-    """Tokenizes every split into shards in shuffled order."""
+    """Tokenize every split into shards in shuffled order."""
     splits = [split for split in shards.SPLITS if split in sources or (split == "valid" and run.data.valid is None)]
     written: dict[str, list[Shard]] = {split: [] for split in splits}
-    rows = 0
-    for files in sources:
-        tasks = _tasks(run, sources, files, 0.0, tuple(labels))
-        write = partial(_write, folder=folder, split=files, num_labels=len(labels))
-        tokenize, num_parts = partial(_tokenize, tokenizers=tokenizers), 1 + _size(sources[files]) // BUCKET_BYTES
-        for content in pipeline.external_sort(tokenize, tasks, run.compute.on_ray, write, num_parts):
+    num_rows = 0
+    for file_split in sources:
+        contents = pipeline.external_sort(
+            partial(_tokenize, tokenizers=tokenizers),
+            file_tasks(run, sources, file_split, labels=tuple(labels)),
+            on_ray=run.compute.on_ray,
+            write=partial(_write, folder=folder, split=file_split, num_labels=len(labels)),
+            num_partitions=1 + num_bytes(sources[file_split]) // SHARD_BYTES,
+        )
+        for content in contents:
             for split, shard in json.loads(content).items():
                 written[split].append(Shard.model_validate(shard))
-                rows += written[split][-1].rows
-            show("tokenized", rows)
-    for split, parts in written.items():
-        parts.sort(key=lambda shard: shard.file)
-        if not parts:
-            raise DataError(f"`data.valid_fraction`: {run.data.valid_fraction} leaves no row for the {split} split")
+                num_rows += written[split][-1].rows
+            report("tokenized", num_rows)
+    for split, split_shards in written.items():
+        split_shards.sort(key=lambda shard: shard.file)
+        if not split_shards:
+            raise DataError(
+                f"`data.valid_fraction`: {run.data.valid_fraction} leaves no row for the {split} split. "
+                "Set another fraction, or name validation files with `data.valid`."
+            )
     return written
 
 
 def _write(table: pa.Table, folder: str, split: str, num_labels: int) -> str:
-    """Writes a shard, and another of the rows that are set held_out; their records as JSON, which travels through Ray
-    Data."""
+    """Write one shard of the rows of a split and one of the held-out rows, and return their records.
+
+    The records are JSON, because Ray Data carries no Python objects.
+    """
     held_out = table["held_out"].combine_chunks()
-    parts = [(split, table.filter(pc.invert(held_out))), ("valid", table.filter(held_out))]
+    rows_by_split = [(split, table.filter(pc.invert(held_out))), ("valid", table.filter(held_out))]
     written = {
-        name: shards.write_shard(folder, name, part.drop_columns("held_out"), num_labels).model_dump()
-        for name, part in parts
-        if part.num_rows
+        name: shards.write_shard(folder, name, rows.drop_columns("held_out"), num_labels).model_dump()
+        for name, rows in rows_by_split
+        if rows.num_rows
     }
     return json.dumps(written)
 
 
-def _tokenize(task: Task, tokenizers: list[str]) -> Tables:
-    """The rows of a file, as its schema says, with a column that says which are set aside for validation."""
+def _tokenize(task: FileTask, tokenizers: list[str]) -> Tables:
+    """Yield the tokenized rows of a file, with the column `held_out`: True if a row is held out for validation."""
     assert task.labels is not None
-    numbers = {label: number for number, label in enumerate(task.labels)}
-    pairs, sets = task.run.task == "seq2seq", task.run.task == "multilabel"
-    max_length = task.run.tokenizer.max_length
-    encoder, target_encoder = (Words(parse_tokenizer(content)) for content in (tokenizers[0], tokenizers[-1]))
-    done = 0
-    for rows, _ in pipeline.prefetch(_rows(task)):
-        hashes = shards.text_hashes(rows.texts)
+    run, spec = task.run, task.run.task_spec
+    label_ids = {label: number for number, label in enumerate(task.labels)}
+    encoder, target_encoder = (WordCache(parse_tokenizer(content)) for content in (tokenizers[0], tokenizers[-1]))
+    schema = shards.row_schema(spec).append(pa.field("held_out", pa.bool_()))
+    rows_done = 0
+    for rows, _ in pipeline.prefetch(read_rows(task)):
         labels = rows.label_sets or [(label,) for label in rows.labels]
-        kept = np.flatnonzero([pairs or all(label in numbers for label in row) for row in labels])
-        positions = done + kept
-        done += len(rows.rows)
+        is_kept = [not spec.has_labels or all(label in label_ids for label in row) for row in labels]
+        kept = np.flatnonzero(is_kept)
+        hashes = shards.text_hashes(rows.texts)[kept]
         texts = [rows.texts[i] for i in kept]
-        input_ids, full_lengths = encode(encoder, texts, max_length, task.run.truncation)
-        columns = [
-            input_ids,
-            pa.array([0 if pairs or sets else numbers[rows.labels[i]] for i in kept], pa.int32()),
-            pa.array(["\n".join(text) for text in texts], pa.string()),
-            pa.array([rows.files[i] for i in kept], pa.string()),
-            pa.array([rows.rows[i] for i in kept], pa.int64()),
-            pa.array(full_lengths),
-            pa.array(shards.shuffle_keys(hashes[kept], task.number, positions, task.run.seed)),
-        ]
-        if pairs:
+        input_ids, full_lengths = encode(encoder, texts, run.tokenizer.max_length, run.truncation)
+        columns = {
+            "input_ids": input_ids,
+            "label": [label_ids[rows.labels[i]] if spec.is_single_label else 0 for i in kept],
+            "text": ["\n".join(text) for text in texts],
+            "file": [rows.files[i] for i in kept],
+            "row": [rows.rows[i] for i in kept],
+            "full_length": full_lengths,
+            "key": shards.shuffle_keys(hashes, task.number, rows_done + kept, run.seed),
+            "held_out": held_out_rows(task, hashes),
+        }
+        if spec.is_seq2seq:
             targets = [rows.labels[i] for i in kept]
-            target_ids, full_targets = encode_targets(target_encoder, targets, max_length)
-            columns += [target_ids, pa.array(targets, pa.string()), pa.array(full_targets)]
-        if sets:
-            columns.append(pa.array([sorted(map(numbers.__getitem__, labels[i])) for i in kept], pa.list_(pa.int32())))
-        columns.append(pa.array(_held_out(task, hashes[kept])))
-        yield pa.table(columns, schema=SCHEMAS[task.run.task].append(pa.field("held_out", pa.bool_())))
+            target_ids, full_targets = encode_targets(target_encoder, targets, run.tokenizer.max_length)
+            columns |= {"target_ids": target_ids, "target": targets, "target_full_length": full_targets}
+        if spec.is_multilabel:
+            columns["labels"] = [sorted(map(label_ids.__getitem__, labels[i])) for i in kept]
+        rows_done += len(rows.rows)
+        yield pa.table(columns, schema=schema)
+
+
+# ------------------------------------------------------------------------------------------------------------ manifest
 
 
 def _manifest(
     run: RunConfig,
+    *,
     fingerprint: str,
     labels: list[str],
     tokenizers: list[str],
     audits: dict[str, Audit],
     written: dict[str, list[Shard]],
 ) -> Manifest:
+    """Sum up the scan and the shards of all splits."""
     train = audits["train"].hashes
     hashes = {split: audit.hashes for split, audit in audits.items()}
     if run.data.valid is None:
         held_out = shards.validation_rows(train, run.seed, run.data.valid_fraction)
         hashes |= {"train": train[~held_out], "valid": train[held_out]}
-    order = np.lexsort((audits["train"].label_hashes, train))
-    same = train[order][1:] == train[order][:-1]
-    other = audits["train"].label_hashes[order][1:] != audits["train"].label_hashes[order][:-1]
-    encoder, target_encoder = parse_tokenizer(tokenizers[0]), parse_tokenizer(tokenizers[-1])
-    splits = {}
-    for split, parts in written.items():
-        rows, rejected = sum(part.rows for part in parts), len(audits[split].rejects) if split in audits else 0
-        assert rows == len(hashes[split]), f"{split}: {rows} rows written, {len(hashes[split])} scanned"
-        full = sum(part.full_tokens for part in parts)
-        tokens = sum(part.tokens for part in parts)
-        counts = np.sum([part.label_counts for part in parts], axis=0).tolist()
-        splits[split] = Split(
-            shards=parts,
-            rows=rows,
-            read=rows + rejected,
-            rejected=rejected,
-            tokens=tokens,
-            truncated_rows=sum(part.truncated_rows for part in parts),
-            truncated_token_share=1.0 - tokens / full,
-            target_tokens=sum(part.target_tokens for part in parts),
-            truncated_targets=sum(part.truncated_targets for part in parts),
-            label_counts=dict(zip(labels, counts, strict=True)),
-            unlabelled_rows=sum(part.unlabelled_rows for part in parts),
-            label_cardinality=sum(counts) / rows if run.task == "multilabel" else 0.0,
-            length_histogram=np.sum([part.length_histogram for part in parts], axis=0).tolist(),
-            duplicates=rows - len(np.unique(hashes[split])),
-            duplicates_of_train=0 if split == "train" else int(np.isin(hashes[split], hashes["train"]).sum()),
+    splits = {
+        split: _split_record(
+            split_shards,
+            labels=labels,
+            hashes=hashes[split],
+            train_hashes=None if split == "train" else hashes["train"],
+            rejected=len(audits[split].rejects) if split in audits else 0,
+            is_multilabel=run.task_spec.is_multilabel,
         )
+        for split, split_shards in written.items()
+    }
+    encoder, target_encoder = parse_tokenizer(tokenizers[0]), parse_tokenizer(tokenizers[-1])
     return Manifest(
         fingerprint=fingerprint,
         labels=labels,
         tokenizer_hash=tokenizer_hash(encoder),
         vocab_size=vocab_size(encoder),
-        target_vocab_size=vocab_size(target_encoder) if run.task == "seq2seq" else 0,
+        target_vocab_size=vocab_size(target_encoder) if run.task_spec.is_seq2seq else 0,
         max_length=run.tokenizer.max_length,
         separator_id=separator_id(encoder) if len(run.data.text) > 1 else None,
         length_edges=list(shards.LENGTH_EDGES),
         splits=splits,
         reject_reasons=dict(Counter(reject.reason for audit in audits.values() for reject in audit.rejects)),
-        conflicting_texts=len(np.unique(train[order][1:][same & other])),
+        conflicting_texts=_num_conflicting_texts(audits["train"]),
     )
 
 
-def _tasks(
-    run: RunConfig,
-    sources: dict[str, list[Source]],
-    files: str,
-    sample: float,
-    labels: tuple[str, ...] | None,
-) -> list[Task]:
-    first = sum(len(sources[before]) for before in list(sources)[: list(sources).index(files)])
-    return [Task(run, files, source, first + number, sample, labels) for number, source in enumerate(sources[files])]
+def _split_record(
+    split_shards: list[Shard],
+    *,
+    labels: list[str],
+    hashes: UInt64s,
+    train_hashes: UInt64s | None,
+    rejected: int,
+    is_multilabel: bool,
+) -> Split:
+    """Sum up the shards of a split. `train_hashes` is None for the train split itself."""
+    rows = sum(shard.rows for shard in split_shards)
+    assert rows == len(hashes), f"{rows} rows written, {len(hashes)} scanned"
+    tokens = sum(shard.tokens for shard in split_shards)
+    label_counts = np.sum([shard.label_counts for shard in split_shards], axis=0).tolist()
+    return Split(
+        shards=split_shards,
+        rows=rows,
+        read=rows + rejected,
+        rejected=rejected,
+        tokens=tokens,
+        truncated_rows=sum(shard.truncated_rows for shard in split_shards),
+        truncated_token_share=1.0 - tokens / sum(shard.full_tokens for shard in split_shards),
+        target_tokens=sum(shard.target_tokens for shard in split_shards),
+        truncated_targets=sum(shard.truncated_targets for shard in split_shards),
+        label_counts=dict(zip(labels, label_counts, strict=True)),
+        unlabelled_rows=sum(shard.unlabelled_rows for shard in split_shards),
+        label_cardinality=sum(label_counts) / rows if is_multilabel else 0.0,
+        length_histogram=np.sum([shard.length_histogram for shard in split_shards], axis=0).tolist(),
+        duplicates=rows - len(np.unique(hashes)),
+        duplicates_of_train=0 if train_hashes is None else int(np.isin(hashes, train_hashes).sum()),
+    )
+
+
+def _num_conflicting_texts(audit: Audit) -> int:
+    """Count the texts that occur with more than one label, set of labels or target."""
+    order = np.lexsort((audit.label_hashes, audit.hashes))
+    hashes, label_hashes = audit.hashes[order], audit.label_hashes[order]
+    conflicting = (hashes[1:] == hashes[:-1]) & (label_hashes[1:] != label_hashes[:-1])
+    return len(np.unique(hashes[1:][conflicting]))

@@ -1,12 +1,12 @@
-"""Prepared data: Parquet shards of token ids, and the manifest that marks a folder as whole.
+"""Prepared data: Parquet shards of token ids, and the manifest that marks a folder as complete.
 
     <prepared>/{train,valid,test}/part-*.parquet    columns of `SCHEMA`, in shuffled order
     <prepared>/tokenizer.json
     <prepared>/rejected.jsonl                       bad rows that were skipped
     <prepared>/manifest.json                        written last; it lists the shards
 
-Which split a row falls into and where it stands are pure functions of (seed, text, place of the row), so the same
-files give the same shards whoever prepares them, one process or a cluster.
+The split and the position of a row are pure functions of (seed, text, file and number of the row). So one process and
+a cluster write the same shards from the same files.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from txclf.config.tasks import TaskSpec
 from txclf.core import storage
 from txclf.core.errors import DataError
 from txclf.core.hashing import UInt64s, mix, uniform
@@ -30,33 +31,40 @@ TOKENIZER = "tokenizer.json"
 REJECTED = "rejected.jsonl"
 SPLITS = ("train", "valid", "test")
 GROUP_ROWS = 8192
-"""Rows that are compressed, and may be read, at a time."""
+"""Rows of a Parquet row group, the unit of reading."""
 
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
         ("label", pa.int32()),  # index into the manifest's labels
-        ("text", pa.string()),  # as it was read; several columns are joined by newlines
-        ("file", pa.string()),  # path or URI it was read from
+        ("text", pa.string()),  # raw text; several columns are joined by newlines
+        ("file", pa.string()),  # path or URI of the raw file
         ("row", pa.int64()),  # record number in that file, from 1
-        ("full_length", pa.int64()),  # tokens before the cut to max_length
-        ("key", pa.uint64()),  # the shuffle key that orders the rows
+        ("full_length", pa.int64()),  # tokens before truncation to max_length
+        ("key", pa.uint64()),  # shuffle key, the order of the rows
     ]
 )
-PAIRS = pa.schema(
+SEQ2SEQ_SCHEMA = pa.schema(
     [
         *SCHEMA,
-        ("target_ids", pa.list_(pa.int32())),  # with [BOS], and [EOS] unless it was cut
+        ("target_ids", pa.list_(pa.int32())),  # with [BOS], and with [EOS] unless truncated
         ("target", pa.string()),
         ("target_full_length", pa.int64()),
     ]
 )
-"""Of `task: seq2seq`, where `label` means nothing."""
-SETS = pa.schema([*SCHEMA, ("labels", pa.list_(pa.int32()))])
-"""Of `task: multilabel`, where `label` means nothing: indices into the manifest's labels, ascending."""
-_FIELDS = pa.unify_schemas([PAIRS, SETS])
+"""Schema of `task: seq2seq`, which does not use `label`."""
+MULTILABEL_SCHEMA = pa.schema([*SCHEMA, ("labels", pa.list_(pa.int32()))])
+"""Schema of `task: multilabel`, which does not use `label`. `labels` are ascending indices into the labels."""
+_FIELDS = pa.unify_schemas([SEQ2SEQ_SCHEMA, MULTILABEL_SCHEMA])
 TARGET_TOKENIZER = "target_tokenizer.json"
 LENGTH_EDGES = tuple(int(edge) for edge in np.unique(np.round(2 ** (np.arange(33) / 2)).astype(int)))  # 1 … 65536
+
+
+def row_schema(spec: TaskSpec) -> pa.Schema:
+    """Return the schema of the shards of a task."""
+    if spec.is_seq2seq:
+        return SEQ2SEQ_SCHEMA
+    return MULTILABEL_SCHEMA if spec.is_multilabel else SCHEMA
 
 
 class _Record(BaseModel):
@@ -64,27 +72,27 @@ class _Record(BaseModel):
 
 
 class Shard(_Record):
-    """One Parquet file of a split and what can be summed over files."""
+    """One Parquet file of a split, with counts that can be summed over files."""
 
     file: str
     """Path within the prepared folder."""
     rows: int
     tokens: int
     full_tokens: int
-    """Tokens before the cut to `max_length`."""
+    """Tokens before truncation to `max_length`."""
     truncated_rows: int
     label_counts: list[int]
     unlabelled_rows: int = 0
-    """Of `multilabel`: rows without any label."""
+    """Rows without any label; 0 unless multilabel."""
     target_tokens: int = 0
-    """Of `seq2seq`, `[BOS]` and `[EOS]` among them."""
+    """Target tokens, `[BOS]` and `[EOS]` included; 0 unless seq2seq."""
     truncated_targets: int = 0
     length_histogram: list[int]
-    """Rows by full length, over the bins that start at the manifest's `length_edges`."""
+    """Rows per bin of the length before truncation; bins start at the manifest's `length_edges`."""
 
 
 class Split(_Record):
-    """A split: read = rows + rejected."""
+    """Counts of one split; `read` is `rows` + `rejected`."""
 
     shards: list[Shard]
     rows: int
@@ -93,61 +101,64 @@ class Split(_Record):
     tokens: int
     truncated_rows: int
     truncated_token_share: float
-    """Share of all tokens that the cut to `max_length` lost."""
+    """Share of all tokens that truncation to `max_length` removed."""
     target_tokens: int = 0
     truncated_targets: int = 0
     label_counts: dict[str, int]
     unlabelled_rows: int = 0
-    """Of `multilabel`: rows without any label."""
+    """Rows without any label; 0 unless multilabel."""
     label_cardinality: float = 0.0
-    """Of `multilabel`: labels of a row, on average."""
+    """Mean number of labels per row; 0 unless multilabel."""
     length_histogram: list[int]
     duplicates: int
-    """Rows whose text already stands in this split."""
+    """Rows whose text occurs earlier in this split."""
     duplicates_of_train: int
-    """Rows whose text also stands in the train split (0 for train)."""
+    """Rows whose text also occurs in the train split; 0 for the train split."""
 
 
 class Manifest(_Record):
-    """What a prepared folder holds."""
+    """Contents of a prepared folder."""
 
     format: int = 1
     fingerprint: str
     labels: list[str]
-    """In the order of the model's outputs."""
+    """Labels in the order of the model's outputs."""
     tokenizer_hash: str
     vocab_size: int
     target_vocab_size: int = 0
-    """Of `seq2seq`; where the vocabulary is shared, the same."""
+    """Target vocabulary; equals `vocab_size` if it is shared, 0 unless seq2seq."""
     max_length: int
     separator_id: int | None = None
-    """The token between text columns, where there are several."""
+    """Token between text columns; None for a single column."""
     length_edges: list[int]
     splits: dict[str, Split]
     reject_reasons: dict[str, int]
     conflicting_texts: int
-    """Texts that stand in the training files under more than one label, set of labels or target."""
+    """Texts that occur in the training files with more than one label, set of labels or target."""
 
 
 def load_manifest(folder: str) -> Manifest:
-    """The manifest of a prepared folder. Raises `DataError` when the folder is not whole."""
+    """Return the manifest of a prepared folder. Raises `DataError` if the folder is incomplete."""
     path = storage.join(folder, MANIFEST)
     if not storage.exists(path):
-        raise DataError(f"`{folder}`: no {MANIFEST}, so these are not prepared data or they are half-finished")
+        raise DataError(
+            f"`{folder}`: no {MANIFEST}, so this is no folder of prepared data or preparing was interrupted. "
+            "Run `txclf prepare`."
+        )
     try:
         return Manifest.model_validate_json(storage.read_bytes(path))
     except ValidationError:
-        raise DataError(f"`{path}`: not a manifest of this version: run `txclf prepare` again") from None
+        raise DataError(f"`{path}`: not a manifest of this version. Run `txclf prepare` again.") from None
 
 
 def tokenizers(folder: str) -> list[str]:
-    """The tokenizer of prepared data, and that of the targets where they have their own."""
+    """Return the tokenizer of prepared data and, if the targets have their own, that of the targets."""
     paths = [storage.join(folder, name) for name in (TOKENIZER, TARGET_TOKENIZER)]
     return [storage.read_bytes(path).decode() for path in paths if storage.exists(path)]
 
 
 def with_valid(manifest: Manifest) -> Manifest:
-    """The manifest as if the training split held the validation rows too, after its own."""
+    """Return the manifest with the validation rows appended to the training split."""
     train, valid = manifest.splits["train"], manifest.splits["valid"]
     counts = {label: count + valid.label_counts[label] for label, count in train.label_counts.items()}
     sums = {name: getattr(train, name) + getattr(valid, name) for name in ("shards", "rows", "tokens")}
@@ -157,7 +168,7 @@ def with_valid(manifest: Manifest) -> Manifest:
 
 
 def write_shard(folder: str, split: str, table: pa.Table, num_labels: int) -> Shard:
-    """Writes rows of `SCHEMA`, sorted by key here, as one shard named by its first key."""
+    """Sort rows by key and write them as one shard, named by its first key. `table` has one of the schemas above."""
     table = table.sort_by([("key", "ascending"), ("file", "ascending"), ("row", "ascending")])
     file = f"{split}/part-{table['key'][0].as_py():016x}.parquet"
     sink = pa.BufferOutputStream()
@@ -165,11 +176,11 @@ def write_shard(folder: str, split: str, table: pa.Table, num_labels: int) -> Sh
     storage.write_bytes(storage.join(folder, file), sink.getvalue())
     lengths = _lengths(table["input_ids"])
     full = table["full_length"].to_numpy()
-    pairs = "target_ids" in table.column_names
-    target_lengths = _lengths(table["target_ids"]) if pairs else np.zeros(0, np.int64)
-    cut_targets = (table["target_full_length"].to_numpy() > target_lengths - 1).sum() if pairs else 0
-    sets = "labels" in table.column_names
-    labels = table["labels"].combine_chunks().flatten() if sets else table["label"]
+    has_targets = "target_ids" in table.column_names
+    target_lengths = _lengths(table["target_ids"]) if has_targets else np.zeros(0, np.int64)
+    truncated_targets = (table["target_full_length"].to_numpy() > target_lengths - 1).sum() if has_targets else 0
+    is_multilabel = "labels" in table.column_names
+    labels = table["labels"].combine_chunks().flatten() if is_multilabel else table["label"]
     histogram, _ = np.histogram(full, bins=[0, *LENGTH_EDGES[1:], np.inf])
     return Shard(
         file=file,
@@ -178,26 +189,26 @@ def write_shard(folder: str, split: str, table: pa.Table, num_labels: int) -> Sh
         full_tokens=int(np.maximum(full, lengths).sum()),
         truncated_rows=int((full > lengths).sum()),
         target_tokens=int(target_lengths.sum()),
-        truncated_targets=int(cut_targets),
+        truncated_targets=int(truncated_targets),
         label_counts=np.bincount(labels.to_numpy(), minlength=num_labels)[:num_labels].tolist(),
-        unlabelled_rows=int((_lengths(table["labels"]) == 0).sum()) if sets else 0,
+        unlabelled_rows=int((_lengths(table["labels"]) == 0).sum()) if is_multilabel else 0,
         length_histogram=histogram.tolist(),
     )
 
 
 def read_split(folder: str, manifest: Manifest, split: str, columns: Sequence[str]) -> pa.Table:
-    """All rows of a split, in prepared order. Raises `DataError` naming a shard that is damaged or missing."""
+    """Return all rows of a split in prepared order. Raises `DataError` naming a damaged or missing shard."""
     tables = [read_shard(folder, shard, columns) for shard in manifest.splits[split].shards]
     return pa.concat_tables(tables)
 
 
 def read_shard(folder: str, shard: Shard, columns: Sequence[str]) -> pa.Table:
-    """One shard. Raises `DataError` naming it when it is damaged or missing."""
+    """Return the rows of one shard. Raises `DataError` if the shard is damaged or missing."""
     return pa.concat_tables(read_groups(folder, shard, columns))
 
 
 def read_groups(folder: str, shard: Shard, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """One shard, `GROUP_ROWS` rows at a time. Raises `DataError` naming it when it is damaged or missing."""
+    """Yield `GROUP_ROWS` rows of one shard at a time. Raises `DataError` if the shard is damaged or missing."""
     path = storage.join(folder, shard.file)
     filesystem, inner = storage.resolve(path)
     schema = pa.schema([_FIELDS.field(column) for column in columns])
@@ -210,15 +221,19 @@ def read_groups(folder: str, shard: Shard, columns: Sequence[str]) -> Iterator[p
                 tokens += int(_lengths(table["input_ids"]).sum()) if "input_ids" in columns else 0
                 yield table
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"`{path}`: the shard cannot be read: {error}; remove {folder} to prepare anew") from None
+        raise DataError(f"`{path}`: the shard cannot be read: {error}. {_advice(folder)}") from None
     expected = (shard.rows, shard.tokens if "input_ids" in columns else 0)
     if (rows, tokens) != expected:  # page checksums do not cover the headers of pages
         found = f"{rows} rows of {tokens} tokens, the manifest says {expected[0]} of {expected[1]}"
-        raise DataError(f"`{path}`: damaged: {found}; remove {folder} to prepare anew")
+        raise DataError(f"`{path}`: damaged: {found}. {_advice(folder)}")
+
+
+def _advice(folder: str) -> str:
+    return f"Remove `{folder}` and run `txclf prepare` again."
 
 
 def text_hashes(texts: Iterable[tuple[str, ...]]) -> UInt64s:
-    """A 64-bit hash of each row's text (blake2b), the same on any machine."""
+    """Return a 64-bit hash of the text of each row (blake2b), the same on any machine."""
     digests = b"".join(
         hashlib.blake2b("\x1f".join(row).encode("utf-8", "surrogatepass"), digest_size=8).digest() for row in texts
     )
@@ -226,19 +241,19 @@ def text_hashes(texts: Iterable[tuple[str, ...]]) -> UInt64s:
 
 
 def validation_rows(hashes: UInt64s, seed: int, fraction: float) -> npt.NDArray[np.bool_]:
-    """Which rows of the training files are set aside for validation: by text alone: duplicates stay together."""
+    """Return a mask of the training rows held out for validation. It depends on the text: duplicates stay together."""
     return uniform(mix(hashes ^ mix(np.uint64(seed) + np.uint64(1)))) < fraction
 
 
 def sampled_rows(hashes: UInt64s, seed: int, fraction: float) -> npt.NDArray[np.bool_]:
-    """Which rows the tokenizer learns from when there is too much text for all of it."""
+    """Return a mask of the rows that the tokenizer is trained on if the text is too large to use all of it."""
     return uniform(mix(hashes ^ mix(np.uint64(seed) + np.uint64(2)))) < fraction
 
 
 def shuffle_keys(hashes: UInt64s, source: int, positions: npt.NDArray[np.int64], seed: int) -> UInt64s:
-    """Sorting by these keys shuffles all rows of all files; a row is named by its source and its position there."""
-    place = mix(positions.astype(np.uint64) ^ mix(np.uint64(source)))
-    return mix(hashes ^ place ^ mix(np.uint64(seed) + np.uint64(3)))
+    """Return sort keys that shuffle the rows of all files. A row is identified by its source and its position there."""
+    location = mix(positions.astype(np.uint64) ^ mix(np.uint64(source)))
+    return mix(hashes ^ location ^ mix(np.uint64(seed) + np.uint64(3)))
 
 
 def _lengths(lists: pa.ChunkedArray) -> npt.NDArray[np.int64]:

@@ -1,6 +1,6 @@
-"""Text to token ids, by the `tokenizers` library: trained on the train split or read from a file.
+"""Text to token ids, with a tokenizer of the `tokenizers` library trained on the train split or read from a file.
 
-Special tokens are never found inside a user's text: `[PAD]` typed by a user is five ordinary characters.
+Special tokens are never recognized inside a text: a user's `[PAD]` is five ordinary characters.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from txclf.config.sections import Tokenizer, Truncation
 from txclf.core import storage
 from txclf.core.errors import DataError
 from txclf.data.sampler import Int32s, Ints
-from txclf.data.word_cache import Words
+from txclf.data.word_cache import WordCache
 
 PAD, UNKNOWN, SEPARATOR, MASK = "[PAD]", "[UNK]", "[SEP]", "[MASK]"
 SPECIAL_TOKENS = [PAD, UNKNOWN, SEPARATOR, MASK]
 HEAD = Truncation()
 BEGIN, END = "[BOS]", "[EOS]"
-"""Around the text that a `seq2seq` model produces."""
+"""First and last token of a target of `task: seq2seq`."""
 
 
 def train_tokenizer(config: Tokenizer, texts: Iterable[str], for_targets: bool = False) -> FastTokenizer:
-    """A tokenizer of the kind and size that the run file asks for, or the one of `tokenizer.file`.
+    """Train a tokenizer on texts, or return the one of `tokenizer.file`.
 
-    `for_targets`: its tokens are produced too, so it has `[BOS]` and `[EOS]`, and can put text together again.
+    `for_targets` adds `[BOS]`, `[EOS]` and a decoder, for tokens that a model generates.
 
-    Raises `DataError` when the texts hold nothing to learn from, or more characters than the vocabulary may have, or
-    when the file is not a tokenizer.
+    Raises `DataError` if no token of the texts is frequent enough, if they have more characters than the vocabulary
+    has tokens, or if the file is not a tokenizer.
     """
     if config.file is not None:
         return _from_file(config.file)
     tokenizer = _untrained(config)
     if for_targets:
-        tokenizer.decoder = DECODERS.get(config.kind)  # `word`: joined by spaces
+        tokenizer.decoder = DECODERS.get(config.kind)  # without a decoder, `word` joins tokens by spaces
     special = [*SPECIAL_TOKENS, BEGIN, END] if for_targets else SPECIAL_TOKENS
     try:
         tokenizer.train_from_iterator(texts, trainer=_trainer(config, special))
@@ -48,13 +48,13 @@ def train_tokenizer(config: Tokenizer, texts: Iterable[str], for_targets: bool =
         if "not large enough" not in str(error):
             raise
         raise DataError(
-            f"`tokenizer.vocab_size`: {config.vocab_size} is too small for the characters of the training texts: "
-            "raise it, or set `tokenizer.kind` to `bpe`"
+            f"`tokenizer.vocab_size`: {config.vocab_size} is too small for the characters of the training texts. "
+            "Raise it, or set `tokenizer.kind: bpe`."
         ) from None
     if tokenizer.get_vocab_size() <= len(special):
         raise DataError(
-            "the training texts hold no token that occurs `tokenizer.min_frequency` "
-            f"({config.min_frequency}) times: give more text or set it to 1"
+            f"`tokenizer.min_frequency`: no token occurs {config.min_frequency} times in the training texts. "
+            "Set it to 1, or add training texts."
         )
     return parse_tokenizer(tokenizer.to_str())
 
@@ -63,7 +63,7 @@ DECODERS = {"bpe": decoders.ByteLevel(), "wordpiece": decoders.WordPiece(), "uni
 
 
 def parse_tokenizer(content: str) -> FastTokenizer:
-    """A tokenizer from the text of a `tokenizer.json`, without padding, truncation or template of its own."""
+    """Return a tokenizer from the content of a `tokenizer.json`, with its padding and truncation removed."""
     tokenizer = FastTokenizer.from_str(content)
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -73,11 +73,14 @@ def parse_tokenizer(content: str) -> FastTokenizer:
 
 def _from_file(path: str) -> FastTokenizer:
     if not storage.exists(path):
-        raise DataError(f"`tokenizer.file`: `{path}` is not there")
+        raise DataError(f"`tokenizer.file`: `{path}` does not exist. Set the path of a `tokenizer.json`.")
     try:
         return parse_tokenizer(storage.read_bytes(path).decode())
     except Exception as error:  # tokenizers raises bare Exception for anything that is not its format
-        raise DataError(f"`tokenizer.file`: `{path}` is not a tokenizer.json of `tokenizers`: {error}") from None
+        raise DataError(
+            f"`tokenizer.file`: `{path}` cannot be read by the `tokenizers` library: {error}. "
+            "Set the path of a `tokenizer.json`."
+        ) from None
 
 
 def _untrained(config: Tokenizer) -> FastTokenizer:
@@ -90,13 +93,13 @@ def _untrained(config: Tokenizer) -> FastTokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     elif config.kind == "unigram":
         tokenizer = FastTokenizer(Unigram())
-        # Its vocabulary holds the special tokens as pieces of text: one in a text is cut, never found whole.
+        # The vocabulary holds the special tokens as ordinary pieces. Splitting at `[` keeps them from matching.
         special = Regex(rf"\[(?=(?:{'|'.join(token.strip('[]') for token in SPECIAL_TOKENS)})\])")
-        cut = pre_tokenizers.Split(special, "isolated")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), cut])
+        split = pre_tokenizers.Split(special, "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), split])
     else:
         tokenizer = FastTokenizer(WordLevel(unk_token=UNKNOWN))
-        # Runs of letters and digits; any other visible character stands alone.
+        # Runs of letters and digits; any other visible character is a token of its own.
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), "removed", invert=True)
     steps: list[normalizers.Normalizer] = []
     if config.normalize != "none":
@@ -129,17 +132,17 @@ def _trainer(
 
 
 def vocab_size(tokenizer: FastTokenizer) -> int:
-    """One more than the highest token id, which in a tokenizer from a file may have gaps below it."""
+    """Return the highest token id + 1. A tokenizer from a file may leave lower ids unused."""
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
 
 def tokenizer_hash(tokenizer: FastTokenizer) -> str:
-    """SHA-256 of the tokenizer, as it stands in the manifest and in the bundle."""
+    """Return the SHA-256 of the tokenizer that the manifest and the bundle record."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
 
 def encode(
-    words: Words, texts: Sequence[tuple[str, ...]], max_length: int, truncation: Truncation = HEAD
+    cache: WordCache, texts: Sequence[tuple[str, ...]], max_length: int, truncation: Truncation = HEAD
 ) -> tuple[pa.ListArray, Ints]:
     """Return the token ids of rows of text columns (list<int32>) and each row's length before truncation (int64).
 
@@ -147,74 +150,88 @@ def encode(
     many as fit the windows of `truncation`. Every row has at least one token: `[UNK]` if its text has none. Raises
     `DataError` if a tokenizer from a file lacks a token that is needed.
     """
-    room = truncation.capacity(max_length)
+    capacity = truncation.capacity(max_length)
     columns = len(texts[0]) if texts else 1
-    ids, lengths = words.encode([text for row in texts for text in row])
+    ids, lengths = cache.encode([text for row in texts for text in row])
     if columns > 1:
-        ids, lengths, full_lengths = _joined(ids, lengths, columns, separator_id(words.tokenizer), room, truncation)
+        separator = separator_id(cache.tokenizer)
+        ids, lengths, full_lengths = _join_columns(
+            ids, lengths, columns=columns, separator=separator, capacity=capacity, truncation=truncation
+        )
     else:
         full_lengths = lengths
-    ids, lengths = _shortened(ids, lengths, room, truncation.mode)
+    ids, lengths = _truncate(ids, lengths, capacity, truncation.mode)
     empty = np.flatnonzero(full_lengths == 0)
     if len(empty):
-        token = _token_id(words.tokenizer, (UNKNOWN, "<unk>", PAD, "<pad>"), "stands for a text without tokens")
+        token = _token_id(cache.tokenizer, (UNKNOWN, "<unk>", PAD, "<pad>"), "represents a text without tokens")
         ids, lengths = np.insert(ids, np.cumsum(lengths)[empty], token), np.maximum(lengths, 1)
     return pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)).astype(np.int32), ids), full_lengths
 
 
 def separator_id(tokenizer: FastTokenizer) -> int:
-    """The token between text columns. Raises `DataError` when a tokenizer from a file lacks it."""
+    """Return the id of the token between text columns. Raises `DataError` if a tokenizer from a file lacks it."""
     return _token_id(tokenizer, (SEPARATOR, "</s>"), "joins several text columns")
 
 
-def column_room(lengths: Sequence[int], room: int) -> list[int]:
-    """How many tokens each column keeps so that all keep at most `room`: the longest is cut first, and no column that
-    has tokens is left without, as long as there is one for each."""
-    rooms = list(lengths)
-    for rank, column in enumerate(sorted(range(len(rooms)), key=lambda column: rooms[column])):
-        # The shortest takes what it needs of an equal share; what it leaves is shared by the longer ones.
-        rooms[column] = min(rooms[column], room // (len(rooms) - rank))
-        room -= rooms[column]
-    return rooms
+def column_sizes(lengths: Sequence[int], capacity: int) -> list[int]:
+    """Return how many tokens each column keeps, at most `capacity` together.
 
-
-def _joined(
-    ids: Int32s, lengths: Ints, columns: int, separator: int, room: int, truncation: Truncation
-) -> tuple[Int32s, Ints, Ints]:
-    """The columns of each row as one, cut so that they fit with a separator between each two; the lengths that rows
-    have, and would have uncut."""
-    of_rows = lengths.reshape(-1, columns)
-    full_lengths = of_rows.sum(axis=1) + columns - 1
-    free = room - (columns - 1)
-    if truncation.columns != "end" and free >= columns and (over := full_lengths > room).any():
-        rooms = of_rows.copy()
-        rooms[over] = [column_room(row, free) for row in of_rows[over].tolist()]
-        ids, lengths = _shortened(ids, lengths, rooms.ravel(), truncation.mode)
-    behind = (
-        np.cumsum(lengths).reshape(-1, columns)[:, :-1].ravel()
-    )  # all columns but a row's last have one behind them
-    return np.insert(ids, behind, separator), lengths.reshape(-1, columns).sum(axis=1) + columns - 1, full_lengths
-
-
-def _shortened(ids: Int32s, lengths: Ints, room: int | Ints, mode: str) -> tuple[Int32s, Ints]:
-    """Sequences, one after another, cut to `room` tokens each, as `data.truncation` says."""
-    if not (lengths > room).any():
-        return ids, lengths
-    rooms = np.minimum(np.broadcast_to(room, lengths.shape), lengths)
-    head = {"tail": np.zeros_like(rooms), "head_tail": (np.broadcast_to(room, lengths.shape) + 3) // 4}.get(mode, rooms)
-    head = np.where(lengths > rooms, head, rooms)
-    place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    kept = (place < np.repeat(head, lengths)) | (place >= np.repeat(lengths - (rooms - head), lengths))
-    return ids[kept], rooms
-
-
-def encode_targets(words: Words, texts: Sequence[str], max_length: int) -> tuple[pa.ListArray, Ints]:
-    """Token ids of texts to produce, between `[BOS]` and `[EOS]`; each text's length before the cut to `max_length`.
-
-    A text that is cut has no `[EOS]`: its end is not there to be learned.
+    The longest column is truncated first. Every column with tokens keeps at least one if `capacity` allows it.
     """
-    begin, end = target_ends(words.tokenizer)
-    inner, full_lengths = encode(words, [(text,) for text in texts], max_length)
+    sizes = list(lengths)
+    for rank, column in enumerate(sorted(range(len(sizes)), key=lambda column: sizes[column])):
+        # The shortest column takes what it needs of an equal share. The longer columns share the rest.
+        sizes[column] = min(sizes[column], capacity // (len(sizes) - rank))
+        capacity -= sizes[column]
+    return sizes
+
+
+def _join_columns(
+    ids: Int32s, lengths: Ints, *, columns: int, separator: int, capacity: int, truncation: Truncation
+) -> tuple[Int32s, Ints, Ints]:
+    """Join the columns of each row with a separator, truncated so that they fit together.
+
+    Returns the ids, the length of each row, and its length before truncation.
+    """
+    by_row = lengths.reshape(-1, columns)
+    full_lengths = by_row.sum(axis=1) + columns - 1
+    free = capacity - (columns - 1)
+    if truncation.columns != "end" and free >= columns and (over := full_lengths > capacity).any():
+        sizes = by_row.copy()
+        sizes[over] = [column_sizes(row, free) for row in by_row[over].tolist()]
+        ids, lengths = _truncate(ids, lengths, sizes.ravel(), truncation.mode)
+    column_ends = np.cumsum(lengths).reshape(-1, columns)[:, :-1].ravel()  # without the last column of each row
+    return np.insert(ids, column_ends, separator), lengths.reshape(-1, columns).sum(axis=1) + columns - 1, full_lengths
+
+
+def _truncate(ids: Int32s, lengths: Ints, capacity: int | Ints, mode: str) -> tuple[Int32s, Ints]:
+    """Truncate sequences, one after another in `ids`, to `capacity` tokens each. `mode` is a `data.truncation`."""
+    capacities = np.broadcast_to(capacity, lengths.shape)
+    over = lengths > capacities
+    if not over.any():
+        return ids, lengths
+    kept_lengths = np.minimum(capacities, lengths)
+    if mode == "tail":
+        head = np.zeros_like(kept_lengths)
+    elif mode == "head_tail":
+        head = (capacities + 3) // 4
+    else:  # `windows` keeps the first tokens, as `head` does
+        head = kept_lengths
+    head = np.where(over, head, kept_lengths)
+    tail_starts = lengths - (kept_lengths - head)
+    positions = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    kept = (positions < np.repeat(head, lengths)) | (positions >= np.repeat(tail_starts, lengths))
+    return ids[kept], kept_lengths
+
+
+def encode_targets(cache: WordCache, texts: Sequence[str], max_length: int) -> tuple[pa.ListArray, Ints]:
+    """Return the token ids of targets (list<int32>), with `[BOS]` and `[EOS]`, and their lengths before truncation.
+
+    The lengths count neither `[BOS]` nor `[EOS]`. A truncated target has no `[EOS]`, because its end is missing.
+    Raises `DataError` if a tokenizer from a file lacks one of the two tokens.
+    """
+    begin, end = target_ends(cache.tokenizer)
+    inner, full_lengths = encode(cache, [(text,) for text in texts], max_length)
     lengths = np.diff(inner.offsets.to_numpy())
     ends = (full_lengths <= max_length).astype(np.int64)
     offsets = np.zeros(len(texts) + 1, np.int32)
@@ -229,13 +246,13 @@ def encode_targets(words: Words, texts: Sequence[str], max_length: int) -> tuple
 
 
 def target_ends(tokenizer: FastTokenizer) -> tuple[int, int]:
-    """The ids of `[BOS]` and `[EOS]`. Raises `DataError` when a tokenizer from a file lacks them."""
-    begin = _token_id(tokenizer, (BEGIN, "<s>"), "begins a text that is produced")
-    return begin, _token_id(tokenizer, (END, "</s>"), "ends a text that is produced")
+    """Return the ids of `[BOS]` and `[EOS]`. Raises `DataError` if a tokenizer from a file lacks them."""
+    begin = _token_id(tokenizer, (BEGIN, "<s>"), "starts a generated text")
+    return begin, _token_id(tokenizer, (END, "</s>"), "ends a generated text")
 
 
 def decode(tokenizer: FastTokenizer, outputs: Sequence[Sequence[int]]) -> list[str]:
-    """Texts of token ids, special tokens left out."""
+    """Return the texts of token ids, without special tokens."""
     return [text.strip() for text in tokenizer.decode_batch([list(ids) for ids in outputs], skip_special_tokens=True)]
 
 
@@ -244,4 +261,6 @@ def _token_id(tokenizer: FastTokenizer, names: tuple[str, ...], purpose: str) ->
         token = tokenizer.token_to_id(name)
         if token is not None:
             return int(token)
-    raise DataError(f"`tokenizer.file`: the tokenizer has no `{names[0]}` token, which {purpose}")
+    raise DataError(
+        f"`tokenizer.file`: the tokenizer has no `{names[0]}` token, which {purpose}. Set a tokenizer that has it."
+    )

@@ -1,9 +1,9 @@
-"""Tokenizing word by word, each word once: the ids of `tokenizers`, several times as fast.
+"""Tokenization with a cache of words: the same ids as the `tokenizers` library, several times as fast.
 
-A text is cut at each space after something visible. Where a tokenizer cuts there too (`splits_at_spaces`), the tokens
-of a text are those of its words in a row, so a table of words and their tokens does for all texts, and a vocabulary of
-words is small beside the words of a corpus. What could still differ is asked of the tokenizer: a new word beyond ASCII
-must give the same tokens at the end of a text and among others.
+A text is split at each space that follows a visible character. If the tokenizer splits there too (`splits_at_spaces`),
+the tokens of a text are those of its words in order. A table from words to tokens then serves all texts, because a
+corpus has far fewer distinct words than words. One exception is checked: a new word with characters beyond ASCII must
+give the same tokens at the end of a text and between other words.
 """
 
 from __future__ import annotations
@@ -14,51 +14,61 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain, repeat
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer as FastTokenizer
 
+from txclf.core import ragged
 from txclf.data.sampler import Int32s, Ints
 
-MOST_WORDS = 500_000
-"""In the table; then it is begun anew, for memory."""
-LEAST_TEXTS = 32
-"""Below, the tokenizer alone is quicker."""
-CUT, NEIGHBOUR = "\0", "a"
-_INNER = re.compile(r"(?<=\S) ")
+MAX_WORDS = 500_000
+"""Words in the table. A larger table is cleared, to bound memory."""
+MIN_TEXTS = 32
+"""Texts per call below which the tokenizer alone is faster."""
+WORD_BREAK = "\0"
+NEIGHBOUR = "a"
+"""Word placed around others to test if their tokens depend on the context."""
+_INNER_SPACE = re.compile(r"(?<=\S) ")
 _CONTEXT_FREE = {"Lowercase", "NFC", "NFKC", "NFD", "NFKD", "StripAccents", "BertNormalizer"}
-"""Normalizers that change no character because of one beyond a space."""
+"""Normalizers that treat a character the same way, whatever comes on the other side of a space."""
+_WORD_PATTERN = {"Regex": r"\w+|[^\w\s]"}
+"""Pattern of `tokenizer.kind: word`."""
 
 
 def splits_at_spaces(tokenizer: FastTokenizer) -> bool:
-    """Whether a tokenizer cuts a text at each space between two words, and treats every word alike."""
-    described = json.loads(tokenizer.to_str())
-    model, before = described["model"], described["pre_tokenizer"] or {}
-    normalizer = described["normalizer"] or {"type": "Sequence", "normalizers": []}
+    """Return True if the tokenizer splits at each space between two words and treats every word alike."""
+    description = json.loads(tokenizer.to_str())
+    normalizer = description["normalizer"] or {"type": "Sequence", "normalizers": []}
     steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
-    first = before["pretokenizers"][0] if before.get("type") == "Sequence" else before
-    cuts = {
-        "ByteLevel": first.get("add_prefix_space") and first.get("use_regex", True),
-        "Metaspace": first.get("prepend_scheme") == "always" and first.get("split", True),
-        "BertPreTokenizer": True,
-        "Whitespace": True,
-        "WhitespaceSplit": True,
-        # The pattern of `kind: word`.
-        "Split": first.get("pattern") == {"Regex": r"\w+|[^\w\s]"} and first.get("behavior") == "Removed",
-    }
+    pre_tokenizer = description["pre_tokenizer"] or {}
+    is_sequence = pre_tokenizer.get("type") == "Sequence"
+    first = pre_tokenizer["pretokenizers"][0] if is_sequence else pre_tokenizer
     return bool(
-        cuts.get(first.get("type", ""))
+        _pre_tokenizer_splits(first)
         and all(step["type"] in _CONTEXT_FREE for step in steps)
-        and not model.get("dropout")
-        and all(token["special"] for token in described["added_tokens"])  # the others are looked for before all else
+        and not description["model"].get("dropout")
+        # Tokens that are not special are searched for in the whole text, before anything else.
+        and all(token["special"] for token in description["added_tokens"])
         and tokenizer.encode_special_tokens
     )
 
 
-class Words:
-    """A tokenizer that remembers words."""
+def _pre_tokenizer_splits(settings: dict[str, Any]) -> bool:
+    kind = settings.get("type")
+    if kind == "ByteLevel":
+        return bool(settings.get("add_prefix_space") and settings.get("use_regex", True))
+    if kind == "Metaspace":
+        return bool(settings.get("prepend_scheme") == "always" and settings.get("split", True))
+    if kind == "Split":
+        return settings.get("pattern") == _WORD_PATTERN and settings.get("behavior") == "Removed"
+    return kind in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
+
+
+class WordCache:
+    """Tokenizer with a table of the tokens of words that it has seen."""
 
     def __init__(self, tokenizer: FastTokenizer) -> None:
         self.tokenizer = tokenizer
@@ -66,105 +76,100 @@ class Words:
 
     @cached_property
     def usable(self) -> bool:
-        """Whether its tokens are those of words in a row."""
+        """True if the tokens of a text are those of its words in order."""
         return splits_at_spaces(self.tokenizer)
 
     def _clear(self) -> None:
-        self.places: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
+        """Number of each word."""
         self.ids: Int32s = np.empty(0, np.int32)
-        """Tokens of all words, one after another."""
+        """Tokens of all words, one word after another."""
         self.starts: Ints = np.zeros(1, np.int64)
-        """Of each word in `ids`, and the end of the last."""
-        self.unsteady: set[int] = set()
-        """Places of words whose tokens depend on what stands around them: texts that hold one are tokenized whole."""
+        """Position in `ids` of the first token of each word, and the end of the last word."""
+        self.context_dependent: set[int] = set()
+        """Numbers of words whose tokens depend on their neighbours. Texts with such a word are tokenized whole."""
 
     def encode(self, texts: Sequence[str]) -> tuple[Int32s, Ints]:
-        """Token ids of all texts (tokens,), one after another, and how many each has (texts,)."""
-        if len(texts) < LEAST_TEXTS or not self.usable:
-            return _flat(self._ids(texts))
-        if len(self.places) > MOST_WORDS:
+        """Return the token ids of all texts (tokens,), one text after another, and the tokens per text (texts,)."""
+        if len(texts) < MIN_TEXTS or not self.usable:
+            return ragged.flatten(self._tokenize(texts))
+        if len(self.numbers) > MAX_WORDS:
             self._clear()
-        words = pc.split_pattern(pa.array(map(_marked, texts), pa.string()), CUT)
+        words = pc.split_pattern(pa.array(map(_mark_breaks, texts), pa.string()), WORD_BREAK)
         counts = np.diff(words.offsets.to_numpy())
-        found = words.flatten().dictionary_encode()
-        places = self._look_up(found.dictionary.to_pylist())[found.indices.to_numpy()]
-        sizes = np.diff(self.starts)[places]
+        distinct = words.flatten().dictionary_encode()
+        numbers = self._look_up(distinct.dictionary.to_pylist())[distinct.indices.to_numpy()]
+        sizes = np.diff(self.starts)[numbers]
         ends = np.cumsum(counts)
         lengths = np.diff(np.append(0, np.cumsum(sizes))[np.append(0, ends)])
-        ids = self.ids[_ranges(self.starts[:-1][places], sizes)]
-        alone = [place for place, text in enumerate(texts) if not _begins(text) or CUT in text]
-        if self.unsteady:
-            alone += np.searchsorted(ends, np.flatnonzero(np.isin(places, list(self.unsteady))), "right").tolist()
-        return self._mended(texts, ids, lengths, sorted(set(alone))) if alone else (ids, lengths)
+        ids = self.ids[ragged.concat_ranges(self.starts[:-1][numbers], sizes)]
+        whole = [row for row, text in enumerate(texts) if not _starts_like_a_word(text) or WORD_BREAK in text]
+        if self.context_dependent:
+            dependent = np.flatnonzero(np.isin(numbers, list(self.context_dependent)))
+            whole += np.searchsorted(ends, dependent, "right").tolist()
+        return self._replace_whole(texts, ids, lengths, sorted(set(whole))) if whole else (ids, lengths)
 
-    def _mended(self, texts: Sequence[str], ids: Int32s, lengths: Ints, alone: Sequence[int]) -> tuple[Int32s, Ints]:
-        """With the texts at `alone` tokenized whole."""
+    def _replace_whole(self, texts: Sequence[str], ids: Int32s, lengths: Ints, whole: list[int]) -> tuple[Int32s, Ints]:
+        """Replace the tokens of the texts with the numbers `whole` by those of the tokenizer."""
         rows = np.split(ids, np.cumsum(lengths)[:-1])
-        for place, row in zip(alone, self._ids([texts[place] for place in alone]), strict=True):
-            rows[place] = np.array(row, np.int32)
+        for number, row in zip(whole, self._tokenize([texts[number] for number in whole]), strict=True):
+            rows[number] = np.array(row, np.int32)
         return np.concatenate(rows), np.fromiter(map(len, rows), np.int64, len(rows))
 
     def _look_up(self, words: Sequence[str]) -> Ints:
-        """Places of distinct words in the table, which takes in those that are new."""
-        places = np.fromiter(map(self.places.get, words, repeat(-1)), np.int64, len(words))
-        unknown = np.flatnonzero(places < 0)
+        """Return the numbers of distinct words and add the new words to the table."""
+        numbers = np.fromiter(map(self.numbers.get, words, repeat(-1)), np.int64, len(words))
+        unknown = np.flatnonzero(numbers < 0)
         if len(unknown):
-            new = [words[place] for place in unknown.tolist()]
-            first = len(self.places)
-            (before,) = self._ids([NEIGHBOUR])
-            # After another word, for at the start of a text a tokenizer may see to white space in another way.
-            tokens = [ids[len(before) :] for ids in self._ids([f"{NEIGHBOUR} {word}" for word in new])]
-            # No normalizer makes a space of ASCII or changes it by its neighbours, so the rest needs no asking.
-            doubtful = [place for place, word in enumerate(new) if not word.isascii()]
-            differing = self._differing(
-                [new[place] for place in doubtful], [tokens[place] for place in doubtful], before
-            )
-            self.unsteady.update(first + doubtful[place] for place in differing)
-            ids, lengths = _flat(tokens)
-            self.starts = np.append(self.starts, self.starts[-1] + np.cumsum(lengths))
-            self.ids = np.append(self.ids, ids)
-            self.places.update(zip(new, range(first, first + len(new)), strict=True))
-            places[unknown] = np.arange(first, first + len(new))
-        return places
+            numbers[unknown] = self._add([words[i] for i in unknown.tolist()])
+        return numbers
+
+    def _add(self, words: Sequence[str]) -> Ints:
+        """Add new words to the table and return their numbers."""
+        first = len(self.numbers)
+        (neighbour,) = self._tokenize([NEIGHBOUR])
+        # After another word, because a tokenizer may treat white space at the start of a text differently.
+        tokens = [ids[len(neighbour) :] for ids in self._tokenize([f"{NEIGHBOUR} {word}" for word in words])]
+        # No normalizer turns ASCII into a space or changes it by its neighbours, so ASCII words need no check.
+        doubtful = [i for i, word in enumerate(words) if not word.isascii()]
+        differing = self._differing([words[i] for i in doubtful], [tokens[i] for i in doubtful], neighbour)
+        self.context_dependent.update(first + doubtful[i] for i in differing)
+        ids, lengths = ragged.flatten(tokens)
+        self.starts = np.append(self.starts, self.starts[-1] + np.cumsum(lengths))
+        self.ids = np.append(self.ids, ids)
+        self.numbers.update(zip(words, range(first, first + len(words)), strict=True))
+        return np.arange(first, first + len(words))
 
     def _differing(
-        self, words: Sequence[str], tokens: Sequence[list[int]], before: list[int], group: int = 64
+        self, words: Sequence[str], tokens: Sequence[list[int]], neighbour: list[int], group: int = 64
     ) -> Iterator[int]:
-        """Which words give other tokens among others: asked of groups, then of the words of a group that differs."""
-        groups = range(0, len(words), group)
-        among = [" ".join([NEIGHBOUR, *words[start : start + group], NEIGHBOUR]) for start in groups]
-        for start, ids in zip(groups, self._ids(among), strict=True):
+        """Yield the positions of words that give other tokens between other words.
+
+        The words are tokenized in groups first, then one by one in the groups that differ.
+        """
+        starts = range(0, len(words), group)
+        texts = [" ".join([NEIGHBOUR, *words[start : start + group], NEIGHBOUR]) for start in starts]
+        for start, ids in zip(starts, self._tokenize(texts), strict=True):
             inside = slice(start, start + group)
-            if ids == [*before, *chain.from_iterable(tokens[inside]), *before]:
+            if ids == [*neighbour, *chain.from_iterable(tokens[inside]), *neighbour]:
                 continue
             if group == 1:
                 yield start
             else:
-                yield from (start + place for place in self._differing(words[inside], tokens[inside], before, 1))
+                yield from (start + i for i in self._differing(words[inside], tokens[inside], neighbour, 1))
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _marked(text: str) -> str:
-    """With `CUT` for each space that words are cut at."""
+def _mark_breaks(text: str) -> str:
+    """Replace each space that ends a word by `WORD_BREAK`."""
     if text.isprintable() and "  " not in text and not text.startswith(" "):  # the only white space is single spaces
-        return text.replace(" ", CUT)
-    return _INNER.sub(CUT, text)
+        return text.replace(" ", WORD_BREAK)
+    return _INNER_SPACE.sub(WORD_BREAK, text)
 
 
-def _begins(text: str) -> bool:
-    """Whether a text begins as any word does. What normalizes to a space or to nothing there does not."""
+def _starts_like_a_word(text: str) -> bool:
+    """Return False if the first character may be normalized to a space or to nothing."""
     first = text[:1]
     return "!" <= first <= "~" or (first.isalnum() and unicodedata.normalize("NFKC", first)[0] != " ")
-
-
-def _flat(rows: Sequence[Sequence[int]]) -> tuple[Int32s, Ints]:
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    return np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum())), lengths
-
-
-def _ranges(starts: Ints, sizes: Ints) -> Ints:
-    """The numbers from each start on, as many as its size says, one range after another."""
-    ends = np.cumsum(sizes)
-    return np.repeat(starts - ends + sizes, sizes) + np.arange(int(ends[-1]) if len(ends) else 0)

@@ -18,7 +18,7 @@ from txclf.data import records, shards, sources
 from txclf.data.batches import PairRows
 from txclf.data.labels import LabelSets
 from txclf.data.tokenizer import encode_targets
-from txclf.data.word_cache import Words
+from txclf.data.word_cache import WordCache
 from txclf.evaluation import baselines
 from txclf.inference.classifier import Classifier, sigmoid, softmax
 from txclf.inference.seq2seq import Seq2Seq
@@ -156,7 +156,7 @@ def _evaluate_pairs(
         texts, found, bad = _labelled(run, data, run.data.target, None)
         targets = [target for (target,) in found]
         input_ids = model.encode(texts)
-        target_ids, _ = encode_targets(Words(model.target_tokenizer), targets, model.description.max_length)
+        target_ids, _ = encode_targets(WordCache(model.target_tokenizer), targets, model.description.max_length)
         columns = [input_ids, target_ids, pa.array(targets)]
         table, skipped = pa.table(columns, names=["input_ids", "target_ids", "target"]), bad
     started = time.monotonic()

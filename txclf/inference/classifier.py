@@ -14,7 +14,7 @@ from txclf.config.run_config import RunConfig
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import Layout, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, separator_id
-from txclf.data.word_cache import Words
+from txclf.data.word_cache import WordCache
 from txclf.inference.bundle import TOKENIZER, Floats, build, metadata_from_config, num_segments, read
 from txclf.inference.metadata import BundleMetadata
 from txclf.metrics.thresholds import DEFAULT
@@ -40,7 +40,7 @@ class Classifier:
     def __init__(self, description: BundleMetadata, tokenizer: FastTokenizer, model: TransformerClassifier) -> None:
         self.description = description
         self.tokenizer = tokenizer
-        self.words = Words(tokenizer)
+        self.words = WordCache(tokenizer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.eval().to(self.device)
 

@@ -20,7 +20,7 @@ from txclf.config.sections import Generate
 from txclf.data.batches import PairRows, TokenRows
 from txclf.data.sampler import Ints, scoring_batches
 from txclf.data.tokenizer import decode, encode, parse_tokenizer, target_ends
-from txclf.data.word_cache import Words
+from txclf.data.word_cache import WordCache
 from txclf.inference import bundle
 from txclf.inference.metadata import BundleMetadata
 from txclf.model.beam_search import generate
@@ -38,7 +38,7 @@ class Seq2Seq:
         self.settings: Generate = description.generate
         """How outputs are made; another may be set."""
         self.tokenizer, self.target_tokenizer = tokenizers[0], tokenizers[-1]
-        self.words = Words(self.tokenizer)
+        self.words = WordCache(self.tokenizer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.eval().to(self.device)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from txclf.artifacts.run_folder import RunState
 from txclf.config import run_config
+from txclf.config.dotted import flatten_dotted
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import TxclfError
@@ -264,20 +265,9 @@ def _seconds(summary: Mapping[str, Any]) -> Values:
     return [*parts.items(), ("other", rest)]
 
 
-def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Settings by dotted keys."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{above}{name}.")
-        else:
-            found[f"{above}{name}"] = value
-    return found
-
-
 def changed(run: RunConfig) -> list[tuple[str, str, str]]:
     """Keys whose value is not the default, with both."""
-    mine, usual = flat(run.model_dump(mode="json")), flat(RunConfig().model_dump(mode="json"))
+    mine, usual = (flatten_dotted(config.model_dump(mode="json")) for config in (run, RunConfig()))
     keys = [key for key in mine if key not in usual or mine[key] != usual[key]]
     return [(key, plain(mine[key]), plain(usual[key]) if key in usual else "") for key in keys]
 

@@ -9,9 +9,10 @@ from typing import Any
 from txclf.artifacts import trials
 from txclf.artifacts.run_folder import RunState
 from txclf.config import run_config
+from txclf.config.dotted import flatten_dotted
 from txclf.core import storage
 from txclf.evaluation import evaluate
-from txclf.reports.run_report import curves, facts, flat, plain
+from txclf.reports.run_report import curves, facts, plain
 
 ORDER = ("running", "finished", "stopped", "failed", "waiting")
 
@@ -84,7 +85,9 @@ def compare(standings: Sequence[RunState]) -> dict[str, Any]:
         names = ["/".join(standing.folder.split("/")[-2:]) for standing in standings]
     if len(set(names)) < len(names):
         names = [standing.folder for standing in standings]
-    settings = [flat(standing.run.model_dump(mode="json", exclude={"name", "storage"})) for standing in standings]
+    settings = [
+        flatten_dotted(standing.run.model_dump(mode="json", exclude={"name", "storage"})) for standing in standings
+    ]
     keys = list(dict.fromkeys(key for one in settings for key in one))
     differing = [key for key in keys if len({repr(one.get(key)) for one in settings}) > 1]
     runs = [_brief(standing, name) for standing, name in zip(standings, names, strict=True)]

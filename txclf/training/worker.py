@@ -107,7 +107,14 @@ def fit(
     shortened = None
     if run.train.token_dropout and isinstance(train_rows, TokenRows):
         shortened = partial(train_rows.kept_lengths, run.train.token_dropout)
-    plan = BatchSampler(train_rows.lengths, run.train.batch_size, run.train.bucket_batches, run.seed, labels, shortened)
+    plan = BatchSampler(
+        train_rows.lengths,
+        run.train.batch_size,
+        bucket_batches=run.train.bucket_batches,
+        seed=run.seed,
+        labels=labels,
+        lengths_of=shortened,
+    )
     course = StepSchedule(plan.steps_per_epoch, run.train.epochs, run.train.eval_every, run.train.checkpoint_every)
     saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
     state: dict[str, Any] = checkpoints.load(saved[-1]) if saved else {"step": 0, "history": []}

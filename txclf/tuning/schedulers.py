@@ -21,8 +21,9 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from txclf.artifacts import trials
+from txclf.config.dotted import Settings
 from txclf.config.run_config import RunConfig
-from txclf.config.search_space import Settings, Tune
+from txclf.config.search_space import Tune
 from txclf.core.errors import ConfigError
 
 Histories = dict[int, list[dict[str, float]]]
