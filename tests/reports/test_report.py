@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from txclf.data import shards
 from txclf.data.prepare import prepare
 from txclf.evaluation import evaluate
 from txclf.reports import error_analysis, html, report, search_report
+from txclf.reports.content import ALL_CLASSES
 from txclf.reports.error_analysis import Budget
 from txclf.training.train import train
 
@@ -112,7 +114,7 @@ def test_numbers_are_those_of_the_evaluation(run: RunConfig) -> None:
     assert split["metrics"]["accuracy"] == pytest.approx(summary["best"]["valid_accuracy"])
     assert split["metrics"]["f1_macro"] == pytest.approx(summary["best"]["valid_f1_macro"])
     assert split["metrics"]["calibration_error"] == pytest.approx(summary["calibration"]["error_after"], abs=1e-6)
-    assert split["rows"] == split["of"] == summary["calibration"]["rows"]
+    assert split["rows"] == split["total_rows"] == summary["calibration"]["rows"]
     assert sum(count for _, _, count in split["confusion"]) == split["rows"]
     right = sum(count for i, j, count in split["confusion"] if i == j)
     assert right / split["rows"] == pytest.approx(split["metrics"]["accuracy"])
@@ -134,7 +136,7 @@ def test_numbers_are_those_of_the_evaluation(run: RunConfig) -> None:
     manifest = shards.load_manifest(summary["prepared"])
     assert sum(content["data"]["lengths"]["train"]) == manifest.splits["train"].rows
     counts = manifest.splits["train"].label_counts
-    assert {one["label"]: one["train"] for one in content["data"]["labels"]} == counts
+    assert {one["label"]: one["rows"]["train"] for one in content["data"]["labels"]} == counts
 
 
 def test_mistakes_name_their_rows(run: RunConfig) -> None:
@@ -168,10 +170,10 @@ def test_a_budget_bounds_what_is_scored(run: RunConfig) -> None:
     classifier = Classifier.load(storage.join(run.run_folder, "model"))
     few = error_analysis.score(classifier, prepared, manifest, "train", Budget(7, 60.0, 50))
     every = error_analysis.score(classifier, prepared, manifest, "train", Budget(10**6, 60.0, 50))
-    assert (len(few.labels), few.rows) == (7, manifest.splits["train"].rows)
-    assert len(every.labels) == every.rows == len(every.places)
+    assert (len(few.labels), few.total_rows) == (7, manifest.splits["train"].rows)
+    assert len(every.labels) == every.total_rows == len(every.sources)
     np.testing.assert_allclose(few.logits, every.logits[:7], atol=1e-5)
-    found = error_analysis.baselines(few, prepared, manifest, True, Budget(7, 60.0, 50))
+    found = error_analysis.baseline_scores(few, prepared, manifest, lowercase=True, budget=Budget(7, 60.0, 50))
     assert found["baseline"]["train_rows"] == 50
 
 
@@ -181,10 +183,10 @@ def test_curves_are_scikit_learn_s(rows: int) -> None:
     truth = draw.random(rows) < 0.3
     truth[:2] = [True, False]
     scores = np.round(truth * 0.3 + draw.random(rows), 2).astype(np.float32)
-    found = error_analysis.curve(scores, truth)
+    found = asdict(error_analysis.class_curves(scores, truth, ALL_CLASSES))
     assert found["auc"] == pytest.approx(metrics.roc_auc_score(truth, scores))
     assert found["ap"] == pytest.approx(metrics.average_precision_score(truth, scores))
-    assert len(found["fpr"]) <= error_analysis.POINTS + 2
+    assert len(found["fpr"]) <= error_analysis.CURVE_POINTS + 2
     assert (found["fpr"][0], found["tpr"][0], found["fpr"][-1], found["tpr"][-1]) == (0, 0, 1, 1)
     assert np.trapezoid(found["tpr"], found["fpr"]) == pytest.approx(found["auc"], abs=0.02)
 
@@ -238,14 +240,14 @@ def test_a_multilabel_run_has_a_page_and_a_card(tmp_path: Path) -> None:
     for name, scores in found["per_class"].items():
         assert split["per_class"][name] == pytest.approx(scores)
     assert split["metrics"]["lrap"] == pytest.approx(found["lrap"])
-    assert [one["class"] for one in split["curves"]] == [-1, 0, 1]
+    assert [one["class_id"] for one in split["curves"]] == [-1, 0, 1]
     assert sum(count for _, _, count in split["reliability"]) == 2 * split["rows"] == 480
     classifier = Classifier.load(f"{run.run_folder}/model")
     for one in split["mistakes"]:
         (probabilities,) = classifier.probabilities([(one["text"],)])
         (given,) = classifier.predicted_labels(probabilities[None])
-        label = one["label"] if one["label"] != error_analysis.NOT else one["predicted"]
-        assert (label in given) != (label in one["has"])
+        label = one["label"] if one["label"] != error_analysis.NOT_PREDICTED else one["predicted"]
+        assert (label in given) != (label in one["true_labels"])
         assert one["label_probability"] == pytest.approx(probabilities[classifier.labels.index(label)], abs=1e-5)
     assert content["headline"]["value"] == found["f1_macro"]
     assert content["headline"]["bars"][1]["value"] == found["baseline"]["f1_macro"]
@@ -272,7 +274,7 @@ def test_a_search_without_a_trial_yet(tmp_path: Path) -> None:
     run = search_folder(tmp_path, count=0)
     content = Page(report.report([run.run_folder])).content
     assert (content["trials"], content["best"], content["importance"]) == ([], None, [])
-    assert search_report.gather(run.run_folder)["facts"][0] == ("trials", "none yet")
+    assert search_report.gather(run.run_folder).facts[0] == ("trials", "none yet")
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, run: RunConfig) -> None:
@@ -286,7 +288,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, run: RunConfig) -> None:
         with pytest.raises(ConfigError, match=re.escape(f"`{path}`: {message}")):
             report.report([path])
     search = search_folder(tmp_path)
-    with pytest.raises(ConfigError, match="a search is not compared"):
+    with pytest.raises(ConfigError, match="a search cannot be compared"):
         report.report([run.run_folder, search.run_folder])
 
 

@@ -1,7 +1,7 @@
-"""What a run's model says of a split, made small enough for a page.
+"""Scores, curves and worst mistakes of a bundle on one split, small enough for a page.
 
-A page holds no row more than it shows: curves are thinned, the confusion matrix is a list of its cells that are not
-zero, and the texts are those of the worst mistakes. How many rows are scored, and for how long, is bounded.
+A page holds only the rows that it shows: curves are thinned, the confusion matrix is a list of its nonzero cells, and
+only the worst mistakes bring their texts. A `Budget` bounds the rows that are scored and the time that this takes.
 
 Shapes: N rows, C classes.
 """
@@ -9,7 +9,7 @@ Shapes: N rows, C classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,241 +18,293 @@ import numpy.typing as npt
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.labels import LabelSets
-from txclf.evaluation import baselines as baseline
+from txclf.evaluation import baselines
 from txclf.inference.classifier import Classifier, sigmoid, softmax
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.metrics import multiclass, multilabel
+from txclf.reports.content import ALL_CLASSES, ClassCurves, Example, ExampleSplit, LabelSplit, Mistake
 
-POINTS = 80
-"""Of a curve."""
-CLASSES = 100
-"""Most classes with curves of their own: those with the most rows."""
+CURVE_POINTS = 80
+"""Max points of a curve."""
+MAX_CLASS_CURVES = 100
+"""Max classes with curves of their own: those with the most rows."""
 MICRO_CELLS = 500_000
-"""Most probabilities that the curve over all classes together is made of."""
-MISTAKES = 200
-MORE_MISTAKES = 600
-"""With the worst of each pair of classes that is not among them yet."""
-TEXT_CHARS = 700
-EXAMPLES = 40
-PART_ROWS = 512
-"""Rows between two looks at the clock."""
+"""Max probabilities that the curves over all classes are computed from."""
+MAX_MISTAKES = 200
+"""Mistakes that are shown because they are the worst."""
+MAX_MISTAKES_WITH_PAIRS = 600
+"""Max mistakes after the worst one of each remaining pair of classes is added."""
+MAX_TEXT_CHARS = 700
+MAX_EXAMPLES = 40
+CHUNK_ROWS = 512
+"""Rows scored between two looks at the clock."""
 
-NOT = "not given"
-"""In place of a label that a row has and the model does not give, or the other way round."""
+NOT_PREDICTED = "not given"
+"""Shown in place of a label that the row has and the prediction does not, or the other way round."""
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 class Budget(NamedTuple):
-    """What a report may cost."""
+    """Bounds on the work for a report."""
 
     rows: int
-    """Most rows of a split that are scored."""
+    """Max rows of a split that are scored."""
     seconds: float
-    """After which no further rows are scored."""
+    """Seconds after which no further chunk is scored."""
     baseline_rows: int
-    """Most training rows that the baseline learns from."""
+    """Max training rows of the baseline."""
 
 
 QUICK = Budget(5_000, 15.0, 20_000)
-"""At the end of a run."""
-FULL = Budget(50_000, 600.0, baseline.MAX_ROWS)
-"""When asked for."""
+"""Budget at the end of a run."""
+FULL = Budget(50_000, 600.0, baselines.MAX_ROWS)
+"""Budget of `txclf report`."""
 
 
-class Scored(NamedTuple):
-    """Rows of a split as the bundle scores them."""
+class TextRow(NamedTuple):
+    """Text of a row and its place in the input files."""
 
-    rows: int
-    """Of the whole split."""
+    text: str
+    file: str
+    row: int
+
+
+class ScoredRows(NamedTuple):
+    """Logits and true labels of the rows of a split that were scored."""
+
+    total_rows: int
+    """Rows of the whole split."""
     logits: Floats
-    """(N, C)."""
+    """Logits (N, C)."""
     labels: Any
-    """(N,); of a model that may give several, whether a row has each (N, C)."""
-    places: list[dict[str, Any]]
-    """`text`, `file` and `row` of each."""
+    """Class ids (N,); in multilabel tasks booleans (N, C)."""
+    sources: list[TextRow]
+
+    @property
+    def texts(self) -> list[str]:
+        """Texts of the rows."""
+        return [source.text for source in self.sources]
 
 
-def score(classifier: Classifier, prepared: str, manifest: shards.Manifest, split: str, budget: Budget) -> Scored:
-    """Scores the first rows of a split, which are a random sample, within the budget; at least `PART_ROWS`."""
-    started, logits, labels, places = time.monotonic(), list[Floats](), list[Any](), list[dict[str, Any]]()
-    column = "labels" if classifier.is_multilabel else "label"
-    for table in _parts(prepared, manifest, split, ["input_ids", column, "text", "file", "row"]):
-        table = table.slice(0, max(0, budget.rows - len(places)))
+def score(classifier: Classifier, prepared: str, manifest: shards.Manifest, split: str, budget: Budget) -> ScoredRows:
+    """Score the first rows of a split, which are a random sample, within the budget; at least one chunk."""
+    start = time.monotonic()
+    logits, labels, sources = list[Floats](), list[Any](), list[TextRow]()
+    column = classifier.description.task_spec.shard_column
+    for chunk in _chunks(prepared, manifest, split, ["input_ids", column, "text", "file", "row"]):
+        table = chunk.slice(0, max(0, budget.rows - len(sources)))
         logits.append(classifier.logits(classifier.rows([table])))
         if classifier.is_multilabel:
             labels.append(LabelSets.from_tables([table]).matrix(len(classifier.labels)))
         else:
-            labels.append(table["label"].to_numpy().astype(np.int64))
-        places += table.select(["text", "file", "row"]).to_pylist()
-        if len(places) >= budget.rows or time.monotonic() - started > budget.seconds:
+            labels.append(table[column].to_numpy().astype(np.int64))
+        sources += [TextRow(**row) for row in table.select(["text", "file", "row"]).to_pylist()]
+        if len(sources) >= budget.rows or time.monotonic() - start > budget.seconds:
             break
-    return Scored(manifest.splits[split].rows, np.concatenate(logits), np.concatenate(labels), places)
+    return ScoredRows(manifest.splits[split].rows, np.concatenate(logits), np.concatenate(labels), sources)
 
 
-def _parts(prepared: str, manifest: shards.Manifest, split: str, columns: Sequence[str]) -> Iterator[Any]:
+def _chunks(prepared: str, manifest: shards.Manifest, split: str, columns: Sequence[str]) -> Iterator[Any]:
+    """Yield tables of at most `CHUNK_ROWS` rows."""
     for shard in manifest.splits[split].shards:
         for group in shards.read_groups(prepared, shard, columns):
-            for start in range(0, group.num_rows, PART_ROWS):
-                yield group.slice(start, PART_ROWS)
+            for start in range(0, group.num_rows, CHUNK_ROWS):
+                yield group.slice(start, CHUNK_ROWS)
 
 
-def details(scored: Scored, classifier: Classifier) -> dict[str, Any]:
-    """Metrics, classes, confusions, calibration, curves and mistakes of scored rows."""
+def label_split(
+    scored: ScoredRows,
+    classifier: Classifier,
+    *,
+    split: str,
+    title: str,
+    compared: Mapping[str, Mapping[str, Any]],
+) -> LabelSplit:
+    """Return metrics, confusion matrix, calibration, curves and mistakes of scored rows."""
     names, probabilities = classifier.labels, classifier.calibrated(scored.logits)
-    shown: dict[str, Any] = {"rows": len(scored.labels), "of": scored.rows, "labels": names}
-    plain = sigmoid(scored.logits) if classifier.is_multilabel else softmax(scored.logits)
+    uncalibrated = sigmoid(scored.logits) if classifier.is_multilabel else softmax(scored.logits)
+    cells = None
     if classifier.is_multilabel:
-        found = multilabel.scores(probabilities, scored.labels, classifier.thresholds, names)
-        truth, bins = scored.labels, [(one.ravel(), scored.labels.ravel()) for one in (probabilities, plain)]
-        wrong = missed(scored, probabilities, classifier)
+        metrics = multilabel.scores(probabilities, scored.labels, classifier.thresholds, names)
+        targets = scored.labels
+        bins = [reliability(matrix.ravel(), targets.ravel()) for matrix in (probabilities, uncalibrated)]
+        wrong = label_mistakes(scored, probabilities, names, classifier.thresholds)
     else:
-        found = multiclass.scores(probabilities, scored.labels, names)
-        cells = np.asarray(found.pop("confusion"))
-        true, guessed = np.nonzero(cells)
-        shown["confusion"] = [[int(i), int(j), int(cells[i, j])] for i, j in zip(true, guessed, strict=True)]
-        truth = scored.labels[:, None] == np.arange(len(names))
-        bins = [(one.max(axis=1), one.argmax(axis=1) == scored.labels) for one in (probabilities, plain)]
+        metrics = multiclass.scores(probabilities, scored.labels, names)
+        cells = _nonzero_cells(np.asarray(metrics.pop("confusion")))
+        targets = scored.labels[:, None] == np.arange(len(names))
+        bins = [
+            reliability(matrix.max(axis=1), matrix.argmax(axis=1) == scored.labels)
+            for matrix in (probabilities, uncalibrated)
+        ]
         wrong = mistakes(scored, probabilities, names)
-    return {
-        **shown,
-        "per_class": found.pop("per_class"),
-        "metrics": found,
-        "reliability": reliability(*bins[0]),
-        "uncalibrated": reliability(*bins[1]) if classifier.temperature != 1.0 else None,
-        "curves": curves(probabilities, truth),
-        "mistakes": wrong,
-    }
+    return LabelSplit(
+        id=split,
+        title=title,
+        rows=len(scored.labels),
+        total_rows=scored.total_rows,
+        labels=names,
+        confusion=cells,
+        per_class=metrics.pop("per_class"),
+        metrics=metrics,
+        compared=compared,
+        reliability=bins[0],
+        uncalibrated=bins[1] if classifier.temperature != 1.0 else None,
+        curves=curves(probabilities, targets),
+        mistakes=wrong,
+    )
 
 
-def reliability(confidence: Floats, right: npt.NDArray[np.bool_], bins: int = 15) -> list[list[float]]:
-    """Mean confidence, share of right ones and count of each bin of equal width that has any."""
-    places = np.minimum((confidence * bins).astype(int), bins - 1)
-    inside = [places == number for number in np.unique(places)]
-    return [[float(confidence[part].mean()), float(right[part].mean()), int(part.sum())] for part in inside]
+def _nonzero_cells(confusion: Ints) -> list[tuple[int, int, int]]:
+    """Return (true class, predicted class, rows) of the cells of a confusion matrix (C, C) that are not zero."""
+    return [(int(i), int(j), int(confusion[i, j])) for i, j in zip(*np.nonzero(confusion), strict=True)]
 
 
-def curves(probabilities: Floats, truth: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """ROC and precision-recall, one class against the rest: all together first (`class` -1), then the largest ones."""
-    classes = probabilities.shape[1]
-    sample = slice(max(1, MICRO_CELLS // classes))
-    found = [{"class": -1, **curve(probabilities[sample].ravel(), truth[sample].ravel())}]
-    support = truth.sum(axis=0)
-    largest = [number for number in np.argsort(-support, kind="stable")[:CLASSES].tolist() if support[number]]
-    found += [
-        {"class": number, **curve(probabilities[:, number], truth[:, number])}
-        for number in largest
-        if support[number] < len(truth)
+def reliability(confidence: Floats, right: Bools, num_bins: int = 15) -> list[list[float]]:
+    """Return mean confidence, accuracy and count of each bin of equal width that has rows."""
+    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    members = [bins == number for number in np.unique(bins)]
+    return [[float(confidence[rows].mean()), float(right[rows].mean()), int(rows.sum())] for rows in members]
+
+
+def curves(probabilities: Floats, targets: Bools) -> list[ClassCurves]:
+    """Return the curves over all classes, then those of each of the largest classes against the rest.
+
+    Args: probabilities (N, C) and targets (N, C). A class that no row has, or every row, has no curves.
+    """
+    sample = slice(max(1, MICRO_CELLS // probabilities.shape[1]))
+    support = targets.sum(axis=0)
+    largest = [number for number in np.argsort(-support, kind="stable")[:MAX_CLASS_CURVES].tolist() if support[number]]
+    return [
+        class_curves(probabilities[sample].ravel(), targets[sample].ravel(), ALL_CLASSES),
+        *(
+            class_curves(probabilities[:, number], targets[:, number], number)
+            for number in largest
+            if support[number] < len(targets)
+        ),
     ]
-    return found
 
 
-def curve(scores: Floats, truth: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """Both curves of scores against what is true, at most `POINTS` points each, and the areas of the whole ones."""
+def class_curves(scores: Floats, targets: Bools, class_id: int) -> ClassCurves:
+    """Return both curves of scores (N,) against targets (N,), thinned, and the areas under the full curves."""
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
 
-    wrong, right, _ = roc_curve(truth, scores)
-    precision, recall, _ = precision_recall_curve(truth, scores)
-    return {
-        "fpr": _thin(wrong, right)[0],
-        "tpr": _thin(wrong, right)[1],
-        "auc": float(auc(wrong, right)),
-        "recall": _thin(recall, precision)[0],
-        "precision": _thin(recall, precision)[1],
-        "ap": float(average_precision_score(truth, scores)),
-    }
+    fpr, tpr, _ = roc_curve(targets, scores)
+    precision, recall, _ = precision_recall_curve(targets, scores)
+    thin_fpr, thin_tpr = _thinned(fpr, tpr)
+    thin_recall, thin_precision = _thinned(recall, precision)
+    return ClassCurves(
+        class_id=class_id,
+        fpr=thin_fpr,
+        tpr=thin_tpr,
+        auc=float(auc(fpr, tpr)),
+        recall=thin_recall,
+        precision=thin_precision,
+        ap=float(average_precision_score(targets, scores)),
+    )
 
 
-def _thin(x: Any, y: Any) -> tuple[list[float], list[float]]:
-    """Points evenly spaced along the curve, its ends among them."""
-    along = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
-    places = np.unique(np.searchsorted(along, np.linspace(0, along[-1], POINTS)).clip(0, len(x) - 1))
-    places = np.unique(np.concatenate([[0], places, [len(x) - 1]]))
-    return np.round(x[places], 4).tolist(), np.round(y[places], 4).tolist()
+def _thinned(x: Any, y: Any) -> tuple[list[float], list[float]]:
+    """Return about `CURVE_POINTS` points evenly spaced along the curve, both ends included."""
+    length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
+    points = np.unique(np.searchsorted(length, np.linspace(0, length[-1], CURVE_POINTS)).clip(0, len(x) - 1))
+    points = np.unique(np.concatenate([[0], points, [len(x) - 1]]))
+    return np.round(x[points], 4).tolist(), np.round(y[points], 4).tolist()
 
 
-def mistakes(scored: Scored, probabilities: Floats, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows whose label the model finds least likely, worst first; then the worst of each other pair of classes."""
+def mistakes(scored: ScoredRows, probabilities: Floats, names: Sequence[str]) -> list[Mistake]:
+    """Return single-label mistakes, lowest probability of the true label first.
+
+    The worst `MAX_MISTAKES` come first, then the worst mistake of each pair of classes that is not among them.
+    """
     predicted = probabilities.argmax(axis=1)
-    chosen = probabilities[np.arange(len(predicted)), scored.labels]
+    true_probability = probabilities[np.arange(len(predicted)), scored.labels]
     wrong = np.flatnonzero(predicted != scored.labels)
-    worst = wrong[np.argsort(chosen[wrong], kind="stable")].tolist()
-    shown = worst[:MISTAKES]
+    worst = wrong[np.argsort(true_probability[wrong], kind="stable")].tolist()
+    shown = worst[:MAX_MISTAKES]
     pairs = {(scored.labels[row], predicted[row]) for row in shown}
-    for row in worst[MISTAKES:]:
+    for row in worst[MAX_MISTAKES:]:
         pair = (scored.labels[row], predicted[row])
-        if pair not in pairs and len(shown) < MORE_MISTAKES:
+        if pair not in pairs and len(shown) < MAX_MISTAKES_WITH_PAIRS:
             pairs.add(pair)
             shown.append(row)
     return [
-        {
-            "text": _cut(scored.places[row]["text"]),
-            "file": scored.places[row]["file"],
-            "row": scored.places[row]["row"],
-            "label": names[scored.labels[row]],
-            "predicted": names[predicted[row]],
-            "label_probability": float(chosen[row]),
-            "top": [
-                (names[number], float(probabilities[row, number]))
-                for number in np.argsort(-probabilities[row], kind="stable")[:3].tolist()
-            ],
-        }
+        Mistake(
+            text=_shortened(scored.sources[row].text),
+            file=scored.sources[row].file,
+            row=scored.sources[row].row,
+            label=names[scored.labels[row]],
+            predicted=names[predicted[row]],
+            label_probability=float(true_probability[row]),
+            top=_named(probabilities[row], np.argsort(-probabilities[row], kind="stable")[:3].tolist(), names),
+            true_labels=[names[scored.labels[row]]],
+        )
         for row in shown
     ]
 
 
-def missed(scored: Scored, probabilities: Floats, classifier: Classifier) -> list[dict[str, Any]]:
-    """Labels that rows have and are not given, or are given and have not, where the model is surest; at most
-    `MISTAKES`, of each row the worst."""
-    given = probabilities >= classifier.thresholds
-    # How far beyond its threshold a label is, as a share of the way that there is.
-    room = np.where(given, 1 - classifier.thresholds, classifier.thresholds).clip(1e-6)
-    far = np.where(given != scored.labels, np.abs(probabilities - classifier.thresholds) / room, -1.0)
-    worst = far.max(axis=1)
-    rows = [row for row in np.argsort(-worst, kind="stable")[:MISTAKES].tolist() if worst[row] >= 0]
-    names, shown = classifier.labels, []
+def label_mistakes(
+    scored: ScoredRows, probabilities: Floats, names: Sequence[str], thresholds: Floats
+) -> list[Mistake]:
+    """Return multilabel mistakes, at most `MAX_MISTAKES`: the worst label of each row, most confident first.
+
+    The distance of a probability from its threshold, as a share of the largest possible distance, ranks the mistakes.
+    """
+    predicted = probabilities >= thresholds
+    max_distance = np.where(predicted, 1 - thresholds, thresholds).clip(1e-6)
+    distance = np.where(predicted != scored.labels, np.abs(probabilities - thresholds) / max_distance, -1.0)
+    worst = distance.max(axis=1)
+    rows = [row for row in np.argsort(-worst, kind="stable")[:MAX_MISTAKES].tolist() if worst[row] >= 0]
+    shown = []
     for row in rows:
-        place = int(far[row].argmax())
-        has = [names[number] for number in np.flatnonzero(scored.labels[row])]
+        label = int(distance[row].argmax())
+        true_labels = [names[number] for number in np.flatnonzero(scored.labels[row]).tolist()]
         order = np.argsort(-probabilities[row], kind="stable").tolist()
-        likely = [number for number in order if given[row, number] or names[number] in has][:6]
+        likely = [number for number in order if predicted[row, number] or names[number] in true_labels][:6]
         shown.append(
-            {
-                "text": _cut(scored.places[row]["text"]),
-                "file": scored.places[row]["file"],
-                "row": scored.places[row]["row"],
-                "label": NOT if given[row, place] else names[place],
-                "predicted": names[place] if given[row, place] else NOT,
-                "label_probability": float(probabilities[row, place]),
-                "top": [(names[number], float(probabilities[row, number])) for number in likely],
-                "has": has,
-            }
+            Mistake(
+                text=_shortened(scored.sources[row].text),
+                file=scored.sources[row].file,
+                row=scored.sources[row].row,
+                label=NOT_PREDICTED if predicted[row, label] else names[label],
+                predicted=names[label] if predicted[row, label] else NOT_PREDICTED,
+                label_probability=float(probabilities[row, label]),
+                top=_named(probabilities[row], likely, names),
+                true_labels=true_labels,
+            )
         )
     return shown
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= TEXT_CHARS else text[:TEXT_CHARS] + " …"
+def _named(probabilities: Floats, classes: Sequence[int], names: Sequence[str]) -> list[tuple[str, float]]:
+    """Return the names and probabilities of classes."""
+    return [(names[number], float(probabilities[number])) for number in classes]
 
 
-def baselines(
-    scored: Scored, prepared: str, manifest: shards.Manifest, lowercase: bool, budget: Budget
-) -> dict[str, Any]:
-    """The majority class and the n-gram logistic regression on the same rows, by the names of `metrics.json`."""
+def _shortened(text: str) -> str:
+    """Return the first `MAX_TEXT_CHARS` characters of a text, with an ellipsis if it is longer."""
+    return text if len(text) <= MAX_TEXT_CHARS else text[:MAX_TEXT_CHARS] + " …"
+
+
+def baseline_scores(
+    scored: ScoredRows, prepared: str, manifest: shards.Manifest, *, lowercase: bool, budget: Budget
+) -> dict[str, dict[str, Any]]:
+    """Score the majority class and the n-gram logistic regression on the same rows, by their keys in `metrics.json`."""
     classes = len(manifest.labels)
-    texts, labels = list[str](), list[Ints]()
-    for part in _parts(prepared, manifest, "train", ["label", "text"]):
-        texts += part["text"].to_pylist()
-        labels.append(part["label"].to_numpy().astype(np.int64))
+    texts, label_chunks = list[str](), list[Ints]()
+    for chunk in _chunks(prepared, manifest, "train", ["label", "text"]):
+        texts += chunk["text"].to_pylist()
+        label_chunks.append(chunk["label"].to_numpy().astype(np.int64))
         if len(texts) >= budget.baseline_rows:
             break
-    known = np.concatenate(labels)[: budget.baseline_rows]
-    texts = texts[: budget.baseline_rows]
-    most = baseline.majority(known, len(scored.labels))
-    linear = baseline.logistic_regression(texts, known, [place["text"] for place in scored.places], lowercase)
+    labels = np.concatenate(label_chunks)[: budget.baseline_rows]
+    majority = baselines.majority(labels, len(scored.labels))
+    linear = baselines.logistic_regression(texts[: budget.baseline_rows], labels, scored.texts, lowercase)
     return {
-        "majority": multiclass.short_scores(most, scored.labels, classes),
+        "majority": multiclass.short_scores(majority, scored.labels, classes),
         "baseline": {
             **multiclass.short_scores(linear.predictions, scored.labels, classes),
             "train_rows": linear.train_rows,
@@ -261,24 +313,35 @@ def baselines(
     }
 
 
-def examples(model: Seq2Seq, prepared: str, manifest: shards.Manifest, split: str) -> dict[str, Any]:
-    """What a `seq2seq` model makes of the first rows of a split."""
+def example_split(
+    model: Seq2Seq,
+    prepared: str,
+    manifest: shards.Manifest,
+    *,
+    split: str,
+    title: str,
+    metrics: Mapping[str, Any],
+) -> ExampleSplit:
+    """Return the outputs of a seq2seq model for the first rows of a split."""
     columns = ["input_ids", "text", "target", "file", "row"]
-    table = next(iter(_parts(prepared, manifest, split, columns))).slice(0, EXAMPLES)
+    table = next(iter(_chunks(prepared, manifest, split, columns))).slice(0, MAX_EXAMPLES)
     outputs = model.generate(TokenRows([table]))
-    places = table.select(columns[1:]).to_pylist()
-    return {
-        "rows": len(outputs),
-        "of": manifest.splits[split].rows,
-        "examples": [
-            {
-                "text": _cut(place["text"]),
-                "target": _cut(place["target"]),
-                "output": _cut(output),
-                "right": output.split() == place["target"].split(),
-                "file": place["file"],
-                "row": place["row"],
-            }
-            for place, output in zip(places, outputs, strict=True)
-        ],
-    }
+    examples = [
+        Example(
+            text=_shortened(row["text"]),
+            target=_shortened(row["target"]),
+            output=_shortened(output),
+            right=output.split() == row["target"].split(),
+            file=row["file"],
+            row=row["row"],
+        )
+        for row, output in zip(table.select(columns[1:]).to_pylist(), outputs, strict=True)
+    ]
+    return ExampleSplit(
+        id=split,
+        title=title,
+        rows=len(outputs),
+        total_rows=manifest.splits[split].rows,
+        metrics=metrics,
+        examples=examples,
+    )

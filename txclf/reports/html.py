@@ -1,10 +1,10 @@
-"""The page: one HTML file that needs nothing else, from plain values.
+"""Rendering of report pages: one HTML file without external resources.
 
-Text of the data is text everywhere: Jinja escapes it in the markup, JSON inside of a script tag has no `<`, and the
-page's own script writes it by `textContent`. A Content-Security-Policy lets nothing run but the two scripts of the
-page, named by their hashes, and nothing be fetched.
+Text from the data stays text: Jinja escapes it in the markup, the JSON in the script tag contains no `<`, and the
+scripts of the page write it through `textContent`. A Content-Security-Policy allows only the two scripts of the page,
+named by their hashes, and no requests.
 
-plotly.js (4.8 MB) travels packed, 2 MB a page; the browser unpacks it before the first chart.
+plotly.js (4.8 MB) is embedded compressed, 2 MB a page. The browser decompresses it before the first chart.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -26,13 +27,18 @@ import jinja2
 
 from txclf._version import __version__
 from txclf.core.errors import TxclfError
+from txclf.reports import formatting
+from txclf.reports.content import Page
 
 ASSETS = files("txclf") / "assets"
+SCRIPTS = ("report_charts.js", "report_run.js", "report_search.js", "report.js")
+"""Parts of the page's script, in the order in which they are joined."""
 
 
-def render(content: Mapping[str, Any]) -> bytes:
-    """The page of a run, a search or a comparison, by `kind`."""
-    script = (ASSETS / "report.js").read_text()
+def render(page: Page) -> bytes:
+    """Render a page with the template of its kind and return the HTML as UTF-8."""
+    content = asdict(page)
+    script = "".join((ASSETS / name).read_text() for name in SCRIPTS)
     library, library_hash = _library()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("txclf", "assets"),
@@ -41,8 +47,9 @@ def render(content: Mapping[str, Any]) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "whole": whole, "share": share}
-    page = environment.get_template(f"{content['kind']}.html").render(
+    for format_value in (formatting.number, formatting.whole, formatting.share, formatting.titled):
+        environment.filters[format_value.__name__] = format_value
+    text = environment.get_template(f"{page.kind}.html").render(
         **content,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         txclf_version=__version__,
@@ -52,11 +59,11 @@ def render(content: Mapping[str, Any]) -> bytes:
         library=library,
         json=embedded(content),
     )
-    return page.encode("utf-8", "replace")
+    return text.encode("utf-8", "replace")
 
 
 def embedded(value: Any) -> str:
-    """JSON that can stand in a script tag: no `<`, so that nothing in it can end the tag or begin another."""
+    """Return JSON that is safe in a script tag: without `<`, so that no text in it can end the tag or start another."""
     text = json.dumps(_finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -64,44 +71,24 @@ def embedded(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for numbers that JSON does not know."""
+    """Replace numbers that JSON cannot represent by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 @cache
 def _library() -> tuple[str, str]:
-    """plotly.js, packed for a text node, and its hash."""
-    found = importlib.util.find_spec("plotly")  # without importing it
-    if found is None or not found.submodule_search_locations:
-        raise TxclfError("reports need plotly: pip install plotly")
-    code = Path(found.submodule_search_locations[0], "package_data/plotly.min.js").read_text(encoding="utf-8")
+    """Return plotly.js, compressed and base64-encoded, and the hash of its code."""
+    spec = importlib.util.find_spec("plotly")  # does not import the package
+    if spec is None or not spec.submodule_search_locations:
+        raise TxclfError("`plotly`: not installed. Run `pip install plotly` to make reports.")
+    code = Path(spec.submodule_search_locations[0], "package_data/plotly.min.js").read_text(encoding="utf-8")
     return base64.b64encode(gzip.compress(code.encode(), 6, mtime=0)).decode(), _hash(code)
 
 
 def _hash(script: str) -> str:
+    """Return the source expression of a script for the Content-Security-Policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def number(value: Any) -> str:
-    """A number as a table shows it; other values as they are."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "–" if value is None else str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if not math.isfinite(value):
-        return "–"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.3g}"
-
-
-def whole(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def share(value: float) -> str:
-    return f"{value:.1%}"

@@ -1,6 +1,6 @@
-"""`txclf inspect`: what a path is, and what can be done with it.
+"""`txclf inspect`: report the kind of a path, its content and the commands that can follow.
 
-Raw files are audited without training; prepared data, runs, searches and bundles say what they hold, and how to go on.
+Raw files are audited without training. Of prepared data, runs, searches and bundles it reads the files in the folder.
 The result is plain data, the same for `--json` and for the screen.
 """
 
@@ -10,6 +10,7 @@ import math
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from txclf.artifacts import checkpoints, run_folder, trials
@@ -18,19 +19,25 @@ from txclf.config import run_config
 from txclf.core import storage
 from txclf.core.errors import DataError, TxclfError
 from txclf.data import profile, shards, sources
-from txclf.evaluation import evaluate
 from txclf.inference import bundle
+from txclf.reports import run_report, run_scores
+
+MAX_LISTED_RUNS = 5
+"""Runs that the error about a folder of runs lists."""
 
 
 def inspect(path: str, text: Sequence[str] = (), label: str | None = None) -> dict[str, Any]:
-    """What a path is: `kind` and what belongs to it. Raises `DataError` for what is none of them."""
+    """Return the `kind` of a path and what belongs to that kind.
+
+    `text` and `label` name the columns of raw files. Raises `DataError` for a path that is of no kind.
+    """
     kind = run_folder.kind(path)
     readers = {"run": _run, "search": _search, "bundle": _bundle, "prepared": _prepared}
     if kind:
         return {"kind": kind, "path": storage.absolute(path), **readers[kind](path)}
     if runs := _runs_in(path):
-        names = ", ".join(f"`{storage.join(path, name)}`" for name in runs[:5])
-        raise DataError(f"`{path}`: a folder of {len(runs)} run(s): name one of them, as {names}")
+        names = ", ".join(f"`{storage.join(path, name)}`" for name in runs[:MAX_LISTED_RUNS])
+        raise DataError(f"`{path}`: a folder of {len(runs)} run(s). Name one of them: {names}.")
     try:
         files = sources.find_sources([path])
     except TxclfError as error:
@@ -46,53 +53,56 @@ def _runs_in(path: str) -> list[str]:
 
 
 def _run(path: str) -> dict[str, Any]:
-    standing = run_folder.read_run(path)
-    run, summary, best = standing.run, standing.summary, standing.best
-    total = _total_steps(standing)
-    quoted, file = shlex.quote(standing.folder), shlex.quote(storage.join(standing.folder, "run.yaml"))
-    tested = storage.join(standing.folder, evaluate.METRICS)
-    found: dict[str, Any] = {
-        "name": run.name,
-        "task": run.task,
-        "state": "finished" if summary else "begun" if standing.log else "not begun",
-        "step": summary["steps"] if summary else standing.step,
-        "total_steps": total,
-        "epoch": round(summary["epochs"] if summary else standing.epochs, 4),
-        "epochs": run.train.epochs,
-        "monitor": run.train.monitor,
+    state = run_folder.read_run(path)
+    summary, best = state.summary, state.best
+    return {
+        "name": state.run.name,
+        "task": state.run.task,
+        "state": "finished" if summary else "begun" if state.log else "not begun",
+        "step": summary["steps"] if summary else state.step,
+        "total_steps": _total_steps(state),
+        "epoch": round(summary["epochs"] if summary else state.epochs, 4),
+        "epochs": state.run.train.epochs,
+        "monitor": state.run.train.monitor,
         "best": {key: value for key, value in best.items() if key != "valid_rows"} if best else None,
-        "attempts": standing.attempts,
-        "checkpoints": [one.step for one in checkpoints.committed(storage.join(standing.folder, "checkpoints"))],
-        "prepared": standing.prepared,
+        "attempts": state.attempts,
+        "checkpoints": [one.step for one in checkpoints.committed(storage.join(state.folder, "checkpoints"))],
+        "prepared": state.prepared,
+        **(_finished_run(state, summary) if summary else _unfinished_run(state)),
     }
-    if summary:
-        found["stopped_early"] = summary["stopped_early"]
-        if storage.exists(tested):
-            scores = storage.read_json(tested)
-            found["test"] = {
-                key: scores[key] for key in ("data", "rows", "accuracy", "f1_macro", "bleu") if key in scores
-            }
-        model = shlex.quote(storage.join(standing.folder, "model"))
-        found["next"] = [f"txclf report {quoted}", f"txclf predict {model} INPUT --out predictions.csv"]
-        found["next"] += [f"txclf evaluate {quoted}"] if run.data.test and "test" not in found else []
-    else:
-        ago = _seconds_ago(storage.join(standing.folder, "metrics.jsonl"))
-        found["seconds_since_last_line"] = ago
-        found["next"] = [f"txclf train {file} --resume", f"txclf report {quoted}"]
+
+
+def _finished_run(state: RunState, summary: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"stopped_early": summary["stopped_early"]}
+    tested = run_scores.evaluation(state)
+    if tested:
+        found["test"] = {key: tested[key] for key in ("data", "rows", "accuracy", "f1_macro", "bleu") if key in tested}
+    folder, model = shlex.quote(state.folder), shlex.quote(storage.join(state.folder, "model"))
+    found["next"] = [f"txclf report {folder}", f"txclf predict {model} INPUT --out predictions.csv"]
+    if state.run.data.test and not tested:
+        found["next"].append(f"txclf evaluate {folder}")
     return found
 
 
-def _total_steps(standing: RunState) -> int | None:
-    """Steps of the whole run; None without its data."""
-    if not standing.manifest:
+def _unfinished_run(state: RunState) -> dict[str, Any]:
+    folder, file = shlex.quote(state.folder), shlex.quote(storage.join(state.folder, "run.yaml"))
+    return {
+        "seconds_since_last_line": _seconds_since_write(storage.join(state.folder, "metrics.jsonl")),
+        "next": [f"txclf train {file} --resume", f"txclf report {folder}"],
+    }
+
+
+def _total_steps(state: RunState) -> int | None:
+    """Return the steps of the whole run; None if its prepared data are gone."""
+    if not state.manifest:
         return None
-    splits, train = standing.manifest.splits, standing.run.train
+    splits, train = state.manifest.splits, state.run.train
     rows = splits["train"].rows + (splits["valid"].rows if train.train_on_valid else 0)
     return rows // train.batch_size * train.epochs
 
 
-def _seconds_ago(path: str) -> float | None:
-    """Since a file was written: a run that still trains writes often."""
+def _seconds_since_write(path: str) -> float | None:
+    """Return the age of a file; a run that still trains writes its log often."""
     written = storage.modified(path)
     return None if written is None else round(max(0.0, time.time() - written), 1)
 
@@ -100,72 +110,66 @@ def _seconds_ago(path: str) -> float | None:
 def _search(path: str) -> dict[str, Any]:
     folder = storage.absolute(path)
     run = run_config.load(storage.join(folder, "run.yaml"))
-    monitor = trials.metric(run)
-    results = trials.ranked([trials.result(folder, trial, monitor) for trial in trials.read(folder)], monitor)
-    states = [one.trial.state for one in results]
+    metric = trials.metric(run)
+    results = trials.ranked([trials.result(folder, trial, metric) for trial in trials.read(folder)], metric)
+    states = [result.trial.state for result in results]
     summary = storage.join(folder, "search.json")
     finished = storage.exists(summary)
-    best = results[0] if results and not math.isnan(results[0].best) else None
     file = shlex.quote(storage.join(folder, "run.yaml"))
-    commands = [f"txclf report {shlex.quote(folder)}"]
-    commands.insert(0, f"txclf tune {file} --extend 8" if finished else f"txclf tune {file} --resume")
+    best = None
+    if results and not math.isnan(results[0].best):
+        best = {
+            "trial": results[0].trial.number,
+            metric: results[0].best,
+            "epoch": results[0].best_epoch,
+            "settings": results[0].trial.settings,
+        }
     return {
         "name": run.name,
         "task": run.task,
         "state": "finished" if finished else "not finished",
-        "metric": monitor,
+        "metric": metric,
         "trials": run.tune.total,
         "states": {state: states.count(state) for state in sorted(set(states))},
-        "best": {
-            "trial": best.trial.number,
-            monitor: best.best,
-            "epoch": best.best_epoch,
-            "settings": best.trial.settings,
-        }
-        if best
-        else None,
+        "best": best,
         "importance": storage.read_json(summary)["importance"] if finished else {},
-        "next": commands,
+        "next": [
+            f"txclf tune {file} --extend 8" if finished else f"txclf tune {file} --resume",
+            f"txclf report {shlex.quote(folder)}",
+        ],
     }
 
 
 def _bundle(path: str) -> dict[str, Any]:
-    found = bundle.read_metadata(path)
-    quoted = shlex.quote(path)
+    metadata = bundle.read_metadata(path)
     return {
-        "task": found.task,
-        "version": found.version,
-        "labels": len(found.labels),
-        "label_names": found.labels,
-        "text": found.text_columns,
-        "max_length": found.max_length,
-        "vocab_size": found.vocab_size,
-        "model": found.model.model_dump(mode="json"),
-        "metrics": found.metrics,
-        "rows": found.rows,
-        "temperature": found.calibration.temperature if found.calibration else None,
-        "next": [f"txclf predict {quoted} INPUT --out predictions.csv"],
+        "task": metadata.task,
+        "version": metadata.version,
+        "labels": len(metadata.labels),
+        "label_names": metadata.labels,
+        "text": metadata.text_columns,
+        "max_length": metadata.max_length,
+        "vocab_size": metadata.vocab_size,
+        "model": metadata.model.model_dump(mode="json"),
+        "metrics": metadata.metrics,
+        "rows": metadata.rows,
+        "temperature": metadata.calibration.temperature if metadata.calibration else None,
+        "next": [f"txclf predict {shlex.quote(path)} INPUT --out predictions.csv"],
     }
 
 
 def _prepared(path: str) -> dict[str, Any]:
     manifest = shards.load_manifest(path)
-    columns = ["rows", "rejected", "tokens", "truncated_rows", "truncated_token_share", "duplicates"]
-    columns += ["duplicates_of_train"]
+    data = run_report.data_audit(manifest)
+    splits = [asdict(split) for split in data.splits]
     return {
         "fingerprint": manifest.fingerprint,
         "labels": len(manifest.labels),
         "vocab_size": manifest.vocab_size,
         "max_length": manifest.max_length,
         "conflicting_texts": manifest.conflicting_texts,
-        "splits": [
-            {"split": name, **{column: getattr(split, column) for column in columns}}
-            for name, split in manifest.splits.items()
-        ],
-        "label_rows": [
-            {"label": label, **{name: split.label_counts.get(label, 0) for name, split in manifest.splits.items()}}
-            for label in manifest.labels
-        ],
+        "splits": [{"split": split.pop("name"), **split} for split in splits],
+        "label_rows": [{"label": label.label, **label.rows} for label in data.labels],
         "bad_reasons": [{"reason": reason, "rows": rows} for reason, rows in manifest.reject_reasons.items()],
         "next": ["txclf train RUN.yaml: a run file with the same data, tokenizer and seed finds these"],
     }

@@ -1,12 +1,10 @@
-"""`txclf report`: a page of a run or of a search, or one that compares several runs.
+"""`txclf report`: write the page of a run or of a search, or a page that compares several runs.
 
-    run folder/report.html        of `txclf report RUN`, and at the end of each run
-    search folder/report.html     of a search
-    comparison.html               of several runs, in the working directory
+    run folder/report.html        page of a run; also written at the end of training
+    search folder/report.html     page of a search
+    comparison.html               comparison of several runs, in the working directory
 
-The model card of a run, `model/card.md`, is made anew from the same numbers.
-
-It needs no Ray.
+The model card of a finished run, `model/card.md`, is rewritten from the same content. Reports do not need Ray.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from txclf.artifacts import run_folder
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.reports import card_report, html, run_report, search_report
+from txclf.reports.content import Page, RunPage
 from txclf.reports.error_analysis import FULL, QUICK, Budget
 
 FILE = "report.html"
@@ -25,32 +24,46 @@ COMPARISON = "comparison.html"
 
 
 def report(paths: Sequence[str], out: str | None = None, budget: Budget = FULL) -> str:
-    """Writes the page and returns where it is. Raises `ConfigError` for what is neither a run nor a search."""
+    """Write the page and return its path. Raises `ConfigError` for a path that is neither a run nor a search."""
     kinds = [run_folder.kind(path) for path in paths]
     for path, kind in zip(paths, kinds, strict=True):
-        if kind not in ("run", "search"):
-            what = {"bundle": "a model bundle", "prepared": "prepared data", None: "neither a run nor a search"}[kind]
-            raise ConfigError(f"`{path}`: {what}: name a folder that `txclf train` or `txclf tune` made")
-        if kind == "search" and len(paths) > 1:
-            trials = storage.join(path, "trials", "0000")
-            raise ConfigError(f"`{path}`: a search is not compared with others: name its trials, as `{trials}`")
+        _require_reportable(path, kind, is_compared=len(paths) > 1)
+    page: Page
     if len(paths) > 1:
-        content = search_report.compare([run_folder.read_run(path) for path in paths])
-        place = out or COMPARISON
+        page = search_report.compare([run_folder.read_run(path) for path in paths])
+        target = out or COMPARISON
     elif kinds == ["search"]:
-        content, place = search_report.gather(paths[0]), out or storage.join(paths[0], FILE)
+        page, target = search_report.gather(paths[0]), out or storage.join(paths[0], FILE)
     else:
-        content = run_report.gather(run_folder.read_run(paths[0]), budget)
-        place = out or storage.join(paths[0], FILE)
-        model = storage.join(paths[0], "model")
-        if content["finished"] and not out and run_folder.kind(model) == "bundle":
-            card_report.write(model, content)
-    storage.write_bytes(place, html.render(content))
-    return place
+        page = run_report.gather(run_folder.read_run(paths[0]), budget)
+        target = out or storage.join(paths[0], FILE)
+        if not out:
+            _write_card(storage.join(paths[0], "model"), page)
+    storage.write_bytes(target, html.render(page))
+    return target
+
+
+def _require_reportable(path: str, kind: run_folder.Kind | None, *, is_compared: bool) -> None:
+    """Raise `ConfigError` for a path that is no run; a single search is accepted too."""
+    if kind not in ("run", "search"):
+        what = {"bundle": "a model bundle", "prepared": "prepared data", None: "neither a run nor a search"}[kind]
+        raise ConfigError(f"`{path}`: {what}. Pass a folder that `txclf train` or `txclf tune` made.")
+    if kind == "search" and is_compared:
+        trials = storage.join(path, "trials", "0000")
+        raise ConfigError(f"`{path}`: a search cannot be compared with runs. Pass its trials, for example `{trials}`.")
+
+
+def _write_card(bundle: str, page: RunPage) -> None:
+    """Rewrite the model card of a finished run."""
+    if page.finished and run_folder.kind(bundle) == "bundle":
+        card_report.write(bundle, page)
 
 
 def after(folder: str) -> str | None:
-    """The page at the end of a run or a search, at little cost. What goes wrong is a warning: the model is there."""
+    """Write the page at the end of a run or a search and return its path. Logs an error as a warning and returns None.
+
+    The budget is small. The page is optional: a failure must not hide the trained model.
+    """
     try:
         return report([folder], budget=QUICK)
     except Exception as error:

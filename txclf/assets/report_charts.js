@@ -1,0 +1,104 @@
+"use strict";
+// Text of the data reaches the page by textContent alone, and a chart by plain(): plotly reads a little HTML in labels.
+const content = JSON.parse(document.getElementById("content").textContent);
+const all = (where, what) => [...where.querySelectorAll(what)];
+const one = (where, what) => where.querySelector(what);
+const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const short = (text, most = 40) => { text = String(text); return text.length > most ? text.slice(0, most - 1) + "…" : text; };
+const label = (text) => plain(short(text));
+const percent = (value) => (100 * value).toFixed(1) + " %";
+const figure = (value) => value === null || value === undefined ? "–" : typeof value !== "number" ? String(value)
+  : Number.isInteger(value) ? value.toLocaleString("en") : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en")
+  : Math.abs(value) >= 1e-3 || value === 0 ? value.toFixed(4) : value.toExponential(2);
+const titles = { valid_loss: "validation loss", train_loss: "training loss", valid_accuracy: "accuracy", valid_f1_macro: "macro F1",
+  tokens_per_second: "tokens/s", data_share: "share", learning_rate: "learning rate" };
+const title = (name) => titles[name] || name.replace(/^valid_/, "").replace(/_/g, " ");
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+const colors = (number) => color("c" + number % 8);
+const charts = {};  // by name: (element) => draws it, now and whenever colours or choices change
+
+// ---- tables ----
+
+function value(cell) {
+  const text = cell.textContent.trim();
+  const number = parseFloat(text.replace(/,/g, ""));
+  return cell.classList.contains("num") ? (Number.isNaN(number) ? -Infinity : number) : text.toLowerCase();
+}
+
+function sortable(table) {
+  const heads = all(table, "thead th");
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = head.textContent;
+    head.replaceChildren(button);
+    if (!head.hasAttribute("aria-sort")) head.setAttribute("aria-sort", "none");
+    button.addEventListener("click", () => {
+      const up = head.getAttribute("aria-sort") !== "ascending";
+      heads.forEach((other) => other.setAttribute("aria-sort", "none"));
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const body = one(table, "tbody");
+      const rows = all(body, "tr").map((row) => [value(row.cells[column]), row]);
+      rows.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0) * (up ? 1 : -1));
+      body.append(...rows.map(([, row]) => row));
+    });
+  });
+}
+
+// Shows the items that hold what is looked for, and says how many.
+function filtered(section, items, keeps) {
+  const find = one(section, "[data-find]"), count = one(section, "[data-count]");
+  const texts = items.map((item) => item.textContent.toLowerCase());
+  const apply = () => {
+    const wanted = find.value.trim().toLowerCase();
+    let shown = 0;
+    items.forEach((item, number) => {
+      item.hidden = !(texts[number].includes(wanted) && keeps(item));
+      shown += item.hidden ? 0 : 1;
+    });
+    count.textContent = shown === items.length ? shown + " shown" : shown + " of " + items.length;
+  };
+  find.addEventListener("input", apply);
+  apply();
+  return apply;
+}
+
+function options(select, values) {
+  for (const text of values) {
+    const option = document.createElement("option");
+    option.value = text;
+    option.textContent = short(text, 60);
+    select.append(option);
+  }
+}
+
+// ---- charts ----
+
+function layout(x, y, more = {}) {
+  const axis = { gridcolor: color("grid"), zerolinecolor: color("grid"), linecolor: color("line"), automargin: true, exponentformat: "power" };
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: color("text"), size: 12 },
+    margin: { l: 50, r: 12, t: more.title ? 34 : 12, b: 40 }, hovermode: "closest", showlegend: true,
+    legend: { orientation: "h", y: -0.2, x: 0, font: { size: 11 } },
+    hoverlabel: { bgcolor: color("panel"), bordercolor: color("line"), font: { color: color("text") }, align: "left" },
+    ...more,
+    title: more.title ? { text: more.title, font: { size: 14 }, x: 0, xanchor: "left", pad: { l: 8 } } : undefined,
+    xaxis: { ...axis, title: { text: x, standoff: 6 }, ...more.xaxis }, yaxis: { ...axis, title: { text: y, standoff: 6 }, ...more.yaxis },
+  };
+}
+
+function plot(element, traces, shape) {
+  return Plotly.react(element, traces, shape, { responsive: true, displaylogo: false, displayModeBar: "hover",
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+}
+
+const upright = (x, text) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { dash: "dash", width: 1, color: color("soft") }, label: { text, font: { size: 10 } } });
+
+function curve(element, heading, named, more = {}) {
+  const by = Number(document.getElementById("axis").value);
+  const traces = named.map(([name, points, number, dash]) => ({
+    type: "scatter", mode: points.length < 60 ? "lines+markers" : "lines", name: label(name), x: points.map((p) => p[by]), y: points.map((p) => p[2]),
+    line: { color: colors(number), width: 1.8, dash }, marker: { size: 4 }, hovertemplate: "%{x}: %{y:.5~g}",
+  }));
+  return plot(element, traces, layout(by ? "epoch" : "step", "", { title: heading, ...more }));
+}

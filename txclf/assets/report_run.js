@@ -1,0 +1,155 @@
+// ---- runs ----
+
+function learning() {
+  const points = content.curves.points, best = content.curves.best_step;
+  const pick = (names) => names.filter((name) => points[name]).map((name, number) => [title(name), points[name], number]);
+  const marked = () => {
+    if (best === null) return {};
+    const found = Object.values(points).flat().find((p) => p[0] === best);
+    return { shapes: found ? [upright(found[Number(document.getElementById("axis").value)])] : [] };
+  };
+  const known = ["train_loss", "valid_loss", "learning_rate", "tokens_per_second", "data_share", "valid_perplexity"];
+  const scores = Object.keys(points).filter((name) => name.startsWith("valid_") && !known.includes(name));
+  const add = (id, names, heading, more = () => ({})) => {
+    if (names.some((name) => points[name])) charts[id] = (element) => curve(element, heading, pick(names), more());
+  };
+  add("loss", ["train_loss", "valid_loss"], "Loss", marked);
+  add("scores", scores, "Validation", marked);
+  add("rate", ["learning_rate"], "Learning rate");
+  add("speed", ["tokens_per_second"], "Tokens a second", () => ({ yaxis: { rangemode: "tozero" }, showlegend: false }));
+  add("waiting", ["data_share"], "Waiting for data", () => ({ yaxis: { rangemode: "tozero", tickformat: ".1%" }, showlegend: false }));
+  document.getElementById("axis")?.addEventListener("change", () => redraw(["loss", "scores", "rate", "speed", "waiting"]));
+}
+
+function confusion(split, box) {
+  const order = one(box, "[data-order]"), shade = one(box, "[data-shade]"), names = split.labels, size = names.length;
+  const support = Array(size).fill(0), wrong = Array(size).fill(0), id = "confusion-" + split.id;
+  for (const [i, j, rows] of split.confusion) { support[i] += rows; if (i !== j) { wrong[i] += rows; wrong[j] += rows; } }
+  const f1 = names.map((name) => split.per_class[name].f1);
+  const by = { given: () => 0, rows: (a, b) => support[b] - support[a], wrong: (a, b) => wrong[b] - wrong[a], f1: (a, b) => f1[a] - f1[b],
+    name: (a, b) => names[a].localeCompare(names[b]) };
+  let places = [];
+  charts[id] = (element) => {
+    places = names.map((_, number) => number).sort(by[order.value]);
+    const at = []; places.forEach((number, place) => { at[number] = place; });
+    const z = places.map(() => Array(size).fill(null)), text = places.map(() => Array(size).fill(""));
+    for (const [i, j, rows] of split.confusion) {
+      if (i === j && shade.value === "mistakes") continue;
+      z[at[i]][at[j]] = shade.value === "share" ? rows / support[i] : rows;
+      text[at[i]][at[j]] = "true " + label(names[i]) + "<br>predicted " + label(names[j]) + "<br>" + rows.toLocaleString("en") + " rows, " + percent(rows / support[i]) + " of the true class";
+    }
+    const small = size <= (element.clientWidth < 600 ? 14 : 45), ticks = places.map((number) => plain(short(names[number], 22)));
+    const numbers = places.map((_, place) => place);
+    const axis = { tickvals: small ? numbers : [], ticktext: small ? ticks : [], showgrid: false, zeroline: false, constrain: "domain" };
+    const trace = { type: "heatmap", z, hovertext: text, hoverinfo: "text", xgap: size > 60 ? 0 : 1, ygap: size > 60 ? 0 : 1, zmin: 0, hoverongaps: false,
+      colorscale: [[0, color("panel")], [0.02, color("warm")], [1, color("heat")]], colorbar: { thickness: 10, outlinewidth: 0, tickformat: shade.value === "share" ? ".0%" : "" } };
+    if (size <= 14) {
+      const rows = places.map(() => Array(size).fill(""));
+      for (const [i, j, number] of split.confusion) if (i !== j || shade.value !== "mistakes") rows[at[i]][at[j]] = number.toLocaleString("en");
+      trace.text = rows; trace.texttemplate = "%{text}"; trace.textfont = { size: 11 };
+    }
+    element.style.height = Math.max(420, Math.min(860, element.clientWidth, 260 + size * 14)) + "px";
+    plot(element, [trace], layout("predicted", "true", { showlegend: false,
+      xaxis: { ...axis, tickangle: -60 }, yaxis: { ...axis, autorange: "reversed", title: { text: small ? "" : "true", standoff: 6 } } }));
+    if (!element.listens) {
+      element.listens = true;
+      element.on("plotly_click", (event) => {
+        const { x, y } = event.points[0];
+        box.show(names[places[y]], places[x] === places[y] ? "" : names[places[x]]);
+      });
+    }
+  };
+  for (const select of [order, shade]) select.addEventListener("change", () => redraw([id]));
+}
+
+function probabilities(split, box) {
+  const several = content.is_multilabel, sure = several ? "probability" : "confidence", right = several ? "has it" : "right";
+  charts["reliability-" + split.id] = (element) => {
+    const total = split.reliability.reduce((sum, b) => sum + b[2], 0);
+    const line = (name, bins, number, dash) => ({ type: "scatter", mode: "lines+markers", name, x: bins.map((b) => b[0]), y: bins.map((b) => b[1]),
+      text: bins.map((b) => sure + " " + percent(b[0]) + "<br>" + right + " " + percent(b[1]) + "<br>" + b[2].toLocaleString("en") + (several ? " labels of rows" : " rows")), hoverinfo: "text",
+      line: { color: colors(number), dash }, marker: { size: bins.map((b) => 5 + 12 * Math.sqrt(b[2] / total)) } });
+    const ideal = { type: "scatter", mode: "lines", name: "ideal", x: [0, 1], y: [0, 1], line: { color: color("soft"), dash: "dot", width: 1 }, hoverinfo: "skip" };
+    const traces = [ideal, line("as bundled", split.reliability, 0)];
+    if (split.uncalibrated) traces.push(line("not calibrated", split.uncalibrated, 1, "dash"));
+    plot(element, traces, layout(sure, several ? "share that has it" : "accuracy", { title: "Reliability", xaxis: { range: [0, 1.02] }, yaxis: { range: [0, 1.02] } }));
+  };
+  charts["confidence-" + split.id] = (element) => {
+    const bar = (name, pick, number) => ({ type: "bar", name, x: split.reliability.map((b) => b[0]), y: split.reliability.map(pick), marker: { color: colors(number) }, width: 0.05, hovertemplate: "%{y:.0f} rows" });
+    plot(element, [bar(several ? "has it" : "right", (b) => Math.round(b[1] * b[2]), 2), bar(several ? "has it not" : "wrong", (b) => Math.round((1 - b[1]) * b[2]), 1)],
+      layout(sure, several ? "labels of rows" : "rows", { title: several ? "Probability" : "Confidence", barmode: several ? "group" : "stack", yaxis: several ? { type: "log" } : {}, xaxis: { range: [0, 1.03] } }));
+  };
+  const select = one(box, "[data-class]"), few = split.curves.length <= 11;
+  const names = split.curves.map((c) => (c.class_id < 0 ? "all classes together" : split.labels[c.class_id]));
+  const every = document.createElement("option");
+  every.value = "-1"; every.textContent = few ? "all classes" : "all together and the worst five";
+  select.append(every);
+  names.forEach((name, number) => { const option = document.createElement("option"); option.value = number; option.textContent = short(name, 60) + ", AUROC " + figure(split.curves[number].auc); select.append(option); });
+  const chosen = () => {
+    const picked = Number(select.value), numbers = split.curves.map((_, number) => number);
+    if (picked >= 0) return [picked];
+    return few ? numbers : [0, ...numbers.slice(1).sort((a, b) => split.curves[a].auc - split.curves[b].auc).slice(0, 5)];
+  };
+  const both = (id, x, y, area, heading, xname, yname) => {
+    charts[id + split.id] = (element) => plot(element, chosen().map((number, place) => {
+      const found = split.curves[number];
+      return { type: "scatter", mode: "lines", name: label(short(names[number], 28)) + " " + found[area].toFixed(3), x: found[x], y: found[y], line: { color: colors(place), width: number ? 1.4 : 2.6 },
+        hovertemplate: xname + " %{x:.3f}<br>" + yname + " %{y:.3f}<extra>" + label(names[number]) + "</extra>" };
+    }), layout(xname, yname, { title: heading, xaxis: { range: [-0.02, 1.02] }, yaxis: { range: [-0.02, 1.03] } }));
+  };
+  both("roc-", "fpr", "tpr", "auc", "ROC, one class against the rest", "wrongly taken", "found");
+  both("recall-", "recall", "precision", "ap", "Precision by recall", "recall", "precision");
+  select.addEventListener("change", () => redraw(["roc-" + split.id, "recall-" + split.id]));
+}
+
+function mistakes(split, box) {
+  const list = one(box, ".mistakes"), section = list.closest("section"), items = all(list, "li");
+  const truth = one(section, "[data-true]"), guess = one(section, "[data-predicted]"), find = one(section, "[data-find]");
+  options(truth, [...new Set(items.map((item) => item.dataset.true))].sort());
+  options(guess, [...new Set(items.map((item) => item.dataset.predicted))].sort());
+  const apply = filtered(section, items, (item) => (!truth.value || item.dataset.true === truth.value) && (!guess.value || item.dataset.predicted === guess.value));
+  for (const select of [truth, guess]) select.addEventListener("change", apply);
+  const set = (select, text) => { select.value = [...select.options].some((option) => option.value === text) ? text : ""; };
+  one(section, "[data-clear]").addEventListener("click", () => { find.value = truth.value = guess.value = ""; apply(); });
+  box.show = (label_, predicted) => {
+    find.value = ""; set(truth, label_); set(guess, predicted); apply();
+    section.scrollIntoView({ behavior: "smooth" });
+  };
+}
+
+function lengths(data) {
+  const names = data.edges.map((edge, number) => (number + 1 < data.edges.length ? (data.edges[number + 1] - edge > 1 ? edge + "–" + (data.edges[number + 1] - 1) : String(edge)) : edge + "+"));
+  const used = names.map((_, number) => Object.values(data.lengths).some((rows) => rows[number]));
+  const first = used.indexOf(true), last = used.lastIndexOf(true) + 1;
+  const cut = data.edges.slice(first, last).filter((edge) => edge <= data.max_length).length - 0.5;
+  charts.lengths = (element) => plot(element, Object.entries(data.lengths).map(([split, rows], number) => {
+    const sum = rows.reduce((a, b) => a + b, 0) || 1;
+    return { type: "bar", name: split, x: names.slice(first, last).map((_, place) => place), y: rows.slice(first, last).map((count) => count / sum), marker: { color: colors(number) },
+      text: rows.slice(first, last).map((count, place) => split + ": " + count.toLocaleString("en") + " rows of " + names[first + place] + " tokens"), textposition: "none", hoverinfo: "text" };
+  }), layout("tokens", "share of the rows", { title: "Lengths", yaxis: { tickformat: ".0%" }, shapes: cut < last - first ? [upright(cut)] : [],
+    xaxis: { tickvals: names.slice(first, last).map((_, place) => place), ticktext: names.slice(first, last), tickangle: -45 } }));
+}
+
+function run() {
+  if (content.curves.points.train_loss || content.curves.points.valid_loss) learning();
+  for (const split of content.splits) {
+    const box = one(document, '[data-split="' + split.id + '"]');
+    if (content.is_seq2seq) {
+      const wrong = one(box, "[data-wrong]"), apply = filtered(box, all(box, "tbody tr"), (row) => !wrong.checked || row.dataset.right === "0");
+      wrong.addEventListener("change", apply);
+      continue;
+    }
+    const table = one(box, "table").closest("section");
+    filtered(table, all(table, "tbody tr"), () => true);
+    mistakes(split, box);
+    if (split.confusion) confusion(split, box);
+    probabilities(split, box);
+  }
+  for (const button of all(document, "[data-tab]")) button.addEventListener("click", () => {
+    all(document, "[data-tab]").forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+    all(document, "[data-split]").forEach((box) => { box.hidden = box.dataset.split !== button.dataset.tab; });
+  });
+  if (content.data) lengths(content.data);
+  if (content.seconds.length) charts.seconds = (element) => plot(element, content.seconds.map(([name, seconds], number) => ({ type: "bar", orientation: "h", name: plain(name), x: [seconds], y: [""], marker: { color: colors(number) },
+    hovertemplate: plain(name) + ": %{x:.1f} s<extra></extra>" })), layout("seconds", "", { title: "Where the time of the last attempt went", barmode: "stack", height: 240 }));
+}

@@ -1,0 +1,327 @@
+"""Content of the report pages: one frozen dataclass per page kind, made of the dataclasses of its parts.
+
+`run_report` and `search_report` build a page, `html.render` renders it. The templates and the scripts of the page see
+the same fields: `dataclasses.asdict` gives the template variables and the JSON that is embedded in the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from txclf.artifacts.trials import State
+
+ALL_CLASSES = -1
+"""`ClassCurves.class_id` of the curves over the probabilities of all classes together."""
+
+
+class Fact(NamedTuple):
+    """Name and value in a list of facts."""
+
+    name: str
+    value: Any
+
+
+class EfficiencyFigure(NamedTuple):
+    """Row of the efficiency table."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+class ChangedSetting(NamedTuple):
+    """Run-file key whose value is not the default, with both values as YAML text."""
+
+    key: str
+    value: str
+    default: str
+    """Empty if the defaults do not have the key."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Bar next to the headline score."""
+
+    title: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """Score at the top of a run's page."""
+
+    title: str
+    value: float
+    where: str
+    """Rows that were scored, for example `validation`."""
+    rows: int | None = None
+    """Number of rows that were scored."""
+    bars: Sequence[Bar] = ()
+    """Score of the model, then those of the baselines."""
+    beats_baseline: bool | None = None
+    """True if the score is higher than that of the n-gram baseline; None without that baseline."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class LearningCurves:
+    """Logged values of a run."""
+
+    points: Mapping[str, Sequence[Sequence[float]]]
+    """(step, epoch, value) triples by metric."""
+    best_step: int | None
+    """Step of the best validation; None before the first one."""
+    monitor: str
+    """Metric that ranks the validations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCurves:
+    """ROC curve, precision-recall curve and the areas under them, for one class against the rest."""
+
+    class_id: int
+    """Column of the class in the probabilities, or `ALL_CLASSES`."""
+    fpr: Sequence[float]
+    """False positive rates."""
+    tpr: Sequence[float]
+    """True positive rate at each of `fpr`."""
+    auc: float
+    """Area under the ROC curve."""
+    recall: Sequence[float]
+    precision: Sequence[float]
+    """Precision at each of `recall`."""
+    ap: float
+    """Average precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """Row with a wrong prediction."""
+
+    text: str
+    file: str
+    row: int
+    label: str
+    """True label; in multilabel tasks the label that is missing from the prediction."""
+    predicted: str
+    label_probability: float
+    """Probability of the true label; in multilabel tasks that of the label that is wrong."""
+    top: Sequence[tuple[str, float]]
+    """Likely labels with their probabilities, most likely first."""
+    true_labels: Sequence[str]
+    """All labels of the row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """Row of a seq2seq split with the generated text."""
+
+    text: str
+    target: str
+    output: str
+    right: bool
+    """True if output and target are equal but for white space."""
+    file: str
+    row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSplit:
+    """Section of a run's page about one split whose rows have labels."""
+
+    id: str
+    title: str
+    rows: int
+    """Rows that were scored."""
+    total_rows: int
+    """Rows of the split."""
+    labels: Sequence[str]
+    confusion: Sequence[tuple[int, int, int]] | None
+    """(true class, predicted class, rows) of the cells that are not zero; None in multilabel tasks."""
+    per_class: Mapping[str, Mapping[str, Any]]
+    """Scores by label, as in `metrics.json`."""
+    metrics: Mapping[str, Any]
+    """Scores over all classes, as in `metrics.json`."""
+    compared: Mapping[str, Mapping[str, Any]]
+    """Scores of `baseline` and `majority` on the same rows, as in `metrics.json`."""
+    reliability: Sequence[Sequence[float]]
+    """(mean confidence, accuracy, count) of each bin."""
+    uncalibrated: Sequence[Sequence[float]] | None
+    """`reliability` before calibration; None if the bundle is not calibrated."""
+    curves: Sequence[ClassCurves]
+    mistakes: Sequence[Mistake]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleSplit:
+    """Section of a run's page about one seq2seq split."""
+
+    id: str
+    title: str
+    rows: int
+    """Rows that are shown."""
+    total_rows: int
+    """Rows of the split."""
+    metrics: Mapping[str, Any]
+    """Scores of the whole split, as in `metrics.json` or `metrics.jsonl`."""
+    examples: Sequence[Example]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitAudit:
+    """Counts of one prepared split."""
+
+    name: str
+    rows: int
+    rejected: int
+    tokens: int
+    truncated_rows: int
+    truncated_token_share: float
+    duplicates: int
+    duplicates_of_train: int
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """Number of rows with one label, by split."""
+
+    label: str
+    rows: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataAudit:
+    """Audit of the prepared data."""
+
+    splits: Sequence[SplitAudit]
+    reasons: Sequence[tuple[str, int]]
+    """Reasons for rejected rows and their numbers, most frequent first."""
+    conflicting_texts: int
+    """Training texts that occur under more than one label."""
+    labels: Sequence[LabelRows]
+    edges: Sequence[int]
+    """Lower edges of the length bins, in tokens."""
+    max_length: int
+    """Tokens after which texts are truncated."""
+    lengths: Mapping[str, Sequence[int]]
+    """Rows per length bin, by split."""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """Commands that repeat a run, and the versions and hashes that its result depends on."""
+
+    commands: Sequence[str]
+    facts: Sequence[Fact]
+    versions: Sequence[Fact]
+    """Versions on the machine that made the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPage:
+    """Page of one run."""
+
+    name: str
+    folder: str
+    is_multilabel: bool
+    is_seq2seq: bool
+    num_labels: int
+    finished: bool
+    notes: Sequence[str]
+    headline: Headline | None
+    facts: Sequence[Fact]
+    splits: Sequence[LabelSplit | ExampleSplit]
+    curves: LearningCurves
+    data: DataAudit | None
+    """None if the prepared data are gone."""
+    efficiency: Sequence[EfficiencyFigure]
+    """Empty before the run is finished."""
+    seconds: Sequence[Fact]
+    """Seconds of the last attempt by activity. Empty before the run is finished."""
+    run_file: str
+    changed: Sequence[ChangedSetting]
+    reproduce: Reproduction
+    kind: Literal["run"] = field(default="run", init=False)
+
+    @property
+    def label_splits(self) -> list[LabelSplit]:
+        """Sections about splits whose rows have labels."""
+        return [split for split in self.splits if isinstance(split, LabelSplit)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """One trial of a search."""
+
+    number: int
+    state: State
+    settings: Sequence[Any]
+    """Values of `SearchPage.keys`."""
+    best: float | None
+    """Best value of the metric; None before the first validation."""
+    best_epoch: float
+    epochs: float
+    """Epochs trained."""
+    seconds: float
+    reason: str
+    """Reason of a failure."""
+    history: Sequence[Sequence[float]]
+    """(epoch, value) of each validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPage:
+    """Page of one search."""
+
+    name: str
+    folder: str
+    finished: bool
+    notes: Sequence[str]
+    metric: str
+    """Metric that ranks the trials."""
+    lower: bool
+    """True if lower values of the metric are better."""
+    keys: Sequence[str]
+    """Run-file keys that are searched."""
+    log_keys: Sequence[str]
+    """The `keys` with a logarithmic scale."""
+    trials: Sequence[TrialRow]
+    """Trials, best first."""
+    best: TrialRow | None
+    importance: Sequence[tuple[str, float]]
+    """Keys with their importance, a share of 1, most important first."""
+    facts: Sequence[Fact]
+    run_file: str
+    kind: Literal["search"] = field(default="search", init=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun:
+    """One run of a comparison."""
+
+    name: str
+    folder: str
+    finished: bool
+    facts: Sequence[Fact]
+    metrics: Mapping[str, float]
+    curves: LearningCurves
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonPage:
+    """Page that compares several runs."""
+
+    name: str
+    runs: Sequence[ComparedRun]
+    metrics: Sequence[str]
+    """Columns of the metrics table: metrics of all runs first, then those of some."""
+    differing: Sequence[tuple[str, Sequence[str]]]
+    """Run-file keys that differ, with the value in each run."""
+    notes: Sequence[str]
+    kind: Literal["comparison"] = field(default="comparison", init=False)
+
+
+Page = RunPage | SearchPage | ComparisonPage
+"""Content of any report page."""

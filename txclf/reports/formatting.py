@@ -1,0 +1,59 @@
+"""Numbers and metric names as the report pages and the model card show them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from txclf.reports.content import Fact
+
+TITLES = {
+    "accuracy": "accuracy",
+    "f1_macro": "macro F1",
+    "f1_minority": "F1 of the rarest class",
+    "precision_macro": "macro precision",
+    "recall_macro": "macro recall",
+    "loss": "loss",
+    "mcc": "Matthews correlation",
+    "auroc_macro": "AUROC (macro)",
+    "calibration_error": "calibration error",
+    "f1_micro": "micro F1",
+    "map": "mean average precision",
+    "subset_accuracy": "rows with all labels right",
+    "token_accuracy": "token accuracy",
+    "exact_match": "exact match",
+    "perplexity": "perplexity",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+}
+"""Titles of metrics, in the order in which a page lists them."""
+
+
+def titled(metrics: Mapping[str, Any]) -> list[Fact]:
+    """Return the numbers among metrics that have a title, under their titles. Names may start with `valid_`."""
+    values = {name.removeprefix("valid_"): value for name, value in metrics.items()}
+    return [Fact(title, values[name]) for name, title in TITLES.items() if isinstance(values.get(name), int | float)]
+
+
+def number(value: Any) -> str:
+    """Format a number for a table; other values are returned as text."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return "–"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.3g}"
+
+
+def whole(value: float) -> str:
+    """Format a number without decimals."""
+    return f"{value:,.0f}"
+
+
+def share(value: float) -> str:
+    """Format a share of 1 as a percentage."""
+    return f"{value:.1%}"

@@ -1,0 +1,156 @@
+"""Scored splits and headline of a run's page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from txclf.artifacts.run_folder import RunState
+from txclf.core import storage
+from txclf.core.errors import TxclfError
+from txclf.data import shards
+from txclf.evaluation import evaluate
+from txclf.inference.bundle import read_metadata
+from txclf.inference.classifier import Classifier
+from txclf.inference.seq2seq import Seq2Seq
+from txclf.reports import error_analysis
+from txclf.reports.content import Bar, ExampleSplit, Headline, LabelSplit
+from txclf.reports.error_analysis import Budget
+from txclf.reports.formatting import TITLES, titled
+
+Metrics = Mapping[str, Any]
+
+
+def evaluation(state: RunState) -> dict[str, Any] | None:
+    """Return `metrics.json`, the result of `txclf evaluate`; None if the run was not evaluated."""
+    path = storage.join(state.folder, evaluate.METRICS)
+    return dict(storage.read_json(path)) if storage.exists(path) else None
+
+
+def scored_splits(
+    state: RunState, tested: Metrics | None, budget: Budget, notes: list[str]
+) -> list[LabelSplit | ExampleSplit]:
+    """Score the test split, if the run was evaluated on it, and the validation split, unless the model trained on it.
+
+    Reasons for missing splits are appended to `notes`.
+    """
+    manifest = state.manifest
+    if not state.summary or not manifest:
+        return []
+    wanted = [("test", "Test")] if tested and tested["data"] == "test" and "test" in manifest.splits else []
+    if state.run.train.train_on_valid:
+        notes.append("The validation rows were learned from, so they say nothing about the model.")
+    else:
+        wanted.append(("valid", "Validation"))
+    splits: list[LabelSplit | ExampleSplit] = []
+    try:
+        folder = storage.join(state.folder, "model")
+        if read_metadata(folder).task_spec.is_seq2seq:
+            model = Seq2Seq.load(folder)
+            splits += [_example_split(model, state, manifest, tested, name=name, title=title) for name, title in wanted]
+            return splits
+        classifier = Classifier.load(folder)
+        for name, title in wanted:
+            splits.append(_label_split(classifier, state, manifest, tested, name=name, title=title, budget=budget))
+    except TxclfError as error:
+        notes.append(f"Nothing could be scored: {error}")
+    return splits
+
+
+def _example_split(
+    model: Seq2Seq, state: RunState, manifest: shards.Manifest, tested: Metrics | None, *, name: str, title: str
+) -> ExampleSplit:
+    """Return the examples of one split with the scores that the run folder holds."""
+    assert state.prepared
+    metrics = tested if name == "test" else state.summary and state.summary["best"]
+    return error_analysis.example_split(model, state.prepared, manifest, split=name, title=title, metrics=metrics or {})
+
+
+def _label_split(
+    classifier: Classifier,
+    state: RunState,
+    manifest: shards.Manifest,
+    tested: Metrics | None,
+    *,
+    name: str,
+    title: str,
+    budget: Budget,
+) -> LabelSplit:
+    """Score one split. The baselines come from `metrics.json`; without it they are trained here for single labels."""
+    assert state.prepared
+    scored = error_analysis.score(classifier, state.prepared, manifest, name, budget)
+    scores: Metrics = tested if tested and name == "test" else {}
+    if name == "valid" and tested is None and not classifier.is_multilabel:
+        lowercase = state.run.tokenizer.lowercase
+        scores = error_analysis.baseline_scores(scored, state.prepared, manifest, lowercase=lowercase, budget=budget)
+    compared = {key: scores[key] for key in ("baseline", "majority") if key in scores}
+    return error_analysis.label_split(scored, classifier, split=name, title=title, compared=compared)
+
+
+def headline(state: RunState, splits: Sequence[LabelSplit], tested: Metrics | None) -> Headline | None:
+    """Return the score at the top of the page, next to those of the baselines; None before the first validation.
+
+    It is the metric that ranked the checkpoints; accuracy if that was the loss.
+    """
+    spec, monitor = state.run.task_spec, state.run.train.monitor
+    if spec.is_seq2seq:
+        return _generation_headline(state, tested)
+    metric = "f1_macro" if spec.is_multilabel or monitor == "valid_f1_macro" else "accuracy"
+    if spec.is_multilabel and tested:
+        return _evaluation_headline(metric, tested)
+    if splits:
+        return _split_headline(metric, splits[0])
+    value = (state.best or {}).get(f"valid_{metric}")
+    return None if value is None else Headline(title=TITLES[metric], value=value, where="validation")
+
+
+def _generation_headline(state: RunState, tested: Metrics | None) -> Headline | None:
+    """Return BLEU, or the first of exact match and token accuracy that is known."""
+    scores = dict(titled((tested or state.best) or {}))
+    where = _evaluated_rows(tested) if tested else "validation"
+    title = next((title for title in ("BLEU", "exact match", "token accuracy") if title in scores), None)
+    return None if title is None else Headline(title=title, value=scores[title], where=where)
+
+
+def _evaluation_headline(metric: str, tested: Metrics) -> Headline:
+    """Return the score of `metrics.json`."""
+    value = tested[metric]
+    return Headline(
+        title=TITLES[metric],
+        value=value,
+        where=_evaluated_rows(tested),
+        rows=tested["rows"],
+        bars=_bars(metric, value, tested, majority="commonest labels"),
+        beats_baseline=value > tested["baseline"][metric] if "baseline" in tested else None,
+    )
+
+
+def _split_headline(metric: str, split: LabelSplit) -> Headline:
+    """Return the score of a split that was scored for this page."""
+    value, linear = split.metrics[metric], split.compared.get("baseline", {})
+    note = ""
+    if linear.get("train_rows", 0) < linear.get("of_train_rows", 0):
+        note = f"The regression learned from {linear['train_rows']:,} of {linear['of_train_rows']:,} training rows"
+    return Headline(
+        title=TITLES[metric],
+        value=value,
+        where=split.title.lower(),
+        rows=split.rows,
+        bars=_bars(metric, value, split.compared, majority="majority class"),
+        beats_baseline=value > linear[metric] if linear else None,
+        note=note,
+    )
+
+
+def _bars(metric: str, value: float, compared: Metrics, *, majority: str) -> list[Bar]:
+    """Return the score of the model and those of the baselines that were scored."""
+    titles = {"baseline": "n-gram logistic regression", "majority": majority}
+    return [
+        Bar("this model", value),
+        *(Bar(title, compared[key][metric]) for key, title in titles.items() if key in compared),
+    ]
+
+
+def _evaluated_rows(tested: Metrics) -> str:
+    """Name the rows that `txclf evaluate` scored."""
+    return "test" if tested["data"] == "test" else "the files given"
