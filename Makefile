@@ -1,13 +1,14 @@
-# Needs Python 3.11 or newer, make and git; all else comes from requirements.lock.
+# Needs Python 3.11 or newer, make and git. Everything else comes from requirements.lock.
 #
-#   make demo     a first run on a corpus made of Python's own source
-#   make test     the whole test suite, but for the faults
-#   make test-faults  processes, nodes and disks killed for real
-#   make test-browser  the reports and the documentation in a headless Chromium
-#   make check    lint, format, types, and the documentation built with warnings as errors
-#   make docs     the documentation as a site in site/; make docs-serve shows it while you write
-#   make bench    txclf beside its peers; BENCH="--short FILE …" names data of one's own
-#   make lock     upgrade every dependency within pyproject.toml's ranges, on purpose
+#   make demo          train on a corpus made of Python's own source
+#   make test          run the test suite, except faults
+#   make test-faults   run the tests that kill processes, nodes and disks
+#   make test-browser  test the reports and the documentation in a headless Chromium
+#   make check         check lint, format, types, layers and the documentation; warnings are errors
+#   make docs          build the documentation into site/
+#   make docs-serve    serve the documentation and rebuild it on change
+#   make bench         measure txclf and its peers; BENCH="--short FILE …" names your own data
+#   make lock          upgrade every dependency within the ranges of pyproject.toml
 
 PYTHON ?= python3
 VENV := .venv
@@ -36,17 +37,18 @@ test: install
 test-faults: install
 	$(BIN)/python -m pytest -m faults
 
-# A Chromium of the system will do (Debian: apt-get install chromium); without one Playwright fetches its own.
+# Uses the system's Chromium (Debian: apt-get install chromium); without one Playwright downloads its own.
 test-browser: install
 	$(BIN)/python -m pip install --quiet 'playwright>=1.50'
 	command -v chromium || command -v google-chrome || $(BIN)/python -m playwright install chromium
-	$(BIN)/python -m pytest tests/end_to_end/test_browser.py tests/docs/test_docs.py -k "browser"
+	$(BIN)/python -m pytest tests/end_to_end/test_browser.py tests/docs/test_site.py -k "browser"
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(MKDOCS) build --strict --quiet
+	$(BIN)/lint-imports
+	$(MKDOCS) build --strict
 
 docs: install
 	$(MKDOCS) build --strict
@@ -54,7 +56,7 @@ docs: install
 docs-serve: install
 	$(MKDOCS) serve
 
-# torch is named with the version that is tested: a newer one would slip in with its own CUDA.
+# Pins torch to the tested version: a newer one would bring its own CUDA.
 lock:
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
@@ -64,7 +66,7 @@ lock:
 	  $(VENV)-lock/bin/python -m pip freeze --exclude txclf | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; } > requirements.lock
 	rm -rf $(VENV)-lock
 
-# Of what is measured against; not in requirements.lock, for nothing else needs it.
+# The libraries that `make bench` compares with; nothing else needs them, so they are not in requirements.lock.
 PEERS := transformers==5.23.0 accelerate==1.15.0
 
 bench: install

@@ -6,7 +6,7 @@ It takes the shape, the rows, the vocabulary and the number of epochs from the r
 `txclf train` does, so that the two differ in the model's code and in the training alone. As in its original, rows come
 in random batches padded to their longest, `accumulate` of them make a step, AdamW decays every parameter, one-cycle
 goes from a tenth of the peak, and the checkpoint with the best validation accuracy is scored. Figures: see
-docs/guide/originals.md.
+docs/benchmarks.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 `nn.Transformer` trained by teacher forcing. Its faults: no causal mask, so that the wanted token is seen; no padding
 mask; positions added along the wrong axis, so that each row of a batch has its own and a token's place is not known.
 It takes the shape, the rows, the vocabularies and the number of epochs from the run file. Of each variant: token
-accuracy by teacher forcing, and exact match of greedy outputs, on the test rows. Figures: see docs/guide/originals.md.
+accuracy by teacher forcing, and exact match of greedy outputs, on the test rows. Figures: see docs/benchmarks.md.
 """
 
 from __future__ import annotations

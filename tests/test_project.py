@@ -70,18 +70,8 @@ def test_the_changelog_knows_this_version() -> None:
     assert f"## [{txclf.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_every_setting_is_documented_with_its_default() -> None:
-    guide = (ROOT / "docs/guide/run-file.md").read_text()
+def test_every_setting_is_documented() -> None:
+    sections = {"data", "tokenizer", "model", "train", "generate", "compute", "tune", "scheduler"}
     for section in (Data, Tokenizer, Model, Train, Generate, Compute, Tune, Scheduler, Domain, run_config.RunConfig):
         for name, field in section.model_fields.items():
-            assert f"`{name}`" in guide, f"docs/guide/run-file.md says nothing of `{name}`"
-            assert field.description or name in {
-                "data",
-                "tokenizer",
-                "model",
-                "train",
-                "generate",
-                "compute",
-                "tune",
-                "scheduler",
-            }
+            assert field.description or name in sections, f"`{section.__name__}.{name}` has no docstring"

@@ -1,9 +1,9 @@
-"""The pages of the reference, from the code itself: nothing of them is written by hand.
+"""The reference pages, generated from the code.
 
-run_file()      every key of the run file, from the models that check it
+run_file()      every key of the run file, from its pydantic models
 schema()        the JSON Schema that `txclf config --schema` prints
 command_line()  every command with its arguments and options, from the typer app
-python()        what mkdocstrings is to show
+python()        the Python API, as directives for mkdocstrings
 """
 
 from __future__ import annotations
@@ -25,63 +25,69 @@ from txclf.config import run_config
 from txclf.config.search_space import Domain
 
 PYTHON: dict[str, dict[str, list[str] | None]] = {
+    "Commands as functions": {
+        "txclf.load_config": None,
+        "txclf.prepare": None,
+        "txclf.train": None,
+        "txclf.tune": None,
+        "txclf.evaluate": None,
+        "txclf.predict": None,
+        "txclf.export": None,
+        "txclf.serve": None,
+    },
     "Models": {
         "txclf.Classifier": [
             "load",
             "__call__",
             "labels",
-            "several",
+            "is_multilabel",
             "thresholds",
             "temperature",
             "probabilities",
-            "given",
+            "logits",
+            "predicted_labels",
         ],
         "txclf.Prediction": None,
         "txclf.Seq2Seq": ["load", "__call__", "settings"],
     },
-    "The run file": {
-        "txclf.config.run_config.load": None,
-        "txclf.config.run_config.parse": None,
-        "txclf.config.run_config.replaced": None,
-        "txclf.config.run_config.dump": None,
-        "txclf.config.run_config.RunConfig": ["run_folder"],
-    },
-    "Preparing and training": {
-        "txclf.data.prepare.prepare": None,
-        "txclf.training.train.train": None,
-        "txclf.training.train.Summary": None,
-    },
-    "Searching": {
-        "txclf.tuning.tune.open_folder": None,
-        "txclf.tuning.tune.plan": None,
-        "txclf.tuning.tune.tune": None,
+    "Results": {
+        "txclf.training.train.RunSummary": None,
         "txclf.tuning.tune.Search": None,
+        "txclf.prediction.predict.Done": None,
+        "txclf.inference.export.Exported": None,
+        "txclf.Progress": None,
+        "txclf.Interrupted": None,
     },
-    "Using": {
-        "txclf.evaluation.evaluate.evaluate": None,
-        "txclf.prediction.predict.predict": None,
-        "txclf.inference.export.export": None,
+    "Reports": {
         "txclf.reports.report.report": None,
         "txclf.reports.inspect.inspect": None,
     },
+    "The run": {"txclf.config.run_config.RunConfig": ["run_folder"], "txclf.config.run_config.dump": None},
     "Ray": {"txclf.ray_cluster.connected": None},
     "Errors": {"txclf.core.errors": None},
 }
-"""What is shown by its heading; the members of a class, where not all."""
+"""Documented names by heading, with the members of a class if not all are shown."""
 LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 def schema() -> str:
+    """Return the JSON Schema of the run file."""
     return run_config.schema() + "\n"
 
 
 def run_file() -> str:
-    """A heading for each key, so that search finds it and a link leads to it."""
+    """Return the page of all run-file keys, with one heading per key for search and links."""
     lines = [
-        "# The run file",
+        "# Run file",
         "",
-        "Every key, from the models that check a run file. [The guide](../guide/run-file.md) tells what belongs",
-        "together; for editors there is a [JSON Schema](run-file.schema.json), as `txclf config --schema` prints it.",
+        "Every key of the run file, generated from the models that check it. See also [how to write a run",
+        "file](../how-to/run-file.md) and the [JSON Schema](run-file.schema.json) for editors.",
+        "",
+        "```yaml",
+        "name: mine",
+        "data: {train: train.csv, test: test.csv}",
+        "train: {epochs: 5}",
+        "```",
         "",
     ]
     described = run_config.RunConfig.model_json_schema(by_alias=False)
@@ -93,7 +99,7 @@ def run_file() -> str:
             lines += _keys(
                 section.model_fields, _resolved(described["properties"][name], described), described, f"{name}."
             )
-    lines += ["## Domains of a search", "", "What a key of `tune.space` may be: exactly one of these.", ""]
+    lines += ["## Search domains", "", "A key of `tune.space` has exactly one of these.", ""]
     lines += _keys(Domain.model_fields, described["$defs"]["Domain"], described, "", level=3)
     return "\n".join(lines)
 
@@ -106,7 +112,7 @@ def _keys(
         yield f"{'#' * level} {prefix}{name}"
         yield ""
         if section := _section(field):
-            yield f"{_text(section.__doc__)} A section of its own."
+            yield _text(section.__doc__)
             yield ""
             yield from _keys(section.model_fields, _resolved(place, whole), whole, f"{prefix}{name}.", level + 1)
             continue
@@ -119,7 +125,7 @@ def _keys(
 
 
 def _value(value: Any) -> str:
-    """As one would write it in a run file."""
+    """Return a value as it is written in a run file."""
     plain = isinstance(value, str) and re.fullmatch(r"\w+", value)
     return value if plain else json.dumps(to_jsonable_python(value))
 
@@ -136,9 +142,9 @@ def _resolved(place: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kind(place: dict[str, Any], whole: dict[str, Any]) -> str:
-    """The type of a key in words, from its JSON Schema."""
+    """Return the type of a key as text, from its JSON Schema."""
     if place.get("$ref", "").endswith("/Domain"):
-        return "[domain](#domains-of-a-search)"
+        return "[domain](#search-domains)"
     place = _resolved(place, whole)
     if "anyOf" in place:
         return " or ".join(dict.fromkeys(_kind(one, whole) for one in place["anyOf"]))
@@ -167,8 +173,9 @@ def _number(value: float) -> str:
 
 
 def command_line() -> str:
+    """Return the page of all commands."""
     app = typer.main.get_command(main.app)
-    lines = ["# The command line", "", _text(app.help), "", *_commands(app, ("txclf",))]
+    lines = ["# Command line", "", _text(app.help), "", *_commands(app, ("txclf",))]
     return "\n".join(lines)
 
 
@@ -187,7 +194,7 @@ def _command(command: Any, names: tuple[str, ...]) -> Iterator[str]:
     yield from ["```text", " ".join([*names, "[OPTIONS]", *usage]), "```", ""]
     rows = [_row(one, record) for one in command.params if (record := one.get_help_record(context))]
     if rows:
-        yield from ["| | |", "| --- | --- |", *rows, ""]
+        yield from ["| argument or option | meaning |", "| --- | --- |", *rows, ""]
 
 
 def _argument(parameter: Any) -> str:
@@ -195,19 +202,25 @@ def _argument(parameter: Any) -> str:
 
 
 def _row(parameter: Any, record: tuple[str, str]) -> str:
-    """An argument or option with what its help says."""
-    name, told = record
+    """Return the table row of an argument or option."""
+    name, help_text = record
     if isinstance(parameter, typer.core.TyperArgument):
         name = _argument(parameter)
     kind = re.search(r" <(list\[)?(\w+).*>$", name)
     if kind:
         name = name[: kind.start()] + (" TEXT" if kind[2] == "str" else " NUMBER")
-        told += " Repeatable." if kind[1] else ""
-    return f"| `{_text(name)}` | {_text(told)} |"
+        help_text += " Repeatable." if kind[1] else ""
+    return f"| `{_text(name)}` | {_text(help_text)} |"
 
 
 def python() -> str:
-    lines = ["# Python", "", "From the docstrings. [The guide](../guide/python.md) shows how they go together.", ""]
+    """Return the page of the Python API, which mkdocstrings fills from the docstrings."""
+    lines = [
+        "# Python API",
+        "",
+        "Generated from the docstrings. Examples: [use txclf from Python](../how-to/python.md).",
+        "",
+    ]
     for title, names in PYTHON.items():
         lines += [f"## {title}", ""]
         for name, members in names.items():
@@ -220,5 +233,5 @@ def python() -> str:
 
 
 def _text(text: str | None) -> str:
-    """A docstring or a help text as one paragraph."""
+    """Return a docstring or help text as one paragraph."""
     return " ".join((text or "").split()).replace("|", "\\|")

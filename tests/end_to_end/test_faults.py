@@ -1,7 +1,7 @@
 """What clusters do to a run, done for real: processes killed and stopped, nodes lost and cut off, disks that fill.
 
 Each run must end as if nothing had happened, to the last bit where the number of workers is the same; the figures of
-docs/guide/faults.md are printed by these tests (`make test-faults`).
+docs/ray/faults.md are printed by these tests (`make test-faults`).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def serve(
         int, typer.Option("--replicas", min=0, help="Copies of the model on Ray; 0: in this process, without Ray.")
     ] = 1,
     max_replicas: Annotated[
-        int, typer.Option("--max-replicas", min=0, help="As many as the load asks for, up to this.  [default: fixed]")
+        int, typer.Option("--max-replicas", min=0, help="Autoscale up to this number of replicas; 0: fixed.")
     ] = 0,
     cpus_per_replica: Annotated[
         float, typer.Option("--cpus-per-replica", min=0.01, help="Of a replica, and its threads (rounded up).")

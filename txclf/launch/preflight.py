@@ -215,7 +215,7 @@ def _request(run: RunConfig) -> Finding:
 def _authentication() -> Finding:
     if os.environ.get("RAY_AUTH_MODE") == "token":
         return Finding("pass", "token", "Ray asks for a token")
-    advice = "whoever reaches the head can run code: set RAY_AUTH_MODE=token on every node (docs/guide/cluster.md)"
+    advice = "whoever reaches the head can run code: set RAY_AUTH_MODE=token on every node (docs/ray/clusters.md)"
     address = os.environ.get("RAY_ADDRESS")
     return Finding("warn", "token", "no token is asked for" + (f" at {address}" if address else ""), advice)
 

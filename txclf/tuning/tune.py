@@ -81,7 +81,7 @@ def check(run: RunConfig) -> None:
     """Raises `ConfigError` for a search that makes no sense, before anything starts."""
     tune, compute = run.tune, run.compute
     if not tune.space:
-        raise ConfigError("`tune.space`: nothing to search: name keys and their values, as in docs/guide/tune.md")
+        raise ConfigError("`tune.space`: nothing to search: name keys and their values, as in docs/how-to/search.md")
     if compute.elastic:
         raise ConfigError("`compute.workers`: a search needs a fixed number of workers per trial")
     least = "min" if trials.metric(run) == "valid_loss" else "max"

@@ -1,4 +1,4 @@
-"""Metrics of a Ray run for Prometheus, which every Ray node serves; docs/guide/cluster.md lists them."""
+"""Metrics of a Ray run for Prometheus, which every Ray node serves; docs/ray/clusters.md lists them."""
 
 from __future__ import annotations
 

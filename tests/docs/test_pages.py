@@ -1,0 +1,121 @@
+"""Tests that hold the pages against the code: commands, keys, run files, links, messages and the code tour."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.helpers.docs import ROOT, anchors, blocks, calls, each_page, find_command, prose, require_key
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.core.errors import ConfigError
+
+TAKES_OVERRIDES = {"config", "prepare", "train", "tune", "check"}
+"""Commands that take `key=value` overrides of the run file."""
+FILE_ENDINGS = {"csv", "jsonl", "parquet", "json", "yaml", "safetensors", "onnx", "pt2", "int8", "py", "tsv"}
+
+
+def test_calls_of_a_script_with_comments_finds_each_txclf_command() -> None:
+    script = "A=1 .venv/bin/txclf train a.yaml \\\n  x=1  # said\ncd b && txclf jobs list | grep txclf\necho txclf\n"
+    assert list(calls(script)) == [["train", "a.yaml", "x=1"], ["jobs", "list"]]
+
+
+@each_page
+def test_commands_in_code_blocks_parse(page: Path) -> None:
+    for words in (words for script in blocks(page, "sh", "console", "bash") for words in calls(script)):
+        command, rest, name = find_command(words)
+        if rest in (["--help"], ["--version"]):
+            continue
+        if name == "submit":
+            rest = [word for word in rest if word not in ("--resume", "--no-wait")]
+            _, inner, verb = find_command(rest)
+            _check_overrides(verb, inner, page)
+            continue
+        # A placeholder for a number, as in `--workers N`, becomes one.
+        rest = ["1" if re.fullmatch("[A-Z]", word) else word for word in rest]
+        address = ["--address", "http://head:8265"] if name.startswith("jobs") and "--address" not in rest else []
+        command.make_context(name, [*rest, *address])  # raises for an unknown option and for a missing argument
+        _check_overrides(name, rest, page)
+
+
+def _check_overrides(name: str, words: list[str], page: Path) -> None:
+    """Fail if an override of a command names an unknown key."""
+    for word in words if name in TAKES_OVERRIDES else []:
+        if "=" in word and not word.startswith("-"):
+            require_key(word.partition("=")[0], page)
+
+
+@each_page
+def test_commands_in_prose_exist(page: Path) -> None:
+    for span in re.findall(r"`(txclf [^`]*)`", prose(page)):
+        words = [word for word in span.split()[1:] if word not in ("VERB", "COMMAND", "…")]
+        command, rest, name = find_command(words)
+        known = {option for one in command.params for option in (*one.opts, *one.secondary_opts)} | {"--help"}
+        for word in rest:
+            if word.startswith("--") and name != "submit":
+                assert word.partition("=")[0] in known, f"{page.name}: `{span}`: no option {word}"
+
+
+@each_page
+def test_run_files_in_code_blocks_are_valid(page: Path) -> None:
+    for text in blocks(page, "yaml"):
+        settings = yaml.load(text, Loader=run_config._Loader)
+        if isinstance(settings, dict) and set(settings) & set(RunConfig.model_fields):
+            run_config.parse(settings, f"{page.name}: {text}")
+
+
+def test_an_invalid_run_file_and_key_are_found() -> None:
+    with pytest.raises(ConfigError, match="epoch"):
+        run_config.parse({"train": {"epoch": 3}})
+    with pytest.raises(AssertionError, match="no key"):
+        require_key("train.epoch", ROOT / "README.md")
+
+
+@each_page
+def test_keys_in_prose_exist(page: Path) -> None:
+    sections = "data|tokenizer|model|train|generate|compute|tune"
+    for span in re.findall(r"`([^`\n]+)`", prose(page)):
+        match = re.match(rf"(({sections})\.(\w+)[\w.]*)(?=$|[:=\s])", span)
+        if match and match[3] not in FILE_ENDINGS:
+            require_key(match[1], page)
+
+
+@each_page
+def test_links_lead_to_files_and_anchors(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)]*))?\)", prose(page)):
+        path = page.parent / target if target else page
+        assert path.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(path), f"{page.name} links to {target}#{anchor}"
+
+
+def test_messages_in_troubleshooting_are_in_the_code() -> None:
+    texts = [text for path in (ROOT / "txclf").rglob("*.py") for text in _literals(path)]
+    table = (ROOT / "docs/troubleshooting.md").read_text().partition("## Common errors")[2]
+    messages = re.findall(r"^\| `+ ?(.+?) ?`+ \|", table, re.MULTILINE)
+    assert len(messages) > 20
+    for message in messages:
+        assert any(message in text for text in texts), f"no error says `{message}`"
+
+
+def _literals(path: Path) -> list[str]:
+    """Return the strings of a module, with `{}` for what an f-string fills in."""
+    texts = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.append(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "{}" for part in node.values]
+            texts.append("".join(map(str, parts)))
+    return texts
+
+
+def test_the_code_tour_has_every_module() -> None:
+    tour = (ROOT / "docs/development/code-tour.md").read_text()
+    named = re.findall(r"^\| `([\w/]+\.py)` \|", tour, re.MULTILINE)
+    modules = (ROOT / "txclf").rglob("*.py")
+    expected = sorted(str(path.relative_to(ROOT / "txclf")) for path in modules if path.name != "__init__.py")
+    assert sorted(named) == expected
