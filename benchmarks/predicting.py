@@ -62,12 +62,20 @@ def main() -> None:
             shape = (run.model, manifest.vocab_size, len(manifest.labels), run.tokenizer.max_length)
             model = TransformerClassifier(*shape)
             place = str(Path(scratch, "model"))
-            bundle.save(place, run, model.state_dict(), manifest.labels, shards.tokenizers(folder), {}, {})
+            bundle.save(
+                place,
+                run,
+                model.state_dict(),
+                labels=manifest.labels,
+                tokenizers=shards.tokenizers(folder),
+                metrics={},
+                rows={},
+            )
             if chosen.variant == "txclf":
                 out = str(Path(scratch, "out.parquet"))
-                predict(place, [data], out)  # once before: what is imported late
+                predict(place, [data], out=out)  # once before: what is imported late
                 start = time.perf_counter()
-                predict(place, [data], out)
+                predict(place, [data], out=out)
                 seconds = time.perf_counter() - start
             else:
                 seconds = bare(place, table[run.data.text[0]].to_pylist(), chosen.batch)

@@ -43,7 +43,9 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: RunConfig) -
     torch.manual_seed(0)
     model = TransformerClassifier(tiny_run.model, tokenizer.get_vocab_size(), 3, tiny_run.tokenizer.max_length)
     labels, metrics, rows = ["low", "mid", "high"], {"valid_loss": 1.25}, {"train": 1234, "valid": 56}
-    bundle.save(folder, tiny_run, model.state_dict(), labels, [tokenizer.to_str()], metrics, rows)
+    bundle.save(
+        folder, tiny_run, model.state_dict(), labels=labels, tokenizers=[tokenizer.to_str()], metrics=metrics, rows=rows
+    )
     return folder
 
 

@@ -193,10 +193,10 @@ def export(
 
         exported = txclf.export("runs/trec/model", formats=["onnx"])
     """
-    from txclf.inference.export import FORMATS, known
+    from txclf.inference.export import FORMATS, parse_format
     from txclf.inference.export import export as export_bundle
 
-    wanted = [kind for name in formats or FORMATS for kind in known(name)]
+    wanted = [parse_format(name) for name in formats or FORMATS]
     target = None if out is None else os.fspath(out)
     return export_bundle(os.fspath(model), target, formats=wanted, data=data, rows=rows, min_agreement=min_agreement)
 

@@ -63,7 +63,7 @@ def test_texts_are_read_alike_in_training_evaluation_and_prediction(tmp_path: Pa
     assert scored["accuracy"] == (probabilities.argmax(axis=1) == table["label"].to_numpy()).mean()
     assert evaluate.evaluate(run.run_folder, [data], with_baseline=False)["loss"] == pytest.approx(scored["loss"])
     out = str(tmp_path / "out.jsonl")
-    assert predict.predict(f"{run.run_folder}/model", [data], out).rows == 300
+    assert predict.predict(f"{run.run_folder}/model", [data], out=out).rows == 300
     validations = [line for line in lines(run) if "valid_rows" in line]
     assert {line["valid_rows"] for line in validations} == {manifest.splits["valid"].rows}
 
@@ -161,8 +161,8 @@ def test_segments_tell_columns_apart_and_are_kept_in_the_bundle(tmp_path: Path) 
     assert summary.best["valid_accuracy"] > 0.9
     assert without.best["valid_accuracy"] < 0.8
     classifier = Classifier.load(f"{run.run_folder}/model")
-    assert classifier.description.num_segments == 2
-    assert Classifier.load(f"{plain.run_folder}/model").description.num_segments == 0
+    assert classifier.metadata.num_segments == 2
+    assert Classifier.load(f"{plain.run_folder}/model").metadata.num_segments == 0
     rows = [("a b key", "c d"), ("a b", "c d key")]
     assert [classifier.labels[number] for number in classifier.probabilities(rows).argmax(axis=1)] == ["a", "b"]
     result = evaluate.evaluate(run.run_folder, [data], with_baseline=False)
@@ -201,7 +201,7 @@ def test_a_bundle_from_before_cuts_columns_as_it_did(tmp_path: Path) -> None:
     run, _ = trained(
         tmp_path, data, *COLUMNS, "model.segment_embeddings=false", "tokenizer.max_length=8", "train.epochs=1"
     )
-    path = f"{run.run_folder}/model/{bundle.DESCRIPTION}"
+    path = f"{run.run_folder}/model/{bundle.METADATA}"
     description = storage.read_json(path)
     for key in ("truncation", "num_segments"):
         del description[key]
@@ -251,7 +251,7 @@ def test_rows_of_several_labels_have_windows_and_segments_too(tmp_path: Path) ->
     disk, _ = trained(tmp_path, data, "name=disk", "data.ingest=stream", *words)
     assert lines(disk) == lines(run)
     classifier = Classifier.load(f"{run.run_folder}/model")
-    assert (classifier.description.truncation.mode, classifier.description.num_segments) == ("windows", 2)
+    assert (classifier.metadata.truncation.mode, classifier.metadata.num_segments) == ("windows", 2)
     scored = evaluate.evaluate(run.run_folder, with_baseline=False)
     assert scored["rows"] == 200
     # The same rows in another order.

@@ -23,7 +23,7 @@ from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards
 from txclf.data.prepare import prepare
 from txclf.evaluation import evaluate
-from txclf.inference.bundle import DESCRIPTION
+from txclf.inference.bundle import METADATA
 from txclf.prediction.predict import predict
 from txclf.training.progress import Interrupted, Progress
 from txclf.training.train import check_fit, train
@@ -164,32 +164,32 @@ def test_thresholds_move_what_is_given(trained: RunConfig, tmp_path: Path) -> No
     copy.mkdir()
     for path in Path(trained.run_folder, "model").iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    description = json.loads((copy / DESCRIPTION).read_text())
+    description = json.loads((copy / METADATA).read_text())
     description["thresholds"] = dict.fromkeys(description["labels"], 0.0)
-    (copy / DESCRIPTION).write_text(json.dumps(description))
+    (copy / METADATA).write_text(json.dumps(description))
     (every,) = Classifier.load(str(copy))(["drum"])
     assert every.labels == sorted(TOPICS, key=lambda label: -every.probabilities[label])
     del description["thresholds"], description["label_delimiter"]
-    (copy / DESCRIPTION).write_text(json.dumps(description))
+    (copy / METADATA).write_text(json.dumps(description))
     assert Classifier.load(str(copy)).thresholds.tolist() == [0.5] * 4
 
 
 def test_labels_are_added_to_files(trained: RunConfig, tmp_path: Path) -> None:
     model = f"{trained.run_folder}/model"
     source = write_lines(tmp_path / "in.jsonl", [{"text": "soup and drum"}, {"text": ""}, {"text": "of it"}])
-    done = predict(model, [source], str(tmp_path / "out.jsonl"), probabilities=True)
+    done = predict(model, [source], out=str(tmp_path / "out.jsonl"), probabilities=True)
     names = [f"probability_{label}" for label in sorted(TOPICS)]
     assert (done.rows, done.bad, done.columns) == (3, 1, ["labels", *names])
     first, bad, none = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert sorted(first["labels"]) == ["food", "music"]
     assert first["probability_food"] > 0.5
     assert (bad["labels"], none["labels"]) == (None, [])
-    predict(model, [source], str(tmp_path / "out.parquet"))
+    predict(model, [source], out=str(tmp_path / "out.parquet"))
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.schema.field("labels").type == pa.list_(pa.string())
     assert table["labels"].to_pylist() == [first["labels"], None, []]
     with pytest.raises(ConfigError, match="a csv file cannot hold `rare, odd`, for it has a `,`"):
-        predict(model, [source], str(tmp_path / "out.csv"))
+        predict(model, [source], out=str(tmp_path / "out.csv"))
 
 
 def test_stopped_and_resumed_it_goes_on_as_if_never_stopped(tmp_path: Path, data: tuple[str, str]) -> None:

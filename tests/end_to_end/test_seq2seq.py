@@ -55,17 +55,19 @@ def test_it_learns_and_its_outputs_are_scored(trained: RunConfig) -> None:
         key: found[key] for key in ("bleu", "exact_match", "rows")
     }
     assert again["loss"] == pytest.approx(found["loss"])
-    with pytest.raises(BundleError, match="a model of `task: seq2seq`, not classify"):
+    with pytest.raises(BundleError, match=r"a model of `task: seq2seq`\. Load it with `Seq2Seq"):
         Classifier.load(f"{trained.run_folder}/model")
 
 
 def test_outputs_are_added_to_files(trained: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("source,output\nsmall red,mine\n,gap\n")
-    done = predict(f"{trained.run_folder}/model", [str(tmp_path / "in.csv")], str(tmp_path / "out.csv"))
+    done = predict(f"{trained.run_folder}/model", [str(tmp_path / "in.csv")], out=str(tmp_path / "out.csv"))
     assert (done.rows, done.bad, done.columns) == (2, 1, ["predicted_output"])
     assert (tmp_path / "out.csv").read_text() == "source,output,predicted_output\nsmall red,mine,RED SMALL\n,gap,\n"
     with pytest.raises(ConfigError, match="has no labels"):
-        predict(f"{trained.run_folder}/model", [str(tmp_path / "in.csv")], str(tmp_path / "o.csv"), probabilities=True)
+        predict(
+            f"{trained.run_folder}/model", [str(tmp_path / "in.csv")], out=str(tmp_path / "o.csv"), probabilities=True
+        )
 
 
 def test_stopped_and_resumed_it_goes_on_as_if_never_stopped(trained: RunConfig, tmp_path: Path, data: str) -> None:

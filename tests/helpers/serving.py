@@ -41,7 +41,17 @@ def untrained(folder: Path, **settings: Any) -> str:
         model, labels = Seq2SeqTransformer(run.model, size, size, length, True), []
     thresholds = {"low": 0.0, "mid": 0.3, "high": 1.0} if run.task == "multilabel" else None
     out = str(folder / run.task)
-    bundle.save(out, run, model.state_dict(), labels, [tokenizer.to_str()], {}, {}, None, thresholds)
+    bundle.save(
+        out,
+        run,
+        model.state_dict(),
+        labels=labels,
+        tokenizers=[tokenizer.to_str()],
+        metrics={},
+        rows={},
+        calibration=None,
+        thresholds=thresholds,
+    )
     return out
 
 

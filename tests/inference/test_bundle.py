@@ -59,16 +59,18 @@ def test_a_loaded_model_says_what_the_saved_one_said(
     tokenizer = Path(tiny_bundle, bundle.TOKENIZER).read_text()
     reference = Classifier.load(tiny_bundle)
     torch.manual_seed(1)
-    model = TransformerClassifier(run.model, reference.description.vocab_size, 3, run.tokenizer.max_length)
-    bundle.save(str(tmp_path), run, model.state_dict(), ["a", "b", "c"], [tokenizer], {}, {})
-    expected = Classifier(reference.description, reference.tokenizer, model)
+    model = TransformerClassifier(run.model, reference.metadata.vocab_size, 3, run.tokenizer.max_length)
+    bundle.save(
+        str(tmp_path), run, model.state_dict(), labels=["a", "b", "c"], tokenizers=[tokenizer], metrics={}, rows={}
+    )
+    expected = Classifier(reference.metadata, reference.tokenizer, model)
     rows = [(text,) for text in TEXTS]
     assert np.array_equal(Classifier.load(str(tmp_path)).probabilities(rows), expected.probabilities(rows))
 
 
 def test_what_a_bundle_holds(tiny_bundle: str, classifier: Classifier) -> None:
     assert sorted(os.listdir(tiny_bundle)) == ["card.md", "model.json", "model.safetensors", "tokenizer.json"]
-    description = classifier.description
+    description = classifier.metadata
     assert (description.format, description.version, description.task) == (2, txclf.__version__, "classify")
     assert description.labels == classifier.labels == ["low", "mid", "high"]
     assert (description.text_columns, description.max_length) == (["text"], 16)
@@ -158,10 +160,10 @@ print(repr(Classifier.load({tiny_bundle!r})({TEXTS!r})[3].probability))
 
 
 def test_a_calibrated_bundle_divides_its_logits_by_the_temperature(copy: Path, classifier: Classifier) -> None:
-    description = storage.read_json(copy / bundle.DESCRIPTION)
+    description = storage.read_json(copy / bundle.METADATA)
     assert description["calibration"] is None
     description["calibration"] = {"temperature": 4.0, "error_before": 0.2, "error_after": 0.1, "rows": 56}
-    storage.write_json(copy / bundle.DESCRIPTION, description)
+    storage.write_json(copy / bundle.METADATA, description)
     rows = [(text,) for text in TEXTS]
     plain, cooled = classifier.probabilities(rows), Classifier.load(str(copy)).probabilities(rows)
     expected = plain.astype(np.float64) ** 0.25  # a power of probabilities is a division of logits
@@ -170,9 +172,9 @@ def test_a_calibrated_bundle_divides_its_logits_by_the_temperature(copy: Path, c
 
 
 def test_a_bundle_from_before_there_was_calibration_loads(copy: Path, classifier: Classifier) -> None:
-    description = storage.read_json(copy / bundle.DESCRIPTION)
+    description = storage.read_json(copy / bundle.METADATA)
     del description["calibration"]
-    storage.write_json(copy / bundle.DESCRIPTION, description)
+    storage.write_json(copy / bundle.METADATA, description)
     old = Classifier.load(str(copy))
     assert old.temperature == 1.0
     assert old(TEXTS) == classifier(TEXTS)
@@ -189,14 +191,14 @@ def test_a_damaged_file(copy: Path, name: str, way: str) -> None:
     flipped[len(content) // 2] ^= 1
     ways = {"flipped": bytes(flipped), "cut": content[:-1], "empty": b"", "more": content + b" "}
     (copy / name).write_bytes(ways[way])
-    with pytest.raises(BundleError, match=f"model/{name}`: its content changed since it was saved: copy the whole"):
+    with pytest.raises(BundleError, match=f"model/{name}`: the content changed after it was saved. Copy the whole"):
         Classifier.load(str(copy))
 
 
 @pytest.mark.parametrize("name", [bundle.WEIGHTS, bundle.TOKENIZER])
 def test_a_missing_file(copy: Path, name: str) -> None:
     (copy / name).unlink()
-    with pytest.raises(BundleError, match=f"model/{name}`: missing, the bundle is damaged: copy the whole folder"):
+    with pytest.raises(BundleError, match=f"model/{name}`: missing, so the bundle is damaged. Copy the whole folder"):
         Classifier.load(str(copy))
 
 
@@ -207,53 +209,53 @@ def test_the_card_is_for_people_alone(copy: Path, classifier: Classifier) -> Non
 
 Change = Callable[[dict[str, Any]], Any]
 CHANGES: dict[str, tuple[Change, str]] = {
-    "older": (lambda found: found.update(format=0), r"format 0, this txclf \(.*\) reads format 2"),
-    "newer": (lambda found: found.update(format=3), r"format 3, this txclf \(.*\) reads format 2"),
-    "no format": (lambda found: found.pop("format"), "format None, this txclf"),
-    "format as text": (lambda found: found.update(format="1"), "format '1', this txclf"),
+    "older": (lambda found: found.update(format=0), "format 0, but txclf .* reads formats 1 to 2"),
+    "newer": (lambda found: found.update(format=3), "format 3, but txclf .* reads formats 1 to 2"),
+    "no format": (lambda found: found.pop("format"), "format None, but txclf"),
+    "format as text": (lambda found: found.update(format="1"), "format '1', but txclf"),
     "another task": (lambda found: found.update(task="translate"), "damaged at `task`: "),
     "no labels": (lambda found: found.pop("labels"), "damaged at `labels`: "),
     "labels of another type": (lambda found: found.update(labels=[1, 2, 3]), r"damaged at `labels\.0`: "),
-    "a label less": (lambda found: found["labels"].pop(), r"weights do not fit `model\.json`: "),
+    "a label less": (lambda found: found["labels"].pop(), r"weights do not match `model\.json`: "),
     "an unknown key": (lambda found: found.update(new=1), "damaged at `new`: "),
     "an unknown setting": (lambda found: found["model"].update(new=1), r"damaged at `model\.new`: "),
     "heads": (lambda found: found["model"].update(num_heads=3), r"damaged at `model`: .*must divide `hidden_size`"),
-    "width": (lambda found: found["model"].update(hidden_size=32), r"weights do not fit `model\.json`: "),
-    "a layer more": (lambda found: found["model"].update(num_layers=2), r"weights do not fit `model\.json`: "),
-    "pooling": (lambda found: found["model"].update(pooling="cls"), r"weights do not fit `model\.json`: "),
+    "width": (lambda found: found["model"].update(hidden_size=32), r"weights do not match `model\.json`: "),
+    "a layer more": (lambda found: found["model"].update(num_layers=2), r"weights do not match `model\.json`: "),
+    "pooling": (lambda found: found["model"].update(pooling="cls"), r"weights do not match `model\.json`: "),
     "no tokens": (lambda found: found.update(max_length=0), "damaged at `max_length`: "),
     "no vocabulary": (lambda found: found.update(vocab_size=-1), "damaged at `vocab_size`: "),
-    "a huge vocabulary": (lambda found: found.update(vocab_size=10**14), r"weights do not fit `model\.json`: "),
-    "no sums": (lambda found: found.update(sha256={}), r"model\.safetensors`: its content changed since"),
+    "a huge vocabulary": (lambda found: found.update(vocab_size=10**14), r"weights do not match `model\.json`: "),
+    "no sums": (lambda found: found.update(sha256={}), r"model\.safetensors`: the content changed after"),
     "a temperature of 0": (
         lambda found: found.update(calibration={"temperature": 0, "error_before": 0, "error_after": 0, "rows": 1}),
         r"damaged at `calibration\.temperature`: ",
     ),
-    "other sums": (lambda found: found["sha256"].update({bundle.TOKENIZER: "0"}), r"tokenizer\.json`: its content"),
+    "other sums": (lambda found: found["sha256"].update({bundle.TOKENIZER: "0"}), r"tokenizer\.json`: the content"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_description(copy: Path, change: str) -> None:
     apply, message = CHANGES[change]
-    description = storage.read_json(copy / bundle.DESCRIPTION)
+    description = storage.read_json(copy / bundle.METADATA)
     apply(description)
-    storage.write_json(copy / bundle.DESCRIPTION, description)
+    storage.write_json(copy / bundle.METADATA, description)
     with pytest.raises(BundleError, match=message):
         Classifier.load(str(copy))
 
 
 @pytest.mark.parametrize("content", [b"", b'{"format": 1', b"\xff\xfe"])
 def test_a_description_that_is_no_json(copy: Path, content: bytes) -> None:
-    (copy / bundle.DESCRIPTION).write_bytes(content)
-    with pytest.raises(BundleError, match=r"model\.json`: not valid JSON: .*: copy the whole folder again"):
+    (copy / bundle.METADATA).write_bytes(content)
+    with pytest.raises(BundleError, match=r"model\.json`: not valid JSON: .*\. Copy the whole folder again"):
         Classifier.load(str(copy))
 
 
 @pytest.mark.parametrize("content", ["[]", "1", "null", "{}"])
 def test_a_foreign_description(copy: Path, content: str) -> None:
-    (copy / bundle.DESCRIPTION).write_text(content)
-    with pytest.raises(BundleError, match=r"model\.json`: format None, this txclf"):
+    (copy / bundle.METADATA).write_text(content)
+    with pytest.raises(BundleError, match=r"model\.json`: format None, but txclf"):
         Classifier.load(str(copy))
 
 
@@ -261,18 +263,18 @@ def test_weights_of_another_model_under_a_right_sum(copy: Path) -> None:
     weights = load_file(copy / bundle.WEIGHTS)
     weights["other.weight"] = weights.pop("embedding.weight")
     save_file(weights, copy / bundle.WEIGHTS)
-    description = storage.read_json(copy / bundle.DESCRIPTION)
+    description = storage.read_json(copy / bundle.METADATA)
     description["sha256"][bundle.WEIGHTS] = bundle._sha256((copy / bundle.WEIGHTS).read_bytes())
-    storage.write_json(copy / bundle.DESCRIPTION, description)
-    with pytest.raises(BundleError, match=r"(?s)weights do not fit `model\.json`: .*embedding\.weight"):
+    storage.write_json(copy / bundle.METADATA, description)
+    with pytest.raises(BundleError, match=r"(?s)weights do not match `model\.json`: .*embedding\.weight"):
         Classifier.load(str(copy))
 
 
 def test_a_folder_that_is_no_bundle(copy: Path) -> None:
     for folder in (copy.parent / "none", copy / bundle.CARD):
-        with pytest.raises(BundleError, match=rf"`{folder}`: not a model bundle, it has no model\.json$"):
+        with pytest.raises(BundleError, match=rf"`{folder}`: not a model bundle, it has no model\.json\. Pass the"):
             Classifier.load(str(folder))
-    with pytest.raises(BundleError, match=rf"has no model\.json: did you mean `{copy}`\?"):
+    with pytest.raises(BundleError, match=rf"has no model\.json\. Pass `{copy}`\."):
         Classifier.load(str(copy.parent))
 
 
@@ -284,10 +286,10 @@ def test_a_bundle_counts_once_its_description_is_there(tmp_path: Path, tiny_run:
             str(tmp_path),
             tiny_run,
             model.state_dict(),
-            ["a", "b"],
-            [tokenizer.to_str()],
-            {"valid_loss": float("nan")},
-            {},
+            labels=["a", "b"],
+            tokenizers=[tokenizer.to_str()],
+            metrics={"valid_loss": float("nan")},
+            rows={},
         )
     assert json.loads((tmp_path / bundle.TOKENIZER).read_text())
     with pytest.raises(BundleError, match="not a model bundle"):
@@ -298,6 +300,6 @@ def test_load_bundle_of_format_1_gives_its_probabilities() -> None:
     folder = Path(__file__).parent / "bundle_format_1"  # saved by the last version that wrote format 1
     expected = json.loads((folder / "expected.json").read_text())
     classifier = Classifier.load(str(folder))
-    assert classifier.description.truncation.mode == "tail"
+    assert classifier.metadata.truncation.mode == "tail"
     found = classifier.probabilities([(text,) for text in expected["texts"]])
     np.testing.assert_allclose(found, expected["probabilities"], rtol=1e-6)

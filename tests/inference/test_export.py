@@ -120,7 +120,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(model: str, tmp_path: Path) -
     out = tmp_path / "out"
     out.mkdir()
     (out / "model.int8.onnx").write_bytes(b"an earlier one")
-    (one,) = export(model, str(out), ["int8"], min_agreement=1.01)
+    (one,) = export(model, str(out), formats=["int8"], min_agreement=1.01)
     assert not one.kept
     assert sorted(path.name for path in out.iterdir()) == ["export.json", "tokenizer.json"]
 
@@ -129,7 +129,7 @@ def test_rows_of_a_file_and_the_command(model: str, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "alone")
     (tmp_path / "rows.csv").write_text("text\n" + "\n".join(TEXTS) + "\n")
     alone = str(tmp_path / "alone")
-    with pytest.raises(ConfigError, match=r"lies in no finished run whose rows .* --data"):
+    with pytest.raises(ConfigError, match=r"not in a finished run, .* --data"):
         export(alone)
     done = txclf(tmp_path, "export", alone, "--data", "rows.csv", "--format", "onnx")
     assert done.returncode == 0, done.stderr
@@ -150,4 +150,4 @@ def test_what_cannot_be_exported_is_said(model: str, tmp_path: Path) -> None:
         export(str(tmp_path))
     done = txclf(tmp_path, "export", model, "--format", "tflite")
     assert done.returncode == 2
-    assert done.stderr == "error: --format tflite: expected one of onnx, torch, int8\n"
+    assert done.stderr == "error: --format tflite: unknown format. Pass one of onnx, torch, int8.\n"

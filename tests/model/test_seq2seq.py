@@ -93,7 +93,7 @@ def test_wide_beams_find_the_best_of_all_outputs(penalty: float) -> None:
         outputs = [list(one) for length in range(4) for one in itertools.product(tokens, repeat=length)]
         best = max(outputs, key=lambda output: score(model, source, output, penalty))
         with torch.no_grad():
-            (found,) = generate(model, source, None, (BEGIN, END), 200, 3, penalty)
+            (found,) = generate(model, source, None, (BEGIN, END), num_beams=200, max_length=3, length_penalty=penalty)
         assert score(model, source, found, penalty) == pytest.approx(score(model, source, best, penalty), abs=1e-4)
 
 
@@ -105,14 +105,16 @@ def test_an_output_does_not_depend_on_its_neighbours(beams: int) -> None:
     for row in range(6):
         source = sources(9, 2 + row)[row : row + 1]
         batch[row, : 2 + row], mask[row, : 2 + row] = source[0], True
-        singles += generate(model, source, None, (BEGIN, END), beams, 8, 0.6)
-    assert generate(model, batch, mask, (BEGIN, END), beams, 8, 0.6) == singles
+        singles += generate(model, source, None, (BEGIN, END), num_beams=beams, max_length=8, length_penalty=0.6)
+    assert generate(model, batch, mask, (BEGIN, END), num_beams=beams, max_length=8, length_penalty=0.6) == singles
     assert all(END not in output and BEGIN not in output and len(output) <= 8 for output in singles)
 
 
 def test_one_beam_takes_the_likeliest_token() -> None:
     model, source = make(), sources(5, 4)
-    for row, output in enumerate(generate(model, source, None, (BEGIN, END), 1, 8, 0.6)):
+    for row, output in enumerate(
+        generate(model, source, None, (BEGIN, END), num_beams=1, max_length=8, length_penalty=0.6)
+    ):
         for place in range(len(output) + (len(output) < 8)):
             logits = model(source[row : row + 1], None, torch.tensor([[BEGIN, *output[:place]]]))[0, -1]
             logits[BEGIN] = float("-inf")

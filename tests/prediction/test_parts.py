@@ -47,7 +47,7 @@ def start(*words: str) -> subprocess.Popen[str]:
 )
 def test_what_a_stopped_prediction_finished_is_kept(tmp_path: Path, tiny_bundle: str, number: signal.Signals) -> None:
     path = lines(tmp_path / "in.jsonl", 8_000)
-    whole = predict.predict(tiny_bundle, [path], str(tmp_path / "whole.csv"), chunk_rows=100)
+    whole = predict.predict(tiny_bundle, [path], out=str(tmp_path / "whole.csv"), chunk_rows=100)
     words = [tiny_bundle, path, "--out", str(tmp_path / "out.csv")]
     folder = tmp_path / ".out.csv.parts"
     child = start(*words)
@@ -67,7 +67,7 @@ def test_what_a_stopped_prediction_finished_is_kept(tmp_path: Path, tiny_bundle:
     done = predict.predict(
         tiny_bundle,
         [path],
-        str(tmp_path / "out.csv"),
+        out=str(tmp_path / "out.csv"),
         chunk_rows=100,
         show=lambda rows: seen.append(rows) or same(folder, stamps),  # type: ignore[func-returns-value]
     )
@@ -93,16 +93,16 @@ def stop(rows: int) -> None:
 def test_a_stopped_prediction_of_something_else_is_not_gone_on_with(tmp_path: Path, tiny_bundle: str) -> None:
     path, out = lines(tmp_path / "in.jsonl", 300), str(tmp_path / "out.jsonl")
     with pytest.raises(Stop):
-        predict.predict(tiny_bundle, [path], out, chunk_rows=100, show=stop)
+        predict.predict(tiny_bundle, [path], out=out, chunk_rows=100, show=stop)
     with pytest.raises(ConfigError, match=r"\.out\.jsonl\.parts`: parts of .* with other --probabilities: ask for it"):
-        predict.predict(tiny_bundle, [path], out, chunk_rows=100, probabilities=True)
-    assert predict.predict(tiny_bundle, [path], out, chunk_rows=100).found == 100
+        predict.predict(tiny_bundle, [path], out=out, chunk_rows=100, probabilities=True)
+    assert predict.predict(tiny_bundle, [path], out=out, chunk_rows=100).found == 100
     with pytest.raises(Stop):
-        predict.predict(tiny_bundle, [path], out, chunk_rows=100, show=stop)
+        predict.predict(tiny_bundle, [path], out=out, chunk_rows=100, show=stop)
     lines(tmp_path / "in.jsonl", 301)
     with pytest.raises(ConfigError, match="with other inputs: "):
-        predict.predict(tiny_bundle, [path], out, chunk_rows=100)
-    assert predict.predict(tiny_bundle, [path], out, chunk_rows=100, restart=True) == predict.Done(
+        predict.predict(tiny_bundle, [path], out=out, chunk_rows=100)
+    assert predict.predict(tiny_bundle, [path], out=out, chunk_rows=100, restart=True) == predict.Done(
         301, 3, ["label", "probability"]
     )
 
@@ -112,10 +112,10 @@ def test_a_text_that_changed_in_its_folder_is_another_input(tmp_path: Path, tiny
     text, out = tmp_path / "texts" / "any" / "a.txt", str(tmp_path / "out.csv")
     text.write_text("fox")
     with pytest.raises(Stop):
-        predict.predict(tiny_bundle, [str(tmp_path / "texts")], out, show=stop)
+        predict.predict(tiny_bundle, [str(tmp_path / "texts")], out=out, show=stop)
     text.write_text("another fox")  # the folder's own time of change stays
     with pytest.raises(ConfigError, match="with other inputs: "):
-        predict.predict(tiny_bundle, [str(tmp_path / "texts")], out)
+        predict.predict(tiny_bundle, [str(tmp_path / "texts")], out=out)
 
 
 def test_parts_of_long_texts_have_fewer_rows(tmp_path: Path, tiny_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_parts_of_long_texts_have_fewer_rows(tmp_path: Path, tiny_bundle: str, m
     monkeypatch.setattr(parts, "READ_ROWS", 4)
     path = lines(tmp_path / "in.jsonl", 50)
     shown: list[int] = []
-    predict.predict(tiny_bundle, [path], str(tmp_path / "out.parquet"), show=shown.append)
+    predict.predict(tiny_bundle, [path], out=str(tmp_path / "out.parquet"), show=shown.append)
     assert shown == [12, 24, 36, 48, 50]
     assert pq.read_table(tmp_path / "out.parquet")["n"].to_pylist() == list(range(50))
     assert pq.ParquetFile(tmp_path / "out.parquet").num_row_groups == 1
@@ -171,9 +171,9 @@ def inputs(tmp_path: Path) -> list[str]:
 @pytest.mark.usefixtures("local_ray")
 def test_workers_of_ray_make_the_same_file(tmp_path: Path, tiny_bundle: str, inputs: list[str]) -> None:
     here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
-    done = predict.predict(tiny_bundle, inputs, str(here), chunk_rows=100)
+    done = predict.predict(tiny_bundle, inputs, out=str(here), chunk_rows=100)
     compute = Compute(workers=2, cpus_per_worker=1.5)  # all that there are
-    assert predict.predict(tiny_bundle, inputs, str(there), compute=compute, chunk_rows=100) == done
+    assert predict.predict(tiny_bundle, inputs, out=str(there), compute=compute, chunk_rows=100) == done
     assert pq.read_table(there).equals(pq.read_table(here))
     assert Path(f"{there}.errors.jsonl").read_bytes() == Path(f"{here}.errors.jsonl").read_bytes()
 
@@ -183,7 +183,7 @@ def test_workers_of_ray_make_the_same_file(tmp_path: Path, tiny_bundle: str, inp
 @pytest.mark.usefixtures("local_ray")
 def test_a_worker_a_driver_and_a_row_may_fail_on_ray(tmp_path: Path, tiny_bundle: str, inputs: list[str]) -> None:
     here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
-    done = predict.predict(tiny_bundle, inputs, str(here), chunk_rows=100)
+    done = predict.predict(tiny_bundle, inputs, out=str(here), chunk_rows=100)
     compute = Compute(workers=2)
     killed: list[int] = []
 
@@ -198,21 +198,21 @@ def test_a_worker_a_driver_and_a_row_may_fail_on_ray(tmp_path: Path, tiny_bundle
             killed.append(found[0])
             os.kill(found[0], signal.SIGKILL)
 
-    assert predict.predict(tiny_bundle, inputs, str(there), show=kill, compute=compute, chunk_rows=100) == done
+    assert predict.predict(tiny_bundle, inputs, out=str(there), show=kill, compute=compute, chunk_rows=100) == done
     assert killed
     assert pq.read_table(there).equals(pq.read_table(here))
 
     with pytest.raises(Stop):  # the driver ends, and the next one goes on in this process
-        predict.predict(tiny_bundle, inputs, str(there), show=stop, compute=compute, chunk_rows=100)
-    assert predict.predict(tiny_bundle, inputs, str(there), chunk_rows=100).found >= 100
+        predict.predict(tiny_bundle, inputs, out=str(there), show=stop, compute=compute, chunk_rows=100)
+    assert predict.predict(tiny_bundle, inputs, out=str(there), chunk_rows=100).found >= 100
     assert pq.read_table(there).equals(pq.read_table(here))
 
     (tmp_path / "in" / "4.jsonl").write_text('{"n": "a word", "text": "fox"}\n')
     with pytest.raises(DataError, match=r"4\.jsonl`: row 1 on: a column changes type"):
-        predict.predict(tiny_bundle, inputs, str(there), compute=compute, chunk_rows=100)
+        predict.predict(tiny_bundle, inputs, out=str(there), compute=compute, chunk_rows=100)
     (tmp_path / "in" / "4.jsonl").write_text('{"m": 1}\n')
     with pytest.raises(DataError, match=r"4\.jsonl`: no column `text`"):
-        predict.predict(tiny_bundle, inputs, str(there), compute=compute, chunk_rows=100)
+        predict.predict(tiny_bundle, inputs, out=str(there), compute=compute, chunk_rows=100)
     assert not (tmp_path / ".there.parquet.parts").exists()
 
 
@@ -220,7 +220,7 @@ def test_a_worker_a_driver_and_a_row_may_fail_on_ray(tmp_path: Path, tiny_bundle
 def test_a_cluster_that_loses_a_node_makes_the_same_file(tmp_path: Path, tiny_bundle: str) -> None:
     path = lines(tmp_path / "in.jsonl", 30_000)
     here, there = tmp_path / "here.jsonl", tmp_path / "there.jsonl"
-    predict.predict(tiny_bundle, [path], str(here), chunk_rows=100)
+    predict.predict(tiny_bundle, [path], out=str(here), chunk_rows=100)
     words = [tiny_bundle, path, "--out", str(there), "--chunk-rows", "100", "--workers", "2"]
     command = [sys.executable, "-m", "txclf", "predict", *words]
     with Testbed(head_cpus=0) as bed:

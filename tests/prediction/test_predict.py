@@ -69,7 +69,7 @@ def close(found: Sequence[Row], wanted: Sequence[Row]) -> bool:
 @pytest.mark.parametrize("out", ["csv", "csv.gz", "csv.zst", "tsv", "tsv.gz", "jsonl", "jsonl.zst", "parquet"])
 @pytest.mark.parametrize("into", ["csv", "tsv", "jsonl", "parquet", "csv.gz", "tsv.zst", "jsonl.gz"])
 def test_every_format_into_every_other(tmp_path: Path, tiny_bundle: str, into: str, out: str) -> None:
-    done = predict.predict(tiny_bundle, [put(tmp_path / f"in.{into}", ROWS)], str(tmp_path / f"out.{out}"))
+    done = predict.predict(tiny_bundle, [put(tmp_path / f"in.{into}", ROWS)], out=str(tmp_path / f"out.{out}"))
     assert done == Done(rows=4, bad=0, columns=ADDED)
     found = read(tmp_path / f"out.{out}")
     assert [list(row) for row in found] == [["id", "text", "note", *ADDED]] * 4
@@ -81,7 +81,7 @@ def test_a_folder_of_texts(tmp_path: Path, tiny_bundle: str) -> None:
     for name in ("pos/2", "pos/1", "neg/3"):
         (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "texts" / f"{name}.txt").write_text(f"fox\nnumber {name}")
-    done = predict.predict(tiny_bundle, [str(tmp_path / "texts")], str(tmp_path / "out.tsv"))
+    done = predict.predict(tiny_bundle, [str(tmp_path / "texts")], out=str(tmp_path / "out.tsv"))
     assert done.columns == ["predicted_label", "probability"]
     lines = list(csv.reader(io.StringIO((tmp_path / "out.tsv").read_bytes().decode()), dialect="excel-tab"))
     assert lines[0] == ["text", "label", "predicted_label", "probability"]
@@ -110,11 +110,11 @@ def test_parquet_keeps_its_types(tmp_path: Path, tiny_bundle: str) -> None:
         }
     )
     pq.write_table(table, tmp_path / "in.parquet")
-    predict.predict(tiny_bundle, [str(tmp_path / "in.parquet")], str(tmp_path / "out.parquet"))
+    predict.predict(tiny_bundle, [str(tmp_path / "in.parquet")], out=str(tmp_path / "out.parquet"))
     found = pq.read_table(tmp_path / "out.parquet")
     assert found.select(table.column_names).equals(table)
     assert found.schema.types[-2:] == [pa.string(), pa.float64()]
-    predict.predict(tiny_bundle, [str(tmp_path / "in.parquet")], str(tmp_path / "out.jsonl"))
+    predict.predict(tiny_bundle, [str(tmp_path / "in.parquet")], out=str(tmp_path / "out.jsonl"))
     (first, second) = read(tmp_path / "out.jsonl")
     assert (first["day"], first["price"], first["list"], first["more"]) == ("2020-01-02", "1.20", [1, None], {"a": 1})
     assert (second["day"], second["small"]) == (None, None)
@@ -126,12 +126,12 @@ def test_json_keeps_its_types_and_parquet_finds_them(tmp_path: Path, tiny_bundle
         {"text": "dog", "n": None, "x": 2, "b": False},
     ]
     path = put(tmp_path / "in.jsonl", rows)
-    predict.predict(tiny_bundle, [path], str(tmp_path / "out.jsonl"))
+    predict.predict(tiny_bundle, [path], out=str(tmp_path / "out.jsonl"))
     assert [{name: row[name] for name in rows[0]} for row in read(tmp_path / "out.jsonl")] == [
         rows[0],
         {**rows[1], "none": None},
     ]
-    predict.predict(tiny_bundle, [path], str(tmp_path / "out.parquet"))
+    predict.predict(tiny_bundle, [path], out=str(tmp_path / "out.parquet"))
     types = [pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.string(), pa.string(), pa.float64()]
     assert pq.read_schema(tmp_path / "out.parquet").types == types
 
@@ -139,14 +139,14 @@ def test_json_keeps_its_types_and_parquet_finds_them(tmp_path: Path, tiny_bundle
 @pytest.mark.parametrize("text", ['"open', 'a "b" c', '""', "a'b", "a\\tb", " spaced "])
 def test_tsv_reads_back_as_it_was(tmp_path: Path, tiny_bundle: str, text: str) -> None:
     rows = [{"text": text, "note": '"'}]
-    predict.predict(tiny_bundle, [put(tmp_path / "in.tsv", rows)], str(tmp_path / "out.tsv"))
+    predict.predict(tiny_bundle, [put(tmp_path / "in.tsv", rows)], out=str(tmp_path / "out.tsv"))
     (found,) = read(tmp_path / "out.tsv")
     assert {name: found[name] for name in rows[0]} == rows[0]
 
 
 def test_tsv_quotes_a_cell_with_tabs_or_line_ends(tmp_path: Path, tiny_bundle: str) -> None:
     rows = [{"text": 'one\ttwo\nthree "four"', "note": "a\rb"}, {"text": "fox", "note": "c"}]
-    predict.predict(tiny_bundle, [put(tmp_path / "in.jsonl", rows)], str(tmp_path / "out.tsv"))
+    predict.predict(tiny_bundle, [put(tmp_path / "in.jsonl", rows)], out=str(tmp_path / "out.tsv"))
     written = io.StringIO((tmp_path / "out.tsv").read_bytes().decode(), newline="")
     found = list(csv.DictReader(written, dialect="excel-tab"))
     assert [{name: row[name] for name in ("text", "note")} for row in found] == rows
@@ -158,7 +158,7 @@ def test_tsv_quotes_a_cell_with_tabs_or_line_ends(tmp_path: Path, tiny_bundle: s
 @pytest.mark.parametrize("out", ["csv", "jsonl", "parquet"])
 def test_a_column_for_each_label(tmp_path: Path, tiny_bundle: str, out: str) -> None:
     path = put(tmp_path / "in.csv", ROWS)
-    done = predict.predict(tiny_bundle, [path], str(tmp_path / f"out.{out}"), probabilities=True)
+    done = predict.predict(tiny_bundle, [path], out=str(tmp_path / f"out.{out}"), probabilities=True)
     each = ["probability_low", "probability_mid", "probability_high"]
     assert done.columns == [*ADDED, *each]
     for row, prediction in zip(
@@ -184,7 +184,7 @@ def test_the_input_s_columns_are_never_hidden(
     tmp_path: Path, tiny_bundle: str, names: list[str], added: list[str]
 ) -> None:
     rows = [{name: f"{name} {number}" for name in names} for number in range(3)]
-    done = predict.predict(tiny_bundle, [put(tmp_path / "in.csv", rows)], str(tmp_path / "out.csv"))
+    done = predict.predict(tiny_bundle, [put(tmp_path / "in.csv", rows)], out=str(tmp_path / "out.csv"))
     assert done.columns == added
     found = read(tmp_path / "out.csv")
     assert [list(row) for row in found] == [[*names, *added]] * 3
@@ -194,7 +194,7 @@ def test_the_input_s_columns_are_never_hidden(
 def test_the_text_may_have_another_name(tmp_path: Path, tiny_bundle: str) -> None:
     rows = [{"text": "fox", "body": "dog"}, {"text": "wizards", "body": "the lazy dog"}]
     path = put(tmp_path / "in.csv", rows)
-    predict.predict(tiny_bundle, [path], str(tmp_path / "out.csv"), text_columns=["body"])
+    predict.predict(tiny_bundle, [path], out=str(tmp_path / "out.csv"), text_columns=["body"])
     said = Classifier.load(tiny_bundle)([row["body"] for row in rows])
     assert [float(row["probability"]) for row in read(tmp_path / "out.csv")] == pytest.approx(
         [prediction.probability for prediction in said], abs=1e-6
@@ -209,7 +209,7 @@ def test_the_text_may_have_another_name(tmp_path: Path, tiny_bundle: str) -> Non
 def test_bad_rows_keep_their_place(tmp_path: Path, tiny_bundle: str, out: str, batch_rows: int) -> None:
     content = b"text,n\nfox,1\nshort\ncaf\xe9,3\n ,4\ndog,5\n"
     path = tmp_path / f"out.{out}"
-    done = predict.predict(tiny_bundle, [put(tmp_path / "in.csv", content)], str(path), chunk_rows=batch_rows)
+    done = predict.predict(tiny_bundle, [put(tmp_path / "in.csv", content)], out=str(path), chunk_rows=batch_rows)
     assert (done.rows, done.bad) == (5, 3)
     empty = "" if out in ("csv", "tsv") else None
     found = read(path)
@@ -227,7 +227,7 @@ def test_bad_rows_keep_their_place(tmp_path: Path, tiny_bundle: str, out: str, b
 def test_texts_that_are_no_strings(tmp_path: Path, tiny_bundle: str) -> None:
     lines = '{"text": 5, "n": 1}\n{"text": null, "n": 2}\n[]\n{"n": 4}\n{"text": "fox", "n": 5}\n'
     path = tmp_path / "out.jsonl"
-    assert predict.predict(tiny_bundle, [put(tmp_path / "in.jsonl", lines)], str(path)).bad == 4
+    assert predict.predict(tiny_bundle, [put(tmp_path / "in.jsonl", lines)], out=str(path)).bad == 4
     assert [row["n"] for row in read(path)] == [1, 2, None, 4, 5]
     assert [error["reason"] for error in errors(path)] == [
         "the text is not a string",
@@ -240,12 +240,14 @@ def test_texts_that_are_no_strings(tmp_path: Path, tiny_bundle: str) -> None:
 def test_no_list_of_bad_rows_is_left_from_before(tmp_path: Path, tiny_bundle: str) -> None:
     path = tmp_path / "in.csv"
     for content, bad in [("text,n\nfox\n", 1), ("text,n\nfox,1\n", 0)]:
-        assert predict.predict(tiny_bundle, [put(path, content)], str(tmp_path / "out.csv")).bad == bad
+        assert predict.predict(tiny_bundle, [put(path, content)], out=str(tmp_path / "out.csv")).bad == bad
         assert Path(f"{tmp_path}/out.csv.errors.jsonl").exists() == bool(bad)
 
 
 def test_all_rows_may_be_bad(tmp_path: Path, tiny_bundle: str) -> None:
-    done = predict.predict(tiny_bundle, [put(tmp_path / "in.csv", "text,n\n,1\n,2\n")], str(tmp_path / "out.parquet"))
+    done = predict.predict(
+        tiny_bundle, [put(tmp_path / "in.csv", "text,n\n,1\n,2\n")], out=str(tmp_path / "out.parquet")
+    )
     assert (done.rows, done.bad) == (2, 2)
     assert pq.read_table(tmp_path / "out.parquet")["label"].to_pylist() == [None, None]
 
@@ -260,7 +262,7 @@ def test_several_inputs_become_one_output_in_order(tmp_path: Path, tiny_bundle: 
     second, third = put(tmp_path / "a.jsonl", again), put(tmp_path / "c.csv", "id,text,note\n")
     shown: list[int] = []
     path = tmp_path / f"out.{out}"
-    done = predict.predict(tiny_bundle, [first, second, third], str(path), show=shown.append, chunk_rows=3)
+    done = predict.predict(tiny_bundle, [first, second, third], out=str(path), show=shown.append, chunk_rows=3)
     assert done == Done(rows=8, bad=0, columns=ADDED)
     assert shown == [3, 4, 7, 8]
     found = read(path)
@@ -272,7 +274,7 @@ def test_several_inputs_become_one_output_in_order(tmp_path: Path, tiny_bundle: 
 def test_json_lines_may_lack_keys(tmp_path: Path, tiny_bundle: str, out: str) -> None:
     lines = '{"text": "fox", "n": "1"}\n{"text": "dog"}\n{"text": "fox"}\n{"text": "dog"}\n{"n": "5"}\n'
     path = tmp_path / f"out.{out}"
-    assert predict.predict(tiny_bundle, [put(tmp_path / "in.jsonl", lines)], str(path), chunk_rows=2).bad == 1
+    assert predict.predict(tiny_bundle, [put(tmp_path / "in.jsonl", lines)], out=str(path), chunk_rows=2).bad == 1
     empty = "" if out == "csv" else None
     assert [row["n"] for row in read(path)] == ["1", empty, empty, empty, "5"]
     assert [(error["row"], error["reason"]) for error in errors(path)] == [(5, "no text: missing or blank")]
@@ -280,7 +282,7 @@ def test_json_lines_may_lack_keys(tmp_path: Path, tiny_bundle: str, out: str) ->
 
 def test_json_lines_may_bring_keys_to_json_lines(tmp_path: Path, tiny_bundle: str) -> None:
     path = put(tmp_path / "in.jsonl", [{"text": "fox"}, {"text": "dog", "n": 2}])
-    predict.predict(tiny_bundle, [path], str(tmp_path / "out.jsonl"), chunk_rows=1)
+    predict.predict(tiny_bundle, [path], out=str(tmp_path / "out.jsonl"), chunk_rows=1)
     assert [line.get("n") for line in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())] == [None, 2]
 
 
@@ -289,15 +291,15 @@ def test_json_lines_may_bring_keys_to_json_lines(tmp_path: Path, tiny_bundle: st
 
 def test_a_file_uri_and_a_new_folder(tmp_path: Path, tiny_bundle: str) -> None:
     path = put(tmp_path / "in.csv", "text,n\nfox,1\ndog\n")
-    done = predict.predict(f"file://{tiny_bundle}", [f"file://{path}"], f"file://{tmp_path}/new/folder/out.csv")
+    done = predict.predict(f"file://{tiny_bundle}", [f"file://{path}"], out=f"file://{tmp_path}/new/folder/out.csv")
     assert (done.rows, done.bad) == (2, 1)
     assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["out.csv", "out.csv.errors.jsonl"]
 
 
 def test_an_input_may_be_its_own_output(tmp_path: Path, tiny_bundle: str) -> None:
     path = put(tmp_path / "in.csv", ROWS)
-    predict.predict(tiny_bundle, [path], path)
-    predict.predict(tiny_bundle, [path], path)
+    predict.predict(tiny_bundle, [path], out=path)
+    predict.predict(tiny_bundle, [path], out=path)
     assert list(read(tmp_path / "in.csv")[0]) == [
         "id",
         "text",

@@ -69,25 +69,25 @@ def test_after_a_failure_nothing_is_left(
     paths = [put(tmp_path / name, content) for name, content in inputs.items()]
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(error, match=message):
-        predict.predict(tiny_bundle, paths, str(tmp_path / out))
+        predict.predict(tiny_bundle, paths, out=str(tmp_path / out))
     assert sorted(os.listdir(tmp_path)) == before
 
 
 def test_a_failure_leaves_the_earlier_output(tmp_path: Path, tiny_bundle: str) -> None:
     path = put(tmp_path / "out.csv", "earlier")
     with pytest.raises(DataError):
-        predict.predict(tiny_bundle, [put(tmp_path / "in.csv", "body\nfox\n")], path)
+        predict.predict(tiny_bundle, [put(tmp_path / "in.csv", "body\nfox\n")], out=path)
     assert Path(path).read_text() == "earlier"
 
 
 def test_no_such_model_or_input(tmp_path: Path, tiny_bundle: str) -> None:
     with pytest.raises(BundleError, match="not a model bundle"):
-        predict.predict(str(tmp_path), [put(tmp_path / "in.csv", ROWS)], str(tmp_path / "out.csv"))
+        predict.predict(str(tmp_path), [put(tmp_path / "in.csv", ROWS)], out=str(tmp_path / "out.csv"))
     with pytest.raises(DataError, match="no such file"):
-        predict.predict(tiny_bundle, [str(tmp_path / "none.csv")], str(tmp_path / "out.csv"))
+        predict.predict(tiny_bundle, [str(tmp_path / "none.csv")], out=str(tmp_path / "out.csv"))
     with pytest.raises(ConfigError, match=r"--text: 2 column\(s\), the model reads 1 \(text\)"):
         predict.predict(
-            tiny_bundle, [put(tmp_path / "in.csv", ROWS)], str(tmp_path / "out.csv"), text_columns=["a", "b"]
+            tiny_bundle, [put(tmp_path / "in.csv", ROWS)], out=str(tmp_path / "out.csv"), text_columns=["a", "b"]
         )
 
 

@@ -28,7 +28,7 @@ def text_of(run: RunConfig) -> str:
 def test_a_bundle_has_a_card_before_any_report(tmp_path: Path) -> None:
     run = hostile_run(tmp_path)
     text = text_of(run)
-    assert text.startswith("---\nlicense: unknown  # yours to say\nlibrary_name: txclf\n")
+    assert text.startswith("---\nlicense: unknown  # set the license of the model\nlibrary_name: txclf\n")
     assert "# hostile" in text
     assert text.endswith(model_card.MARK + "\n" + model_card.NOTES)
 
@@ -57,7 +57,11 @@ def test_it_says_what_the_run_found(run: RunConfig) -> None:
 def test_license_and_notes_of_the_user_stay(tmp_path: Path) -> None:
     run = hostile_run(tmp_path)
     path = Path(run.run_folder, "model", bundle.CARD)
-    mine = path.read_text().replace("unknown  # yours to say", "cc-by-4.0").replace("What the model is", "Mine. It is")
+    mine = (
+        path.read_text()
+        .replace("unknown  # set the license of the model", "cc-by-4.0")
+        .replace("Intended use", "Mine. It is")
+    )
     path.write_text(mine)
     report.report([run.run_folder])
     text = path.read_text()
@@ -70,15 +74,15 @@ def test_license_and_notes_of_the_user_stay(tmp_path: Path) -> None:
 
 def test_an_own_card_is_read_for_its_license(tmp_path: Path) -> None:
     path = str(tmp_path / "card.md")
-    assert model_card.kept(path) == (model_card.UNKNOWN, model_card.NOTES)
+    assert model_card.kept_parts(path) == (model_card.UNKNOWN_LICENSE, model_card.NOTES)
     for text, license_ in (
         ("---\r\nlicense: mit\r\ntags: [x]\r\n---\r\n# x", "mit"),
-        ("# no head\nlicense: mit\n", model_card.UNKNOWN),
-        ("---\nlicense:\n---\n", model_card.UNKNOWN),
-        ("---\nname: x\n", model_card.UNKNOWN),
+        ("# no head\nlicense: mit\n", model_card.UNKNOWN_LICENSE),
+        ("---\nlicense:\n---\n", model_card.UNKNOWN_LICENSE),
+        ("---\nname: x\n", model_card.UNKNOWN_LICENSE),
     ):
         storage.write_bytes(path, text.encode())
-        assert model_card.kept(path) == (license_, model_card.NOTES)
+        assert model_card.kept_parts(path) == (license_, model_card.NOTES)
 
 
 def test_labels_are_no_markup(run: RunConfig) -> None:

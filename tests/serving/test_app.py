@@ -19,7 +19,7 @@ from tests.helpers.serving import TEXTS, counts, untrained
 from txclf import Classifier, Seq2Seq
 from txclf.inference import bundle
 from txclf.serving import occlusion
-from txclf.serving.app import service
+from txclf.serving.app import PredictionService
 from txclf.serving.batcher import QueueFull
 from txclf.serving.middleware import Limits, Metrics
 from txclf.serving.occlusion import Row
@@ -31,9 +31,16 @@ SMALL = Limits(body_bytes=2000, texts=4, characters=100, seconds=5.0)
 @contextmanager
 def client(folder: str, limits: Limits = SMALL, token: str | None = None) -> Iterator[TestClient]:
     """The service around a bundle in this process, without a network."""
-    predictor = Predictor(folder, threads=1, gpu=False, max_batch_size=8)
-    app = service("some", bundle.read_metadata(folder), predictor.answer, limits, Metrics(), token)
-    with TestClient(app, raise_server_exceptions=False) as found:
+    predictor = Predictor(folder, threads=1, use_gpu=False, max_batch_size=8)
+    service = PredictionService(
+        name="some",
+        metadata=bundle.read_metadata(folder),
+        ask=predictor.answer,
+        limits=limits,
+        metrics=Metrics(),
+        token=token,
+    )
+    with TestClient(service.build_app(), raise_server_exceptions=False) as found:
         yield found
 
 
@@ -102,18 +109,18 @@ def test_several_columns_thresholds_and_outputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({}, "expected one of `text`, `texts` and `rows`"),
-        ({"text": "a", "texts": ["b"]}, "expected one of `text`, `texts` and `rows`"),
+        ({}, "expected exactly one of `text`, `texts` and `rows`"),
+        ({"text": "a", "texts": ["b"]}, "expected exactly one of `text`, `texts` and `rows`"),
         ({"text": "a", "topp": 1}, "`topp`: unknown key"),
         ({"text": "a", "top": 0}, "`top`: Input should be greater than or equal to 1"),
         ({"texts": ["a", 7]}, "`texts[1]`: Input should be a valid string"),
-        ({"texts": ["a", " \n"]}, "`texts[1]`: no text, it is blank"),
-        ({"texts": []}, "`texts`: empty"),
-        ({"texts": ["a"] * 5}, "`texts`: 5, at most 4 at once"),
-        ({"rows": [{"text": "a"}] * 5}, "`rows`: 5, at most 4 at once"),
+        ({"texts": ["a", " \n"]}, "`texts[1]`: the text is blank"),
+        ({"texts": []}, "`texts`: the list is empty"),
+        ({"texts": ["a"] * 5}, "`texts`: 5 texts, at most 4 per request"),
+        ({"rows": [{"text": "a"}] * 5}, "`rows`: 5 texts, at most 4 per request"),
         ({"texts": ["a", "b" * 101]}, "`texts[1]`: 101 characters, at most 100"),
         ({"rows": [{"title": "a"}]}, "`rows[0]`: no column `text`"),
-        ({"text": "\ud800"}, "`text`: not Unicode, it has half of a surrogate pair"),
+        ({"text": "\ud800"}, "`text`: not Unicode, a surrogate pair is incomplete"),
         ([], "Input should be a valid dictionary"),
     ],
 )
@@ -133,7 +140,7 @@ def test_other_refusals_are_json_too(served: TestClient) -> None:
     )
     assert refused(served.get("/nothing"), 404) == "Not Found"
     assert refused(served.get("/predict"), 405) == "Method Not Allowed"
-    assert "no `nope`" in refused(served.post("/explain", json={"text": "a", "label": "nope"}), 422)
+    assert "no label `nope`" in refused(served.post("/explain", json={"text": "a", "label": "nope"}), 422)
     deep = b"[" * 1900
     assert served.post("/predict", content=deep, headers=kind).status_code in (400, 422)
     assert served.post("/predict", json={"text": "fox"}).status_code == 200
@@ -200,20 +207,20 @@ def test_an_explanation_is_what_is_left_out(served: TestClient, tiny_bundle: str
 )
 @pytest.mark.parametrize("most", [1, 4, 64])
 def test_parts_cover_every_word_once(row: Row, most: int) -> None:
-    parts = occlusion.parts(row, most)
+    parts = occlusion.split_row(row, most)
     assert len(parts) <= max(most, len(row))
     left = ["".join(text[part.start : part.end] for part in parts if part.column == i) for i, text in enumerate(row)]
     assert ["".join(text.split()) for text in left] == ["".join(text.split()) for text in row]
-    pieces = occlusion.pieces(row, parts, [0.0] * len(parts))
+    pieces = occlusion.weighted_texts(row, parts, [0.0] * len(parts))
     assert tuple("".join(text for text, _ in column) for column in pieces) == row
-    without = occlusion.without(row, parts)
+    without = occlusion.occluded_rows(row, parts)
     assert len(without) == (len(parts) if len(parts) > 1 else 0)
     for other, part in zip(without, parts, strict=False):
         assert sum(map(len, other)) == sum(map(len, row)) - (part.end - part.start)
 
 
 def test_what_waits_is_answered_together(tiny_bundle: str) -> None:
-    predictor = Predictor(tiny_bundle, threads=1, gpu=False, max_batch_size=4, max_queue=3)
+    predictor = Predictor(tiny_bundle, threads=1, use_gpu=False, max_batch_size=4, max_queue=3)
     gate = threading.Event()
 
     async def ask() -> None:

@@ -54,7 +54,7 @@ def test_in_this_process_without_ray(tiny_bundle: str, tmp_path: Path) -> None:
             [*TXCLF, "serve", tiny_bundle, "--port", server.url.rpartition(":")[2]], capture_output=True, text=True
         )
         assert taken.returncode == 2
-        assert "in use: choose another, or --port 0" in taken.stderr
+        assert "in use. Pass another port, or --port 0" in taken.stderr
     finally:
         code, out, err = server.end(signal.SIGINT)
     assert (code, err) == (0, "")

@@ -81,7 +81,7 @@ def test_a_search_leaves_tables_a_run_file_and_a_model(tmp_path: Path, data: str
     assert summary.best["valid_loss"] == pytest.approx(found.best["valid_loss"], rel=1e-6)
     assert summary.best_step == table[0]["best_step"]
     # Calibrated the same: here on two cores, there in a worker, so the last digits may differ.
-    calibration = Classifier.load(f"{run.run_folder}/model").description.calibration
+    calibration = Classifier.load(f"{run.run_folder}/model").metadata.calibration
     assert calibration
     assert summary.calibration
     assert calibration.temperature == pytest.approx(summary.calibration.temperature, rel=1e-3) != 1.0

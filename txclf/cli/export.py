@@ -28,8 +28,8 @@ def export(
     from txclf.inference import export as verb
 
     out = out or storage.join(model, "export")
-    formats = [kind for name in form or verb.FORMATS for kind in verb.known(name)]
-    done = verb.export(model, out, formats, data, rows, min_agreement)
+    formats = [verb.parse_format(name) for name in form or verb.FORMATS]
+    done = verb.export(model, out, formats=formats, data=data, rows=rows, min_agreement=min_agreement)
     console.table(
         f"{done[0].rows:,} rows by each file and by the bundle",
         ["format", "MB", "largest difference", "same answers", "rows/s", "x bundle", "kept"],

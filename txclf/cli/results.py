@@ -48,7 +48,17 @@ def predict(
 
     compute = _compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
     with _workers(compute, out), console.Bar("predicting") as bar, _stoppable():
-        done = verb.predict(model, inputs, out, probabilities, text, show, compute, chunk_rows, restart)
+        done = verb.predict(
+            model,
+            inputs,
+            out=out,
+            probabilities=probabilities,
+            text_columns=text,
+            show=show,
+            compute=compute,
+            chunk_rows=chunk_rows,
+            restart=restart,
+        )
     rate = _rate(done.rows - done.found, started)
     went_on = f" ({done.found:,} of them finished before)" if done.found else ""
     print(f"{done.rows:,} rows{went_on}, {rate} a second: `{out}` (added: {', '.join(done.columns)})")

@@ -156,7 +156,7 @@ def _evaluate_pairs(
         texts, found, bad = _labelled(run, data, run.data.target, None)
         targets = [target for (target,) in found]
         input_ids = model.encode(texts)
-        target_ids, _ = encode_targets(WordCache(model.target_tokenizer), targets, model.description.max_length)
+        target_ids, _ = encode_targets(WordCache(model.target_tokenizer), targets, model.metadata.max_length)
         columns = [input_ids, target_ids, pa.array(targets)]
         table, skipped = pa.table(columns, names=["input_ids", "target_ids", "target"]), bad
     started = time.monotonic()

@@ -1,8 +1,8 @@
-"""The model bundle: all that prediction needs, loaded without Ray, Lightning or pickle.
+"""The model bundle: everything that prediction needs, loaded without Ray, Lightning or pickle.
 
 model.safetensors    weights
-tokenizer.json       of the `tokenizers` library
-card.md              what the model is, for people
+tokenizer.json       tokenizer in the format of the `tokenizers` library
+card.md              model card
 model.json           format, settings, labels, metrics; written last
 
 from txclf import Classifier
@@ -32,7 +32,7 @@ from txclf.data.tokenizer import parse_tokenizer, vocab_size
 from txclf.inference import model_card
 from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, summary, upgrade
 
-WEIGHTS, TOKENIZER, TARGET_TOKENIZER, CARD, DESCRIPTION = (
+WEIGHTS, TOKENIZER, TARGET_TOKENIZER, CARD, METADATA = (
     "model.safetensors",
     "tokenizer.json",
     "target_tokenizer.json",
@@ -48,6 +48,7 @@ def save(
     folder: str,
     run: RunConfig,
     weights: Mapping[str, torch.Tensor],
+    *,
     labels: Sequence[str],
     tokenizers: Sequence[str],
     metrics: Mapping[str, float],
@@ -55,27 +56,32 @@ def save(
     calibration: Calibration | None = None,
     thresholds: Mapping[str, float] | None = None,
 ) -> None:
-    """Writes a bundle; `model.json`, written last, makes it whole. A second tokenizer is that of the targets."""
-    parts = {WEIGHTS: save_safetensors({name: weight.contiguous() for name, weight in weights.items()})}
-    parts |= {name: text.encode() for name, text in zip((TOKENIZER, TARGET_TOKENIZER), tokenizers, strict=False)}
-    description = metadata_from_config(run, labels, tokenizers).model_copy(
+    """Write a bundle; `model.json` is written last and marks it as complete.
+
+    `tokenizers` holds the tokenizer of the texts and, if the targets have their own, that of the targets. `metrics` are
+    those of the validation split, `rows` counts the rows of each split.
+    """
+    files = {WEIGHTS: save_safetensors({name: weight.contiguous() for name, weight in weights.items()})}
+    files |= {name: text.encode() for name, text in zip((TOKENIZER, TARGET_TOKENIZER), tokenizers, strict=False)}
+    metadata = metadata_from_config(run, labels, tokenizers).model_copy(
         update={
             "metrics": dict(metrics),
             "rows": dict(rows),
-            "sha256": {name: _sha256(part) for name, part in parts.items()},
+            "sha256": {name: _sha256(content) for name, content in files.items()},
             "calibration": calibration,
             "thresholds": None if thresholds is None else dict(thresholds),
             "num_segments": num_segments(weights),
         }
     )
-    for name, part in parts.items():
-        storage.write_bytes(storage.join(folder, name), part)
-    model_card.write(storage.join(folder, CARD), run.task, summary(run.name, description))
-    storage.write_json(storage.join(folder, DESCRIPTION), description.model_dump())
+    for name, content in files.items():
+        storage.write_bytes(storage.join(folder, name), content)
+    model_card.write(storage.join(folder, CARD), run.task_spec, summary(run.name, metadata))
+    storage.write_json(storage.join(folder, METADATA), metadata.model_dump())
 
 
 def metadata_from_config(run: RunConfig, labels: Sequence[str], tokenizers: Sequence[str]) -> BundleMetadata:
-    """What follows from the run alone."""
+    """Return the metadata that follow from the run and its tokenizers, without metrics, rows and checksums."""
+    is_seq2seq = run.task_spec.is_seq2seq
     return BundleMetadata(
         format=FORMAT,
         version=__version__,
@@ -85,9 +91,9 @@ def metadata_from_config(run: RunConfig, labels: Sequence[str], tokenizers: Sequ
         max_length=run.tokenizer.max_length,
         truncation=run.truncation,
         vocab_size=vocab_size(parse_tokenizer(tokenizers[0])),
-        target_vocab_size=vocab_size(parse_tokenizer(tokenizers[-1])) if run.task == "seq2seq" else 0,
+        target_vocab_size=vocab_size(parse_tokenizer(tokenizers[-1])) if is_seq2seq else 0,
         label_delimiter=run.data.label_delimiter,
-        generate=run.generate if run.task == "seq2seq" else None,
+        generate=run.generate if is_seq2seq else None,
         model=run.model,
         metrics={},
         rows={},
@@ -96,57 +102,73 @@ def metadata_from_config(run: RunConfig, labels: Sequence[str], tokenizers: Sequ
 
 
 def num_segments(weights: Mapping[str, torch.Tensor]) -> int:
-    """Text columns that weights tell apart."""
+    """Return the number of text columns that the weights distinguish; 0 without segment embeddings."""
     return len(weights.get("segments.weight", ()))
 
 
-def read(folder: str, *tasks: str) -> tuple[BundleMetadata, dict[str, bytes]]:
-    """A bundle's description and its files' content. Raises `BundleError` when it is damaged or of another task."""
-    description = read_metadata(folder)
-    if description.task not in tasks:
-        raise BundleError(f"`{folder}`: a model of `task: {description.task}`, not {' or '.join(tasks)}")
+def read(folder: str, *, seq2seq: bool | None = None) -> tuple[BundleMetadata, dict[str, bytes]]:
+    """Return the metadata of a bundle and the content of its files.
+
+    `seq2seq` is True or False to require a sequence-to-sequence model or a classifier, None to accept both.
+
+    Raises `BundleError` if the folder is not a bundle, is damaged, or holds a model of the wrong kind.
+    """
+    metadata = read_metadata(folder)
+    if seq2seq is not None and metadata.task_spec.is_seq2seq != seq2seq:
+        loader = "Classifier" if seq2seq else "Seq2Seq"
+        raise BundleError(f"`{folder}`: a model of `task: {metadata.task}`. Load it with `{loader}.load`.")
     content = {}
     for name in (WEIGHTS, TOKENIZER, TARGET_TOKENIZER):
-        if name == TARGET_TOKENIZER and name not in description.sha256:
+        if name == TARGET_TOKENIZER and name not in metadata.sha256:
             continue
         path = storage.join(folder, name)
         if not storage.exists(path):
-            raise BundleError(f"`{path}`: missing, the bundle is damaged: copy the whole folder again")
+            raise BundleError(f"`{path}`: missing, so the bundle is damaged. Copy the whole folder again.")
         content[name] = storage.read_bytes(path)
-        if _sha256(content[name]) != description.sha256.get(name):
-            raise BundleError(f"`{path}`: its content changed since it was saved: copy the whole folder again")
-    return description, content
+        if _sha256(content[name]) != metadata.sha256.get(name):
+            raise BundleError(f"`{path}`: the content changed after it was saved. Copy the whole folder again.")
+    return metadata, content
 
 
 def build(make: Callable[[], Network], content: Mapping[str, bytes], folder: str) -> Network:
-    """A model with the weights of a bundle. Raises `BundleError` when they do not fit."""
+    """Return the network that `make` constructs, with the weights of a bundle. Raises `BundleError` if they differ."""
     try:
         model = make()
         model.load_state_dict(load_safetensors(content[WEIGHTS]))
         return model
     except (SafetensorError, RuntimeError) as error:
-        raise BundleError(f"`{folder}`: the weights do not fit `{DESCRIPTION}`: {error}") from None
+        raise BundleError(
+            f"`{folder}`: the weights do not match `{METADATA}`: {error}. Copy the whole folder again."
+        ) from None
 
 
 def read_metadata(folder: str) -> BundleMetadata:
-    path = storage.join(folder, DESCRIPTION)
+    """Return the content of `model.json`, upgraded to the current format.
+
+    Raises `BundleError` if the folder is not a bundle, or if the file is damaged or of an unknown format.
+    """
+    path = storage.join(folder, METADATA)
     if not storage.exists(path):
-        hint = storage.join(folder, "model")
-        more = f": did you mean `{hint}`?" if storage.exists(storage.join(hint, DESCRIPTION)) else ""
-        raise BundleError(f"`{folder}`: not a model bundle, it has no {DESCRIPTION}{more}")
+        nested = storage.join(folder, "model")
+        is_run = storage.exists(storage.join(nested, METADATA))
+        fix = f"Pass `{nested}`." if is_run else "Pass the folder `model` of a finished run."
+        raise BundleError(f"`{folder}`: not a model bundle, it has no {METADATA}. {fix}")
     try:
         content: Any = storage.read_json(path)
     except StorageError as error:
-        raise BundleError(f"{error}: copy the whole folder again") from None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found not in (1, FORMAT):
-        raise BundleError(f"`{path}`: format {found!r}, this txclf ({__version__}) reads format {FORMAT}")
+        raise BundleError(f"{error}. Copy the whole folder again.") from None
+    bundle_format = content.get("format") if isinstance(content, dict) else None
+    if bundle_format not in (1, FORMAT):
+        raise BundleError(
+            f"`{path}`: format {bundle_format!r}, but txclf {__version__} reads formats 1 to {FORMAT}. "
+            "Install the version that wrote the bundle."
+        )
     try:
         return BundleMetadata.model_validate(upgrade(content))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"`{path}`: damaged at `{place}`: {first['msg']}") from None
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise BundleError(f"`{path}`: damaged at `{key}`: {problem['msg']}. Copy the whole folder again.") from None
 
 
 def _sha256(content: bytes) -> str:

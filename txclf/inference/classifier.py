@@ -1,4 +1,4 @@
-"""A trained classifier: texts in, labels and probabilities out, without Ray, Lightning or pickle."""
+"""Trained classifier: predict labels and probabilities of texts, without Ray, Lightning or pickle."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ from txclf.model.classifier import TransformerClassifier, by_row
 
 
 class Prediction(NamedTuple):
-    """What the model says of one text."""
+    """Prediction for one text."""
 
     label: str
-    """The likeliest."""
+    """Most likely label."""
     probability: float
-    """Of `label`."""
+    """Probability of `label`."""
     probabilities: dict[str, float]
+    """Probability of every label."""
     labels: list[str]
-    """All that the text is given, the likeliest first: of a `multilabel` model those that reach their thresholds, maybe
-    none; else `label` alone."""
+    """Predicted labels, the most likely first. A `multilabel` model predicts every label that reaches its threshold,
+    possibly none; any other model predicts `label` alone."""
 
 
 class Classifier:
-    """A trained classifier: texts in, labels and probabilities out."""
+    """Trained classifier that predicts labels and probabilities of texts."""
 
-    def __init__(self, description: BundleMetadata, tokenizer: FastTokenizer, model: TransformerClassifier) -> None:
-        self.description = description
+    def __init__(self, metadata: BundleMetadata, tokenizer: FastTokenizer, model: TransformerClassifier) -> None:
+        self.metadata = metadata
         self.tokenizer = tokenizer
         self.words = WordCache(tokenizer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,46 +47,49 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: str) -> Self:
-        """Reads a bundle from a path or URI. Raises `BundleError` when it is damaged or of another format or task."""
-        description, content = read(folder, "classify", "multilabel")
-        model = build(lambda: _network(description), content, folder)
-        return cls(description, parse_tokenizer(content[TOKENIZER].decode()), model)
+        """Load a bundle from a path or URI.
+
+        Raises `BundleError` if the folder is not a bundle, is damaged, or holds a sequence-to-sequence model.
+        """
+        metadata, content = read(folder, seq2seq=False)
+        model = build(lambda: _network(metadata), content, folder)
+        return cls(metadata, parse_tokenizer(content[TOKENIZER].decode()), model)
 
     @classmethod
     def from_config(
         cls, run: RunConfig, weights: Mapping[str, torch.Tensor], labels: Sequence[str], tokenizer: str
     ) -> Self:
-        """The classifier of a run's weights, without a bundle and not calibrated."""
-        description = metadata_from_config(run, labels, [tokenizer]).model_copy(
+        """Return the classifier with the weights of a run, without a bundle and not calibrated."""
+        metadata = metadata_from_config(run, labels, [tokenizer]).model_copy(
             update={"num_segments": num_segments(weights)}
         )
-        model = _network(description)
+        model = _network(metadata)
         model.load_state_dict(weights)
-        return cls(description, parse_tokenizer(tokenizer), model)
+        return cls(metadata, parse_tokenizer(tokenizer), model)
 
     @property
     def labels(self) -> list[str]:
-        """In the order of the columns of `probabilities`."""
-        return self.description.labels
+        """Labels in the order of the columns of `probabilities`."""
+        return self.metadata.labels
 
     @property
     def temperature(self) -> float:
-        """What the logits are divided by before they become probabilities."""
-        return self.description.calibration.temperature if self.description.calibration else 1.0
+        """Divisor of the logits; 1 without calibration."""
+        return self.metadata.calibration.temperature if self.metadata.calibration else 1.0
 
     @property
     def is_multilabel(self) -> bool:
-        """Whether a text may have several labels, or none: `task: multilabel`."""
-        return self.description.task == "multilabel"
+        """True if a text may have any number of labels."""
+        return self.metadata.task_spec.is_multilabel
 
     @property
     def thresholds(self) -> Floats:
-        """The probability from which on each label is given (classes,), where a text may have several."""
-        known = self.description.thresholds or {}
-        return np.array([known.get(label, DEFAULT) for label in self.labels], np.float32)
+        """Minimum probabilities (classes,) at which a multilabel model predicts each label."""
+        thresholds = self.metadata.thresholds or {}
+        return np.array([thresholds.get(label, DEFAULT) for label in self.labels], np.float32)
 
     def __call__(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
-        """Labels and probabilities of texts, in their order. Raises `TypeError` for a bare string."""
+        """Return the predictions for texts, in their order. Raises `TypeError` for a bare string."""
         if isinstance(texts, str):
             raise TypeError('expected a list of texts, as in classifier(["some text"])')
         probabilities = self.probabilities([(text,) for text in texts], batch_size)
@@ -100,9 +104,9 @@ class Classifier:
         ]
 
     def predicted_labels(self, probabilities: Floats) -> list[list[str]]:
-        """The labels that each row of probabilities (rows, classes) is given, the likeliest first."""
+        """Return the predicted labels of each row of probabilities (rows, classes), the most likely first."""
         if not self.is_multilabel:
-            return [[self.labels[winner]] for winner in probabilities.argmax(axis=1)] if len(probabilities) else []
+            return [[self.labels[best]] for best in probabilities.argmax(axis=1)] if len(probabilities) else []
         order = np.argsort(-probabilities, axis=1, kind="stable")
         reached = probabilities >= self.thresholds
         return [
@@ -110,61 +114,67 @@ class Classifier:
         ]
 
     def probabilities(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Floats:
-        """Calibrated class probabilities (rows, classes) of rows of text columns."""
+        """Return the calibrated class probabilities (rows, classes) of rows of text columns."""
         table = pa.table({"input_ids": self.encode(texts), "label": pa.array(np.zeros(len(texts), np.int32))})
         return self.calibrated(self.logits(self.rows([table]), batch_size))
 
     def calibrated(self, logits: Floats) -> Floats:
-        """Class probabilities (rows, classes) of logits: they add up to 1 where a text has one label."""
+        """Return class probabilities (rows, classes) from logits; rows sum to 1 unless the model is multilabel."""
         return sigmoid(logits, self.temperature) if self.is_multilabel else softmax(logits, self.temperature)
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> pa.ListArray:
-        """Token ids of rows of text columns, cut as the training rows were."""
-        return encode(self.words, texts, self.description.max_length, self.description.truncation)[0]
+        """Return the token ids of rows of text columns, truncated as in training."""
+        return encode(self.words, texts, self.metadata.max_length, self.metadata.truncation)[0]
 
     def rows(self, tables: Sequence[pa.Table]) -> TokenRows:
-        """Tables of `input_ids` and their labels as rows for this model."""
-        truncation = self.description.truncation
+        """Return tables of `input_ids` and labels as input rows of this model."""
+        truncation = self.metadata.truncation
         layout = Layout(
-            window=self.description.max_length if truncation.mode == "windows" else None,
+            window=self.metadata.max_length if truncation.mode == "windows" else None,
             overlap=truncation.window_overlap,
-            separator=separator_id(self.tokenizer) if self.description.num_segments else None,
+            separator=separator_id(self.tokenizer) if self.metadata.num_segments else None,
         )
         return TokenRows(tables, layout=layout)
 
     @torch.inference_mode()
     def logits(self, rows: TokenRows, batch_size: int = 64) -> Floats:
-        """Logits (rows, classes), not calibrated, batched by length: a row's logits do not depend on its neighbours."""
+        """Return the logits (rows, classes) before calibration.
+
+        Rows are batched by length, and the logits of a row do not depend on the other rows of its batch.
+        """
         output = np.empty((len(rows), len(self.labels)), np.float32)
-        for part in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1, costs=rows.costs):
-            ids, mask, segments, windows, _ = rows.pad(part)
+        for batch in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1, costs=rows.costs):
+            ids, mask, segments, windows, _ = rows.pad(batch)
             mask, segments = (None if tensor is None else tensor.to(self.device) for tensor in (mask, segments))
             logits_WC = self.model(ids.to(self.device), mask, segments=segments).cpu()
-            output[part] = by_row(logits_WC, windows, len(part)).numpy()
+            output[batch] = by_row(logits_WC, windows, len(batch)).numpy()
         return output
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:
-    """Probabilities (rows, classes) of logits divided by a temperature."""
+    """Return the softmax (rows, classes) of logits divided by a temperature."""
     logits = logits / np.float32(temperature)
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
-    return raised / raised.sum(axis=1, keepdims=True) if len(logits) else logits
+    if not len(logits):
+        return logits
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: Floats = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities
 
 
 def sigmoid(logits: Floats, temperature: float = 1.0) -> Floats:
-    """The probability of each label by itself (rows, classes) of logits divided by a temperature."""
+    """Return the sigmoid (rows, classes) of logits divided by a temperature."""
     scaled = logits / np.float32(temperature)
-    raised = np.exp(-np.abs(scaled))
-    found: Floats = np.where(scaled >= 0, 1, raised) / (1 + raised)
-    return found
+    exponential = np.exp(-np.abs(scaled))
+    probabilities: Floats = np.where(scaled >= 0, 1, exponential) / (1 + exponential)
+    return probabilities
 
 
-def _network(description: BundleMetadata) -> TransformerClassifier:
-    """Without its weights yet."""
+def _network(metadata: BundleMetadata) -> TransformerClassifier:
+    """Return the network that the metadata describe, with random weights."""
     return TransformerClassifier(
-        description.model,
-        description.vocab_size,
-        len(description.labels),
-        description.max_length,
-        description.num_segments,
+        metadata.model,
+        metadata.vocab_size,
+        len(metadata.labels),
+        metadata.max_length,
+        metadata.num_segments,
     )

@@ -1,10 +1,10 @@
-"""`txclf export`: a bundle's model for other runtimes: ONNX, a `torch.export` program, and ONNX with 8-bit weights.
+"""Export a bundle to other runtimes: ONNX, a `torch.export` program, and ONNX with 8-bit weights.
 
-Every file is run on real rows beside the bundle, and kept only where it answers alike. `export.json`, written last,
-tells what each file takes and gives, and how far it was from the bundle.
+Every file is compared with the bundle on real rows, and kept only if it gives the same answers. `export.json`, written
+last, records the inputs and outputs of each file and its difference from the bundle.
 
     model.onnx, model.pt2, model.int8.onnx               a classifier
-    encoder.onnx, decoder.onnx and so on                 a `seq2seq` model: the source once, then token by token
+    encoder.onnx, decoder.onnx and so on                 a `seq2seq` model: the source once, then one call per token
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import records, shards, sources
 from txclf.data.batches import TokenRows, padded
-from txclf.data.sampler import scoring_batches
+from txclf.data.sampler import Ints, scoring_batches
 from txclf.data.tokenizer import target_ends
 from txclf.inference import bundle
 from txclf.inference.classifier import Classifier
 from txclf.inference.export_graphs import Graph, graphs
+from txclf.inference.load import Model, load_model
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.model.classifier import by_row
 
@@ -43,139 +44,160 @@ Format = Literal["onnx", "torch", "int8"]
 FORMATS: tuple[Format, ...] = ("onnx", "torch", "int8")
 ENDINGS = {"onnx": "onnx", "torch": "pt2", "int8": "int8.onnx"}
 OPSET = 20
-"""Of ONNX."""
+"""Version of the ONNX operator set."""
 TOLERANCE = 1e-3
-"""Largest difference in a logit that a file in full precision may have."""
+"""Largest allowed difference of a logit in a full-precision file."""
 RECORD = "export.json"
-BATCH = 32
+BATCH_ROWS = 32
 
-Model = Classifier | Seq2Seq
 Runner = Callable[..., Sequence[Tensor]]
-"""Runs a graph: its inputs in their order in, its outputs out."""
+"""Runs a graph: maps its inputs to its outputs, both in order."""
+Compute = Callable[[Sequence[Runner]], Tensor]
+"""Computes the logits of a batch by the runners of all graphs."""
 
 
 class Exported(BaseModel):
-    """One format, tried on rows beside the bundle."""
+    """One exported format, compared with the bundle on the same rows."""
 
     format: Format
     files: list[str]
     kept: bool
+    """True if the files were written."""
     bytes: int
+    """Size of the files together."""
     rows: int
+    """Number of rows compared."""
     largest_difference: float
-    """In a logit."""
+    """Largest absolute difference of a logit."""
     agreement: float
-    """Share of the answers that are the bundle's: rows by their labels, tokens of `seq2seq` by the likeliest next."""
+    """Share of equal answers: predicted labels of a row, or most likely next tokens of a `seq2seq` model."""
     rows_per_second: float
     bundle_rows_per_second: float
-    """Of the bundle, on the same rows in the same minutes and on as many threads."""
+    """Speed of the bundle on the same rows, with as many threads."""
 
 
 def export(
     folder: str,
     out: str | None = None,
+    *,
     formats: Sequence[Format] = FORMATS,
     data: Sequence[str] | None = None,
     rows: int = 1000,
     min_agreement: float = 0.98,
 ) -> list[Exported]:
-    """Writes a bundle in other formats to `out` (by default its folder `export`), each if it stands the test.
+    """Write a bundle in other formats to `out`, by default its folder `export`; keep each file that passes.
 
-    The rows it is tested on are those of `data`, else the validation rows of the run that the bundle lies in. A file in
-    full precision must give the same answer to each; one with 8-bit weights to `min_agreement` of them.
+    The files are compared with the bundle on the rows of `data`, by default the validation rows of the run of the
+    bundle. A full-precision file must give the same answer for each row; an 8-bit file for a share of `min_agreement`.
 
-    Raises `ConfigError` when there are no rows or the packages are missing, `BundleError` for what is no bundle.
+    Raises `ConfigError` if there are no rows or a package is missing, `BundleError` if the folder is not a bundle.
     """
-    _require(formats)
-    description = bundle.read_metadata(folder)
-    model: Model = Seq2Seq.load(folder) if description.task == "seq2seq" else Classifier.load(folder)
-    model.model.cpu()
-    model.device = torch.device("cpu")
-    sample = _rows(model, folder, data, rows)
+    _require_packages(formats)
+    model = load_model(folder, on_cpu=True)
+    sample = _sample_rows(model, folder, data, rows)
     out = out or storage.join(folder, "export")
     storage.require_writable(out)
-    storage.remove_file(storage.join(out, RECORD))  # an earlier export's
-    parts = graphs(model)
-    done = []
+    storage.remove_file(storage.join(out, RECORD))  # of an earlier export
+    model_graphs = graphs(model)
     with _quiet():
-        programs = [_program(part) for part in parts]
-        for kind in formats:
-            contents = [_content(kind, part, program) for part, program in zip(parts, programs, strict=True)]
-            runners = [_runner(kind, part, content) for part, content in zip(parts, contents, strict=True)]
-            found = _compare(model, parts, runners, sample)
-            exact = found["agreement"] == 1.0 and found["largest_difference"] <= TOLERANCE
-            kept = found["agreement"] >= min_agreement if kind == "int8" else exact
-            names = [f"{part.name}.{ENDINGS[kind]}" for part in parts]
-            for name, content in zip(names, contents, strict=True):
-                if kept:
-                    storage.write_bytes(storage.join(out, name), content)
-                else:
-                    storage.remove_file(storage.join(out, name))
-            size = sum(map(len, contents))
-            done.append(Exported(format=kind, files=names, kept=kept, bytes=size, rows=len(sample), **found))
+        programs = [(graph, _program(graph)) for graph in model_graphs]
+        exported = [
+            _export_format(name, model, programs, sample=sample, out=out, min_agreement=min_agreement)
+            for name in formats
+        ]
     for name in (bundle.TOKENIZER, bundle.TARGET_TOKENIZER):
-        if name in description.sha256:
+        if name in model.metadata.sha256:
             storage.write_bytes(storage.join(out, name), storage.read_bytes(storage.join(folder, name)))
-    record = {
-        "task": description.task,
-        "labels": description.labels,
-        "max_length": description.max_length,
-        "truncation": description.truncation.model_dump(),
-        "temperature": description.calibration.temperature if description.calibration else 1.0,
-        "thresholds": description.thresholds,
+    storage.write_json(storage.join(out, RECORD), _record(model, model_graphs, exported))
+    return exported
+
+
+def parse_format(name: str) -> Format:
+    """Return the format of that name. Raises `ConfigError` for an unknown one."""
+    for known in FORMATS:
+        if known == name:
+            return known
+    raise ConfigError(f"--format {name}: unknown format. Pass one of {', '.join(FORMATS)}.")
+
+
+def _export_format(
+    name: Format,
+    model: Model,
+    programs: Sequence[tuple[Graph, torch.export.ExportedProgram]],
+    *,
+    sample: TokenRows,
+    out: str,
+    min_agreement: float,
+) -> Exported:
+    """Convert a model to one format, compare the files with it, and write them if they pass."""
+    contents = [_content(name, graph, program) for graph, program in programs]
+    runners = [_runner(name, graph, content) for (graph, _), content in zip(programs, contents, strict=True)]
+    result = _compare(model, [graph.module for graph, _ in programs], runners, sample)
+    is_exact = result["agreement"] == 1.0 and result["largest_difference"] <= TOLERANCE
+    kept = result["agreement"] >= min_agreement if name == "int8" else is_exact
+    files = [f"{graph.name}.{ENDINGS[name]}" for graph, _ in programs]
+    for file, content in zip(files, contents, strict=True):
+        if kept:
+            storage.write_bytes(storage.join(out, file), content)
+        else:
+            storage.remove_file(storage.join(out, file))
+    size = sum(map(len, contents))
+    return Exported(format=name, files=files, kept=kept, bytes=size, rows=len(sample), **result)
+
+
+def _record(model: Model, model_graphs: Sequence[Graph], exported: Sequence[Exported]) -> dict[str, Any]:
+    """Return the content of `export.json`."""
+    metadata = model.metadata
+    return {
+        "task": metadata.task,
+        "labels": metadata.labels,
+        "max_length": metadata.max_length,
+        "truncation": metadata.truncation.model_dump(),
+        "temperature": metadata.calibration.temperature if metadata.calibration else 1.0,
+        "thresholds": metadata.thresholds,
         "opset": OPSET,
-        "graphs": {part.name: {"inputs": list(part.inputs), "outputs": part.outputs} for part in parts},
-        "formats": [one.model_dump() for one in done],
+        "graphs": {graph.name: {"inputs": list(graph.inputs), "outputs": graph.outputs} for graph in model_graphs},
+        "formats": [result.model_dump() for result in exported],
     }
-    storage.write_json(storage.join(out, RECORD), record)
-    return done
 
 
-def known(name: str) -> list[Format]:
-    """The format of that name. Raises `ConfigError` for another."""
-    found = [kind for kind in FORMATS if kind == name]
-    if not found:
-        raise ConfigError(f"--format {name}: expected one of {', '.join(FORMATS)}")
-    return found
-
-
-def _require(formats: Sequence[Format]) -> None:
+def _require_packages(formats: Sequence[Format]) -> None:
     missing = [name for name in ("onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing and set(formats) != {"torch"}:
-        raise ConfigError(f"ONNX needs the package `{missing[0]}`: pip install 'txclf[export]'")
+        raise ConfigError(f"ONNX export needs the package `{missing[0]}`. Run `pip install 'txclf[export]'`.")
 
 
-def _rows(model: Model, folder: str, data: Sequence[str] | None, count: int) -> TokenRows:
-    """Real rows to test with: of files, or the first validation rows of the run around the bundle."""
+def _sample_rows(model: Model, folder: str, data: Sequence[str] | None, count: int) -> TokenRows:
+    """Return the first rows of `data`, or of the validation split of the run that contains the bundle."""
     if data is not None:
-        columns = tuple(model.description.text_columns)
+        columns = tuple(model.metadata.text_columns)
         batches = (
             batch for source in sources.find_sources(data) for batch, _ in records.read_rows(source, columns, None)
         )
         texts = list(islice((text for batch in batches for text in batch.texts), count))
         if not texts:
-            raise DataError(f"no usable row in {', '.join(data)}")
+            raise DataError(f"no usable row in {', '.join(data)}. Pass --data with files that have rows.")
         return model.rows([pa.table({"input_ids": model.encode(texts)})])
     run = os.path.dirname(storage.absolute(folder).rstrip("/"))
     summary = storage.join(run, "summary.json")
     if not storage.exists(summary):
-        raise ConfigError(f"`{folder}` lies in no finished run whose rows it could be tested on: name files by --data")
+        raise ConfigError(f"`{folder}`: not in a finished run, so there are no rows to compare on. Pass --data FILE.")
     prepared = storage.read_json(summary)["prepared"]
     if not storage.exists(storage.join(prepared, shards.MANIFEST)):
-        raise ConfigError(f"the prepared data of `{run}` are gone from `{prepared}`: name files by --data")
+        raise ConfigError(f"`{prepared}`: the prepared data of `{run}` are missing. Pass --data FILE.")
     table = shards.read_split(prepared, shards.load_manifest(prepared), "valid", ["input_ids"])
     return model.rows([table.slice(0, count)])
 
 
 def _program(graph: Graph) -> torch.export.ExportedProgram:
     shapes: Any = tuple(graph.shapes.values())
-    if graph.name == "decoder":  # its last argument takes all that is kept
+    if graph.name == "decoder":  # its last argument is the whole cache
         shapes = (*shapes[:2], shapes[2:])
     return torch.export.export(graph.module, tuple(graph.inputs.values()), dynamic_shapes=shapes, strict=False)
 
 
-def _content(kind: Format, graph: Graph, program: torch.export.ExportedProgram) -> bytes:
-    if kind == "torch":
+def _content(name: Format, graph: Graph, program: torch.export.ExportedProgram) -> bytes:
+    if name == "torch":
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         return buffer.getvalue()
@@ -183,13 +205,13 @@ def _content(kind: Format, graph: Graph, program: torch.export.ExportedProgram) 
         program, input_names=list(graph.inputs), output_names=graph.outputs, opset_version=OPSET, verbose=False
     )
     assert onnx is not None
-    proto = onnx.model_proto  # made anew each time
-    if kind == "onnx":
+    proto = onnx.model_proto  # a new object at each access
+    if name == "onnx":
         content: bytes = proto.SerializeToString()
         return content
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # The exporter's shapes of what lies between are of weights before it turned them, and the quantizer checks.
+    # The exporter records shapes of intermediate values from before it transposed weights; the quantizer rejects them.
     del proto.graph.value_info[:]
     with tempfile.TemporaryDirectory(prefix="txclf-export-") as scratch:
         full, small = os.path.join(scratch, "full.onnx"), os.path.join(scratch, "small.onnx")
@@ -200,9 +222,9 @@ def _content(kind: Format, graph: Graph, program: torch.export.ExportedProgram) 
             return file.read()
 
 
-def _runner(kind: Format, graph: Graph, content: bytes) -> Runner:
-    """Runs what was written, read back from its bytes."""
-    if kind == "torch":
+def _runner(name: Format, graph: Graph, content: bytes) -> Runner:
+    """Return a function that runs a graph loaded from the bytes of its file."""
+    if name == "torch":
         module = torch.export.load(io.BytesIO(content)).module()
         return lambda *inputs: module(*inputs)
     import onnxruntime
@@ -213,79 +235,82 @@ def _runner(kind: Format, graph: Graph, content: bytes) -> Runner:
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(*inputs: Tensor) -> Sequence[Tensor]:
-        named = {name: value.numpy() for name, value in zip(graph.inputs, inputs, strict=True)}
+        named = {key: value.numpy() for key, value in zip(graph.inputs, inputs, strict=True)}
         return [torch.from_numpy(output) for output in session.run(graph.outputs, named)]
 
     return run
 
 
 @torch.inference_mode()
-def _compare(model: Model, parts: Sequence[Graph], runners: Sequence[Runner], rows: TokenRows) -> dict[str, float]:
-    """How the answers of a file differ from the bundle's over rows, and how fast each is."""
-    own: list[Runner] = [part.module for part in parts]
-    difference, alike, answers = 0.0, 0, 0
-    seconds = [0.0, 0.0]
-    for part in scoring_batches(rows.lengths, BATCH, rank=0, world_size=1, costs=rows.costs):
-        sides = []
-        answer = _classified(model, rows, part) if isinstance(model, Classifier) else _produced(model, rows, part)
-        for side, ways in enumerate((own, runners)):
-            start = time.perf_counter()
-            sides.append(answer(ways))
-            seconds[side] += time.perf_counter() - start
-        expected, found = sides
-        difference = max(difference, float((expected - found).abs().max()))
-        same = _decided(model, expected) == _decided(model, found)
-        alike += int(same.sum())
-        answers += len(same)
+def _compare(model: Model, modules: Sequence[Runner], runners: Sequence[Runner], rows: TokenRows) -> dict[str, float]:
+    """Compare the answers of the exported graphs (`runners`) with those of the bundle (`modules`), and time both."""
+    difference, equal, answers = 0.0, 0, 0
+    bundle_seconds = export_seconds = 0.0
+    for batch in scoring_batches(rows.lengths, BATCH_ROWS, rank=0, world_size=1, costs=rows.costs):
+        compute = _seq2seq_logits(model, rows, batch) if isinstance(model, Seq2Seq) else _logits(rows, batch)
+        expected, seconds = _timed(compute, modules)
+        bundle_seconds += seconds
+        logits, seconds = _timed(compute, runners)
+        export_seconds += seconds
+        difference = max(difference, float((expected - logits).abs().max()))
+        is_equal = _decisions(model, expected) == _decisions(model, logits)
+        equal += int(is_equal.sum())
+        answers += len(is_equal)
     return {
         "largest_difference": difference,
-        "agreement": alike / answers,
-        "rows_per_second": len(rows) / seconds[1],
-        "bundle_rows_per_second": len(rows) / seconds[0],
+        "agreement": equal / answers,
+        "rows_per_second": len(rows) / export_seconds,
+        "bundle_rows_per_second": len(rows) / bundle_seconds,
     }
 
 
-def _decided(model: Model, logits: Tensor) -> np.ndarray:
-    """The answer that logits (N, classes or vocabulary) stand for, one number or text a row."""
+def _timed(compute: Compute, runners: Sequence[Runner]) -> tuple[Tensor, float]:
+    start = time.perf_counter()
+    logits = compute(runners)
+    return logits, time.perf_counter() - start
+
+
+def _decisions(model: Model, logits: Tensor) -> np.ndarray:
+    """Return one comparable value per row of logits (rows, classes or vocabulary): the class, or the set of labels."""
     if isinstance(model, Classifier) and model.is_multilabel:
-        given = model.calibrated(logits.numpy()) >= model.thresholds
-        return np.array([row.tobytes() for row in given])
+        predicted = model.calibrated(logits.numpy()) >= model.thresholds
+        return np.array([row.tobytes() for row in predicted])
     return logits.argmax(dim=1).numpy()
 
 
-def _classified(model: Classifier, rows: TokenRows, part: Any) -> Callable[[Sequence[Runner]], Tensor]:
-    """Logits (rows, C) of some rows, by the runner of the one graph."""
-    ids, mask, segments, windows, _ = rows.pad(part)
+def _logits(rows: TokenRows, batch: Ints) -> Compute:
+    """Return a function that computes the logits (rows, C) of a batch by the one graph of a classifier."""
+    ids, mask, segments, windows, _ = rows.pad(batch)
     inputs = [ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask]
     inputs += [] if segments is None else [segments]
-    return lambda runners: by_row(runners[0](*inputs)[0], windows, len(part))
+    return lambda runners: by_row(runners[0](*inputs)[0], windows, len(batch))
 
 
-def _produced(model: Seq2Seq, rows: TokenRows, part: Any) -> Callable[[Sequence[Runner]], Tensor]:
-    """Logits (tokens, V) of what follows on each token of the bundle's own outputs, by encoder and decoder."""
-    ids, mask, *_ = rows.pad(part)
+def _seq2seq_logits(model: Seq2Seq, rows: TokenRows, batch: Ints) -> Compute:
+    """Return a function that computes the logits (tokens, V) after each token of the outputs of the bundle."""
+    ids, mask, *_ = rows.pad(batch)
     mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
     begin, _ = target_ends(model.target_tokenizer)
-    outputs = [[begin, *output] for output in model.output_ids(rows, part)]
+    outputs = [[begin, *output] for output in model.output_ids(rows, batch)]
     lengths = np.array([len(output) for output in outputs])
     target_ids, _ = padded(np.concatenate(outputs).astype(np.int32), lengths)
-    settings, blocks = model.description.model, len(model.model.decoder)
-    nothing = torch.zeros(len(ids), settings.num_heads, 0, settings.hidden_size // settings.num_heads)
+    settings, blocks = model.metadata.model, len(model.model.decoder)
+    empty = torch.zeros(len(ids), settings.num_heads, 0, settings.hidden_size // settings.num_heads)
 
-    def answer(runners: Sequence[Runner]) -> Tensor:
+    def compute(runners: Sequence[Runner]) -> Tensor:
         encoder, decoder = runners
-        source, seen, steps = encoder(ids, mask), [nothing] * (2 * blocks), []
+        source, past, steps = encoder(ids, mask), [empty] * (2 * blocks), []
         for token in torch.split(target_ids, 1, dim=1):
-            logits, *seen = decoder(token, mask, *source, *seen)
+            logits, *past = decoder(token, mask, *source, *past)
             steps.append(logits)
         return torch.stack(steps, dim=1)[torch.arange(len(steps)) < torch.from_numpy(lengths)[:, None]]
 
-    return answer
+    return compute
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the exporters' notes about packages that are not there and operators that are not used."""
+    """Silence the notes of the exporters about missing packages and unused operators."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What a bundle says of its model: `model.json`, and the same for people, with which its card begins."""
+"""Metadata of a bundle: the content of `model.json`, and its summary for the model card."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RENAMED = {
 
 
 def upgrade(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a `model.json` of format 1 as one of format 2; any other content is returned as it is."""
+    """Convert a `model.json` of format 1 to format 2; return other content unchanged."""
     if content.get("format") != 1:
         return content
     content = {**content, "format": FORMAT}
@@ -43,95 +43,85 @@ def upgrade(content: dict[str, Any]) -> dict[str, Any]:
 
 
 class Calibration(BaseModel):
-    """How a bundle's probabilities were calibrated, on the validation split."""
+    """Temperature scaling of a bundle, fitted on the validation split."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     temperature: PositiveFloat
-    """What the logits are divided by (Guo et al., arXiv:1706.04599)."""
+    """Divisor of the logits (Guo et al., arXiv:1706.04599)."""
     error_before: float
     """Expected calibration error with a temperature of 1."""
     error_after: float
+    """Expected calibration error with `temperature`."""
     rows: int
+    """Number of validation rows."""
 
 
 class BundleMetadata(BaseModel):
-    """`model.json`."""
+    """Content of `model.json`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int
     version: str
-    """Of txclf, when it was saved."""
+    """Version of txclf that saved the bundle."""
     task: Task
     labels: list[str]
-    """In the order of the model's outputs."""
+    """Labels in the order of the outputs of the network; empty for a `seq2seq` model."""
     text_columns: list[str]
+    """Columns of the training data that the model reads, in order."""
     max_length: PositiveInt
+    """Maximum number of tokens per row."""
     truncation: Truncation
-    """How longer rows are treated."""
+    """Truncation of longer rows."""
     num_segments: int = 0
-    """Text columns that the model tells apart."""
+    """Number of text columns that segment embeddings distinguish; 0 without them."""
     vocab_size: PositiveInt
+    """Tokens of the tokenizer."""
     target_vocab_size: int = 0
-    """Of `seq2seq`."""
+    """Tokens of the target tokenizer of a `seq2seq` model; 0 for other models."""
     generate: Generate | None = None
-    """Of `seq2seq`: how outputs are made, if nothing else is said."""
+    """Default beam search of a `seq2seq` model."""
     model: Model
+    """Architecture of the network."""
     metrics: dict[str, float]
-    """On the validation split."""
+    """Metrics on the validation split."""
     rows: dict[str, int]
-    """Of each split it was made with."""
+    """Number of rows of each split."""
     sha256: dict[str, str]
-    """Of the weights and of the tokenizer."""
+    """SHA-256 checksums of the weights and tokenizers, by file name."""
     calibration: Calibration | None = None
-    """None: the logits are taken as they are."""
+    """Temperature scaling; None for uncalibrated probabilities."""
     label_delimiter: str = ","
-    """Of `multilabel`: what stands between labels in a file that cannot hold lists."""
+    """Separator of the labels of a `multilabel` model in csv and tsv files."""
     thresholds: dict[str, float] | None = None
-    """Of `multilabel`: the probability from which on a label is given, chosen on the validation split; None: 0.5."""
+    """Minimum probability of each label of a `multilabel` model, chosen on the validation split; None for 0.5."""
 
     @property
     def task_spec(self) -> TaskSpec:
-        """The facts about `task`."""
+        """Facts about `task`."""
         return TASKS[self.task]
 
 
-def summary(name: str, description: BundleMetadata) -> str:
-    """What `model.json` says of a model, for people."""
-    metrics = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in description.metrics.items())
-    rows = ", ".join(f"{split} {count:,}" for split, count in description.rows.items())
-    labels = ", ".join(f"`{label}`" for label in description.labels)
-    model, found = description.model, description.calibration
-    if description.task == "seq2seq":
-        kind, cls = "transformer that makes texts from texts", "Seq2Seq"
-        facts = f"- **Target vocabulary**: {description.target_vocab_size:,} tokens"
-    else:
-        kind, cls = "transformer text classifier", "Classifier"
-        facts = f"- **Labels** ({len(description.labels)}): {labels}"
-    calibrated = "not calibrated"
-    if found:
-        calibrated = (
-            f"calibrated on {found.rows:,} validation rows: temperature {found.temperature:.3f}, "
-            f"calibration error {found.error_before:.4f} before, {found.error_after:.4f} after"
-        )
-    if description.task == "multilabel":
-        kind = "transformer text classifier (any number of labels per text)"
-        chosen = "thresholds of 0.5"
-        if description.thresholds:
-            lowest, highest = min(description.thresholds.values()), max(description.thresholds.values())
-            chosen = f"thresholds chosen on the validation rows, from {lowest:.3f} to {highest:.3f}"
-        facts += f"\n- **Gives** a label from its threshold on: {chosen}"
+def summary(name: str, metadata: BundleMetadata) -> str:
+    """Return the metadata of a model as Markdown, the first part of its card."""
+    spec, model = metadata.task_spec, metadata.model
+    cls = "Seq2Seq" if spec.is_seq2seq else "Classifier"
+    kind = "sequence-to-sequence transformer" if spec.is_seq2seq else "transformer text classifier"
+    if spec.is_multilabel:
+        kind += " with any number of labels per text"
+    metrics = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in metadata.metrics.items())
+    rows = ", ".join(f"{split} {count:,}" for split, count in metadata.rows.items())
     return f"""# {name}
 
 A {kind} ({model.num_layers} layer{"s" * (model.num_layers > 1)} of size {model.hidden_size}, {model.num_heads} heads),
-trained with txclf {description.version}.
+trained with txclf {metadata.version}.
 
-{facts}
+{_answers(metadata)}
 - **Rows**: {rows}
-- **Reads** {description.truncation.describe(description.max_length)} of a text, a vocabulary of \
-{description.vocab_size:,} tokens
-- **Probabilities**: {calibrated}
+- **Input**: {metadata.truncation.describe(metadata.max_length)} of a text, a vocabulary of \
+{metadata.vocab_size:,} tokens
+- **Probabilities**: {_calibration(metadata.calibration)}
 
 | on the validation split | |
 | --- | --- |
@@ -144,3 +134,26 @@ model = {cls}.load("this/folder")
 print(model(["some text"]))
 ```
 """
+
+
+def _answers(metadata: BundleMetadata) -> str:
+    """Return list items on the labels and thresholds, or on the target vocabulary."""
+    if not metadata.task_spec.has_labels:
+        return f"- **Target vocabulary**: {metadata.target_vocab_size:,} tokens"
+    items = f"- **Labels** ({len(metadata.labels)}): {', '.join(f'`{label}`' for label in metadata.labels)}"
+    if metadata.task_spec.is_multilabel:
+        thresholds = "0.5"
+        if metadata.thresholds:
+            lowest, highest = min(metadata.thresholds.values()), max(metadata.thresholds.values())
+            thresholds = f"chosen on the validation rows, from {lowest:.3f} to {highest:.3f}"
+        items += f"\n- **Thresholds** (minimum probability of a predicted label): {thresholds}"
+    return items
+
+
+def _calibration(calibration: Calibration | None) -> str:
+    if calibration is None:
+        return "not calibrated"
+    return (
+        f"calibrated on {calibration.rows:,} validation rows: temperature {calibration.temperature:.3f}, "
+        f"calibration error {calibration.error_before:.4f} before, {calibration.error_after:.4f} after"
+    )

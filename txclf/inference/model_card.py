@@ -1,51 +1,53 @@
-"""`card.md` of a bundle: what is made anew each time, and what is the user's and stays.
+"""Model card, `card.md` of a bundle: a generated part, and a part of the user that is kept.
 
 ---
-license: unknown        the user's, kept
+license: unknown        kept
 …
 ---
-# name                  made anew
+# name                  generated again each time
 …
 <!-- … -->
-## Notes                the user's, kept
+## Notes                kept
 """
 
 from __future__ import annotations
 
 import re
 
+from txclf.config.tasks import TaskSpec
 from txclf.core import storage
 
-MARK = "<!-- Yours from here on: it is kept when this card is made again, as the license above. -->"
+MARK = "<!-- Edit below this line. The text below and the license above are kept when the card is written again. -->"
+_EARLIER_MARK = "<!-- Yours from here on: it is kept when this card is made again, as the license above. -->"
 NOTES = """
 ## Notes
 
-What the model is meant for, and what not; who may ask whom about it.
+Intended use, uses out of scope, and a contact for questions.
 """
-UNKNOWN = "unknown  # yours to say"
+UNKNOWN_LICENSE = "unknown  # set the license of the model"
 
 
-def write(path: str, task: str, body: str) -> None:
-    """Writes a card; the license and the notes of the one that is there stay."""
-    license_, notes = kept(path)
-    tag = "text2text-generation" if task == "seq2seq" else "text-classification"
+def write(path: str, task_spec: TaskSpec, body: str) -> None:
+    """Write a card; the license and the notes of an existing card are kept."""
+    license_, notes = kept_parts(path)
+    tag = task_spec.pipeline_tag
     head = f"---\nlicense: {license_}\nlibrary_name: txclf\npipeline_tag: {tag}\n---\n\n"
     storage.write_bytes(path, (head + body.strip() + f"\n\n{MARK}\n{notes}").encode("utf-8", "replace"))
 
 
-def kept(path: str) -> tuple[str, str]:
-    """License and notes of a card; what they begin with where there is no card, or one without them."""
+def kept_parts(path: str) -> tuple[str, str]:
+    """Return the license and the notes of a card, or the initial ones if they are missing."""
     if not storage.exists(path):
-        return UNKNOWN, NOTES
+        return UNKNOWN_LICENSE, NOTES
     text = storage.read_bytes(path).decode("utf-8", "replace").replace("\r\n", "\n")
     head = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-    found = re.search(r"^license:[ \t]*(\S.*)$", head[1], re.MULTILINE) if head else None
-    _, mark, notes = text.partition(f"{MARK}\n")
-    return (found[1].strip() if found else UNKNOWN), (notes if mark else NOTES)
+    license_ = re.search(r"^license:[ \t]*(\S.*)$", head[1], re.MULTILINE) if head else None
+    _, mark, notes = text.replace(_EARLIER_MARK, MARK).partition(f"{MARK}\n")
+    return (license_[1].strip() if license_ else UNKNOWN_LICENSE), (notes if mark else NOTES)
 
 
 def cell(value: object) -> str:
-    """Text in a table of Markdown: on one line, and neither markup nor a border."""
+    """Return a value as the text of a Markdown table cell: one line, with markup and borders escaped."""
     text = " ".join(str(value).split())
     for character, safe in (("&", "&amp;"), ("<", "&lt;"), ("\\", "\\\\"), ("|", "\\|"), ("`", "\\`"), ("[", "\\[")):
         text = text.replace(character, safe)

@@ -1,4 +1,4 @@
-"""A trained `seq2seq` model: texts in, texts out, without Ray, Lightning or pickle.
+"""Trained sequence-to-sequence model: generate a text from each text, without Ray, Lightning or pickle.
 
 from txclf import Seq2Seq
 Seq2Seq.load("runs/multi30k/model")(["A man is sleeping."])
@@ -28,15 +28,15 @@ from txclf.model.seq2seq import Seq2SeqTransformer
 
 
 class Seq2Seq:
-    """Makes a text from each text, by beam search."""
+    """Trained sequence-to-sequence model that generates a text from each text by beam search."""
 
     def __init__(
-        self, description: BundleMetadata, tokenizers: Sequence[FastTokenizer], model: Seq2SeqTransformer
+        self, metadata: BundleMetadata, tokenizers: Sequence[FastTokenizer], model: Seq2SeqTransformer
     ) -> None:
-        assert description.generate is not None
-        self.description = description
-        self.settings: Generate = description.generate
-        """How outputs are made; another may be set."""
+        assert metadata.generate is not None
+        self.metadata = metadata
+        self.settings: Generate = metadata.generate
+        """Settings of the beam search; assign to change them."""
         self.tokenizer, self.target_tokenizer = tokenizers[0], tokenizers[-1]
         self.words = WordCache(self.tokenizer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,79 +44,90 @@ class Seq2Seq:
 
     @classmethod
     def load(cls, folder: str) -> Self:
-        """Reads a bundle from a path or URI. Raises `BundleError` when it is damaged or of another format or task."""
-        description, content = bundle.read(folder, "seq2seq")
+        """Load a bundle from a path or URI.
+
+        Raises `BundleError` if the folder is not a bundle, is damaged, or holds a classifier.
+        """
+        metadata, content = bundle.read(folder, seq2seq=True)
         shared = bundle.TARGET_TOKENIZER not in content
-        sizes = description.vocab_size, description.target_vocab_size, description.max_length
-        model = bundle.build(lambda: Seq2SeqTransformer(description.model, *sizes, shared), content, folder)
+        sizes = metadata.vocab_size, metadata.target_vocab_size, metadata.max_length
+        model = bundle.build(lambda: Seq2SeqTransformer(metadata.model, *sizes, shared), content, folder)
         names = [bundle.TOKENIZER] if shared else [bundle.TOKENIZER, bundle.TARGET_TOKENIZER]
-        return cls(description, [parse_tokenizer(content[name].decode()) for name in names], model)
+        return cls(metadata, [parse_tokenizer(content[name].decode()) for name in names], model)
 
     @classmethod
     def from_config(cls, run: RunConfig, weights: Mapping[str, torch.Tensor], tokenizers: Sequence[str]) -> Self:
-        """The model of a run's weights, without a bundle."""
-        description = bundle.metadata_from_config(run, (), tokenizers)
-        sizes = description.vocab_size, description.target_vocab_size, description.max_length
-        model = Seq2SeqTransformer(description.model, *sizes, len(tokenizers) == 1)
+        """Return the model with the weights of a run, without a bundle."""
+        metadata = bundle.metadata_from_config(run, (), tokenizers)
+        sizes = metadata.vocab_size, metadata.target_vocab_size, metadata.max_length
+        model = Seq2SeqTransformer(metadata.model, *sizes, len(tokenizers) == 1)
         model.load_state_dict(weights)
-        return cls(description, [parse_tokenizer(text) for text in tokenizers], model)
+        return cls(metadata, [parse_tokenizer(text) for text in tokenizers], model)
 
     def __call__(self, texts: Sequence[str], batch_size: int = 64) -> list[str]:
-        """The output for each text, in their order. Raises `TypeError` for a bare string."""
+        """Return the output for each text, in their order. Raises `TypeError` for a bare string."""
         if isinstance(texts, str):
             raise TypeError('expected a list of texts, as in model(["some text"])')
         return self.outputs([(text,) for text in texts], batch_size)
 
     def outputs(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> list[str]:
-        """The output for each row of text columns."""
+        """Return the output for each row of text columns."""
         return self.generate(self.rows([pa.table({"input_ids": self.encode(texts)})]), batch_size)
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> pa.ListArray:
-        """Token ids of rows of text columns, cut as the training rows were."""
-        return encode(self.words, texts, self.description.max_length, self.description.truncation)[0]
+        """Return the token ids of rows of text columns, truncated as in training."""
+        return encode(self.words, texts, self.metadata.max_length, self.metadata.truncation)[0]
 
     def rows(self, tables: Sequence[pa.Table]) -> TokenRows:
-        """Tables of `input_ids` as rows for this model."""
+        """Return tables of `input_ids` as input rows of this model."""
         return TokenRows(tables)
 
     @torch.inference_mode()
     def teacher_forced(self, rows: PairRows, batch_size: int = 64) -> dict[str, float]:
-        """Loss, perplexity and accuracy of target tokens, each predicted from the true ones before it; and the share of
-        rows whose tokens are all right."""
-        loss, right, tokens, rows_right = 0.0, 0, 0, 0
-        for part in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
-            batch = rows.batch(part)
+        """Return loss, perplexity and accuracy of the target tokens, each predicted from the true tokens before it.
+
+        `teacher_forced_match` is the share of rows whose tokens are all predicted correctly.
+        """
+        loss, correct, tokens, correct_rows = 0.0, 0, 0, 0
+        for numbers in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
+            batch = rows.batch(numbers)
             mask = None if batch["mask"] is None else batch["mask"].to(self.device)
             target_BU = batch["target_ids"].to(self.device)
             logits_BUV = self.model(batch["input_ids"].to(self.device), mask, target_BU[:, :-1])
-            inside_BU = torch.arange(1, target_BU.shape[1]) < batch["target_lengths"][:, None]
-            inside_BU = inside_BU.to(self.device)
-            right_BU = logits_BUV.argmax(dim=-1) == target_BU[:, 1:]
-            loss += float(F.cross_entropy(logits_BUV[inside_BU], target_BU[:, 1:][inside_BU], reduction="sum"))
-            right += int((right_BU & inside_BU).sum())
-            tokens += int(inside_BU.sum())
-            rows_right += int((right_BU | ~inside_BU).all(dim=1).sum())
+            valid_BU = torch.arange(1, target_BU.shape[1]) < batch["target_lengths"][:, None]
+            valid_BU = valid_BU.to(self.device)
+            correct_BU = logits_BUV.argmax(dim=-1) == target_BU[:, 1:]
+            loss += float(F.cross_entropy(logits_BUV[valid_BU], target_BU[:, 1:][valid_BU], reduction="sum"))
+            correct += int((correct_BU & valid_BU).sum())
+            tokens += int(valid_BU.sum())
+            correct_rows += int((correct_BU | ~valid_BU).all(dim=1).sum())
         return {
             "loss": loss / tokens,
             "perplexity": math.exp(min(loss / tokens, 700.0)),
-            "token_accuracy": right / tokens,
-            "teacher_forced_match": rows_right / len(rows),
+            "token_accuracy": correct / tokens,
+            "teacher_forced_match": correct_rows / len(rows),
         }
 
     def generate(self, rows: TokenRows, batch_size: int = 64) -> list[str]:
-        """The output for each row of tokens, batched by length: it does not depend on the neighbours."""
+        """Return the output for each row of tokens, in batches by length that do not change the outputs."""
         outputs: list[list[int]] = [[] for _ in range(len(rows))]
-        for part in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
-            for row, output in zip(part.tolist(), self.output_ids(rows, part), strict=True):
+        for batch in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
+            for row, output in zip(batch.tolist(), self.output_ids(rows, batch), strict=True):
                 outputs[row] = output
         return decode(self.target_tokenizer, outputs)
 
-    def output_ids(self, rows: TokenRows, part: Ints) -> list[list[int]]:
-        """Token ids of the outputs for some rows, as one batch."""
+    def output_ids(self, rows: TokenRows, batch: Ints) -> list[list[int]]:
+        """Return the token ids of the outputs for the rows with these numbers, computed as one batch."""
         settings, ends = self.settings, target_ends(self.target_tokenizer)
-        longest = min(settings.max_length or self.description.max_length, self.description.max_length)
-        ids, mask, *_ = rows.pad(part)
+        max_length = min(settings.max_length or self.metadata.max_length, self.metadata.max_length)
+        ids, mask, *_ = rows.pad(batch)
         mask = None if mask is None else mask.to(self.device)
         return generate(
-            self.model, ids.to(self.device), mask, ends, settings.num_beams, longest, settings.length_penalty
+            self.model,
+            ids.to(self.device),
+            mask,
+            ends,
+            num_beams=settings.num_beams,
+            max_length=max_length,
+            length_penalty=settings.length_penalty,
         )

@@ -17,14 +17,15 @@ def generate(
     input_ids: Tensor,
     mask: Tensor | None,
     ends: tuple[int, int],
-    beams: int,
+    *,
+    num_beams: int,
     max_length: int,
     length_penalty: float,
 ) -> list[list[int]]:
     """The best output of each source (B, S), without `[BOS]` and `[EOS]`; `ends` are the ids of these.
 
     Hypotheses are ranked by log probability / ((5 + length) / 6) ** length_penalty (arXiv:1609.08144, eq. 14), `[EOS]`
-    counted. A row is done when nothing that is still open could beat its best finished one. `beams=1` takes the
+    counted. A row is done when nothing that is still open could beat its best finished one. `num_beams=1` takes the
     likeliest token each time.
     """
     begin, end = ends
@@ -45,13 +46,13 @@ def generate(
             ranked[:, :, :end] = ranked[:, :, end + 1 :] = float("-inf")
         vocabulary = ranked.shape[2]
         total = (scores[:, :, None] + ranked).view(len(live), -1)
-        # Of twice as many candidates, at least `beams` do not end here.
-        top, places = total.topk(min(2 * beams, total.shape[1]), dim=1)
+        # Of twice as many candidates, at least `num_beams` do not end here.
+        top, places = total.topk(min(2 * num_beams, total.shape[1]), dim=1)
         beam, token = places // vocabulary, places % vocabulary
         over = token == end
         norm = ((5 + length) / 6) ** length_penalty
-        # Those that end among the first `beams` are finished: the best of a row comes first.
-        finished = torch.where(over, top, float("-inf"))[:, :beams] / norm
+        # Those that end among the first `num_beams` are finished: the best of a row comes first.
+        finished = torch.where(over, top, float("-inf"))[:, :num_beams] / norm
         value, which = finished.max(dim=1)
         better = (value > best[live]).nonzero()[:, 0]
         for row in better.tolist():
@@ -59,11 +60,11 @@ def generate(
             found[int(live[row])] = kept.tolist()
         best[live[better]] = value[better]
         top = torch.where(over, float("-inf"), top)
-        scores, order = top.topk(min(beams, top.shape[1]), dim=1)
+        scores, order = top.topk(min(num_beams, top.shape[1]), dim=1)
         beam, token = beam.gather(1, order), token.gather(1, order)
         # An open hypothesis can only lose probability; at best it gains by the longest output's penalty.
         bound = scores[:, 0] / ((6 + max_length) / 6) ** length_penalty
-        open_rows = (bound > best[live]).nonzero()[:, 0] if beams > 1 else (~over[:, 0]).nonzero()[:, 0]
+        open_rows = (bound > best[live]).nonzero()[:, 0] if num_beams > 1 else (~over[:, 0]).nonzero()[:, 0]
         if not len(open_rows) or length > max_length:
             break
         source = (open_rows[:, None] * width + beam[open_rows]).flatten()

@@ -9,8 +9,7 @@ import pyarrow as pa
 
 from txclf.core.errors import ConfigError, DataError
 from txclf.data.records import RawBatch
-from txclf.inference import bundle
-from txclf.inference.classifier import Classifier
+from txclf.inference.load import load_model
 from txclf.inference.metadata import BundleMetadata
 from txclf.inference.seq2seq import Seq2Seq
 
@@ -36,33 +35,33 @@ class Columns:
 
 
 def columns(
-    description: BundleMetadata, style: str, probabilities: bool, texts: Sequence[str] | None, first: RawBatch
+    metadata: BundleMetadata, style: str, probabilities: bool, texts: Sequence[str] | None, first: RawBatch
 ) -> Columns:
     """What an output holds. Raises `ConfigError` for what the model or the format cannot give, `DataError` for a text
     column that is not there."""
-    trained = description.text_columns
+    trained = metadata.text_columns
     chosen = list(texts or trained)
     if len(chosen) != len(trained):
         raise ConfigError(f"--text: {len(chosen)} column(s), the model reads {len(trained)} ({', '.join(trained)})")
     given = list(first.columns)
-    found = Columns(chosen, given, {}, style, description.label_delimiter)
+    found = Columns(chosen, given, {}, style, metadata.label_delimiter)
     text_columns(first, found)
-    return Columns(chosen, given, _named(given, _adds(description, style, probabilities)), style, found.delimiter)
+    return Columns(chosen, given, _named(given, _adds(metadata, style, probabilities)), style, found.delimiter)
 
 
-def _adds(description: BundleMetadata, style: str, probabilities: bool) -> dict[str, pa.DataType]:
-    if description.task == "seq2seq":
+def _adds(metadata: BundleMetadata, style: str, probabilities: bool) -> dict[str, pa.DataType]:
+    if not metadata.task_spec.has_labels:
         if probabilities:
             raise ConfigError("--probabilities: a `seq2seq` model has no labels")
         return {"output": pa.string()}
-    each = {f"probability_{label}": pa.float64() for label in description.labels} if probabilities else {}
-    if description.task != "multilabel":
+    each = {f"probability_{label}": pa.float64() for label in metadata.labels} if probabilities else {}
+    if not metadata.task_spec.is_multilabel:
         return {"label": pa.string(), "probability": pa.float64(), **each}
     if style in ("jsonl", "parquet"):
         return {"labels": pa.list_(pa.string()), **each}
-    broken = [label for label in description.labels if description.label_delimiter in label]
+    broken = [label for label in metadata.labels if metadata.label_delimiter in label]
     if broken:
-        delimiter = description.label_delimiter
+        delimiter = metadata.label_delimiter
         raise ConfigError(f"a {style} file cannot hold `{broken[0]}`, for it has a `{delimiter}`: write .jsonl")
     return {"labels": pa.string(), **each}
 
@@ -103,17 +102,16 @@ def kept(raw: RawBatch, columns: Columns) -> dict[str, list[object]]:
 
 def load(folder: str, probabilities: bool, lists: bool) -> Answer:
     """A bundle as what it answers; `lists` says whether several labels are a list or joined."""
-    description = bundle.read_metadata(folder)
-    if description.task == "seq2seq":
-        model = Seq2Seq.load(folder)
+    model = load_model(folder)
+    if isinstance(model, Seq2Seq):
         return lambda texts: ([output] for output in model.outputs(texts))
-    classifier = Classifier.load(folder)
+    classifier, metadata = model, model.metadata
     size = GPU_BATCH_ROWS if classifier.device.type == "cuda" else BATCH_ROWS
 
     def listed(texts: list[tuple[str, ...]]) -> Iterator[list[object]]:
         found = classifier.probabilities(texts, size)
         for row, labels in zip(found, classifier.predicted_labels(found), strict=True):
-            cell = labels if lists else description.label_delimiter.join(labels)
+            cell = labels if lists else metadata.label_delimiter.join(labels)
             yield [cell, *(row.tolist() if probabilities else [])]
 
     def labelled(texts: list[tuple[str, ...]]) -> Iterator[list[object]]:

@@ -47,6 +47,7 @@ class Done:
 def predict(
     model: str,
     inputs: Sequence[str],
+    *,
     out: str,
     probabilities: bool = False,
     text_columns: Sequence[str] | None = None,
@@ -73,12 +74,12 @@ def predict(
     if storage.is_folder(out):
         raise StorageError(f"`{out}`: cannot be written: it is a folder")
     model, sources = storage.absolute(model), find_sources(inputs)
-    description = bundle.read_metadata(model)
+    metadata = bundle.read_metadata(model)
     stream = (part for number, source in enumerate(sources) for part in parts.read(number, source, chunk_rows))
     first = next(stream, None)
     if first is None:
         raise DataError(f"no row in {', '.join(inputs)}")
-    columns = annotate.columns(description, style, probabilities, text_columns, first[1])
+    columns = annotate.columns(metadata, style, probabilities, text_columns, first[1])
     asked = _asked(model, sources, columns, probabilities, chunk_rows)
     plan = PredictionPlan(model, probabilities, chunk_rows, columns, _schema(first[1], columns), _folder(out))
     finished = parts.start(out, plan, asked, restart)
@@ -143,10 +144,10 @@ def _asked(
     model: str, sources: Sequence[Source], columns: Columns, probabilities: bool, chunk_rows: int
 ) -> dict[str, Any]:
     """What makes two predictions the same, as JSON."""
-    description = storage.read_bytes(storage.join(model, bundle.DESCRIPTION))  # it has the hashes of the other files
+    metadata = storage.read_bytes(storage.join(model, bundle.METADATA))  # it has the hashes of the other files
     return {
         "version": __version__,
-        "model": hashlib.sha256(description).hexdigest(),
+        "model": hashlib.sha256(metadata).hexdigest(),
         "inputs": [[source.path, *map(list, stamp(source))] for source in sources],
         "--text": columns.texts,
         "--probabilities": probabilities,

@@ -32,7 +32,7 @@ def write(folder: str, page: RunPage) -> None:
         _settings(page),
     ]
     path = storage.join(folder, bundle.CARD)
-    model_card.write(path, description.task, "\n\n".join(part.strip() for part in parts if part))
+    model_card.write(path, description.task_spec, "\n\n".join(part.strip() for part in parts if part))
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

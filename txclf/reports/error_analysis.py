@@ -93,7 +93,7 @@ def score(classifier: Classifier, prepared: str, manifest: shards.Manifest, spli
     """Score the first rows of a split, which are a random sample, within the budget; at least one chunk."""
     start = time.monotonic()
     logits, labels, sources = list[Floats](), list[Any](), list[TextRow]()
-    column = classifier.description.task_spec.shard_column
+    column = classifier.metadata.task_spec.shard_column
     for chunk in _chunks(prepared, manifest, split, ["input_ids", column, "text", "file", "row"]):
         table = chunk.slice(0, max(0, budget.rows - len(sources)))
         logits.append(classifier.logits(classifier.rows([table])))

@@ -1,8 +1,8 @@
-"""Requests that wait are answered together, as soon as whoever answers is free.
+"""Dynamic batching: queued requests form the next batch as soon as the model is idle.
 
-No request waits for others to come. While a batch is under way the next ones gather, so batches grow with the load and
-a lone request is answered at once. `ray.serve.batch` takes the next batch before the model is free, which cuts what
-waits into smaller ones, and it fails a request that is larger than a batch.
+No request waits for later ones: a lone request is computed at once, and batches grow with the load. `ray.serve.batch`
+takes the next batch before the model is idle, which splits the queue into smaller batches, and it fails a request that
+is larger than a batch.
 """
 
 from __future__ import annotations
@@ -19,63 +19,66 @@ from txclf.serving.occlusion import Row
 
 
 class Answers(NamedTuple):
-    """What the model says of some rows."""
+    """Predictions for a sequence of rows."""
 
     probabilities: NDArray[np.float32]
-    """(rows, classes); of a `seq2seq` model (rows, 0)."""
-    given: list[list[str]]
-    """The labels that each row is given, the likeliest first; of a `seq2seq` model none."""
+    """Class probabilities (rows, classes); (rows, 0) for a `seq2seq` model."""
+    labels: list[list[str]]
+    """Predicted labels of each row, the most likely first; empty for a `seq2seq` model."""
     outputs: list[str]
-    """Of a `seq2seq` model, else none."""
+    """Generated texts of a `seq2seq` model; empty for other models."""
     batch_rows: int
-    """In the batch that they were answered in."""
+    """Rows in the batch that the model computed."""
     seconds: float
-    """That the model took for the batch."""
+    """Seconds that the model took for the batch."""
 
-    def cut(self, start: int, end: int) -> Answers:
-        """Those of some rows."""
+    def rows(self, start: int, end: int) -> Answers:
+        """Return the predictions for the rows from `start` to before `end`."""
         return self._replace(
-            probabilities=self.probabilities[start:end], given=self.given[start:end], outputs=self.outputs[start:end]
+            probabilities=self.probabilities[start:end], labels=self.labels[start:end], outputs=self.outputs[start:end]
         )
 
 
 Ask = Callable[[Sequence[Row]], Awaitable[Answers]]
-"""Answers rows. Raises `QueueFull` when too many wait, `Unavailable` when nobody can answer."""
-Waiting = tuple[Sequence[Row], "asyncio.Future[Answers]"]
+"""Computes the answers for rows. Raises `QueueFull` if the queue is full, `Unavailable` if no replica can answer."""
+QueuedRequest = tuple[Sequence[Row], "asyncio.Future[Answers]"]
 
 
 class QueueFull(Exception):
-    """As many requests wait as may."""
+    """The queue holds as many requests as it may."""
 
 
 class DynamicBatcher:
     """Dynamic batching: queued requests form the next batch as soon as the model is idle.
 
-    `ask` answers a batch of at most `max_batch_size` rows, or one larger request. At most `max_in_flight()` batches are
-    computed at a time.
+    `ask` computes a batch of at most `max_batch_size` rows, or one larger request. At most `max_in_flight()` batches
+    are computed at a time. `max_queue` limits the queued requests; None sets no limit.
     """
 
     def __init__(
-        self, ask: Ask, max_batch_size: int, max_queue: int | None = None, max_in_flight: Callable[[], int] = lambda: 1
+        self,
+        ask: Ask,
+        max_batch_size: int,
+        *,
+        max_queue: int | None = None,
+        max_in_flight: Callable[[], int] = lambda: 1,
     ) -> None:
-        self.ask, self.max_batch_size, self.max_queue, self.max_in_flight = (
-            ask,
-            max_batch_size,
-            max_queue,
-            max_in_flight,
-        )
-        self.waiting: deque[Waiting] = deque()
+        self.ask = ask
+        self.max_batch_size = max_batch_size
+        self.max_queue = max_queue
+        self.max_in_flight = max_in_flight
+        self.queue: deque[QueuedRequest] = deque()
         self.running: set[asyncio.Task[None]] = set()
 
     async def answer(self, rows: Sequence[Row]) -> Answers:
         """Return the answers in the order of the rows.
 
-        Raises `QueueFull` if `max_queue` requests wait already, and whatever `ask` raises.
+        Raises `QueueFull` if the queue already holds `max_queue` requests, and any error that `ask` raises.
         """
-        if self.max_queue is not None and len(self.waiting) >= self.max_queue:
+        if self.max_queue is not None and len(self.queue) >= self.max_queue:
             raise QueueFull
         future: asyncio.Future[Answers] = asyncio.get_running_loop().create_future()
-        self.waiting.append((rows, future))
+        self.queue.append((rows, future))
         if len(self.running) < self.max_in_flight():
             task = asyncio.create_task(self._work())
             self.running.add(task)
@@ -83,42 +86,42 @@ class DynamicBatcher:
         return await future
 
     async def _work(self) -> None:
-        while len(self.running) <= self.max_in_flight() and (batch := self._take()):
+        while len(self.running) <= self.max_in_flight() and (batch := self._next_batch()):
             await self._run(batch)
 
-    def _take(self) -> list[Waiting]:
-        """The requests that have waited longest, together at most `max_batch_size` rows, but at least one request."""
-        batch: list[Waiting] = []
+    def _next_batch(self) -> list[QueuedRequest]:
+        """Take the oldest requests from the queue: at most `max_batch_size` rows, but at least one request."""
+        batch: list[QueuedRequest] = []
         count = 0
-        while self.waiting and (not batch or count + len(self.waiting[0][0]) <= self.max_batch_size):
-            rows, future = self.waiting.popleft()
-            if not future.done():  # nobody waits any more for one that was cancelled
+        while self.queue and (not batch or count + len(self.queue[0][0]) <= self.max_batch_size):
+            rows, future = self.queue.popleft()
+            if not future.done():  # a cancelled request is not computed
                 batch.append((rows, future))
                 count += len(rows)
         return batch
 
-    async def _run(self, batch: Sequence[Waiting]) -> None:
-        asked = asyncio.ensure_future(self.ask([row for rows, _ in batch for row in rows]))  # noqa: RUF006 (awaited below)
+    async def _run(self, batch: Sequence[QueuedRequest]) -> None:
+        call = asyncio.ensure_future(self.ask([row for rows, _ in batch for row in rows]))  # noqa: RUF006 (awaited below)
 
-        def look(_: object) -> None:
+        def cancel_unneeded(_: object) -> None:
             if all(future.done() for _, future in batch):
-                asked.cancel()  # nobody waits for it
+                call.cancel()
 
         for _, future in batch:
-            future.add_done_callback(look)
+            future.add_done_callback(cancel_unneeded)
         try:
-            answers = await asked
+            answers = await call
         except asyncio.CancelledError:
             if not all(future.done() for _, future in batch):
                 raise
         except Exception as error:
-            if len(batch) > 1:  # what breaks one of them does not break its neighbours
-                await asyncio.gather(*(self._run([one]) for one in batch))
+            if len(batch) > 1:  # an invalid request must not fail its neighbours, so each is computed alone
+                await asyncio.gather(*(self._run([request]) for request in batch))
             elif not batch[0][1].done():
                 batch[0][1].set_exception(error)
         else:
             start = 0
             for rows, future in batch:
                 if not future.done():
-                    future.set_result(answers.cut(start, start + len(rows)))
+                    future.set_result(answers.rows(start, start + len(rows)))
                 start += len(rows)

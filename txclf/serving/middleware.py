@@ -1,6 +1,6 @@
-"""What stands before the model on the way of a request: token, size, time, counts. Every refusal is JSON.
+"""Middleware around the HTTP service: token, size and time limits, metrics. Every error is JSON.
 
-{"error": {"status": 413, "message": "the body has more than 1,048,576 bytes"}}
+{"error": {"status": 413, "message": "the body has more than 1,048,576 bytes. Send fewer texts per request."}}
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PUBLIC_PATHS = ("/", "/healthz", "/docs", "/openapi.json", "/page/serve.js", "/page/serve.css")
-"""Paths that need no token: they tell nothing of the model. A browser could not send one for a page."""
+"""Paths that need no token: they reveal nothing about the model, and a browser cannot send a token for a page."""
 API_PATHS = ("/predict", "/explain")
+"""Paths whose requests carry a JSON body."""
 SECURITY = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
@@ -32,21 +33,22 @@ SECURITY = {
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a request may ask for."""
+    """Limits of a request."""
 
     body_bytes: int = 1 << 20
+    """Bytes per body."""
     texts: int = 256
-    """Rows in a request."""
+    """Rows per request."""
     characters: int = 100_000
-    """Of a row."""
+    """Characters per row, over all text columns."""
     seconds: float = 30.0
-    """From the first byte to the answer."""
+    """Seconds from the first byte to the answer."""
     open_requests: int = 1024
-    """At once, those that are still being read among them: each holds up to `body_bytes`."""
+    """Concurrent requests, including those still being read. Each holds up to `body_bytes` in memory."""
 
 
 class Metrics:
-    """What `GET /metrics` tells."""
+    """Metrics that `GET /metrics` returns."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -57,44 +59,47 @@ class Metrics:
         )
         self.seconds = Histogram(
             "txclf_serve_request_seconds",
-            "Seconds from a request's head to the end of its answer.",
+            "Seconds from the head of a request to the end of its response.",
             ["path"],
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
             registry=self.registry,
         )
-        self.open = Gauge("txclf_serve_open_requests", "Requests that wait for their answer.", registry=self.registry)
-        self.texts = Counter("txclf_serve_texts", "Rows that were answered.", registry=self.registry)
+        self.open = Gauge("txclf_serve_open_requests", "Requests without a response yet.", registry=self.registry)
+        self.texts = Counter("txclf_serve_texts", "Rows predicted.", registry=self.registry)
         self.batch = Histogram(
             "txclf_serve_batch_texts",
-            "Rows in the batch that a request was answered in.",
+            "Rows in the batch of a request.",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
             registry=self.registry,
         )
         self.model_seconds = Histogram(
             "txclf_serve_model_seconds",
-            "Seconds that the model took for the batch that a request was answered in.",
+            "Seconds that the model took for the batch of a request.",
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
             registry=self.registry,
         )
         self.retries = Counter(
             "txclf_serve_retries",
-            "Times that a request was sent again, its replica being gone.",
+            "Requests sent again after their replica died.",
             registry=self.registry,
         )
-        self.replicas = Gauge("txclf_serve_replicas", "Replicas of the model that run.", registry=self.registry)
+        self.replicas = Gauge("txclf_serve_replicas", "Running replicas of the model.", registry=self.registry)
         self.running = 0
-        """Replicas, as counted last."""
+        """Running replicas at the last count."""
 
     def count_replicas(self, running: int) -> None:
+        """Record the number of running replicas."""
         self.running = running
         self.replicas.set(running)
 
 
 class RequestMiddleware:
-    """Middleware around the whole service."""
+    """ASGI middleware that enforces the token and the limits, adds security headers and counts requests."""
 
     def __init__(self, app: ASGIApp, limits: Limits, token: str | None, metrics: Metrics) -> None:
-        self.app, self.limits, self.metrics = app, limits, metrics
+        self.app = app
+        self.limits = limits
+        self.metrics = metrics
         self.token = None if token is None else token.encode()
         self.open = 0
 
@@ -103,86 +108,102 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         path = scope["path"] if scope["path"] in (*PUBLIC_PATHS, *API_PATHS, "/model", "/metrics") else "other"
-        start, status, whole = time.perf_counter(), 0, scope["method"] in ("GET", "HEAD")
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                there = {name.lower() for name, _ in message["headers"]}
-                extra = [(name.encode(), value.encode()) for name, value in SECURITY.items()]
-                message["headers"] = [*message["headers"], *(one for one in extra if one[0] not in there)]
-            await send(message)
-
-        read = 0
-
-        async def receiving() -> Message:
-            nonlocal read, whole
-            message = await receive()
-            if message["type"] == "http.request":
-                read += len(message.get("body", b""))
-                whole = not message.get("more_body", False)
-                if read > self.limits.body_bytes:
-                    raise HTTPException(413, self._too_large())
-            return message
-
-        headers = dict(scope["headers"])
+        start = time.perf_counter()
+        exchange = _Exchange(scope, receive, send, self.limits)
         self.open += 1
         self.metrics.open.set(self.open)
         try:
-            refusal = self._refusal(scope, headers)
+            refusal = self._refusal(scope)
             if refusal:
-                await _answer(sending, *refusal)
+                await exchange.send_error(*refusal)
                 return
             try:
                 async with asyncio.timeout(self.limits.seconds):
-                    await self.app(scope, receiving, sending)
+                    await self.app(scope, exchange.receive, exchange.send)
             except TimeoutError:
-                if not status and whole:
-                    await _answer(sending, 504, f"no answer within {self.limits.seconds:g} s: try again later")
-                elif not status:
-                    await _answer(sending, 408, f"the body did not come within {self.limits.seconds:g} s")
+                if not exchange.status:
+                    await exchange.send_timeout()
         finally:
             self.open -= 1
             self.metrics.open.set(self.open)
-            self.metrics.requests.labels(path, str(status)).inc()
+            self.metrics.requests.labels(path, str(exchange.status)).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - start)
 
-    def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[int, str, dict[str, str]] | None:
-        """What can be refused before the body is read: status, message, headers."""
+    def _refusal(self, scope: Scope) -> tuple[int, str, dict[str, str]] | None:
+        """Return status, message and headers of the error that is clear before the body is read, or None."""
+        headers = dict(scope["headers"])
         if self.open > self.limits.open_requests:
-            return (
-                503,
-                f"{self.limits.open_requests:,} requests are open already: try again later",
-                {"retry-after": "1"},
-            )
+            message = f"{self.limits.open_requests:,} requests are open already. Retry in a second."
+            return 503, message, {"retry-after": "1"}
         if self.token is not None and scope["path"] not in PUBLIC_PATHS:
-            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-            # In constant time, so that a wrong token does not tell how much of it is right.
-            if not hmac.compare_digest(given.strip(), self.token) or scheme.lower() != b"bearer":
-                what = "the token is wrong" if given else "no token: send the header `Authorization: Bearer TOKEN`"
-                return 401, what, {"www-authenticate": "Bearer"}
+            scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+            # Compared in constant time, so that the response time reveals nothing about the token.
+            if not hmac.compare_digest(token.strip(), self.token) or scheme.lower() != b"bearer":
+                problem = "the token is wrong" if token else "no token"
+                message = f"{problem}. Send the header `Authorization: Bearer TOKEN`."
+                return 401, message, {"www-authenticate": "Bearer"}
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.limits.body_bytes:
-            return 413, self._too_large(), {"connection": "close"}
+            return 413, _too_large(self.limits), {"connection": "close"}
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if scope["method"] == "POST" and scope["path"] in API_PATHS and kind != b"application/json":
-            # A page of another site can send a form or plain text here unasked, JSON it cannot.
-            return 415, "expected JSON: send the header `Content-Type: application/json`", {}
+            # A page of another site can post a form or plain text without a preflight, but not JSON.
+            return 415, "the body is not declared as JSON. Send the header `Content-Type: application/json`.", {}
         return None
 
-    def _too_large(self) -> str:
-        return f"the body has more than {self.limits.body_bytes:,} bytes: send fewer texts at once"
+
+class _Exchange:
+    """One request and its response: counts the bytes of the body, remembers the status, adds security headers."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
+        self.status = 0
+        """Status of the response; 0 before it starts."""
+        self._receive = receive
+        self._send = send
+        self._limits = limits
+        self._body_bytes = 0
+        self._body_complete = scope["method"] in ("GET", "HEAD")
+
+    async def receive(self) -> Message:
+        """Return the next message of the request. Raises `HTTPException` 413 if the body is too large."""
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._body_bytes += len(message.get("body", b""))
+            self._body_complete = not message.get("more_body", False)
+            if self._body_bytes > self._limits.body_bytes:
+                raise HTTPException(413, _too_large(self._limits))
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a message of the response, with the security headers that it lacks."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            present = {name.lower() for name, _ in message["headers"]}
+            security = [(name.encode(), value.encode()) for name, value in SECURITY.items()]
+            message["headers"] = [*message["headers"], *(header for header in security if header[0] not in present)]
+        await self._send(message)
+
+    async def send_timeout(self) -> None:
+        """Send status 504 if the body was complete, else 408."""
+        seconds = f"{self._limits.seconds:g} s"
+        if self._body_complete:
+            await self.send_error(504, f"no answer within {seconds}. Retry later.")
+        else:
+            await self.send_error(408, f"the body was incomplete after {seconds}. Send it faster.")
+
+    async def send_error(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        """Send an error as the whole response."""
+        body = error_body(status, message)
+        fields = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
+        encoded = [(name.encode(), value.encode()) for name, value in fields.items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": encoded})
+        await self.send({"type": "http.response.body", "body": body})
 
 
-def error(status: int, message: str) -> bytes:
-    """The body of a refusal."""
+def error_body(status: int, message: str) -> bytes:
+    """Return the JSON body of an error."""
     return json.dumps({"error": {"status": status, "message": message}}, ensure_ascii=False).encode("utf-8", "replace")
 
 
-async def _answer(send: Send, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-    body = error(status, message)
-    fields = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
-    encoded = [(name.encode(), value.encode()) for name, value in fields.items()]
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
-    await send({"type": "http.response.body", "body": body})
+def _too_large(limits: Limits) -> str:
+    return f"the body has more than {limits.body_bytes:,} bytes. Send fewer texts per request."

@@ -1,9 +1,9 @@
-"""Which words mattered: each is left out in turn, and what the model says without it is compared (occlusion; Zeiler and
-Fergus, arXiv:1311.2901; of texts: Li, Monroe and Jurafsky, arXiv:1612.08220).
+"""Word weights by occlusion: each word is left out in turn, and the predictions are compared.
 
-A word's weight is how far the log-odds of the label fall without it: above 0 it speaks for the label, below 0 against.
-Log-odds, for the probability of a sure answer hardly moves whatever is left out. Words that say the same thing cover
-for each other: leaving out one of them changes little.
+The method is that of Zeiler and Fergus (arXiv:1311.2901), applied to texts by Li, Monroe and Jurafsky
+(arXiv:1612.08220). The weight of a word is the drop in the log-odds of the label without it: positive if the word
+supports the label, negative if it speaks against it. Log-odds are used because a confident probability hardly changes.
+Redundant words mask each other: leaving out one of them changes little.
 """
 
 from __future__ import annotations
@@ -13,75 +13,80 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-MOST = 64
-"""Parts that are left out of a row, so that long texts do not cost more; they are several words each where there are
-more words."""
-LEAST = 1e-6
-"""Probabilities closer to 0 or 1 count as this close."""
-# Scripts that put no space between words are taken character by character.
+MAX_SPANS = 64
+"""Maximum number of spans per row; it bounds the cost of long texts."""
+MIN_PROBABILITY = 1e-6
+"""Probabilities are clipped to this distance from 0 and 1."""
+# Scripts without spaces between words are split into characters.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\s\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 
 Row = tuple[str, ...]
-"""A text for each text column."""
+"""One text per text column."""
 
 
-class Part(NamedTuple):
-    """Some words that follow each other."""
+class Span(NamedTuple):
+    """Consecutive words of one text column."""
 
     column: int
+    """Number of the column, from 0."""
     start: int
+    """First character in the text of the column."""
     end: int
-    """Characters of the column's text."""
+    """Character after the last one."""
 
 
-def parts(row: Row, most: int = MOST) -> list[Part]:
-    """The words of a row of text columns, or runs of neighbours where there are more than `most`."""
-    words = [Part(i, *found.span()) for i, text in enumerate(row) for found in WORD.finditer(text)]
+def split_row(row: Row, max_spans: int = MAX_SPANS) -> list[Span]:
+    """Split a row into its words, or into runs of consecutive words if it has more than `max_spans` words."""
+    words = [Span(i, *match.span()) for i, text in enumerate(row) for match in WORD.finditer(text)]
     columns = [[word for word in words if word.column == i] for i in range(len(row))]
-    most = max(most, sum(map(bool, columns)))  # a run does not reach over the end of a column
-    size = max(-(-len(words) // most), 1)
-    while sum(-(-len(column) // size) for column in columns) > most:
+    max_spans = max(max_spans, sum(map(bool, columns)))  # a span never crosses the end of a column
+    size = max(-(-len(words) // max_spans), 1)
+    while sum(-(-len(column) // size) for column in columns) > max_spans:
         size += 1
     return [
-        Part(i, column[k].start, column[min(k + size, len(column)) - 1].end)
+        Span(i, column[k].start, column[min(k + size, len(column)) - 1].end)
         for i, column in enumerate(columns)
         for k in range(0, len(column), size)
     ]
 
 
-def without(row: Row, found: Sequence[Part]) -> list[Row]:
-    """The row without each part. Empty where the only part is all there is: a model has nothing to say of no text."""
-    if len(found) < 2:
+def occluded_rows(row: Row, spans: Sequence[Span]) -> list[Row]:
+    """Return one copy of the row per span, without that span.
+
+    Returns no row if there is one span only: a model cannot predict an empty text.
+    """
+    if len(spans) < 2:
         return []
     return [
-        tuple(text[: part.start] + text[part.end :] if i == part.column else text for i, text in enumerate(row))
-        for part in found
+        tuple(text[: span.start] + text[span.end :] if i == span.column else text for i, text in enumerate(row))
+        for span in spans
     ]
 
 
-def weights(probability: float, others: npt.NDArray[np.float32]) -> list[float]:
-    """How far the log-odds fall from `probability` to those without each part (parts,)."""
-    clipped = np.clip(np.append(others.astype(np.float64), probability), LEAST, 1 - LEAST)
+def weights(probability: float, occluded: Sequence[float]) -> list[float]:
+    """Return the drop in log-odds from `probability` to the probability without each span."""
+    clipped = np.clip(np.array([*occluded, probability], np.float64), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     odds = np.log(clipped) - np.log1p(-clipped)
     return [float(value) for value in odds[-1] - odds[:-1]]
 
 
-def pieces(row: Row, found: Sequence[Part], given: Sequence[float | None]) -> list[list[tuple[str, float | None]]]:
-    """Each column cut into texts with their weights, None for what lies between the parts; they add up to the row."""
+def weighted_texts(
+    row: Row, spans: Sequence[Span], weights: Sequence[float | None]
+) -> list[list[tuple[str, float | None]]]:
+    """Split each column into texts with weights: None between the spans. The texts of a column add up to it."""
     columns: list[list[tuple[str, float | None]]] = []
     for i, text in enumerate(row):
         column: list[tuple[str, float | None]] = []
-        place = 0
-        for part, weight in zip(found, given, strict=True):
-            if part.column != i:
+        position = 0
+        for span, weight in zip(spans, weights, strict=True):
+            if span.column != i:
                 continue
-            if part.start > place:
-                column.append((text[place : part.start], None))
-            column.append((text[part.start : part.end], weight))
-            place = part.end
-        if place < len(text):
-            column.append((text[place:], None))
+            if span.start > position:
+                column.append((text[position : span.start], None))
+            column.append((text[span.start : span.end], weight))
+            position = span.end
+        if position < len(text):
+            column.append((text[position:], None))
         columns.append(column)
     return columns

@@ -1,7 +1,6 @@
-"""A bundle that answers requests, a batch at a time.
+"""A model bundle in memory that answers requests in batches.
 
-A batch is sorted and padded by length as the bundle always does, so that an answer does not depend on what else was in
-the batch.
+The bundle sorts and pads each batch by length, so an answer does not depend on the other rows of the batch.
 """
 
 from __future__ import annotations
@@ -14,49 +13,42 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from txclf.inference import bundle
-from txclf.inference.classifier import Classifier
+from txclf.inference.load import load_model
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.serving.batcher import Answers, DynamicBatcher
 from txclf.serving.occlusion import Row
 
 
 class Predictor:
-    """A bundle in memory. `threads` is how many the model computes with on a CPU."""
+    """Model bundle in memory, with a queue of requests. `threads` is the number of CPU threads of the model."""
 
-    def __init__(self, folder: str, threads: int, gpu: bool, max_batch_size: int, max_queue: int | None = None) -> None:
-        # One thread computes, so that two batches do not fight for the cores.
+    def __init__(
+        self, folder: str, *, threads: int, use_gpu: bool, max_batch_size: int, max_queue: int | None = None
+    ) -> None:
+        # One worker thread, because two concurrent batches would compete for the cores.
         self.pool = ThreadPoolExecutor(1, "model", torch.set_num_threads, (threads,))
         self.max_batch_size = max_batch_size
-        self.batcher = DynamicBatcher(self._compute, max_batch_size, max_queue)
-        self.model = _load(folder, gpu)
-        text = ("warming up",) * len(self.model.description.text_columns)
+        self.batcher = DynamicBatcher(self._compute, max_batch_size, max_queue=max_queue)
+        self.model = load_model(folder, on_cpu=not use_gpu)
+        text = ("warming up",) * len(self.model.metadata.text_columns)
         self.pool.submit(self.compute, [text]).result()
 
     async def answer(self, rows: Sequence[Row]) -> Answers:
-        """Answers in the order of the rows. Raises `Busy` when `max_queue` requests wait already."""
+        """Return the answers in the order of the rows. Raises `QueueFull` if `max_queue` requests are queued."""
         return await self.batcher.answer(rows)
 
     def compute(self, rows: Sequence[Row]) -> Answers:
-        """Answers of one batch, in this thread."""
+        """Return the answers of one batch, computed in the calling thread."""
         start = time.perf_counter()
+        outputs: list[str] = []
+        labels: list[list[str]] = []
         if isinstance(self.model, Seq2Seq):
             outputs = self.model.outputs(rows, self.max_batch_size)
-            found, given = np.empty((len(rows), 0), np.float32), []
+            probabilities = np.empty((len(rows), 0), np.float32)
         else:
-            outputs = []
-            found = self.model.probabilities(rows, self.max_batch_size)
-            given = self.model.predicted_labels(found)
-        return Answers(found, given, outputs, len(rows), time.perf_counter() - start)
+            probabilities = self.model.probabilities(rows, self.max_batch_size)
+            labels = self.model.predicted_labels(probabilities)
+        return Answers(probabilities, labels, outputs, len(rows), time.perf_counter() - start)
 
     async def _compute(self, rows: Sequence[Row]) -> Answers:
         return await asyncio.get_running_loop().run_in_executor(self.pool, self.compute, rows)
-
-
-def _load(folder: str, gpu: bool) -> Classifier | Seq2Seq:
-    seq2seq = bundle.read_metadata(folder).task == "seq2seq"
-    model: Classifier | Seq2Seq = Seq2Seq.load(folder) if seq2seq else Classifier.load(folder)
-    if not gpu:
-        model.model.cpu()
-        model.device = torch.device("cpu")
-    return model

@@ -1,10 +1,10 @@
-"""`txclf serve`: a bundle behind HTTP. Replicas of the model are a deployment of Ray Serve; this process is the front.
+"""Serve a bundle over HTTP. The replicas of the model are a Ray Serve deployment; this process is the front end.
 
-client ──HTTP──▶ front (this process: FastAPI on uvicorn) ──▶ Ray Serve's router ──▶ replicas, a batch at a time
+client ──HTTP──▶ front end (this process: FastAPI on uvicorn) ──▶ Ray Serve's router ──▶ replicas, one batch at a time
 
-The front holds the connections and a copy of each request, so a replica may die: what it had is sent to another, which
-is safe, for a prediction changes nothing. There is one front, so limits, counts and the clean end are exact. With
-`replicas: 0` the model runs in the front's own process, without Ray.
+The front end holds the connections and a copy of each request. If a replica dies, the front end sends its requests to
+another one, which is safe because a prediction changes nothing. There is one front end, so limits, metrics and the
+graceful shutdown are exact. With `replicas: 0` the model runs in the process of the front end, without Ray.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.inference import bundle
-from txclf.serving.app import Unavailable, service
+from txclf.serving.app import PredictionService, Unavailable
 from txclf.serving.batcher import Answers, Ask, DynamicBatcher, QueueFull
 from txclf.serving.middleware import Limits, Metrics
 from txclf.serving.occlusion import Row
@@ -36,101 +36,111 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 RETRIES = 5
-"""Times that a request is sent again after its replica died."""
+"""Maximum number of times that a request is sent again after its replica died."""
 WATCH_SECONDS = 1.0
-"""Between two looks at the replicas."""
+"""Seconds between two counts of the replicas."""
 DEPLOYMENT = "model"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a bundle is served."""
+    """Settings of the service."""
 
     host: str = "127.0.0.1"
     port: int = 8000
-    """0: one that is free."""
+    """TCP port; 0 selects a free one."""
     replicas: int = 1
-    """0: the model runs in this process."""
+    """Copies of the model on Ray; 0 runs the model in this process."""
     max_replicas: int = 0
-    """More than `replicas`: as many as the load asks for, up to this."""
+    """Upper bound of autoscaling; at most `replicas` disables it."""
     cpus_per_replica: float = 1.0
-    """Of a replica; the threads it computes with are this, rounded up."""
+    """CPUs per replica. The model computes with this number of threads, rounded up."""
     gpus_per_replica: float = 0.0
-    """Of a replica; 0: it computes on the CPU."""
+    """GPUs per replica; 0 computes on the CPU."""
     max_batch_size: int = 64
+    """Rows per batch."""
     max_queue: int = 256
-    """Requests that may wait for a replica, beside those that replicas hold."""
+    """Requests that may wait for a replica, in addition to those that replicas hold."""
     address: str | None = None
-    """Of a Ray cluster, else a local one is started."""
+    """Address of the Ray cluster; None starts a local one."""
     limits: Limits = field(default_factory=Limits)
     token: str | None = None
+    """Bearer token that requests must carry; None accepts every request."""
 
     @property
     def threads(self) -> int:
+        """CPU threads of the model."""
         return math.ceil(self.cpus_per_replica)
 
     @property
-    def ongoing(self) -> int:
-        """Calls that a replica holds at most: of one request each, a batch in the model and the next one ready."""
+    def use_gpu(self) -> bool:
+        """True if the model computes on a GPU."""
+        return self.gpus_per_replica > 0
+
+    @property
+    def max_ongoing_requests(self) -> int:
+        """Maximum number of calls that a replica holds: with one row per call, two batches."""
         return 2 * self.max_batch_size
 
 
 @dataclass(frozen=True)
 class Started:
-    """What is told when the service answers."""
+    """Facts about a service that has started."""
 
     url: str
     text_columns: list[str]
     seconds: float
+    """Seconds from the call of `serve` to the first answer."""
 
 
-class Model:
-    """A replica: a predictor in a process of its own."""
+class Replica:
+    """Ray Serve replica: a predictor in a process of its own."""
 
-    def __init__(self, folder: str, threads: int, gpu: bool, max_batch_size: int) -> None:
-        self.predictor = Predictor(folder, threads, gpu, max_batch_size)
+    def __init__(self, folder: str, threads: int, use_gpu: bool, max_batch_size: int) -> None:
+        self.predictor = Predictor(folder, threads=threads, use_gpu=use_gpu, max_batch_size=max_batch_size)
 
     async def answer(self, rows: Sequence[Row]) -> Answers:
+        """Return the answers in the order of the rows."""
         return await self.predictor.answer(rows)
 
 
-def serve(folder: str, settings: Settings, show: Callable[[Started], None]) -> bool:
-    """Serves a bundle until SIGINT or SIGTERM; then takes no more requests and answers those it has.
+def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) -> bool:
+    """Serve a bundle until SIGINT or SIGTERM, then refuse new requests and answer the open ones.
 
-    False when a second SIGINT would not wait for that.
+    Returns True if every open request was answered, False if a second SIGINT ended the service first.
 
-    Raises `BundleError` for what is no bundle, `ConfigError` for a port that is taken, `ClusterError` when Ray has no
-    room for the replicas.
+    Raises `BundleError` if the folder is not a bundle, `ConfigError` if the port is in use, `ClusterError` if Ray has
+    too few resources for the replicas.
     """
-    started = time.monotonic()
-    description, _ = bundle.read(folder, "classify", "multilabel", "seq2seq")  # all of it: is it whole?
+    start = time.monotonic()
+    metadata, _ = bundle.read(folder)  # reads every file, so a damaged bundle fails here
     folder = storage.absolute(folder)
     metrics = Metrics()
-    with _signals() as begin, _socket(settings) as listening:
+    with _signals() as begin, _listening_socket(settings) as listening:
         host, port = listening.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
         def ready() -> None:
-            show(Started(url, description.text_columns, time.monotonic() - started))
+            on_start(Started(url, metadata.text_columns, time.monotonic() - start))
 
-        where = _here(folder, settings) if settings.replicas == 0 else _on_ray(folder, settings, metrics)
-        with where as (ask, running):
-            app = service(
-                os.path.basename(os.path.dirname(folder)) or folder,
-                description,
-                ask,
-                settings.limits,
-                metrics,
-                settings.token,
-                lambda: metrics.running > 0,
-                lambda _: _watching(running, metrics),
+        model = _in_process(folder, settings) if settings.replicas == 0 else _on_ray(folder, settings, metrics)
+        with model as (ask, count_replicas):
+            service = PredictionService(
+                name=os.path.basename(os.path.dirname(folder)) or folder,
+                metadata=metadata,
+                ask=ask,
+                limits=settings.limits,
+                metrics=metrics,
+                token=settings.token,
+                is_healthy=lambda: metrics.running > 0,
             )
+            app = service.build_app(lambda _: _watch_replicas(count_replicas, metrics))
             begin()
             return _run(app, listening, settings, ready)
 
 
 def _run(app: Any, listening: socket.socket, settings: Settings, ready: Callable[[], None]) -> bool:
-    """Answers requests until a signal; returns when the last one is answered, False where it was not waited for."""
+    """Serve until a signal. Returns True if every open request was answered."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -160,97 +170,111 @@ def _run(app: Any, listening: socket.socket, settings: Settings, ready: Callable
 
 
 @contextmanager
-def _here(folder: str, settings: Settings) -> Iterator[tuple[Ask, Callable[[], int]]]:
-    """The model in this process."""
+def _in_process(folder: str, settings: Settings) -> Iterator[tuple[Ask, Callable[[], int]]]:
+    """Load the model into this process; yield the function that asks it and one that counts replicas."""
     predictor = Predictor(
-        folder, settings.threads, settings.gpus_per_replica > 0, settings.max_batch_size, settings.max_queue
+        folder,
+        threads=settings.threads,
+        use_gpu=settings.use_gpu,
+        max_batch_size=settings.max_batch_size,
+        max_queue=settings.max_queue,
     )
     yield predictor.answer, lambda: 1
 
 
 @contextmanager
 def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple[Ask, Callable[[], int]]]:
-    """The model as a deployment of Ray Serve, for the time of the block."""
+    """Deploy the model on Ray Serve during the block; yield the function that asks it and one that counts replicas."""
     from txclf import ray_cluster
 
-    needs = Compute(
+    compute = Compute(
         workers=settings.replicas,
         cpus_per_worker=settings.cpus_per_replica,
         gpus_per_worker=settings.gpus_per_replica,
         address=settings.address,
     )
-    with ray_cluster.connected(needs):
+    with ray_cluster.connected(compute):
         from ray import serve as ray_serve
 
-        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # its news of every replica
-        room = ray_cluster.room(needs)
-        if room < settings.replicas:
-            each = f"{settings.cpus_per_replica:g} CPUs" + (
-                f" and {settings.gpus_per_replica:g} GPUs" if settings.gpus_per_replica else ""
-            )
-            raise ClusterError(
-                f"--replicas {settings.replicas} with {each} each: Ray's nodes have room for {room}: "
-                f"lower --replicas, --cpus-per-replica or --gpus-per-replica, or add nodes"
-            )
-        joined = settings.address or os.environ.get("RAY_ADDRESS")
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # it logs every change of every replica
+        _require_resources(settings, ray_cluster.room(compute))
+        in_shared_cluster = settings.address or os.environ.get("RAY_ADDRESS")
         name = f"txclf-{uuid.uuid4().hex[:8]}"
         ray_serve.start(proxy_location="Disabled")
-        bound = _deployment(settings).bind(
-            folder, settings.threads, settings.gpus_per_replica > 0, settings.max_batch_size
-        )
+        application = _deployment(settings).bind(folder, settings.threads, settings.use_gpu, settings.max_batch_size)
         try:
             try:
-                handle = ray_serve.run(bound, name=name, route_prefix=None)
+                handle = ray_serve.run(application, name=name, route_prefix=None)
             except RuntimeError as error:
-                last = str(error).strip().splitlines()[-1]
-                raise ClusterError(f"`{folder}`: no replica could load it on Ray: {last}") from None
-            yield _gathering(_asking(handle, metrics), settings, metrics), lambda: _running(name)
+                reason = str(error).strip().splitlines()[-1]
+                raise ClusterError(
+                    f"`{folder}`: no replica could load the bundle: {reason}. "
+                    "Store the bundle where every node of the cluster can read it."
+                ) from None
+            yield _batch_calls(_ask_replicas(handle, metrics), settings, metrics), lambda: _count_replicas(name)
         finally:
-            # A Ray of our own ends as a whole; in a cluster that was there before, what is ours does.
-            if joined:
+            # A local Ray ends with this process; in a shared cluster the application must be removed.
+            if in_shared_cluster:
                 with suppress(Exception):
                     ray_serve.delete(name)
 
 
+def _require_resources(settings: Settings, max_replicas: int) -> None:
+    if max_replicas >= settings.replicas:
+        return
+    each = f"{settings.cpus_per_replica:g} CPUs"
+    if settings.use_gpu:
+        each += f" and {settings.gpus_per_replica:g} GPUs"
+    raise ClusterError(
+        f"--replicas {settings.replicas}: the Ray cluster has resources for {max_replicas} replicas of {each}. "
+        "Lower --replicas, --cpus-per-replica or --gpus-per-replica, or add nodes."
+    )
+
+
 def _deployment(settings: Settings) -> Any:
-    """The deployment of `Model`, unbound."""
+    """Return the Ray Serve deployment of `Replica`, without its arguments."""
     from ray import serve as ray_serve
 
-    many: dict[str, Any] = {"num_replicas": settings.replicas}
+    scale: dict[str, Any] = {"num_replicas": settings.replicas}
     if settings.max_replicas > settings.replicas:
-        scaling = {
+        autoscaling = {
             "min_replicas": settings.replicas,
             "max_replicas": settings.max_replicas,
             "initial_replicas": settings.replicas,
-            # Half of a batch in the model and half of one waiting: more than that wants another replica.
+            # Half a batch being computed and half a batch queued; more requests start another replica.
             "target_ongoing_requests": settings.max_batch_size,
         }
-        many = {"autoscaling_config": scaling}
+        scale = {"autoscaling_config": autoscaling}
     return ray_serve.deployment(
-        Model,
+        Replica,
         name=DEPLOYMENT,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
-        max_ongoing_requests=settings.ongoing,
+        max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queue,
         max_constructor_retry_count=3,
         graceful_shutdown_timeout_s=settings.limits.seconds + 5,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2,
         health_check_timeout_s=max(30.0, settings.limits.seconds),
-        **many,
+        **scale,
     )
 
 
-def _gathering(ask: Ask, settings: Settings, metrics: Metrics) -> Ask:
-    """Sends what waits to a replica as one call, for a call costs Ray Serve milliseconds: one batch that is in the
-    model, and the next one ready."""
+def _batch_calls(ask: Ask, settings: Settings, metrics: Metrics) -> Ask:
+    """Return `ask` behind a batcher with two batches per replica, because a call costs Ray Serve milliseconds."""
     if settings.max_replicas > settings.replicas:
-        return ask  # Ray Serve counts calls to know the load, so each request is one; a replica makes the batches
-    return DynamicBatcher(ask, settings.max_batch_size, settings.max_queue, lambda: 2 * max(1, metrics.running)).answer
+        return ask  # Ray Serve scales by the number of calls, so each request is one call; replicas make the batches
+    batcher = DynamicBatcher(
+        ask,
+        settings.max_batch_size,
+        max_queue=settings.max_queue,
+        max_in_flight=lambda: 2 * max(1, metrics.running),
+    )
+    return batcher.answer
 
 
-def _asking(handle: DeploymentHandle[Any], metrics: Metrics) -> Ask:
-    """Sends rows to a replica, and to another one where it died with them."""
+def _ask_replicas(handle: DeploymentHandle[Any], metrics: Metrics) -> Ask:
+    """Return a function that sends rows to a replica, and to another one if the replica dies."""
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
@@ -270,14 +294,14 @@ def _asking(handle: DeploymentHandle[Any], metrics: Metrics) -> Ask:
                     metrics.retries.inc()
                     await asyncio.sleep(0.05 * 2**attempt)
             except DeploymentUnavailableError as error:
-                raise Unavailable(f"Ray Serve has no replica of the model: {error}") from None
-        raise Unavailable(f"{RETRIES + 1} replicas died with this request: the model may need more memory") from None
+                raise Unavailable(f"Ray Serve has no replica of the model: {error}. Restart the service.") from None
+        raise Unavailable(f"{RETRIES + 1} replicas died with this request. Give the replicas more memory.") from None
 
     return ask
 
 
-def _running(name: str) -> int:
-    """Replicas that run."""
+def _count_replicas(name: str) -> int:
+    """Return the number of running replicas of an application."""
     from ray import serve as ray_serve
 
     application = ray_serve.status().applications.get(name)
@@ -288,17 +312,17 @@ def _running(name: str) -> int:
 
 
 @asynccontextmanager
-async def _watching(running: Callable[[], int], metrics: Metrics) -> AsyncIterator[None]:
-    """Counts the replicas again and again, for as long as the service answers."""
+async def _watch_replicas(count_replicas: Callable[[], int], metrics: Metrics) -> AsyncIterator[None]:
+    """Count the replicas every `WATCH_SECONDS` during the block."""
 
     async def watch() -> None:
         while True:
-            # Ray may be busy: what was counted last stands meanwhile.
+            # Ray may be busy; the last count is kept until the next one succeeds.
             with suppress(Exception):
-                metrics.count_replicas(await asyncio.to_thread(running))
+                metrics.count_replicas(await asyncio.to_thread(count_replicas))
             await asyncio.sleep(WATCH_SECONDS)
 
-    metrics.count_replicas(await asyncio.to_thread(running))
+    metrics.count_replicas(await asyncio.to_thread(count_replicas))
     task = asyncio.create_task(watch())
     try:
         yield
@@ -307,42 +331,46 @@ async def _watching(running: Callable[[], int], metrics: Metrics) -> AsyncIterat
 
 
 @contextmanager
-def _socket(settings: Settings) -> Iterator[socket.socket]:
-    """Listens before anything is loaded, so that a port that is taken is told at once."""
+def _listening_socket(settings: Settings) -> Iterator[socket.socket]:
+    """Listen before the model is loaded, so that a port in use is reported at once."""
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listening = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise ConfigError(f"--host {settings.host}: {error.strerror or error}") from None
+        raise ConfigError(
+            f"--host {settings.host}: {error.strerror or error}. Pass an address of this machine."
+        ) from None
     with listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listening.bind(place)
+            listening.bind(address)
         except OSError as error:
             raise ConfigError(
-                f"--host {settings.host} --port {settings.port}: {error.strerror or error}: choose another, "
-                "or --port 0 for one that is free"
+                f"--host {settings.host} --port {settings.port}: {error.strerror or error}. "
+                "Pass another port, or --port 0 for a free one."
             ) from None
         yield listening
 
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], None]]:
-    """SIGINT and SIGTERM end the block at once until it says that it serves: from then on uvicorn takes them as the
-    wish to end well, and sends them again when it is done."""
+    """Raise `SystemExit` on SIGINT or SIGTERM until the yielded function is called.
+
+    From then on uvicorn handles the signals as a graceful shutdown, and raises them again when it is done.
+    """
     serving: list[bool] = []
-    asked: list[int] = []
+    received: list[int] = []
 
     def handle(number: int, frame: object) -> None:
-        asked.append(number)
+        received.append(number)
         if not serving:
             raise SystemExit(128 + number)
 
     def begin() -> None:
-        if asked:  # what was raised may have been lost: Python drops an exception in some of its own callbacks
-            raise SystemExit(128 + asked[0])
+        if received:  # Python drops exceptions raised in some of its own callbacks
+            raise SystemExit(128 + received[0])
         serving.append(True)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

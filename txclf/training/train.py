@@ -231,12 +231,12 @@ def save_bundle(folder: str, run: RunConfig, prepared: str, saved: list[checkpoi
         folder,
         run,
         winner.weights,
-        manifest.labels,
-        shards.tokenizers(prepared),
-        winner.metrics,
-        {split: part.rows for split, part in manifest.splits.items() if not (seen and split == "valid")},
-        winner.calibration,
-        winner.thresholds,
+        labels=manifest.labels,
+        tokenizers=shards.tokenizers(prepared),
+        metrics=winner.metrics,
+        rows={split: part.rows for split, part in manifest.splits.items() if not (seen and split == "valid")},
+        calibration=winner.calibration,
+        thresholds=winner.thresholds,
     )
     return winner
 
