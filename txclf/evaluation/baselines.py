@@ -1,4 +1,4 @@
-"""The honest baselines that stand beside a model: the majority class and an n-gram logistic regression."""
+"""Simple baselines for the scores of a model: the majority class and an n-gram logistic regression."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_ROWS = 100_000
-"""Training rows beyond which the logistic regression learns from the first ones (they are shuffled)."""
+"""Max training rows of the logistic regression. It uses the first rows, which are shuffled."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -19,33 +19,46 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Baseline(NamedTuple):
-    """What a baseline predicts for the scored rows."""
+    """Predictions of a single-label baseline for the scored rows."""
 
     predictions: Ints
+    """Class ids (rows,)."""
     train_rows: int
+    """Training rows used."""
     seconds: float
+    """Seconds of training and prediction."""
+
+
+class MultilabelBaseline(NamedTuple):
+    """Logits of a multilabel baseline for the scored rows."""
+
+    logits: Floats
+    """Logits (rows, labels)."""
+    train_rows: int
+    """Training rows used."""
+    seconds: float
+    """Seconds of training and prediction."""
 
 
 def majority(train_labels: Ints, scored_rows: int) -> Ints:
-    """The most frequent training label, for every row."""
+    """Predict the most frequent training label for every row (rows,)."""
     return np.full(scored_rows, np.bincount(train_labels).argmax(), np.int64)
 
 
 def logistic_regression(
     train_texts: Sequence[str], train_labels: Ints, texts: Sequence[str], lowercase: bool = True
 ) -> Baseline:
-    """TF-IDF of words and word pairs, then logistic regression (scikit-learn's defaults otherwise).
+    """Train a logistic regression on TF-IDF features of words and word pairs, and predict `texts`.
 
-    As in Wang and Manning, Baselines and Bigrams (ACL 2012), a strong linear baseline for topics and sentiment.
+    Wang and Manning, Baselines and Bigrams (ACL 2012), show that such linear models are strong for topics and
+    sentiment. The majority class is predicted if the training rows have one label or no words.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     start = time.monotonic()
     train_texts, train_labels = train_texts[:MAX_ROWS], train_labels[:MAX_ROWS]
-    if len(np.unique(train_labels)) < 2:
-        return Baseline(majority(train_labels, len(texts)), len(train_texts), time.monotonic() - start)
-    features = _features(train_texts, lowercase)
+    features = _features(train_texts, lowercase) if len(np.unique(train_labels)) > 1 else None
     if features is None:
         return Baseline(majority(train_labels, len(texts)), len(train_texts), time.monotonic() - start)
     vectorizer, train_features = features
@@ -60,28 +73,31 @@ def logistic_regression(
 
 def one_vs_rest(
     train_texts: Sequence[str], train_targets: Bools, texts: Sequence[str], lowercase: bool = True
-) -> tuple[Floats, int, float]:
-    """The same for rows that may have several labels: a logistic regression for each; logits (rows, labels) of the
-    texts, the training rows used, and seconds."""
+) -> MultilabelBaseline:
+    """Train one logistic regression per label on the same features, and return the logits of `texts`.
+
+    `train_targets` has the shape (rows, labels). The logits of a label that no training row has, or every one, are
+    those of its share of the training rows.
+    """
     from sklearn.linear_model import LogisticRegression
 
     start = time.monotonic()
     train_texts, train_targets = train_texts[:MAX_ROWS], train_targets[:MAX_ROWS]
     shares = train_targets.mean(axis=0, dtype=np.float32).clip(1e-6, 1 - 1e-6)
-    found: Floats = np.tile(np.log(shares / (1 - shares)), (len(texts), 1))
+    logits: Floats = np.tile(np.log(shares / (1 - shares)), (len(texts), 1))
     features = _features(train_texts, lowercase)
     if features and texts:
         vectorizer, train_features = features
-        wanted = vectorizer.transform(texts)
+        scored_features = vectorizer.transform(texts)
         for label in np.flatnonzero(train_targets.any(axis=0) & ~train_targets.all(axis=0)):
             model = LogisticRegression(C=10.0, solver="liblinear", random_state=0)
             model.fit(train_features, train_targets[:, label])
-            found[:, label] = model.decision_function(wanted)
-    return found, len(train_texts), time.monotonic() - start
+            logits[:, label] = model.decision_function(scored_features)
+    return MultilabelBaseline(logits, len(train_texts), time.monotonic() - start)
 
 
 def _features(texts: Sequence[str], lowercase: bool) -> tuple[Any, Any] | None:
-    """The vectorizer and the features of the training texts; None where there is no word in them."""
+    """Return the fitted vectorizer and the features of the training texts; None if the texts contain no word."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(
@@ -94,5 +110,5 @@ def _features(texts: Sequence[str], lowercase: bool) -> tuple[Any, Any] | None:
     )
     try:
         return vectorizer, vectorizer.fit_transform(texts)
-    except ValueError:  # no word at all in the training texts
+    except ValueError:  # the training texts contain no word
         return None

@@ -1,9 +1,13 @@
-"""`txclf evaluate`: scores a run's bundle on its test split or on other labelled files, beside honest baselines."""
+"""`txclf evaluate`: score a finished run on its test split or on other labelled files, next to simple baselines.
+
+`EVALUATORS` holds one evaluator per task. Each returns the content of `metrics.json`.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,158 +17,166 @@ import pyarrow as pa
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
-from txclf.core.errors import ConfigError, DataError
-from txclf.data import records, shards, sources
+from txclf.core.errors import ConfigError
+from txclf.data import shards
 from txclf.data.batches import PairRows
 from txclf.data.labels import LabelSets
-from txclf.data.tokenizer import encode_targets
-from txclf.data.word_cache import WordCache
 from txclf.evaluation import baselines
+from txclf.evaluation.labelled_files import Rows, read_labels, read_targets
 from txclf.inference.classifier import Classifier, sigmoid, softmax
 from txclf.inference.seq2seq import Seq2Seq
-from txclf.metrics import calibration, multilabel, thresholds
-from txclf.metrics.multiclass import scores, short_scores
+from txclf.metrics import calibration, multiclass, multilabel, thresholds
 from txclf.metrics.text import text_scores
 
 METRICS = "metrics.json"
 
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Finished run and the rows to score."""
+
+    run: RunConfig
+    model: str
+    """Folder of the run's bundle."""
+    prepared: str
+    """Folder of the prepared data."""
+    manifest: shards.Manifest
+    data: Sequence[str] | None
+    """Labelled files to score; None for the test split."""
+    with_baseline: bool
+    """True to score the baselines too. Seq2seq has none."""
+
+    def split(self, name: str, columns: Sequence[str]) -> pa.Table:
+        """Return columns of a prepared split."""
+        return shards.read_split(self.prepared, self.manifest, name, columns)
+
+    def test_rows(self, columns: Sequence[str]) -> Rows:
+        """Return columns of the test split."""
+        return Rows(self.split("test", columns), self.manifest.splits["test"].rejected)
+
+    def source(self, skipped: int) -> dict[str, Any]:
+        """Return the part of the result that names the scored rows."""
+        return {"data": "test" if self.data is None else list(self.data), "skipped": skipped}
+
 
 def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: bool = True) -> dict[str, Any]:
-    """Scores every row of the test split (or of the files given) once; writes `metrics.json`, returns its content.
+    """Score every row of the test split, or of the files `data`; write `metrics.json` and return its content.
 
-    Raises `ConfigError` when the folder is no finished run or has no test split, `DataError` for bad rows.
+    Raises `ConfigError` if the folder is not a finished run or has no test split, `DataError` for bad rows.
     """
     folder = storage.absolute(run_folder)
-    summary_path = storage.join(folder, "summary.json")
-    if not storage.exists(summary_path):
-        raise ConfigError(f"`{run_folder}`: not a finished run, it has no summary.json: train it, or go on by --resume")
+    summary = storage.join(folder, "summary.json")
+    if not storage.exists(summary):
+        raise ConfigError(
+            f"`{run_folder}`: not a finished run, because it has no summary.json. "
+            "Train it, or resume its training with --resume."
+        )
     run = run_config.load(storage.join(folder, "run.yaml"))
-    prepared = storage.read_json(summary_path)["prepared"]
-    manifest = shards.load_manifest(prepared)
-    if data is None and "test" not in manifest.splits:
-        raise ConfigError(f"`{run_folder}`: the run has no `data.test`: score other files by --data FILE")
-    if run.task == "seq2seq":
-        result = _evaluate_pairs(run, folder, prepared, manifest, data)
-    else:
-        classifier = Classifier.load(storage.join(folder, "model"))
-        score = _evaluate_sets if classifier.is_multilabel else _evaluate_classes
-        result = score(run, classifier, prepared, manifest, data, with_baseline)
+    prepared = storage.read_json(summary)["prepared"]
+    evaluation = Evaluation(
+        run=run,
+        model=storage.join(folder, "model"),
+        prepared=prepared,
+        manifest=shards.load_manifest(prepared),
+        data=data,
+        with_baseline=with_baseline,
+    )
+    if data is None and "test" not in evaluation.manifest.splits:
+        raise ConfigError(f"`{run_folder}`: the run has no `data.test`. Pass other labelled files with --data FILE.")
+    result = EVALUATORS[run.task_spec.name](evaluation)
     storage.write_json(storage.join(folder, METRICS), result)
     return result
 
 
-def _evaluate_classes(
-    run: RunConfig,
-    classifier: Classifier,
-    prepared: str,
-    manifest: shards.Manifest,
-    data: Sequence[str] | None,
-    with_baseline: bool,
-) -> dict[str, Any]:
-    table, skipped = _rows(run, classifier, prepared, manifest, data)
-    labels = table["label"].to_numpy().astype(np.int64)
+def evaluate_classes(evaluation: Evaluation) -> dict[str, Any]:
+    """Score a single-label classifier."""
+    classifier = Classifier.load(evaluation.model)
+    table, skipped = _label_rows(evaluation, classifier)
+    labels = _class_ids(table)
     logits = classifier.logits(classifier.rows([table]))
-    probabilities = softmax(logits, classifier.temperature)
-    result = {
-        "data": "test" if data is None else list(data),
-        "skipped": skipped,
+    scores = multiclass.scores(softmax(logits, classifier.temperature), labels, classifier.labels)
+    return {
+        **evaluation.source(skipped),
         "labels": classifier.labels,
-        **scores(probabilities, labels, classifier.labels),
+        **scores,
         "temperature": classifier.temperature,
         "calibration_error_before": calibration.error(logits, labels),
+        **(_class_baselines(evaluation, table) if evaluation.with_baseline else {}),
     }
-    if with_baseline:
-        train = shards.read_split(prepared, manifest, "train", ["label", "text"])
-        train_labels = train["label"].to_numpy().astype(np.int64)
-        most = baselines.majority(train_labels, len(labels))
-        result["majority"] = short_scores(most, labels, len(classifier.labels))
-        texts = train["text"].to_pylist()
-        linear = baselines.logistic_regression(texts, train_labels, table["text"].to_pylist(), run.tokenizer.lowercase)
-        result["baseline"] = {
+
+
+def _class_baselines(evaluation: Evaluation, table: pa.Table) -> dict[str, Any]:
+    """Score the majority class and the n-gram logistic regression on the rows of a table."""
+    train = evaluation.split("train", ["label", "text"])
+    train_labels, labels, classes = _class_ids(train), _class_ids(table), len(evaluation.manifest.labels)
+    majority = baselines.majority(train_labels, len(labels))
+    lowercase = evaluation.run.tokenizer.lowercase
+    texts = table["text"].to_pylist()
+    linear = baselines.logistic_regression(train["text"].to_pylist(), train_labels, texts, lowercase)
+    return {
+        "majority": multiclass.short_scores(majority, labels, classes),
+        "baseline": {
             "model": "n-gram logistic regression",
-            **short_scores(linear.predictions, labels, len(classifier.labels)),
+            **multiclass.short_scores(linear.predictions, labels, classes),
             "train_rows": linear.train_rows,
             "seconds": round(linear.seconds, 2),
-        }
-    return result
+        },
+    }
 
 
-def _rows(
-    run: RunConfig, classifier: Classifier, prepared: str, manifest: shards.Manifest, data: Sequence[str] | None
-) -> tuple[pa.Table, int]:
-    """What is scored: the test split, or the rows of `data`; and how many of them could not be."""
-    if data is not None:
-        return _read(run, classifier, data)
-    columns = ["input_ids", "labels" if classifier.is_multilabel else "label", "text"]
-    return shards.read_split(prepared, manifest, "test", columns), manifest.splits["test"].rejected
-
-
-def _evaluate_sets(
-    run: RunConfig,
-    classifier: Classifier,
-    prepared: str,
-    manifest: shards.Manifest,
-    data: Sequence[str] | None,
-    with_baseline: bool,
-) -> dict[str, Any]:
-    names = classifier.labels
-    table, skipped = _rows(run, classifier, prepared, manifest, data)
-    rows = classifier.rows([table])
-    logits, targets = classifier.logits(rows), _targets(table, len(names))
-    result = {
-        "data": "test" if data is None else list(data),
-        "skipped": skipped,
-        "labels": names,
-        **multilabel.scores(classifier.calibrated(logits), targets, classifier.thresholds, names),
+def evaluate_label_sets(evaluation: Evaluation) -> dict[str, Any]:
+    """Score a multilabel classifier at its thresholds."""
+    classifier = Classifier.load(evaluation.model)
+    table, skipped = _label_rows(evaluation, classifier)
+    logits, targets = classifier.logits(classifier.rows([table])), _targets(table, len(classifier.labels))
+    probabilities = classifier.calibrated(logits)
+    return {
+        **evaluation.source(skipped),
+        "labels": classifier.labels,
+        **multilabel.scores(probabilities, targets, classifier.thresholds, classifier.labels),
         "temperature": classifier.temperature,
         "calibration_error_before": calibration.error(logits, targets),
+        **(_label_set_baselines(evaluation, table) if evaluation.with_baseline else {}),
     }
-    if with_baseline:
-        train, valid = (shards.read_split(prepared, manifest, name, ["labels", "text"]) for name in ("train", "valid"))
-        train_targets, valid_targets = _targets(train, len(names)), _targets(valid, len(names))
-        sets, counts = np.unique(train_targets, axis=0, return_counts=True)
-        most = np.tile(sets[counts.argmax()], (len(targets), 1))
-        result["majority"] = multilabel.short_scores(most, targets)
-        texts = [*valid["text"].to_pylist(), *table["text"].to_pylist()]
-        found, train_rows, seconds = baselines.one_vs_rest(
-            train["text"].to_pylist(), train_targets, texts, run.tokenizer.lowercase
-        )
-        limits = np.array(thresholds.choose(found[: len(valid)], valid_targets), np.float32)
-        given = sigmoid(found[len(valid) :]) >= limits
-        result["baseline"] = {
-            "model": "n-gram logistic regression, one for each label, its thresholds chosen on the validation rows",
-            **multilabel.short_scores(given, targets),
-            "train_rows": train_rows,
-            "seconds": round(seconds, 2),
-        }
-    return result
 
 
-def _targets(table: pa.Table, classes: int) -> npt.NDArray[np.bool_]:
-    """Whether each row has each label (rows, classes)."""
-    return LabelSets.from_tables([table]).matrix(classes)
-
-
-def _evaluate_pairs(
-    run: RunConfig, folder: str, prepared: str, manifest: shards.Manifest, data: Sequence[str] | None
-) -> dict[str, Any]:
-    model = Seq2Seq.load(storage.join(folder, "model"))
-    if data is None:
-        table = shards.read_split(prepared, manifest, "test", ["input_ids", "target_ids", "target"])
-        skipped = manifest.splits["test"].rejected
-    else:
-        texts, found, bad = _labelled(run, data, run.data.target, None)
-        targets = [target for (target,) in found]
-        input_ids = model.encode(texts)
-        target_ids, _ = encode_targets(WordCache(model.target_tokenizer), targets, model.metadata.max_length)
-        columns = [input_ids, target_ids, pa.array(targets)]
-        table, skipped = pa.table(columns, names=["input_ids", "target_ids", "target"]), bad
-    started = time.monotonic()
-    outputs = model.generate(model.rows([table]))
-    seconds = time.monotonic() - started
+def _label_set_baselines(evaluation: Evaluation, table: pa.Table) -> dict[str, Any]:
+    """Score the most frequent set of labels and one n-gram logistic regression per label on the rows of a table."""
+    labels = len(evaluation.manifest.labels)
+    train, valid = (evaluation.split(name, ["labels", "text"]) for name in ("train", "valid"))
+    train_targets, targets = _targets(train, labels), _targets(table, labels)
+    sets, counts = np.unique(train_targets, axis=0, return_counts=True)
+    majority = np.tile(sets[counts.argmax()], (len(targets), 1))
+    texts = [*valid["text"].to_pylist(), *table["text"].to_pylist()]
+    lowercase = evaluation.run.tokenizer.lowercase
+    linear = baselines.one_vs_rest(train["text"].to_pylist(), train_targets, texts, lowercase)
+    limits = np.array(thresholds.choose(linear.logits[: len(valid)], _targets(valid, labels)), np.float32)
+    predicted = sigmoid(linear.logits[len(valid) :]) >= limits
     return {
-        "data": "test" if data is None else list(data),
-        "skipped": skipped,
+        "majority": multilabel.short_scores(majority, targets),
+        "baseline": {
+            "model": "n-gram logistic regression, one for each label, its thresholds chosen on the validation rows",
+            **multilabel.short_scores(predicted, targets),
+            "train_rows": linear.train_rows,
+            "seconds": round(linear.seconds, 2),
+        },
+    }
+
+
+def evaluate_targets(evaluation: Evaluation) -> dict[str, Any]:
+    """Score a seq2seq model: the targets with teacher forcing, the generated texts with BLEU, chrF and exact match."""
+    model = Seq2Seq.load(evaluation.model)
+    if evaluation.data is None:
+        table, skipped = evaluation.test_rows(["input_ids", "target_ids", "target"])
+    else:
+        table, skipped = read_targets(evaluation.run, model, evaluation.data)
+    start = time.monotonic()
+    outputs = model.generate(model.rows([table]))
+    seconds = time.monotonic() - start
+    return {
+        **evaluation.source(skipped),
         "beams": model.settings.num_beams,
         "seconds": round(seconds, 2),
         **model.teacher_forced(PairRows.from_tables([table])),
@@ -172,41 +184,26 @@ def _evaluate_pairs(
     }
 
 
-def _read(run: RunConfig, classifier: Classifier, paths: Sequence[str]) -> tuple[pa.Table, int]:
-    """Labelled rows of other files, tokenized for the bundle, and how many were skipped."""
-    numbers = {label: number for number, label in enumerate(classifier.labels)}
-    texts, labels, skipped = _labelled(run, paths, run.data.label, numbers)
-    input_ids = classifier.encode(texts)
-    joined = pa.array(["\n".join(text) for text in texts])
-    if classifier.is_multilabel:
-        sets = pa.array([sorted(numbers[label] for label in row) for row in labels], pa.list_(pa.int32()))
-        return pa.table([input_ids, sets, joined], names=["input_ids", "labels", "text"]), skipped
-    known = pa.array([numbers[label] for (label,) in labels], pa.int32())
-    return pa.table([input_ids, known, joined], names=["input_ids", "label", "text"]), skipped
+EVALUATORS: dict[str, Callable[[Evaluation], dict[str, Any]]] = {
+    "classify": evaluate_classes,
+    "multilabel": evaluate_label_sets,
+    "seq2seq": evaluate_targets,
+}
+"""Evaluator by `TaskSpec.name`."""
 
 
-def _labelled(
-    run: RunConfig, paths: Sequence[str], column: str, known: Collection[str] | None
-) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]], int]:
-    """Texts and what a column says of them, all of `known` if that is given; and how many rows were skipped."""
-    texts: list[tuple[str, ...]] = []
-    labels: list[tuple[str, ...]] = []
-    delimiter = run.data.label_delimiter if run.task == "multilabel" else None
-    bad: list[records.Reject] = []
-    for source in sources.find_sources(paths):
-        for rows, rejects in records.read_rows(source, run.data.text, column, label_delimiter=delimiter):
-            bad += rejects
-            found = rows.label_sets or [(label,) for label in rows.labels]
-            for text, row_labels, file, row in zip(rows.texts, found, rows.files, rows.rows, strict=True):
-                unknown = [] if known is None else [label for label in row_labels if label not in known]
-                if unknown:
-                    bad.append(records.Reject(file, row, f"label `{unknown[0]}` is not one of the model's"))
-                else:
-                    texts.append(text)
-                    labels.append(row_labels)
-    if bad and run.data.on_bad_row == "fail":
-        lines = "\n".join(f"  {reject.file}: row {reject.row:,}: {reject.reason}" for reject in bad[:20])
-        raise DataError(f"{len(bad):,} bad row(s), the first of them:\n{lines}\nthe run has `data.on_bad_row: fail`")
-    if not texts:
-        raise DataError(f"no usable row in {', '.join(paths)}")
-    return texts, labels, len(bad)
+def _label_rows(evaluation: Evaluation, classifier: Classifier) -> Rows:
+    """Return the rows to score as `input_ids`, `text` and the column with the answer."""
+    if evaluation.data is not None:
+        return read_labels(evaluation.run, classifier, evaluation.data)
+    return evaluation.test_rows([*evaluation.run.task_spec.shard_columns, "text"])
+
+
+def _class_ids(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Return the class id of each row (rows,)."""
+    return np.asarray(table["label"].to_numpy(), np.int64)
+
+
+def _targets(table: pa.Table, labels: int) -> Bools:
+    """Return which labels each row has (rows, labels)."""
+    return LabelSets.from_tables([table]).matrix(labels)
