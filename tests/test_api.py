@@ -82,7 +82,7 @@ def test_load_config_takes_a_path_a_mapping_and_a_run(folder: Path) -> None:
     assert txclf.load_config(run) == run
     assert txclf.load_config({"name": "trec", **SETTINGS}, ["train.epochs=2"]) == run
     assert run.data.train == (str(folder / "train.csv"),)
-    with pytest.raises(txclf.ConfigError, match="did you mean `epochs`"):
+    with pytest.raises(txclf.ConfigError, match="Did you mean `epochs`"):
         txclf.load_config(run, ["train.epoch=2"])
 
 

@@ -11,7 +11,8 @@ import pytest
 import txclf
 from txclf.config import run_config
 from txclf.config.search_space import Domain, Scheduler, Tune
-from txclf.config.sections import Compute, Data, Generate, Model, Tokenizer, Train
+from txclf.config.sections import Compute, Data, Generate, Model, Tokenizer
+from txclf.config.train import Train
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "txclf"

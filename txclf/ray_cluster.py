@@ -86,7 +86,7 @@ def require(compute: Compute) -> None:
 
     Reading and training ask for no CPU beside those of the workers, so they may take all there are.
     """
-    workers = compute.fewest
+    workers = compute.min_workers
     word = f"`compute.workers` ({workers})" if not compute.elastic else f"the fewest of `compute.workers` ({workers})"
     nodes, wanted = _nodes(), _wanted(compute)
     keys = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
@@ -115,12 +115,12 @@ def waiting(compute: Compute) -> str:
     """What a run without workers waits for, with the arithmetic."""
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    needs = f"{compute.fewest * compute.cpus_per_worker:g} CPUs"
+    needs = f"{compute.min_workers * compute.cpus_per_worker:g} CPUs"
     has = f"{free.get('CPU', 0):g} of {there.get('CPU', 0):g} CPUs"
     if compute.gpus_per_worker:
-        needs += f" and {compute.fewest * compute.gpus_per_worker:g} GPUs"
+        needs += f" and {compute.min_workers * compute.gpus_per_worker:g} GPUs"
         has += f" and {free.get('GPU', 0):g} of {there.get('GPU', 0):g} GPUs"
-    return f"waiting for workers: {compute.fewest} of them take {needs}, and Ray has {has} free"
+    return f"waiting for workers: {compute.min_workers} of them take {needs}, and Ray has {has} free"
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -144,4 +144,4 @@ def data_budget(compute: Compute) -> int:
     Ray sizes the store by the node's memory, and each worker holds a copy beside the one in the store.
     """
     rooms = [(_room(node, _wanted(compute)), node.get("object_store_memory", 0.0)) for node in _nodes()]
-    return min(int(store / 2 / min(compute.most, room)) for room, store in rooms if room)
+    return min(int(store / 2 / min(compute.max_workers, room)) for room, store in rooms if room)

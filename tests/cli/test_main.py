@@ -54,7 +54,7 @@ def test_config_prints_it_resolved_and_its_schema(folder: Path) -> None:
     ("words", "message"),
     [
         (["train", "nothing.yaml"], "`nothing.yaml`: no such run file"),
-        (["train", "{tiny}", "train.epoch=3"], "`train.epoch`: unknown key: did you mean `epochs`?"),
+        (["train", "{tiny}", "train.epoch=3"], "`train.epoch`: unknown key. Did you mean `epochs`?"),
         (["train", "{tiny}", "train.epochs=many"], "`train.epochs`: "),
         (["train", "{tiny}", "tokenizer.max_length=0"], "`tokenizer.max_length`: "),
         (["train", "{tiny}", "data.train=none.csv"], "none.csv`: no such file"),

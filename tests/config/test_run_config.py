@@ -12,8 +12,10 @@ import yaml
 from pydantic import ValidationError
 
 from txclf.config import run_config
+from txclf.config.base import Section
 from txclf.config.run_config import RunConfig
-from txclf.config.sections import Compute, Data, Model, Section, Tokenizer, Train
+from txclf.config.sections import Compute, Data, Model, Tokenizer
+from txclf.config.train import Train
 from txclf.core.errors import ConfigError
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").rglob("*.yaml"))
@@ -120,8 +122,8 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train.epochs"], "`train.epochs`: expected `key=value`, as in `train.epochs=5`"),
-        (["=5"], "`=5`: expected `key=value`"),
+        (["train.epochs"], "`train.epochs`: not an override. Write `key=value`, as in `train.epochs=5`"),
+        (["=5"], "`=5`: not an override. Write `key=value`"),
         (["seed=2", "seed.more=1"], "`seed.more=1`: `seed` is a value, not a section"),
         (["data.train=[a.csv]", "data.train.0=b.csv"], "`data.train.0=b.csv`: `train` is a value, not a section"),
         (["train={epochs: 1, epochs: 2}"], "the value is not valid YAML: key `epochs` is given twice"),
@@ -142,16 +144,16 @@ def test_every_problem_at_once_with_its_key() -> None:
     assert count == "`command line` has 5 problems:"
     assert lines == [
         "`seed`: input should be greater than or equal to 0, not -1",
-        f"`data.more`: unknown key: Known here: {', '.join(Data.model_fields)}",
+        f"`data.more`: unknown key. Known keys: {', '.join(Data.model_fields)}.",
         "`model`: `num_heads` (3) must divide `hidden_size` (128)",
         "`train.epochs`: input should be a valid integer, unable to parse string as an integer, not 'many'",
-        f"`train.nope`: unknown key: Known here: {', '.join(Train.model_fields)}",
+        f"`train.nope`: unknown key. Known keys: {', '.join(Train.model_fields)}.",
     ]
 
 
 def test_an_unknown_section_is_told_the_sections() -> None:
     known = "name, storage, seed, task, data, tokenizer, model, train, generate, compute"
-    assert any(line.startswith(f"`optimizer`: unknown key: Known here: {known}") for line in problems("optimizer.lr=1"))
+    assert any(line.startswith(f"`optimizer`: unknown key. Known keys: {known}") for line in problems("optimizer.lr=1"))
 
 
 @pytest.mark.parametrize(
@@ -227,14 +229,17 @@ def test_widths_that_do_not_go_together(words: list[str], message: str) -> None:
     [
         (
             ["train.focal_gamma=2", "train.label_smoothing=0.1"],
-            "`focal_gamma` and `label_smoothing` do not go together",
+            "`focal_gamma` and `label_smoothing` exclude each other",
         ),
         (
             ["train.sampling=balanced", "train.class_weights=balanced"],
-            "`sampling: balanced` and `class_weights` do the",
+            "`sampling: balanced` and `class_weights` both balance the classes",
         ),
-        (["train.average_checkpoints=4"], "`average_checkpoints` (4) needs as many `keep_checkpoints`, not 3"),
-        (["train.sampling=balanced", "train.class_weights={a: 2}"], "`sampling: balanced` and `class_weights` do the"),
+        (["train.average_checkpoints=4"], "`average_checkpoints` (4) is more than `keep_checkpoints` (3)"),
+        (
+            ["train.sampling=balanced", "train.class_weights={a: 2}"],
+            "`sampling: balanced` and `class_weights` both balance the classes",
+        ),
     ],
 )
 def test_training_settings_that_do_not_go_together(words: list[str], message: str) -> None:

@@ -249,11 +249,11 @@ def test_a_changed_file_is_matched_anew_and_the_same_one_is_not(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model.word_vectors=v.txt"], "set `tokenizer.kind: word`, not `bpe`"),
+        (["model.word_vectors=v.txt"], "needs whole words, not `tokenizer.kind: bpe`. Set `tokenizer.kind: word`"),
         (["model.freeze_word_vectors=true"], "`freeze_word_vectors` needs a file of `word_vectors`"),
         (
             ["model.word_vectors=v.txt", "tokenizer.kind=word", "task=seq2seq"],
-            "`model.word_vectors: v.txt` does not go with",
+            "`model.word_vectors: v.txt` is not supported with",
         ),
     ],
 )

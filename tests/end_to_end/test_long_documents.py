@@ -223,11 +223,14 @@ def test_a_bundle_from_before_cuts_columns_as_it_did(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["data.truncation=windows", "data.window_overlap=256"], "`data.window_overlap` (256) must be less than"),
-        (["model.segment_embeddings=true"], "`data.text` has one"),
-        (["task=seq2seq", "data.truncation=windows"], "`data.truncation: windows` does not go with `task: seq2seq`"),
+        (["model.segment_embeddings=true"], "`model.segment_embeddings: true` needs several text columns"),
+        (
+            ["task=seq2seq", "data.truncation=windows"],
+            "`data.truncation: windows` is not supported with `task: seq2seq`",
+        ),
         (
             ["task=seq2seq", "data.text=[a, b]", "model.segment_embeddings=true"],
-            "`model.segment_embeddings: true` does not go with",
+            "`model.segment_embeddings: true` is not supported with",
         ),
         (["data.max_windows=0"], "data.max_windows"),
     ],

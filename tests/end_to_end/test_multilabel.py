@@ -263,10 +263,10 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path, data: tuple[str, str]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train.monitor=valid_accuracy"], "`train.monitor: valid_accuracy` is not of `task: multilabel`"),
-        (["tune.metric=valid_exact_match"], "`tune.metric: valid_exact_match` is not of `task: multilabel`"),
-        (["train.sampling=balanced"], "`train.sampling: balanced` does not go with `task: multilabel`"),
-        (["task=classify"], "`train.monitor: valid_map` is not of `task: classify`"),
+        (["train.monitor=valid_accuracy"], "`train.monitor: valid_accuracy` is not a metric of `task: multilabel`"),
+        (["tune.metric=valid_exact_match"], "`tune.metric: valid_exact_match` is not a metric of `task: multilabel`"),
+        (["train.sampling=balanced"], "`train.sampling: balanced` is not supported with `task: multilabel`"),
+        (["task=classify"], "`train.monitor: valid_map` is not a metric of `task: classify`"),
         (["data.label_delimiter="], "`data.label_delimiter`: "),
     ],
 )

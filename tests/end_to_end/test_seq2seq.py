@@ -194,10 +194,10 @@ def test_targets_are_put_together_again(kind: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train.monitor=valid_accuracy"], "`train.monitor: valid_accuracy` is not of `task: seq2seq`"),
-        (["train.adversarial=1"], "`train.adversarial: 1.0` does not go with `task: seq2seq`"),
-        (["train.class_weights=balanced"], "`train.class_weights: balanced` does not go with"),
-        (["task=classify"], "`train.monitor: valid_exact_match` is not of `task: classify`"),
+        (["train.monitor=valid_accuracy"], "`train.monitor: valid_accuracy` is not a metric of `task: seq2seq`"),
+        (["train.adversarial=1"], "`train.adversarial: 1.0` is not supported with `task: seq2seq`"),
+        (["train.class_weights=balanced"], "`train.class_weights: balanced` is not supported with"),
+        (["task=classify"], "`train.monitor: valid_exact_match` is not a metric of `task: classify`"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path: Path, data: str, words: list[str], message: str) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from txclf.config.sections import Model, Train
+from txclf.config.sections import Model
+from txclf.config.train import Train
 from txclf.data.batches import Batch, PairBatch
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.seq2seq import Seq2SeqTransformer

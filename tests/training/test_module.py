@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from tests.helpers.modules import DRAW, LISTS, make_run
 from txclf.config.run_config import RunConfig
-from txclf.config.sections import Compute, Train
+from txclf.config.sections import Compute
+from txclf.config.train import Train
 from txclf.core.errors import ConfigError
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import rank_parts

@@ -1,6 +1,6 @@
-"""The run file: YAML checked by frozen models, every problem reported at once with its dotted key.
+"""The run file: YAML that is checked by frozen models. All problems are reported at once, each with its dotted key.
 
-Precedence, lowest first: the defaults below, the file, then `a.b=value` words of the command line.
+Precedence, lowest first: the defaults, the file, then `a.b=value` overrides of the command line.
 
     config = load("jobs/trec.yaml", ["train.epochs=5", "data.train=my.csv"])
 """
@@ -18,28 +18,32 @@ from typing import Annotated, Any, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from txclf.config.base import Section
 from txclf.config.dotted import Settings, set_dotted
 from txclf.config.search_space import Tune
-from txclf.config.sections import Compute, Data, Generate, Model, Section, Tokenizer, Train, Truncation
+from txclf.config.sections import Compute, Data, Generate, Model, Tokenizer, Truncation
 from txclf.config.tasks import TASKS, Task, TaskSpec
+from txclf.config.train import Train
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 
-SEARCHED = ("seed", "data", "tokenizer", "model", "train")
-"""What a search may change."""
+SEARCHABLE = ("seed", "data", "tokenizer", "model", "train")
+"""Sections and keys that a search may change."""
 
 
 class RunConfig(Section):
-    """A run file. The run folder is `storage`/`name`."""
+    """Run file. The run folder is `storage`/`name`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    """Name of the run and of its folder."""
+    """Name of the run and of its folder: letters, digits, `.`, `_` and `-`, starting with a letter or digit."""
     storage: str = "runs"
-    """Path or URI, reachable from every node, under which runs and prepared data lie."""
+    """Path or URI of the folder with the runs (`storage/name`) and the prepared data (`storage/prepared`). Every node
+    of a cluster must reach it. A relative path starts at the working directory."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the split, the shuffles, the initial weights and dropout."""
+    """Seed of the validation split, the tokenizer sample, the shuffles, the initial weights and dropout."""
     task: Task = "classify"
-    """`classify`: one label per text; `multilabel`: any number of labels per text; `seq2seq`: a text from a text."""
+    """Task of the model. `classify` gives each text one label, `multilabel` any number of labels, and `seq2seq`
+    generates a text from a text."""
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()
@@ -53,35 +57,40 @@ class RunConfig(Section):
         known = self.task_spec.monitors
         for key, value in (("train.monitor", self.train.monitor), ("tune.metric", self.tune.metric)):
             if value is not None and value not in known:
-                raise ValueError(f"`{key}: {value}` is not of `task: {self.task}`, which has {', '.join(known)}")
+                raise ValueError(
+                    f"`{key}: {value}` is not a metric of `task: {self.task}`. Set one of {', '.join(known)}."
+                )
         for key, allowed, advice in self.task_spec.restrictions:
             section, name = key.split(".")
             value = getattr(getattr(self, section), name)
             if value not in allowed:
                 shown = str(value).lower() if isinstance(value, bool) else value
-                raise ValueError(f"`{key}: {shown}` does not go with `task: {self.task}`{advice}")
+                advice = advice or f"Set {' or '.join(f'`{_yaml_value(option)}`' for option in allowed)}."
+                raise ValueError(f"`{key}: {shown}` is not supported with `task: {self.task}`. {advice}")
+        return self
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
         if self.model.word_vectors is not None and self.tokenizer.kind not in ("word", "file"):
             raise ValueError(
-                f"`model.word_vectors` are of words: set `tokenizer.kind: word`, not `{self.tokenizer.kind}`"
+                f"`model.word_vectors` needs whole words, not `tokenizer.kind: {self.tokenizer.kind}`. "
+                "Set `tokenizer.kind: word`."
             )
-        several = len(self.data.text) > 1
-        if self.model.segment_embeddings and not several:
-            raise ValueError(
-                "`model.segment_embeddings: true` tells columns apart, but `data.text` has one: name several"
-            )
-        if self.data.truncation == "windows" and self.data.window_overlap >= self.tokenizer.max_length:
-            overlap, length = self.data.window_overlap, self.tokenizer.max_length
+        if self.model.segment_embeddings and len(self.data.text) < 2:
+            raise ValueError("`model.segment_embeddings: true` needs several text columns. Name them in `data.text`.")
+        overlap, length = self.data.window_overlap, self.tokenizer.max_length
+        if self.data.truncation == "windows" and overlap >= length:
             raise ValueError(f"`data.window_overlap` ({overlap}) must be less than `tokenizer.max_length` ({length})")
         return self
 
     @property
     def task_spec(self) -> TaskSpec:
-        """The facts about `task`."""
+        """Facts about `task`."""
         return TASKS[self.task]
 
     @property
     def truncation(self) -> Truncation:
-        """How rows become sequences of `tokenizer.max_length` tokens."""
+        """Truncation of rows to `tokenizer.max_length` tokens."""
         windows = self.data.truncation == "windows"
         return Truncation(
             mode=self.data.truncation,
@@ -91,10 +100,10 @@ class RunConfig(Section):
 
     @property
     def num_segments(self) -> int:
-        """Columns that the model tells apart; 0 = it does not."""
+        """Text columns with a segment embedding each; 0 without segment embeddings."""
         columns = len(self.data.text)
-        wanted = columns > 1 if self.model.segment_embeddings is None else self.model.segment_embeddings
-        return columns if wanted and not self.task_spec.is_seq2seq else 0
+        enabled = columns > 1 if self.model.segment_embeddings is None else self.model.segment_embeddings
+        return columns if enabled and not self.task_spec.is_seq2seq else 0
 
     @property
     def run_folder(self) -> str:
@@ -103,7 +112,7 @@ class RunConfig(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-3` as a number (YAML 1.2) and refuses a key that is given twice."""
+    """SafeLoader that reads `1e-3` as a number (YAML 1.2) and refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -116,7 +125,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes a string which `_Loader` would take for a number: a run may be called `12e4`."""
+    """SafeDumper that quotes strings which `_Loader` would read as numbers: a run may be called `12e4`."""
 
 
 for _yaml in (_Loader, _Dumper):
@@ -128,9 +137,10 @@ for _yaml in (_Loader, _Dumper):
 
 
 def load(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run file (None: the defaults alone), apply `a.b=value` overrides and make its paths absolute.
+    """Read a run file, apply `a.b=value` overrides and make its paths absolute.
 
-    The values of overrides are YAML. Raises `ConfigError` naming every key that is wrong.
+    Without a path, the settings are the defaults and the overrides. The values of overrides are YAML. Raises
+    `ConfigError` naming every key that is wrong.
     """
     return parse(read_settings(path, overrides), "command line" if path is None else os.fspath(path))
 
@@ -143,15 +153,15 @@ def read_settings(path: str | os.PathLike[str] | None, overrides: Sequence[str] 
 def override(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return a copy of run-file settings with `a.b=value` overrides applied, without checking keys and values."""
     result = copy.deepcopy(dict(settings))
-    for word in overrides:
-        _override(result, word)
+    for text in overrides:
+        _apply_override(result, text)
     return result
 
 
 def parse(settings: dict[str, Any], name: str = "run file") -> RunConfig:
-    """Check settings as they stand in a run file, and make their paths absolute.
+    """Check the settings of a run file and make their paths absolute.
 
-    Raises `ConfigError` naming every key that is wrong.
+    `name` is the source of the settings in messages. Raises `ConfigError` naming every key that is wrong.
     """
     try:
         run = RunConfig.model_validate(settings)
@@ -163,7 +173,7 @@ def parse(settings: dict[str, Any], name: str = "run file") -> RunConfig:
 
 
 def with_overrides(run: RunConfig, settings: Settings) -> RunConfig:
-    """The same run with other values for dotted keys. Raises `ConfigError` naming every key that is wrong."""
+    """Return a run with other values for dotted keys. Raises `ConfigError` naming every key that is wrong."""
     return parse(set_dotted(settings, run.model_dump()), run.name)
 
 
@@ -187,23 +197,23 @@ def _resolve_paths(run: RunConfig) -> RunConfig:
 
 
 def dump(config: RunConfig) -> str:
-    """The resolved run file as YAML, every key written out."""
+    """Return the resolved run file as YAML, with every key."""
     return written(config.model_dump(mode="json"))
 
 
 def written(settings: dict[str, Any]) -> str:
-    """Settings as they stand in a run file."""
+    """Return settings as the YAML of a run file."""
     return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def schema() -> str:
-    """JSON Schema of the run file, for editors."""
+    """Return the JSON Schema of the run file, for editors."""
     return json.dumps(RunConfig.model_json_schema(), indent=2)
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
     if not storage.exists(path):
-        raise ConfigError(f"`{path}`: no such run file")
+        raise ConfigError(f"`{path}`: no such run file. Check the path.")
     try:
         settings = yaml.load(storage.read_bytes(path).decode(), Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2024-99-99
@@ -211,64 +221,75 @@ def _read_yaml(path: str) -> dict[str, Any]:
     if settings is None:
         return {}
     if not isinstance(settings, dict):
-        raise ConfigError(f"`{path}`: expected keys and values, found {type(settings).__name__}")
+        raise ConfigError(
+            f"`{path}`: expected keys and values, found {type(settings).__name__}. Write `key: value` lines."
+        )
     return settings
 
 
-def _override(settings: dict[str, Any], word: str) -> None:
-    dotted, equals, text = word.partition("=")
+def _apply_override(settings: dict[str, Any], text: str) -> None:
+    """Set the value of an `a.b=value` override in nested settings."""
+    dotted, equals, value_text = text.partition("=")
     if not equals or not dotted:
-        raise ConfigError(f"`{word}`: expected `key=value`, as in `train.epochs=5`")
+        raise ConfigError(f"`{text}`: not an override. Write `key=value`, as in `train.epochs=5`.")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = yaml.load(value_text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"`{word}`: the value is not valid YAML: {error}") from None
+        raise ConfigError(f"`{text}`: the value is not valid YAML: {error}") from None
     *parents, last = dotted.split(".")
-    place = settings
+    section = settings
     for parent in parents:
-        inner = place.get(parent)
+        inner = section.get(parent)
         if inner is None:
-            inner = place[parent] = {}
+            inner = section[parent] = {}
         if not isinstance(inner, dict):
-            raise ConfigError(f"`{word}`: `{parent}` is a value, not a section")
-        place = inner
-    place[last] = value
+            raise ConfigError(f"`{text}`: `{parent}` is a value, not a section. Set `{parent}` itself.")
+        section = inner
+    section[last] = value
+
+
+# ------------------------------------------------------------------------------------------------------------ problems
 
 
 def _space_problems(run: RunConfig) -> list[str]:
-    """The values of the search space that the run file would refuse, each by itself."""
+    """Return the problems of the values in the search space, each value checked by itself."""
     settings = run.model_dump(exclude={"tune"})
-    found = []
+    problems = []
     for key, value in run.tune.probes():
         parts = key.split(".")
-        if parts[0] not in SEARCHED or key == "train.monitor":
-            found.append(f"`tune.space.{key}`: not a key to search: take one of {', '.join(SEARCHED)}, with its dots")
+        if parts[0] not in SEARCHABLE or key == "train.monitor":
+            problems.append(f"`tune.space.{key}`: cannot be searched. Name a key of {', '.join(SEARCHABLE)}.")
             continue
         try:
             RunConfig.model_validate(set_dotted({key: value}, settings))
         except ValidationError as error:
-            # What lies above the key is about several keys together, and may be right with another draw.
-            here = [problem for problem in error.errors() if list(map(str, problem["loc"]))[: len(parts)] == parts]
-            if here:
-                lines = _problems(ValidationError.from_exception_data("", here), set_dotted({key: value}, {}))  # type: ignore[arg-type]
-                found += [line.replace("`", "`tune.space.", 1) for line in lines]
+            # Problems of a whole section concern several keys, and may vanish with another draw of the others.
+            problems += _problems(error, set_dotted({key: value}, {}), prefix="tune.space.", below=parts)
         except (TypeError, ValueError):  # a part before the last is a value
-            found.append(f"`tune.space.{key}`: unknown key")
-    return list(dict.fromkeys(found))
+            problems.append(f"`tune.space.{key}`: unknown key. Name a key of the run file, with dots.")
+    return list(dict.fromkeys(problems))
 
 
-def _problems(error: ValidationError, settings: dict[str, Any]) -> list[str]:
+def _problems(
+    error: ValidationError, settings: dict[str, Any], *, prefix: str = "", below: Sequence[str] = ()
+) -> list[str]:
+    """Return one line per problem, each with its dotted key.
+
+    `prefix` goes before each key. `below` are the parts of a key: problems elsewhere are left out.
+    """
     lines = []
     for problem in error.errors(include_url=False):
         parts = [str(part) for part in problem["loc"]]
-        key = ".".join(_written(parts, settings)) or "run file"
+        if parts[: len(below)] != list(below):
+            continue
+        key = prefix + (".".join(_user_keys(parts, settings)) or "run file")
         if problem["type"] == "extra_forbidden":
-            lines.append(f"`{key}`: unknown key: {_known_keys(parts)}")
+            lines.append(f"`{key}`: unknown key. {_known_keys(parts)}")
         elif problem["type"] == "value_error":
             lines.append(f"`{key}`: {problem['ctx']['error']}")
         else:
-            given = "" if isinstance(problem["input"], dict) else f", not {problem['input']!r}"
-            lines.append(f"`{key}`: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}")
+            value = "" if isinstance(problem["input"], dict) else f", not {problem['input']!r}"
+            lines.append(f"`{key}`: {problem['msg'][0].lower()}{problem['msg'][1:]}{value}")
     return list(dict.fromkeys(lines))
 
 
@@ -277,8 +298,15 @@ def _counted(lines: list[str]) -> str:
     return count + ":\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def _written(parts: list[str], settings: Any) -> list[str]:
-    """What the user wrote of a place: pydantic adds the branches of unions, and items that are wanting."""
+def _yaml_value(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def _user_keys(parts: list[str], settings: Any) -> list[str]:
+    """Return the parts of a location that the user wrote.
+
+    Pydantic adds the branches of unions, and items that are missing.
+    """
     kept: list[str] = []
     for part in parts:
         if isinstance(settings, dict) and part in settings:
@@ -292,13 +320,13 @@ def _written(parts: list[str], settings: Any) -> list[str]:
 
 
 def _known_keys(parts: list[str]) -> str:
-    """Name the known key that is nearest to an unknown one, then all known keys of its section."""
+    """Name the known key closest to an unknown one, and all known keys of its section."""
     section: type[BaseModel] = RunConfig
     for part in parts[:-1]:
-        if part in section.model_fields:  # else it is the key of a mapping
+        if part in section.model_fields:  # otherwise the part is a key of a mapping
             annotation = section.model_fields[part].annotation
             inner: Any = get_args(annotation)[-1] if get_args(annotation) else annotation
             section = inner
     known = list(section.model_fields)
     near = difflib.get_close_matches(parts[-1], known, n=1)
-    return (f"did you mean `{near[0]}`? " if near else "") + f"Known here: {', '.join(known)}"
+    return (f"Did you mean `{near[0]}`? " if near else "") + f"Known keys: {', '.join(known)}."

@@ -1,4 +1,4 @@
-"""The `tune` section of the run file: what a search searches, and how.
+"""The `tune` section of the run file: the search space and the search algorithm.
 
     tune:
       trials: 16
@@ -7,8 +7,8 @@
         train.learning_rate: {loguniform: [1e-4, 1e-2]}
         model.num_layers: {choice: [1, 2, 4]}
 
-Every draw is a function of (seed, number of the trial), so a search that is resumed or extended draws what it would
-have drawn anyway.
+Every draw is a function of (seed, number of the trial). So a search that is resumed or extended draws the same settings
+as one that runs without a stop.
 """
 
 from __future__ import annotations
@@ -21,61 +21,65 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_serializer, model_validator
 
+from txclf.config.base import Monitor, Section
 from txclf.config.dotted import Settings
-from txclf.config.sections import Monitor, Section
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 
 
 class Domain(Section):
-    """The values that a key may take: exactly one of the keys below."""
+    """Values of a searched key, as exactly one of the keys below."""
 
     choice: Values | None = None
-    """One of these values, drawn evenly."""
+    """`[a, b, …]`: one of these values, each equally likely."""
     grid: Values | None = None
-    """These values in turn, so that every combination of `grid` keys comes equally often."""
+    """`[a, b, …]`: these values in turn, so that every combination of `grid` keys comes equally often."""
     uniform: tuple[float, float] | None = None
-    """A number between two others."""
+    """`[low, high]`: a number between the two."""
     loguniform: tuple[float, float] | None = None
-    """A number between two others, its logarithm drawn evenly."""
+    """`[low, high]`: a number between the two, with an evenly distributed logarithm."""
     quniform: tuple[float, float, Annotated[float, Field(gt=0.0)]] | None = None
-    """`[low, high, step]`: low, low + step, … up to high."""
+    """`[low, high, step]`: one of low, low + step, … up to high."""
     randint: tuple[int, int] | None = None
-    """A whole number from low to high, both included."""
+    """`[low, high]`: a whole number from low to high, both included."""
 
     @model_validator(mode="after")
     def _one_kind_in_order(self) -> Self:
         if sum(getattr(self, name) is not None for name in type(self).model_fields) != 1:
-            raise ValueError(f"expected one of {', '.join(type(self).model_fields)}, as in `{{uniform: [0, 0.3]}}`")
+            names = ", ".join(type(self).model_fields)
+            raise ValueError(f"needs exactly one domain. Set one of {names}, as in `{{uniform: [0, 0.3]}}`.")
         if not self.finite:
             low, high = self.limits
             if low >= high:
-                raise ValueError(f"`{self.kind}: [{low:g}, {high:g}]`: expected the lower, then the higher")
+                raise ValueError(f"`{self.kind}: [{low:g}, {high:g}]`: the lower end must come first")
             if self.loguniform and low <= 0:
-                raise ValueError(f"`loguniform: [{low:g}, {high:g}]`: the logarithm of {low:g} is not a number")
+                raise ValueError(
+                    f"`loguniform: [{low:g}, {high:g}]`: the lower end must be above 0, to have a logarithm"
+                )
         return self
 
     @property
     def kind(self) -> str:
+        """Name of the domain: `choice`, `grid`, `uniform` and so on."""
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
     @model_serializer
-    def _given(self) -> dict[str, Any]:
+    def _only_the_set_key(self) -> dict[str, Any]:
         return {self.kind: list(getattr(self, self.kind))}
 
     @property
     def finite(self) -> bool:
-        """Whether the values are listed."""
+        """True if the values are listed."""
         return self.kind in ("choice", "grid")
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """The listed values; of a range its ends."""
+        """Listed values; the ends of a range."""
         return self.choice or self.grid or self.limits
 
     @property
-    def within(self) -> tuple[float, ...]:
-        """A number within a range that is no whole one: a key of whole numbers refuses it."""
+    def inner_values(self) -> tuple[float, ...]:
+        """A fractional number inside a range of floats, to test if the key accepts fractions; empty otherwise."""
         if self.quniform:
             return (self.quniform[0] + self.quniform[2],)
         low, high = self.uniform or self.loguniform or (0.0, 0.0)
@@ -83,20 +87,20 @@ class Domain(Section):
 
     @property
     def limits(self) -> tuple[Any, Any]:
-        """The ends of a range."""
+        """Ends of a range, both included."""
         ends = self.uniform or self.loguniform or self.quniform or self.randint
         assert ends
         return ends[0], ends[1]
 
-    def holds(self, value: Any) -> bool:
-        """Whether a value is one of them."""
+    def contains(self, value: Any) -> bool:
+        """Return True if a value is in the domain."""
         if self.finite:
             return value in self.values
         inside = isinstance(value, int | float) and self.limits[0] <= value <= self.limits[1]
         return inside and self._on_grid(value) == value
 
     def draw(self, generator: np.random.Generator) -> Any:
-        """A value by chance."""
+        """Draw a value at random."""
         if self.finite:
             return self.values[int(generator.integers(len(self.values)))]
         low, high = self.limits
@@ -107,11 +111,11 @@ class Domain(Section):
         return self._on_grid(float(generator.uniform(low, high)))
 
     def perturbed(self, value: Any, generator: np.random.Generator) -> Any:
-        """A value near another (Jaderberg et al., 2017): times 0.8 or 1.2, or its neighbour in a list."""
+        """Return a value near another (Jaderberg et al., 2017): times 0.8 or 1.2, or a neighbour in the list."""
         up = bool(generator.integers(2))
         if self.finite:
-            place = self.values.index(value) + (1 if up else -1)
-            return self.values[min(max(place, 0), len(self.values) - 1)]
+            index = self.values.index(value) + (1 if up else -1)
+            return self.values[min(max(index, 0), len(self.values) - 1)]
         low, high = self.limits
         near = min(max(value * (1.2 if up else 0.8), low), high)
         return round(near) if self.randint else self._on_grid(near)
@@ -125,57 +129,64 @@ class Domain(Section):
 
 
 class Scheduler(Section):
-    """When a trial is stopped before its end, or goes on from another's weights."""
+    """Early stopping of trials, or population-based training."""
 
     kind: Literal["asha", "fifo", "median", "pbt"] = "asha"
-    """`asha` (arXiv:1810.05934) stops all but the best share at each rung; `median` (Golovin et al., 2017) stops a
-    trial whose best is worse than the median of the others' means; `fifo` stops none; `pbt` (arXiv:1711.09846) lets the
-    worst quarter go on from the weights of the best quarter, with perturbed settings."""
+    """Scheduler. `asha` (arXiv:1810.05934) stops all but the best trials at each rung. `median` (Golovin et al., 2017)
+    stops a trial whose best value is worse than the median of the means of the others. `fifo` stops no trial. `pbt`
+    (arXiv:1711.09846, population-based training) lets the worst quarter continue from the weights of the best quarter,
+    with perturbed settings."""
     grace_period: Annotated[float, Field(gt=0.0)] = 1.0
-    """Epochs that every trial gets; the first rung of `asha`."""
+    """Epochs that every trial runs at least; the first rung of `asha`."""
     reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
-    """Of `asha`: one in so many trials passes a rung, and the next rung is so many times as far."""
+    """Reduction factor r of `asha`: one in r trials passes a rung, and the next rung comes after r times as many
+    epochs."""
     brackets: Annotated[int, Field(ge=1)] = 1
-    """Of `asha`: with more than one, some trials begin at a later rung."""
+    """Brackets of `asha`. With more than one, some trials start at a later rung."""
     perturb_every: Annotated[float, Field(gt=0.0)] = 1.0
-    """Of `pbt`: epochs between two looks at a trial."""
+    """Epochs between two perturbations of a trial, for `pbt`."""
 
 
 class Tune(Section):
-    """A search over settings of the run file, by `txclf tune`."""
+    """Search over settings of the run file with `txclf tune`. `txclf train` ignores this section."""
 
     trials: Annotated[int, Field(ge=1)] = 16
-    """Trials in all; `search: grid` runs as many as there are combinations."""
+    """Number of trials. `search: grid` ignores it and runs one trial per combination."""
     metric: Monitor | None = None
-    """What trials are compared by, each at its best validation; null = `train.monitor`. It takes the place of
-    `train.monitor` in every trial."""
+    """Validation metric that ranks trials, each at its best validation: one of the values of `train.monitor`. It
+    replaces `train.monitor` in every trial. null takes `train.monitor`."""
     mode: Literal["min", "max"] | None = None
-    """Whether less or more of it is better; null = `min` for a loss, else `max`."""
+    """Direction of `metric`: `min` if lower is better, `max` if higher is. null takes `min` for `valid_loss` and `max`
+    for the others; the opposite is an error."""
     max_concurrent: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Trials at a time; `auto` = as many as the cluster has room for."""
+    """Trials that run at the same time. `auto` runs as many as the cluster has room for."""
     scheduler: Scheduler = Scheduler()
     search: Literal["random", "grid", "optuna"] = "random"
-    """Where settings come from: by chance, every combination of `choice` and `grid` values, or Optuna's TPE
-    (Bergstra et al., 2011), which learns from the trials before."""
+    """Search algorithm. `random` draws settings at random, `grid` runs every combination of `choice` and `grid` values,
+    and `optuna` uses its TPE sampler (Bergstra et al., 2011), which learns from earlier trials."""
     points_to_evaluate: tuple[Settings, ...] = ()
-    """Settings to try first, each with a value for some keys or all; the rest is drawn."""
+    """Settings to try first: mappings from keys of `space` to values. Keys without a value are drawn. `search: grid`
+    ignores them."""
     space: dict[str, Domain] = Field(default_factory=dict)
-    """The keys to search, dotted, each with its values."""
+    """Keys to search, each with its domain. Keys are dotted and lie in `seed`, `data`, `tokenizer`, `model` or `train`,
+    except `train.monitor`."""
 
     @model_validator(mode="after")
-    def _parts_go_together(self) -> Self:
+    def _keys_fit(self) -> Self:
         if self.metric and self.mode and self.mode != ("min" if self.metric == "valid_loss" else "max"):
-            raise ValueError(f"`mode: {self.mode}` of `{self.metric}` looks for the worst: leave `mode` out")
+            raise ValueError(f"`mode: {self.mode}` ranks the worst `{self.metric}` first. Remove `mode`.")
         if self.search == "grid" and (ranges := [key for key, domain in self.space.items() if not domain.finite]):
-            raise ValueError(f"`search: grid` needs `choice` or `grid`, but `{ranges[0]}` is a range")
+            raise ValueError(f"`search: grid` cannot search `{ranges[0]}`, a range. Give it a `choice` or `grid`.")
         if self.search == "optuna" and self.scheduler.kind == "pbt":
-            raise ValueError("`search: optuna` and `scheduler: pbt` both choose settings: take one of them")
+            raise ValueError("`search: optuna` and `scheduler: pbt` both choose settings. Set one of them.")
         for point in self.points_to_evaluate:
             if unknown := set(point) - set(self.space):
-                raise ValueError(f"`points_to_evaluate`: `{min(unknown)}` is not a key of `space`")
+                raise ValueError(f"`points_to_evaluate`: `{min(unknown)}` is not a key of `space`. Add it there.")
             for key, value in point.items():
-                if not self.space[key].holds(value):
-                    raise ValueError(f"`points_to_evaluate`: {value!r} is not among the values of `{key}`")
+                if not self.space[key].contains(value):
+                    raise ValueError(
+                        f"`points_to_evaluate`: {value!r} is not among the values of `{key}`. Widen its domain."
+                    )
         return self
 
     @property
@@ -186,27 +197,30 @@ class Tune(Section):
         return self.trials
 
     def drawn(self, number: int, seed: int, attempt: int = 0) -> Settings:
-        """The settings of a trial, counted from 0: a point, a combination of the grid, or by chance."""
+        """Return the settings of a trial, numbered from 0: a point to evaluate, a combination of the grid, or a draw.
+
+        `attempt` gives another draw for the same trial.
+        """
         generator = np.random.default_rng([seed, number, attempt])
         settings = {key: domain.draw(generator) for key, domain in self.space.items()}
         listed = [key for key, domain in self.space.items() if domain.grid or self.search == "grid"]
         if listed:
             combinations = list(itertools.product(*(self.space[key].values for key in listed)))
             settings |= dict(zip(listed, combinations[number % len(combinations)], strict=True))
-        return settings | (
-            self.points_to_evaluate[number] if number < len(self.points_to_evaluate) and self.search != "grid" else {}
-        )
+        if self.search != "grid" and number < len(self.points_to_evaluate):
+            settings |= self.points_to_evaluate[number]
+        return settings
 
     def perturbed(self, settings: Settings, generator: np.random.Generator) -> Settings:
-        """Settings near others: each drawn anew with probability 1/4, else perturbed."""
+        """Return settings near others: each value is drawn again with probability 1/4, otherwise perturbed."""
         return {
             key: domain.draw(generator) if generator.random() < 0.25 else domain.perturbed(settings[key], generator)
             for key, domain in self.space.items()
         }
 
     def probes(self) -> Iterator[tuple[str, Any]]:
-        """Every value that has to be one that the run file takes: those listed, the ends of ranges, the points."""
+        """Yield every key and value that the run file must accept: listed values, the ends of ranges, the points."""
         for key, domain in self.space.items():
-            yield from ((key, value) for value in (*domain.values, *domain.within))
+            yield from ((key, value) for value in (*domain.values, *domain.inner_values))
         for point in self.points_to_evaluate:
             yield from point.items()

@@ -1,7 +1,7 @@
-"""The tasks, one `TaskSpec` each: everything in which they differ that is not code.
+"""The tasks, one `TaskSpec` each, which holds all facts in which they differ.
 
-A new task is one more entry here, a LightningModule (`txclf.training`), an evaluator (`txclf.evaluation`) and a model
-class (`txclf.inference`). All other code asks the spec and never compares task names.
+A new task is an entry here, a LightningModule (`txclf.training`), an evaluator (`txclf.evaluation`) and a model class
+(`txclf.inference`). All other code asks the spec and never compares task names.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ Task = Literal["classify", "multilabel", "seq2seq"]
 
 
 class Restriction(NamedTuple):
-    """The values that a run-file key may have with a task."""
+    """Values that a run-file key may have with a task."""
 
     key: str
     allowed: tuple[Any, ...]
     advice: str = ""
-    """What to do instead, appended to the error."""
+    """Last sentence of the error. If empty, the error lists the allowed values."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class TaskSpec:
     pipeline_tag: str
     """Pipeline tag of the model card, as model hubs name it."""
     has_labels: bool = True
-    """Whether the answers come from a closed set of labels."""
+    """True if the answers come from a closed set of labels."""
     is_multilabel: bool = False
-    """Whether a row may have any number of labels."""
+    """True if a row may have any number of labels."""
     is_seq2seq: bool = False
-    """Whether the answer is a generated text."""
+    """True if the answer is a generated text."""
     restrictions: tuple[Restriction, ...] = ()
-    """Run-file settings that do not go with this task."""
+    """Run-file keys that this task restricts."""
 
     @property
     def shard_columns(self) -> tuple[str, str]:
@@ -52,7 +52,7 @@ class TaskSpec:
 
     @property
     def is_single_label(self) -> bool:
-        """Whether each row has exactly one label."""
+        """True if each row has exactly one label."""
         return self.has_labels and not self.is_multilabel
 
 
@@ -79,7 +79,7 @@ TASKS: dict[str, TaskSpec] = {
                 Restriction(
                     "train.sampling",
                     ("shuffle",),
-                    ": a row counts for several labels at once. Set `train.class_weights: balanced` instead.",
+                    "Set `train.class_weights: balanced` instead, because a row counts for several labels at once.",
                 ),
             ),
         ),

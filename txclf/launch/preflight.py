@@ -204,10 +204,10 @@ def _request(run: RunConfig) -> Finding:
         ray_cluster.require(compute)
     except ClusterError as error:
         return Finding("fail", "workers", str(error), "lower `compute.workers` or add nodes")
-    asked = f"{compute.most} x {compute.cpus_per_worker:g} CPUs"
+    asked = f"{compute.max_workers} x {compute.cpus_per_worker:g} CPUs"
     asked += f" and {compute.gpus_per_worker:g} GPUs" if compute.gpus_per_worker else ""
     room = ray_cluster.room(compute)
-    if room < compute.most:
+    if room < compute.max_workers:
         return Finding("warn", "workers", f"{asked}: room for {room} now", "it begins with these and grows")
     return Finding("pass", "workers", f"{asked}: the cluster has room for {room}")
 

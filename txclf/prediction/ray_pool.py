@@ -98,7 +98,7 @@ def run(
         fn_constructor_args=(plan, max(1, math.floor(compute.cpus_per_worker))),
         num_cpus=compute.cpus_per_worker,
         num_gpus=compute.gpus_per_worker or None,
-        compute=ray.data.ActorPoolStrategy(size=compute.most),
+        compute=ray.data.ActorPoolStrategy(size=compute.max_workers),
     )
     total = sum(count.rows for count in finished.values())
     try:

@@ -12,7 +12,8 @@ import time
 import torch
 from torch import Tensor
 
-from txclf.config.sections import Model, Train
+from txclf.config.sections import Model
+from txclf.config.train import Train
 from txclf.data.batches import Batch, PairBatch
 
 LONGEST_S = 1.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from txclf.config.sections import Train
+from txclf.config.train import Train
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from txclf.artifacts import checkpoints
-from txclf.config.sections import Train
+from txclf.config.train import Train
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
     """Raises `ConfigError` when the batches cannot be made from these data on these workers."""
     trackers.require(run)
     rows = manifest.splits["train"].rows
-    size, world, parts = run.train.batch_size, max(1, run.compute.most), run.train.micro_batches
+    size, world, parts = run.train.batch_size, max(1, run.compute.max_workers), run.train.micro_batches
     if size > rows:
         raise ConfigError(f"`train.batch_size` ({size}) is larger than the training split ({rows} rows)")
     if size < world * parts:

@@ -67,7 +67,7 @@ class Trainable(tune.Trainable):
         self.trial, self.last = trial, dict[str, Any]()
         run = trials.run_of(self.search, trial["number"], trial["settings"])
         prepared = self.prepared[trials.preparation(run)]
-        if run.compute.most <= 1:
+        if run.compute.max_workers <= 1:
             run = run_config.with_overrides(run, {"compute.workers": 0})
         self.training = Training(self.search, run, trial["number"], prepared, self.flag, self.at_a_time)
 

@@ -96,7 +96,7 @@ def check(run: RunConfig) -> None:
     if tune.scheduler.kind == "pbt":
         if tune.max_concurrent != "auto" and tune.max_concurrent < tune.total:
             raise ConfigError("`tune.max_concurrent`: a population is trained as a whole: leave it `auto`")
-        if compute.most > 1:
+        if compute.max_workers > 1:
             raise ConfigError("`tune.scheduler.kind: pbt` needs trials of one worker: set `compute.workers: 1`")
         if fixed := [key for key in tune.space if key not in PERTURBED]:
             raise ConfigError(
@@ -164,7 +164,7 @@ def concurrency(run: RunConfig) -> tuple[int, str]:
     Raises `ClusterError` when not even one fits.
     """
     compute = run.compute
-    workers = max(1, compute.most)
+    workers = max(1, compute.max_workers)
     one = compute.model_copy(update={"workers": workers})
     ray_cluster.require(one)
     room = ray_cluster.room(one) // workers
@@ -330,7 +330,7 @@ def _run_tuner(
                 stopper.asked = True
         show(standing)
     finally:
-        if run.compute.most > 1:  # Tune kills a trial that it stops last before that gives its workers back
+        if run.compute.max_workers > 1:  # Tune kills a trial that it stops last before that gives its workers back
             for number in standing.results:
                 ray_trainer.release(trials.folder(search, number))
         storage.remove_folder(scratch)
@@ -342,7 +342,7 @@ def _run_tuner(
 
 def _resources(run: RunConfig) -> ray_tune.PlacementGroupFactory:
     compute = run.compute
-    if compute.most > 1:
+    if compute.max_workers > 1:
         # Only drives workers: a CPU of its own would be one that they lack.
         return ray_tune.PlacementGroupFactory([{"memory": 1.0}])
     return ray_tune.PlacementGroupFactory(

@@ -121,7 +121,7 @@ def _run_trainer(job: WorkerConfig, streams: bool, board: Any, outcome: dict[str
             train_loop_config={"job": pickle.dumps(job), "board": board, "streams": streams},
             torch_config=GlooTorchConfig(timeout_s=int(2 * job.config.train.stall_timeout_s) + 1),
             scaling_config=ScalingConfig(  # type: ignore[call-arg]
-                num_workers=(compute.fewest, compute.most) if compute.elastic else compute.most,  # type: ignore[arg-type]
+                num_workers=(compute.min_workers, compute.max_workers) if compute.elastic else compute.max_workers,  # type: ignore[arg-type]
                 use_gpu=compute.gpus_per_worker > 0,
                 resources_per_worker=resources,
                 elastic_resize_monitor_interval_s=5.0,

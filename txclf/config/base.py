@@ -1,0 +1,52 @@
+"""Base class of the run-file sections, and the types of their keys."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Section of the run file: frozen, without unknown keys.
+
+    The docstring below a key is its description in the JSON Schema and in the reference.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _text_keys(value: object) -> object:
+    """Return a mapping with the labels that YAML reads as numbers or booleans spelled as in the data."""
+    if not isinstance(value, dict):
+        return value
+    return {str(key).lower() if isinstance(key, bool) else str(key): weight for key, weight in value.items()}
+
+
+# The JSON Schema, for editors, accepts a bare string too.
+Strings = BeforeValidator(_as_list, json_schema_input_type=str | Annotated[tuple[str, ...], Field(min_length=1)])
+Paths = Annotated[tuple[str, ...], Strings, Field(min_length=1)]
+Columns = Annotated[tuple[str, ...], Strings, Field(min_length=1)]
+Weights = Annotated[dict[str, Annotated[float, Field(ge=0.0)]], BeforeValidator(_text_keys)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Workers = Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+Steps = Annotated[int, Field(strict=True, ge=1)]
+ShareOfEpoch = Annotated[float, Field(strict=True, gt=0.0, le=1.0)]
+Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smh]$")]
+CheckpointEvery = Steps | ShareOfEpoch | Duration
+Monitor = Literal[
+    "valid_loss",
+    "valid_accuracy",
+    "valid_f1_macro",
+    "valid_f1_micro",
+    "valid_map",
+    "valid_subset_accuracy",
+    "valid_token_accuracy",
+    "valid_exact_match",
+]
