@@ -24,7 +24,7 @@ from txclf.config.run_config import RunConfig
 
 if TYPE_CHECKING:
     from txclf.inference.export import Exported
-    from txclf.prediction.predict import Done
+    from txclf.prediction.predict import PredictionSummary
     from txclf.training.progress import Progress
     from txclf.training.train import RunSummary
     from txclf.tuning.callbacks import SearchState
@@ -146,7 +146,7 @@ def predict(
     workers: int = 0,
     restart: bool = False,
     on_progress: Callable[[int], None] | None = None,
-) -> Done:
+) -> PredictionSummary:
     """Predict every row of the input files into the file `out`; its ending gives the format.
 
     `probabilities` adds a column for each label. `text_columns` names the text columns if they differ from those of
@@ -168,7 +168,7 @@ def predict(
             out=os.fspath(out),
             probabilities=probabilities,
             text_columns=text_columns,
-            show=on_progress or (lambda rows: None),
+            on_progress=on_progress or (lambda rows: None),
             compute=compute,
             restart=restart,
         )

@@ -188,7 +188,9 @@ def test_labels_are_added_to_files(trained: RunConfig, tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.schema.field("labels").type == pa.list_(pa.string())
     assert table["labels"].to_pylist() == [first["labels"], None, []]
-    with pytest.raises(ConfigError, match="a csv file cannot hold `rare, odd`, for it has a `,`"):
+    with pytest.raises(
+        ConfigError, match="`rare, odd`: the label contains the delimiter `,`, so a csv file cannot hold it"
+    ):
         predict(model, [source], out=str(tmp_path / "out.csv"))
 
 

@@ -69,9 +69,9 @@ def test_what_a_stopped_prediction_finished_is_kept(tmp_path: Path, tiny_bundle:
         [path],
         out=str(tmp_path / "out.csv"),
         chunk_rows=100,
-        show=lambda rows: seen.append(rows) or same(folder, stamps),  # type: ignore[func-returns-value]
+        on_progress=lambda rows: seen.append(rows) or same(folder, stamps),  # type: ignore[func-returns-value]
     )
-    assert done == predict.Done(8_000, 80, whole.columns, found=100 * len(kept))
+    assert done == predict.PredictionSummary(8_000, 80, whole.columns, resumed_rows=100 * len(kept))
     assert seen[-1] == 8_000
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert (tmp_path / "out.csv.errors.jsonl").read_bytes() == (tmp_path / "whole.csv.errors.jsonl").read_bytes()
@@ -93,16 +93,19 @@ def stop(rows: int) -> None:
 def test_a_stopped_prediction_of_something_else_is_not_gone_on_with(tmp_path: Path, tiny_bundle: str) -> None:
     path, out = lines(tmp_path / "in.jsonl", 300), str(tmp_path / "out.jsonl")
     with pytest.raises(Stop):
-        predict.predict(tiny_bundle, [path], out=out, chunk_rows=100, show=stop)
-    with pytest.raises(ConfigError, match=r"\.out\.jsonl\.parts`: parts of .* with other --probabilities: ask for it"):
+        predict.predict(tiny_bundle, [path], out=out, chunk_rows=100, on_progress=stop)
+    with pytest.raises(
+        ConfigError,
+        match=r"\.out\.jsonl\.parts` holds an interrupted prediction with a different --probabilities\. Rerun",
+    ):
         predict.predict(tiny_bundle, [path], out=out, chunk_rows=100, probabilities=True)
-    assert predict.predict(tiny_bundle, [path], out=out, chunk_rows=100).found == 100
+    assert predict.predict(tiny_bundle, [path], out=out, chunk_rows=100).resumed_rows == 100
     with pytest.raises(Stop):
-        predict.predict(tiny_bundle, [path], out=out, chunk_rows=100, show=stop)
+        predict.predict(tiny_bundle, [path], out=out, chunk_rows=100, on_progress=stop)
     lines(tmp_path / "in.jsonl", 301)
-    with pytest.raises(ConfigError, match="with other inputs: "):
+    with pytest.raises(ConfigError, match=r"with different inputs\. Rerun"):
         predict.predict(tiny_bundle, [path], out=out, chunk_rows=100)
-    assert predict.predict(tiny_bundle, [path], out=out, chunk_rows=100, restart=True) == predict.Done(
+    assert predict.predict(tiny_bundle, [path], out=out, chunk_rows=100, restart=True) == predict.PredictionSummary(
         301, 3, ["label", "probability"]
     )
 
@@ -112,18 +115,18 @@ def test_a_text_that_changed_in_its_folder_is_another_input(tmp_path: Path, tiny
     text, out = tmp_path / "texts" / "any" / "a.txt", str(tmp_path / "out.csv")
     text.write_text("fox")
     with pytest.raises(Stop):
-        predict.predict(tiny_bundle, [str(tmp_path / "texts")], out=out, show=stop)
+        predict.predict(tiny_bundle, [str(tmp_path / "texts")], out=out, on_progress=stop)
     text.write_text("another fox")  # the folder's own time of change stays
-    with pytest.raises(ConfigError, match="with other inputs: "):
+    with pytest.raises(ConfigError, match=r"with different inputs\. Rerun"):
         predict.predict(tiny_bundle, [str(tmp_path / "texts")], out=out)
 
 
 def test_parts_of_long_texts_have_fewer_rows(tmp_path: Path, tiny_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "CHARS", 10 * len(LONG))
+    monkeypatch.setattr(parts, "MAX_CHUNK_CHARS", 10 * len(LONG))
     monkeypatch.setattr(parts, "READ_ROWS", 4)
     path = lines(tmp_path / "in.jsonl", 50)
     shown: list[int] = []
-    predict.predict(tiny_bundle, [path], out=str(tmp_path / "out.parquet"), show=shown.append)
+    predict.predict(tiny_bundle, [path], out=str(tmp_path / "out.parquet"), on_progress=shown.append)
     assert shown == [12, 24, 36, 48, 50]
     assert pq.read_table(tmp_path / "out.parquet")["n"].to_pylist() == list(range(50))
     assert pq.ParquetFile(tmp_path / "out.parquet").num_row_groups == 1
@@ -198,17 +201,19 @@ def test_a_worker_a_driver_and_a_row_may_fail_on_ray(tmp_path: Path, tiny_bundle
             killed.append(found[0])
             os.kill(found[0], signal.SIGKILL)
 
-    assert predict.predict(tiny_bundle, inputs, out=str(there), show=kill, compute=compute, chunk_rows=100) == done
+    assert (
+        predict.predict(tiny_bundle, inputs, out=str(there), on_progress=kill, compute=compute, chunk_rows=100) == done
+    )
     assert killed
     assert pq.read_table(there).equals(pq.read_table(here))
 
     with pytest.raises(Stop):  # the driver ends, and the next one goes on in this process
-        predict.predict(tiny_bundle, inputs, out=str(there), show=stop, compute=compute, chunk_rows=100)
-    assert predict.predict(tiny_bundle, inputs, out=str(there), chunk_rows=100).found >= 100
+        predict.predict(tiny_bundle, inputs, out=str(there), on_progress=stop, compute=compute, chunk_rows=100)
+    assert predict.predict(tiny_bundle, inputs, out=str(there), chunk_rows=100).resumed_rows >= 100
     assert pq.read_table(there).equals(pq.read_table(here))
 
     (tmp_path / "in" / "4.jsonl").write_text('{"n": "a word", "text": "fox"}\n')
-    with pytest.raises(DataError, match=r"4\.jsonl`: row 1 on: a column changes type"):
+    with pytest.raises(DataError, match=r"4\.jsonl`: a column changes type from row 1 on: "):
         predict.predict(tiny_bundle, inputs, out=str(there), compute=compute, chunk_rows=100)
     (tmp_path / "in" / "4.jsonl").write_text('{"m": 1}\n')
     with pytest.raises(DataError, match=r"4\.jsonl`: no column `text`"):

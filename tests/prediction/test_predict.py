@@ -21,7 +21,7 @@ from txclf.data import records
 from txclf.data.sources import Source
 from txclf.inference.classifier import Classifier
 from txclf.prediction import predict
-from txclf.prediction.predict import Done
+from txclf.prediction.predict import PredictionSummary
 
 PACK: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -70,7 +70,7 @@ def close(found: Sequence[Row], wanted: Sequence[Row]) -> bool:
 @pytest.mark.parametrize("into", ["csv", "tsv", "jsonl", "parquet", "csv.gz", "tsv.zst", "jsonl.gz"])
 def test_every_format_into_every_other(tmp_path: Path, tiny_bundle: str, into: str, out: str) -> None:
     done = predict.predict(tiny_bundle, [put(tmp_path / f"in.{into}", ROWS)], out=str(tmp_path / f"out.{out}"))
-    assert done == Done(rows=4, bad=0, columns=ADDED)
+    assert done == PredictionSummary(rows=4, bad=0, columns=ADDED)
     found = read(tmp_path / f"out.{out}")
     assert [list(row) for row in found] == [["id", "text", "note", *ADDED]] * 4
     assert close(found, expected(tiny_bundle, ROWS, out))
@@ -262,8 +262,8 @@ def test_several_inputs_become_one_output_in_order(tmp_path: Path, tiny_bundle: 
     second, third = put(tmp_path / "a.jsonl", again), put(tmp_path / "c.csv", "id,text,note\n")
     shown: list[int] = []
     path = tmp_path / f"out.{out}"
-    done = predict.predict(tiny_bundle, [first, second, third], out=str(path), show=shown.append, chunk_rows=3)
-    assert done == Done(rows=8, bad=0, columns=ADDED)
+    done = predict.predict(tiny_bundle, [first, second, third], out=str(path), on_progress=shown.append, chunk_rows=3)
+    assert done == PredictionSummary(rows=8, bad=0, columns=ADDED)
     assert shown == [3, 4, 7, 8]
     found = read(path)
     assert [list(row) for row in found] == [["id", "text", "note", *ADDED]] * 8

@@ -54,13 +54,13 @@ def predict(
             out=out,
             probabilities=probabilities,
             text_columns=text,
-            show=show,
+            on_progress=show,
             compute=compute,
             chunk_rows=chunk_rows,
             restart=restart,
         )
-    rate = _rate(done.rows - done.found, started)
-    went_on = f" ({done.found:,} of them finished before)" if done.found else ""
+    rate = _rate(done.rows - done.resumed_rows, started)
+    went_on = f" ({done.resumed_rows:,} of them finished before)" if done.resumed_rows else ""
     print(f"{done.rows:,} rows{went_on}, {rate} a second: `{out}` (added: {', '.join(done.columns)})")
     if done.bad:
         print(

@@ -1,74 +1,87 @@
-"""What prediction adds to rows: columns of labels, probabilities or outputs beside those that are there."""
+"""Columns of the output of `predict`: the input columns, then labels, probabilities or generated texts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 
 from txclf.core.errors import ConfigError, DataError
 from txclf.data.records import RawBatch
+from txclf.inference.classifier import Classifier
 from txclf.inference.load import load_model
 from txclf.inference.metadata import BundleMetadata
 from txclf.inference.seq2seq import Seq2Seq
 
 Answer = Callable[[list[tuple[str, ...]]], Iterable[list[object]]]
-"""Takes rows of text columns, gives for each the values that are added to it."""
+"""Predicts rows of text columns; returns the values of the added columns for each row."""
 BATCH_ROWS, GPU_BATCH_ROWS = 64, 512
+LIST_FORMATS = ("jsonl", "parquet")
+"""Output formats whose cells can hold lists."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Of an output; the first rows of the input tell."""
+    """Columns of an output, fixed by the first rows of the input."""
 
     texts: list[str]
-    """Of the input, that the model reads."""
-    given: list[str]
-    """Of the input."""
+    """Input columns that the model reads."""
+    inputs: list[str]
+    """All input columns."""
     added: dict[str, pa.DataType]
-    """By the model: names that hide none of the input's."""
+    """Columns that the prediction adds; none of them has the name of an input column."""
     style: str
-    """The output's format."""
+    """Format of the output."""
     delimiter: str
-    """Between labels where a cell holds several, in csv and tsv."""
+    """Separator of the labels in a csv or tsv cell."""
 
 
-def columns(
-    metadata: BundleMetadata, style: str, probabilities: bool, texts: Sequence[str] | None, first: RawBatch
+def output_columns(
+    metadata: BundleMetadata, first: RawBatch, *, style: str, probabilities: bool, texts: Sequence[str] | None
 ) -> Columns:
-    """What an output holds. Raises `ConfigError` for what the model or the format cannot give, `DataError` for a text
-    column that is not there."""
+    """Return the columns of the output for an input that begins with `first`.
+
+    Raises `ConfigError` if the model or the format cannot give them, `DataError` if a text column is missing.
+    """
     trained = metadata.text_columns
     chosen = list(texts or trained)
     if len(chosen) != len(trained):
-        raise ConfigError(f"--text: {len(chosen)} column(s), the model reads {len(trained)} ({', '.join(trained)})")
-    given = list(first.columns)
-    found = Columns(chosen, given, {}, style, metadata.label_delimiter)
-    text_columns(first, found)
-    return Columns(chosen, given, _named(given, _adds(metadata, style, probabilities)), style, found.delimiter)
+        raise ConfigError(
+            f"--text: {len(chosen)} column(s), but the model reads {len(trained)} ({', '.join(trained)}). "
+            "Pass --text once per column, in this order."
+        )
+    columns = Columns(chosen, list(first.columns), {}, style, metadata.label_delimiter)
+    text_columns(first, columns)
+    added = _with_free_names(columns.inputs, _added_columns(metadata, style, probabilities))
+    return replace(columns, added=added)
 
 
-def _adds(metadata: BundleMetadata, style: str, probabilities: bool) -> dict[str, pa.DataType]:
-    if not metadata.task_spec.has_labels:
+def _added_columns(metadata: BundleMetadata, style: str, probabilities: bool) -> dict[str, pa.DataType]:
+    spec = metadata.task_spec
+    if not spec.has_labels:
         if probabilities:
-            raise ConfigError("--probabilities: a `seq2seq` model has no labels")
+            raise ConfigError(f"--probabilities: a `{spec.name}` model has no labels. Remove --probabilities.")
         return {"output": pa.string()}
     each = {f"probability_{label}": pa.float64() for label in metadata.labels} if probabilities else {}
-    if not metadata.task_spec.is_multilabel:
+    if not spec.is_multilabel:
         return {"label": pa.string(), "probability": pa.float64(), **each}
-    if style in ("jsonl", "parquet"):
+    if style in LIST_FORMATS:
         return {"labels": pa.list_(pa.string()), **each}
-    broken = [label for label in metadata.labels if metadata.label_delimiter in label]
-    if broken:
-        delimiter = metadata.label_delimiter
-        raise ConfigError(f"a {style} file cannot hold `{broken[0]}`, for it has a `{delimiter}`: write .jsonl")
+    delimiter = metadata.label_delimiter
+    for label in metadata.labels:
+        if delimiter in label:
+            raise ConfigError(
+                f"`{label}`: the label contains the delimiter `{delimiter}`, so a {style} file cannot hold it. "
+                "End --out in .jsonl or .parquet."
+            )
     return {"labels": pa.string(), **each}
 
 
-def _named(taken: Sequence[str], adds: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
+def _with_free_names(taken: Sequence[str], added: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
     named: dict[str, pa.DataType] = {}
-    for name, kind in adds.items():
+    for name, kind in added.items():
         while name in taken or name in named:
             name = f"predicted_{name}"
         named[name] = kind
@@ -76,71 +89,86 @@ def _named(taken: Sequence[str], adds: dict[str, pa.DataType]) -> dict[str, pa.D
 
 
 def text_columns(raw: RawBatch, columns: Columns) -> list[str]:
-    """The columns that hold the text here; of text files there is one. Raises `DataError` when one is not there."""
-    wanted = ["text"] if raw.source.format == "text" else columns.texts
-    missing = [name for name in wanted if name not in raw.columns]
-    # Where no row of a later batch of JSON lines has the key, each of them is a bad row.
-    later = raw.source.format == "jsonl" and raw.rows[0] > 1
-    if missing and not later and len(raw.problems) < len(raw.rows):
-        there = ", ".join(f"`{name}`" for name in raw.columns)
-        raise DataError(f"`{raw.source.path}`: no column `{missing[0]}`, it has: {there}: name it by --text")
-    return wanted
+    """Return the names of the text columns in a batch. Raises `DataError` if one is missing."""
+    names = ["text"] if raw.source.format == "text" else columns.texts
+    missing = [name for name in names if name not in raw.columns]
+    # A later batch of JSON lines may lack a key in every row: its rows are reported as bad rows instead.
+    is_later_jsonl = raw.source.format == "jsonl" and raw.rows[0] > 1
+    if missing and not is_later_jsonl and len(raw.problems) < len(raw.rows):
+        present = ", ".join(f"`{name}`" for name in raw.columns)
+        raise DataError(
+            f"`{raw.source.path}`: no column `{missing[0]}`, it has {present}. Name the text column with --text."
+        )
+    return names
 
 
-def kept(raw: RawBatch, columns: Columns) -> dict[str, list[object]]:
-    """The input's columns, in the output's order. A JSON line may lack some, and bring more to JSON lines."""
+def input_columns(raw: RawBatch, columns: Columns) -> dict[str, list[object]]:
+    """Return the input columns of a batch in the order of the output.
+
+    A JSON line may lack columns, and may add new ones to an output of JSON lines. Raises `DataError` for other changes.
+    """
     text_columns(raw, columns)
-    jsonl = raw.source.format == "jsonl"
-    absent = [name for name in columns.given if name not in raw.columns and not jsonl]
-    new = [name for name in raw.columns if name not in columns.given]
-    more = [name for name in new if columns.style != "jsonl" or name in columns.added]
-    if absent or more:
-        what = f"lacks the column `{absent[0]}`" if absent else f"has a column `{more[0]}` too many"
-        raise DataError(f"`{raw.source.path}`: row {raw.rows[0]:,} on {what}: the first rows tell the output's columns")
-    return {name: raw.columns.get(name) or [None] * len(raw.rows) for name in columns.given} | raw.columns
+    is_jsonl = raw.source.format == "jsonl"
+    absent = [name for name in columns.inputs if name not in raw.columns and not is_jsonl]
+    new = [name for name in raw.columns if name not in columns.inputs]
+    unwritable = [name for name in new if columns.style != "jsonl" or name in columns.added]
+    if absent or unwritable:
+        problem = f"no column `{absent[0]}`" if absent else f"an additional column `{unwritable[0]}`"
+        raise DataError(
+            f"`{raw.source.path}`: {problem} from row {raw.rows[0]:,} on. "
+            "Give all inputs the columns of the first row, or predict them separately."
+        )
+    return {name: raw.columns.get(name) or [None] * len(raw.rows) for name in columns.inputs} | raw.columns
 
 
-def load(folder: str, probabilities: bool, lists: bool) -> Answer:
-    """A bundle as what it answers; `lists` says whether several labels are a list or joined."""
+def load_answer(folder: str, *, probabilities: bool, lists: bool) -> Answer:
+    """Load a bundle and return the function that predicts with it.
+
+    `lists` gives the labels of a multilabel model as lists, otherwise they are joined by its delimiter.
+    """
     model = load_model(folder)
     if isinstance(model, Seq2Seq):
         return lambda texts: ([output] for output in model.outputs(texts))
-    classifier, metadata = model, model.metadata
-    size = GPU_BATCH_ROWS if classifier.device.type == "cuda" else BATCH_ROWS
-
-    def listed(texts: list[tuple[str, ...]]) -> Iterator[list[object]]:
-        found = classifier.probabilities(texts, size)
-        for row, labels in zip(found, classifier.predicted_labels(found), strict=True):
-            cell = labels if lists else metadata.label_delimiter.join(labels)
-            yield [cell, *(row.tolist() if probabilities else [])]
-
-    def labelled(texts: list[tuple[str, ...]]) -> Iterator[list[object]]:
-        for row in classifier.probabilities(texts, size):
-            winner = int(row.argmax())
-            yield [classifier.labels[winner], float(row[winner]), *(row.tolist() if probabilities else [])]
-
-    return listed if classifier.is_multilabel else labelled
+    batch_rows = GPU_BATCH_ROWS if model.device.type == "cuda" else BATCH_ROWS
+    if model.is_multilabel:
+        return lambda texts: _multilabel_values(model, model.probabilities(texts, batch_rows), probabilities, lists)
+    return lambda texts: _label_values(model, model.probabilities(texts, batch_rows), probabilities)
 
 
-def answers(answer: Answer, raw: RawBatch, columns: Columns) -> tuple[dict[str, list[object]], dict[int, str]]:
-    """The added columns, None for a row that has no text, and by position the reasons why."""
+def _multilabel_values(model: Classifier, rows: np.ndarray, probabilities: bool, lists: bool) -> Iterator[list[object]]:
+    for row, labels in zip(rows, model.predicted_labels(rows), strict=True):
+        cell = labels if lists else model.metadata.label_delimiter.join(labels)
+        yield [cell, *(row.tolist() if probabilities else [])]
+
+
+def _label_values(model: Classifier, rows: np.ndarray, probabilities: bool) -> Iterator[list[object]]:
+    for row in rows:
+        best = int(row.argmax())
+        yield [model.labels[best], float(row[best]), *(row.tolist() if probabilities else [])]
+
+
+def added_columns(answer: Answer, raw: RawBatch, columns: Columns) -> tuple[dict[str, list[object]], dict[int, str]]:
+    """Return the added columns of a batch, and the reason for each row without a prediction, by its position.
+
+    A row without a prediction has None in the added columns.
+    """
     reasons = dict(raw.problems)
     texts: list[tuple[str, ...]] = []
-    places: list[int] = []
-    none = [None] * len(raw.rows)
-    cells = [raw.columns.get(name, none) for name in text_columns(raw, columns)]
-    for place, row in enumerate(zip(*cells, strict=True)):
-        if place in reasons:
+    positions: list[int] = []
+    empty = [None] * len(raw.rows)
+    cells = [raw.columns.get(name, empty) for name in text_columns(raw, columns)]
+    for position, row in enumerate(zip(*cells, strict=True)):
+        if position in reasons:
             continue
         if not all(isinstance(value, str | None) for value in row):
-            reasons[place] = "the text is not a string"
+            reasons[position] = "the text is not a string"
         elif not any(value and value.strip() for value in row):
-            reasons[place] = "no text: missing or blank"
+            reasons[position] = "no text: missing or blank"
         else:
             texts.append(tuple(value or "" for value in row))
-            places.append(place)
-    found: dict[str, list[object]] = {name: list(none) for name in columns.added}
-    for place, values in zip(places, answer(texts), strict=True):
-        for name, value in zip(found, values, strict=True):
-            found[name][place] = value
-    return found, reasons
+            positions.append(position)
+    added: dict[str, list[object]] = {name: list(empty) for name in columns.added}
+    for position, values in zip(positions, answer(texts), strict=True):
+        for name, value in zip(added, values, strict=True):
+            added[name][position] = value
+    return added, reasons

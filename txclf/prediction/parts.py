@@ -1,7 +1,7 @@
-"""Parts of a prediction: some thousand rows of one input file each, the same ones every time.
+"""Chunks of a prediction: a few thousand rows of one input file each, the same ones in every attempt.
 
-A part is written whole, under a name that says where it belongs and how many rows it has, so a folder's listing tells
-what is finished.
+Each chunk becomes one part file. The file appears when it is complete, and its name holds the position and the number
+of rows of the chunk, so a listing of the folder shows what is finished.
 """
 
 from __future__ import annotations
@@ -22,76 +22,83 @@ from txclf.core.errors import ConfigError, DataError, StorageError
 from txclf.data import records, writers
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source
-from txclf.prediction import columns as annotate
-from txclf.prediction.columns import Answer, Columns
+from txclf.prediction.columns import LIST_FORMATS, Answer, Columns, added_columns, input_columns, load_answer
 
-ROWS = 4096
-CHARS = 2**22
-"""A part of long texts has fewer rows: memory holds a part."""
+CHUNK_ROWS = 4096
+MAX_CHUNK_CHARS = 2**22
+"""Characters after which a chunk ends early, because a whole chunk is held in memory."""
 READ_ROWS = 256
+"""Rows per read of an input file."""
+RECORD = "asked.json"
+"""File of the arguments of the prediction, in the folder of the parts."""
 
 
 class ChunkKey(NamedTuple):
-    """Of a part: the number of its source, and its own number there, both from 0."""
+    """Position of a chunk: the number of its source, and its number in the source, both from 0."""
 
     source: int
     number: int
 
 
 class Count(NamedTuple):
-    """Of a part: all its rows, and those without a prediction."""
+    """Rows of a chunk."""
 
     rows: int
+    """All rows."""
     bad: int
+    """Rows without a prediction."""
 
 
 @dataclass(frozen=True)
 class PredictionPlan:
-    """What every worker has to know to make parts."""
+    """Everything that a worker needs to predict chunks."""
 
     model: str
+    """Path or URI of the bundle."""
     probabilities: bool
+    """True to add a column for each label."""
     chunk_rows: int
+    """Rows per chunk."""
     columns: Columns
     schema: pa.Schema | None
-    """Of the output, where it is Parquet."""
+    """Schema of a Parquet output; None for other formats."""
     folder: str
-    """Where parts go."""
+    """Folder of the part files."""
 
-    def load(self) -> Answer:
-        """The model."""
-        return annotate.load(self.model, self.probabilities, self.columns.style in ("jsonl", "parquet"))
+    def load_answer(self) -> Answer:
+        """Load the model and return the function that predicts with it."""
+        return load_answer(self.model, probabilities=self.probabilities, lists=self.columns.style in LIST_FORMATS)
 
-    def path(self, place: ChunkKey, count: Count, ending: str) -> str:
-        """Of a part, or with another ending of what is reported beside it."""
-        return storage.join(self.folder, f"{place.source:06}-{place.number:08}-{count.rows}-{count.bad}.{ending}")
+    def path(self, key: ChunkKey, count: Count, ending: str) -> str:
+        """Return the path of a part file, or with the ending `errors.jsonl` of the report of its bad rows."""
+        return storage.join(self.folder, f"{key.source:06}-{key.number:08}-{count.rows}-{count.bad}.{ending}")
 
 
 def read(number: int, source: Source, chunk_rows: int) -> Iterator[tuple[ChunkKey, RawBatch]]:
-    """A source as parts, the same ones every time."""
-    waiting: list[RawBatch] = []
-    rows = chars = part = 0
-    with closing(records.read_raw(source, batch_rows=min(READ_ROWS, chunk_rows))) as batches:  # type: ignore[type-var]
-        for batch in batches:
-            waiting.append(batch)
+    """Read a source as chunks; repeated calls yield the same chunks. `number` is the number of the source."""
+    batches: list[RawBatch] = []
+    rows = chars = chunk = 0
+    with closing(records.read_raw(source, batch_rows=min(READ_ROWS, chunk_rows))) as stream:  # type: ignore[type-var]
+        for batch in stream:
+            batches.append(batch)
             rows += len(batch.rows)
-            texts = chain.from_iterable(batch.columns.values())
-            chars += sum(len(value) for value in texts if isinstance(value, str))
-            if rows >= chunk_rows or chars >= CHARS:
-                yield ChunkKey(number, part), _joined(waiting)
-                waiting, rows, chars, part = [], 0, 0, part + 1
-    if waiting:
-        yield ChunkKey(number, part), _joined(waiting)
+            values = chain.from_iterable(batch.columns.values())
+            chars += sum(len(value) for value in values if isinstance(value, str))
+            if rows >= chunk_rows or chars >= MAX_CHUNK_CHARS:
+                yield ChunkKey(number, chunk), _concatenated(batches)
+                batches, rows, chars, chunk = [], 0, 0, chunk + 1
+    if batches:
+        yield ChunkKey(number, chunk), _concatenated(batches)
 
 
-def _joined(batches: Sequence[RawBatch]) -> RawBatch:
-    """Consecutive batches as one. Batches of JSON lines may differ in their columns."""
+def _concatenated(batches: Sequence[RawBatch]) -> RawBatch:
+    """Return consecutive batches as one. Batches of JSON lines may differ in their columns."""
     names = dict.fromkeys(name for batch in batches for name in batch.columns)
     columns: dict[str, list[Any]] = {name: [] for name in names}
     problems: dict[int, str] = {}
     rows: list[int] = []
     for batch in batches:
-        problems |= {len(rows) + place: reason for place, reason in batch.problems.items()}
+        problems |= {len(rows) + position: reason for position, reason in batch.problems.items()}
         for name, values in columns.items():
             values += batch.columns.get(name) or [None] * len(batch.rows)
         rows += batch.rows
@@ -99,54 +106,74 @@ def _joined(batches: Sequence[RawBatch]) -> RawBatch:
     return replace(batches[0], rows=rows, files=files, columns=columns, problems=problems)
 
 
-def make(plan: PredictionPlan, answer: Answer, place: ChunkKey, raw: RawBatch) -> Count:
-    """Writes a part; its name, which appears last, says that all of it is there."""
-    kept = annotate.kept(raw, plan.columns)
-    added, reasons = annotate.answers(answer, raw, plan.columns)
+def write(plan: PredictionPlan, answer: Answer, key: ChunkKey, raw: RawBatch) -> Count:
+    """Predict a chunk and write its part file, after the report of its bad rows.
+
+    Raises `DataError` if a column changes its type or the input changes its columns.
+    """
+    inputs = input_columns(raw, plan.columns)
+    added, reasons = added_columns(answer, raw, plan.columns)
     try:
-        content = writers.encode(plan.columns.style, {**kept, **added}, plan.schema)
+        content = writers.encode(plan.columns.style, {**inputs, **added}, plan.schema)
     except (pa.ArrowException, OverflowError) as error:
-        raise DataError(f"`{raw.source.path}`: row {raw.rows[0]:,} on: a column changes type: {error}") from None
+        raise column_type_error(raw, error) from None
     count = Count(len(raw.rows), len(reasons))
     if reasons:
         bad = [{"file": raw.files[i], "row": raw.rows[i], "reason": reasons[i]} for i in sorted(reasons)]
         lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in bad)
-        storage.write_bytes(plan.path(place, count, "errors.jsonl"), lines.encode("utf-8", "replace"))
-    storage.write_bytes(plan.path(place, count, plan.columns.style), content)
+        storage.write_bytes(plan.path(key, count, "errors.jsonl"), lines.encode("utf-8", "replace"))
+    storage.write_bytes(plan.path(key, count, plan.columns.style), content)
     return count
 
 
-def give_back() -> None:
-    """Returns freed memory to the system: glibc keeps what lies between small objects, and a process would grow by
-    hundreds of MB over the parts of a file with long rows."""
+def column_type_error(raw: RawBatch, error: Exception) -> DataError:
+    """Return the error for a batch whose values do not fit the column types of the output."""
+    return DataError(
+        f"`{raw.source.path}`: a column changes type from row {raw.rows[0]:,} on: {error}. "
+        "Write .jsonl, which accepts every type, or fix the values."
+    )
+
+
+def trim_memory() -> None:
+    """Return freed memory to the operating system.
+
+    glibc keeps the gaps between small objects, so a process would grow by hundreds of MB over the chunks of a file with
+    long rows.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
-def start(out: str, plan: PredictionPlan, asked: Mapping[str, Any], restart: bool) -> dict[ChunkKey, Count]:
-    """The parts that are there already. Raises `ConfigError` when they are of something else."""
-    record = storage.join(plan.folder, "asked.json")
+def finished_chunks(
+    out: str, plan: PredictionPlan, arguments: Mapping[str, Any], restart: bool
+) -> dict[ChunkKey, Count]:
+    """Return the chunks that an interrupted prediction finished; with `restart` delete them.
+
+    Raises `ConfigError` if they come from a prediction with other arguments.
+    """
+    record = storage.join(plan.folder, RECORD)
     if restart or not storage.exists(record):
         storage.remove_folder(plan.folder)
         try:
-            storage.write_json(record, asked)
+            storage.write_json(record, arguments)
         except StorageError as error:
-            raise StorageError(f"`{out}`: cannot be written: {error}") from None
+            raise StorageError(f"`{out}`: cannot be written: {error}. Pass another --out.") from None
         return {}
-    before = storage.read_json(record)
-    other = [name for name, value in asked.items() if before.get(name) != value]
-    if other:
+    previous = storage.read_json(record)
+    changed = [name for name, value in arguments.items() if previous.get(name) != value]
+    if changed:
+        different = " and ".join("different inputs" if name == "inputs" else f"a different {name}" for name in changed)
         raise ConfigError(
-            f"`{plan.folder}`: parts of a stopped prediction with other {' and '.join(other)}: ask for it again in the "
-            "same words to go on with it, or add --restart to begin anew"
+            f"`{plan.folder}` holds an interrupted prediction with {different}. "
+            "Rerun with the original arguments to resume it, or pass --restart to start over."
         )
-    found = {}
+    finished = {}
     pattern = re.compile(rf"(\d+)-(\d+)-(\d+)-(\d+)\.{plan.columns.style}")
     for name in storage.list_folder(plan.folder):
         if match := pattern.fullmatch(name):
             source, number, rows, bad = map(int, match.groups())
-            found[ChunkKey(source, number)] = Count(rows, bad)
+            finished[ChunkKey(source, number)] = Count(rows, bad)
         elif name.startswith("."):
-            storage.remove_file(storage.join(plan.folder, name))  # what a killed writer left
-    return found
+            storage.remove_file(storage.join(plan.folder, name))  # left by a killed writer
+    return finished

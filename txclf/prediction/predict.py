@@ -1,9 +1,9 @@
-"""`txclf predict`: a bundle over files of any size. The input's columns and rows stay; label and probability are added.
+"""Predict files of any size with a bundle: the output has all input columns and rows, plus the predictions.
 
-    inputs ──read──▶ parts of some thousand rows ──a model each──▶ .<out>.parts/ ──join──▶ out
+    inputs ──read──▶ chunks of a few thousand rows ──one model per worker──▶ .<out>.parts/ ──join──▶ out
 
-The same parts in this process and on Ray. A part is written whole, under a name that says where it belongs, so what a
-killed prediction has finished is there for the next: each row is in exactly one part.
+The chunks are the same in this process and on Ray. Each part file appears when it is complete, so a later attempt
+resumes after the finished chunks, and each row is in exactly one part.
 
 A row that cannot be read keeps its place, with nulls, and is reported in `<out>.errors.jsonl`.
 """
@@ -11,7 +11,7 @@ A row that cannot be read keeps its place, with nulls, and is reported in `<out>
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -26,22 +26,23 @@ from txclf.data import writers
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source, find_sources, stamp
 from txclf.inference import bundle
-from txclf.prediction import columns as annotate
 from txclf.prediction import parts, ray_pool
-from txclf.prediction.columns import Columns
+from txclf.prediction.columns import Columns, output_columns
 from txclf.prediction.parts import ChunkKey, Count, PredictionPlan
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a prediction run did: rows = predicted + bad."""
+class PredictionSummary:
+    """Result of a prediction."""
 
     rows: int
+    """All rows of the output."""
     bad: int
+    """Rows without a prediction."""
     columns: list[str]
-    """The columns that were added."""
-    found: int = 0
-    """Rows that an earlier, stopped prediction had finished."""
+    """Added columns."""
+    resumed_rows: int = 0
+    """Rows that an earlier, interrupted attempt had finished."""
 
 
 def predict(
@@ -51,105 +52,108 @@ def predict(
     out: str,
     probabilities: bool = False,
     text_columns: Sequence[str] | None = None,
-    show: Callable[[int], None] = lambda rows: None,
+    on_progress: Callable[[int], None] = lambda rows: None,
     compute: Compute | None = None,
-    chunk_rows: int = parts.ROWS,
+    chunk_rows: int = parts.CHUNK_ROWS,
     restart: bool = False,
-) -> Done:
-    """Predicts every row of the inputs, in order, into one file; the ending of `out` says its format.
+) -> PredictionSummary:
+    """Predict every row of the inputs, in order, and write one file; the ending of `out` selects its format.
 
-    Adds `label` and `probability` (`predicted_label` and so on where the input has such a column), and with
-    `probabilities` a column for each label. A `multilabel` model adds `labels` instead: lists, the likeliest first, and
-    joined by `data.label_delimiter` in csv and tsv. A `seq2seq` model adds `output`.
+    Adds the columns `label` and `probability`, and with `probabilities` one column per label. A `multilabel` model adds
+    `labels` instead: lists, the most likely label first, joined by `data.label_delimiter` in csv and tsv. A `seq2seq`
+    model adds `output`. If the input has a column of that name, the added one is called `predicted_…`.
 
-    With `compute` the parts are made by workers of Ray, which must be connected; every node must reach all paths.
+    `compute` distributes the chunks over Ray workers; Ray must be connected, and every node must reach all paths.
+    `on_progress` receives the number of finished rows.
 
-    Nothing stands at `out` unless all of it does. A prediction that was stopped goes on where it was when it is asked
-    for again in the same words; `restart` begins anew.
+    `out` appears when it is complete. An interrupted prediction resumes when it is called with the same arguments;
+    `restart` starts over.
 
-    Raises `ConfigError` for an output format it cannot write, or when a stopped prediction of something else lies
-    there; `DataError` for inputs it cannot read.
+    Raises `ConfigError` if the output format is unknown or an interrupted prediction has other arguments, `DataError`
+    if an input cannot be read.
     """
     style, codec = writers.style(out)
     if storage.is_folder(out):
-        raise StorageError(f"`{out}`: cannot be written: it is a folder")
+        raise StorageError(f"`{out}`: cannot be written: it is a folder. Pass the path of a file.")
     model, sources = storage.absolute(model), find_sources(inputs)
     metadata = bundle.read_metadata(model)
-    stream = (part for number, source in enumerate(sources) for part in parts.read(number, source, chunk_rows))
+    stream = (chunk for number, source in enumerate(sources) for chunk in parts.read(number, source, chunk_rows))
     first = next(stream, None)
     if first is None:
-        raise DataError(f"no row in {', '.join(inputs)}")
-    columns = annotate.columns(metadata, style, probabilities, text_columns, first[1])
-    asked = _asked(model, sources, columns, probabilities, chunk_rows)
-    plan = PredictionPlan(model, probabilities, chunk_rows, columns, _schema(first[1], columns), _folder(out))
-    finished = parts.start(out, plan, asked, restart)
-    before = sum(count.rows for count in finished.values())
+        raise DataError(f"no row in {', '.join(inputs)}. Pass files that have rows.")
+    columns = output_columns(metadata, first[1], style=style, probabilities=probabilities, texts=text_columns)
+    plan = PredictionPlan(model, probabilities, chunk_rows, columns, _schema(first[1], columns), _parts_folder(out))
+    finished = parts.finished_chunks(out, plan, _arguments(plan, sources), restart)
+    resumed_rows = sum(count.rows for count in finished.values())
     try:
         if compute is None:
-            _here(plan, chain([first], stream), finished, show)
+            _predict_here(plan, chain([first], stream), finished, on_progress)
         else:
-            ray_pool.run(plan, sources, compute, finished, show)
+            ray_pool.run(plan, sources, compute, finished, on_progress)
     except DataError as error:
-        if error.__cause__ is None:  # the rows themselves are at fault, so it could never go on
+        if error.__cause__ is None:  # the rows themselves are invalid, so the prediction can never be resumed
             storage.remove_folder(plan.folder)
         raise
-    places = sorted(finished)
-    names = [*columns.given, *columns.added]
-    writers.join((plan.path(place, finished[place], style) for place in places), out, style, codec, names)
-    bad = [plan.path(place, finished[place], "errors.jsonl") for place in places if finished[place].bad]
-    if bad:
-        writers.join(bad, f"{out}.errors.jsonl", "jsonl", None, ())
-    else:
-        storage.remove_file(f"{out}.errors.jsonl")  # an earlier prediction's
+    _join(plan, finished, out, codec)
     storage.remove_folder(plan.folder)
-    rows = sum(count.rows for count in finished.values())
-    return Done(rows, sum(count.bad for count in finished.values()), list(columns.added), before)
+    rows, bad = (sum(counts) for counts in zip(*finished.values(), strict=True))
+    return PredictionSummary(rows, bad, list(columns.added), resumed_rows)
 
 
-def _here(
+def _predict_here(
     plan: PredictionPlan,
     stream: Iterator[tuple[ChunkKey, RawBatch]],
     finished: dict[ChunkKey, Count],
-    show: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> None:
-    """Makes the parts that are missing, in this process."""
-    answer = plan.load()
+    """Predict the missing chunks in this process and add them to `finished`."""
+    answer = plan.load_answer()
     rows = 0
-    for place, raw in stream:
-        if place not in finished:
-            finished[place] = parts.make(plan, answer, place, raw)
-            parts.give_back()
-        rows += finished[place].rows
-        show(rows)
+    for key, raw in stream:
+        if key not in finished:
+            finished[key] = parts.write(plan, answer, key, raw)
+            parts.trim_memory()
+        rows += finished[key].rows
+        on_progress(rows)
+
+
+def _join(plan: PredictionPlan, finished: Mapping[ChunkKey, Count], out: str, codec: str | None) -> None:
+    """Join the part files to `out`, and the reports of bad rows to `<out>.errors.jsonl`."""
+    columns, keys = plan.columns, sorted(finished)
+    paths = (plan.path(key, finished[key], columns.style) for key in keys)
+    writers.join(paths, out, columns.style, codec, [*columns.inputs, *columns.added])
+    reports = [plan.path(key, finished[key], "errors.jsonl") for key in keys if finished[key].bad]
+    if reports:
+        writers.join(reports, f"{out}.errors.jsonl", "jsonl", None, ())
+    else:
+        storage.remove_file(f"{out}.errors.jsonl")  # of an earlier prediction
 
 
 def _schema(first: RawBatch, columns: Columns) -> pa.Schema | None:
-    """Of a Parquet output: the input's own types where it has them, else those of the first rows."""
+    """Return the schema of a Parquet output: the types of the input, or types inferred from its first rows."""
     if columns.style != "parquet":
         return None
     try:
-        given = writers.infer(first.columns) if first.schema is None else first.schema
+        inputs = writers.infer(first.columns) if first.schema is None else first.schema
     except (pa.ArrowException, OverflowError) as error:
-        raise DataError(f"`{first.source.path}`: row 1 on: a column changes type: {error}") from None
-    return pa.schema([*given.remove_metadata(), *(pa.field(name, kind) for name, kind in columns.added.items())])
+        raise parts.column_type_error(first, error) from None
+    return pa.schema([*inputs.remove_metadata(), *(pa.field(name, kind) for name, kind in columns.added.items())])
 
 
-def _folder(out: str) -> str:
-    """Of the parts: hidden, so that nobody who reads all files of a folder reads half of an output."""
+def _parts_folder(out: str) -> str:
+    """Return the folder of the part files: hidden, so that a reader of all files of a folder skips it."""
     name = out.partition("?")[0] if "://" in out else out
     return storage.join(storage.folder_of(out), f".{name.rpartition('/')[2]}.parts")
 
 
-def _asked(
-    model: str, sources: Sequence[Source], columns: Columns, probabilities: bool, chunk_rows: int
-) -> dict[str, Any]:
-    """What makes two predictions the same, as JSON."""
-    metadata = storage.read_bytes(storage.join(model, bundle.METADATA))  # it has the hashes of the other files
+def _arguments(plan: PredictionPlan, sources: Sequence[Source]) -> dict[str, Any]:
+    """Return the arguments that must be equal to resume a prediction, as JSON values."""
+    metadata = storage.read_bytes(storage.join(plan.model, bundle.METADATA))  # has the checksums of the other files
     return {
         "version": __version__,
         "model": hashlib.sha256(metadata).hexdigest(),
         "inputs": [[source.path, *map(list, stamp(source))] for source in sources],
-        "--text": columns.texts,
-        "--probabilities": probabilities,
-        "--chunk-rows": chunk_rows,
+        "--text": plan.columns.texts,
+        "--probabilities": plan.probabilities,
+        "--chunk-rows": plan.chunk_rows,
     }

@@ -1,8 +1,7 @@
-"""Prediction on Ray: tasks read, a pool of actors, each with a model of its own, makes the parts. Ray Data streams
-between them, starts again what dies, and lets no reader run far ahead.
+"""Prediction on Ray: tasks read chunks, and a pool of actors with one model each predicts them.
 
-A part passes as one row, so that it stays whole. Of what an actor has made only the count comes back: rows and
-predictions go to the storage from where they are made.
+Ray Data streams chunks from the tasks to the actors, restarts what dies, and applies backpressure to the readers. Each
+chunk is one row of the stream, so it is never split. Actors write the part files to storage and return only counts.
 """
 
 from __future__ import annotations
@@ -19,43 +18,44 @@ from txclf.data.sources import Source
 from txclf.prediction import parts
 from txclf.prediction.parts import ChunkKey, Count, PredictionPlan
 
-PATIENCE_S = 3600
-"""Without a part finished, until prediction gives up; workers that die, as where a model does not fit the memory, are
-replaced as long."""
+NO_PROGRESS_TIMEOUT_S = 3600
+"""Seconds without a finished chunk until the prediction fails. Until then Ray replaces workers that die, for example
+because the model does not fit their memory."""
 
 
 class Worker:
-    """A model in an actor."""
+    """Ray actor that holds one model."""
 
     def __init__(self, plan: PredictionPlan, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
         self.plan = plan
-        self.answer = plan.load()
+        self.answer = plan.load_answer()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Makes a part."""
-        part, place = pickle.loads(row["part"]), ChunkKey(row["source"], row["number"])
-        if isinstance(part, Fault):
+        """Predict the chunk of a row and return its count; errors of the user are returned as `Fault`."""
+        content, key = pickle.loads(row["content"]), ChunkKey(row["source"], row["number"])
+        if isinstance(content, Fault):
             return row
         try:
-            made = parts.make(self.plan, self.answer, place, part)
-            parts.give_back()
-            return _row(place, made)
+            count = parts.write(self.plan, self.answer, key, content)
+            parts.trim_memory()
+            return _row(key, count)
         except TxclfError as error:
-            return _row(place, Fault(error, error.__cause__))
+            return _row(key, Fault(error, error.__cause__))
 
 
 class Fault(NamedTuple):
-    """What a user can mend. It travels as a value, for of what a task raises Ray Data keeps only the text."""
+    """Error that the user can fix, passed as a value because Ray Data keeps only the text of a raised error."""
 
     error: TxclfError
     cause: BaseException | None
 
 
-def _row(place: ChunkKey, content: RawBatch | Count | Fault) -> dict[str, Any]:
-    return {"source": place.source, "number": place.number, "part": pickle.dumps(content)}
+def _row(key: ChunkKey, content: RawBatch | Count | Fault) -> dict[str, Any]:
+    """Return a chunk, its count or its error as a row of the Ray Data stream."""
+    return {"source": key.source, "number": key.number, "content": pickle.dumps(content)}
 
 
 def run(
@@ -63,37 +63,37 @@ def run(
     sources: Sequence[Source],
     compute: Compute,
     finished: dict[ChunkKey, Count],
-    show: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> None:
-    """Makes the parts that are missing, adding them to `finished` as they come.
+    """Predict the missing chunks on Ray and add them to `finished`.
 
-    Raises `ClusterError` when actors or nodes die too often, and what they raise of what a user can mend.
+    Raises `ClusterError` if actors or nodes die too often, and the `TxclfError` of a chunk that cannot be predicted.
     """
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
 
-    known = set(finished)
+    skipped = set(finished)
 
     def read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         number = row["item"]
         try:
-            for place, raw in parts.read(number, sources[number], plan.chunk_rows):
-                if place not in known:
-                    yield _row(place, raw)
+            for key, raw in parts.read(number, sources[number], plan.chunk_rows):
+                if key not in skipped:
+                    yield _row(key, raw)
         except TxclfError as error:
             yield _row(ChunkKey(number, -1), Fault(error, error.__cause__))
 
     items = ray.data.from_items(list(range(len(sources))), override_num_blocks=len(sources))
     items.context.execution_options.preserve_order = False
-    items.context.target_max_block_size = 1  # a block a part: it goes to an actor as soon as it is read
-    items.context.execution_no_progress_timeout_s = PATIENCE_S
+    items.context.target_max_block_size = 1  # one block per chunk, so an actor gets each chunk at once
+    items.context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
     rows = items.flat_map(
         read,
-        # So that actors may have every CPU. Not as many as they ask for, or Ray Data would read and predict in one
-        # task, and a single file would keep one actor busy.
+        # Zero, so that the actors may use every CPU, and so that the resources differ from those of the actors:
+        # with equal resources Ray Data would fuse both stages, and a single file would keep only one actor busy.
         num_cpus=0,
     )
-    made = rows.map(
+    counts = rows.map(
         Worker,  # type: ignore[arg-type]
         fn_constructor_args=(plan, max(1, math.floor(compute.cpus_per_worker))),
         num_cpus=compute.cpus_per_worker,
@@ -102,16 +102,16 @@ def run(
     )
     total = sum(count.rows for count in finished.values())
     try:
-        for row in made.iter_rows():
-            content = pickle.loads(row["part"])
+        for row in counts.iter_rows():
+            content = pickle.loads(row["content"])
             if isinstance(content, Fault):
                 raise content.error from content.cause
             finished[ChunkKey(row["source"], row["number"])] = content
             total += content.rows
-            show(total)
+            on_progress(total)
     except ray.exceptions.RayTaskError:
-        raise  # a defect
+        raise  # a bug: keep its traceback
     except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
         raise ClusterError(
-            f"prediction stopped: {error}: ask again to go on with the parts that are finished"
+            f"the prediction failed on Ray: {error}. Rerun the command to resume after the finished chunks."
         ) from None
