@@ -37,7 +37,7 @@ def test_it_says_what_the_run_found(run: RunConfig) -> None:
     found = evaluate.evaluate(run.run_folder)
     report.report([run.run_folder])
     text = text_of(run)
-    for part in ("## Scores", "## Classes, worst first (test)", "## Data", "## Limits", "## How it was made"):
+    for part in ("## Scores", "## Classes, worst first (test)", "## Data", "## Limits", "## Training"):
         assert part in text
     assert f"| accuracy | {found['accuracy']:.4f} |" in text
     assert f"| accuracy of the n-gram logistic regression | {found['baseline']['accuracy']:.4f} |" in text
@@ -45,7 +45,7 @@ def test_it_says_what_the_run_found(run: RunConfig) -> None:
     row = f"| plain | {one['precision']:.4f} | {one['recall']:.4f} | {one['f1']:.4f} | {one['support']:,} |"
     assert row in text
     # The test file is the training file here.
-    overlap = re.search(r"- ([\d,]+) test rows also stand in the training split", text)
+    overlap = re.search(r"- ([\d,]+) test rows also occur in the training split", text)
     assert overlap
     assert int(overlap[1].replace(",", "")) > 100
     assert "| train.batch_size | 16 |" in text

@@ -198,5 +198,5 @@ def test_the_command(run: RunConfig, tmp_path: Path) -> None:
     assert f"train: {files[0]}" in shown
     failed = told("nowhere")
     assert (failed.returncode, failed.stdout) == (2, "")
-    assert "expected raw data, prepared data, a run, a search or a model bundle" in failed.stderr
+    assert "Pass raw data, prepared data, a run, a search or a model bundle" in failed.stderr
     assert "Traceback" not in failed.stderr

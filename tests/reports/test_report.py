@@ -299,4 +299,4 @@ def test_a_report_that_fails_is_a_warning(tmp_path: Path, run: RunConfig, caplog
     (folder / "run.yaml").write_text("name: [")
     (folder / "prepared.json").write_text("{}")
     assert report.after(str(folder)) is None
-    assert "no report of" in caplog.text
+    assert "no report was written" in caplog.text

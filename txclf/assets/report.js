@@ -1,8 +1,8 @@
-// ---- when to draw ----
+// ---- drawing and start ----
 
 const shown = new Set();
 function redraw(ids) {
-  for (const id of ids) if (shown.has(id)) charts[id](one(document, '[data-chart="' + CSS.escape(id) + '"]'));
+  for (const id of ids) if (shown.has(id)) charts[id](query(document, '[data-chart="' + CSS.escape(id) + '"]'));
 }
 function draw(element) {
   const id = element.dataset.chart;
@@ -22,19 +22,19 @@ async function unpack() {
 }
 
 async function start() {
-  all(document, "table.sortable").forEach(sortable);
+  queryAll(document, "table.sortable").forEach(sortable);
   ({ run, search, comparison })[content.kind]();
-  for (const element of all(document, "[data-chart]")) element.hidden = !charts[element.dataset.chart];
+  for (const element of queryAll(document, "[data-chart]")) element.hidden = !charts[element.dataset.chart];
   await unpack();
   if (!window.Plotly) throw new Error("plotly.js did not start");
   const watcher = new IntersectionObserver((entries) => entries.forEach((entry) => { if (entry.isIntersecting) draw(entry.target); }), { rootMargin: "400px" });
-  for (const element of all(document, "[data-chart]")) watcher.observe(element);
+  for (const element of queryAll(document, "[data-chart]")) watcher.observe(element);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw([...shown]));
-  window.addEventListener("beforeprint", () => all(document, "[data-chart]").forEach(draw));
+  window.addEventListener("beforeprint", () => queryAll(document, "[data-chart]").forEach(draw));
   document.documentElement.dataset.ready = "1";
 }
 start().catch((error) => {
   const trouble = document.getElementById("trouble");
   trouble.hidden = false;
-  trouble.textContent = "The charts cannot be drawn (" + error.message + "). They need a browser of 2023 or later; all tables are here.";
+  trouble.textContent = "The charts cannot be drawn: " + error.message + ". Use a browser from 2023 or later. The tables are complete without charts.";
 });

@@ -1,21 +1,23 @@
 "use strict";
-// Text of the data reaches the page by textContent alone, and a chart by plain(): plotly reads a little HTML in labels.
+// Text from the data is written through textContent only; in charts it is escaped by plain(), because plotly renders some HTML.
+// report_charts.js, report_run.js, report_search.js and report.js are joined into the one script of a page.
 const content = JSON.parse(document.getElementById("content").textContent);
-const all = (where, what) => [...where.querySelectorAll(what)];
-const one = (where, what) => where.querySelector(what);
+const queryAll = (root, selector) => [...root.querySelectorAll(selector)];
+const query = (root, selector) => root.querySelector(selector);
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-const short = (text, most = 40) => { text = String(text); return text.length > most ? text.slice(0, most - 1) + "…" : text; };
+const short = (text, max = 40) => { text = String(text); return text.length > max ? text.slice(0, max - 1) + "…" : text; };
 const label = (text) => plain(short(text));
 const percent = (value) => (100 * value).toFixed(1) + " %";
 const figure = (value) => value === null || value === undefined ? "–" : typeof value !== "number" ? String(value)
   : Number.isInteger(value) ? value.toLocaleString("en") : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en")
   : Math.abs(value) >= 1e-3 || value === 0 ? value.toFixed(4) : value.toExponential(2);
 const titles = { valid_loss: "validation loss", train_loss: "training loss", valid_accuracy: "accuracy", valid_f1_macro: "macro F1",
-  tokens_per_second: "tokens/s", data_share: "share", learning_rate: "learning rate" };
+  valid_f1_micro: "micro F1",
+  valid_map: "mean average precision", tokens_per_second: "tokens per second", data_share: "share of time waiting for data", learning_rate: "learning rate" };
 const title = (name) => titles[name] || name.replace(/^valid_/, "").replace(/_/g, " ");
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
 const colors = (number) => color("c" + number % 8);
-const charts = {};  // by name: (element) => draws it, now and whenever colours or choices change
+const charts = {};  // chart id → (element) => draws the chart; called again when colors or choices change
 
 // ---- tables ----
 
@@ -26,7 +28,7 @@ function value(cell) {
 }
 
 function sortable(table) {
-  const heads = all(table, "thead th");
+  const heads = queryAll(table, "thead th");
   heads.forEach((head, column) => {
     const button = document.createElement("button");
     button.type = "button";
@@ -37,23 +39,23 @@ function sortable(table) {
       const up = head.getAttribute("aria-sort") !== "ascending";
       heads.forEach((other) => other.setAttribute("aria-sort", "none"));
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const body = one(table, "tbody");
-      const rows = all(body, "tr").map((row) => [value(row.cells[column]), row]);
+      const body = query(table, "tbody");
+      const rows = queryAll(body, "tr").map((row) => [value(row.cells[column]), row]);
       rows.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0) * (up ? 1 : -1));
       body.append(...rows.map(([, row]) => row));
     });
   });
 }
 
-// Shows the items that hold what is looked for, and says how many.
+// Filters items by the search field and by keeps(item), and shows their number. Returns the function that applies the filter.
 function filtered(section, items, keeps) {
-  const find = one(section, "[data-find]"), count = one(section, "[data-count]");
+  const find = query(section, "[data-find]"), count = query(section, "[data-count]");
   const texts = items.map((item) => item.textContent.toLowerCase());
   const apply = () => {
-    const wanted = find.value.trim().toLowerCase();
+    const term = find.value.trim().toLowerCase();
     let shown = 0;
     items.forEach((item, number) => {
-      item.hidden = !(texts[number].includes(wanted) && keeps(item));
+      item.hidden = !(texts[number].includes(term) && keeps(item));
       shown += item.hidden ? 0 : 1;
     });
     count.textContent = shown === items.length ? shown + " shown" : shown + " of " + items.length;
@@ -92,7 +94,7 @@ function plot(element, traces, shape) {
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
 }
 
-const upright = (x, text) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { dash: "dash", width: 1, color: color("soft") }, label: { text, font: { size: 10 } } });
+const verticalLine = (x, text) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { dash: "dash", width: 1, color: color("soft") }, label: { text, font: { size: 10 } } });
 
 function curve(element, heading, named, more = {}) {
   const by = Number(document.getElementById("axis").value);

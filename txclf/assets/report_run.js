@@ -6,23 +6,23 @@ function learning() {
   const marked = () => {
     if (best === null) return {};
     const found = Object.values(points).flat().find((p) => p[0] === best);
-    return { shapes: found ? [upright(found[Number(document.getElementById("axis").value)])] : [] };
+    return { shapes: found ? [verticalLine(found[Number(document.getElementById("axis").value)])] : [] };
   };
-  const known = ["train_loss", "valid_loss", "learning_rate", "tokens_per_second", "data_share", "valid_perplexity"];
-  const scores = Object.keys(points).filter((name) => name.startsWith("valid_") && !known.includes(name));
+  const otherMetrics = ["train_loss", "valid_loss", "learning_rate", "tokens_per_second", "data_share", "valid_perplexity"];
+  const scores = Object.keys(points).filter((name) => name.startsWith("valid_") && !otherMetrics.includes(name));
   const add = (id, names, heading, more = () => ({})) => {
     if (names.some((name) => points[name])) charts[id] = (element) => curve(element, heading, pick(names), more());
   };
   add("loss", ["train_loss", "valid_loss"], "Loss", marked);
   add("scores", scores, "Validation", marked);
   add("rate", ["learning_rate"], "Learning rate");
-  add("speed", ["tokens_per_second"], "Tokens a second", () => ({ yaxis: { rangemode: "tozero" }, showlegend: false }));
+  add("speed", ["tokens_per_second"], "Tokens per second", () => ({ yaxis: { rangemode: "tozero" }, showlegend: false }));
   add("waiting", ["data_share"], "Waiting for data", () => ({ yaxis: { rangemode: "tozero", tickformat: ".1%" }, showlegend: false }));
   document.getElementById("axis")?.addEventListener("change", () => redraw(["loss", "scores", "rate", "speed", "waiting"]));
 }
 
 function confusion(split, box) {
-  const order = one(box, "[data-order]"), shade = one(box, "[data-shade]"), names = split.labels, size = names.length;
+  const order = query(box, "[data-order]"), shade = query(box, "[data-shade]"), names = split.labels, size = names.length;
   const support = Array(size).fill(0), wrong = Array(size).fill(0), id = "confusion-" + split.id;
   for (const [i, j, rows] of split.confusion) { support[i] += rows; if (i !== j) { wrong[i] += rows; wrong[j] += rows; } }
   const f1 = names.map((name) => split.per_class[name].f1);
@@ -63,26 +63,27 @@ function confusion(split, box) {
 }
 
 function probabilities(split, box) {
-  const several = content.is_multilabel, sure = several ? "probability" : "confidence", right = several ? "has it" : "right";
+  const multilabel = content.is_multilabel, score = multilabel ? "probability" : "confidence", unit = multilabel ? " row-label pairs" : " rows";
+  const right = multilabel ? "positive" : "correct", wrong = multilabel ? "negative" : "wrong", rate = multilabel ? "share of positives" : "accuracy";
   charts["reliability-" + split.id] = (element) => {
     const total = split.reliability.reduce((sum, b) => sum + b[2], 0);
     const line = (name, bins, number, dash) => ({ type: "scatter", mode: "lines+markers", name, x: bins.map((b) => b[0]), y: bins.map((b) => b[1]),
-      text: bins.map((b) => sure + " " + percent(b[0]) + "<br>" + right + " " + percent(b[1]) + "<br>" + b[2].toLocaleString("en") + (several ? " labels of rows" : " rows")), hoverinfo: "text",
+      text: bins.map((b) => score + " " + percent(b[0]) + "<br>" + rate + " " + percent(b[1]) + "<br>" + b[2].toLocaleString("en") + unit), hoverinfo: "text",
       line: { color: colors(number), dash }, marker: { size: bins.map((b) => 5 + 12 * Math.sqrt(b[2] / total)) } });
     const ideal = { type: "scatter", mode: "lines", name: "ideal", x: [0, 1], y: [0, 1], line: { color: color("soft"), dash: "dot", width: 1 }, hoverinfo: "skip" };
-    const traces = [ideal, line("as bundled", split.reliability, 0)];
-    if (split.uncalibrated) traces.push(line("not calibrated", split.uncalibrated, 1, "dash"));
-    plot(element, traces, layout(sure, several ? "share that has it" : "accuracy", { title: "Reliability", xaxis: { range: [0, 1.02] }, yaxis: { range: [0, 1.02] } }));
+    const traces = [ideal, line("this model", split.reliability, 0)];
+    if (split.uncalibrated) traces.push(line("before calibration", split.uncalibrated, 1, "dash"));
+    plot(element, traces, layout(score, rate, { title: "Reliability", xaxis: { range: [0, 1.02] }, yaxis: { range: [0, 1.02] } }));
   };
   charts["confidence-" + split.id] = (element) => {
-    const bar = (name, pick, number) => ({ type: "bar", name, x: split.reliability.map((b) => b[0]), y: split.reliability.map(pick), marker: { color: colors(number) }, width: 0.05, hovertemplate: "%{y:.0f} rows" });
-    plot(element, [bar(several ? "has it" : "right", (b) => Math.round(b[1] * b[2]), 2), bar(several ? "has it not" : "wrong", (b) => Math.round((1 - b[1]) * b[2]), 1)],
-      layout(sure, several ? "labels of rows" : "rows", { title: several ? "Probability" : "Confidence", barmode: several ? "group" : "stack", yaxis: several ? { type: "log" } : {}, xaxis: { range: [0, 1.03] } }));
+    const bar = (name, pick, number) => ({ type: "bar", name, x: split.reliability.map((b) => b[0]), y: split.reliability.map(pick), marker: { color: colors(number) }, width: 0.05, hovertemplate: "%{y:.0f}" + unit });
+    plot(element, [bar(right, (b) => Math.round(b[1] * b[2]), 2), bar(wrong, (b) => Math.round((1 - b[1]) * b[2]), 1)],
+      layout(score, unit.trim(), { title: multilabel ? "Probability" : "Confidence", barmode: multilabel ? "group" : "stack", yaxis: multilabel ? { type: "log" } : {}, xaxis: { range: [0, 1.03] } }));
   };
-  const select = one(box, "[data-class]"), few = split.curves.length <= 11;
-  const names = split.curves.map((c) => (c.class_id < 0 ? "all classes together" : split.labels[c.class_id]));
+  const select = query(box, "[data-class]"), few = split.curves.length <= 11;
+  const names = split.curves.map((c) => (c.class_id < 0 ? "micro-average" : split.labels[c.class_id]));
   const every = document.createElement("option");
-  every.value = "-1"; every.textContent = few ? "all classes" : "all together and the worst five";
+  every.value = "-1"; every.textContent = few ? "all" : "micro-average and the five worst";
   select.append(every);
   names.forEach((name, number) => { const option = document.createElement("option"); option.value = number; option.textContent = short(name, 60) + ", AUROC " + figure(split.curves[number].auc); select.append(option); });
   const chosen = () => {
@@ -97,20 +98,20 @@ function probabilities(split, box) {
         hovertemplate: xname + " %{x:.3f}<br>" + yname + " %{y:.3f}<extra>" + label(names[number]) + "</extra>" };
     }), layout(xname, yname, { title: heading, xaxis: { range: [-0.02, 1.02] }, yaxis: { range: [-0.02, 1.03] } }));
   };
-  both("roc-", "fpr", "tpr", "auc", "ROC, one class against the rest", "wrongly taken", "found");
-  both("recall-", "recall", "precision", "ap", "Precision by recall", "recall", "precision");
+  both("roc-", "fpr", "tpr", "auc", "ROC, one class against the rest", "false positive rate", "true positive rate");
+  both("recall-", "recall", "precision", "ap", "Precision-recall", "recall", "precision");
   select.addEventListener("change", () => redraw(["roc-" + split.id, "recall-" + split.id]));
 }
 
 function mistakes(split, box) {
-  const list = one(box, ".mistakes"), section = list.closest("section"), items = all(list, "li");
-  const truth = one(section, "[data-true]"), guess = one(section, "[data-predicted]"), find = one(section, "[data-find]");
+  const list = query(box, ".mistakes"), section = list.closest("section"), items = queryAll(list, "li");
+  const truth = query(section, "[data-true]"), guess = query(section, "[data-predicted]"), find = query(section, "[data-find]");
   options(truth, [...new Set(items.map((item) => item.dataset.true))].sort());
   options(guess, [...new Set(items.map((item) => item.dataset.predicted))].sort());
   const apply = filtered(section, items, (item) => (!truth.value || item.dataset.true === truth.value) && (!guess.value || item.dataset.predicted === guess.value));
   for (const select of [truth, guess]) select.addEventListener("change", apply);
   const set = (select, text) => { select.value = [...select.options].some((option) => option.value === text) ? text : ""; };
-  one(section, "[data-clear]").addEventListener("click", () => { find.value = truth.value = guess.value = ""; apply(); });
+  query(section, "[data-clear]").addEventListener("click", () => { find.value = truth.value = guess.value = ""; apply(); });
   box.show = (label_, predicted) => {
     find.value = ""; set(truth, label_); set(guess, predicted); apply();
     section.scrollIntoView({ behavior: "smooth" });
@@ -126,30 +127,30 @@ function lengths(data) {
     const sum = rows.reduce((a, b) => a + b, 0) || 1;
     return { type: "bar", name: split, x: names.slice(first, last).map((_, place) => place), y: rows.slice(first, last).map((count) => count / sum), marker: { color: colors(number) },
       text: rows.slice(first, last).map((count, place) => split + ": " + count.toLocaleString("en") + " rows of " + names[first + place] + " tokens"), textposition: "none", hoverinfo: "text" };
-  }), layout("tokens", "share of the rows", { title: "Lengths", yaxis: { tickformat: ".0%" }, shapes: cut < last - first ? [upright(cut)] : [],
+  }), layout("tokens", "share of rows", { title: "Lengths", yaxis: { tickformat: ".0%" }, shapes: cut < last - first ? [verticalLine(cut)] : [],
     xaxis: { tickvals: names.slice(first, last).map((_, place) => place), ticktext: names.slice(first, last), tickangle: -45 } }));
 }
 
 function run() {
   if (content.curves.points.train_loss || content.curves.points.valid_loss) learning();
   for (const split of content.splits) {
-    const box = one(document, '[data-split="' + split.id + '"]');
+    const box = query(document, '[data-split="' + split.id + '"]');
     if (content.is_seq2seq) {
-      const wrong = one(box, "[data-wrong]"), apply = filtered(box, all(box, "tbody tr"), (row) => !wrong.checked || row.dataset.right === "0");
+      const wrong = query(box, "[data-wrong]"), apply = filtered(box, queryAll(box, "tbody tr"), (row) => !wrong.checked || row.dataset.right === "0");
       wrong.addEventListener("change", apply);
       continue;
     }
-    const table = one(box, "table").closest("section");
-    filtered(table, all(table, "tbody tr"), () => true);
+    const table = query(box, "table").closest("section");
+    filtered(table, queryAll(table, "tbody tr"), () => true);
     mistakes(split, box);
     if (split.confusion) confusion(split, box);
     probabilities(split, box);
   }
-  for (const button of all(document, "[data-tab]")) button.addEventListener("click", () => {
-    all(document, "[data-tab]").forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
-    all(document, "[data-split]").forEach((box) => { box.hidden = box.dataset.split !== button.dataset.tab; });
+  for (const button of queryAll(document, "[data-tab]")) button.addEventListener("click", () => {
+    queryAll(document, "[data-tab]").forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+    queryAll(document, "[data-split]").forEach((box) => { box.hidden = box.dataset.split !== button.dataset.tab; });
   });
   if (content.data) lengths(content.data);
   if (content.seconds.length) charts.seconds = (element) => plot(element, content.seconds.map(([name, seconds], number) => ({ type: "bar", orientation: "h", name: plain(name), x: [seconds], y: [""], marker: { color: colors(number) },
-    hovertemplate: plain(name) + ": %{x:.1f} s<extra></extra>" })), layout("seconds", "", { title: "Where the time of the last attempt went", barmode: "stack", height: 240 }));
+    hovertemplate: plain(name) + ": %{x:.1f} s<extra></extra>" })), layout("seconds", "", { title: "Time of the last attempt", barmode: "stack", height: 240 }));
 }

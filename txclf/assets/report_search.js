@@ -7,16 +7,16 @@ function search() {
     const share = high > low ? (trial.best - low) / (high - low) : 1; return content.lower ? 1 - share : share; };
   const pick = (number) => {
     picked = picked === number ? null : number;
-    all(document, "[data-trial]").forEach((row) => row.classList.toggle("picked", Number(row.dataset.trial) === picked));
-    redraw(["course", "parallel", "slice"]);
+    queryAll(document, "[data-trial]").forEach((row) => row.classList.toggle("picked", Number(row.dataset.trial) === picked));
+    redraw(["history", "parallel", "slice"]);
   };
-  for (const row of all(document, "[data-trial]")) {
+  for (const row of queryAll(document, "[data-trial]")) {
     row.addEventListener("click", () => pick(Number(row.dataset.trial)));
     row.addEventListener("keydown", (event) => { if (event.key === "Enter") pick(Number(row.dataset.trial)); });
   }
   const name = (trial) => "trial " + String(trial.number).padStart(4, "0");
   const hover = (trial) => name(trial) + ", " + trial.state + "<br>" + content.keys.map((key, i) => plain(key) + " " + label(figure(trial.settings[i]))).join("<br>");
-  charts.course = (element) => {
+  charts.history = (element) => {
     const traces = content.trials.filter((trial) => trial.history.length).map((trial) => {
       const stopped = trial.state === "stopped", mine = trial.number === picked;
       return { type: "scatter", mode: "lines+markers", name: name(trial), showlegend: false, x: trial.history.map((h) => h[0]), y: trial.history.map((h) => h[1]),
@@ -48,7 +48,7 @@ function search() {
   };
 }
 
-// Parallel coordinates, drawn here: plotly's need WebGL and make functions of text, which this page does not allow.
+// Parallel coordinates as SVG: plotly's version needs WebGL and eval, which the page's Content-Security-Policy forbids.
 function parallel(element, trials, scale, picked, pick, hover, name) {
   const svg = (tag, set, text) => { const made = document.createElementNS("http://www.w3.org/2000/svg", tag); for (const [key, v] of Object.entries(set)) made.setAttribute(key, v); if (text !== undefined) made.textContent = text; return made; };
   const axes = [...content.keys.map((key, i) => ({ title: key, get: (t) => t.settings[i], log: content.log_keys.includes(key) })), { title: content.metric, get: (t) => t.best, log: false }];
@@ -88,9 +88,9 @@ function parallel(element, trials, scale, picked, pick, hover, name) {
 }
 
 function comparison() {
-  const names = [...new Set(content.runs.flatMap((one_) => Object.keys(one_.curves.points)))];
-  const first = ["valid_loss", "valid_accuracy", "valid_f1_macro", "train_loss", "learning_rate", "tokens_per_second", "data_share"];
-  const order = [...first.filter((name) => names.includes(name)), ...names.filter((name) => !first.includes(name))];
+  const names = [...new Set(content.runs.flatMap((run) => Object.keys(run.curves.points)))];
+  const preferred = ["valid_loss", "valid_accuracy", "valid_f1_macro", "train_loss", "learning_rate", "tokens_per_second", "data_share"];
+  const order = [...preferred.filter((name) => names.includes(name)), ...names.filter((name) => !preferred.includes(name))];
   for (const name of order) {
     const element = document.createElement("div");
     element.className = "chart";

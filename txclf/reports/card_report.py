@@ -36,6 +36,7 @@ def write(folder: str, page: RunPage) -> None:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table; all columns but the first are right-aligned."""
     lines = [" | ".join(columns), " | ".join(["---", *["---:"] * (len(columns) - 1)])]
     lines += [" | ".join(model_card.cell(value) for value in row) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)
@@ -67,14 +68,14 @@ def _classes(splits: Sequence[LabelSplit]) -> str:
         [label, *(number(scores[key]) for key in ("precision", "recall", "f1")), f"{scores['support']:,}"]
         for label, scores in classes[:MAX_CLASSES]
     ]
-    more = f"\n\n{len(classes) - MAX_CLASSES:,} more, all better." if len(classes) > MAX_CLASSES else ""
+    more = f"\n\n{len(classes) - MAX_CLASSES:,} more with a higher F1." if len(classes) > MAX_CLASSES else ""
     title = f"## Classes, worst first ({split.title.lower()})\n\n"
     return title + _table(["label", "precision", "recall", "F1", "rows"], rows) + more
 
 
 def _data(data: DataAudit) -> str:
     """Return the audit of the data and the number of rows by label."""
-    columns = ["split", "rows", "rejected", "cut to length", "tokens lost", "doubles", "also in train"]
+    columns = ["split", "rows", "rejected", "truncated rows", "tokens lost", "duplicates", "also in train"]
     rows = [
         [
             split.name,
@@ -87,7 +88,7 @@ def _data(data: DataAudit) -> str:
     ]
     parts = ["## Data", _table(columns, rows)]
     if data.conflicting_texts:
-        parts.append(f"{data.conflicting_texts:,} text(s) stand in the training files under more than one label.")
+        parts.append(f"{data.conflicting_texts:,} text(s) occur in the training files under more than one label.")
     if len(data.labels) > 1:
         splits = [split.name for split in data.splits]
         counts = sorted(data.labels, key=lambda label: -label.rows["train"])[:MAX_CLASSES]
@@ -101,29 +102,30 @@ def _limits(description: BundleMetadata, page: RunPage) -> str:
     limits = []
     data, spec = page.data, description.task_spec
     if spec.is_single_label:
-        limits.append("It gives every text one of its labels, also a text that none of them fits.")
-    limits.append(f"It reads {description.truncation.describe(description.max_length)} of a text and nothing else.")
-    limits.append("The scores hold for texts like those of its data; it was not tried on others.")
+        limits.append("The model assigns one of its labels to every text, even if none fits.")
+    limits.append(f"The model reads {description.truncation.describe(description.max_length)} of a text.")
+    limits.append("The scores hold for texts similar to those of its data. The model was not tested on others.")
     if data:
         rare = [label.label for label in data.labels if 0 < label.rows["train"] < FEW_ROWS]
         if rare and spec.has_labels:
             limits.append(f"Classes with fewer than {FEW_ROWS} training rows: {_some(rare)}.")
         overlap = sum(split.duplicates_of_train for split in data.splits if split.name == "test")
         if overlap:
-            limits.append(f"{overlap:,} test rows also stand in the training split, so the test scores flatter it.")
+            limits.append(f"{overlap:,} test rows also occur in the training split, so the test scores are too high.")
     for split in page.label_splits[:1]:
         classes = split.per_class.items()
         poor = [label for label, scores in classes if scores["support"] and scores["f1"] < POOR_F1]
         if poor:
             limits.append(f"Classes with an F1 below {POOR_F1}: {_some(poor)}.")
     if page.headline and page.headline.beats_baseline is False:
-        limits.append("It is not better than an n-gram logistic regression on the same rows.")
+        limits.append("The model is not better than an n-gram logistic regression on the same rows.")
     if not description.calibration and spec.has_labels:
-        limits.append("Its probabilities are not calibrated: take them as a ranking.")
+        limits.append("The probabilities are not calibrated. Use them as a ranking only.")
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
 
 
 def _some(labels: Sequence[str]) -> str:
+    """Return the first labels and the number of the others."""
     more = f" and {len(labels) - MAX_NAMED:,} more" if len(labels) > MAX_NAMED else ""
     return ", ".join(model_card.cell(label) for label in labels[:MAX_NAMED]) + more
 
@@ -133,7 +135,7 @@ def _settings(page: RunPage) -> str:
     rows = [[setting.key, setting.value] for setting in page.changed if setting.key not in ("name", "storage")]
     facts = [f"- {name}: {model_card.cell(number(value))}" for name, value in page.facts]
     facts += [f"- {name}: {model_card.cell(value)}" for name, value in page.reproduce.facts]
-    parts = ["## How it was made", "\n".join(facts)]
+    parts = ["## Training", "\n".join(facts)]
     if rows:
-        parts += ["Settings that are not the defaults:", _table(["key", "value"], rows)]
+        parts += ["Settings that differ from the defaults:", _table(["key", "value"], rows)]
     return "\n\n".join(parts)

@@ -20,7 +20,7 @@ TITLES = {
     "calibration_error": "calibration error",
     "f1_micro": "micro F1",
     "map": "mean average precision",
-    "subset_accuracy": "rows with all labels right",
+    "subset_accuracy": "subset accuracy",
     "token_accuracy": "token accuracy",
     "exact_match": "exact match",
     "perplexity": "perplexity",

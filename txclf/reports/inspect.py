@@ -41,18 +41,19 @@ def inspect(path: str, text: Sequence[str] = (), label: str | None = None) -> di
     try:
         files = sources.find_sources([path])
     except TxclfError as error:
-        what = "raw data, prepared data, a run, a search or a model bundle"
-        raise DataError(f"{error}\nexpected {what}") from None
+        raise DataError(f"{error}\nPass raw data, prepared data, a run, a search or a model bundle.") from None
     return profile.audit(path, files, text, label)
 
 
 def _runs_in(path: str) -> list[str]:
+    """Return the names of the run and search folders in a folder."""
     if not storage.is_folder(path):
         return []
     return [name for name in storage.list_folder(path) if storage.exists(storage.join(path, name, "run.yaml"))]
 
 
 def _run(path: str) -> dict[str, Any]:
+    """Return the progress of a run."""
     state = run_folder.read_run(path)
     summary, best = state.summary, state.best
     return {
@@ -73,6 +74,7 @@ def _run(path: str) -> dict[str, Any]:
 
 
 def _finished_run(state: RunState, summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the test scores of a finished run and the commands that can follow."""
     found: dict[str, Any] = {"stopped_early": summary["stopped_early"]}
     tested = run_scores.evaluation(state)
     if tested:
@@ -85,6 +87,7 @@ def _finished_run(state: RunState, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unfinished_run(state: RunState) -> dict[str, Any]:
+    """Return the age of the last log line and the commands that can follow."""
     folder, file = shlex.quote(state.folder), shlex.quote(storage.join(state.folder, "run.yaml"))
     return {
         "seconds_since_last_line": _seconds_since_write(storage.join(state.folder, "metrics.jsonl")),
@@ -108,6 +111,7 @@ def _seconds_since_write(path: str) -> float | None:
 
 
 def _search(path: str) -> dict[str, Any]:
+    """Return the trials of a search by state, and the best of them."""
     folder = storage.absolute(path)
     run = run_config.load(storage.join(folder, "run.yaml"))
     metric = trials.metric(run)
@@ -141,6 +145,7 @@ def _search(path: str) -> dict[str, Any]:
 
 
 def _bundle(path: str) -> dict[str, Any]:
+    """Return the main facts of a bundle's `model.json`."""
     metadata = bundle.read_metadata(path)
     return {
         "task": metadata.task,
@@ -159,6 +164,7 @@ def _bundle(path: str) -> dict[str, Any]:
 
 
 def _prepared(path: str) -> dict[str, Any]:
+    """Return the audit of prepared data."""
     manifest = shards.load_manifest(path)
     data = run_report.data_audit(manifest)
     splits = [asdict(split) for split in data.splits]
@@ -171,5 +177,5 @@ def _prepared(path: str) -> dict[str, Any]:
         "splits": [{"split": split.pop("name"), **split} for split in splits],
         "label_rows": [{"label": label.label, **label.rows} for label in data.labels],
         "bad_reasons": [{"reason": reason, "rows": rows} for reason, rows in manifest.reject_reasons.items()],
-        "next": ["txclf train RUN.yaml: a run file with the same data, tokenizer and seed finds these"],
+        "next": ["txclf train RUN.yaml  (uses this folder if data, tokenizer and seed are the same)"],
     }

@@ -67,5 +67,5 @@ def after(folder: str) -> str | None:
     try:
         return report([folder], budget=QUICK)
     except Exception as error:
-        logging.getLogger("txclf").warning("no report of `%s`: %s: %s", folder, type(error).__name__, error)
+        logging.getLogger("txclf").warning("`%s`: no report was written: %s: %s", folder, type(error).__name__, error)
         return None

@@ -46,9 +46,9 @@ def gather(state: RunState, budget: Budget) -> RunPage:
     tested = run_scores.evaluation(state)
     splits = run_scores.scored_splits(state, tested, budget, notes)
     if not summary:
-        notes.append(f"The run is not finished: it is at epoch {state.epochs:.2f} of {run.train.epochs}.")
+        notes.append(f"The run is not finished. It is at epoch {state.epochs:.2f} of {run.train.epochs}.")
     if not manifest:
-        notes.append("The prepared data are not there any more: nothing could be scored, and there is no audit.")
+        notes.append("The prepared data are gone. This page has no scores by split and no audit of the data.")
     return RunPage(
         name=run.name,
         folder=state.folder,
@@ -98,9 +98,9 @@ def facts(state: RunState) -> list[Fact]:
         found += [
             Fact("parameters", f"{summary['parameters']:,}"),
             Fact("trained", f"{summary['epochs']:.2f} epochs, {summary['steps']:,} steps{early}"),
-            Fact("best at step", f"{summary['best_step']:,}"),
+            Fact("best step", f"{summary['best_step']:,}"),
             Fact("time", f"{summary['seconds']['total']:,.0f} s"),
-            Fact("on", f"{_workers(summary['workers'])}, {summary['device']}, {summary['precision']}"),
+            Fact("trained on", f"{_workers(summary['workers'])}, {summary['device']}, {summary['precision']}"),
         ]
     return found
 
@@ -140,24 +140,24 @@ def split_audits(manifest: shards.Manifest) -> list[SplitAudit]:
 
 def efficiency(summary: Mapping[str, Any]) -> list[EfficiencyFigure]:
     """Return the figures of `summary.json` about speed and lost time."""
-    seconds = summary["seconds"]
-    total = max(seconds["total"], 1e-9)
-    figures = [
-        EfficiencyFigure(
-            "tokens a second", f"{summary['tokens_per_second']:,.0f}", "real tokens over the time of steps and data"
+    seconds, measured = summary["seconds"], "share of the time of steps and data loading"
+    in_steps = seconds["steps"] / max(seconds["total"], 1e-9)
+    rows = [
+        (
+            "tokens per second",
+            f"{summary['tokens_per_second']:,.0f}",
+            "without padding, in steps and data loading",
         ),
-        EfficiencyFigure(
-            "padding", f"{summary['padding_share']:.1%}", "of the positions of a batch that hold no token"
-        ),
-        EfficiencyFigure("waiting for data", f"{summary['data_share']:.1%}", "of the time of steps and data"),
-        EfficiencyFigure("in steps", f"{seconds['steps'] / total:.1%}", "of all the time of the last attempt"),
-        EfficiencyFigure("attempts", f"{summary['attempts']:,}", f"{summary['steps_repeated']:,} steps trained twice"),
-        EfficiencyFigure("steps skipped", f"{summary['steps_skipped']:,}", "their gradient was not finite"),
+        ("padding", f"{summary['padding_share']:.1%}", "share of the positions in a batch"),
+        ("waiting for data", f"{summary['data_share']:.1%}", measured),
+        ("in steps", f"{in_steps:.1%}", "share of the time of the last attempt"),
+        ("attempts", f"{summary['attempts']:,}", f"{summary['steps_repeated']:,} steps repeated after failures"),
+        ("steps skipped", f"{summary['steps_skipped']:,}", "steps with a gradient that was not finite"),
     ]
     if isinstance(summary.get("mfu"), int | float):
-        meaning = "of the rate of large matrix products, measured on this device"
-        figures.insert(1, EfficiencyFigure("MFU", f"{summary['mfu']:.1%}", meaning))
-    return figures
+        meaning = "share of the rate of large matrix products, measured on this device"
+        rows.insert(1, ("MFU", f"{summary['mfu']:.1%}", meaning))
+    return [EfficiencyFigure(*row) for row in rows]
 
 
 def _seconds(summary: Mapping[str, Any]) -> list[Fact]:
@@ -187,10 +187,10 @@ def _reproduction(state: RunState) -> Reproduction:
     commands += [f"txclf evaluate {shlex.quote(folder)}"] if state.run.data.test else []
     found = [Fact("seed", state.run.seed)]
     if summary:
-        found.append(Fact("made by txclf", summary["version"]))
+        found.append(Fact("txclf version", summary["version"]))
     if manifest:
-        found.append(Fact("fingerprint of the data", manifest.fingerprint))
-        found.append(Fact("hash of the tokenizer", manifest.tokenizer_hash))
+        found.append(Fact("data fingerprint", manifest.fingerprint))
+        found.append(Fact("tokenizer hash", manifest.tokenizer_hash))
     with suppress(TxclfError):  # there is no bundle yet
         hashes = read_metadata(storage.join(folder, "model")).sha256
         found += [Fact(f"SHA-256 of {name}", value) for name, value in hashes.items()]

@@ -39,7 +39,7 @@ def scored_splits(
         return []
     wanted = [("test", "Test")] if tested and tested["data"] == "test" and "test" in manifest.splits else []
     if state.run.train.train_on_valid:
-        notes.append("The validation rows were learned from, so they say nothing about the model.")
+        notes.append("The model was trained on the validation rows, so they are not scored.")
     else:
         wanted.append(("valid", "Validation"))
     splits: list[LabelSplit | ExampleSplit] = []
@@ -53,7 +53,7 @@ def scored_splits(
         for name, title in wanted:
             splits.append(_label_split(classifier, state, manifest, tested, name=name, title=title, budget=budget))
     except TxclfError as error:
-        notes.append(f"Nothing could be scored: {error}")
+        notes.append(f"The bundle could not be scored: {error}")
     return splits
 
 
@@ -120,7 +120,7 @@ def _evaluation_headline(metric: str, tested: Metrics) -> Headline:
         value=value,
         where=_evaluated_rows(tested),
         rows=tested["rows"],
-        bars=_bars(metric, value, tested, majority="commonest labels"),
+        bars=_bars(metric, value, tested, majority="most frequent labels"),
         beats_baseline=value > tested["baseline"][metric] if "baseline" in tested else None,
     )
 
@@ -130,7 +130,7 @@ def _split_headline(metric: str, split: LabelSplit) -> Headline:
     value, linear = split.metrics[metric], split.compared.get("baseline", {})
     note = ""
     if linear.get("train_rows", 0) < linear.get("of_train_rows", 0):
-        note = f"The regression learned from {linear['train_rows']:,} of {linear['of_train_rows']:,} training rows"
+        note = f"The baseline was trained on {linear['train_rows']:,} of {linear['of_train_rows']:,} training rows."
     return Headline(
         title=TITLES[metric],
         value=value,
@@ -153,4 +153,4 @@ def _bars(metric: str, value: float, compared: Metrics, *, majority: str) -> lis
 
 def _evaluated_rows(tested: Metrics) -> str:
     """Name the rows that `txclf evaluate` scored."""
-    return "test" if tested["data"] == "test" else "the files given"
+    return "test" if tested["data"] == "test" else "other files"

@@ -35,7 +35,7 @@ def gather(folder: str) -> SearchPage:
         name=run.name,
         folder=folder,
         finished=summary is not None,
-        notes=[] if summary else ["The search is not finished: this is how it stands."],
+        notes=[] if summary else ["The search is not finished. This page shows its current state."],
         metric=metric,
         lower=metric == "valid_loss",
         keys=list(run.tune.space),
@@ -49,6 +49,7 @@ def gather(folder: str) -> SearchPage:
 
 
 def _trial_row(run: RunConfig, folder: str, result: Result) -> TrialRow:
+    """Return a trial with the values of all its validations."""
     trial, metric = result.trial, trials.metric(run)
     return TrialRow(
         number=trial.number,
@@ -69,9 +70,9 @@ def _facts(run: RunConfig, results: Sequence[Result], summary: dict[str, Any] | 
     counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
     found = [
         Fact("trials", counts or "none yet"),
-        Fact("compared by", trials.metric(run)),
+        Fact("metric", trials.metric(run)),
         Fact("scheduler", run.tune.scheduler.kind),
-        Fact("settings from", run.tune.search),
+        Fact("search method", run.tune.search),
     ]
     if summary:
         share = summary["epochs"] / max(1e-9, summary["epochs_to_the_end"])
@@ -79,7 +80,7 @@ def _facts(run: RunConfig, results: Sequence[Result], summary: dict[str, Any] | 
         found += [
             Fact("epochs", epochs),
             Fact("time", f"{summary['seconds']:,.0f} s"),
-            Fact("made by txclf", summary["version"]),
+            Fact("txclf version", summary["version"]),
         ]
     return found
 
@@ -94,7 +95,7 @@ def compare(states: Sequence[RunState]) -> ComparisonPage:
     in_all = [key for key in runs[0].metrics if all(key in run.metrics for run in runs)]
     in_some = list(dict.fromkeys(key for run in runs for key in run.metrics if key not in in_all))
     data = {state.manifest.fingerprint if state.manifest else "?" for state in states}
-    notes = ["The runs did not learn from the same prepared data: their validation rows may differ."]
+    notes = ["The runs used different prepared data. Their validation rows may differ."]
     return ComparisonPage(
         name=" · ".join(names),
         runs=runs,
@@ -116,6 +117,7 @@ def _distinct_names(states: Sequence[RunState]) -> list[str]:
 
 
 def _compared_run(state: RunState, name: str) -> ComparedRun:
+    """Return a run under the name that the comparison shows."""
     return ComparedRun(
         name=name,
         folder=state.folder,
