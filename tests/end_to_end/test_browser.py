@@ -262,7 +262,7 @@ def test_a_text_is_tried_by_keyboard_alone(tried: Open, servers: dict[str, str],
         "first => document.querySelector('#scores [aria-pressed=true]').dataset.label !== first", arg=first
     )
     second = page.locator("#scores li:nth-child(2) button").get_attribute("data-label")
-    assert second in page.locator("#why").text_content()
+    assert second in page.locator("#explanation").text_content()
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
     back = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
@@ -284,7 +284,7 @@ def test_token_columns_and_thresholds(tried: Open, servers: dict[str, str]) -> N
     page.click("#go")
     page.wait_for_selector("#words span")
     assert page.locator("#scores .mark").count() == 3
-    given = page.locator("#scores .given button").evaluate_all("all => all.map(one => one.dataset.label)")
+    given = page.locator("#scores .predicted button").evaluate_all("all => all.map(one => one.dataset.label)")
     assert "low" in given
     assert "high" not in given
     assert page.locator("#words .words").all_text_contents() == ["the fox", "a lazy dog"]

@@ -1,9 +1,9 @@
 "use strict";
-// Text of the model and of the user is written by textContent alone; requests go to the page's own host.
+// Text of the model and of the user is only ever set by textContent. Requests go only to the host of the page.
 (() => {
   const get = id => document.getElementById(id);
-  const FEW = 10;
-  let model = null, token = "", asked = null, found = null, turn = 0;
+  const FIRST_LABELS = 10;  // labels shown before "Show all labels"
+  let model = null, token = "", row = null, prediction = null, turn = 0;
 
   function make(tag, className, text) {
     const element = document.createElement(tag);
@@ -20,7 +20,7 @@
     try {
       response = await fetch(path, {method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), cache: "no-store"});
     } catch {
-      throw new Error("The service does not answer.");
+      throw new Error("The service does not answer. Check that it is running.");
     }
     const content = await response.json().catch(() => ({}));
     if (response.ok) return content;
@@ -29,8 +29,8 @@
     throw failure;
   }
 
-  function complain(failure) {
-    get("trouble").textContent = failure ? failure.message : "";
+  function showError(failure) {
+    get("error").textContent = failure ? failure.message : "";
     if (failure && failure.status === 401) {
       get("access").hidden = false;
       get("token").focus();
@@ -42,19 +42,19 @@
       model = await call("model");
     } catch (failure) {
       if (failure.status === 401 && !token) failure.message = "";
-      complain(failure);
+      showError(failure);
       return;
     } finally {
       document.documentElement.dataset.ready = "";
     }
-    complain(null);
+    showError(null);
     get("access").hidden = true;
     get("ask").hidden = false;
     get("name").textContent = model.name;
     document.title = model.name + " – txclf";
     const labels = model.labels.length;
-    get("about").textContent = model.task === "seq2seq" ? "Makes a text from a text."
-      : model.task === "multilabel" ? "Gives a text any of " + labels + " labels." : "Gives a text one of " + labels + " labels.";
+    get("about").textContent = model.is_seq2seq ? "Generates a text from a text."
+      : model.is_multilabel ? "Predicts any number of " + labels + " labels." : "Predicts one of " + labels + " labels.";
     get("fields").replaceChildren(...model.text_columns.flatMap((name, i) => {
       const label = make("label", "field", name), area = make("textarea");
       label.htmlFor = area.id = "field-" + i;
@@ -65,80 +65,79 @@
     get("field-0").focus();
   }
 
-  const row = () => Object.fromEntries([...document.querySelectorAll("#fields textarea")].map(area => [area.name, area.value]));
+  const readFields = () => Object.fromEntries([...document.querySelectorAll("#fields textarea")].map(area => [area.name, area.value]));
 
   async function predict() {
     const mine = ++turn, button = get("go");
-    complain(null);
+    showError(null);
     button.disabled = true;
-    get("status").textContent = "asking";
+    get("status").textContent = "predicting";
     try {
-      asked = row();
-      const seq2seq = model.task === "seq2seq";
-      const content = await call("predict", {rows: [asked], ...(seq2seq ? {} : {top: model.labels.length})});
+      row = readFields();
+      const content = await call("predict", {rows: [row], ...(model.is_seq2seq ? {} : {top: model.labels.length})});
       if (mine !== turn) return;
-      found = content.predictions[0];
+      prediction = content.predictions[0];
       get("answer").hidden = false;
-      get("output").hidden = !seq2seq;
-      get("labels").hidden = seq2seq;
-      if (seq2seq) {
-        get("found").textContent = "Output";
-        get("output").textContent = found.output;
-        get("status").textContent = found.output;
+      get("output").hidden = !model.is_seq2seq;
+      get("labels").hidden = model.is_seq2seq;
+      if (model.is_seq2seq) {
+        get("prediction").textContent = "Output";
+        get("output").textContent = prediction.output;
+        get("status").textContent = prediction.output;
         return;
       }
-      const given = model.task === "multilabel" ? found.labels : [found.label];
-      get("found").textContent = given.length ? given.join(", ") : "No label reaches its threshold";
-      get("status").textContent = get("found").textContent + ", " + percent(found.top[0].probability);
-      get("thresholds").hidden = model.task !== "multilabel";
-      show(FEW, given);
-      get("more").hidden = found.top.length <= FEW;
-      get("more").firstElementChild.onclick = () => { get("more").hidden = true; show(found.top.length, given); };
-      await explain(given[0] || found.top[0].label, mine);
+      const predicted = model.is_multilabel ? prediction.labels : [prediction.label];
+      get("prediction").textContent = predicted.length ? predicted.join(", ") : "No label reaches its threshold";
+      get("status").textContent = get("prediction").textContent + ", " + percent(prediction.top[0].probability);
+      get("thresholds").hidden = !model.is_multilabel;
+      showScores(FIRST_LABELS, predicted);
+      get("more").hidden = prediction.top.length <= FIRST_LABELS;
+      get("more").firstElementChild.onclick = () => { get("more").hidden = true; showScores(prediction.top.length, predicted); };
+      await explain(predicted[0] || prediction.top[0].label, mine);
     } catch (failure) {
-      if (mine === turn) { get("status").textContent = ""; complain(failure); }
+      if (mine === turn) { get("status").textContent = ""; showError(failure); }
     } finally {
       if (mine === turn) button.disabled = false;
     }
   }
 
-  function show(count, given) {
+  function showScores(count, predicted) {
     const pressed = document.querySelector("#scores [aria-pressed=true]");
     const chosen = pressed && pressed.dataset.label;
-    get("scores").replaceChildren(...found.top.slice(0, count).map(({label, probability}) => {
-      const item = make("li", given.includes(label) ? "given" : ""), button = make("button");
+    get("scores").replaceChildren(...prediction.top.slice(0, count).map(({label, probability}) => {
+      const item = make("li", predicted.includes(label) ? "predicted" : ""), button = make("button");
       const track = make("span", "track"), fill = make("span", "fill");
       button.type = "button";
       button.dataset.label = label;
       button.setAttribute("aria-pressed", String(label === chosen));
       fill.style.width = 100 * probability + "%";
       track.append(fill);
-      if (model.task === "multilabel") {
+      if (model.is_multilabel) {
         const threshold = ((model.thresholds || {})[label] ?? 0.5), mark = make("span", "mark");
         mark.style.left = 100 * threshold + "%";
         track.append(mark);
-        button.title = "given from " + percent(threshold) + " on";
+        button.title = "threshold " + percent(threshold);
       }
       button.append(make("span", "name", label), track, make("span", "num", percent(probability)));
-      button.onclick = () => { complain(null); explain(label, ++turn).catch(complain); };
+      button.onclick = () => { showError(null); explain(label, ++turn).catch(showError); };
       item.append(button);
       return item;
     }));
   }
 
   async function explain(label, mine) {
-    const content = await call("explain", {row: asked, label});
+    const content = await call("explain", {row, label});
     if (mine !== turn) return;
     for (const button of document.querySelectorAll("#scores button")) button.setAttribute("aria-pressed", String(button.dataset.label === label));
-    get("why").textContent = "Words for and against “" + label + "”";
+    get("explanation").textContent = "Words for and against “" + label + "”";
     const pieces = Object.values(content.columns).flat().filter(piece => piece.weight !== null);
-    const most = Math.max(0.5, ...pieces.map(piece => Math.abs(piece.weight)));  // differences that are next to nothing stay pale
+    const scale = Math.max(0.5, ...pieces.map(piece => Math.abs(piece.weight)));  // the floor keeps tiny weights pale
     get("words").replaceChildren(...Object.entries(content.columns).flatMap(([name, column]) => {
       const text = make("p", "words");
       text.dir = "auto";
       for (const piece of column) {
         if (piece.weight === null) { text.append(piece.text); continue; }
-        const word = make("span", piece.weight >= 0 ? "for" : "against", piece.text), share = Math.abs(piece.weight) / most;
+        const word = make("span", piece.weight >= 0 ? "for" : "against", piece.text), share = Math.abs(piece.weight) / scale;
         const color = "var(--c" + (piece.weight >= 0 ? 0 : 1) + ")";
         word.style.backgroundColor = "color-mix(in srgb, " + color + " " + Math.round(45 * share) + "%, transparent)";
         if (share >= 0.15) word.style.borderBottomColor = color;
@@ -153,7 +152,7 @@
       line.append(make("td", "", piece.text), make("td", "num", (piece.weight >= 0 ? "+" : "") + piece.weight.toFixed(2)));
       return line;
     }));
-    if (!strongest.length) get("why").textContent = "A single word cannot be left out";
+    if (!strongest.length) get("explanation").textContent = "One word is not enough for an explanation";
     get("strongest").hidden = !strongest.length;
   }
 
