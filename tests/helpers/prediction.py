@@ -1,4 +1,4 @@
-"""Files of rows to predict."""
+"""Input files of predictions, and predictions that are interrupted."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ ROWS: list[Row] = [
 
 
 def as_bytes(rows: Sequence[Row], ending: str) -> bytes:
+    """Return rows as the content of a file with this ending."""
     text = io.StringIO()
     if ending == "csv":
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -43,9 +44,35 @@ def as_bytes(rows: Sequence[Row], ending: str) -> bytes:
 
 
 def put(path: Path, rows: Sequence[Row] | bytes | str) -> str:
+    """Write rows, or raw content, in the format and compression of the ending, and return the path."""
     kind, _, codec = path.name.partition(".")[2].partition(".")
     if isinstance(rows, str):
         rows = rows.encode()
     content = rows if isinstance(rows, bytes) else as_bytes(rows, kind)
     path.write_bytes(PACK["." + codec if codec else ""](content))
     return str(path)
+
+
+LONG_TEXT = "five boxing wizards jump quickly over the lazy dog " * 20
+
+
+def write_jsonl(path: Path, rows: int, first: int = 0) -> str:
+    """Write JSON lines; every hundredth row has no text. Return the path."""
+    with path.open("w") as file:
+        for row in range(first, first + rows):
+            file.write(json.dumps({"n": row, "text": None if row % 100 == 99 else f"{row} {LONG_TEXT}"}) + "\n")
+    return str(path)
+
+
+def part_files(folder: Path) -> list[str]:
+    """Return the names of the part files in a folder that may not exist yet."""
+    return sorted(path.name for path in folder.glob("0*") if "errors" not in path.name) if folder.exists() else []
+
+
+class Stop(Exception):
+    """Stand-in for anything that ends a process; not an error of txclf."""
+
+
+def stop(rows: int) -> None:
+    """Interrupt a prediction at its first progress report."""
+    raise Stop

@@ -1,4 +1,4 @@
-"""Requests that wait are answered together: in whole batches, in lanes, and none harmed by its neighbours."""
+"""Dynamic batching: batch sizes, concurrency, full queues, failures and cancelled requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from txclf.serving.occlusion import Row
 
 
 class Model:
-    """Answers each row with its own text, when it is let; remembers the batches."""
+    """Model that answers each row with its own text once `free` is set, and records the batches."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -34,28 +34,32 @@ class Model:
         return Answers(np.empty((len(rows), 0), np.float32), [], texts, len(rows), 0.0)
 
 
-def asked(batcher: DynamicBatcher, *texts: str) -> asyncio.Task[Answers]:
+def start_request(batcher: DynamicBatcher, *texts: str) -> asyncio.Task[Answers]:
+    """Start a request without waiting for its answer."""
     return asyncio.create_task(batcher.answer([(text,) for text in texts]))
 
 
 async def settle() -> None:
+    """Let every task that can run proceed."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
 def run(case: Callable[[Model], Coroutine[Any, Any, None]]) -> None:
-    async def whole() -> None:
+    """Run a case with a new model in an event loop."""
+
+    async def main() -> None:
         await case(Model())
 
-    asyncio.run(whole())
+    asyncio.run(main())
 
 
-def test_each_lane_takes_what_waits() -> None:
+def test_batcher_with_two_in_flight_batches_the_queue() -> None:
     async def case(model: Model) -> None:
         batcher = DynamicBatcher(model.ask, max_batch_size=3, max_in_flight=lambda: 2)
         tasks = []
         for name in "abcdefg":
-            tasks.append(asked(batcher, name))
+            tasks.append(start_request(batcher, name))
             await settle()
         assert model.batches == [["a"], ["b"]]
         model.free.set()
@@ -68,18 +72,18 @@ def test_each_lane_takes_what_waits() -> None:
     run(case)
 
 
-def test_too_many_are_refused_and_one_that_breaks_is_alone() -> None:
+def test_batcher_full_queue_refuses_and_failure_is_isolated() -> None:
     async def case(model: Model) -> None:
         batcher = DynamicBatcher(model.ask, max_batch_size=9, max_queue=3)
-        first = asked(batcher, "a")
+        first = start_request(batcher, "a")
         await settle()
-        rest = [asked(batcher, name) for name in ("b", "bad", "c")]
+        rest = [start_request(batcher, name) for name in ("b", "bad", "c")]
         await settle()
         with pytest.raises(QueueFull):
             await batcher.answer([("too many",)])
         model.free.set()
-        found = await asyncio.gather(first, *rest, return_exceptions=True)
-        assert [str(one) if isinstance(one, ValueError) else one.outputs for one in found] == [  # type: ignore[union-attr]
+        results = await asyncio.gather(first, *rest, return_exceptions=True)
+        assert [str(result) if isinstance(result, ValueError) else result.outputs for result in results] == [  # type: ignore[union-attr]
             ["a"],
             ["b"],
             "1 rows",
@@ -90,19 +94,19 @@ def test_too_many_are_refused_and_one_that_breaks_is_alone() -> None:
     run(case)
 
 
-def test_what_nobody_waits_for_is_not_computed() -> None:
+def test_batcher_cancelled_requests_are_not_computed() -> None:
     async def case(model: Model) -> None:
         batcher = DynamicBatcher(model.ask, max_batch_size=9)
-        first = asked(batcher, "a")
+        first = start_request(batcher, "a")
         await settle()
-        second, third = asked(batcher, "b"), asked(batcher, "c")
+        second, third = start_request(batcher, "b"), start_request(batcher, "c")
         await settle()
         second.cancel()
         first.cancel()
         await settle()
         assert model.cancelled == 1
-        assert model.batches == [["a"], ["c"]]  # the lane went on
-        fourth, fifth = asked(batcher, "d"), asked(batcher, "e")
+        assert model.batches == [["a"], ["c"]]  # the batcher continued with the next request
+        fourth, fifth = start_request(batcher, "d"), start_request(batcher, "e")
         model.free.set()
         assert [(await task).outputs for task in (third, fourth, fifth)] == [["c"], ["d"], ["e"]]
         assert model.batches[2:] == [["d", "e"]]

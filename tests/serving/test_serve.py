@@ -1,4 +1,4 @@
-"""`txclf serve` as processes: what it says, its limits on Ray; nothing is lost when a replica dies or it ends."""
+"""`txclf serve` as a process: output, errors, limits on Ray, replicas that die, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from txclf.core.errors import ConfigError
 
 
 def stopped(pids: Sequence[int]) -> Callable[[], None]:
-    """Stops processes; gives what lets them go on."""
+    """Stop processes and return the function that resumes them."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
 
@@ -36,7 +36,7 @@ def stopped(pids: Sequence[int]) -> Callable[[], None]:
     return resume
 
 
-def test_in_this_process_without_ray(tiny_bundle: str, tmp_path: Path) -> None:
+def test_serve_without_ray_answers_and_shuts_down(tiny_bundle: str, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("abc\n")
     server = Server(tiny_bundle, "--replicas", "0", "--token-file", str(tmp_path / "token"))
     try:
@@ -61,8 +61,8 @@ def test_in_this_process_without_ray(tiny_bundle: str, tmp_path: Path) -> None:
     assert out == "ended; every request was answered\n"
 
 
-def test_what_cannot_be_served_is_said(tiny_bundle: str, tmp_path: Path) -> None:
-    def said(*words: str, **environment: str) -> str:
+def test_serve_invalid_arguments_exit_with_2(tiny_bundle: str, tmp_path: Path) -> None:
+    def stderr_of(*words: str, **environment: str) -> str:
         done = subprocess.run(
             [*TXCLF, "serve", *words], capture_output=True, text=True, env={**os.environ, **environment}
         )
@@ -70,20 +70,20 @@ def test_what_cannot_be_served_is_said(tiny_bundle: str, tmp_path: Path) -> None
         assert "Traceback" not in done.stderr
         return done.stderr
 
-    assert "not a model bundle" in said(str(tmp_path))
-    assert "TXCLF_SERVE_TOKEN`: expected a token" in said(tiny_bundle, TXCLF_SERVE_TOKEN="a b")
-    assert "cannot be read" in said(tiny_bundle, "--token-file", str(tmp_path / "none"))
-    assert "--max-replicas 1: expected at least" in said(tiny_bundle, "--replicas", "2", "--max-replicas", "1")
-    assert "--host 192.0.2.1" in said(tiny_bundle, "--host", "192.0.2.1")
+    assert "not a model bundle" in stderr_of(str(tmp_path))
+    assert "TXCLF_SERVE_TOKEN`: expected a token" in stderr_of(tiny_bundle, TXCLF_SERVE_TOKEN="a b")
+    assert "cannot be read" in stderr_of(tiny_bundle, "--token-file", str(tmp_path / "none"))
+    assert "--max-replicas 1: expected at least" in stderr_of(tiny_bundle, "--replicas", "2", "--max-replicas", "1")
+    assert "--host 192.0.2.1" in stderr_of(tiny_bundle, "--host", "192.0.2.1")
 
 
-def test_a_missing_package_is_named_with_its_extra(tiny_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_missing_package_names_its_extra(tiny_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "PACKAGES", ("fastapi", "not_installed_here"))
     with pytest.raises(ConfigError, match=r"`not_installed_here`: pip install 'txclf\[serve\]'"):
         serve.serve(tiny_bundle)
 
 
-def test_on_ray_time_and_queue_are_limited(tiny_bundle: str) -> None:
+def test_serve_on_ray_limits_time_and_queue(tiny_bundle: str) -> None:
     words = [
         "--max-batch-size",
         "1",
@@ -102,14 +102,14 @@ def test_on_ray_time_and_queue_are_limited(tiny_bundle: str) -> None:
         assert server.ask("/predict", {"text": "x" * 4000})[0] == 413
         assert server.ask("/healthz") == (200, {"status": "ok"})
         assert counts(server.ask("/metrics")[1])["txclf_serve_replicas"] == 1
-        # A body that does not come.
+        # A body that never arrives.
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as slow:
             slow.sendall(
                 b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
             )
             assert b" 408 " in slow.recv(4096).splitlines()[0]
-        # A replica that hangs: two requests are with it, two wait (three while Ray Serve places one), the others are
+        # A replica hangs: it holds two requests, two are queued (three while Ray Serve assigns one), and the others are
         # refused at once.
         resume = stopped(server.replicas())
         try:
@@ -127,8 +127,8 @@ def test_on_ray_time_and_queue_are_limited(tiny_bundle: str) -> None:
 
 
 @pytest.mark.faults
-def test_nothing_is_lost(tiny_bundle: str) -> None:
-    """Replicas killed under load, then the end asked for while requests are open."""
+def test_serve_killed_replicas_and_shutdown_lose_no_request(tiny_bundle: str) -> None:
+    """Kill replicas under load, then shut down while requests are open."""
     server = Server(tiny_bundle, "--replicas", "2", "--cpus-per-replica", "0.5", "--timeout", "60")
     right = Classifier.load(tiny_bundle)(TEXTS)
     statuses: list[int] = []
@@ -171,11 +171,11 @@ def test_nothing_is_lost(tiny_bundle: str) -> None:
     finally:
         code, out, err = server.end()
     assert (code, err) == (0, "")
-    assert out.endswith("ended; every request was answered\n")  # before it Ray's notes of those that were killed
+    assert out.endswith("ended; every request was answered\n")  # after Ray's messages about the killed replicas
 
 
 @pytest.mark.faults
-def test_the_load_brings_another_replica(tiny_bundle: str) -> None:
+def test_serve_autoscaling_adds_a_replica_under_load(tiny_bundle: str) -> None:
     server = Server(tiny_bundle, "--max-replicas", "2", "--cpus-per-replica", "0.5", "--max-batch-size", "1")
     over = threading.Event()
 

@@ -1,0 +1,54 @@
+"""Word weights by occlusion."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from txclf.serving import occlusion
+from txclf.serving.occlusion import Row, Span
+
+
+@pytest.mark.parametrize(
+    "row", [("a b c", ""), ("", "x"), ("word " * 300,), ("a " * 100, "b " * 3, "c " * 50), ("日本 語a b",), ("  ",)]
+)
+@pytest.mark.parametrize("max_spans", [1, 4, 64])
+def test_split_row_covers_every_word_once(row: Row, max_spans: int) -> None:
+    spans = occlusion.split_row(row, max_spans)
+    assert len(spans) <= max(max_spans, len(row))
+    texts = ["".join(text[span.start : span.end] for span in spans if span.column == i) for i, text in enumerate(row)]
+    assert ["".join(text.split()) for text in texts] == ["".join(text.split()) for text in row]
+    columns = occlusion.weighted_texts(row, spans, [0.0] * len(spans))
+    assert tuple("".join(text for text, _ in column) for column in columns) == row
+    occluded = occlusion.occluded_rows(row, spans)
+    assert len(occluded) == (len(spans) if len(spans) > 1 else 0)
+    for other, span in zip(occluded, spans, strict=False):
+        assert sum(map(len, other)) == sum(map(len, row)) - (span.end - span.start)
+
+
+def test_split_row_takes_scripts_without_spaces_by_character() -> None:
+    assert occlusion.split_row(("日本 語a b",)) == [
+        Span(0, 0, 1),
+        Span(0, 1, 2),
+        Span(0, 3, 4),
+        Span(0, 4, 5),
+        Span(0, 6, 7),
+    ]
+
+
+def test_weights_are_drops_in_log_odds() -> None:
+    positive, negative = occlusion.weights(0.5, [0.25, 0.75])
+    assert positive == pytest.approx(math.log(3))
+    assert negative == pytest.approx(-math.log(3))
+    assert occlusion.weights(0.5, []) == []
+
+
+def test_weights_of_extreme_probabilities_are_finite() -> None:
+    (weight,) = occlusion.weights(1.0, [0.0])
+    assert weight == pytest.approx(2 * math.log(1e6), rel=1e-3)
+
+
+def test_weighted_texts_gives_spaces_no_weight() -> None:
+    columns = occlusion.weighted_texts(("a  b", ""), [Span(0, 0, 1), Span(0, 3, 4)], [0.5, -1.0])
+    assert columns == [[("a", 0.5), ("  ", None), ("b", -1.0)], []]
