@@ -1,111 +1,124 @@
-"""Scores against scikit-learn's, whatever classes occur."""
+"""Evaluation of finished runs of each task: the content of `metrics.json`, and the runs that are refused."""
 
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable
-from typing import Any
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn import metrics
 
-from txclf.metrics.multiclass import scores, short_scores
-
-Floats = np.ndarray
-CASES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
-    "all classes": lambda draw, classes: draw.integers(0, classes, 200),
-    "few rows": lambda draw, classes: draw.integers(0, classes, 3),
-    "one row": lambda draw, classes: draw.integers(0, classes, 1),
-    "rare class": lambda draw, classes: (draw.random(200) < 0.02).astype(np.int64),
-    "last class absent": lambda draw, classes: draw.integers(0, max(1, classes - 1), 100),
-    "first class absent": lambda draw, classes: draw.integers(1, classes, 100),
-    "one class": lambda draw, classes: np.full(50, classes - 1),
-}
-
-
-def make(case: str, classes: int, mode: str, seed: int = 0) -> tuple[Floats, np.ndarray]:
-    """Probabilities (rows, classes) and labels (rows,)."""
-    draw = np.random.default_rng(seed)
-    labels = CASES[case](draw, classes).astype(np.int64)
-    logits = draw.normal(size=(len(labels), classes))
-    if mode == "right":
-        logits[np.arange(len(labels)), labels] += 30
-    elif mode == "wrong":
-        logits[np.arange(len(labels)), (labels + 1) % classes] += 30
-    elif mode == "constant":
-        logits[:, 0] += 30
-    elif mode == "skilled":
-        logits[np.arange(len(labels)), labels] += 1
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (raised / raised.sum(axis=1, keepdims=True)).astype(np.float32), labels
+from tests.helpers import multilabel, pairs
+from tests.helpers.files import make_rows, write_csv
+from tests.helpers.runs import go_on, trained
+from txclf import Classifier, Seq2Seq
+from txclf.config.run_config import RunConfig
+from txclf.config.tasks import TASKS
+from txclf.core import storage
+from txclf.core.errors import ConfigError
+from txclf.data import shards
+from txclf.data.prepare import prepare
+from txclf.evaluation import evaluate
+from txclf.training.train import train
 
 
-def calibration_error(probabilities: Floats, labels: np.ndarray) -> float:
-    """Guo et al. (arXiv:1706.04599), equation 3, with 15 bins."""
-    confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * 15).astype(int), 14)
-    return float(
-        sum(abs(hit[bins == i].mean() - confidence[bins == i].mean()) * (bins == i).mean() for i in np.unique(bins))
-    )
+@pytest.fixture(scope="module")
+def classify(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("classify")
+    data = write_csv(folder / "train.csv", make_rows(120))
+    test = write_csv(folder / "test.csv", [*make_rows(40, seed=1), ("no label", "")])
+    run, _ = trained(folder / "runs", data, f"data.test={test}", "name=mine", "data.on_bad_row=skip")
+    return run
 
 
-@pytest.mark.parametrize("mode", ["random", "skilled", "right", "wrong", "constant"])
-@pytest.mark.parametrize("classes", [2, 3, 7])
-@pytest.mark.parametrize("case", CASES)
-def test_scores_are_scikit_learn_s(case: str, classes: int, mode: str) -> None:
-    probabilities, labels = make(case, classes, mode)
-    names = [f"class {number}" for number in range(classes)]
-    found = scores(probabilities, labels, names)
-    predicted = probabilities.argmax(axis=1)
-    every = np.arange(classes)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes without rows, and of labels that are all the same
-        expected = {
-            "accuracy": metrics.accuracy_score(labels, predicted),
-            "f1_macro": metrics.f1_score(labels, predicted, average="macro", zero_division=0),
-            "precision_macro": metrics.precision_score(labels, predicted, average="macro", zero_division=0),
-            "recall_macro": metrics.recall_score(labels, predicted, average="macro", zero_division=0),
-            "mcc": metrics.matthews_corrcoef(labels, predicted),
-            "loss": metrics.log_loss(labels, probabilities.clip(1e-12).astype(np.float64), labels=every),
-            "calibration_error": calibration_error(probabilities, labels),
-        }
-        by_class = metrics.precision_recall_fscore_support(labels, predicted, labels=every, zero_division=0)
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-4)
-    assert found["confusion"] == metrics.confusion_matrix(labels, predicted, labels=every).tolist()
-    assert list(found["per_class"]) == names
-    for name, *values in zip(names, *by_class, strict=True):
-        assert list(found["per_class"][name].values()) == pytest.approx(values)
-    scorable = [number for number in every if 0 < (labels == number).sum() < len(labels)]
-    areas = [metrics.roc_auc_score(labels == number, probabilities[:, number]) for number in scorable]
-    assert found["auroc_macro"] == (pytest.approx(np.mean(areas), abs=1e-5) if areas else None)
-    assert found["rows"] == len(labels)
-    short = short_scores(predicted, labels, classes)
-    rows = {number: int((labels == number).sum()) for number in every if (labels == number).any()}
-    rarest = min(float(by_class[2][number]) for number in rows if rows[number] == min(rows.values()))
-    assert found["f1_minority"] == pytest.approx(rarest)
-    assert found["per_class"][found["minority"]]["f1"] == pytest.approx(rarest)
-    assert found["per_class"][found["minority"]]["support"] == min(rows.values())
-    assert short == {name: pytest.approx(found[name]) for name in ("accuracy", "f1_macro", "f1_minority")}
+@pytest.fixture(scope="module")
+def tags(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("tags")
+    data = multilabel.write_lines(folder / "rows.jsonl", multilabel.make(120, seed=0))
+    run = multilabel.tagging(folder / "runs", (data, data), "train.epochs=2")
+    train(run, prepare(run), go_on)
+    return run
 
 
-@pytest.mark.parametrize(
-    ("case", "mode"), [("all classes", "skilled"), ("one class", "constant"), ("one row", "wrong")]
-)
-def test_scores_are_plain_json(case: str, mode: str) -> None:
-    found = scores(*make(case, 3, mode), ["a", "b", "c"])
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+@pytest.fixture(scope="module")
+def reversal(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("pairs")
+    lines = Path(pairs.write_pairs(folder / "all.jsonl")).read_text().splitlines()[:80]
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    run = pairs.pairs(folder / "runs", str(folder / "pairs.jsonl"), "train.epochs=1")
+    train(run, prepare(run), go_on)
+    return run
 
 
-def test_a_probability_of_zero_for_the_truth_costs_something_finite() -> None:
-    probabilities = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
-    found = scores(probabilities, np.array([1, 1]), ["a", "b"])
-    assert found["loss"] == pytest.approx(-np.log(1e-12) / 2)
+def test_evaluators_every_task_has_one() -> None:
+    assert set(evaluate.EVALUATORS) == set(TASKS)
 
 
-def test_a_model_that_always_says_the_same_has_no_correlation() -> None:
-    probabilities = np.tile(np.array([[0.9, 0.1]], np.float32), (100, 1))
-    found: dict[str, Any] = scores(probabilities, np.array([0] * 90 + [1] * 10), ["a", "b"])
-    assert (found["mcc"], found["accuracy"], found["auroc_macro"]) == (0.0, 0.9, 0.5)
-    assert found["calibration_error"] == pytest.approx(0.0, abs=1e-6)
+def test_evaluate_classify_test_split_scores_every_row(classify: RunConfig) -> None:
+    found = evaluate.evaluate(classify.run_folder)
+    rows = make_rows(40, seed=1)
+    predictions = Classifier.load(f"{classify.run_folder}/model")([text for text, _ in rows])
+    right = [prediction.label == label for prediction, (_, label) in zip(predictions, rows, strict=True)]
+    assert found["accuracy"] == pytest.approx(np.mean(right))
+    assert (found["data"], found["rows"], found["skipped"], found["labels"]) == ("test", 40, 1, ["neg", "pos"])
+    assert json.loads(Path(classify.run_folder, evaluate.METRICS).read_text()) == found
+    summary = json.loads(Path(classify.run_folder, "summary.json").read_text())
+    assert found["temperature"] == pytest.approx(summary["calibration"]["temperature"])
+
+
+def test_evaluate_classify_baselines_are_scored_on_the_same_rows(classify: RunConfig) -> None:
+    found = evaluate.evaluate(classify.run_folder)
+    assert found["baseline"]["model"] == "n-gram logistic regression"
+    train = shards.load_manifest(storage.read_json(f"{classify.run_folder}/summary.json")["prepared"]).splits["train"]
+    assert found["baseline"]["train_rows"] == train.rows
+    majority = max(train.label_counts, key=lambda label: train.label_counts[label])
+    share = np.mean([label == majority for _, label in make_rows(40, seed=1)])
+    assert found["majority"]["accuracy"] == pytest.approx(share)
+    without = evaluate.evaluate(classify.run_folder, with_baseline=False)
+    assert not {"baseline", "majority"} & set(without)
+    assert without["accuracy"] == found["accuracy"]
+
+
+def test_evaluate_classify_other_files_replace_the_test_split(classify: RunConfig, tmp_path: Path) -> None:
+    other = write_csv(tmp_path / "other.csv", [*make_rows(25, seed=2), ("a new label", "neutral")])
+    found = evaluate.evaluate(classify.run_folder, [other], with_baseline=False)
+    assert (found["data"], found["rows"], found["skipped"]) == ([other], 25, 1)
+
+
+def test_evaluate_multilabel_other_files_equal_the_test_split(tags: RunConfig) -> None:
+    found = evaluate.evaluate(tags.run_folder)
+    assert (found["data"], found["rows"], found["labels"]) == ("test", 120, sorted(multilabel.TOPICS))
+    assert found["majority"].keys() == {"f1_macro", "f1_micro", "subset_accuracy"}
+    assert found["baseline"].keys() == {"model", "train_rows", "seconds", *found["majority"]}
+    again = evaluate.evaluate(tags.run_folder, list(tags.data.test or ()), with_baseline=False)
+    assert {key: again[key] for key in ("f1_macro", "map", "per_class")} == {
+        key: found[key] for key in ("f1_macro", "map", "per_class")
+    }
+
+
+def test_evaluate_seq2seq_scores_generated_texts(reversal: RunConfig) -> None:
+    found = evaluate.evaluate(reversal.run_folder)
+    pairs_ = [json.loads(line) for line in Path((reversal.data.test or [""])[0]).read_text().splitlines()]
+    outputs = Seq2Seq.load(f"{reversal.run_folder}/model")([pair["source"] for pair in pairs_])
+    right = [output.split() == pair["target"].split() for output, pair in zip(outputs, pairs_, strict=True)]
+    assert found["exact_match"] == pytest.approx(np.mean(right))
+    assert (found["data"], found["rows"], found["beams"]) == ("test", 80, 2)
+    assert {"bleu", "chrf", "loss", "token_accuracy", "perplexity"} <= set(found)
+    assert not {"baseline", "majority"} & set(found)
+
+
+def test_evaluate_unfinished_run_is_refused(classify: RunConfig, tmp_path: Path) -> None:
+    folder = str(tmp_path / "copy")
+    shutil.copytree(classify.run_folder, folder)
+    Path(folder, "summary.json").unlink()
+    with pytest.raises(ConfigError, match=r"not a finished run, because it has no summary\.json\. Train it"):
+        evaluate.evaluate(folder)
+
+
+def test_evaluate_run_without_test_split_needs_files(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "train.csv", make_rows(60))
+    run, _ = trained(tmp_path / "runs", data, "train.epochs=1")
+    with pytest.raises(ConfigError, match=r"the run has no `data\.test`\. Pass other labelled files with --data FILE"):
+        evaluate.evaluate(run.run_folder)
+    assert evaluate.evaluate(run.run_folder, [data])["rows"] == 60
