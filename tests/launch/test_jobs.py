@@ -98,7 +98,7 @@ def test_a_job_trains_on_two_nodes_and_its_log_and_exit_code_come_back(bed: Test
     assert Classifier.load(f"{tmp_path}/runs/mine/model")(["a good film"])[0].label in ("neg", "pos")
     again = txclf(bed, tmp_path, "submit", "train", *settings(tmp_path, data))
     assert again.returncode == 2
-    assert "is there already: go on with --resume" in again.stdout
+    assert "exists already. Pass --resume" in again.stdout
     listed = txclf(bed, tmp_path, "jobs", "list")
     assert "mine" in listed.stdout
     assert "succeeded" in listed.stdout

@@ -22,12 +22,11 @@ from txclf.core.errors import ConfigError
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import rank_parts
 from txclf.training.class_weights import class_weights
-from txclf.training.job import DistributedContext
+from txclf.training.data_module import ScoringBatches
 from txclf.training.losses import focal_loss
 from txclf.training.module import ClassifierModule
 from txclf.training.optim import learning_rate_factor, parameter_groups
 from txclf.training.precision import choose_precision, uses_gpu
-from txclf.training.worker import ScoringBatches
 
 SCHEDULES = ["one_cycle", "cosine", "linear", "constant"]
 
@@ -36,7 +35,11 @@ LABELS = DRAW.integers(0, 3, 60)
 
 def make_module(run: RunConfig, weights: torch.Tensor | None = None, **settings: Any) -> ClassifierModule:
     torch.manual_seed(0)
-    return ClassifierModule(run, 50, 3, weights, **{"total_steps": 100, **settings}).eval()
+    world_size = settings.pop("world_size", 1)
+    settings = {"total_steps": 100, **settings}
+    module = ClassifierModule(run, vocab_size=50, num_classes=3, class_weights=weights, **settings).eval()
+    module.gradient_divisor = world_size * run.train.micro_batches
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +153,7 @@ def test_validation_scores_are_those_of_all_rows_together(size: int) -> None:
     for half in (slice(0, 30), slice(30, 60)):  # the second time, nothing of the first is left
         table = pa.table({"input_ids": pa.array(LISTS[half], pa.list_(pa.int32())), "label": LABELS[half]})
         rows = TokenRows([table])
-        trainer.validate(module, ScoringBatches(rows, size, DistributedContext()), verbose=False)
+        trainer.validate(module, ScoringBatches(rows, size), verbose=False)
         whole = rows.batch(np.arange(30))
         with torch.no_grad():
             probabilities = module.model(whole["input_ids"], whole["mask"]).softmax(dim=1).double().numpy()

@@ -18,10 +18,9 @@ from txclf.data.labels import targets
 from txclf.data.sampler import rank_parts, scoring_batches
 from txclf.metrics import binned
 from txclf.training.class_weights import HEAVIEST, positive_weights
-from txclf.training.job import DistributedContext
+from txclf.training.data_module import ScoringBatches
 from txclf.training.losses import binary_loss
 from txclf.training.module_multilabel import MultilabelModule
-from txclf.training.worker import ScoringBatches
 
 DRAW = np.random.default_rng(1)
 SETS = [np.flatnonzero(DRAW.random(4) < 0.3).tolist() for _ in LISTS]
@@ -36,7 +35,11 @@ def make_module(*words: str, weights: list[float] | None = None, **settings: Any
     torch.manual_seed(0)
     weight = None if weights is None else torch.tensor(weights)
     run = make_run("task=multilabel", *words)
-    return MultilabelModule(run, 50, 4, weight, **{"total_steps": 100, **settings}).eval()
+    world_size = settings.pop("world_size", 1)
+    settings = {"total_steps": 100, **settings}
+    module = MultilabelModule(run, vocab_size=50, num_classes=4, class_weights=weight, **settings).eval()
+    module.gradient_divisor = world_size * run.train.micro_batches
+    return module
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (1, 3), (2, 1), (3, 2), (5, 3), (17, 1)])
@@ -97,7 +100,7 @@ def test_validation_scores_are_those_of_all_rows_together(size: int) -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     for half in (slice(0, 30), slice(30, 60)):  # the second time, nothing of the first is left
         rows = TokenRows([table(half)])
-        trainer.validate(module, ScoringBatches(rows, size, DistributedContext()), verbose=False)
+        trainer.validate(module, ScoringBatches(rows, size), verbose=False)
         whole = rows.batch(np.arange(30))
         with torch.no_grad():
             logits = module.model(whole["input_ids"], whole["mask"])

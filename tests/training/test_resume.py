@@ -61,7 +61,7 @@ def test_a_taken_name_is_refused_and_resume_wants_the_same_settings(tmp_path: Pa
     with pytest.raises(ConfigError, match="--resume"):
         check_folder(run, resume=False)
     assert check_folder(run, resume=True) == summary
-    with pytest.raises(ConfigError, match=r"differs from what is asked in `model`"):
+    with pytest.raises(ConfigError, match=r"differs in `model`"):
         check_folder(tiny(tmp_path, data, "train.epochs=1", "model.hidden_size=32"), resume=True)
 
 
@@ -84,7 +84,7 @@ def test_a_run_copied_elsewhere_with_its_data_goes_on_there(tmp_path: Path, data
 def test_a_second_process_that_goes_on_ends_the_first(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(callbacks, "SHOWN_EVERY_S", 0.0)
+    monkeypatch.setattr(callbacks, "REPORT_INTERVAL_S", 0.0)
     run = tiny(tmp_path, data, "train.checkpoint_every=1")
     prepared = prepare(run)
     second: list[RunSummary] = []

@@ -244,7 +244,7 @@ def test_checkpoints_come_by_steps_by_shares_of_an_epoch_and_by_time(
         saved.update(checkpoint.step for checkpoint in checkpoints.committed(f"{run.run_folder}/checkpoints"))
         return False
 
-    monkeypatch.setattr(callbacks, "SHOWN_EVERY_S", 0.0)
+    monkeypatch.setattr(callbacks, "REPORT_INTERVAL_S", 0.0)
     summary = train(run, prepare(run), watch)
     saved.update(checkpoint.step for checkpoint in checkpoints.committed(f"{run.run_folder}/checkpoints"))
     assert saved | {summary.steps} == {step for step in steps if step <= summary.steps} | {summary.steps}

@@ -1,7 +1,8 @@
-"""What happens between steps: the log, the checkpoints, early stopping, interruption, progress.
+"""The callbacks of a run, one job each, over one `TrainState`.
 
-Lightning sees a run as a row of short epochs, one per interval between validations, so that a run resumed anywhere
-goes on to the same validations as one never stopped. `StepSchedule` holds the run's true steps and epochs.
+Lightning runs them in the order of `run_callbacks`: count the step, average the weights, check the gradient, log,
+report, save. Lightning sees a run as a row of short epochs, one per interval between validations, so that a run resumed
+anywhere reaches the same validations as one that was never stopped. `StepSchedule` holds the true steps and epochs.
 """
 
 from __future__ import annotations
@@ -16,159 +17,166 @@ import pytorch_lightning as pl
 import torch
 
 from txclf.artifacts import attempts, checkpoints, trackers
-from txclf.artifacts.attempts import Attempt
 from txclf.artifacts.metric_logger import Log
 from txclf.config.run_config import RunConfig
+from txclf.config.train import Train
 from txclf.core import storage
 from txclf.core.errors import TxclfError
 from txclf.data.sampler import BatchSampler
 from txclf.training import sharded_tensors
 from txclf.training.ema import EMA
 from txclf.training.module import TrainingModule
-from txclf.training.optim import learning_rate_factor
+from txclf.training.optim import restore_optimizer
 from txclf.training.progress import Heartbeat, Interrupted, Progress
-from txclf.training.step_schedule import StepSchedule, exhausted
-from txclf.training.timing import Clock
+from txclf.training.step_schedule import out_of_patience
+from txclf.training.timing import Timing
+from txclf.training.train_state import TrainState
 
-MOST_SKIPPED = 50
-"""Steps in a row without a finite gradient after which a run ends although it may skip them."""
+MAX_SKIPPED = 50
+"""Consecutive steps without a finite gradient that end a run even if it may skip them."""
+REPORT_INTERVAL_S = 0.3
+"""Seconds between two progress reports."""
+ASK_EVERY_STEPS = 10
+"""Steps between two exchanges among ranks about a timed checkpoint or a stop."""
 
-SHOWN_EVERY_S = 0.3
-"""Seconds between two looks of the driver at the progress."""
 
+class StepCounter(pl.Callback):
+    """Counts the steps and seeds each of them.
 
-class Recorder(pl.Callback):
-    """Writes `metrics.jsonl` and TensorBoard, saves checkpoints, stops early, answers interruption.
-
-    `state` is the checkpoint that the run goes on from. `report` gets the progress on rank 0 and says whether the
-    driver wants a stop. Only rank 0 writes; all ranks take the same decisions.
+    Dropout of a step follows from (seed, rank, step, micro-batch) alone, so a resumed run has no random state to
+    restore.
     """
 
-    def __init__(
-        self,
-        run: RunConfig,
-        course: StepSchedule,
-        plan: BatchSampler,
-        state: Mapping[str, Any],
-        clock: Clock,
-        pulse: Heartbeat,
-        report: Callable[[Progress], bool],
-    ) -> None:
-        self.folder = run.run_folder
-        self.checkpoints = storage.join(run.run_folder, "checkpoints")
-        self.run, self.train, self.seed = run, run.train, run.seed
-        self.course, self.plan, self.clock, self.pulse, self.report = course, plan, clock, pulse, report
-        self.state = state
-        self.step: int = state["step"]
-        self.history: list[dict[str, float]] = state["history"]
-        self.average: EMA | None = None
-        self.progress = Progress("training", self.step, course.total_steps, course.epoch(self.step))
-        self.logged_step = self.step
-        self.skipped: int = state.get("skipped", 0)
-        self.part_start = self.reported = self.saved = 0.0
-        self.reported_tokens = 0
-        self.stop_asked = False
-        self.writer: Log | None = None
-        self.attempt: Attempt | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        self.clock.first_step = self.reported = self.saved = time.time()
-        if self.train.ema_decay:
-            self.average = EMA(pl_module.model, self.train.ema_decay, self.state.get("average"))
-        unlogged = self.state.get("unlogged", {"step": self.step, "good_steps": 0, "loss_sum": 0.0})
-        self.logged_step = unlogged["step"]
-        pl_module.good_steps.fill_(unlogged["good_steps"])
-        if trainer.is_global_zero:
-            pl_module.train_loss_sum.fill_(unlogged["loss_sum"])
-            self.writer = Log(self.folder, self.step, trackers.opened(self.run))
-            self.attempt = attempts.begin(self.folder, self.step, trainer.world_size, self.writer.repeated)
-            self._tell(trainer, now=True)
-        self.pulse.beat("training", self.step)
+    def __init__(self, run: RunConfig, state: TrainState) -> None:
+        self.seed, self.micro_batches, self.state = run.seed, run.train.micro_batches, state
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Dropout of a step depends on nothing but this: so a resumed run has no random state to restore.
-        part = batch_idx % self.train.micro_batches
-        state = np.random.SeedSequence([self.seed, trainer.global_rank, self.step, part]).generate_state(1, np.uint64)
-        torch.manual_seed(int(state[0]) >> 1)
-        self.part_start = time.perf_counter()
-        self.pulse.beat("training", self.step)
+        key = [self.seed, trainer.global_rank, self.state.step, batch_idx % self.micro_batches]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.state.timing.tokens += batch["num_tokens"]
+        self.state.in_step = (batch_idx + 1) % self.micro_batches != 0
+        self.state.step += not self.state.in_step
+
+
+class EMACallback(pl.Callback):
+    """Averages the weights after each step and puts the average into the model for each validation."""
+
+    def __init__(self, state: TrainState, decay: float, weights: Mapping[str, torch.Tensor] | None) -> None:
+        self.state, self.decay, self.weights = state, decay, weights
+        self.average: EMA | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self.average, self.weights = EMA(pl_module.model, self.decay, self.weights), None
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        if self.average and not self.state.in_step:
+            self.average.add(self.state.step)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.average:
+            self.average.swap()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.average:
+            self.average.swap()
+
+
+class GradientGuard(pl.Callback):
+    """Ends a run whose gradient or validation loss is not finite, naming the step and its rows."""
+
+    def __init__(self, run: RunConfig, state: TrainState, sampler: BatchSampler) -> None:
+        self.train, self.state, self.sampler = run.train, state, sampler
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Reading the result waits for the device: on a GPU only where the log waits anyway.
+        if not self.state.in_step and (pl_module.device.type == "cpu" or logs_step(self.train, self.state)):
+            self.require_finite(pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        loss = pl_module.valid_metrics["valid_loss"]
+        if not math.isfinite(loss):
+            raise TxclfError(f"the validation loss is {loss} at step {self.state.step}. Lower `train.learning_rate`.")
+
+    def require_finite(self, module: pl.LightningModule) -> None:
+        """Raise `TxclfError` naming the step and the batch of a gradient that was not finite."""
+        assert isinstance(module, TrainingModule)
+        first = int(module.first_bad)
+        skips = self.train.on_nan == "skip" or self.train.precision == "fp16"
+        if not first or (skips and self.state.step - first + 1 < MAX_SKIPPED):
+            return
+        rows = self.sampler.rows(first - 1)
+        shown = ", ".join(map(str, rows[:10])) + (" …" if len(rows) > 10 else "")
+        after = f"{MAX_SKIPPED} steps in a row" if skips else "the weights are those of the step before"
+        raise TxclfError(
+            f"the gradient is not finite at step {first} (epoch {self.state.schedule.epoch(first):.2f}; {after}). "
+            f"Its batch: rows {shown} of the prepared training split. Lower `train.learning_rate` "
+            f"({self.train.learning_rate}), set `train.max_grad_norm`, or `train.on_nan: skip`. All checkpoints stay."
+        )
+
+
+class MetricLogging(pl.Callback):
+    """Writes `metrics.jsonl`, TensorBoard and the trackers on rank 0, and the history of validations on every rank.
+
+    `unlogged` holds the sums of the steps after the last line of the log, as a checkpoint keeps them.
+    """
+
+    def __init__(self, run: RunConfig, state: TrainState, unlogged: Mapping[str, Any]) -> None:
+        self.run, self.state, self.unlogged = run, state, unlogged
+        self.log: Log | None = None
+        self.learning_rate = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        pl_module.good_steps.fill_(self.unlogged.get("good_steps", 0))
+        if trainer.is_global_zero:
+            pl_module.train_loss_sum.fill_(self.unlogged.get("loss_sum", 0.0))
+            folder, step = self.run.run_folder, self.state.step
+            self.log = Log(folder, step, trackers.opened(self.run))
+            self.state.attempt = attempts.begin(folder, step, trainer.world_size, self.log.repeated)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.learning_rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
-        self.clock.tokens += batch["num_tokens"]
-        whole = (batch_idx + 1) % self.train.micro_batches == 0
-        if whole:
-            self.step += 1
-            if self.average:
-                self.average.add(self.step)
-            logs = self.step % self.train.log_every_steps == 0 or self._validates()
-            if logs or pl_module.device.type == "cpu":
-                self._require_finite(pl_module)
-            if logs:
-                self._log_training(trainer, pl_module)
-            self._tell(trainer)
-        self.clock.steps += time.perf_counter() - self.part_start
-        # Where a validation follows it must come first: a checkpoint of this step would skip it on resume.
-        if whole and not self._validates():
-            self._save_if_due(trainer, pl_module)
-        self.pulse.beat("waiting for data", self.step)
-
-    def _save_if_due(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        """Saves where the steps say so, or where rank 0 finds that its time has come or that a stop is wanted."""
-        due = bool(self.course.checkpoint_steps) and self.step % self.course.checkpoint_steps == 0
-        stops = False
-        # Several ranks ask each other every few steps only, to save the exchange.
-        if trainer.world_size == 1 or self.step % 10 == 0:
-            asked = self.stop_asked or time.time() - self.saved > self.course.checkpoint_seconds
-            if self._any_rank(trainer, trainer.is_global_zero and asked):
-                due, stops = True, self._any_rank(trainer, self.stop_asked)
-        if due:
-            self._save(trainer, module, {})
-        if stops:
-            raise Interrupted
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        if self.average:
-            self.average.swap()
-        sharded_tensors.gather(pl_module.model)
-        self.part_start = time.perf_counter()
-        self.progress.stage = "validating"
-        self._tell(trainer, now=True)
-        self.pulse.beat("validating", self.step)
-
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self.pulse.beat("validating", self.step)
+        state = self.state
+        if state.in_step or not logs_step(self.run.train, state):
+            return
+        loss_sum = trainer.strategy.reduce(pl_module.train_loss_sum.clone(), reduce_op="sum")
+        good_steps = int(pl_module.good_steps)
+        state.skipped += state.step - state.logged_step - good_steps
+        state.logged_step = state.step
+        state.train_loss = float(loss_sum) / good_steps if good_steps else math.nan
+        pl_module.train_loss_sum.zero_()
+        pl_module.good_steps.zero_()
+        if self.log:
+            loss = state.train_loss if good_steps else None
+            entry = {"step": state.step, "epoch": state.epoch, "train_loss": loss, "learning_rate": self.learning_rate}
+            self.log.write(entry | state.timing.pace(state.timing.elapsed, trainer.world_size))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        sharded_tensors.release(pl_module.model)
-        if self.average:
-            self.average.swap()
         metrics = dict(pl_module.valid_metrics)
         rows = int(metrics.pop("valid_rows"))
-        if not math.isfinite(metrics["valid_loss"]):
-            loss = metrics["valid_loss"]
-            raise TxclfError(f"the validation loss is {loss} at step {self.step}: lower `train.learning_rate`")
-        entry = {"step": self.step, "epoch": self.course.epoch(self.step), **metrics}
-        self.history.append(entry)
-        self.clock.validation += time.perf_counter() - self.part_start
-        if self.writer:
-            self.writer.write({**entry, "valid_rows": rows})
-            self.writer.sync()
-        self._save(trainer, pl_module, metrics)
-        self.progress.stage, self.progress.valid, self.progress.validations = "training", metrics, len(self.history)
-        self._tell(trainer, now=True)
-        if self.step == self.course.total_steps or exhausted(self.history, self.train):
-            trainer.should_stop = True
-        elif self._any_rank(trainer, self.stop_asked):
-            raise Interrupted
-        self.pulse.beat("waiting for data", self.step)
+        entry = {"step": self.state.step, "epoch": self.state.epoch, **metrics}
+        self.state.history.append(entry)
+        if self.log:
+            self.log.write({**entry, "valid_rows": rows})
+            self.log.sync()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close("FINISHED")
@@ -177,85 +185,225 @@ class Recorder(pl.Callback):
         self._close("KILLED" if isinstance(exception, Interrupted) else "FAILED")
 
     def _close(self, status: trackers.Status) -> None:
-        if self.writer:
-            self.writer.close(status)
-            self.writer = None
+        if self.log:
+            self.log.close(status)
+            self.log = None
 
-    def _validates(self) -> bool:
-        return self.step == self.course.next_validation(self.step - 1)
 
-    def _log_training(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        assert isinstance(module, TrainingModule)
-        loss_sum = trainer.strategy.reduce(module.train_loss_sum.clone(), reduce_op="sum")
-        good_steps = int(module.good_steps)
-        self.skipped += self.step - self.logged_step - good_steps
-        loss = float(loss_sum) / good_steps if good_steps else math.nan
-        module.train_loss_sum.zero_()
-        module.good_steps.zero_()
-        self.logged_step = self.step
-        self.progress.train_loss = loss
-        if self.writer:
-            factor = learning_rate_factor(self.train, self.step - 1, self.course.total_steps)
-            rate = self.train.learning_rate * factor
-            epoch = self.course.epoch(self.step)
-            known = loss if good_steps else None
-            pace = self.clock.pace(time.perf_counter() - self.part_start, trainer.world_size)
-            self.writer.write({"step": self.step, "epoch": epoch, "train_loss": known, "learning_rate": rate, **pace})
+class ProgressReport(pl.Callback):
+    """Reports the progress from rank 0 a few times a second and takes the driver's request to stop."""
 
-    def _require_finite(self, module: TrainingModule) -> None:
-        """Raises `TxclfError` naming the step and the batch of a gradient that was not finite; waits for the device."""
-        first = int(module.first_bad)
-        skips = self.train.on_nan == "skip" or self.train.precision == "fp16"
-        if not first or (skips and self.step - first + 1 < MOST_SKIPPED):
+    def __init__(self, state: TrainState, report: Callable[[Progress], bool]) -> None:
+        self.state, self.report = state, report
+        self.progress = Progress("training", state.step, state.schedule.total_steps, state.epoch)
+        self.reported, self.reported_tokens = 0.0, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.reported = time.time()
+        self._report(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.state.in_step and time.time() - self.reported > REPORT_INTERVAL_S:
+            self._report(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.progress.stage = "validating"
+        self._report(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # After `on_validation_end` of all callbacks: whoever sees a validation finds its checkpoint.
+        assert isinstance(pl_module, TrainingModule)
+        metrics = {name: value for name, value in pl_module.valid_metrics.items() if name != "valid_rows"}
+        self.progress.stage, self.progress.valid = "training", metrics
+        self.progress.validations = len(self.state.history)
+        self._report(trainer)
+
+    def _report(self, trainer: pl.Trainer) -> None:
+        if not trainer.is_global_zero:
             return
-        rows = self.plan.rows(first - 1)
-        shown = ", ".join(map(str, rows[:10])) + (" …" if len(rows) > 10 else "")
-        row = f"{MOST_SKIPPED} steps in a row" if skips else "the weights are those of the step before"
-        raise TxclfError(
-            f"the gradient is not finite at step {first} (epoch {self.course.epoch(first):.2f}; {row}). "
-            f"Its batch: rows {shown} of the prepared training split. Lower `train.learning_rate` "
-            f"({self.train.learning_rate}), set `train.max_grad_norm`, or `train.on_nan: skip`. All checkpoints stay."
-        )
+        progress, now, tokens = self.progress, time.time(), self.state.timing.tokens
+        if new_tokens := (tokens - self.reported_tokens) * trainer.world_size:
+            progress.tokens_per_second = new_tokens / max(now - self.reported, 1e-9)
+        progress.step, progress.epoch, progress.train_loss = self.state.step, self.state.epoch, self.state.train_loss
+        self.state.stop_requested = self.report(progress)
+        self.reported, self.reported_tokens = time.time(), tokens
 
-    def _tell(self, trainer: pl.Trainer, now: bool = False) -> None:
-        """Shows the progress a few times a second."""
-        seconds = time.time() - self.reported
-        if trainer.is_global_zero and (now or seconds > SHOWN_EVERY_S):
-            tokens = (self.clock.tokens - self.reported_tokens) * trainer.world_size
-            if tokens:
-                self.progress.tokens_per_second = tokens / max(seconds, 1e-9)
-            self.progress.step, self.progress.epoch = self.step, self.course.epoch(self.step)
-            self.stop_asked = self.report(self.progress)
-            self.reported, self.reported_tokens = time.time(), self.clock.tokens
 
-    def _any_rank(self, trainer: pl.Trainer, here: bool) -> bool:
-        return bool(trainer.strategy.reduce_boolean_decision(here, all=False))
+class StepTimer(pl.Callback):
+    """Times steps and validations, without the checkpoints that follow them."""
 
-    def _save(self, trainer: pl.Trainer, module: pl.LightningModule, metrics: dict[str, float]) -> None:
+    def __init__(self, timing: Timing) -> None:
+        self.timing = timing
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.timing.first_step = time.time()
+
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.timing.start()
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.timing.steps += self.timing.elapsed
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.timing.start()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.timing.validation += self.timing.elapsed
+
+
+class CheckpointSaver(pl.Callback):
+    """Saves a checkpoint after each validation, when one is due, and when the driver wants a stop."""
+
+    def __init__(
+        self, run: RunConfig, state: TrainState, guard: GradientGuard, average: EMACallback | None, heartbeat: Heartbeat
+    ) -> None:
+        self.train, self.folder = run.train, run.run_folder
+        self.state, self.guard, self.average, self.heartbeat = state, guard, average, heartbeat
+        self.saved = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.saved = time.time()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        state, schedule = self.state, self.state.schedule
+        # A validation must come before the checkpoint of its step, or a resumed run would skip it.
+        if state.in_step or state.at_validation:
+            return
+        due = bool(schedule.checkpoint_steps) and state.step % schedule.checkpoint_steps == 0
+        stop = False
+        if trainer.world_size == 1 or state.step % ASK_EVERY_STEPS == 0:
+            asked = state.stop_requested or time.time() - self.saved > schedule.checkpoint_seconds
+            if any_rank(trainer, trainer.is_global_zero and asked):
+                due, stop = True, any_rank(trainer, state.stop_requested)
+        if due:
+            self.save(trainer, pl_module, {})
+        if stop:
+            raise Interrupted
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        metrics = {name: value for name, value in pl_module.valid_metrics.items() if name != "valid_rows"}
+        self.save(trainer, pl_module, metrics)
+
+    def save(self, trainer: pl.Trainer, module: pl.LightningModule, metrics: dict[str, float]) -> None:
+        """Commit a checkpoint of this step and remove those that are no longer needed. All ranks call it together."""
         assert isinstance(module, TrainingModule)
-        start = time.perf_counter()
-        self.pulse.beat("saving a checkpoint", self.step)
-        self._require_finite(module)
+        state, whole, start = self.state, sharded_tensors.whole, time.perf_counter()
+        self.heartbeat.beat("saving a checkpoint", state.step)
+        self.guard.require_finite(module)
         loss_sum = trainer.strategy.reduce(module.train_loss_sum.clone(), reduce_op="sum")
-        state = {
-            "step": self.step,
-            "model": sharded_tensors.whole(module.model.state_dict()),
-            "optimizer": sharded_tensors.whole(trainer.optimizers[0].state_dict()),
+        average = self.average.average if self.average else None
+        content = {
+            "step": state.step,
+            "model": whole(module.model.state_dict()),
+            "optimizer": whole(trainer.optimizers[0].state_dict()),
             "scaler": trainer.precision_plugin.state_dict(),
-            "history": self.history,
-            "average": sharded_tensors.whole(self.average.state()) if self.average else None,
+            "history": state.history,
+            "average": whole(average.state()) if average else None,
             "unlogged": {
-                "step": self.logged_step,
+                "step": state.logged_step,
                 "good_steps": int(module.good_steps),
                 "loss_sum": float(loss_sum),
             },
-            "skipped": self.skipped,
+            "skipped": state.skipped,
         }
         if trainer.is_global_zero:
-            assert self.attempt
-            attempts.require_current(self.folder, self.attempt)
-            checkpoints.save(self.checkpoints, self.step, metrics, state)
-            checkpoints.prune(self.checkpoints, self.train.monitor, self.train.keep_checkpoints)
+            assert state.attempt
+            attempts.require_current(self.folder, state.attempt)
+            folder = storage.join(self.folder, "checkpoints")
+            checkpoints.save(folder, state.step, metrics, content)
+            checkpoints.prune(folder, self.train.monitor, self.train.keep_checkpoints)
         trainer.strategy.barrier()
         self.saved = time.time()
-        self.clock.checkpoints += time.perf_counter() - start
+        state.timing.checkpoints += time.perf_counter() - start
+
+
+class Stopping(pl.Callback):
+    """Ends the run after its last step, when early stopping says so, or when the driver wants a stop."""
+
+    def __init__(self, run: RunConfig, state: TrainState) -> None:
+        self.train, self.state = run.train, state
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.state.complete or out_of_patience(self.state.history, self.train):
+            trainer.should_stop = True
+        elif any_rank(trainer, self.state.stop_requested):
+            raise Interrupted
+
+
+class HeartbeatCallback(pl.Callback):
+    """Keeps the heartbeat of this rank up to date."""
+
+    def __init__(self, state: TrainState, heartbeat: Heartbeat) -> None:
+        self.state, self.heartbeat = state, heartbeat
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.heartbeat.beat("training", self.state.step)
+
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.heartbeat.beat("training", self.state.step)
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.heartbeat.waited = self.state.timing.data
+        self.heartbeat.beat("waiting for data", self.state.step)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.heartbeat.beat("validating", self.state.step)
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.heartbeat.beat("validating", self.state.step)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.heartbeat.beat("waiting for data", self.state.step)
+
+
+class OptimizerRestore(pl.Callback):
+    """Restores the optimizer and the gradient scaler of a checkpoint."""
+
+    def __init__(self, checkpoint: Mapping[str, Any]) -> None:
+        self.checkpoint = checkpoint
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        restore_optimizer(trainer.optimizers[0], self.checkpoint["optimizer"])
+        trainer.precision_plugin.load_state_dict(self.checkpoint["scaler"])
+
+
+def run_callbacks(
+    run: RunConfig,
+    state: TrainState,
+    sampler: BatchSampler,
+    checkpoint: Mapping[str, Any] | None,
+    *,
+    heartbeat: Heartbeat,
+    report: Callable[[Progress], bool],
+) -> list[pl.Callback]:
+    """Return the callbacks of a run in their order. `checkpoint` is the one it resumes from, or None."""
+    saved = checkpoint or {}
+    average = EMACallback(state, run.train.ema_decay, saved.get("average")) if run.train.ema_decay else None
+    guard = GradientGuard(run, state, sampler)
+    return [
+        *([OptimizerRestore(checkpoint)] if checkpoint else []),
+        StepCounter(run, state),
+        *([average] if average else []),
+        guard,
+        MetricLogging(run, state, saved.get("unlogged", {})),
+        ProgressReport(state, report),
+        StepTimer(state.timing),
+        CheckpointSaver(run, state, guard, average, heartbeat),
+        Stopping(run, state),
+        HeartbeatCallback(state, heartbeat),
+    ]
+
+
+def logs_step(train: Train, state: TrainState) -> bool:
+    """Return True if the last step ends with a line in the log."""
+    return state.step % train.log_every_steps == 0 or state.at_validation
+
+
+def any_rank(trainer: pl.Trainer, here: bool) -> bool:
+    """Return True if `here` is true on any rank. All ranks call it together."""
+    return bool(trainer.strategy.reduce_boolean_decision(here, all=False))

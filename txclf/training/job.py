@@ -1,5 +1,7 @@
-"""What a worker is told: the run, its data, and its place among the workers. Light, so that the driver of a run on Ray
-need not import what only workers use."""
+"""What a worker needs to know: the run, its data, and its place among the workers.
+
+Light, so that the driver of a run on Ray does not import what only workers use.
+"""
 
 from __future__ import annotations
 
@@ -19,40 +21,35 @@ from txclf.training.progress import Heartbeat
 if TYPE_CHECKING:
     from pytorch_lightning.strategies import Strategy
 
-COLUMNS = {
-    "classify": ("input_ids", "label"),
-    "multilabel": ("input_ids", "labels"),
-    "seq2seq": ("input_ids", "target_ids"),
-}
-"""Of the shards, that a worker reads."""
-
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What every worker is told. Plain data, so that it travels."""
+    """A run on prepared data, the same for every worker. Plain data, so that it travels."""
 
-    config: RunConfig
+    run: RunConfig
     prepared: str
-    started: float
+    """Path or URI of the prepared folder."""
+    started: float = 0.0
     """Wall-clock time at which the command began."""
-    id: str
-    """Names this command's temporary files."""
+    id: str = ""
+    """Name of this command's temporary files."""
     vectors: Coverage | None = None
-    """What the tokens' vectors begin as."""
+    """Word vectors that initialize the token embeddings."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return COLUMNS[self.config.task]
+        """Columns of the shards that a worker reads."""
+        return self.run.task_spec.shard_columns
 
     def rows(self, tables: Sequence[pa.Table]) -> Rows:
-        """Tables of these columns as rows to make batches of."""
-        return (
-            PairRows.from_tables(tables) if self.config.task == "seq2seq" else TokenRows(tables, layout=self.layout())
-        )
+        """Return tables of these columns as rows to make batches of."""
+        if self.run.task_spec.is_seq2seq:
+            return PairRows.from_tables(tables)
+        return TokenRows(tables, layout=self.layout())
 
     def layout(self) -> Layout:
-        """How rows become sequences."""
-        run, windows = self.config, self.config.data.truncation == "windows"
+        """Return how rows become sequences."""
+        run, windows = self.run, self.run.data.truncation == "windows"
         return Layout(
             window=run.tokenizer.max_length if windows else None,
             overlap=run.data.window_overlap if windows else 0,
@@ -60,17 +57,18 @@ class WorkerConfig:
         )
 
     def manifest(self) -> shards.Manifest:
-        """Of the prepared data, as this run trains on them."""
+        """Return the manifest of the prepared data, as this run trains on them."""
         manifest = shards.load_manifest(self.prepared)
-        return shards.with_valid(manifest) if self.config.train.train_on_valid else manifest
+        return shards.with_valid(manifest) if self.run.train.train_on_valid else manifest
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process among the workers."""
+    """The place of this process among the workers."""
 
     rank: int = 0
     world_size: int = 1
     strategy: Strategy | str = "auto"
     plugins: tuple[Any, ...] = ()
-    pulse: Heartbeat = field(default_factory=Heartbeat)
+    """Plugins for Lightning's trainer."""
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)

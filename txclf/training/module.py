@@ -1,11 +1,12 @@
-"""The LightningModule: loss, metrics, optimizer and learning-rate schedule.
+"""The LightningModules: loss, validation metrics, optimizer and learning-rate schedule.
 
-Shapes: B rows, T tokens, C classes.
+Each stands alone: subclass one and fit it with a plain `pl.Trainer` and a `ShardsDataModule`. A run of txclf uses the
+same classes. Shapes: B rows, W their sequences, T tokens, D size of a token vector, C classes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
@@ -14,26 +15,30 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from txclf.config.run_config import RunConfig
-from txclf.data.batches import Batch
+from txclf.core.errors import ConfigError
+from txclf.data import word_vectors
+from txclf.data.word_vectors import Coverage
 from txclf.model.classifier import TransformerClassifier, by_row
 from txclf.training import sharded_tensors
+from txclf.training.class_weights import label_weights
+from txclf.training.data_module import ShardsDataModule
 from txclf.training.losses import focal_loss
-from txclf.training.optim import learning_rate_factor, parameter_groups
+from txclf.training.optim import parameter_groups, schedule_learning_rate
 
 
 class TrainingModule(pl.LightningModule):
-    """Trains a model so that a step means the same on any number of ranks.
+    """Base of the modules: trains a model so that a step means the same on any number of ranks.
 
     The loss of a part of a batch is its sum divided by the `step_size` of the *global* batch (its rows, or target
     tokens), times what Lightning and DDP divide by afterwards. So uneven parts weigh right, and the gradient is that of
-    the mean over all of them.
+    the mean over the global batch.
 
-    A subclass has `summed_loss(batch)` and validation steps that leave `valid_metrics`. `total_steps` counts optimizer
-    steps of the whole run; `start_step` is where a resumed run goes on.
+    `total_steps` is the length of the learning-rate schedule; None = that of the trainer. `start_step` is the step from
+    which a resumed run continues. A subclass has `summed_loss`, `reset_scores`, `update_scores` and `compute_scores`.
     """
 
     def __init__(
-        self, config: RunConfig, model: nn.Module, total_steps: int, start_step: int = 0, world_size: int = 1
+        self, config: RunConfig, model: nn.Module, *, total_steps: int | None = None, start_step: int = 0
     ) -> None:
         super().__init__()
         self.config = config
@@ -44,8 +49,10 @@ class TrainingModule(pl.LightningModule):
         self.start_step = start_step
         # Lightning cannot clip gradients that a fused optimizer unscales itself, as it would with fp16.
         self.fused = config.train.precision != "fp16" and config.compute.strategy != "fsdp"
-        self.divided_by = world_size * config.train.micro_batches
-        # Sums stay on the device: reading one would wait for it. Those of training are this rank's share.
+        self.gradient_divisor = config.train.micro_batches
+        """Factor by which Lightning and DDP divide the gradient of a part."""
+        self.is_fitting = False
+        # Sums stay on the device, because reading one would wait for it. Those of training are this rank's share.
         self.step_loss: Tensor
         self.train_loss_sum: Tensor
         for name in ("step_loss", "train_loss_sum"):
@@ -57,20 +64,94 @@ class TrainingModule(pl.LightningModule):
         for name, value in (("good_steps", 0), ("last_step", start_step), ("first_bad", 0)):
             self.register_buffer(name, torch.tensor(value), persistent=False)
         self.valid_metrics: dict[str, float] = {}
+        """Metrics of the last validation, in full precision, with the number of rows as `valid_rows`."""
 
     def summed_loss(self, batch: Any) -> Tensor:
-        """The training loss, summed over what `step_size` counts."""
+        """Return the training loss, summed over what `step_size` counts."""
+        raise NotImplementedError
+
+    def reset_scores(self) -> None:
+        """Forget the rows scored so far."""
+        raise NotImplementedError
+
+    def update_scores(self, batch: Any) -> None:
+        """Score the rows of a batch."""
+        raise NotImplementedError
+
+    def compute_scores(self) -> dict[str, float]:
+        """Return the metrics of all rows scored on all ranks: `loss`, `rows` and those of the task."""
         raise NotImplementedError
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a part of a batch, scaled for Lightning and DDP."""
         loss = self.summed_loss(batch)
-        return self.scaled(loss, loss, batch)
+        return self.scale_loss(loss, loss, batch)
 
-    def scaled(self, loss: Tensor, shown: Tensor, batch: Any) -> Tensor:
-        """A summed loss as Lightning is to have it; `shown` goes to the log."""
-        self.step_loss += shown.detach().double() / batch["step_size"]
-        scale: float = self.divided_by / batch["step_size"]
+    def scale_loss(self, loss: Tensor, shown: Tensor, batch: Any) -> Tensor:
+        """Return a summed loss scaled for Lightning and DDP; `shown` is the loss to log, summed too."""
+        share = shown.detach().double() / batch["step_size"]
+        self.step_loss += share
+        if self.is_fitting:
+            # In proportion: the mean over the ranks and micro-batches is the loss of the step.
+            logged = share * self.gradient_divisor
+            self.log("train_loss", logged, prog_bar=True, batch_size=len(batch["input_ids"]))
+        scale: float = self.gradient_divisor / batch["step_size"]
         return loss * scale
+
+    def on_fit_start(self) -> None:
+        """Take the number of ranks, and check that the trainer accumulates whole steps."""
+        trainer, parts = self.trainer, self.config.train.micro_batches
+        if trainer.accumulate_grad_batches % parts:
+            raise ConfigError(
+                f"`train.micro_batches` ({parts}) does not divide `accumulate_grad_batches` of the trainer "
+                f"({trainer.accumulate_grad_batches}). Pass `pl.Trainer(accumulate_grad_batches={parts})`."
+            )
+        self.gradient_divisor = trainer.world_size * parts
+        self.is_fitting = True
+
+    def on_validation_start(self) -> None:
+        """Gather sharded weights, because ranks may run a different number of batches."""
+        sharded_tensors.gather(self.model)
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the scores."""
+        self.reset_scores()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Score a batch of validation rows."""
+        self.update_scores(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics as `valid_loss` and so on."""
+        self.valid_metrics = {f"valid_{name}": value for name, value in self.compute_scores().items()}
+        self._log_metrics(self.valid_metrics)
+        sharded_tensors.release(self.model)
+
+    def on_test_start(self) -> None:
+        """Gather sharded weights."""
+        sharded_tensors.gather(self.model)
+
+    def on_test_epoch_start(self) -> None:
+        """Reset the scores."""
+        self.reset_scores()
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Score a batch of test rows."""
+        self.update_scores(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics as `test_loss` and so on."""
+        self._log_metrics({f"test_{name}": value for name, value in self.compute_scores().items()})
+        sharded_tensors.release(self.model)
+
+    def _log_metrics(self, metrics: dict[str, float]) -> None:
+        """Log metrics that are the same on every rank."""
+        self.log_dict({name: float(value) for name, value in metrics.items()}, rank_zero_only=False, sync_dist=False)
+
+    def reduce_sum(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over all ranks. All ranks call it together."""
+        total: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")
+        return total
 
     def configure_gradient_clipping(
         self,
@@ -78,22 +159,22 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Scales the step's gradient down to `train.max_grad_norm`; one that is not finite never reaches the weights.
+        """Scale the step's gradient down to `train.max_grad_norm`; skip the step if it is not finite.
 
-        All ranks hold the same gradient here, so they judge alike without asking each other. The fused optimizer skips
-        the step on the device, as for a gradient scaler; with fp16 the scaler itself does.
+        All ranks hold the same gradient here, so they decide alike without an exchange. The fused optimizer skips the
+        step on the device, as for a gradient scaler; with fp16 the scaler itself does.
         """
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = sharded_tensors.whole(nn.utils.get_total_norm(gradients)).to(self.device)
         finite = torch.isfinite(norm)
-        clip_norm = self.config.train.max_grad_norm
+        max_norm = self.config.train.max_grad_norm
         if self.fused:
             fused: Any = self.optimizers(use_pl_optimizer=False)
             fused.found_inf = (~finite).float()
-            if clip_norm:  # divided by as the weights are updated, which saves a pass over all gradients
-                fused.grad_scale = (norm / clip_norm).clamp(min=1.0)
-        elif clip_norm:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), clip_norm, norm)
+            if max_norm:  # divided by as the weights are updated, which saves a pass over all gradients
+                fused.grad_scale = (norm / max_norm).clamp(min=1.0)
+        elif max_norm:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), max_norm, norm)
         if not self.fused and self.config.train.precision != "fp16" and not finite:
             self.zero_grad()
         self.last_step += 1
@@ -107,6 +188,7 @@ class TrainingModule(pl.LightningModule):
         self.first_bad.copy_(torch.where(finite, forgiven, since))
 
     def configure_optimizers(self) -> Any:
+        """Return AdamW (arXiv:1711.05101) and the learning-rate schedule of the run file."""
         train = self.config.train
         optimizer = torch.optim.AdamW(
             parameter_groups(self.model, train.weight_decay),
@@ -114,74 +196,116 @@ class TrainingModule(pl.LightningModule):
             betas=train.betas,
             fused=self.fused,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(train, self.start_step + step, self.total_steps)
-        )
+        total_steps = self.total_steps
+        if total_steps is None:
+            total_steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = schedule_learning_rate(optimizer, train, self.start_step, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class EncoderModule(TrainingModule):
-    """Trains a `TransformerClassifier`: logits (B, C) for each row. `class_weights` is (C,) or None.
+    """Base of the classifiers: trains a `TransformerClassifier`, which gives logits (B, C).
 
-    A subclass has `training_loss` and the validation, whose states `add_states` makes.
+    A subclass has `training_loss` and the scores, whose states `add_states` makes.
     """
 
     def __init__(
         self,
         config: RunConfig,
+        *,
         vocab_size: int,
         num_classes: int,
-        class_weights: Tensor | None,
-        total_steps: int,
-        start_step: int = 0,
-        world_size: int = 1,
+        class_weights: Tensor | None = None,
         num_segments: int = 0,
+        total_steps: int | None = None,
+        start_step: int = 0,
     ) -> None:
+        """`class_weights` is (C,) or None."""
         length = config.tokenizer.max_length
         model = TransformerClassifier(config.model, vocab_size, num_classes, length, num_segments)
-        super().__init__(config, model, total_steps, start_step, world_size)
+        super().__init__(config, model, total_steps=total_steps, start_step=start_step)
         self.num_classes = num_classes
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.add_states()
 
+    @classmethod
+    def from_data(
+        cls,
+        data: ShardsDataModule,
+        *,
+        vectors: Coverage | None = None,
+        total_steps: int | None = None,
+        start_step: int = 0,
+    ) -> Self:
+        """Return a new module for prepared data, with the class weights and word vectors of the run file.
+
+        `vectors` are word vectors that were matched with the vocabulary before.
+        """
+        run, manifest = data.run, data.manifest
+        module = cls(
+            run,
+            vocab_size=manifest.vocab_size,
+            num_classes=len(manifest.labels),
+            class_weights=label_weights(run, manifest.splits["train"]),
+            # Data prepared before there were segments do not tell columns apart.
+            num_segments=0 if manifest.separator_id is None else run.num_segments,
+            total_steps=total_steps,
+            start_step=start_step,
+        )
+        path, size = run.model.word_vectors, run.model.hidden_size
+        if path is not None:
+            vectors = vectors or word_vectors.matched(path, size, data.prepared, run.seed)
+            matrix, known = word_vectors.load(data.prepared, vectors.matrix)
+            module.initialize_embeddings(matrix, known if run.model.freeze_word_vectors else None)
+        return module
+
     def add_states(self) -> None:
-        """Makes what a validation sums up."""
+        """Make the states of the scores."""
         raise NotImplementedError
 
     def training_loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
-        """The training loss of logits against a batch's labels, summed over the rows."""
+        """Return the training loss of logits against a batch's labels, summed over the rows."""
         raise NotImplementedError
 
     def summed_loss(self, batch: Any, shift_BTD: Tensor | None = None) -> Tensor:
-        """The training loss, summed over the rows; `shift_BTD` moves the tokens' vectors."""
+        """Return the training loss, summed over the rows; `shift_BTD` moves the token vectors."""
         return self.training_loss(self.logits(batch, shift_BTD), batch["labels"])
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a part of a batch; with `train.adversarial` half of it is that of shifted rows."""
         if not self.config.train.adversarial:
             return super().training_step(batch, batch_idx)
         ids = batch["input_ids"]
-        nothing_BTD = torch.zeros(*ids.shape, self.config.model.hidden_size, device=ids.device, requires_grad=True)
-        loss = self.summed_loss(batch, nothing_BTD)
-        (slope_BTD,) = torch.autograd.grad(loss, nothing_BTD, retain_graph=True)
+        zeros_BTD = torch.zeros(*ids.shape, self.config.model.hidden_size, device=ids.device, requires_grad=True)
+        loss = self.summed_loss(batch, zeros_BTD)
+        (slope_BTD,) = torch.autograd.grad(loss, zeros_BTD, retain_graph=True)
         length_B11 = torch.linalg.vector_norm(slope_BTD, dim=(1, 2), keepdim=True)
         shift_BTD = self.config.train.adversarial * slope_BTD / length_B11.clamp(min=1e-30)
-        return self.scaled((loss + self.summed_loss(batch, shift_BTD)) / 2, loss, batch)
+        return self.scale_loss((loss + self.summed_loss(batch, shift_BTD)) / 2, loss, batch)
 
-    def begin_with(self, vectors_VD: Tensor, frozen_V: Tensor | None) -> None:
-        """Takes pre-trained vectors; those that are frozen are not trained."""
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the logits (B, C) of a batch."""
+        return self.logits(batch)
+
+    def initialize_embeddings(self, vectors_VD: Tensor, frozen_V: Tensor | None) -> None:
+        """Set the token embeddings to pre-trained vectors; those that are frozen are not trained."""
         assert isinstance(self.model, TransformerClassifier)
         self.model.begin_with(vectors_VD, frozen_V)
 
     def logits(self, batch: Any, shift_WTD: Tensor | None = None) -> Tensor:
-        """Of the rows of a batch, (B, C), each averaged over its windows."""
+        """Return the logits (B, C) of the rows of a batch, each averaged over its windows."""
         logits_WC = self.network(batch["input_ids"], batch["mask"], shift_WTD, batch["segments"])
         return by_row(logits_WC, batch["windows"], len(batch["labels"]))
 
 
 class ClassifierModule(EncoderModule):
-    """Trains for `task: classify`: one class a row."""
+    """Module of `task: classify`: one class per row.
+
+    Metrics: `loss` (cross-entropy without smoothing or weights), `accuracy`, `f1_macro`, `rows`.
+    """
 
     def add_states(self) -> None:
+        """Make the states of the scores."""
         self.accuracy = MulticlassAccuracy(self.num_classes, average="micro")
         self.f1_macro = MulticlassF1Score(self.num_classes, average="macro")
         self.loss_sum: Tensor
@@ -190,32 +314,35 @@ class ClassifierModule(EncoderModule):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
 
     def training_loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
+        """Return cross-entropy or focal loss, weighted by class, summed over the rows."""
         weights: Any = self.class_weights
         if self.config.train.focal_gamma:
             return focal_loss(logits_BC, labels, weights, self.config.train.focal_gamma)
         smoothing = self.config.train.label_smoothing
         return F.cross_entropy(logits_BC, labels, weights, reduction="sum", label_smoothing=smoothing)
 
-    def on_validation_epoch_start(self) -> None:
+    def reset_scores(self) -> None:
+        """Forget the rows scored so far."""
         self.loss_sum.zero_()
         self.row_count.zero_()
+        self.accuracy.reset()
+        self.f1_macro.reset()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def update_scores(self, batch: Any) -> None:
+        """Score the rows of a batch."""
         logits_BC = self.logits(batch)
         self.loss_sum += F.cross_entropy(logits_BC, batch["labels"], reduction="sum").double()
         self.row_count += len(batch["labels"])
         self.accuracy.update(logits_BC, batch["labels"])
         self.f1_macro.update(logits_BC, batch["labels"])
 
-    def on_validation_epoch_end(self) -> None:
+    def compute_scores(self) -> dict[str, float]:
+        """Return the metrics of all rows scored on all ranks."""
         # States are summed over ranks once; a mean of each rank's means would weigh rows unevenly.
-        loss_sum = self.trainer.strategy.reduce(self.loss_sum, reduce_op="sum")
-        row_count = self.trainer.strategy.reduce(self.row_count, reduce_op="sum")
-        self.valid_metrics = {
-            "valid_loss": float(loss_sum / row_count),
-            "valid_accuracy": float(self.accuracy.compute()),
-            "valid_f1_macro": float(self.f1_macro.compute()),
-            "valid_rows": int(row_count),
+        row_count = self.reduce_sum(self.row_count)
+        return {
+            "loss": float(self.reduce_sum(self.loss_sum) / row_count),
+            "accuracy": float(self.accuracy.compute()),
+            "f1_macro": float(self.f1_macro.compute()),
+            "rows": int(row_count),
         }
-        self.accuracy.reset()
-        self.f1_macro.reset()

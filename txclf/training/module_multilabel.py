@@ -1,4 +1,4 @@
-"""The LightningModule of `task: multilabel`: every label of a row is a yes or no of its own.
+"""The LightningModule of `task: multilabel`: each label of a row is a binary decision.
 
 Shapes: B rows, C labels, K cells of scores.
 """
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from txclf.data.batches import Batch
 from txclf.data.labels import targets
 from txclf.metrics import binned
 from txclf.training.losses import binary_loss
@@ -18,14 +17,16 @@ from txclf.training.module import EncoderModule
 
 
 class MultilabelModule(EncoderModule):
-    """Trains by binary cross-entropy. A row's loss is the mean over the labels, a step's the mean over its rows.
+    """Module of `task: multilabel`, trained by binary cross-entropy.
 
-    `class_weights` (C,) multiply the loss of the rows that have a label.
+    The loss of a row is the mean over the labels, that of a step the mean over its rows. `class_weights` (C,) multiply
+    the loss of the rows that have a label. Metrics: `loss`, `map`, `f1_macro`, `f1_micro`, `subset_accuracy`, `rows`.
     """
 
     def add_states(self) -> None:
+        """Make the states of the scores."""
         self.sums: Tensor
-        """Of a validation: loss, rows, rows all right."""
+        """Loss, rows, and rows whose labels are all right."""
         self.register_buffer("sums", torch.zeros(3, dtype=torch.float64), persistent=False)
         self.counts: Tensor
         self.register_buffer(
@@ -33,29 +34,32 @@ class MultilabelModule(EncoderModule):
         )
 
     def training_loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
+        """Return binary cross-entropy or binary focal loss, summed over the rows."""
         train, targets_BC = self.config.train, targets(labels, self.num_classes)
         weights: Any = self.class_weights
         return binary_loss(logits_BC, targets_BC, weights, train.label_smoothing, train.focal_gamma)
 
-    def on_validation_epoch_start(self) -> None:
+    def reset_scores(self) -> None:
+        """Forget the rows scored so far."""
         self.sums.zero_()
         self.counts.zero_()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def update_scores(self, batch: Any) -> None:
+        """Score the rows of a batch."""
         logits_BC = self.logits(batch)
         targets_BC = targets(batch["labels"], self.num_classes)
         right_B = ((logits_BC >= 0) == (targets_BC > 0)).all(dim=1)
-        found = [binary_loss(logits_BC, targets_BC), torch.tensor(len(right_B)), right_B.sum()]
-        self.sums += torch.stack([value.to(self.sums) for value in found])
+        values = [binary_loss(logits_BC, targets_BC), torch.tensor(len(right_B)), right_B.sum()]
+        self.sums += torch.stack([value.to(self.sums) for value in values])
         self.counts += binned.counted(logits_BC, targets_BC)
 
-    def on_validation_epoch_end(self) -> None:
-        # Sums and counts are added over ranks once.
-        loss, rows, right = self.trainer.strategy.reduce(self.sums, reduce_op="sum").tolist()
-        counts = self.trainer.strategy.reduce(self.counts, reduce_op="sum")
-        self.valid_metrics = {
-            "valid_loss": loss / rows,
-            **binned.ranking(counts),
-            "valid_subset_accuracy": right / rows,
-            "valid_rows": int(rows),
+    def compute_scores(self) -> dict[str, float]:
+        """Return the metrics of all rows scored on all ranks."""
+        loss, rows, right = self.reduce_sum(self.sums).tolist()
+        ranking = binned.ranking(self.reduce_sum(self.counts))
+        return {
+            "loss": loss / rows,
+            **{name.removeprefix("valid_"): value for name, value in ranking.items()},
+            "subset_accuracy": right / rows,
+            "rows": int(rows),
         }

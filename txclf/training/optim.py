@@ -1,17 +1,23 @@
-"""Parameter groups and the learning-rate schedule."""
+"""The optimizer's parameter groups, its learning-rate schedule, and its restoration from a checkpoint.
+
+The schedule is the only owner of the learning rate: LambdaLR sets it, the log reads it from the optimizer, and a
+checkpoint does not bring one along.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import torch
 from torch import nn
 
 from txclf.config.train import Train
+from txclf.training import sharded_tensors
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight matrices with decay; norms, biases, embeddings and other vectors without."""
+    """Split the parameters: weight matrices decay; norms, biases, embeddings and other vectors do not."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -22,10 +28,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def learning_rate_factor(train: Train, step: int, total_steps: int) -> float:
-    """Learning rate of a step, from 0, as a share of the peak.
+    """Return the learning rate of a step, counted from 0, as a share of the peak.
 
-    `one_cycle` (arXiv:1708.07120) goes up and down by half cosines; the others go up by a line from `start_factor`.
-    The last step stands one step before `end_factor` is reached.
+    `one_cycle` (arXiv:1708.07120) rises and falls by half cosines; the other schedules rise linearly from
+    `start_factor`. `end_factor` would be reached one step after the last.
     """
     warmup = round(train.warmup_fraction * total_steps)
     if step < warmup:
@@ -38,3 +44,25 @@ def learning_rate_factor(train: Train, step: int, total_steps: int) -> float:
     done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     left = 1.0 - done if train.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return train.end_factor + (1.0 - train.end_factor) * left
+
+
+def schedule_learning_rate(
+    optimizer: torch.optim.Optimizer, train: Train, start_step: int, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return the scheduler of a run that starts at `start_step`; it sets the rate of that step at once."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(train, start_step + step, total_steps)
+    )
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load the moments of a saved optimizer, sharded as the parameters are.
+
+    The groups keep their settings: the learning rate is that of the schedule, weight decay and betas are those of the
+    run file, also where another trial of a population saved the checkpoint.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, values in saved["state"].items():
+        for name, value in values.items():
+            values[name] = sharded_tensors.like(value, parameters[number])
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})

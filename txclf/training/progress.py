@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other. Imports nothing heavy: Ray's own actors hold these too."""
+"""Messages between the processes of a run. Imports nothing heavy: Ray's own actors hold these too."""
 
 from __future__ import annotations
 
@@ -13,32 +13,37 @@ class Interrupted(Exception):
 
 @dataclass
 class Progress:
-    """What the driver shows while workers train; plain numbers, so that it travels."""
+    """Progress of a run as the driver shows it; plain numbers, so that it travels."""
 
     stage: Literal["training", "validating"] = "training"
     step: int = 0
     total_steps: int = 0
     epoch: float = 0.0
+    """Epochs done."""
     train_loss: float = math.nan
+    """Mean loss of the steps of the last line of the log."""
     tokens_per_second: float = 0.0
+    """Real tokens per second, over all workers."""
     valid: dict[str, float] = field(default_factory=dict)
+    """Metrics of the last validation."""
     validations: int = 0
-    """How many there were, those before a resume included."""
+    """Number of validations, those before a resume included."""
     notes: list[str] = field(default_factory=list)
-    """What happened to the workers so far."""
+    """Messages about the data and the workers so far."""
 
 
 @dataclass
 class Heartbeat:
-    """What this rank is doing, for whoever watches that it lives: `beats` grows whenever it gets on."""
+    """Heartbeat of one rank. `beats` increases each time the rank makes progress."""
 
-    doing: str = "starting"
+    activity: str = "starting"
     step: int = 0
     beats: int = 0
     waited: float = 0.0
-    """Seconds that it waited for training batches."""
+    """Seconds spent waiting for training batches."""
     gpu_bytes: int = 0
-    """The most GPU memory that it held."""
+    """Maximum GPU memory held."""
 
-    def beat(self, doing: str, step: int) -> None:
-        self.doing, self.step, self.beats = doing, step, self.beats + 1
+    def beat(self, activity: str, step: int) -> None:
+        """Record progress: what the rank does now, and at which step."""
+        self.activity, self.step, self.beats = activity, step, self.beats + 1

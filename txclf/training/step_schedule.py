@@ -1,4 +1,4 @@
-"""The steps of a run and where validations and checkpoints fall among them."""
+"""The steps of a run: where epochs end and where validations and checkpoints fall among them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ class StepSchedule:
     steps_per_epoch: int
     epochs: int
     eval_every: float
+    """Share of an epoch between validations."""
     checkpoint_every: int | float | str
+    """Steps, share of an epoch, or time such as `10m`."""
 
     @property
     def total_steps(self) -> int:
+        """Steps of all epochs."""
         return self.steps_per_epoch * self.epochs
 
     def epoch(self, step: int) -> float:
-        """Epochs done after a step."""
+        """Return the epochs done after a step."""
         return step / self.steps_per_epoch
 
     def next_validation(self, step: int) -> int:
-        """The first validation after `step` steps; each epoch ends in one."""
+        """Return the first validation after `step` steps; each epoch ends in one."""
         epoch, done = divmod(step, self.steps_per_epoch)
         intervals = round(1 / self.eval_every)
         for part in range(1, intervals + 1):
@@ -38,7 +41,7 @@ class StepSchedule:
 
     @property
     def checkpoint_steps(self) -> int:
-        """Steps between checkpoints; 0 where time decides."""
+        """Steps between checkpoints; 0 if time decides."""
         every = self.checkpoint_every
         if isinstance(every, str):
             return 0
@@ -46,15 +49,16 @@ class StepSchedule:
 
     @property
     def checkpoint_seconds(self) -> float:
-        """Seconds between checkpoints; infinite where steps decide."""
+        """Seconds between checkpoints; infinite if steps decide."""
         every = self.checkpoint_every
         if isinstance(every, str):
             return float(every[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[every[-1]]
         return math.inf
 
 
-def exhausted(history: list[dict[str, float]], train: Train) -> bool:
-    """Whether `train.early_stopping_patience` validations brought nothing better."""
+def out_of_patience(history: list[dict[str, float]], train: Train) -> bool:
+    """Return True if the last `train.early_stopping_patience` validations brought nothing better."""
     if not history or not train.early_stopping_patience or train.train_on_valid:
         return False
-    return len(history) - 1 - checkpoints.best(history, train.monitor) >= train.early_stopping_patience
+    waited = len(history) - 1 - checkpoints.best(history, train.monitor)
+    return bool(waited >= train.early_stopping_patience)

@@ -1,6 +1,6 @@
-"""The worker function: what each process of a run does, alone or as a worker of Ray Train.
+"""The training function of one process: the whole of a run in this process, or one worker of Ray Train.
 
-Where the rows come from and where the progress goes are its arguments; all else is the same in both.
+Only the source of the rows and the receiver of the progress differ between the two.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -22,169 +21,99 @@ import torch
 from txclf.artifacts import checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
-from txclf.data import disk_cache, shards, word_vectors
-from txclf.data import sampler as plans
-from txclf.data.batches import Batch, PairBatch, Rows, TokenRows
-from txclf.data.sampler import BatchSampler
-from txclf.training import mfu, sharded_tensors
-from txclf.training.callbacks import Recorder
-from txclf.training.class_weights import label_weights
+from txclf.data import disk_cache, shards
+from txclf.data.batches import Rows
+from txclf.training import mfu
+from txclf.training.callbacks import run_callbacks
+from txclf.training.data_module import ShardsDataModule
 from txclf.training.job import DistributedContext, WorkerConfig
 from txclf.training.module import ClassifierModule, TrainingModule
 from txclf.training.module_multilabel import MultilabelModule
 from txclf.training.module_seq2seq import Seq2SeqModule
 from txclf.training.precision import Precision, choose_precision, uses_gpu
 from txclf.training.progress import Heartbeat, Progress
-from txclf.training.step_schedule import StepSchedule, exhausted
-from txclf.training.timing import Clock
+from txclf.training.run_stats import RunStats
+from txclf.training.step_schedule import StepSchedule, out_of_patience
+from txclf.training.train_state import TrainState
 
-
-class TrainBatches:
-    """An iterable whose each pass gives this rank's batches from the step reached to the next validation."""
-
-    def __init__(
-        self, rows: Rows, run: RunConfig, place: DistributedContext, recorder: Recorder, target_vocab: int
-    ) -> None:
-        self.rows, self.run, self.place, self.recorder = rows, run, place, recorder
-        self.target_vocab = target_vocab
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        run, plan, reached = self.run, self.recorder.plan, self.recorder.step
-        for step in range(reached, self.recorder.course.next_validation(reached)):
-            rows = plan.rows(step)
-            step_size = self.rows.step_size(rows)
-            for part in plans.rank_parts(rows, self.place.rank, self.place.world_size, run.train.micro_batches):
-                start = time.perf_counter()
-                batch = self.rows.batch(part, run.train.token_dropout, plan.key(plan.epoch))
-                self.recorder.clock.flops += mfu.training_flops(run.model, run.train, batch, self.target_vocab)
-                self.recorder.clock.data += time.perf_counter() - start
-                self.place.pulse.waited = self.recorder.clock.data
-                yield {**batch, "step_size": step_size}
-
-
-class ScoringBatches:
-    """This rank's share of the validation rows, each row once over all ranks."""
-
-    def __init__(self, rows: Rows, batch_size: int, place: DistributedContext) -> None:
-        self.rows, self.batch_size, self.place = rows, batch_size, place
-
-    def __iter__(self) -> Iterator[Batch | PairBatch]:
-        rank, world_size = self.place.rank, self.place.world_size
-        for part in plans.scoring_batches(self.rows.lengths, self.batch_size, rank, world_size, self.rows.costs):
-            yield self.rows.batch(part)
-
-
-def streamed_rows(
-    job: WorkerConfig, split: str, pulse: Heartbeat, first: bool = True, barrier: Callable[[], None] = lambda: None
-) -> Rows:
-    """The rows of a split on this node's disk, read from its shards by the first worker there."""
-    part = job.manifest().splits[split]
-
-    def tables() -> Iterator[pa.Table]:
-        for shard in part.shards:
-            for table in shards.read_groups(job.prepared, shard, job.columns):
-                pulse.beat("reading data", 0)
-                yield table
-
-    folder = os.path.join(tempfile.gettempdir(), f"txclf-{job.id}-{split}")
-    size = part.tokens + part.target_tokens
-    return disk_cache.spooled(tables, folder, size, job.columns, first, barrier, job.layout())
+MODULES: dict[str, type[ClassifierModule | MultilabelModule | Seq2SeqModule]] = {
+    "classify": ClassifierModule,
+    "multilabel": MultilabelModule,
+    "seq2seq": Seq2SeqModule,
+}
+"""The LightningModule of each task."""
 
 
 def fit(
-    job: WorkerConfig, rows: Callable[[str], Rows], report: Callable[[Progress], bool], place: DistributedContext
-) -> dict[str, Any]:
-    """Trains until done, stopped early or interrupted, from the last committed checkpoint; what it did, as plain data.
+    config: WorkerConfig,
+    read_rows: Callable[[str], Rows],
+    report: Callable[[Progress], bool],
+    context: DistributedContext,
+) -> RunStats:
+    """Train from the last committed checkpoint until done, stopped early or interrupted.
 
-    `rows(split)` gives the rows of a split. Raises `Interrupted` on every rank when `report` asked for a stop.
+    `read_rows(split)` returns the rows of a split. Raises `Interrupted` on every rank if `report` asked for a stop.
     """
-    run = job.config
-    manifest = job.manifest()
-    train_rows, valid_rows = rows("train"), rows("valid")
-    labels = None
-    if run.train.sampling == "balanced" and isinstance(train_rows, TokenRows):
-        labels = train_rows.labels
-    shortened = None
-    if run.train.token_dropout and isinstance(train_rows, TokenRows):
-        shortened = partial(train_rows.kept_lengths, run.train.token_dropout)
-    plan = BatchSampler(
-        train_rows.lengths,
-        run.train.batch_size,
-        bucket_batches=run.train.bucket_batches,
-        seed=run.seed,
-        labels=labels,
-        lengths_of=shortened,
-    )
-    course = StepSchedule(plan.steps_per_epoch, run.train.epochs, run.train.eval_every, run.train.checkpoint_every)
-    saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
-    state: dict[str, Any] = checkpoints.load(saved[-1]) if saved else {"step": 0, "history": []}
-    clock = Clock()
-    recorder = Recorder(run, course, plan, state, clock, place.pulse, report)
+    run = config.run
+    data = ShardsDataModule(run, config.prepared, read_rows=read_rows)
+    data.setup("fit")
+    checkpoint = _last_checkpoint(run)
+    train = run.train
+    schedule = StepSchedule(data.sampler.steps_per_epoch, train.epochs, train.eval_every, train.checkpoint_every)
+    state = data.state = TrainState.from_checkpoint(schedule, checkpoint)
     torch.manual_seed(run.seed)  # the same first weights on every rank
-    module: TrainingModule
-    if run.task == "seq2seq":
-        sizes = (manifest.vocab_size, manifest.target_vocab_size)
-        module = Seq2SeqModule(run, *sizes, course.total_steps, state["step"], place.world_size)
-    else:
-        kind = MultilabelModule if run.task == "multilabel" else ClassifierModule
-        weights = label_weights(run, manifest.splits["train"])
-        sizes = (manifest.vocab_size, len(manifest.labels))
-        # Data prepared before there were segments do not tell columns apart.
-        segments = 0 if manifest.separator_id is None else run.num_segments
-        module = kind(run, *sizes, weights, course.total_steps, state["step"], place.world_size, segments)
-        if job.vectors:
-            matrix, found = word_vectors.load(job.prepared, job.vectors.matrix)
-            module.begin_with(matrix, found if run.model.freeze_word_vectors else None)
-    if "model" in state:
-        module.model.load_state_dict(state["model"])
-    train_batches = TrainBatches(train_rows, run, place, recorder, manifest.target_vocab_size)
-    precision, _ = choose_precision(run.train.precision, uses_gpu(run.compute))
+    module: TrainingModule = MODULES[run.task].from_data(
+        data, vectors=config.vectors, total_steps=schedule.total_steps, start_step=state.step
+    )
+    if checkpoint:
+        module.model.load_state_dict(checkpoint["model"])
+    precision, _ = choose_precision(train.precision, uses_gpu(run.compute))
+    callbacks = run_callbacks(run, state, data.sampler, checkpoint, heartbeat=context.heartbeat, report=report)
     with _quiet():
-        trainer = _trainer(run, place, precision, [recorder, *([Restore(state)] if "model" in state else [])])
-    device = trainer.strategy.root_device
-    trained = time.time()
-    if state["step"] < course.total_steps and not exhausted(state["history"], run.train):
-        with _quiet():
-            trainer.fit(module, train_batches, ScoringBatches(valid_rows, run.train.batch_size, place))
+        trainer = _trainer(run, context, precision, callbacks)
+        began = time.time()
+        if not state.complete and not out_of_patience(state.history, train):
+            trainer.fit(module, datamodule=data)
     ended = time.time()
-    worked = clock.steps + clock.data
-    matrix_rate = mfu.matrix_rate(device, precision) if worked else None
-    return {
-        "workers": place.world_size if run.compute.on_ray else 0,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "precision": precision,
-        "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
-        "steps": recorder.step,
-        "epochs": course.epoch(recorder.step),
-        "rows_seen": recorder.step * run.train.batch_size,
-        "steps_skipped": recorder.skipped,
-        "stopped_early": recorder.step < course.total_steps,
-        "padding_share": _padding_share(train_rows, plan, run, place),
-        "data_share": clock.data / worked if worked else 0.0,
-        "tokens_per_second": clock.tokens * place.world_size / worked if worked else 0.0,
-        "mfu": clock.flops / worked / matrix_rate if matrix_rate else None,
-        "matrix_rate": matrix_rate,
-        "seconds": {
-            "startup": (clock.first_step or trained) - job.started,
-            "data": clock.data,
-            "steps": clock.steps,
-            "validation": clock.validation,
-            "checkpoints": clock.checkpoints,
-            "total": ended - job.started,
-        },
-    }
+    return _stats(config, data, module, trainer, seconds=(began - config.started, ended - config.started))
+
+
+def streamed_rows(
+    config: WorkerConfig,
+    split: str,
+    heartbeat: Heartbeat,
+    first: bool = True,
+    barrier: Callable[[], None] = lambda: None,
+) -> Rows:
+    """Return the rows of a split on this node's disk, read from its shards by the first worker of the node."""
+    part = config.manifest().splits[split]
+
+    def tables() -> Iterator[pa.Table]:
+        for shard in part.shards:
+            for table in shards.read_groups(config.prepared, shard, config.columns):
+                heartbeat.beat("reading data", 0)
+                yield table
+
+    folder = os.path.join(tempfile.gettempdir(), f"txclf-{config.id}-{split}")
+    size = part.tokens + part.target_tokens
+    return disk_cache.spooled(tables, folder, size, config.columns, first, barrier, config.layout())
+
+
+def _last_checkpoint(run: RunConfig) -> dict[str, Any] | None:
+    saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
+    return checkpoints.load(saved[-1]) if saved else None
 
 
 def _trainer(
-    run: RunConfig, place: DistributedContext, precision: Precision, callbacks: list[pl.Callback]
+    run: RunConfig, context: DistributedContext, precision: Precision, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
     trainer = pl.Trainer(
         accelerator="auto" if uses_gpu(run.compute) else "cpu",
-        devices="auto" if place.world_size > 1 else 1,
-        strategy=place.strategy,
-        plugins=list(place.plugins),
+        devices="auto" if context.world_size > 1 else 1,
+        strategy=context.strategy,
+        plugins=list(context.plugins),
         precision=precision,
-        max_epochs=-1,  # the recorder stops it: an epoch of Lightning's ends in a validation
+        max_epochs=-1,  # `Stopping` ends it, because an epoch of Lightning's lasts until a validation
         accumulate_grad_batches=run.train.micro_batches,
         callbacks=callbacks,
         logger=False,
@@ -199,35 +128,50 @@ def _trainer(
     return trainer
 
 
-class Restore(pl.Callback):
-    """Puts the optimizer and the gradient scaler back where a checkpoint left them."""
-
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.state = state
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        optimizer = trainer.optimizers[0]
-        rates = [group["lr"] for group in optimizer.param_groups]  # the schedule set them for this step
-        saved = self.state["optimizer"]
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for number, values in saved["state"].items():
-            for name, value in values.items():
-                values[name] = sharded_tensors.like(value, parameters[number])
-        optimizer.load_state_dict(saved)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        trainer.precision_plugin.load_state_dict(self.state["scaler"])
-
-
-def _padding_share(rows: Rows, plan: BatchSampler, run: RunConfig, place: DistributedContext) -> float:
-    """Of the first steps of the first epoch."""
-    plan.rows(0)
-    return rows.padding_share(plan.batches[:1000], place.world_size, run.train.micro_batches, plan.epoch_lengths)
+def _stats(
+    config: WorkerConfig,
+    data: ShardsDataModule,
+    module: TrainingModule,
+    trainer: pl.Trainer,
+    *,
+    seconds: tuple[float, float],
+) -> RunStats:
+    """Return the measurements of a run that ended. `seconds`: until training began, and in all."""
+    run, state, device = config.run, data.state, trainer.strategy.root_device
+    assert state is not None
+    timing, worked = state.timing, state.timing.worked
+    precision, _ = choose_precision(run.train.precision, uses_gpu(run.compute))
+    rate = mfu.matrix_rate(device, precision) if worked else None
+    startup = timing.first_step - config.started if timing.first_step else seconds[0]
+    return RunStats(
+        workers=trainer.world_size if run.compute.on_ray else 0,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        precision=precision,
+        parameters=sum(parameter.numel() for parameter in module.model.parameters()),
+        steps=state.step,
+        epochs=state.epoch,
+        rows_seen=state.step * run.train.batch_size,
+        steps_skipped=state.skipped,
+        stopped_early=not state.complete,
+        padding_share=data.padding_share(trainer.world_size),
+        data_share=timing.data / worked if worked else 0.0,
+        tokens_per_second=timing.tokens * trainer.world_size / worked if worked else 0.0,
+        mfu=timing.flops / worked / rate if rate else None,
+        matrix_rate=rate,
+        seconds={
+            "startup": startup,
+            "data": timing.data,
+            "steps": timing.steps,
+            "validation": timing.validation,
+            "checkpoints": timing.checkpoints,
+            "total": seconds[1],
+        },
+    )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences Lightning's hints that do not hold here: the loaders are plain iterables without worker processes."""
+    """Silence Lightning's hints that do not hold here: the loaders are plain iterables without worker processes."""
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
     logger.setLevel(logging.ERROR)

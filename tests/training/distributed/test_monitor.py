@@ -33,7 +33,7 @@ def test_workers_that_get_on_are_left_alone(clock: list[float]) -> None:
     for count in range(1, 50):
         clock[0] += 9
         beats(made, ["training"] * 3, [count] * 3, count)
-        assert made.lost(10) is None
+        assert made.stalled(10) is None
 
 
 def test_a_silent_worker_is_the_one_whatever_the_others_do(clock: list[float]) -> None:
@@ -43,11 +43,11 @@ def test_a_silent_worker_is_the_one_whatever_the_others_do(clock: list[float]) -
         clock[0] += 1
         made.beat(0, Heartbeat("training", 7, 1))
         made.beat(2, Heartbeat("training", 7 + count, count))
-    lost = made.lost(10)
+    lost = made.stalled(10)
     assert lost
     assert lost.worker == "worker 1"
-    assert lost.message == "rank 1: no sign of life for 12 s (training, step 7)"
-    assert made.lost(10) is None  # its group is gone
+    assert lost.message == "rank 1: no heartbeat for 12 s (training, step 7)"
+    assert made.stalled(10) is None  # its group is gone
 
 
 def test_the_one_that_waits_for_data_is_named_not_those_that_wait_for_it(clock: list[float]) -> None:
@@ -55,7 +55,7 @@ def test_the_one_that_waits_for_data_is_named_not_those_that_wait_for_it(clock: 
     for _ in range(13):
         clock[0] += 1
         beats(made, ["training", "waiting for data", "training"], [8, 7, 8], 1)
-    lost = made.lost(10)
+    lost = made.stalled(10)
     assert lost
     assert lost.message == "rank 1: no batch for 12 s (waiting for data, step 7)"
 
@@ -65,7 +65,7 @@ def test_the_one_that_is_behind_is_named_where_all_are_in_a_step(clock: list[flo
     for _ in range(13):
         clock[0] += 1
         beats(made, ["training", "saving a checkpoint"], [9, 8], 1)
-    lost = made.lost(10)
+    lost = made.stalled(10)
     assert lost
     assert lost.message == "rank 1: no step for 12 s (saving a checkpoint, step 8)"
 
@@ -76,5 +76,5 @@ def test_fewer_workers_after_a_loss_are_all_that_counts(clock: list[float]) -> N
     made.join(0, 1, "again")
     clock[0] += 8
     made.beat(0, Heartbeat("training", 3, 1))
-    assert made.lost(10) is None
+    assert made.stalled(10) is None
     assert made.latest() == (None, 1)

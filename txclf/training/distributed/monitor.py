@@ -1,4 +1,7 @@
-"""The board of a Ray run: where the workers leave what they do and the driver what it wants. Runs as an actor."""
+"""Monitoring of the workers of a run on Ray: their progress, their heartbeats, and which of them is stalled.
+
+Imports nothing heavy, because it runs as an actor of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +12,34 @@ from typing import Any
 from txclf.core.errors import TxclfError
 from txclf.training.progress import Heartbeat, Progress
 
-DATA = ("reading data", "waiting for data")
-"""What a worker does while it has no batch."""
+DATA_ACTIVITIES = ("reading data", "waiting for data")
+"""Activities of a worker that has no batch."""
 
 
 @dataclass
 class Rank:
-    """A worker as the board last heard of it."""
+    """A worker as the monitor last heard of it."""
 
     worker: Any
-    """Its actor handle."""
-    pulse: Heartbeat
+    """Actor handle."""
+    heartbeat: Heartbeat
     heard: float
-    moved: float
-    """Monotonic time of the last sign of life, and of the last one with a new beat."""
+    """Monotonic time of the last heartbeat."""
+    progressed: float
+    """Monotonic time of the last heartbeat with a new beat."""
 
 
 @dataclass(frozen=True)
 class StalledWorker:
-    """A worker that will not get on by itself."""
+    """A worker that makes no progress and must be ended."""
 
     message: str
     worker: Any
+    """Actor handle."""
 
 
 class WorkerMonitor:
-    """Progress and signs of life of the workers; stop and failure between them and the driver."""
+    """Mailbox between the workers and the driver: progress, heartbeats, a request to stop, and a failure."""
 
     def __init__(self) -> None:
         self.progress: Progress | None = None
@@ -42,58 +47,64 @@ class WorkerMonitor:
         self.failure: TxclfError | None = None
         self.ranks: dict[int, Rank] = {}
 
-    def post(self, progress: Progress) -> bool:
-        """Takes the progress of rank 0; whether the driver wants a stop."""
+    def report(self, progress: Progress) -> bool:
+        """Take the progress of rank 0; return True if the driver wants a stop."""
         self.progress = progress
         return self.stop
 
     def latest(self) -> tuple[Progress | None, int]:
-        """The last progress, and the number of workers there are."""
+        """Return the last progress and the number of workers."""
         return self.progress, len(self.ranks)
 
-    def ask_stop(self) -> None:
+    def request_stop(self) -> None:
+        """Ask the workers to save a checkpoint and stop."""
         self.stop = True
 
     def fail(self, error: TxclfError) -> None:
+        """Record the error of a worker; the first one counts."""
         self.failure = self.failure or error
 
     def failed(self) -> TxclfError | None:
+        """Return the error of a worker, or None."""
         return self.failure
 
     def join(self, rank: int, world_size: int, worker: Any) -> None:
-        """A worker begins."""
-        self.ranks = {number: one for number, one in self.ranks.items() if number < world_size}
+        """Add a worker that begins."""
+        self.ranks = {number: known for number, known in self.ranks.items() if number < world_size}
         now = time.monotonic()
         self.ranks[rank] = Rank(worker, Heartbeat(), now, now)
 
     def leave(self) -> None:
-        """A worker ended, and with it the group."""
+        """Forget all workers, because the group ends with the first of them."""
         self.ranks = {}
 
-    def beat(self, rank: int, pulse: Heartbeat) -> None:
-        """A sign of life."""
+    def beat(self, rank: int, heartbeat: Heartbeat) -> None:
+        """Take the heartbeat of a worker."""
         known = self.ranks.get(rank)
         if known:
             known.heard = time.monotonic()
-            if pulse.beats != known.pulse.beats:
-                known.moved = known.heard
-            known.pulse = pulse
+            if heartbeat.beats != known.heartbeat.beats:
+                known.progressed = known.heard
+            known.heartbeat = heartbeat
 
-    def lost(self, timeout: float) -> StalledWorker | None:
-        """The worker that all wait for, when none got on for `timeout` seconds or one is not heard of; else None.
+    def stalled(self, timeout: float) -> StalledWorker | None:
+        """Return the stalled worker, or None.
 
-        Workers stand still together, for each step needs all of them: the one to name is the one that is silent, else
-        one that waits for data, else the one with the fewest steps.
+        A worker is stalled if it sent no heartbeat for `timeout` seconds, or if no worker made progress and the others
+        wait for it. Workers stall together, because each step needs all of them. The one to end is the silent one, or
+        one that waits for data, or the one with the fewest steps.
         """
         now = time.monotonic()
-        silent = {number: one for number, one in self.ranks.items() if now - one.heard > timeout}
-        moving = any(now - one.moved <= timeout for one in self.ranks.values())
-        if not self.ranks or (moving and not silent):
+        silent = {number: known for number, known in self.ranks.items() if now - known.heard > timeout}
+        progressing = any(now - known.progressed <= timeout for known in self.ranks.values())
+        if not self.ranks or (progressing and not silent):
             return None
-        waiting = {number: one for number, one in self.ranks.items() if one.pulse.doing in DATA}
-        number, one = min((silent or waiting or self.ranks).items(), key=lambda item: (item[1].pulse.step, item[0]))
-        missing = "sign of life" if silent else "batch" if waiting else "step"
-        seconds = now - (one.heard if silent else one.moved)
+        waiting = {number: known for number, known in self.ranks.items() if known.heartbeat.activity in DATA_ACTIVITIES}
+        candidates = silent or waiting or self.ranks
+        number, worst = min(candidates.items(), key=lambda item: (item[1].heartbeat.step, item[0]))
+        missing = "heartbeat" if silent else "batch" if waiting else "step"
+        seconds = now - (worst.heard if silent else worst.progressed)
         self.leave()
-        message = f"rank {number}: no {missing} for {seconds:.0f} s ({one.pulse.doing}, step {one.pulse.step:,})"
-        return StalledWorker(message, one.worker)
+        heartbeat = worst.heartbeat
+        message = f"rank {number}: no {missing} for {seconds:.0f} s ({heartbeat.activity}, step {heartbeat.step:,})"
+        return StalledWorker(message, worst.worker)

@@ -1,8 +1,8 @@
-"""Training on Ray: Ray Train holds the workers, Ray Data's blocks their rows, and the driver watches.
+"""Training on Ray: Ray Train holds the workers, Ray Data's blocks their rows, and the driver monitors them.
 
-What goes wrong ends in one of two ways. A worker or node that dies, hangs or stands still: all workers begin again
-from the last committed checkpoint, up to `compute.max_failures` times. What would only come back (a damaged shard, a
-full disk, a loss that is not finite): the run ends with that error.
+A fault ends in one of two ways. If a worker or node dies, hangs or stalls, all workers restart from the last committed
+checkpoint, up to `compute.max_failures` times. If the fault would only come back (a damaged shard, a full disk, a loss
+that is not finite), the run ends with that error.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -44,126 +45,145 @@ from txclf.training.distributed.monitor import StalledWorker
 from txclf.training.distributed.prometheus import PrometheusMonitor
 from txclf.training.job import DistributedContext, WorkerConfig
 from txclf.training.progress import Heartbeat, Interrupted, Progress
+from txclf.training.run_stats import RunStats
 
 SCRATCH, HELD = ".ray", "placement_group"
-"""Where Ray Train keeps its state in the run folder while it runs, and the file there that names what it holds."""
+"""Folder of Ray Train's state in the run folder while it runs, and the file there that names its placement group."""
 
 HEARTBEAT_S = 1.0
+"""Seconds between two heartbeats of a worker."""
 WAITING_S = 45.0
-"""Seconds without any worker, start-up included, after which the driver says what it waits for."""
+"""Seconds without any worker, start-up included, after which the driver reports what it waits for."""
+GROUP_START_S = "25"
+"""Seconds that an elastic run waits for a lost node before it restarts with fewer workers."""
 
 
-def fit(job: WorkerConfig, streams: bool, report: Callable[[Progress], bool]) -> dict[str, Any]:
-    """Trains on the Ray this process is connected to; what rank 0 did, as plain data.
+@dataclass
+class Outcome:
+    """End of Ray Train, as its thread leaves it for the driver."""
 
-    `streams`: the rows go to each node's disk, not to the object store.
+    stats: RunStats | None = None
+    """Result of rank 0; None if it was interrupted."""
+    error: BaseException | None = None
 
-    Raises `Interrupted` when `report` asked for a stop, the workers' own `TxclfError`, or `ClusterError` when they
-    failed more often than `compute.max_failures`.
+
+def fit(config: WorkerConfig, streams: bool, report: Callable[[Progress], bool]) -> RunStats:
+    """Train on the Ray that this process is connected to and return the measurements of rank 0.
+
+    `streams` is True if the rows go to the disk of each node instead of the object store.
+
+    Raises `Interrupted` if `report` asked for a stop, the workers' own `TxclfError`, or `ClusterError` if they failed
+    more often than `compute.max_failures`.
     """
+    compute, stall_timeout = config.run.compute, config.run.train.stall_timeout_s
     # On the driver's node, or the loss of another node would take it along.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: Any = ray.remote(PrometheusMonitor).options(num_cpus=0, scheduling_strategy=here).remote(job.config.name)
-    outcome: dict[str, Any] = {}
-    thread = threading.Thread(target=_run_trainer, args=(job, streams, board, outcome), daemon=True)
+    actor = ray.remote(PrometheusMonitor).options(num_cpus=0, scheduling_strategy=here)
+    monitor: Any = actor.remote(config.run.name)
+    outcome = Outcome()
+    thread = threading.Thread(target=_run_trainer, args=(config, streams, monitor, outcome), daemon=True)
     thread.start()
     shown, notes = Progress(), list[str]()
-    lost: StalledWorker | None = None
-    met = time.monotonic()
+    stalled: StalledWorker | None = None
+    last_seen = time.monotonic()
     while thread.is_alive():
         thread.join(timeout=0.3)
-        latest, workers = ray.get(board.latest.remote())
+        latest, workers = ray.get(monitor.latest.remote())
         shown = latest or shown
         if workers:
-            met = time.monotonic()
-        elif time.monotonic() - met > WAITING_S:
-            notes.append(ray_cluster.waiting(job.config.compute))
-            met = math.inf  # said once
+            last_seen = time.monotonic()
+        elif time.monotonic() - last_seen > WAITING_S:
+            notes.append(ray_cluster.waiting(compute))
+            last_seen = math.inf  # reported once
         shown.notes = notes
         if report(shown):
-            board.ask_stop.remote()
-            if not workers:  # nobody who could answer: what is not started yet has nothing to save
+            monitor.request_stop.remote()
+            if not workers:  # there is nothing to save before the first worker starts
                 raise Interrupted
-        found = ray.get(board.lost.remote(job.config.train.stall_timeout_s))
+        found = ray.get(monitor.stalled.remote(stall_timeout))
         if found:
-            lost = found
-            notes.append(f"{lost.message}: it is ended, and all workers begin again")
-            ray.kill(lost.worker)
-    failure = ray.get(board.failed.remote())
+            stalled = found
+            notes.append(f"{stalled.message}. The worker is ended and all workers restart.")
+            ray.kill(stalled.worker)
+    failure = ray.get(monitor.failed.remote())
     if failure is not None:
         raise failure
-    if "error" in outcome:
-        raise _told(outcome["error"], lost, job.config.compute)
-    last = ray.get(board.latest.remote())[0] or shown
+    if outcome.error is not None:
+        raise _explain(outcome.error, stalled, compute)
+    last = ray.get(monitor.latest.remote())[0] or shown
     last.notes = notes
     report(last)
-    if outcome["result"] is None:
+    if outcome.stats is None:
         raise Interrupted
-    return dict(outcome["result"])
+    return outcome.stats
 
 
-def _run_trainer(job: WorkerConfig, streams: bool, board: Any, outcome: dict[str, Any]) -> None:
-    """Runs Ray Train to its end; leaves the result of rank 0 or the error in `outcome`."""
-    compute = job.config.compute
-    # Ray's own state goes to a fresh folder each time: it resumes by name, and checkpoints of ours know better.
-    release(job.config.run_folder)
-    scratch = storage.join(job.config.run_folder, SCRATCH)
+def _run_trainer(config: WorkerConfig, streams: bool, monitor: Any, outcome: Outcome) -> None:
+    """Run Ray Train to its end and leave the result of rank 0 or the error in `outcome`."""
+    compute = config.run.compute
+    # Ray's own state goes to a new folder each time, because Ray resumes by name and our checkpoints know better.
+    release(config.run.run_folder)
+    scratch = storage.join(config.run.run_folder, SCRATCH)
     if compute.elastic:
-        # After a loss Ray first tries with as many workers as before; by default it waits a minute for the lost node.
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "25")
+        # After a loss Ray first retries with as many workers as before, by default for a minute.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_S)
     try:
-        resources = {"CPU": compute.cpus_per_worker}
-        if compute.gpus_per_worker:
-            resources["GPU"] = compute.gpus_per_worker
         trainer = TorchTrainer(
             _work,  # type: ignore[arg-type]
             # As bytes: the controller would import Lightning to look at it, seconds before it starts the workers.
-            train_loop_config={"job": pickle.dumps(job), "board": board, "streams": streams},
-            torch_config=GlooTorchConfig(timeout_s=int(2 * job.config.train.stall_timeout_s) + 1),
-            scaling_config=ScalingConfig(  # type: ignore[call-arg]
-                num_workers=(compute.min_workers, compute.max_workers) if compute.elastic else compute.max_workers,  # type: ignore[arg-type]
-                use_gpu=compute.gpus_per_worker > 0,
-                resources_per_worker=resources,
-                elastic_resize_monitor_interval_s=5.0,
-            ),
+            train_loop_config={"config": pickle.dumps(config), "monitor": monitor, "streams": streams},
+            torch_config=GlooTorchConfig(timeout_s=int(2 * config.run.train.stall_timeout_s) + 1),
+            scaling_config=_scaling(compute),
             run_config=RunConfig(
                 name=uuid.uuid4().hex,
                 storage_path=scratch,
                 failure_config=FailureConfig(  # type: ignore[call-arg]
                     max_failures=compute.max_failures,
-                    # Workers that could not be started: half an hour of waiting for room, or a minute or two of dying
-                    # at once.
+                    # Workers that could not be started: half an hour without room, or one or two minutes of crashes.
                     controller_failure_limit=30,
                 ),
             ),
-            datasets={} if streams else {split: _dataset(job, split) for split in ("train", "valid")},
-            # Each rank picks its rows of each global batch itself, so none of Ray's splitting drops or repeats any.
+            datasets={} if streams else {split: _dataset(config, split) for split in ("train", "valid")},
+            # Each rank picks its rows of each global batch itself, so Ray's splitting drops or repeats none.
             dataset_config=DataConfig(datasets_to_split=[]),
         )
-        outcome["result"] = trainer.fit().return_value  # type: ignore[attr-defined]
+        outcome.stats = trainer.fit().return_value  # type: ignore[attr-defined]
     except BaseException as error:
-        outcome["error"] = error
+        outcome.error = error
     finally:
         storage.remove_folder(scratch)
 
 
+def _scaling(compute: Compute) -> ScalingConfig:
+    resources = {"CPU": compute.cpus_per_worker}
+    if compute.gpus_per_worker:
+        resources["GPU"] = compute.gpus_per_worker
+    return ScalingConfig(  # type: ignore[call-arg]
+        num_workers=(compute.min_workers, compute.max_workers) if compute.elastic else compute.max_workers,  # type: ignore[arg-type]
+        use_gpu=compute.gpus_per_worker > 0,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=5.0,
+    )
+
+
 def release(run_folder: str) -> None:
-    """Gives back what workers of a run still hold whose driver was killed: Ray keeps their resources for ever else."""
+    """Free the resources of a run whose driver was killed, because Ray keeps its placement group for ever."""
     path = storage.join(run_folder, SCRATCH, HELD)
     if storage.exists(path):
         held = PlacementGroupID(bytes.fromhex(storage.read_bytes(path).decode()))
-        with suppress(Exception):  # of a cluster that is gone
+        with suppress(Exception):  # the cluster may be gone
             ray.util.remove_placement_group(PlacementGroup(held))
         storage.remove_folder(storage.join(run_folder, SCRATCH))
 
 
-def _told(error: BaseException, lost: StalledWorker | None, compute: Compute) -> BaseException:
-    """What to tell the user of an error of Ray Train: the error of ours in it, or that workers died too often."""
+def _explain(error: BaseException, stalled: StalledWorker | None, compute: Compute) -> BaseException:
+    """Return the error to report for an error of Ray Train: ours if there is one in it, or a `ClusterError`."""
     known = _cause(error, TxclfError)
     if known:
         return known
-    if lost:
-        return ClusterError(f"{lost.message}; that was failure {compute.max_failures + 1} (`compute.max_failures`)")
+    if stalled:
+        count = compute.max_failures + 1
+        return ClusterError(f"{stalled.message}. That was failure {count} (`compute.max_failures`).")
     if isinstance(error, ControllerError):
         reason = str(error.controller_failure).strip().splitlines()[-1]
         return ClusterError(f"Ray could not start the workers: {reason}; {ray_cluster.waiting(compute)}")
@@ -171,13 +191,13 @@ def _told(error: BaseException, lost: StalledWorker | None, compute: Compute) ->
     if isinstance(died, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError | ray.exceptions.OutOfMemoryError):
         return ClusterError(
             f"workers died {compute.max_failures + 1} times (`compute.max_failures`): killed, out of memory, or with "
-            "their node. The checkpoints are kept: go on with --resume"
+            "their node. The checkpoints are kept: pass --resume to continue."
         )
     return error
 
 
 def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | None:
-    """The error of a kind that Ray's errors are wrapped around."""
+    """Return the error of a kind that Ray's errors are wrapped around, or None."""
     if isinstance(error, kind):
         return error
     failures = getattr(error, "worker_failures", None) or {}
@@ -190,94 +210,94 @@ def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | N
     return None
 
 
-def _dataset(job: WorkerConfig, split: str) -> Any:
-    """The rows of a split in the object store, in prepared order: one copy for all the workers of a node.
+def _dataset(config: WorkerConfig, split: str) -> Any:
+    """Return the rows of a split in the object store, in prepared order: one copy for all workers of a node.
 
-    Read by tasks that ask for no CPU: blocks that are lost with their node are read again while workers hold all CPUs.
+    Read by tasks without a CPU, because blocks lost with their node are read again while workers hold all CPUs.
     """
     read = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(shards.read_shard)
-    most = int(ray.cluster_resources().get("CPU", 1)) + 1  # type: ignore[no-untyped-call]
+    max_running = int(ray.cluster_resources().get("CPU", 1)) + 1  # type: ignore[no-untyped-call]
     blocks: list[Any] = []
     running: list[Any] = []
-    for shard in job.manifest().splits[split].shards:
-        if len(running) == most:
+    for shard in config.manifest().splits[split].shards:
+        if len(running) == max_running:
             _, running = ray.wait(running, fetch_local=False)
-        blocks.append(read.remote(job.prepared, shard, job.columns))
+        blocks.append(read.remote(config.prepared, shard, config.columns))
         running.append(blocks[-1])
     return ray.data.from_arrow_refs(blocks)
 
 
-def _work(settings: dict[str, Any]) -> dict[str, Any] | None:
-    """What each worker of Ray Train runs; None when it was interrupted."""
+def _work(settings: dict[str, Any]) -> RunStats | None:
+    """Run one worker of Ray Train; return None if it was interrupted."""
     from txclf.training import worker  # and Lightning: not in the driver
 
-    job, board = pickle.loads(settings["job"]), settings["board"]
-    context = get_context()
-    torch.set_num_threads(max(1, int(job.config.compute.cpus_per_worker)))
+    config: WorkerConfig = pickle.loads(settings["config"])
+    monitor, context = settings["monitor"], get_context()
+    torch.set_num_threads(max(1, int(config.run.compute.cpus_per_worker)))
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    pulse = Heartbeat()
-    asked: list[Any] = []
+    heartbeat = Heartbeat()
+    pending: list[Any] = []
 
     def report(progress: Progress) -> bool:
-        """Posts without waiting; the answer to the post before says whether to stop."""
-        stop = bool(ray.get(asked.pop())) if asked else False
-        asked.append(board.post.remote(progress))
+        """Report without waiting; the answer to the report before says whether to stop."""
+        stop = bool(ray.get(pending.pop())) if pending else False
+        pending.append(monitor.report.remote(progress))
         return stop
 
-    def rows(split: str) -> Rows:
-        pulse.beat("reading data", 0)
+    def read_rows(split: str) -> Rows:
+        heartbeat.beat("reading data", 0)
         if settings["streams"]:
             barrier = torch.distributed.barrier if world_size > 1 else lambda: None
-            return worker.streamed_rows(job, split, pulse, context.get_local_rank() == 0, barrier)
+            return worker.streamed_rows(config, split, heartbeat, context.get_local_rank() == 0, barrier)
         tables = []
         for table in get_dataset_shard(split).iter_batches(batch_size=None, batch_format="pyarrow"):
-            pulse.beat("reading data", 0)
+            heartbeat.beat("reading data", 0)
             tables.append(table)
-        return job.rows(tables)  # type: ignore[no-any-return]
+        return config.rows(tables)
 
     held = ray.util.get_current_placement_group()
     if rank == 0 and held:
-        path = storage.join(job.config.run_folder, SCRATCH, HELD)
+        path = storage.join(config.run.run_folder, SCRATCH, HELD)
         storage.write_bytes(path, held.id.hex().encode())
-    if ray.get(board.failed.remote()) is not None:
-        return None  # Ray Train starts workers again after any error, and this one would only come back
+    if ray.get(monitor.failed.remote()) is not None:
+        return None  # Ray Train restarts workers after any error, and this one would only come back
     try:
-        with _heartbeat(board, rank, world_size, pulse):
-            return worker.fit(job, rows, report, _place(job.config.compute, rank, world_size, pulse))
+        with _heartbeats(monitor, rank, world_size, heartbeat):
+            return worker.fit(config, read_rows, report, _context(config.run.compute, rank, world_size, heartbeat))
     except Interrupted:
         return None
     except TxclfError as error:
-        ray.get(board.fail.remote(error))
+        ray.get(monitor.fail.remote(error))
         raise
 
 
-def _place(compute: Compute, rank: int, world_size: int, pulse: Heartbeat) -> DistributedContext:
+def _context(compute: Compute, rank: int, world_size: int, heartbeat: Heartbeat) -> DistributedContext:
     from ray.train.lightning import RayLightningEnvironment  # imports slowly
 
     from txclf.training.distributed import strategies
 
     if world_size == 1:
-        return DistributedContext(pulse=pulse)
+        return DistributedContext(heartbeat=heartbeat)
     environment = RayLightningEnvironment()  # type: ignore[no-untyped-call]
-    return DistributedContext(rank, world_size, strategies.strategy(compute), (environment,), pulse)
+    return DistributedContext(rank, world_size, strategies.strategy(compute), (environment,), heartbeat)
 
 
 @contextmanager
-def _heartbeat(board: Any, rank: int, world_size: int, pulse: Heartbeat) -> Iterator[None]:
-    """Tells the board every second what this worker does, from a thread, for as long as the block runs."""
-    ray.get(board.join.remote(rank, world_size, ray.get_runtime_context().current_actor))
+def _heartbeats(monitor: Any, rank: int, world_size: int, heartbeat: Heartbeat) -> Iterator[None]:
+    """Send the heartbeat of this worker every second from a thread, for as long as the block runs."""
+    ray.get(monitor.join.remote(rank, world_size, ray.get_runtime_context().current_actor))
     ended = threading.Event()
 
-    def tell() -> None:
+    def send() -> None:
         while not ended.wait(HEARTBEAT_S):
             if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-                pulse.gpu_bytes = torch.cuda.max_memory_reserved()
-            board.beat.remote(rank, pulse)
+                heartbeat.gpu_bytes = torch.cuda.max_memory_reserved()
+            monitor.beat.remote(rank, heartbeat)
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=send, daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
-        board.leave.remote()
+        monitor.leave.remote()
