@@ -132,7 +132,7 @@ class MetricLogging(pl.Callback):
 
     def __init__(self, run: RunConfig, state: TrainState, unlogged: Mapping[str, Any]) -> None:
         self.run, self.state, self.unlogged = run, state, unlogged
-        self.log: Log | None = None
+        self.writer: Log | None = None  # not `log`: Lightning gives each callback a function of that name
         self.learning_rate = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -141,8 +141,8 @@ class MetricLogging(pl.Callback):
         if trainer.is_global_zero:
             pl_module.train_loss_sum.fill_(self.unlogged.get("loss_sum", 0.0))
             folder, step = self.run.run_folder, self.state.step
-            self.log = Log(folder, step, trackers.opened(self.run))
-            self.state.attempt = attempts.begin(folder, step, trainer.world_size, self.log.repeated)
+            self.writer = Log(folder, step, trackers.opened(self.run))
+            self.state.attempt = attempts.begin(folder, step, trainer.world_size, self.writer.repeated)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -163,10 +163,10 @@ class MetricLogging(pl.Callback):
         state.train_loss = float(loss_sum) / good_steps if good_steps else math.nan
         pl_module.train_loss_sum.zero_()
         pl_module.good_steps.zero_()
-        if self.log:
+        if self.writer:
             loss = state.train_loss if good_steps else None
             entry = {"step": state.step, "epoch": state.epoch, "train_loss": loss, "learning_rate": self.learning_rate}
-            self.log.write(entry | state.timing.pace(state.timing.elapsed, trainer.world_size))
+            self.writer.write(entry | state.timing.pace(state.timing.elapsed, trainer.world_size))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
@@ -174,9 +174,9 @@ class MetricLogging(pl.Callback):
         rows = int(metrics.pop("valid_rows"))
         entry = {"step": self.state.step, "epoch": self.state.epoch, **metrics}
         self.state.history.append(entry)
-        if self.log:
-            self.log.write({**entry, "valid_rows": rows})
-            self.log.sync()
+        if self.writer:
+            self.writer.write({**entry, "valid_rows": rows})
+            self.writer.sync()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close("FINISHED")
@@ -185,9 +185,9 @@ class MetricLogging(pl.Callback):
         self._close("KILLED" if isinstance(exception, Interrupted) else "FAILED")
 
     def _close(self, status: trackers.Status) -> None:
-        if self.log:
-            self.log.close(status)
-            self.log = None
+        if self.writer:
+            self.writer.close(status)
+            self.writer = None
 
 
 class ProgressReport(pl.Callback):
