@@ -66,7 +66,14 @@ class ShardsDataModule(pl.LightningDataModule):
             labels = rows.labels
         if train.token_dropout and isinstance(rows, TokenRows):
             shortened = partial(rows.kept_lengths, train.token_dropout)
-        return BatchSampler(rows.lengths, train.batch_size, train.bucket_batches, self.run.seed, labels, shortened)
+        return BatchSampler(
+            rows.lengths,
+            train.batch_size,
+            bucket_batches=train.bucket_batches,
+            seed=self.run.seed,
+            labels=labels,
+            lengths_of=shortened,
+        )
 
     def setup(self, stage: str) -> None:
         """Read the splits that a stage of the trainer needs."""
