@@ -1,4 +1,4 @@
-"""Exported files answer as the bundle does, or are not kept."""
+"""Export: exported files give the answers of the bundle, or are not kept."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ TEXTS = ["the good film of the year", "a bad plot", "good", "the score of a bad 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A trained bundle, in its run."""
+    """Train a run and return its bundle."""
     folder = tmp_path_factory.mktemp("exported")
     run = tiny(folder, write_csv(folder / "rows.csv", make_rows(300)), "model.dropout=0.1")
     train(run, prepare(run), go_on)
     return f"{run.run_folder}/model"
 
 
-def test_every_format_answers_as_the_bundle(model: str, tmp_path: Path) -> None:
+def test_export_every_format_gives_the_answers_of_the_bundle(model: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = {one.format: one for one in export(model, str(out))}
     assert list(done) == ["onnx", "torch", "int8"]
@@ -54,7 +54,7 @@ def test_every_format_answers_as_the_bundle(model: str, tmp_path: Path) -> None:
     assert record["labels"] == classifier.labels
     assert record["temperature"] == classifier.temperature
     assert [one["format"] for one in record["formats"]] == ["onnx", "torch", "int8"]
-    # As one who has only the folder would use it: any number of rows of any length.
+    # Used without the bundle, on any number of rows of any length.
     session = onnxruntime.InferenceSession(out / "model.onnx")
     program = torch.export.load(str(out / "model.pt2")).module()
     assert session.get_modelmeta().producer_name == "pytorch"
@@ -71,7 +71,7 @@ def test_every_format_answers_as_the_bundle(model: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(program(torch.tensor(input_ids), torch.tensor(mask))[1], expected[rows], atol=1e-5)
 
 
-def test_windows_and_several_labels(tag_data: tuple[str, str], tmp_path: Path) -> None:
+def test_export_multilabel_model_with_windows_is_exact(tag_data: tuple[str, str], tmp_path: Path) -> None:
     windows = ["data.truncation=windows", "data.window_overlap=1", "tokenizer.max_length=4"]
     run = tagging(tmp_path, tag_data, "train.epochs=2", *windows)
     train(run, prepare(run), go_on)
@@ -84,7 +84,7 @@ def test_windows_and_several_labels(tag_data: tuple[str, str], tmp_path: Path) -
     assert record["truncation"]["mode"] == "windows"
 
 
-def test_an_encoder_and_a_decoder_step_make_the_same_text(pair_data: str, tmp_path: Path) -> None:
+def test_export_seq2seq_model_generates_the_same_texts(pair_data: str, tmp_path: Path) -> None:
     run = pairs(tmp_path, pair_data, "train.epochs=8", "generate.num_beams=1", "model.num_decoder_layers=2")
     train(run, prepare(run), go_on)
     folder = f"{run.run_folder}/model"
@@ -116,7 +116,7 @@ def test_an_encoder_and_a_decoder_step_make_the_same_text(pair_data: str, tmp_pa
         assert decode(bundle.target_tokenizer, [output]) == bundle([text])
 
 
-def test_a_file_that_answers_otherwise_is_not_kept(model: str, tmp_path: Path) -> None:
+def test_export_file_below_min_agreement_is_not_kept(model: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "model.int8.onnx").write_bytes(b"an earlier one")
@@ -125,7 +125,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(model: str, tmp_path: Path) -
     assert sorted(path.name for path in out.iterdir()) == ["export.json", "tokenizer.json"]
 
 
-def test_rows_of_a_file_and_the_command(model: str, tmp_path: Path) -> None:
+def test_export_command_compares_on_the_rows_of_data(model: str, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "alone")
     (tmp_path / "rows.csv").write_text("text\n" + "\n".join(TEXTS) + "\n")
     alone = str(tmp_path / "alone")
@@ -145,7 +145,7 @@ def test_rows_of_a_file_and_the_command(model: str, tmp_path: Path) -> None:
         export(alone, data=[f"{tmp_path}/empty.csv"])
 
 
-def test_what_cannot_be_exported_is_said(model: str, tmp_path: Path) -> None:
+def test_export_invalid_bundle_or_format_raises(model: str, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="not a model bundle"):
         export(str(tmp_path))
     done = txclf(tmp_path, "export", model, "--format", "tflite")

@@ -1,4 +1,4 @@
-"""Predicting files: every format into every other, columns and rows kept, bad rows in their place."""
+"""Prediction of files: formats, kept columns and rows, bad rows, several inputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ADDED = ["label", "probability"]
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of an output, as this project reads its own files."""
+    """Return the rows of an output file."""
     source = Source(str(path), path.name.partition(".")[2].partition(".")[0])
     rows: list[Row] = []
     for batch in records.read_raw(source):
@@ -42,20 +42,23 @@ def read(path: Path) -> list[Row]:
 
 
 def errors(out: Path) -> list[Row]:
+    """Return the reported bad rows of an output."""
     return [json.loads(line) for line in Path(f"{out}.errors.jsonl").read_text().splitlines()]
 
 
 def expected(bundle: str, rows: Sequence[Row], ending: str) -> list[Row]:
-    """The rows with what the model says of their text."""
-    said = Classifier.load(bundle)([row["text"] for row in rows])
+    """Return the rows with the predictions of the model."""
+    predictions = Classifier.load(bundle)([row["text"] for row in rows])
     typed = str if ending in ("csv", "tsv") else float
     return [
         {**row, "label": prediction.label, "probability": typed(prediction.probability)}
-        for row, prediction in zip(rows, said, strict=True)
+        for row, prediction in zip(rows, predictions, strict=True)
     ]
 
 
 def close(found: Sequence[Row], wanted: Sequence[Row]) -> bool:
+    """Return True if rows are equal up to rounding of the probability."""
+
     def split(rows: Sequence[Row]) -> tuple[list[Row], list[float]]:
         rest = [{name: value for name, value in row.items() if name != "probability"} for row in rows]
         return rest, [float(row["probability"]) for row in rows]
@@ -63,12 +66,9 @@ def close(found: Sequence[Row], wanted: Sequence[Row]) -> bool:
     return split(found)[0] == split(wanted)[0] and split(found)[1] == pytest.approx(split(wanted)[1], abs=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------------- formats
-
-
 @pytest.mark.parametrize("out", ["csv", "csv.gz", "csv.zst", "tsv", "tsv.gz", "jsonl", "jsonl.zst", "parquet"])
 @pytest.mark.parametrize("into", ["csv", "tsv", "jsonl", "parquet", "csv.gz", "tsv.zst", "jsonl.gz"])
-def test_every_format_into_every_other(tmp_path: Path, tiny_bundle: str, into: str, out: str) -> None:
+def test_predict_every_format_into_every_other(tmp_path: Path, tiny_bundle: str, into: str, out: str) -> None:
     done = predict.predict(tiny_bundle, [put(tmp_path / f"in.{into}", ROWS)], out=str(tmp_path / f"out.{out}"))
     assert done == PredictionSummary(rows=4, bad=0, columns=ADDED)
     found = read(tmp_path / f"out.{out}")
@@ -77,7 +77,7 @@ def test_every_format_into_every_other(tmp_path: Path, tiny_bundle: str, into: s
     assert sorted(os.listdir(tmp_path)) == sorted([f"in.{into}", f"out.{out}"])
 
 
-def test_a_folder_of_texts(tmp_path: Path, tiny_bundle: str) -> None:
+def test_predict_folder_of_texts_keeps_their_labels(tmp_path: Path, tiny_bundle: str) -> None:
     for name in ("pos/2", "pos/1", "neg/3"):
         (tmp_path / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "texts" / f"{name}.txt").write_text(f"fox\nnumber {name}")
@@ -92,7 +92,7 @@ def test_a_folder_of_texts(tmp_path: Path, tiny_bundle: str) -> None:
     ]
 
 
-def test_parquet_keeps_its_types(tmp_path: Path, tiny_bundle: str) -> None:
+def test_predict_parquet_keeps_its_types(tmp_path: Path, tiny_bundle: str) -> None:
     table = pa.table(
         {
             "text": pa.array(["fox", "dog"], pa.large_string()),
@@ -120,7 +120,7 @@ def test_parquet_keeps_its_types(tmp_path: Path, tiny_bundle: str) -> None:
     assert (second["day"], second["small"]) == (None, None)
 
 
-def test_json_keeps_its_types_and_parquet_finds_them(tmp_path: Path, tiny_bundle: str) -> None:
+def test_predict_json_keeps_its_types_and_parquet_infers_them(tmp_path: Path, tiny_bundle: str) -> None:
     rows: list[Row] = [
         {"text": "fox", "n": 1, "x": 0.5, "b": True, "none": None},
         {"text": "dog", "n": None, "x": 2, "b": False},
@@ -137,14 +137,14 @@ def test_json_keeps_its_types_and_parquet_finds_them(tmp_path: Path, tiny_bundle
 
 
 @pytest.mark.parametrize("text", ['"open', 'a "b" c', '""', "a'b", "a\\tb", " spaced "])
-def test_tsv_reads_back_as_it_was(tmp_path: Path, tiny_bundle: str, text: str) -> None:
+def test_predict_tsv_keeps_quotes_and_spaces(tmp_path: Path, tiny_bundle: str, text: str) -> None:
     rows = [{"text": text, "note": '"'}]
     predict.predict(tiny_bundle, [put(tmp_path / "in.tsv", rows)], out=str(tmp_path / "out.tsv"))
     (found,) = read(tmp_path / "out.tsv")
     assert {name: found[name] for name in rows[0]} == rows[0]
 
 
-def test_tsv_quotes_a_cell_with_tabs_or_line_ends(tmp_path: Path, tiny_bundle: str) -> None:
+def test_predict_tsv_quotes_cells_with_tabs_or_line_ends(tmp_path: Path, tiny_bundle: str) -> None:
     rows = [{"text": 'one\ttwo\nthree "four"', "note": "a\rb"}, {"text": "fox", "note": "c"}]
     predict.predict(tiny_bundle, [put(tmp_path / "in.jsonl", rows)], out=str(tmp_path / "out.tsv"))
     written = io.StringIO((tmp_path / "out.tsv").read_bytes().decode(), newline="")
@@ -152,11 +152,8 @@ def test_tsv_quotes_a_cell_with_tabs_or_line_ends(tmp_path: Path, tiny_bundle: s
     assert [{name: row[name] for name in ("text", "note")} for row in found] == rows
 
 
-# ------------------------------------------------------------------------------------------------------------- columns
-
-
 @pytest.mark.parametrize("out", ["csv", "jsonl", "parquet"])
-def test_a_column_for_each_label(tmp_path: Path, tiny_bundle: str, out: str) -> None:
+def test_predict_probabilities_adds_a_column_per_label(tmp_path: Path, tiny_bundle: str, out: str) -> None:
     path = put(tmp_path / "in.csv", ROWS)
     done = predict.predict(tiny_bundle, [path], out=str(tmp_path / f"out.{out}"), probabilities=True)
     each = ["probability_low", "probability_mid", "probability_high"]
@@ -180,7 +177,7 @@ def test_a_column_for_each_label(tmp_path: Path, tiny_bundle: str, out: str) -> 
         (["text", "label", "predicted_label"], ["predicted_predicted_label", "probability"]),
     ],
 )
-def test_the_input_s_columns_are_never_hidden(
+def test_predict_added_columns_never_hide_input_columns(
     tmp_path: Path, tiny_bundle: str, names: list[str], added: list[str]
 ) -> None:
     rows = [{name: f"{name} {number}" for name in names} for number in range(3)]
@@ -191,22 +188,19 @@ def test_the_input_s_columns_are_never_hidden(
     assert [{name: row[name] for name in names} for row in found] == rows
 
 
-def test_the_text_may_have_another_name(tmp_path: Path, tiny_bundle: str) -> None:
+def test_predict_text_columns_names_the_text(tmp_path: Path, tiny_bundle: str) -> None:
     rows = [{"text": "fox", "body": "dog"}, {"text": "wizards", "body": "the lazy dog"}]
     path = put(tmp_path / "in.csv", rows)
     predict.predict(tiny_bundle, [path], out=str(tmp_path / "out.csv"), text_columns=["body"])
-    said = Classifier.load(tiny_bundle)([row["body"] for row in rows])
+    predictions = Classifier.load(tiny_bundle)([row["body"] for row in rows])
     assert [float(row["probability"]) for row in read(tmp_path / "out.csv")] == pytest.approx(
-        [prediction.probability for prediction in said], abs=1e-6
+        [prediction.probability for prediction in predictions], abs=1e-6
     )
-
-
-# ------------------------------------------------------------------------------------------------------------ bad rows
 
 
 @pytest.mark.parametrize("out", ["csv", "tsv", "jsonl", "parquet"])
 @pytest.mark.parametrize("batch_rows", [1, 2, 4096])
-def test_bad_rows_keep_their_place(tmp_path: Path, tiny_bundle: str, out: str, batch_rows: int) -> None:
+def test_predict_bad_rows_keep_their_position(tmp_path: Path, tiny_bundle: str, out: str, batch_rows: int) -> None:
     content = b"text,n\nfox,1\nshort\ncaf\xe9,3\n ,4\ndog,5\n"
     path = tmp_path / f"out.{out}"
     done = predict.predict(tiny_bundle, [put(tmp_path / "in.csv", content)], out=str(path), chunk_rows=batch_rows)
@@ -224,7 +218,7 @@ def test_bad_rows_keep_their_place(tmp_path: Path, tiny_bundle: str, out: str, b
     ]
 
 
-def test_texts_that_are_no_strings(tmp_path: Path, tiny_bundle: str) -> None:
+def test_predict_texts_that_are_not_strings_are_bad_rows(tmp_path: Path, tiny_bundle: str) -> None:
     lines = '{"text": 5, "n": 1}\n{"text": null, "n": 2}\n[]\n{"n": 4}\n{"text": "fox", "n": 5}\n'
     path = tmp_path / "out.jsonl"
     assert predict.predict(tiny_bundle, [put(tmp_path / "in.jsonl", lines)], out=str(path)).bad == 4
@@ -237,14 +231,14 @@ def test_texts_that_are_no_strings(tmp_path: Path, tiny_bundle: str) -> None:
     ]
 
 
-def test_no_list_of_bad_rows_is_left_from_before(tmp_path: Path, tiny_bundle: str) -> None:
+def test_predict_removes_the_report_of_an_earlier_prediction(tmp_path: Path, tiny_bundle: str) -> None:
     path = tmp_path / "in.csv"
     for content, bad in [("text,n\nfox\n", 1), ("text,n\nfox,1\n", 0)]:
         assert predict.predict(tiny_bundle, [put(path, content)], out=str(tmp_path / "out.csv")).bad == bad
         assert Path(f"{tmp_path}/out.csv.errors.jsonl").exists() == bool(bad)
 
 
-def test_all_rows_may_be_bad(tmp_path: Path, tiny_bundle: str) -> None:
+def test_predict_only_bad_rows_writes_nulls(tmp_path: Path, tiny_bundle: str) -> None:
     done = predict.predict(
         tiny_bundle, [put(tmp_path / "in.csv", "text,n\n,1\n,2\n")], out=str(tmp_path / "out.parquet")
     )
@@ -252,11 +246,8 @@ def test_all_rows_may_be_bad(tmp_path: Path, tiny_bundle: str) -> None:
     assert pq.read_table(tmp_path / "out.parquet")["label"].to_pylist() == [None, None]
 
 
-# ------------------------------------------------------------------------------------------------------ several batches
-
-
 @pytest.mark.parametrize("out", ["csv", "jsonl", "parquet"])
-def test_several_inputs_become_one_output_in_order(tmp_path: Path, tiny_bundle: str, out: str) -> None:
+def test_predict_several_inputs_become_one_output_in_order(tmp_path: Path, tiny_bundle: str, out: str) -> None:
     first = put(tmp_path / "b.csv", ROWS)
     again = [dict(reversed(row.items())) for row in ROWS]  # the same columns in another order
     second, third = put(tmp_path / "a.jsonl", again), put(tmp_path / "c.csv", "id,text,note\n")
@@ -271,7 +262,7 @@ def test_several_inputs_become_one_output_in_order(tmp_path: Path, tiny_bundle: 
 
 
 @pytest.mark.parametrize("out", ["csv", "jsonl", "parquet"])
-def test_json_lines_may_lack_keys(tmp_path: Path, tiny_bundle: str, out: str) -> None:
+def test_predict_json_lines_may_lack_keys(tmp_path: Path, tiny_bundle: str, out: str) -> None:
     lines = '{"text": "fox", "n": "1"}\n{"text": "dog"}\n{"text": "fox"}\n{"text": "dog"}\n{"n": "5"}\n'
     path = tmp_path / f"out.{out}"
     assert predict.predict(tiny_bundle, [put(tmp_path / "in.jsonl", lines)], out=str(path), chunk_rows=2).bad == 1
@@ -280,23 +271,20 @@ def test_json_lines_may_lack_keys(tmp_path: Path, tiny_bundle: str, out: str) ->
     assert [(error["row"], error["reason"]) for error in errors(path)] == [(5, "no text: missing or blank")]
 
 
-def test_json_lines_may_bring_keys_to_json_lines(tmp_path: Path, tiny_bundle: str) -> None:
+def test_predict_json_lines_may_add_keys_to_json_lines(tmp_path: Path, tiny_bundle: str) -> None:
     path = put(tmp_path / "in.jsonl", [{"text": "fox"}, {"text": "dog", "n": 2}])
     predict.predict(tiny_bundle, [path], out=str(tmp_path / "out.jsonl"), chunk_rows=1)
     assert [line.get("n") for line in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())] == [None, 2]
 
 
-# ------------------------------------------------------------------------------------------------------------- failures
-
-
-def test_a_file_uri_and_a_new_folder(tmp_path: Path, tiny_bundle: str) -> None:
+def test_predict_file_uris_and_new_folder_work(tmp_path: Path, tiny_bundle: str) -> None:
     path = put(tmp_path / "in.csv", "text,n\nfox,1\ndog\n")
     done = predict.predict(f"file://{tiny_bundle}", [f"file://{path}"], out=f"file://{tmp_path}/new/folder/out.csv")
     assert (done.rows, done.bad) == (2, 1)
     assert sorted(os.listdir(tmp_path / "new" / "folder")) == ["out.csv", "out.csv.errors.jsonl"]
 
 
-def test_an_input_may_be_its_own_output(tmp_path: Path, tiny_bundle: str) -> None:
+def test_predict_input_may_be_the_output(tmp_path: Path, tiny_bundle: str) -> None:
     path = put(tmp_path / "in.csv", ROWS)
     predict.predict(tiny_bundle, [path], out=path)
     predict.predict(tiny_bundle, [path], out=path)

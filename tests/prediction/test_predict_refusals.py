@@ -1,4 +1,4 @@
-"""What cannot be predicted: named, and nothing is left behind."""
+"""Predictions that fail: the error names the problem, and no file is left behind."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ CLASH = [{"text": "fox"}, {"text": "dog", "label": "mine"}]
         ({"a.csv": "text\nfox\n", "b.csv": b"\xff\xfe"}, "out.csv", DataError, r"b\.csv`: "),
     ],
 )
-def test_after_a_failure_nothing_is_left(
+def test_predict_failure_leaves_no_file(
     tmp_path: Path,
     tiny_bundle: str,
     inputs: dict[str, Any],
@@ -83,14 +83,14 @@ def test_after_a_failure_nothing_is_left(
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_a_failure_leaves_the_earlier_output(tmp_path: Path, tiny_bundle: str) -> None:
+def test_predict_failure_keeps_the_earlier_output(tmp_path: Path, tiny_bundle: str) -> None:
     path = put(tmp_path / "out.csv", "earlier")
     with pytest.raises(DataError):
         predict.predict(tiny_bundle, [put(tmp_path / "in.csv", "body\nfox\n")], out=path)
     assert Path(path).read_text() == "earlier"
 
 
-def test_no_such_model_or_input(tmp_path: Path, tiny_bundle: str) -> None:
+def test_predict_missing_model_or_input_raises(tmp_path: Path, tiny_bundle: str) -> None:
     with pytest.raises(BundleError, match="not a model bundle"):
         predict.predict(str(tmp_path), [put(tmp_path / "in.csv", ROWS)], out=str(tmp_path / "out.csv"))
     with pytest.raises(DataError, match="no such file"):
@@ -102,6 +102,6 @@ def test_no_such_model_or_input(tmp_path: Path, tiny_bundle: str) -> None:
 
 
 @pytest.mark.parametrize("option", [{"cpus": 2.0}, {"gpus": 0.0}, {"address": "auto"}])
-def test_what_is_said_of_workers_wants_workers(tiny_bundle: str, option: dict[str, Any]) -> None:
+def test_predict_worker_options_without_workers_raise(tiny_bundle: str, option: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"^--(cpus-per-worker|gpus-per-worker|address): say how many workers of Ray"):
         results.predict(tiny_bundle, ["in.csv"], "out.csv", **option)

@@ -1,0 +1,181 @@
+"""Classifier: predictions, batching, calibration, loading without Ray or Lightning."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from tests.helpers.bundles import TEXTS, copied
+from tests.helpers.serving import untrained
+from txclf.config.run_config import RunConfig
+from txclf.config.sections import Model
+from txclf.core import storage
+from txclf.core.errors import BundleError
+from txclf.data.batches import TokenRows
+from txclf.inference import bundle
+from txclf.inference.classifier import Classifier, sigmoid, softmax
+from txclf.model.classifier import TransformerClassifier
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_bundle: str) -> Classifier:
+    """Load the tiny bundle."""
+    return Classifier.load(tiny_bundle)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "mean_max", "cls", "attention"])
+@pytest.mark.parametrize("positions", ["rotary", "learned", "sinusoidal", "none"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_load_gives_the_probabilities_of_the_saved_model(
+    tmp_path: Path, tiny_run: RunConfig, tiny_bundle: str, pooling: str, positions: str, norm: str
+) -> None:
+    settings = tiny_run.model.model_dump() | {
+        "pooling": pooling,
+        "position_encoding": positions,
+        "norm": norm,
+        "classifier_hidden_size": 8,
+    }
+    run = tiny_run.model_copy(update={"model": Model.model_validate(settings)})
+    tokenizer = Path(tiny_bundle, bundle.TOKENIZER).read_text()
+    reference = Classifier.load(tiny_bundle)
+    torch.manual_seed(1)
+    model = TransformerClassifier(run.model, reference.metadata.vocab_size, 3, run.tokenizer.max_length)
+    bundle.save(
+        str(tmp_path), run, model.state_dict(), labels=["a", "b", "c"], tokenizers=[tokenizer], metrics={}, rows={}
+    )
+    expected = Classifier(reference.metadata, reference.tokenizer, model)
+    rows = [(text,) for text in TEXTS]
+    assert np.array_equal(Classifier.load(str(tmp_path)).probabilities(rows), expected.probabilities(rows))
+
+
+def test_from_config_gives_the_probabilities_of_the_bundle(
+    tiny_run: RunConfig, tiny_bundle: str, classifier: Classifier
+) -> None:
+    weights = classifier.model.state_dict()
+    tokenizer = Path(tiny_bundle, bundle.TOKENIZER).read_text()
+    same = Classifier.from_config(tiny_run, weights, ["low", "mid", "high"], tokenizer)
+    assert same(TEXTS) == classifier(TEXTS)
+    assert same.temperature == 1.0
+
+
+def test_load_accepts_path_uri_and_relative_path(
+    tiny_bundle: str, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = classifier(TEXTS)
+    assert Classifier.load(f"file://{tiny_bundle}")(TEXTS) == expected
+    monkeypatch.chdir(Path(tiny_bundle).parent)
+    assert Classifier.load("model/")(TEXTS) == expected
+
+
+def test_load_seq2seq_bundle_raises(tmp_path: Path) -> None:
+    folder = untrained(tmp_path, task="seq2seq", data={"target": "target"})
+    with pytest.raises(BundleError, match=r"a model of `task: seq2seq`\. Load it with `Seq2Seq\.load`\."):
+        Classifier.load(folder)
+
+
+def test_call_predictions_are_consistent(classifier: Classifier) -> None:
+    predictions = classifier(TEXTS)
+    assert len(predictions) == len(TEXTS)
+    assert predictions[0].probabilities != predictions[2].probabilities
+    for prediction in predictions:
+        assert list(prediction.probabilities) == ["low", "mid", "high"]
+        assert sum(prediction.probabilities.values()) == pytest.approx(1.0, abs=1e-6)
+        assert prediction.probability == max(prediction.probabilities.values())
+        assert prediction.probabilities[prediction.label] == prediction.probability
+        assert prediction.labels == [prediction.label]
+        assert type(prediction.probability) is float
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4], [3, 3, 0]])
+def test_probabilities_follow_the_order_of_the_texts_for_any_batch_size(
+    classifier: Classifier, batch_size: int, order: list[int]
+) -> None:
+    expected = np.concatenate([classifier.probabilities([(TEXTS[number],)]) for number in order])
+    probabilities = classifier.probabilities([(TEXTS[number],) for number in order], batch_size)
+    assert probabilities == pytest.approx(expected, abs=1e-6)
+    assert [prediction.label for prediction in classifier([TEXTS[number] for number in order], batch_size)] == [
+        classifier.labels[row.argmax()] for row in expected
+    ]
+
+
+def test_call_long_text_is_truncated_as_in_training(classifier: Classifier) -> None:
+    long = "fox dog " * 500
+    assert classifier([long]) == classifier([long + "more and more"])
+
+
+def test_probabilities_depend_on_the_order_of_columns(classifier: Classifier) -> None:
+    one, other = classifier.probabilities([("fox", "dog"), ("dog", "fox")])
+    assert not np.allclose(one, other)
+    assert np.allclose(classifier.probabilities([("fox", "dog")])[0], one, atol=1e-6)
+
+
+def test_call_without_texts_returns_nothing(classifier: Classifier) -> None:
+    assert classifier([]) == []
+    assert classifier.probabilities([]).shape == (0, 3)
+
+
+def test_call_bare_string_raises_type_error(classifier: Classifier) -> None:
+    with pytest.raises(TypeError, match="expected a list of texts"):
+        classifier("the quick brown fox")
+
+
+def test_predicted_labels_multilabel_reach_their_thresholds(tmp_path: Path) -> None:
+    classifier = Classifier.load(untrained(tmp_path, task="multilabel"))
+    assert classifier.is_multilabel
+    assert classifier.thresholds.tolist() == pytest.approx([0.0, 0.3, 1.0])
+    rows = np.array([[0.1, 0.3, 0.9], [0.2, 0.1, 1.0]], np.float32)
+    assert classifier.predicted_labels(rows) == [["mid", "low"], ["high", "low"]]
+    probabilities = classifier.probabilities([("fox",)])
+    np.testing.assert_allclose(probabilities, sigmoid(classifier.logits(_rows(classifier, "fox"))), rtol=1e-6)
+
+
+def _rows(classifier: Classifier, text: str) -> TokenRows:
+    table = pa.table({"input_ids": classifier.encode([(text,)]), "label": pa.array([0], pa.int32())})
+    return classifier.rows([table])
+
+
+def test_softmax_of_large_logits_is_finite() -> None:
+    logits = np.array([[0.0, 0.0], [1000.0, 0.0], [-1000.0, -1001.0]], np.float32)
+    expected = np.array([[0.5, 0.5], [1.0, 0.0], [0.731059, 0.268941]])
+    assert softmax(logits) == pytest.approx(expected, abs=1e-6)
+    assert softmax(np.empty((0, 2), np.float32)).shape == (0, 2)
+
+
+def test_sigmoid_of_large_logits_is_finite() -> None:
+    logits = np.array([[0.0, 1000.0, -1000.0, 2.0]], np.float32)
+    assert sigmoid(logits, 2.0) == pytest.approx(np.array([[0.5, 1.0, 0.0, 0.731059]]), abs=1e-6)
+
+
+def test_load_works_without_ray_and_lightning(tiny_bundle: str, classifier: Classifier) -> None:
+    code = f"""
+import sys
+for name in ("ray", "pytorch_lightning", "lightning", "lightning_fabric", "sklearn", "torchmetrics", "pickle5"):
+    sys.modules[name] = None  # importing it raises ImportError
+from txclf import Classifier
+print(repr(Classifier.load({tiny_bundle!r})({TEXTS!r})[3].probability))
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert float(done.stdout) == pytest.approx(classifier(TEXTS)[3].probability, abs=1e-6)
+
+
+def test_calibrated_bundle_divides_logits_by_the_temperature(
+    tmp_path: Path, tiny_bundle: str, classifier: Classifier
+) -> None:
+    copy = copied(tiny_bundle, tmp_path)
+    metadata = storage.read_json(copy / bundle.METADATA)
+    assert metadata["calibration"] is None
+    metadata["calibration"] = {"temperature": 4.0, "error_before": 0.2, "error_after": 0.1, "rows": 56}
+    storage.write_json(copy / bundle.METADATA, metadata)
+    rows = [(text,) for text in TEXTS]
+    plain, cooled = classifier.probabilities(rows), Classifier.load(str(copy)).probabilities(rows)
+    expected = plain.astype(np.float64) ** 0.25  # dividing logits is taking a root of probabilities
+    assert cooled == pytest.approx(expected / expected.sum(axis=1, keepdims=True), abs=1e-6)
+    assert (cooled.argmax(axis=1) == plain.argmax(axis=1)).all()

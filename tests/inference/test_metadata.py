@@ -1,0 +1,92 @@
+"""Metadata of a bundle: upgrade from format 1, and the summary of the model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tests.helpers.serving import untrained
+from txclf.config.tasks import TASKS
+from txclf.core import storage
+from txclf.inference import bundle
+from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, summary, upgrade
+
+FORMAT_1 = Path(__file__).parent / "bundle_format_1" / bundle.METADATA
+
+
+def test_upgrade_format_1_renames_its_keys() -> None:
+    content = storage.read_json(FORMAT_1)
+    assert content["format"] == 1
+    upgraded = upgrade(content)
+    assert upgraded["format"] == FORMAT
+    assert upgraded["truncation"]["mode"] == content["cut"]["long"]
+    assert upgraded["model"]["hidden_size"] == content["model"]["width"]
+    assert "width" not in upgraded["model"]
+    BundleMetadata.model_validate(upgraded)
+    assert content["format"] == 1  # the argument is not changed
+
+
+def test_upgrade_format_1_renames_the_beams_of_seq2seq() -> None:
+    upgraded = upgrade({"format": 1, "generate": {"beams": 3, "length_penalty": 0.5}})
+    assert upgraded["generate"] == {"num_beams": 3, "length_penalty": 0.5}
+
+
+def test_upgrade_current_format_is_unchanged(tiny_bundle: str) -> None:
+    content = storage.read_json(f"{tiny_bundle}/{bundle.METADATA}")
+    assert upgrade(content) is content
+
+
+def test_metadata_unknown_key_is_refused(tiny_bundle: str) -> None:
+    content: dict[str, Any] = storage.read_json(f"{tiny_bundle}/{bundle.METADATA}")
+    with pytest.raises(ValidationError, match="new"):
+        BundleMetadata.model_validate({**content, "new": 1})
+
+
+def test_task_spec_is_that_of_the_task(tiny_bundle: str) -> None:
+    assert bundle.read_metadata(tiny_bundle).task_spec is TASKS["classify"]
+
+
+def test_summary_names_labels_rows_and_metrics(tiny_bundle: str) -> None:
+    metadata = bundle.read_metadata(tiny_bundle)
+    text = summary("tiny", metadata)
+    for expected in (
+        "# tiny",
+        "A transformer text classifier (1 layer of size 16, 2 heads)",
+        "- **Labels** (3): `low`, `mid`, `high`",
+        "- **Rows**: train 1,234, valid 56",
+        "- **Probabilities**: not calibrated",
+        "| valid_loss | 1.2500 |",
+        'model = Classifier.load("this/folder")',
+    ):
+        assert expected in text
+    assert "Thresholds" not in text
+
+
+def test_summary_reports_the_calibration(tiny_bundle: str) -> None:
+    calibration = Calibration(temperature=1.5, error_before=0.2, error_after=0.1, rows=1200)
+    metadata = bundle.read_metadata(tiny_bundle).model_copy(update={"calibration": calibration})
+    assert "calibrated on 1,200 validation rows: temperature 1.500, calibration error 0.2000 before" in summary(
+        "tiny", metadata
+    )
+
+
+def test_summary_of_multilabel_model_has_thresholds(tmp_path: Path) -> None:
+    metadata = bundle.read_metadata(untrained(tmp_path, task="multilabel"))
+    text = summary("tags", metadata)
+    assert "with any number of labels per text" in text
+    assert "chosen on the validation rows, from 0.000 to 1.000" in text
+    assert "(minimum probability of a predicted label): 0.5" in summary(
+        "tags", metadata.model_copy(update={"thresholds": None})
+    )
+
+
+def test_summary_of_seq2seq_model_has_the_target_vocabulary(tmp_path: Path) -> None:
+    metadata = bundle.read_metadata(untrained(tmp_path, task="seq2seq", data={"target": "target"}))
+    text = summary("pairs", metadata)
+    assert "A sequence-to-sequence transformer" in text
+    assert f"- **Target vocabulary**: {metadata.target_vocab_size:,} tokens" in text
+    assert "Labels" not in text
+    assert 'model = Seq2Seq.load("this/folder")' in text

@@ -1,0 +1,62 @@
+"""Model card: the generated part is replaced, license and notes are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from txclf.config.tasks import TASKS
+from txclf.inference import model_card
+
+
+@pytest.mark.parametrize(
+    ("task", "tag"),
+    [("classify", "text-classification"), ("multilabel", "text-classification"), ("seq2seq", "text2text-generation")],
+)
+def test_write_new_card_has_tag_body_and_empty_notes(tmp_path: Path, task: str, tag: str) -> None:
+    path = tmp_path / "card.md"
+    model_card.write(str(path), TASKS[task], "# name\n")
+    text = path.read_text()
+    assert text.startswith(
+        f"---\nlicense: {model_card.UNKNOWN_LICENSE}\nlibrary_name: txclf\npipeline_tag: {tag}\n---\n"
+    )
+    assert text.endswith(f"# name\n\n{model_card.MARK}\n{model_card.NOTES}")
+
+
+def test_write_again_keeps_license_and_notes(tmp_path: Path) -> None:
+    path = tmp_path / "card.md"
+    model_card.write(str(path), TASKS["classify"], "# first")
+    edited = path.read_text().replace(model_card.UNKNOWN_LICENSE, "mit") + "Ask Ada.\n"
+    path.write_text(edited)
+    model_card.write(str(path), TASKS["classify"], "# second")
+    assert path.read_text() == edited.replace("# first", "# second")
+
+
+def test_kept_parts_of_an_earlier_card_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "card.md"
+    path.write_text(f"---\nlicense: mit\n---\n# x\n\n{model_card._EARLIER_MARK}\n## Notes\n\nMine.\n")
+    assert model_card.kept_parts(str(path)) == ("mit", "## Notes\n\nMine.\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "license_"),
+    [
+        (None, model_card.UNKNOWN_LICENSE),
+        ("---\r\nlicense: mit\r\ntags: [x]\r\n---\r\n# x", "mit"),
+        ("# no head\nlicense: mit\n", model_card.UNKNOWN_LICENSE),
+        ("---\nlicense:\n---\n", model_card.UNKNOWN_LICENSE),
+        ("---\nname: x\n", model_card.UNKNOWN_LICENSE),
+    ],
+)
+def test_kept_parts_of_other_cards_are_license_and_initial_notes(
+    tmp_path: Path, text: str | None, license_: str
+) -> None:
+    path = tmp_path / "card.md"
+    if text is not None:
+        path.write_bytes(text.encode())
+    assert model_card.kept_parts(str(path)) == (license_, model_card.NOTES)
+
+
+def test_cell_escapes_markup_and_borders() -> None:
+    assert model_card.cell("a|b\n`c` [d](e) <i>&\\") == "a\\|b \\`c\\` \\[d](e) &lt;i>&amp;\\\\"

@@ -1,0 +1,143 @@
+"""Prediction on Ray: the same output as in this process, with workers, drivers and nodes that die."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.helpers.prediction import Stop, part_files, stop, write_jsonl
+from tests.helpers.testbed import Testbed, wait_until
+from txclf.config.sections import Compute
+from txclf.core.errors import DataError
+from txclf.data.sources import Source
+from txclf.inference import bundle
+from txclf.prediction import parts, predict, ray_pool
+from txclf.prediction.columns import output_columns
+from txclf.prediction.parts import ChunkKey, Count, PredictionPlan
+from txclf.prediction.ray_pool import Fault, Worker
+
+
+@pytest.fixture
+def worker(tmp_path: Path, tiny_bundle: str) -> Worker:
+    """Construct the actor class in this process, for an output of JSON lines."""
+    source = Source(write_jsonl(tmp_path / "first.jsonl", 1), "jsonl")
+    (_, first), *_ = parts.read(0, source, 1)
+    columns = output_columns(bundle.read_metadata(tiny_bundle), first, style="jsonl", probabilities=False, texts=None)
+    plan = PredictionPlan(tiny_bundle, False, 100, columns, None, str(tmp_path / "parts"))
+    return Worker(plan, torch.get_num_threads())
+
+
+def test_worker_writes_a_part_file_and_returns_its_count(tmp_path: Path, worker: Worker) -> None:
+    source = Source(write_jsonl(tmp_path / "in.jsonl", 100), "jsonl")
+    ((key, raw),) = parts.read(2, source, 100)
+    row = worker(ray_pool._row(key, raw))
+    assert (row["source"], row["number"]) == (2, 0)
+    assert pickle.loads(row["content"]) == Count(rows=100, bad=1)
+    assert part_files(tmp_path / "parts") == ["000002-00000000-100-1.jsonl"]
+
+
+def test_worker_returns_the_error_of_an_invalid_chunk(tmp_path: Path, worker: Worker) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"body": "fox"}\n')
+    ((key, raw),) = parts.read(0, Source(str(path), "jsonl"), 100)
+    fault = pickle.loads(worker(ray_pool._row(key, raw))["content"])
+    assert isinstance(fault, Fault)
+    assert isinstance(fault.error, DataError)
+    assert "no column `text`" in str(fault.error)
+
+
+def test_worker_passes_on_the_error_of_a_reader(worker: Worker) -> None:
+    row = ray_pool._row(ChunkKey(1, -1), Fault(DataError("damaged"), None))
+    assert worker(row) is row
+
+
+RAY = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> list[str]:
+    """Write a folder of files of different sizes."""
+    (tmp_path / "in").mkdir()
+    for number, rows in enumerate([7_000, 1, 450, 3_000]):
+        write_jsonl(tmp_path / "in" / f"{number}.jsonl", rows, first=number * 100_000)
+    return [str(tmp_path / "in")]
+
+
+@RAY
+@pytest.mark.usefixtures("local_ray")
+def test_predict_on_ray_writes_the_same_file(tmp_path: Path, tiny_bundle: str, inputs: list[str]) -> None:
+    here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
+    done = predict.predict(tiny_bundle, inputs, out=str(here), chunk_rows=100)
+    compute = Compute(workers=2, cpus_per_worker=1.5)  # all CPUs of the local Ray
+    assert predict.predict(tiny_bundle, inputs, out=str(there), compute=compute, chunk_rows=100) == done
+    assert pq.read_table(there).equals(pq.read_table(here))
+    assert Path(f"{there}.errors.jsonl").read_bytes() == Path(f"{here}.errors.jsonl").read_bytes()
+
+
+@RAY
+@pytest.mark.faults
+@pytest.mark.usefixtures("local_ray")
+def test_predict_on_ray_survives_killed_workers_and_reports_bad_rows(
+    tmp_path: Path, tiny_bundle: str, inputs: list[str]
+) -> None:
+    here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
+    done = predict.predict(tiny_bundle, inputs, out=str(here), chunk_rows=100)
+    compute = Compute(workers=2)
+    killed: list[int] = []
+
+    def kill(rows: int) -> None:
+        if rows >= 1_000 and not killed:
+            workers = [
+                int(path.parent.name)
+                for path in Path("/proc").glob("[0-9]*/cmdline")
+                if path.read_bytes().startswith(b"ray::MapWorker")
+            ]
+            assert len(workers) == 2
+            killed.append(workers[0])
+            os.kill(workers[0], signal.SIGKILL)
+
+    assert (
+        predict.predict(tiny_bundle, inputs, out=str(there), on_progress=kill, compute=compute, chunk_rows=100) == done
+    )
+    assert killed
+    assert pq.read_table(there).equals(pq.read_table(here))
+
+    with pytest.raises(Stop):  # the driver ends, and the next attempt resumes in this process
+        predict.predict(tiny_bundle, inputs, out=str(there), on_progress=stop, compute=compute, chunk_rows=100)
+    assert predict.predict(tiny_bundle, inputs, out=str(there), chunk_rows=100).resumed_rows >= 100
+    assert pq.read_table(there).equals(pq.read_table(here))
+
+    (tmp_path / "in" / "4.jsonl").write_text('{"n": "a word", "text": "fox"}\n')
+    with pytest.raises(DataError, match=r"4\.jsonl`: a column changes type from row 1 on: "):
+        predict.predict(tiny_bundle, inputs, out=str(there), compute=compute, chunk_rows=100)
+    (tmp_path / "in" / "4.jsonl").write_text('{"m": 1}\n')
+    with pytest.raises(DataError, match=r"4\.jsonl`: no column `text`"):
+        predict.predict(tiny_bundle, inputs, out=str(there), compute=compute, chunk_rows=100)
+    assert not (tmp_path / ".there.parquet.parts").exists()
+
+
+@pytest.mark.faults
+def test_predict_on_a_cluster_that_loses_a_node_writes_the_same_file(tmp_path: Path, tiny_bundle: str) -> None:
+    path = write_jsonl(tmp_path / "in.jsonl", 30_000)
+    here, there = tmp_path / "here.jsonl", tmp_path / "there.jsonl"
+    predict.predict(tiny_bundle, [path], out=str(here), chunk_rows=100)
+    arguments = [tiny_bundle, path, "--out", str(there), "--chunk-rows", "100", "--workers", "2"]
+    command = [sys.executable, "-m", "txclf", "predict", *arguments]
+    with Testbed(head_cpus=0) as bed:
+        bed.add("one", 1)
+        two = bed.add("two", 1)
+        child = bed.start(*command, "--address", bed.address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        wait_until(lambda: len(part_files(tmp_path / ".there.jsonl.parts")) > 20, 120, child)
+        bed.kill(two)
+        _, stderr = child.communicate(timeout=300)
+    assert child.returncode == 0, stderr
+    assert there.read_bytes() == here.read_bytes()
+    assert Path(f"{there}.errors.jsonl").read_bytes() == Path(f"{here}.errors.jsonl").read_bytes()
