@@ -1,6 +1,6 @@
-"""The pages in a real browser: they draw, say nothing on the console, fetch nothing, and answer clicks.
+"""Pages in a real browser: they draw, log nothing to the console, load nothing, and react to clicks.
 
-`make test-browser` installs what is needed; without Playwright or a Chromium these tests are skipped.
+`make test-browser` installs Playwright and Chromium. Without them these tests are skipped.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from txclf.core import storage
 from txclf.evaluation import evaluate
 from txclf.reports import report
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright here: make test-browser installs it")
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed. Run make test-browser.")
 SIZES = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 800}}
 Open = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Debian's Chromium where it is, else the one that Playwright fetched."""
+    """Chromium of the system, or the one that Playwright installed."""
     found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     with playwright.sync_playwright() as driver:
         try:
             browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
         except playwright.Error as error:
-            pytest.skip(f"no Chromium here (make test-browser): {str(error).splitlines()[0]}")
+            pytest.skip(f"Chromium does not start. Run make test-browser. {str(error).splitlines()[0]}")
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Open]:
-    """Opens a page, scrolls through all of it, and fails in the end where it complained or asked for anything."""
+    """Open and scroll a page. The test fails if the page logs to the console or requests anything."""
     contexts: list[Any] = []
     trouble: list[str] = []
 
@@ -69,14 +69,14 @@ def _fetches(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def page_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> str:
+def run_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     run = hostile_run(tmp_path_factory.mktemp("browser"))
     evaluate.evaluate(run.run_folder)
     return report.report([run.run_folder])
 
 
 def undrawn(page: Any) -> list[str]:
-    """Charts in sight that hold nothing."""
+    """Return the visible charts that are empty."""
     code = "all => all.filter(e => e.offsetParent && !e.querySelector('svg')).map(e => e.dataset.chart)"
     found: list[str] = page.eval_on_selector_all("[data-chart]", code)
     return found
@@ -84,8 +84,8 @@ def undrawn(page: Any) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-def test_a_run_is_drawn_and_runs_nothing_of_the_data(opened: Open, page_of_a_run: str, size: str, scheme: str) -> None:
-    page = opened(page_of_a_run, size, scheme)
+def test_run_page_any_size_and_scheme_draws_all_charts(opened: Open, run_page: str, size: str, scheme: str) -> None:
+    page = opened(run_page, size, scheme)
     assert undrawn(page) == []
     assert page.title() == "hostile – txclf"
     assert page.locator("img").count() == 0
@@ -95,8 +95,8 @@ def test_a_run_is_drawn_and_runs_nothing_of_the_data(opened: Open, page_of_a_run
     assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
 
 
-def test_tables_sort_and_mistakes_are_found(opened: Open, page_of_a_run: str) -> None:
-    page = opened(page_of_a_run)
+def test_run_page_tables_sort_and_mistakes_are_filtered(opened: Open, run_page: str) -> None:
+    page = opened(run_page)
     cells = page.locator("#classes tbody td:nth-child(4)")
     f1 = [float(text) for text in cells.all_text_contents()]
     assert f1 == sorted(f1)
@@ -119,8 +119,8 @@ def test_tables_sort_and_mistakes_are_found(opened: Open, page_of_a_run: str) ->
     assert rows.count() == total
 
 
-def test_the_matrix_is_ordered_and_a_cell_shows_its_mistakes(opened: Open, page_of_a_run: str) -> None:
-    page = opened(page_of_a_run)
+def test_run_page_click_on_a_confusion_cell_lists_its_mistakes(opened: Open, run_page: str) -> None:
+    page = opened(run_page)
     ticks = page.locator("#confusion .ytick text")
     given = ticks.all_text_contents()
     assert len(given) == len(LABELS)
@@ -135,7 +135,7 @@ def test_the_matrix_is_ordered_and_a_cell_shows_its_mistakes(opened: Open, page_
     wanted = sorted(support, key=lambda label: -support[label])
     assert [text[:15] for text in ticks.all_text_contents()] == [label[:15] for label in wanted]
     page.select_option("#confusion [data-shade]", "mistakes")
-    # The first cell off the diagonal that has rows, by plotly's own coordinates.
+    # Position on the screen of the first cell with rows that is not on the diagonal.
     place = page.evaluate(
         """() => {
           const chart = document.querySelector('#confusion [data-chart]');
@@ -158,8 +158,8 @@ def test_the_matrix_is_ordered_and_a_cell_shows_its_mistakes(opened: Open, page_
     assert {row.get_attribute("data-predicted") for row in rows.all()} == {wanted[j]}
 
 
-def test_tabs_and_curves(opened: Open, page_of_a_run: str) -> None:
-    page = opened(page_of_a_run)
+def test_run_page_tabs_and_axes_change_the_charts(opened: Open, run_page: str) -> None:
+    page = opened(run_page)
     assert page.locator("[data-split=test]").is_visible()
     assert not page.locator("[data-split=valid]").is_visible()
     page.click("[data-tab=valid]")
@@ -178,7 +178,7 @@ def test_tabs_and_curves(opened: Open, page_of_a_run: str) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_search_is_drawn_and_a_trial_picked_out(opened: Open, tmp_path: Path, size: str) -> None:
+def test_search_page_click_on_a_trial_highlights_it(opened: Open, tmp_path: Path, size: str) -> None:
     page = opened(report.report([search_folder(tmp_path).run_folder]), size, "dark")
     assert undrawn(page) == []
     assert page.locator("[data-line]").count() == 6
@@ -190,8 +190,8 @@ def test_a_search_is_drawn_and_a_trial_picked_out(opened: Open, tmp_path: Path, 
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
 
 
-def test_runs_are_drawn_over_each_other(opened: Open, page_of_a_run: str, tmp_path: Path) -> None:
-    folder = str(Path(page_of_a_run).parent)
+def test_comparison_page_draws_one_curve_per_run(opened: Open, run_page: str, tmp_path: Path) -> None:
+    folder = str(Path(run_page).parent)
     page = opened(report.report([folder, folder], storage.join(str(tmp_path), "both.html")), "phone")
     assert undrawn(page) == []
     assert page.evaluate("document.querySelector('[data-chart=valid_loss]').data.length") == 2
@@ -199,7 +199,7 @@ def test_runs_are_drawn_over_each_other(opened: Open, page_of_a_run: str, tmp_pa
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Addresses of models of each task, served without Ray; `multilabel` asks for a token."""
+    """Start a server without Ray for each task and return the addresses. `multilabel` requires a token."""
     folder = tmp_path_factory.mktemp("serve")
     settings: dict[str, dict[str, Any]] = {
         "classify": {},
@@ -218,7 +218,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 @pytest.fixture
 def tried(browser: Any) -> Iterator[Open]:
-    """Opens a page that is served; fails in the end where it complained or asked another host."""
+    """Open a served page. The test fails if the page logs to the console or requests another host."""
     contexts: list[Any] = []
     trouble: list[str] = []
 
@@ -236,13 +236,15 @@ def tried(browser: Any) -> Iterator[Open]:
     yield visit
     for context in contexts:
         context.close()
-    # The browser itself notes each refusal.
+    # The browser logs every refused request.
     assert [one for one in trouble if "the server responded with a status of" not in one] == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-def test_a_text_is_tried_by_keyboard_alone(tried: Open, servers: dict[str, str], size: str, scheme: str) -> None:
+def test_serve_page_keyboard_alone_predicts_and_explains(
+    tried: Open, servers: dict[str, str], size: str, scheme: str
+) -> None:
     page = tried(servers["classify"], size, scheme)
     page.keyboard.type("the quick <img src=x onerror=alert(1)> fox")  # the field has the focus
     page.keyboard.press("Control+Enter")
@@ -254,7 +256,7 @@ def test_a_text_is_tried_by_keyboard_alone(tried: Open, servers: dict[str, str],
     assert page.locator("#words").text_content() == "the quick <img src=x onerror=alert(1)> fox"
     assert page.locator("img").count() == 0
     first = page.locator("#scores [aria-pressed=true]").get_attribute("data-label")
-    # Past the button to the second label, which is chosen.
+    # Tab past the button to the second label and select it.
     for _ in range(3):
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
@@ -271,7 +273,9 @@ def test_a_text_is_tried_by_keyboard_alone(tried: Open, servers: dict[str, str],
     page.wait_for_selector("[role=alert]:has-text('blank')")
 
 
-def test_token_columns_and_thresholds(tried: Open, servers: dict[str, str]) -> None:
+def test_serve_page_multilabel_shows_columns_and_thresholds_after_the_token(
+    tried: Open, servers: dict[str, str]
+) -> None:
     page = tried(servers["multilabel"], "phone")
     page.fill("#token", "wrong")
     page.keyboard.press("Enter")
@@ -290,7 +294,7 @@ def test_token_columns_and_thresholds(tried: Open, servers: dict[str, str]) -> N
     assert page.locator("#words .words").all_text_contents() == ["the fox", "a lazy dog"]
 
 
-def test_outputs_and_the_interface(tried: Open, servers: dict[str, str]) -> None:
+def test_serve_page_seq2seq_shows_the_output(tried: Open, servers: dict[str, str]) -> None:
     page = tried(servers["seq2seq"])
     page.fill("textarea", "the quick brown fox")
     page.click("#go")

@@ -1,9 +1,12 @@
-"""Runs and searches for the reports, some with hostile names."""
+"""Runs and searches for reports, with markup in their texts, labels and file names; and report pages read back."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,12 +32,12 @@ LABELS = ["</script><img src=x onerror=\"document.title = 'taken'\">", "<b>bold<
 
 
 def hostile_run(folder: Path, *words: str) -> RunConfig:
-    """A trained run whose texts, labels and file names are markup."""
+    """Train a run whose texts, labels and file names are markup."""
     rows = [
         (f"{HOSTILE[number % len(HOSTILE)]} word{number % 3} {number}", LABELS[number % 3]) for number in range(240)
     ]
     draw = np.random.default_rng(0)
-    for number in draw.choice(240, 60, replace=False).tolist():  # some mistakes to show
+    for number in draw.choice(240, 60, replace=False).tolist():  # so that there are mistakes to show
         rows[number] = (rows[number][0], LABELS[int(draw.integers(3))])
     data = write_csv(folder / "<b>train.csv", rows)
     words = (*TINY, f"data.train={data}", f"data.test={data}", f"storage={folder}/runs", "name=hostile", *words)
@@ -44,7 +47,7 @@ def hostile_run(folder: Path, *words: str) -> RunConfig:
 
 
 def search_folder(folder: Path, count: int = 6) -> RunConfig:
-    """A search as it lies on storage, with trials that some scheduler stopped."""
+    """Write the folder of an unfinished search. The scheduler stopped every second trial."""
     space = {
         "train.learning_rate": {"loguniform": [1e-4, 1e-2]},
         "model.pooling": {"choice": ["mean", "max"]},
@@ -70,3 +73,40 @@ def search_folder(folder: Path, count: int = 6) -> RunConfig:
         path = Path(trials.folder(run.run_folder, number), "metrics.jsonl")
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
+
+
+def copied_run(run: RunConfig, folder: Path) -> str:
+    """Copy a run folder, so that a test can change it, and return the copy."""
+    return str(shutil.copytree(run.run_folder, folder / run.name))
+
+
+class ReportPage(HTMLParser):
+    """Tags of a report page with their attributes, its scripts and its text."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self.inside = ""
+        self.feed(Path(path).read_text())
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        self.inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside == "script":
+            self.scripts[-1] += data
+        else:
+            self.text += data
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Return the content that is embedded as JSON."""
+        return dict(json.loads(self.scripts[0]))

@@ -1,4 +1,4 @@
-"""Model cards: what they say follows from the run; the license and the notes of the user stay."""
+"""Model cards: their figures are those of the run; the license and the notes of the user are kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.reports import LABELS, hostile_run
+from tests.helpers.reports import LABELS, copied_run, hostile_run
 from txclf import Classifier
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -16,33 +16,32 @@ from txclf.inference import bundle, model_card
 from txclf.reports import report
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    return hostile_run(tmp_path_factory.mktemp("card"))
+@pytest.fixture
+def folder(run: RunConfig, tmp_path: Path) -> str:
+    return copied_run(run, tmp_path)
 
 
-def text_of(run: RunConfig) -> str:
-    return Path(run.run_folder, "model", bundle.CARD).read_text()
+def card_of(folder: str) -> str:
+    return Path(folder, "model", bundle.CARD).read_text()
 
 
-def test_a_bundle_has_a_card_before_any_report(tmp_path: Path) -> None:
-    run = hostile_run(tmp_path)
-    text = text_of(run)
+def test_card_trained_run_has_one_before_any_report(tmp_path: Path) -> None:
+    text = card_of(hostile_run(tmp_path).run_folder)
     assert text.startswith("---\nlicense: unknown  # set the license of the model\nlibrary_name: txclf\n")
     assert "# hostile" in text
     assert text.endswith(model_card.MARK + "\n" + model_card.NOTES)
 
 
-def test_it_says_what_the_run_found(run: RunConfig) -> None:
-    found = evaluate.evaluate(run.run_folder)
-    report.report([run.run_folder])
-    text = text_of(run)
+def test_write_evaluated_run_has_its_scores_data_and_limits(folder: str) -> None:
+    found = evaluate.evaluate(folder)
+    report.report([folder])
+    text = card_of(folder)
     for part in ("## Scores", "## Classes, worst first (test)", "## Data", "## Limits", "## Training"):
         assert part in text
     assert f"| accuracy | {found['accuracy']:.4f} |" in text
     assert f"| accuracy of the n-gram logistic regression | {found['baseline']['accuracy']:.4f} |" in text
-    one = found["per_class"]["plain"]
-    row = f"| plain | {one['precision']:.4f} | {one['recall']:.4f} | {one['f1']:.4f} | {one['support']:,} |"
+    scores = found["per_class"]["plain"]
+    row = f"| plain | {scores['precision']:.4f} | {scores['recall']:.4f} | {scores['f1']:.4f} | {scores['support']:,} |"
     assert row in text
     # The test file is the training file here.
     overlap = re.search(r"- ([\d,]+) test rows also occur in the training split", text)
@@ -54,25 +53,25 @@ def test_it_says_what_the_run_found(run: RunConfig) -> None:
     assert int(counts[0][0]) + int(counts[0][1]) == int(counts[0][2])
 
 
-def test_license_and_notes_of_the_user_stay(tmp_path: Path) -> None:
-    run = hostile_run(tmp_path)
-    path = Path(run.run_folder, "model", bundle.CARD)
+def test_write_existing_card_keeps_license_and_notes(tmp_path: Path) -> None:
+    folder = hostile_run(tmp_path).run_folder
+    path = Path(folder, "model", bundle.CARD)
     mine = (
         path.read_text()
         .replace("unknown  # set the license of the model", "cc-by-4.0")
         .replace("Intended use", "Mine. It is")
     )
     path.write_text(mine)
-    report.report([run.run_folder])
+    report.report([folder])
     text = path.read_text()
     assert "## Classes, worst first (validation)" in text
     assert "license: cc-by-4.0\n" in text
     assert text.endswith(mine[mine.index(model_card.MARK) :])
-    report.report([run.run_folder])
+    report.report([folder])
     assert path.read_text() == text
 
 
-def test_an_own_card_is_read_for_its_license(tmp_path: Path) -> None:
+def test_kept_parts_any_card_returns_license_and_notes(tmp_path: Path) -> None:
     path = str(tmp_path / "card.md")
     assert model_card.kept_parts(path) == (model_card.UNKNOWN_LICENSE, model_card.NOTES)
     for text, license_ in (
@@ -85,18 +84,18 @@ def test_an_own_card_is_read_for_its_license(tmp_path: Path) -> None:
         assert model_card.kept_parts(path) == (license_, model_card.NOTES)
 
 
-def test_labels_are_no_markup(run: RunConfig) -> None:
-    report.report([run.run_folder])
-    tables = [line for line in text_of(run).splitlines() if line.startswith("|")]
+def test_write_labels_with_markup_are_escaped(folder: str) -> None:
+    report.report([folder])
+    tables = [line for line in card_of(folder).splitlines() if line.startswith("|")]
     assert not any("<" in line for line in tables)
     assert sum(model_card.cell(LABELS[0]) in line for line in tables) >= 2
     assert model_card.cell("a|b\n`c` [d](e) <i>&\\") == "a\\|b \\`c\\` \\[d](e) &lt;i>&amp;\\\\"
 
 
-def test_loading_does_not_depend_on_it(run: RunConfig) -> None:
-    folder = storage.join(run.run_folder, "model")
-    expected = Classifier.load(folder)(["word1"])
-    Path(folder, bundle.CARD).write_bytes(b"\xff\xfe")
-    assert Classifier.load(folder)(["word1"]) == expected
-    report.report([run.run_folder])  # and it can be made again
-    assert "# hostile" in text_of(run)
+def test_damaged_card_bundle_loads_and_the_next_report_rewrites_it(folder: str) -> None:
+    model = storage.join(folder, "model")
+    expected = Classifier.load(model)(["word1"])
+    Path(model, bundle.CARD).write_bytes(b"\xff\xfe")
+    assert Classifier.load(model)(["word1"]) == expected
+    report.report([folder])
+    assert "# hostile" in card_of(folder)

@@ -1,4 +1,4 @@
-"""What a path is: raw files in their forms, and each folder that txclf makes."""
+"""`txclf inspect` on raw files of each format and on each folder that txclf makes."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return run
 
 
-def counted(found: dict[str, Any]) -> dict[str, int]:
-    return {one["label"]: one["rows"] for one in found["label_rows"]}
+def rows_by_label(found: dict[str, Any]) -> dict[str, int]:
+    return {entry["label"]: entry["rows"] for entry in found["label_rows"]}
 
 
-def test_raw_data_are_audited(tmp_path: Path) -> None:
+def test_inspect_raw_data_is_audited(tmp_path: Path) -> None:
     rows = [(f"a text of its own {number}", "a" if number % 20 else "b") for number in range(100)]
-    rows += [("said twice", "a"), ("said twice", "a"), ("said both ways", "a"), ("said both ways", "b")]
+    rows += [("a duplicate", "a"), ("a duplicate", "a"), ("a conflicting text", "a"), ("a conflicting text", "b")]
     rows += [("", "a"), ("no label", "")]
     path = write_csv(tmp_path / "reviews.csv", rows)
     found = inspect(path)
     assert (found["kind"], found["text"], found["label"], found["formats"]) == ("data", ["text"], "label", ["csv"])
     assert (found["rows"], found["bad_rows"], found["duplicates"], found["conflicting_texts"]) == (104, 2, 2, 1)
-    assert counted(found) == {"a": 98, "b": 6}
-    assert [(one["row"], one["label"]) for one in found["conflict_examples"]] == [(103, "a"), (104, "b")]
-    assert [one["row"] for one in found["bad_examples"]] == [105, 106]
+    assert rows_by_label(found) == {"a": 98, "b": 6}
+    assert [(example["row"], example["label"]) for example in found["conflict_examples"]] == [(103, "a"), (104, "b")]
+    assert [example["row"] for example in found["bad_examples"]] == [105, 106]
     assert found["words"] == {"shortest": 2, "median": 6, "p90": 6, "p99": 6, "longest": 6}
     assert found["all_rows_read"] is True
     suggested = found["suggested"]
@@ -56,7 +56,7 @@ def test_raw_data_are_audited(tmp_path: Path) -> None:
     assert suggested["train"] == {"monitor": "valid_f1_macro", "batch_size": 16}
 
 
-def test_what_is_suggested_is_a_run_file_that_prepares(tmp_path: Path) -> None:
+def test_inspect_raw_data_suggests_a_run_file_that_prepares(tmp_path: Path) -> None:
     table = {
         "id": list(range(60)),
         "headline": [f"the market rose by {number} today" for number in range(60)],
@@ -88,25 +88,27 @@ def test_what_is_suggested_is_a_run_file_that_prepares(tmp_path: Path) -> None:
         ({"text": ["only a text"] * 9}, "text", None),
     ],
 )
-def test_columns_are_guessed(tmp_path: Path, columns: dict[str, list[Any]], text: str, label: str | None) -> None:
+def test_inspect_columns_are_guessed(
+    tmp_path: Path, columns: dict[str, list[Any]], text: str, label: str | None
+) -> None:
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     found = inspect(str(tmp_path / "x.parquet"))
     assert (found["text"], found["label"]) == ([text], label)
-    assert [one["column"] for one in found["columns"]] == list(columns)
+    assert [entry["column"] for entry in found["columns"]] == list(columns)
 
 
-def test_columns_may_be_named(tmp_path: Path) -> None:
+def test_inspect_raw_columns_can_be_named(tmp_path: Path) -> None:
     table = {"text": ["a", "b"] * 5, "title": ["the title", "another"] * 5, "label": ["x", "y"] * 5, "kind": [1, 2] * 5}
     pq.write_table(pa.table(table), tmp_path / "x.parquet")
     found = inspect(str(tmp_path / "x.parquet"), ["title", "text"], "kind")
     assert (found["text"], found["label"]) == (["title", "text"], "kind")
-    assert counted(found) == {"1": 5, "2": 5}
+    assert rows_by_label(found) == {"1": 5, "2": 5}
     assert found["label_kinds"] == ["integer"]
     with pytest.raises(DataError, match="no column `none`"):
         inspect(str(tmp_path / "x.parquet"), ["none"])
 
 
-def test_lists_of_labels_are_told(tmp_path: Path) -> None:
+def test_inspect_lists_of_labels_suggest_multilabel(tmp_path: Path) -> None:
     table = {"text": [f"text {number}" for number in range(10)], "labels": [["a"], ["a", "b"]] * 5}
     pq.write_table(pa.table(table), tmp_path / "x.parquet")
     found = inspect(str(tmp_path / "x.parquet"))
@@ -116,18 +118,18 @@ def test_lists_of_labels_are_told(tmp_path: Path) -> None:
     assert (found["rows"], found["bad_rows"], "label_rows" in found) == (10, 0, False)
 
 
-def test_a_folder_of_text_files(tmp_path: Path) -> None:
+def test_inspect_folder_of_text_files_takes_labels_from_folders(tmp_path: Path) -> None:
     for number in range(6):
         path = tmp_path / "mail" / ("ham" if number % 2 else "spam") / f"{number}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"mail number {number}")
     found = inspect(str(tmp_path / "mail"))
     assert (found["formats"], found["files"]) == (["text"], 2)
-    assert counted(found) == {"ham": 3, "spam": 3}
+    assert rows_by_label(found) == {"ham": 3, "spam": 3}
     assert found["suggested"]["data"]["train"] == str(tmp_path / "mail")
 
 
-def test_only_so_many_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_more_than_max_rows_reads_whole_files_up_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile, "MOST_ROWS", 3000)
     paths = [write_csv(tmp_path / f"{name}.csv", make_rows(2500, seed=n)) for n, name in enumerate("abc")]
     found = inspect(str(tmp_path))
@@ -136,7 +138,7 @@ def test_only_so_many_rows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found["all_rows_read"] is False
 
 
-def test_a_run_says_how_far_it_is(tmp_path: Path, run: RunConfig) -> None:
+def test_inspect_run_reports_its_progress(tmp_path: Path, run: RunConfig) -> None:
     found = inspect(run.run_folder)
     summary = storage.read_json(storage.join(run.run_folder, "summary.json"))
     assert (found["kind"], found["state"], found["name"]) == ("run", "finished", "mine")
@@ -151,18 +153,18 @@ def test_a_run_says_how_far_it_is(tmp_path: Path, run: RunConfig) -> None:
     found = inspect(stopped.run_folder)
     assert (found["state"], found["total_steps"]) == ("begun", summary["steps"])
     assert 7 <= found["step"] < summary["steps"]
-    validated = found["step"] >= summary["steps"] // 2  # the stop is seen some steps later, maybe after an epoch
+    validated = found["step"] >= summary["steps"] // 2  # the run stops some steps later, possibly after a validation
     assert (found["best"] is not None) == validated
     assert found["checkpoints"] == [found["step"]]
     assert 0 <= found["seconds_since_last_line"] < 600
     assert found["next"][0] == f"txclf train {stopped.run_folder}/run.yaml --resume"
 
 
-def test_the_other_folders(tmp_path: Path, run: RunConfig) -> None:
+def test_inspect_prepared_data_bundle_and_search_report_their_content(tmp_path: Path, run: RunConfig) -> None:
     prepared = storage.read_json(storage.join(run.run_folder, "summary.json"))["prepared"]
     found = inspect(prepared)
     assert (found["kind"], found["labels"]) == ("prepared", 2)
-    assert sum(one["rows"] for one in found["splits"]) == 200
+    assert sum(split["rows"] for split in found["splits"]) == 200
     found = inspect(storage.join(run.run_folder, "model"))
     assert (found["kind"], found["task"], found["label_names"]) == ("bundle", "classify", ["neg", "pos"])
     search = search_folder(tmp_path)
@@ -172,31 +174,31 @@ def test_the_other_folders(tmp_path: Path, run: RunConfig) -> None:
     assert found["next"][0].endswith("run.yaml --resume")
     trial = storage.join(search.run_folder, "trials", "0000")
     with pytest.raises(DataError):
-        inspect(trial)  # it holds no run.yaml: nothing began there
+        inspect(trial)  # a trial that has not started has no run.yaml
 
 
 @pytest.mark.parametrize(
     ("name", "message"), [("runs", "a folder of 1 run"), ("empty", "holds neither"), ("no", "no such")]
 )
-def test_anything_else_is_an_error(run: RunConfig, name: str, message: str) -> None:
+def test_inspect_any_other_path_is_an_error(run: RunConfig, name: str, message: str) -> None:
     folder = Path(run.storage)
     (folder / "empty").mkdir(exist_ok=True)
     with pytest.raises(DataError, match=message):
         inspect(str(folder if name == "runs" else folder / name))
 
 
-def test_the_command(run: RunConfig, tmp_path: Path) -> None:
-    def told(*words: str) -> subprocess.CompletedProcess[str]:
+def test_command_json_equals_the_function_and_errors_exit_with_2(run: RunConfig, tmp_path: Path) -> None:
+    def inspected(*words: str) -> subprocess.CompletedProcess[str]:
         words = (TXCLF, "inspect", *words)
         return subprocess.run(words, check=False, capture_output=True, text=True, env=environment(), cwd=tmp_path)
 
-    assert json.loads(told(run.run_folder, "--json").stdout) == inspect(run.run_folder)
+    assert json.loads(inspected(run.run_folder, "--json").stdout) == inspect(run.run_folder)
     files = run.data.train
     assert files
-    shown = told(files[0]).stdout
+    shown = inspected(files[0]).stdout
     assert "a run file for it:" in shown
     assert f"train: {files[0]}" in shown
-    failed = told("nowhere")
+    failed = inspected("nowhere")
     assert (failed.returncode, failed.stdout) == (2, "")
     assert "Pass raw data, prepared data, a run, a search or a model bundle" in failed.stderr
     assert "Traceback" not in failed.stderr

@@ -1,0 +1,40 @@
+"""Numbers and metric names as pages and model cards show them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from txclf.reports import formatting
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (float("inf"), "–"),
+        (0.0, "0.0000"),
+        (0.12345, "0.1235"),
+        (-0.5, "-0.5000"),
+        (0.000123456, "0.000123"),
+        (1234.56, "1,235"),
+        (1234567, "1,234,567"),
+        (True, "True"),
+        ("text", "text"),
+    ],
+)
+def test_number_any_value_is_formatted_for_a_table(value: Any, expected: str) -> None:
+    assert formatting.number(value) == expected
+
+
+def test_whole_and_share_round() -> None:
+    assert (formatting.whole(1234.5), formatting.whole(0)) == ("1,234", "0")
+    assert (formatting.share(0.1234), formatting.share(1)) == ("12.3%", "100.0%")
+
+
+def test_titled_known_numbers_are_listed_in_the_order_of_titles() -> None:
+    metrics = {"valid_loss": 0.5, "bleu": 30.0, "valid_accuracy": 0.9, "rows": 7, "minority": "a", "auroc_macro": None}
+    assert formatting.titled(metrics) == [("accuracy", 0.9), ("loss", 0.5), ("BLEU", 30.0)]
+    assert formatting.titled({}) == []

@@ -1,0 +1,135 @@
+"""Scored splits and headline of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.helpers import pairs
+from tests.helpers.reports import HOSTILE, ReportPage, copied_run
+from tests.helpers.runs import TINY, go_on
+from txclf import Classifier
+from txclf.artifacts import run_folder
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.data.prepare import prepare
+from txclf.evaluation import evaluate
+from txclf.reports import error_analysis, report, run_scores
+from txclf.reports.content import ExampleSplit, LabelSplit
+from txclf.reports.error_analysis import QUICK
+from txclf.training.train import train
+
+
+def test_scored_splits_evaluated_run_shows_the_test_split_first(run: RunConfig, tmp_path: Path) -> None:
+    folder = copied_run(run, tmp_path)
+    assert [split["id"] for split in ReportPage(report.report([folder])).content["splits"]] == ["valid"]
+    found = evaluate.evaluate(folder)
+    content = ReportPage(report.report([folder])).content
+    assert [split["id"] for split in content["splits"]] == ["test", "valid"]
+    assert content["headline"]["where"] == "test"
+    assert content["headline"]["value"] == pytest.approx(found["accuracy"])
+    assert content["headline"]["bars"][1]["value"] == found["baseline"]["accuracy"]
+    assert content["splits"][0]["per_class"] == found["per_class"]
+
+
+def test_scored_splits_multilabel_run_shows_thresholds_and_label_mistakes(tmp_path: Path) -> None:
+    table = {
+        "text": [f"word{number % 3} {number} {HOSTILE[1]}" for number in range(240)],
+        "label": [["a"], ["a", "b"], []] * 80,
+    }
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+    data = [f"data.train={tmp_path}/rows.parquet", f"data.test={tmp_path}/rows.parquet"]
+    run = run_config.load(None, [*TINY, *data, "task=multilabel", f"storage={tmp_path}/runs", "name=tags"])
+    train(run, prepare(run), go_on)
+    content = ReportPage(report.report([run.run_folder])).content
+    assert [split["id"] for split in content["splits"]] == ["valid"]
+    assert content["headline"]["where"] == "validation"
+    found = evaluate.evaluate(run.run_folder)
+    content = ReportPage(report.report([run.run_folder])).content
+    split = content["splits"][0]
+    assert split["id"] == "test"
+    for name, scores in found["per_class"].items():
+        assert split["per_class"][name] == pytest.approx(scores)
+    assert split["metrics"]["lrap"] == pytest.approx(found["lrap"])
+    assert [curve["class_id"] for curve in split["curves"]] == [-1, 0, 1]
+    assert sum(count for _, _, count in split["reliability"]) == 2 * split["rows"] == 480
+    classifier = Classifier.load(f"{run.run_folder}/model")
+    for mistake in split["mistakes"]:
+        (probabilities,) = classifier.probabilities([(mistake["text"],)])
+        (predicted,) = classifier.predicted_labels(probabilities[None])
+        missing = mistake["label"] != error_analysis.NOT_PREDICTED
+        label = mistake["label"] if missing else mistake["predicted"]
+        assert (label in predicted) != (label in mistake["true_labels"])
+        assert mistake["label_probability"] == pytest.approx(probabilities[classifier.labels.index(label)], abs=1e-5)
+    assert content["headline"]["value"] == found["f1_macro"]
+    assert content["headline"]["bars"][1]["value"] == found["baseline"]["f1_macro"]
+    assert "any number of labels per text" in Path(run.run_folder, "model/card.md").read_text()
+
+
+def test_scored_splits_seq2seq_run_shows_examples(tmp_path: Path) -> None:
+    lines = Path(pairs.write_pairs(tmp_path / "all.jsonl")).read_text().splitlines()[:80]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    run = pairs.pairs(tmp_path / "runs", str(tmp_path / "pairs.jsonl"), "train.epochs=1")
+    train(run, prepare(run), go_on)
+    content = ReportPage(report.report([run.run_folder])).content
+    (split,) = content["splits"]
+    assert (content["is_seq2seq"], content["is_multilabel"], split["id"]) == (True, False, "valid")
+    assert content["headline"]["title"] == "exact match"
+    assert split["rows"] == split["total_rows"] == len(split["examples"])
+    targets = {example["text"]: example["target"] for example in split["examples"]}
+    assert all(text.upper().split()[::-1] == target.split() for text, target in targets.items())
+    found = evaluate.evaluate(run.run_folder)
+    content = ReportPage(report.report([run.run_folder])).content
+    assert [split["id"] for split in content["splits"]] == ["test", "valid"]
+    assert (content["headline"]["title"], content["headline"]["where"]) == ("BLEU", "test")
+    assert content["headline"]["value"] == pytest.approx(found["bleu"])
+    shown = content["splits"][0]["examples"]
+    assert len(shown) == error_analysis.MAX_EXAMPLES
+    assert all(example["right"] == (example["output"].split() == example["target"].split()) for example in shown)
+    assert isinstance(run_scores.scored_splits(run_folder.read_run(run.run_folder), found, QUICK, [])[0], ExampleSplit)
+
+
+def test_scored_splits_run_trained_on_its_validation_rows_has_none(run: RunConfig) -> None:
+    state = run_folder.read_run(run.run_folder)
+    settings = run_config.with_overrides(state.run, {"train.train_on_valid": True})
+    notes: list[str] = []
+    assert run_scores.scored_splits(state._replace(run=settings), None, QUICK, notes) == []
+    assert notes == ["The model was trained on the validation rows, so they are not scored."]
+
+
+def test_scored_splits_damaged_bundle_is_a_note(run: RunConfig, tmp_path: Path) -> None:
+    folder = copied_run(run, tmp_path)
+    Path(folder, "model", "model.safetensors").write_bytes(b"damaged")
+    notes: list[str] = []
+    assert run_scores.scored_splits(run_folder.read_run(folder), None, QUICK, notes) == []
+    assert len(notes) == 1
+    assert notes[0].startswith("The bundle could not be scored: ")
+
+
+def test_headline_monitored_metric_is_shown_next_to_the_baselines(run: RunConfig) -> None:
+    state = run_folder.read_run(run.run_folder)
+    splits = [split for split in run_scores.scored_splits(state, None, QUICK, []) if isinstance(split, LabelSplit)]
+    for monitor, metric in (("valid_loss", "accuracy"), ("valid_f1_macro", "f1_macro")):
+        changed = state._replace(run=run_config.with_overrides(state.run, {"train.monitor": monitor}))
+        headline = run_scores.headline(changed, splits, None)
+        assert headline
+        assert headline.value == splits[0].metrics[metric]
+        assert [bar.title for bar in headline.bars] == [
+            "this model",
+            "n-gram logistic regression",
+            "majority class",
+        ]
+        assert headline.beats_baseline == (headline.value > splits[0].compared["baseline"][metric])
+        assert headline.note == ""
+
+
+def test_headline_without_scores_is_the_best_validation(run: RunConfig) -> None:
+    state = run_folder.read_run(run.run_folder)
+    headline = run_scores.headline(state, [], None)
+    assert headline
+    assert state.best
+    assert (headline.title, headline.value) == ("accuracy", state.best["valid_accuracy"])
+    assert run_scores.headline(state._replace(log=[]), [], None) is None
