@@ -329,7 +329,7 @@ def test_a_precision_that_is_asked_for(setting: str, gpu: bool, expected: str) -
 
 
 def test_half_precision_needs_a_gpu() -> None:
-    with pytest.raises(ConfigError, match=r"`train\.precision: fp16` needs a GPU: set `auto`, `bf16` or `fp32`"):
+    with pytest.raises(ConfigError, match=r"`train\.precision: fp16` needs a GPU. Set `auto`, `bf16` or `fp32`"):
         choose_precision("fp16", gpu=False)
 
 

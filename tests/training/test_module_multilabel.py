@@ -17,7 +17,7 @@ from txclf.data.batches import TokenRows
 from txclf.data.labels import targets
 from txclf.data.sampler import rank_parts, scoring_batches
 from txclf.metrics import binned
-from txclf.training.class_weights import HEAVIEST, positive_weights
+from txclf.training.class_weights import MAX_POSITIVE_WEIGHT, positive_weights
 from txclf.training.data_module import ScoringBatches
 from txclf.training.losses import binary_loss
 from txclf.training.module_multilabel import MultilabelModule
@@ -141,10 +141,10 @@ COUNTS = {"a": 50, "b": 10, "c": 0, "d": 100, "e": 1}
 def test_balanced_weights_are_rows_without_a_label_to_rows_with_it() -> None:
     found = positive_weights("balanced", COUNTS, 200)
     assert found is not None
-    assert found.tolist() == pytest.approx([3.0, 19.0, HEAVIEST, 1.0, HEAVIEST])
+    assert found.tolist() == pytest.approx([3.0, 19.0, MAX_POSITIVE_WEIGHT, 1.0, MAX_POSITIVE_WEIGHT])
     full = positive_weights("balanced", {"a": 200}, 200)
     assert full is not None
-    assert full.tolist() == pytest.approx([1 / HEAVIEST])
+    assert full.tolist() == pytest.approx([1 / MAX_POSITIVE_WEIGHT])
 
 
 def test_a_mapping_names_the_weights_of_some_labels() -> None:

@@ -1,8 +1,8 @@
 """The callbacks of a run, one job each, over one `TrainState`.
 
-Lightning runs them in the order of `run_callbacks`: count the step, average the weights, check the gradient, log,
-report, save. Lightning sees a run as a row of short epochs, one per interval between validations, so that a run resumed
-anywhere reaches the same validations as one that was never stopped. `StepSchedule` holds the true steps and epochs.
+Lightning runs them in the order of `worker.run_callbacks`: count the step, average the weights, check the gradient,
+log, report, save. Lightning sees a run as a row of short epochs, one per interval between validations, so that a run
+resumed anywhere reaches the same validations as one that was never stopped. `StepSchedule` holds the true steps.
 """
 
 from __future__ import annotations
@@ -16,17 +16,14 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from txclf.artifacts import attempts, checkpoints, trackers
+from txclf.artifacts import attempts, trackers
 from txclf.artifacts.metric_logger import Log
 from txclf.config.run_config import RunConfig
 from txclf.config.train import Train
-from txclf.core import storage
 from txclf.core.errors import TxclfError
 from txclf.data.sampler import BatchSampler
-from txclf.training import sharded_tensors
 from txclf.training.ema import EMA
 from txclf.training.module import TrainingModule
-from txclf.training.optim import restore_optimizer
 from txclf.training.progress import Heartbeat, Interrupted, Progress
 from txclf.training.step_schedule import out_of_patience
 from txclf.training.timing import Timing
@@ -36,8 +33,6 @@ MAX_SKIPPED = 50
 """Consecutive steps without a finite gradient that end a run even if it may skip them."""
 REPORT_INTERVAL_S = 0.3
 """Seconds between two progress reports."""
-ASK_EVERY_STEPS = 10
-"""Steps between two exchanges among ranks about a timed checkpoint or a stop."""
 
 
 class StepCounter(pl.Callback):
@@ -253,75 +248,6 @@ class StepTimer(pl.Callback):
         self.timing.validation += self.timing.elapsed
 
 
-class CheckpointSaver(pl.Callback):
-    """Saves a checkpoint after each validation, when one is due, and when the driver wants a stop."""
-
-    def __init__(
-        self, run: RunConfig, state: TrainState, guard: GradientGuard, average: EMACallback | None, heartbeat: Heartbeat
-    ) -> None:
-        self.train, self.folder = run.train, run.run_folder
-        self.state, self.guard, self.average, self.heartbeat = state, guard, average, heartbeat
-        self.saved = 0.0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.saved = time.time()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        state, schedule = self.state, self.state.schedule
-        # A validation must come before the checkpoint of its step, or a resumed run would skip it.
-        if state.in_step or state.at_validation:
-            return
-        due = bool(schedule.checkpoint_steps) and state.step % schedule.checkpoint_steps == 0
-        stop = False
-        if trainer.world_size == 1 or state.step % ASK_EVERY_STEPS == 0:
-            asked = state.stop_requested or time.time() - self.saved > schedule.checkpoint_seconds
-            if any_rank(trainer, trainer.is_global_zero and asked):
-                due, stop = True, any_rank(trainer, state.stop_requested)
-        if due:
-            self.save(trainer, pl_module, {})
-        if stop:
-            raise Interrupted
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        metrics = {name: value for name, value in pl_module.valid_metrics.items() if name != "valid_rows"}
-        self.save(trainer, pl_module, metrics)
-
-    def save(self, trainer: pl.Trainer, module: pl.LightningModule, metrics: dict[str, float]) -> None:
-        """Commit a checkpoint of this step and remove those that are no longer needed. All ranks call it together."""
-        assert isinstance(module, TrainingModule)
-        state, whole, start = self.state, sharded_tensors.whole, time.perf_counter()
-        self.heartbeat.beat("saving a checkpoint", state.step)
-        self.guard.require_finite(module)
-        loss_sum = trainer.strategy.reduce(module.train_loss_sum.clone(), reduce_op="sum")
-        average = self.average.average if self.average else None
-        content = {
-            "step": state.step,
-            "model": whole(module.model.state_dict()),
-            "optimizer": whole(trainer.optimizers[0].state_dict()),
-            "scaler": trainer.precision_plugin.state_dict(),
-            "history": state.history,
-            "average": whole(average.state()) if average else None,
-            "unlogged": {
-                "step": state.logged_step,
-                "good_steps": int(module.good_steps),
-                "loss_sum": float(loss_sum),
-            },
-            "skipped": state.skipped,
-        }
-        if trainer.is_global_zero:
-            assert state.attempt
-            attempts.require_current(self.folder, state.attempt)
-            folder = storage.join(self.folder, "checkpoints")
-            checkpoints.save(folder, state.step, metrics, content)
-            checkpoints.prune(folder, self.train.monitor, self.train.keep_checkpoints)
-        trainer.strategy.barrier()
-        self.saved = time.time()
-        state.timing.checkpoints += time.perf_counter() - start
-
-
 class Stopping(pl.Callback):
     """Ends the run after its last step, when early stopping says so, or when the driver wants a stop."""
 
@@ -359,44 +285,6 @@ class HeartbeatCallback(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.heartbeat.beat("waiting for data", self.state.step)
-
-
-class OptimizerRestore(pl.Callback):
-    """Restores the optimizer and the gradient scaler of a checkpoint."""
-
-    def __init__(self, checkpoint: Mapping[str, Any]) -> None:
-        self.checkpoint = checkpoint
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        restore_optimizer(trainer.optimizers[0], self.checkpoint["optimizer"])
-        trainer.precision_plugin.load_state_dict(self.checkpoint["scaler"])
-
-
-def run_callbacks(
-    run: RunConfig,
-    state: TrainState,
-    sampler: BatchSampler,
-    checkpoint: Mapping[str, Any] | None,
-    *,
-    heartbeat: Heartbeat,
-    report: Callable[[Progress], bool],
-) -> list[pl.Callback]:
-    """Return the callbacks of a run in their order. `checkpoint` is the one it resumes from, or None."""
-    saved = checkpoint or {}
-    average = EMACallback(state, run.train.ema_decay, saved.get("average")) if run.train.ema_decay else None
-    guard = GradientGuard(run, state, sampler)
-    return [
-        *([OptimizerRestore(checkpoint)] if checkpoint else []),
-        StepCounter(run, state),
-        *([average] if average else []),
-        guard,
-        MetricLogging(run, state, saved.get("unlogged", {})),
-        ProgressReport(state, report),
-        StepTimer(state.timing),
-        CheckpointSaver(run, state, guard, average, heartbeat),
-        Stopping(run, state),
-        HeartbeatCallback(state, heartbeat),
-    ]
 
 
 def logs_step(train: Train, state: TrainState) -> bool:

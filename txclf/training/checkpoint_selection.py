@@ -1,6 +1,6 @@
-"""What a bundle is made of: the weights of the best checkpoint or of several, and what the validation rows say of them.
+"""The selection of what a bundle is made of: the best checkpoint or the mean of several, and its calibration.
 
-Of a run on Ray too this is done in the process of the command: checkpoints and shards lie on storage.
+A run on Ray does this in the process of the command too, because checkpoints and shards are on storage.
 """
 
 from __future__ import annotations
@@ -27,73 +27,71 @@ from txclf.metrics import binned, calibration, thresholds
 
 
 class Scored(NamedTuple):
-    """The validation rows, N, as weights score them."""
+    """Scores of the N validation rows."""
 
     metrics: dict[str, float]
-    """Those of a validation, by the same names."""
+    """Metrics by the names of a validation."""
     logits: npt.NDArray[np.float32]
     """(N, classes); empty for `seq2seq`."""
     labels: npt.NDArray[np.int32] | npt.NDArray[np.bool_]
-    """(N,); where a row may have several, whether it has each (N, classes)."""
+    """(N,) class ids; for `multilabel` (N, classes), True for each label of a row."""
 
 
 class Chosen(NamedTuple):
-    """What goes into a bundle."""
+    """Content of a bundle."""
 
     step: int
     metrics: dict[str, float]
-    """On the validation rows; empty where they were learned from."""
+    """Metrics on the validation rows; empty if the run trained on them."""
     weights: Mapping[str, Tensor]
     calibration: Calibration | None
     averaged: list[int]
-    """Steps of the checkpoints whose mean the weights are; empty when they are those of `step` alone."""
+    """Steps of the checkpoints whose mean the weights are; empty if they are those of `step` alone."""
     thresholds: dict[str, float] | None = None
-    """Of `multilabel`: that of each label, for its calibrated probability; None where the rows were learned from."""
+    """Threshold of each label's calibrated probability (`multilabel`); None if the run trained on the rows."""
 
 
 def chosen(run: RunConfig, prepared: str, saved: list[Checkpoint]) -> Chosen:
-    """The best of a run's checkpoints by `train.monitor`, calibrated on the validation rows; of `multilabel` with the
-    thresholds that they give.
+    """Choose the best of a run's checkpoints by `train.monitor` and calibrate it on the validation rows.
 
     With `train.average_checkpoints` it is the mean of the best few (Wortsman et al., arXiv:2203.05482) if that scores
     at least as well. With `train.train_on_valid` it is the last, because scores on training rows choose and calibrate
-    nothing.
+    nothing. A `multilabel` model gets the thresholds that the validation rows give.
     """
-    train = run.train
+    train, spec = run.train, run.task_spec
     if train.train_on_valid:
         return Chosen(saved[-1].step, {}, _weights(saved[-1]), None, [])
     ranked = checkpoints.ranked(saved, train.monitor)
-    best, several = ranked[0], ranked[: train.average_checkpoints]
-    step, metrics, weights = best.step, {name: float(value) for name, value in best.metrics.items()}, _weights(best)
-    averages, calibrates = len(several) > 1, train.calibrate and run.task != "seq2seq"
-    needed = averages or calibrates or run.task == "multilabel"
-    scored = _scored(run, prepared, weights) if needed else None
+    best, candidates = ranked[0], ranked[: train.average_checkpoints]
+    metrics, weights = {name: float(value) for name, value in best.metrics.items()}, _weights(best)
+    averages, calibrates = len(candidates) > 1, train.calibrate and spec.has_labels
+    scored = _score(run, prepared, weights) if averages or calibrates or spec.is_multilabel else None
     averaged: list[int] = []
     if scored and averages:
-        mean = _mean(several)
-        other = _scored(run, prepared, mean)
-        # Both as scored here: what the log says of the best may have been computed in another precision.
-        if not checkpoints.better(train.monitor, scored.metrics[train.monitor], other.metrics[train.monitor]):
-            metrics, weights, scored = other.metrics, mean, other
-            averaged = sorted(one.step for one in several)
-    calibrated = _calibrated(scored) if scored and calibrates else None
+        mean = _mean(candidates)
+        scored_mean = _score(run, prepared, mean)
+        # Both as scored here, because the log may have scored the best in another precision.
+        if not checkpoints.better(train.monitor, scored.metrics[train.monitor], scored_mean.metrics[train.monitor]):
+            metrics, weights, scored = scored_mean.metrics, mean, scored_mean
+            averaged = sorted(checkpoint.step for checkpoint in candidates)
+    calibrated = _calibrate(scored) if scored and calibrates else None
     limits = None
-    if scored and run.task == "multilabel":
+    if scored and spec.is_multilabel:
         scaled = scored.logits / np.float32(calibrated.temperature if calibrated else 1.0)
         names = shards.load_manifest(prepared).labels
         limits = dict(zip(names, thresholds.choose(scaled, scored.labels.astype(bool)), strict=True))
-    return Chosen(step, metrics, weights, calibrated, averaged, limits)
+    return Chosen(best.step, metrics, weights, calibrated, averaged, limits)
 
 
-def _mean(several: list[Checkpoint]) -> Mapping[str, Tensor]:
-    """Of their weights, one checkpoint in memory at a time."""
+def _mean(saved: list[Checkpoint]) -> Mapping[str, Tensor]:
+    """Return the mean of the checkpoints' weights, with one checkpoint in memory at a time."""
     sums: dict[str, Tensor] = {}
-    kinds: dict[str, torch.dtype] = {}
-    for one in several:
-        for name, weight in _weights(one).items():
-            kinds[name] = weight.dtype
+    dtypes: dict[str, torch.dtype] = {}
+    for checkpoint in saved:
+        for name, weight in _weights(checkpoint).items():
+            dtypes[name] = weight.dtype
             sums[name] = sums[name] + weight.double() if name in sums else weight.double()
-    return {name: (total / len(several)).to(kinds[name]) for name, total in sums.items()}
+    return {name: (total / len(saved)).to(dtypes[name]) for name, total in sums.items()}
 
 
 def _metrics(
@@ -115,27 +113,26 @@ def _metrics(
 
 
 def _weights(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-    """Those that were validated."""
+    """Return the weights that were validated."""
     state = checkpoints.load(checkpoint)
     weights: Mapping[str, Tensor] = state.get("average") or state["model"]
     return weights
 
 
-def _scored(run: RunConfig, prepared: str, weights: Mapping[str, Tensor]) -> Scored:
-    """Scores the validation rows in this process, a part of a shard at a time: memory holds their logits."""
+def _score(run: RunConfig, prepared: str, weights: Mapping[str, Tensor]) -> Scored:
+    """Score the validation rows in this process, one row group at a time; memory holds their logits."""
     manifest, tokenizers = shards.load_manifest(prepared), shards.tokenizers(prepared)
-    if run.task == "seq2seq":
-        pairs = shards.read_split(prepared, manifest, "valid", ["input_ids", "target_ids"])
-        found = Seq2Seq.from_config(run, weights, tokenizers).teacher_forced(PairRows.from_tables([pairs]))
+    if run.task_spec.is_seq2seq:
+        pairs = shards.read_split(prepared, manifest, "valid", list(run.task_spec.shard_columns))
+        scores = Seq2Seq.from_config(run, weights, tokenizers).teacher_forced(PairRows.from_tables([pairs]))
         names = {"teacher_forced_match": "exact_match"}  # as the validations call it
-        metrics = {f"valid_{names.get(name, name)}": value for name, value in found.items()}
+        metrics = {f"valid_{names.get(name, name)}": value for name, value in scores.items()}
         return Scored(metrics, np.empty((0, 0), np.float32), np.empty(0, np.int32))
     classifier = Classifier.from_config(run, weights, manifest.labels, tokenizers[0])
     logits: list[Any] = []
     labels: list[Any] = []
-    columns = ["input_ids", "labels" if classifier.is_multilabel else "label"]
     for shard in manifest.splits["valid"].shards:
-        for table in shards.read_groups(prepared, shard, columns):
+        for table in shards.read_groups(prepared, shard, list(run.task_spec.shard_columns)):
             rows = classifier.rows([table])
             logits.append(classifier.logits(rows))
             sets = rows.label_sets
@@ -144,7 +141,7 @@ def _scored(run: RunConfig, prepared: str, weights: Mapping[str, Tensor]) -> Sco
     return Scored(_metrics(all_logits, all_labels), all_logits, all_labels)
 
 
-def _calibrated(scored: Scored) -> Calibration:
+def _calibrate(scored: Scored) -> Calibration:
     logits, labels = scored.logits, scored.labels
     temperature = calibration.temperature(logits, labels)
     return Calibration(

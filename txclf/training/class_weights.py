@@ -1,4 +1,4 @@
-"""`train.class_weights`: what the loss of a row or of a label weighs."""
+"""`train.class_weights`: the weight of a class in the loss."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
 from txclf.data.shards import Split
 
-HEAVIEST = 100.0
-"""What `class_weights: balanced` weighs the rows with a label at most, and its inverse at least."""
+MAX_POSITIVE_WEIGHT = 100.0
+"""Maximum weight of the rows with a label under `class_weights: balanced`; its inverse is the minimum."""
 
 
 def label_weights(run: RunConfig, train: Split) -> Tensor | None:
-    """`train.class_weights` for the training rows. Raises `ConfigError` for a label that is not there."""
-    if run.task == "multilabel":
+    """Return `train.class_weights` for the training rows. Raises `ConfigError` for an unknown label."""
+    if run.task_spec.is_multilabel:
         return positive_weights(run.train.class_weights, train.label_counts, train.rows)
     return class_weights(run.train.class_weights, train.label_counts)
 
 
 def class_weights(setting: str | Mapping[str, float], label_counts: Mapping[str, int]) -> Tensor | None:
-    """Weights (C,) in the order of `label_counts`, or None for `none`; over the training rows their mean is 1.
+    """Return weights (C,) in the order of `label_counts`, or None for `none`; their mean over the training rows is 1.
 
-    Raises `ConfigError` for a label that is not there or when every row would weigh nothing.
+    Raises `ConfigError` for an unknown label, or if every row would have weight 0.
     """
     if setting == "none":
         return None
@@ -35,12 +35,12 @@ def class_weights(setting: str | Mapping[str, float], label_counts: Mapping[str,
     weights = given_weights(setting, label_counts)
     total = (weights * counts).sum()
     if not total:
-        raise ConfigError("`train.class_weights`: every label that occurs has weight 0")
+        raise ConfigError("`train.class_weights`: every label that occurs has weight 0. Set a weight above 0.")
     return weights * counts.sum() / total
 
 
 def given_weights(weights: Mapping[str, float], labels: Collection[str]) -> Tensor:
-    """The weight of each label (C,), 1 where none is given. Raises `ConfigError` for a label that is not there."""
+    """Return the weight of each label (C,), by default 1. Raises `ConfigError` for an unknown label."""
     unknown = sorted(set(weights) - set(labels))
     if unknown:
         known = ", ".join(list(labels)[:20])
@@ -49,14 +49,14 @@ def given_weights(weights: Mapping[str, float], labels: Collection[str]) -> Tens
 
 
 def positive_weights(setting: str | Mapping[str, float], label_counts: Mapping[str, int], rows: int) -> Tensor | None:
-    """Weights (C,) of the rows that have a label, in the order of `label_counts`, or None for `none`.
+    """Return weights (C,) of the rows that have a label, in the order of `label_counts`, or None for `none`.
 
-    `balanced` is rows without / rows with the label, between 1 / `HEAVIEST` and `HEAVIEST`. Raises `ConfigError` for a
-    label that is not there.
+    `balanced` is rows without / rows with the label, from 1 / `MAX_POSITIVE_WEIGHT` to `MAX_POSITIVE_WEIGHT`. Raises
+    `ConfigError` for an unknown label.
     """
     if setting == "none":
         return None
     counts = torch.tensor([float(count) for count in label_counts.values()])
     if isinstance(setting, str):
-        return ((rows - counts) / counts.clamp(min=1.0)).clamp(1 / HEAVIEST, HEAVIEST)
+        return ((rows - counts) / counts.clamp(min=1.0)).clamp(1 / MAX_POSITIVE_WEIGHT, MAX_POSITIVE_WEIGHT)
     return given_weights(setting, label_counts)

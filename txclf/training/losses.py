@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def focal_loss(logits_BC: Tensor, labels_B: Tensor, weights_C: Tensor | None, gamma: float) -> Tensor:
-    """Focal loss (Lin et al., arXiv:1708.02002, equation 5), summed over the rows; `weights_C` are its alpha."""
+    """Return focal loss (Lin et al., arXiv:1708.02002, equation 5), summed over the rows; `weights_C` are its alpha."""
     logs_BC = F.log_softmax(logits_BC.float(), dim=1)
     losses_B = F.nll_loss(logs_BC, labels_B, weights_C, reduction="none")
     wrong_B = -torch.expm1(logs_BC.gather(1, labels_B[:, None])[:, 0])
@@ -23,7 +23,7 @@ def binary_loss(
     smoothing: float = 0.0,
     focal_gamma: float = 0.0,
 ) -> Tensor:
-    """Binary cross-entropy, the mean over the labels, summed over the rows.
+    """Return binary cross-entropy, averaged over the labels and summed over the rows.
 
     `smoothing` moves targets from 0 and 1 to smoothing / 2 and 1 - smoothing / 2; `focal_gamma` is that of focal loss
     (Lin et al., arXiv:1708.02002, equation 5), whose alpha is `weights_C`.

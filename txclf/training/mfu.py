@@ -1,8 +1,8 @@
-"""How much of the hardware a run uses: the model's floating-point operations over the matrix rate of the device (MFU).
+"""Model FLOPs utilization (MFU): the model's floating-point operations over the matrix rate of the device.
 
 Counted are the matrix products that real tokens need, attention included (PaLM, arXiv:2204.02311, appendix B): padding,
-what a backward pass computes again, and element-wise work count for nothing, so they lower the share. The rate is not
-the maker's but measured, in the precision of the run.
+recomputation in a backward pass and element-wise work do not count, so they lower the share. The rate is measured in
+the precision of the run; it is not the vendor's figure.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from txclf.config.sections import Model
 from txclf.config.train import Train
 from txclf.data.batches import Batch, PairBatch
 
-LONGEST_S = 1.0
-"""Seconds after which no other product is begun to measure the rate."""
+MAX_SECONDS = 1.0
+"""Seconds after which the measurement of the rate starts no further product."""
 
 
 def training_flops(model: Model, train: Train, batch: Batch | PairBatch, target_vocab: int) -> float:
-    """Floating-point operations of a training step's part: a backward pass costs twice a forward pass.
+    """Return the floating-point operations of a training batch; a backward pass costs twice a forward pass.
 
-    `train.adversarial` adds a forward pass, its backward pass, and one to the tokens' vectors alone.
+    `train.adversarial` adds a forward pass, its backward pass, and one to the token vectors alone.
     """
     passes = 7 if train.adversarial else 3
     return passes * forward_flops(model, batch, target_vocab)
 
 
 def forward_flops(model: Model, batch: Batch | PairBatch, target_vocab: int = 0) -> float:
-    """Floating-point operations of a forward pass, the classifier's head left out (it sees a row, not its tokens)."""
+    """Return the floating-point operations of a forward pass without the classifier's head, which sees rows."""
     width, inner = model.hidden_size, model.intermediate_size
     token, pair = 8 * width**2 + 4 * width * inner, 4 * width
     source = _lengths(batch["input_ids"], batch["mask"]) + (model.pooling == "cls")
@@ -47,20 +47,20 @@ def forward_flops(model: Model, batch: Batch | PairBatch, target_vocab: int = 0)
 
 
 def _lengths(input_ids: Tensor, mask: Tensor | None) -> Tensor:
-    """Real tokens of each row, float64."""
+    """Return the real tokens of each row, float64."""
     if mask is None:
         return torch.full((len(input_ids),), float(input_ids.shape[1]), dtype=torch.float64)
     return mask.sum(dim=1).double()
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:
-    """Operations a second at which this process multiplies large square matrices: the best of several goes."""
+    """Return the operations per second of large square matrix products in this process: the best of several."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
     size = 1024 if device.type == "cpu" else 8192
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     best, began = float("inf"), time.perf_counter()
     for _ in range(6):
-        if time.perf_counter() - began > LONGEST_S:
+        if time.perf_counter() - began > MAX_SECONDS:
             break
         wait(device)
         start = time.perf_counter()
@@ -71,6 +71,6 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was told."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The precision that a device trains in: bf16 where the hardware has it."""
+"""The training precision: bf16 if the hardware has it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 def uses_gpu(compute: Compute) -> bool:
-    """Whether the model trains on a GPU: in this process if there is one, in workers if they are given any."""
+    """Return True if the model trains on a GPU: in this process if it has one, in workers if they get any."""
     return compute.gpus_per_worker > 0 if compute.on_ray else torch.cuda.is_available()
 
 
 def choose_precision(setting: str, gpu: bool) -> tuple[Precision, str]:
-    """Lightning's name of the precision on this machine, and why. Raises `ConfigError` for one it cannot do."""
+    """Return Lightning's name of the precision on this machine, and the reason.
+
+    Raises `ConfigError` for a precision that the machine lacks.
+    """
     if setting == "fp32":
         return "32-true", "as the run file says"
     if setting == "bf16":
         return "bf16-mixed", "as the run file says"
     if setting == "fp16":
         if not gpu:
-            raise ConfigError("`train.precision: fp16` needs a GPU: set `auto`, `bf16` or `fp32`")
+            raise ConfigError("`train.precision: fp16` needs a GPU. Set `auto`, `bf16` or `fp32`.")
         return "16-mixed", "as the run file says"
     if gpu:
         name = torch.cuda.get_device_name()

@@ -1,4 +1,4 @@
-"""Tensors that may be sharded over the workers (FSDP), and whole ones, by the same calls."""
+"""Uniform access to tensors that are sharded over the workers (FSDP) and to tensors that are not."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def gather(model: nn.Module) -> None:
-    """Makes every weight whole on every rank until `release`: ranks may now run a different number of batches."""
+    """Gather every weight on every rank until `release`; ranks may run a different number of batches meanwhile."""
     for module in _sharded(model):
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
 
 
 def release(model: nn.Module) -> None:
-    """Back to shards."""
+    """Shard the weights again."""
     for module in _sharded(model):
         module.reshard()
         # The root's own weights stay whole from its forward to its backward, as `fully_shard` has it.
@@ -30,12 +30,12 @@ def _sharded(model: nn.Module) -> list[FSDPModule]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor: all of it where it is not sharded."""
+    """Return this rank's part of a tensor, or all of it if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(value: Any) -> Any:
-    """A state with every sharded tensor made whole, on the CPU. All ranks call it together."""
+    """Return a state with every sharded tensor gathered, on the CPU. All ranks call it together."""
     if isinstance(value, DTensor):
         return value.full_tensor().cpu()
     if isinstance(value, Mapping):
@@ -44,14 +44,14 @@ def whole(value: Any) -> Any:
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, sharded as a parameter of the same shape is."""
+    """Return a whole tensor, sharded as a parameter of the same shape is."""
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     return value
 
 
 def as_sharded(part: Tensor, parameter: Tensor) -> Tensor:
-    """The tensor whose part on this rank is `part`, sharded as a parameter is."""
+    """Return the tensor whose part on this rank is `part`, sharded as a parameter is."""
     if isinstance(parameter, DTensor):
         return DTensor.from_local(
             part, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()

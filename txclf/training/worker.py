@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,8 +23,19 @@ from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.data import disk_cache, shards
 from txclf.data.batches import Rows
+from txclf.data.sampler import BatchSampler
 from txclf.training import mfu
-from txclf.training.callbacks import run_callbacks
+from txclf.training.callbacks import (
+    EMACallback,
+    GradientGuard,
+    HeartbeatCallback,
+    MetricLogging,
+    ProgressReport,
+    StepCounter,
+    StepTimer,
+    Stopping,
+)
+from txclf.training.checkpoint_callbacks import CheckpointSaver, OptimizerRestore
 from txclf.training.data_module import ShardsDataModule
 from txclf.training.job import DistributedContext, WorkerConfig
 from txclf.training.module import ClassifierModule, TrainingModule
@@ -76,6 +87,33 @@ def fit(
             trainer.fit(module, datamodule=data)
     ended = time.time()
     return _stats(config, data, module, trainer, seconds=(began - config.started, ended - config.started))
+
+
+def run_callbacks(
+    run: RunConfig,
+    state: TrainState,
+    sampler: BatchSampler,
+    checkpoint: Mapping[str, Any] | None,
+    *,
+    heartbeat: Heartbeat,
+    report: Callable[[Progress], bool],
+) -> list[pl.Callback]:
+    """Return the callbacks of a run in their order. `checkpoint` is the one it resumes from, or None."""
+    saved = checkpoint or {}
+    average = EMACallback(state, run.train.ema_decay, saved.get("average")) if run.train.ema_decay else None
+    guard = GradientGuard(run, state, sampler)
+    return [
+        *([OptimizerRestore(checkpoint)] if checkpoint else []),
+        StepCounter(run, state),
+        *([average] if average else []),
+        guard,
+        MetricLogging(run, state, saved.get("unlogged", {})),
+        ProgressReport(state, report),
+        StepTimer(state.timing),
+        CheckpointSaver(run, state, guard, average, heartbeat),
+        Stopping(run, state),
+        HeartbeatCallback(state, heartbeat),
+    ]
 
 
 def streamed_rows(

@@ -1,0 +1,102 @@
+"""The callbacks that save checkpoints and restore the optimizer from one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+
+from txclf.artifacts import attempts, checkpoints
+from txclf.config.run_config import RunConfig
+from txclf.core import storage
+from txclf.training import sharded_tensors
+from txclf.training.callbacks import EMACallback, GradientGuard, any_rank
+from txclf.training.module import TrainingModule
+from txclf.training.optim import restore_optimizer
+from txclf.training.progress import Heartbeat, Interrupted
+from txclf.training.train_state import TrainState
+
+ASK_EVERY_STEPS = 10
+"""Steps between two exchanges among ranks about a timed checkpoint or a stop."""
+
+
+class CheckpointSaver(pl.Callback):
+    """Saves a checkpoint after each validation, when one is due, and when the driver wants a stop."""
+
+    def __init__(
+        self, run: RunConfig, state: TrainState, guard: GradientGuard, average: EMACallback | None, heartbeat: Heartbeat
+    ) -> None:
+        self.train, self.folder = run.train, run.run_folder
+        self.state, self.guard, self.average, self.heartbeat = state, guard, average, heartbeat
+        self.saved = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.saved = time.time()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        state, schedule = self.state, self.state.schedule
+        # A validation must come before the checkpoint of its step, or a resumed run would skip it.
+        if state.in_step or state.at_validation:
+            return
+        due = bool(schedule.checkpoint_steps) and state.step % schedule.checkpoint_steps == 0
+        stop = False
+        if trainer.world_size == 1 or state.step % ASK_EVERY_STEPS == 0:
+            asked = state.stop_requested or time.time() - self.saved > schedule.checkpoint_seconds
+            if any_rank(trainer, trainer.is_global_zero and asked):
+                due, stop = True, any_rank(trainer, state.stop_requested)
+        if due:
+            self.save(trainer, pl_module, {})
+        if stop:
+            raise Interrupted
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        metrics = {name: value for name, value in pl_module.valid_metrics.items() if name != "valid_rows"}
+        self.save(trainer, pl_module, metrics)
+
+    def save(self, trainer: pl.Trainer, module: pl.LightningModule, metrics: dict[str, float]) -> None:
+        """Commit a checkpoint of this step and remove those that are no longer needed. All ranks call it together."""
+        assert isinstance(module, TrainingModule)
+        state, whole, start = self.state, sharded_tensors.whole, time.perf_counter()
+        self.heartbeat.beat("saving a checkpoint", state.step)
+        self.guard.require_finite(module)
+        loss_sum = trainer.strategy.reduce(module.train_loss_sum.clone(), reduce_op="sum")
+        average = self.average.average if self.average else None
+        content = {
+            "step": state.step,
+            "model": whole(module.model.state_dict()),
+            "optimizer": whole(trainer.optimizers[0].state_dict()),
+            "scaler": trainer.precision_plugin.state_dict(),
+            "history": state.history,
+            "average": whole(average.state()) if average else None,
+            "unlogged": {
+                "step": state.logged_step,
+                "good_steps": int(module.good_steps),
+                "loss_sum": float(loss_sum),
+            },
+            "skipped": state.skipped,
+        }
+        if trainer.is_global_zero:
+            assert state.attempt
+            attempts.require_current(self.folder, state.attempt)
+            folder = storage.join(self.folder, "checkpoints")
+            checkpoints.save(folder, state.step, metrics, content)
+            checkpoints.prune(folder, self.train.monitor, self.train.keep_checkpoints)
+        trainer.strategy.barrier()
+        self.saved = time.time()
+        state.timing.checkpoints += time.perf_counter() - start
+
+
+class OptimizerRestore(pl.Callback):
+    """Restores the optimizer and the gradient scaler of a checkpoint."""
+
+    def __init__(self, checkpoint: Mapping[str, Any]) -> None:
+        self.checkpoint = checkpoint
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        restore_optimizer(trainer.optimizers[0], self.checkpoint["optimizer"])
+        trainer.precision_plugin.load_state_dict(self.checkpoint["scaler"])
