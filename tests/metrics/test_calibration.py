@@ -47,7 +47,7 @@ def test_no_other_temperature_has_less_cross_entropy(rows: int, classes: int, se
 def test_rows_in_several_chunks_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = drawn(1000, 3, 2.0)
     whole = calibration.temperature(logits, labels)
-    monkeypatch.setattr(calibration, "CHUNK_CELLS", 21)
+    monkeypatch.setattr(calibration, "CHUNK_LOGITS", 21)
     assert calibration.temperature(logits, labels) == pytest.approx(whole, rel=1e-9)
 
 

@@ -48,7 +48,7 @@ def test_resampled_they_lose_less_on_other_rows_than_the_best_on_these_alone() -
 def test_labels_of_few_rows_get_the_threshold_of_all_labels_together() -> None:
     logits, targets = make(500, [0.3, 0.3, 0.3], seed=3)
     targets[:, 1] = targets[:, 2] = False
-    targets[: thresholds.FEWEST - 1, 1] = True
+    targets[: thresholds.MIN_ROWS - 1, 1] = True
     chosen = thresholds.choose(logits, targets)
     assert chosen[1] == chosen[2] != chosen[0]
     common = chosen[1]

@@ -1,37 +1,37 @@
-"""The errors that a user can mend.
+"""Errors that a user can fix.
 
     TxclfError            exit code 2, one message, no traceback
-    ├── ConfigError       the run file or a command-line word
+    ├── ConfigError       the run file, an override or an option
     ├── DataError         a data file, a row, a column, a label
     ├── BundleError       a model bundle
     ├── StorageError      a folder or URI that cannot be read or written
-    └── ClusterError      what was asked of Ray cannot be had
+    └── ClusterError      resources that Ray cannot provide
 
-Anything else that escapes is a defect of txclf and shows its traceback.
+Any other exception is a defect of txclf and shows its traceback.
 """
 
 
 class TxclfError(Exception):
-    """Base of the errors that a user can mend. The message names the thing and says what to do."""
+    """Base class of the errors that a user can fix. The message names the cause and the fix."""
 
     exit_code = 2
 
 
 class ConfigError(TxclfError):
-    """A setting is unknown, of the wrong type or impossible."""
+    """Unknown or invalid setting."""
 
 
 class DataError(TxclfError):
-    """Input data are missing, damaged or unfit."""
+    """Missing, damaged or unsuitable input data."""
 
 
 class BundleError(TxclfError):
-    """A folder is not a model bundle that this version can load."""
+    """Folder that is no model bundle which this version can load."""
 
 
 class StorageError(TxclfError):
-    """A storage path cannot be read or written."""
+    """Storage path that cannot be read or written."""
 
 
 class ClusterError(TxclfError):
-    """Ray cannot provide what the run asks for."""
+    """Resources or a cluster that Ray cannot provide."""

@@ -1,4 +1,4 @@
-"""Hashes as random numbers: whatever is drawn by them depends on its key alone, not on who draws or in what order."""
+"""Hashes as random numbers: a draw depends on its key only, not on the process or the order of draws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ UInt64s = npt.NDArray[np.uint64]
 
 
 def mix(values: UInt64s | np.uint64) -> UInt64s:
-    """The finalizer of splitmix64 (Steele, Lea and Flood, 2014): every input bit changes half of the output bits."""
+    """Mix the bits with the finalizer of splitmix64 (Steele, Lea and Flood, 2014).
+
+    Every input bit changes half of the output bits on average.
+    """
     with np.errstate(over="ignore"):
         mixed = np.asarray(values, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -18,5 +21,5 @@ def mix(values: UInt64s | np.uint64) -> UInt64s:
 
 
 def uniform(hashes: UInt64s) -> npt.NDArray[np.float64]:
-    """Hashes as numbers in [0, 1)."""
+    """Return hashes as numbers in [0, 1)."""
     return hashes.astype(np.float64) / 2.0**64

@@ -1,8 +1,7 @@
 """Files on any storage that every node can reach: a local path, `file://`, `s3://` or `gs://`.
 
-One small vocabulary over pyarrow's filesystems. A path is a string; nothing here keeps state. Writing is atomic on a
-local file system (temporary name, then rename) and by the nature of object stores elsewhere, so a reader sees a whole
-file or none.
+Thin functions over the file systems of pyarrow; a path is a string. Writes are atomic: on a local file system by a
+temporary name and a rename, on object stores by design. So a reader sees a complete file or none.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from txclf.core.errors import StorageError
 
 
 def resolve(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
-    """The file system of a path or URI, and the path within it (absolute where it is local).
+    """Return the file system of a path or URI, and the path within it, which is absolute for a local path.
 
-    Raises `StorageError` for a scheme pyarrow does not know.
+    Raises `StorageError` for a URI scheme that pyarrow does not know.
     """
     text = os.fspath(path)
     if "://" not in text:
@@ -29,40 +28,42 @@ def resolve(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, inner = pafs.FileSystem.from_uri(text)
     except Exception as error:  # pyarrow raises ArrowInvalid, OSError and others by scheme
-        raise StorageError(f"`{text}`: not a storage URI that pyarrow can open: {error}") from error
+        raise StorageError(
+            f"`{text}`: not a storage URI that pyarrow can open: {error}. Use a path, `s3://` or `gs://`."
+        ) from error
     return filesystem, inner
 
 
 def is_local(path: str | os.PathLike[str]) -> bool:
-    """Whether a path lies on this machine's file system (which may be a shared mount)."""
+    """Return True for a path on the file system of this machine, which may be a shared mount."""
     return isinstance(resolve(path)[0], pafs.LocalFileSystem)
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """The local `Path` of a local path or `file://` URI."""
+    """Return the `Path` of a local path or `file://` URI."""
     filesystem, inner = resolve(path)
     assert isinstance(filesystem, pafs.LocalFileSystem), f"{path} is not local"
     return Path(inner)
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """The same place, named so that it means the same from any working directory."""
+    """Return a path that means the same in any working directory."""
     text = os.fspath(path)
     return text if "://" in text else resolve(text)[1]
 
 
 def join(folder: str | os.PathLike[str], *names: str) -> str:
-    """`folder/name/…`, for local paths and URIs alike; what follows a URI's `?` stays at its end."""
+    """Return `folder/name/…` for a local path or URI. The query of a URI stays at its end."""
     text = os.fspath(folder)
-    place, mark, query = text.partition("?") if "://" in text else (text, "", "")
-    return "/".join([place.rstrip("/"), *names]) + mark + query
+    base, mark, query = text.partition("?") if "://" in text else (text, "", "")
+    return "/".join([base.rstrip("/"), *names]) + mark + query
 
 
 def folder_of(path: str | os.PathLike[str]) -> str:
-    """The folder that a file lies in."""
+    """Return the folder that contains a file."""
     text = os.fspath(path)
-    place, mark, query = text.partition("?") if "://" in text else (resolve(text)[1], "", "")
-    return (place.rpartition("/")[0] or "/") + mark + query
+    base, mark, query = text.partition("?") if "://" in text else (resolve(text)[1], "", "")
+    return (base.rpartition("/")[0] or "/") + mark + query
 
 
 def _info(path: str | os.PathLike[str]) -> pafs.FileInfo:
@@ -74,23 +75,26 @@ def _info(path: str | os.PathLike[str]) -> pafs.FileInfo:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether a file or folder is there."""
+    """Return True if a file or folder exists."""
     return bool(_info(path).type != pafs.FileType.NotFound)
 
 
 def modified(path: str | os.PathLike[str]) -> float | None:
-    """Wall-clock time at which a file was written; None where that is not known."""
+    """Return the wall-clock time of the last write, in seconds since the epoch, or None if it is unknown."""
     written = _info(path).mtime_ns
     return None if written is None else written / 1e9
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is there; on an object store, whether anything lies below."""
+    """Return True if a folder exists. On an object store, a folder exists if it has content."""
     return bool(_info(path).type == pafs.FileType.Directory)
 
 
 def list_folder(path: str | os.PathLike[str]) -> list[str]:
-    """Names of the files and folders in a folder, sorted; empty when it is not there. Raises `StorageError` else."""
+    """Return the sorted names of the files and folders in a folder; empty if it does not exist.
+
+    Raises `StorageError` if the folder cannot be listed.
+    """
     filesystem, inner = resolve(path)
     selector = pafs.FileSelector(inner, allow_not_found=True)
     try:
@@ -100,7 +104,7 @@ def list_folder(path: str | os.PathLike[str]) -> list[str]:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """A whole file. Raises `StorageError` when it cannot be read."""
+    """Return the content of a file. Raises `StorageError` if it cannot be read."""
     filesystem, inner = resolve(path)
     try:
         with filesystem.open_input_stream(inner, compression=None) as stream:
@@ -110,18 +114,18 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a whole file at once, making its folder. Raises `StorageError` when it cannot be written."""
+    """Write a file atomically and create its folder. Raises `StorageError` if it cannot be written."""
     filesystem, inner = resolve(path)
     try:
         if isinstance(filesystem, pafs.LocalFileSystem):
             target = Path(inner)
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
             try:
-                part.write_bytes(content)
-                os.replace(part, target)
+                temporary.write_bytes(content)
+                os.replace(temporary, target)
             finally:
-                part.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
         else:
             filesystem.create_dir(inner.rsplit("/", 1)[0], recursive=True)
             with filesystem.open_output_stream(inner, compression=None) as stream:
@@ -131,7 +135,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """A JSON file. Raises `StorageError` when it cannot be read or is not JSON."""
+    """Return the value of a JSON file. Raises `StorageError` if it cannot be read or is not JSON."""
     try:
         return json.loads(read_bytes(path))
     except ValueError as error:
@@ -139,26 +143,26 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes JSON, indented, with a newline at the end."""
+    """Write indented JSON with a newline at the end. Raises `StorageError` if it cannot be written."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def remove_file(path: str | os.PathLike[str]) -> None:
-    """Removes a file; nothing happens when it is not there."""
+    """Remove a file if it exists."""
     filesystem, inner = resolve(path)
     if _info(path).type == pafs.FileType.File:
         filesystem.delete_file(inner)
 
 
 def remove_folder(path: str | os.PathLike[str]) -> None:
-    """Removes a folder and all below it; nothing happens when it is not there."""
+    """Remove a folder and its content if it exists."""
     filesystem, inner = resolve(path)
     if _info(path).type == pafs.FileType.Directory:
         filesystem.delete_dir(inner)
 
 
 def require_writable(folder: str | os.PathLike[str]) -> None:
-    """Raises `StorageError` at once when a folder cannot be made or written to, before any long work."""
+    """Raise `StorageError` if a folder cannot be created or written to. Called before long work."""
     probe = join(folder, f".probe-{uuid.uuid4().hex[:8]}")
     write_bytes(probe, b"")
     remove_file(probe)

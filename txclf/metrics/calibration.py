@@ -1,7 +1,7 @@
-"""Temperature scaling (Guo et al., arXiv:1706.04599): one number that makes probabilities mean what they say.
+"""Temperature scaling (Guo et al., arXiv:1706.04599) and the expected calibration error.
 
-Logits divided by a temperature give the same predictions, with more or less confidence in them. Where a row may have
-several labels, targets are (N, C) and each label is a yes or no of its own, with the sigmoid of its logit.
+Dividing logits by a temperature keeps the predictions and changes their confidence. For multilabel rows, targets are
+(N, C) and each label is a binary decision with the sigmoid of its logit.
 
 Shapes: N rows, C classes.
 """
@@ -17,21 +17,22 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 LIMIT = 20.0
-"""A temperature lies between 1 / LIMIT and LIMIT."""
+"""Temperatures are between 1 / LIMIT and LIMIT."""
 HALVINGS = 40
-CHUNK_CELLS = 2**22
-"""Logits in float64 at a time."""
+"""Steps of the bisection."""
+CHUNK_LOGITS = 2**22
+"""Logits converted to float64 at a time."""
 
 Labels = npt.NDArray[np.integer] | npt.NDArray[np.bool_]
-"""Class numbers (N,), or whether a row has each label (N, C)."""
+"""Class ids (N,), or a mask of the labels of each row (N, C)."""
 Floats = npt.NDArray[np.float32]
 
 
 def temperature(logits: Floats, labels: Labels) -> float:
-    """The temperature of least cross-entropy of logits (N, C) against labels.
+    """Return the temperature that minimizes the cross-entropy of logits (N, C) against labels.
 
-    1.0 where there is none between the limits: rows that are all right would have it 0, one wrong row infinite, and
-    rows without any difference between the classes tell nothing.
+    Returns 1.0 if the minimum is outside the limits. Then the rows determine no temperature: for example, if all rows
+    are classified correctly, the minimum is at 0.
     """
     # Cross-entropy is convex in the inverse temperature, so its slope changes sign once.
     low, high = -math.log(LIMIT), math.log(LIMIT)
@@ -44,18 +45,21 @@ def temperature(logits: Floats, labels: Labels) -> float:
 
 
 def _slope(logits: Floats, labels: Labels, inverse: float) -> float:
-    """Of the summed cross-entropy by the inverse temperature: the expected logit less the true class's."""
+    """Return the derivative of the summed cross-entropy by the inverse temperature.
+
+    It is the sum of the expected logit minus the logit of the true class.
+    """
     total = 0.0
-    rows = max(1, CHUNK_CELLS // logits.shape[1])
+    rows = max(1, CHUNK_LOGITS // logits.shape[1])
     for start in range(0, len(logits), rows):
         logits_NC = torch.from_numpy(logits[start : start + rows]).double()
         if labels.ndim == 2:
             targets_NC = torch.from_numpy(labels[start : start + rows].astype(np.float64))
-            # Yes or no is a choice between two, with logits z and 0: those of the wrong one less those of the true one.
+            # A binary decision has the logits z and 0. The margin is the wrong logit minus the true one.
             margins_NC = torch.where(targets_NC > 0, -logits_NC, logits_NC)
             total += float(((margins_NC * inverse).sigmoid() * margins_NC).sum())
             continue
-        # Shifted, or rows that are surely right would leave a rest of rounding instead of 0.
+        # Subtracted first, so that rows with a probability of 1 contribute 0 instead of a rounding error.
         logits_NC -= logits_NC.gather(1, _index(labels[start : start + rows]))
         total += float(((logits_NC * inverse).softmax(dim=1) * logits_NC).sum())
     return total
@@ -66,9 +70,9 @@ def _index(labels: Labels) -> Tensor:
 
 
 def error(logits: Floats, labels: Labels, temperature: float = 1.0) -> float:
-    """Expected calibration error of logits (N, C) against labels, with 15 bins of equal width.
+    """Return the expected calibration error of logits (N, C) against labels, with 15 bins of equal width.
 
-    Where a row may have several labels, it is that of the probability of each label of each row.
+    For multilabel rows, each label of each row counts as one binary prediction.
     """
     if labels.ndim == 2:
         probabilities = (torch.from_numpy(logits) / temperature).sigmoid().flatten()

@@ -1,4 +1,4 @@
-"""Scores of single-label predictions: accuracy, F1, confusion, calibration."""
+"""Scores of single-label predictions: accuracy, F1, confusion matrix, calibration."""
 
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ from torchmetrics.functional.classification import (
 )
 
 Ints = npt.NDArray[np.int64]
-
-
 Floats = npt.NDArray[np.float32]
 
 
 def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[str, Any]:
-    """All metrics of probabilities (rows, classes) against labels (rows,).
+    """Return all metrics of probabilities (rows, classes) against labels (rows,).
 
-    Macro means run over the classes that occur in the labels or in the predictions, as in scikit-learn; AUROC is one
-    against the rest, over the classes that occur and do not fill all rows; the calibration error has 15 bins of equal
-    width (Guo et al., arXiv:1706.04599). `f1_minority` is the F1 of the class with the fewest rows here.
+    Macro means cover the classes that occur in the labels or in the predictions, as in scikit-learn. AUROC is one class
+    against the rest, over the classes that have some rows but not all. The calibration error has 15 bins of equal width
+    (Guo et al., arXiv:1706.04599). `f1_minority` is the F1 of the class with the fewest rows.
     """
     classes = len(names)
     predicted = probabilities.argmax(axis=1)
@@ -39,7 +37,7 @@ def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[st
     auroc = math.nan
     if scorable.any():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of classes without rows, which are left out here
+            warnings.simplefilter("ignore")  # about classes without rows, which are left out here
             each = multiclass_auroc(probabilities_t, labels_t, classes, average=None)
         auroc = float(each[torch.from_numpy(scorable)].mean())
     chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1.0)
@@ -69,7 +67,7 @@ def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[st
 
 
 def short_scores(predicted: Ints, labels: Ints, classes: int) -> dict[str, float]:
-    """Accuracy, macro F1 and the rarest class's F1 of predicted classes."""
+    """Return the accuracy, the macro F1 and the F1 of the rarest class of predicted classes (rows,)."""
     confusion = _confusion(predicted, labels, classes)
     _, _, f1, support = _by_class(confusion)
     seen = (confusion.sum(axis=0) + support) > 0
@@ -81,25 +79,25 @@ def short_scores(predicted: Ints, labels: Ints, classes: int) -> dict[str, float
 
 
 def _rarest(f1: Any, support: Ints) -> int:
-    """The class with the fewest rows, of those that have any; of equals the one predicted worst."""
+    """Return the class with the fewest rows, at least one. Of equally rare classes, take the one with the lowest F1."""
     return min(np.flatnonzero(support).tolist(), key=lambda number: (support[number], f1[number]))
 
 
 def _confusion(predicted: Ints, labels: Ints, classes: int) -> Ints:
-    """Rows by true class (first axis) and predicted class."""
+    """Count rows by true class (first axis) and predicted class."""
     matrix = multiclass_confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(labels), classes)
     return np.asarray(matrix.numpy(), np.int64)
 
 
 def _matthews(confusion: Ints) -> float:
-    """Gorodkin's correlation (2004); 0 where it is not defined: all rows have one class, or are given one."""
-    support, guessed, rows = confusion.sum(axis=1), confusion.sum(axis=0), int(confusion.sum())
-    spread = float(rows**2 - (guessed**2).sum()) * float(rows**2 - (support**2).sum())
-    return float(np.trace(confusion) * rows - support @ guessed) / math.sqrt(spread) if spread else 0.0
+    """Return the multiclass Matthews correlation (Gorodkin, 2004), 0 if all labels or all predictions are equal."""
+    support, predicted, rows = confusion.sum(axis=1), confusion.sum(axis=0), int(confusion.sum())
+    spread = float(rows**2 - (predicted**2).sum()) * float(rows**2 - (support**2).sum())
+    return float(np.trace(confusion) * rows - support @ predicted) / math.sqrt(spread) if spread else 0.0
 
 
 def _by_class(confusion: Ints) -> tuple[Any, Any, Any, Any]:
-    hits, support, guessed = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    precision, recall = hits / np.maximum(guessed, 1), hits / np.maximum(support, 1)
-    f1 = 2 * hits / np.maximum(support + guessed, 1)
+    hits, support, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    precision, recall = hits / np.maximum(predicted, 1), hits / np.maximum(support, 1)
+    f1 = 2 * hits / np.maximum(support + predicted, 1)
     return precision, recall, f1, support

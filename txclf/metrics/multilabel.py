@@ -1,4 +1,4 @@
-"""Scores of rows that may have several labels, or none.
+"""Scores of multilabel predictions.
 
 Shapes: N rows, C labels.
 """
@@ -18,28 +18,29 @@ Bools = npt.NDArray[np.bool_]
 
 
 def scores(probabilities: Floats, targets: Bools, thresholds: Floats, names: Sequence[str]) -> dict[str, Any]:
-    """All metrics of probabilities (N, C) against targets (N, C), each label given from its threshold (C,) on.
+    """Return all metrics of probabilities (N, C) against targets (N, C).
 
-    Macro means run over the labels that occur or are given, mean average precision over those that occur. In the
-    ranking (LRAP) a row without labels counts as right, as in scikit-learn.
+    A label is predicted if its probability reaches its threshold (C,). Macro means cover the labels that occur or are
+    predicted, and mean average precision those that occur. In the ranking metric (LRAP) a row without labels counts as
+    correct, as in scikit-learn.
     """
-    given = probabilities >= thresholds
-    precision, recall, f1, support = _by_label(given, targets)
-    seen = (support > 0) | given.any(axis=0)
+    predicted = probabilities >= thresholds
+    precision, recall, f1, support = _by_label(predicted, targets)
+    seen = (support > 0) | predicted.any(axis=0)
     areas = np.array([average_precision(*columns) for columns in zip(probabilities.T, targets.T, strict=True)])
-    there = probabilities.astype(np.float64).clip(1e-12, 1 - 1e-12)
+    clipped = probabilities.astype(np.float64).clip(1e-12, 1 - 1e-12)
     flat, truth = torch.from_numpy(probabilities).flatten(), torch.from_numpy(targets.astype(np.int64))
     return {
         "rows": len(targets),
-        "loss": float(-np.where(targets, np.log(there), np.log1p(-there)).mean()),
-        **short_scores(given, targets),
+        "loss": float(-np.where(targets, np.log(clipped), np.log1p(-clipped)).mean()),
+        **short_scores(predicted, targets),
         "precision_macro": float(precision[seen].mean()) if seen.any() else 0.0,
         "recall_macro": float(recall[seen].mean()) if seen.any() else 0.0,
         "map": float(areas[support > 0].mean()) if targets.any() else None,
         "lrap": _ranking(probabilities, truth),
-        "hamming_loss": float((given != targets).mean()),
+        "hamming_loss": float((predicted != targets).mean()),
         "labels_per_row": float(targets.sum() / len(targets)),
-        "labels_given_per_row": float(given.sum() / len(given)),
+        "labels_given_per_row": float(predicted.sum() / len(predicted)),
         "calibration_error": float(binary_calibration_error(flat, truth.flatten(), n_bins=15)),
         "per_class": {
             name: {
@@ -55,20 +56,24 @@ def scores(probabilities: Floats, targets: Bools, thresholds: Floats, names: Seq
     }
 
 
-def short_scores(given: Bools, targets: Bools) -> dict[str, float]:
-    """Macro and micro F1 and the share of rows whose labels are all right, of the labels that rows are given (N, C)."""
-    _, _, f1, support = _by_label(given, targets)
-    seen = (support > 0) | given.any(axis=0)
-    whole = int(given.sum() + targets.sum())
+def short_scores(predicted: Bools, targets: Bools) -> dict[str, float]:
+    """Return macro F1, micro F1 and subset accuracy of predicted labels (N, C) against targets (N, C)."""
+    _, _, f1, support = _by_label(predicted, targets)
+    seen = (support > 0) | predicted.any(axis=0)
+    total = int(predicted.sum() + targets.sum())
     return {
         "f1_macro": float(f1[seen].mean()) if seen.any() else 0.0,
-        "f1_micro": 2 * int((given & targets).sum()) / whole if whole else 0.0,
-        "subset_accuracy": float((given == targets).all(axis=1).mean()),
+        "f1_micro": 2 * int((predicted & targets).sum()) / total if total else 0.0,
+        "subset_accuracy": float((predicted == targets).all(axis=1).mean()),
     }
 
 
 def average_precision(scores: Floats, targets: Bools) -> float:
-    """Precision at each row that has the label, in the order of scores, on average; equal scores count together."""
+    """Return the average precision of one label, from scores (N,) and targets (N,), as in scikit-learn.
+
+    It is the mean precision at the rows with the label, in descending order of scores. Equal scores count together.
+    `binned.average_precision` approximates it from counts.
+    """
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(targets[order])
     if not len(hits) or not hits[-1]:
@@ -78,14 +83,14 @@ def average_precision(scores: Floats, targets: Bools) -> float:
     return float((hits[ends] / (ends + 1) * gained).sum() / hits[-1])
 
 
-def _by_label(given: Bools, targets: Bools) -> tuple[Any, Any, Any, Any]:
-    hits, support, guessed = (given & targets).sum(axis=0), targets.sum(axis=0), given.sum(axis=0)
-    f1 = 2 * hits / np.maximum(support + guessed, 1)
-    return hits / np.maximum(guessed, 1), hits / np.maximum(support, 1), f1, support
+def _by_label(predicted: Bools, targets: Bools) -> tuple[Any, Any, Any, Any]:
+    hits, support, num_predicted = (predicted & targets).sum(axis=0), targets.sum(axis=0), predicted.sum(axis=0)
+    f1 = 2 * hits / np.maximum(support + num_predicted, 1)
+    return hits / np.maximum(num_predicted, 1), hits / np.maximum(support, 1), f1, support
 
 
 def _ranking(probabilities: Floats, targets: torch.Tensor) -> float:
     classes = probabilities.shape[1]
     if classes < 2:
-        return 1.0  # there is nothing to rank
+        return 1.0  # a single label has no ranking
     return float(multilabel_ranking_average_precision(torch.from_numpy(probabilities), targets, num_labels=classes))

@@ -11,8 +11,10 @@ from torchmetrics.functional.text import chrf_score, sacre_bleu_score
 
 
 def text_scores(outputs: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
-    """Exact match, BLEU (sacreBLEU's, cased, tokenizer 13a; Post 2018) and chrF (Popović 2015), in percent but for the
-    first."""
+    """Return the exact match (a share), BLEU and chrF (both in percent) of outputs against targets.
+
+    BLEU is that of sacreBLEU, cased, with tokenizer 13a (Post, 2018); chrF follows Popović (2015).
+    """
     pairs = [[target] for target in targets]
     exact = np.mean([output.split() == target.split() for output, target in zip(outputs, targets, strict=True)])
     return {

@@ -1,1 +1,1 @@
-"""The networks: plain `nn.Module`s that know neither Ray nor Lightning."""
+"""Networks as plain `nn.Module`s, without Ray and Lightning."""

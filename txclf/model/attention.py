@@ -1,8 +1,8 @@
-"""Scaled dot-product attention (arXiv:1706.03762) with dropout of its weights, for training on a CPU.
+"""Scaled dot-product attention (arXiv:1706.03762) with dropout of the attention weights, for training on a CPU.
 
-torch's fused kernel has no dropout on a CPU. Its other path holds several matrices of all weights and draws a slow
-random number for each: at 512 tokens that was half of a step. Here the weights are computed for a few heads at a time,
-which stay in the cache, and once more in the backward pass, as FlashAttention does (arXiv:2205.14135).
+The fused kernel of torch has no dropout on a CPU. The fallback holds several matrices of all weights and draws a slow
+random number per weight, which took half of a step at 512 tokens. Here the weights are computed for a few heads at a
+time, so that they stay in the cache, and again in the backward pass, as in FlashAttention (arXiv:2205.14135).
 
 Shapes: B rows, H heads, T queries, S keys, E head width, N = B H; a chunk has C of the N heads.
 """
@@ -19,15 +19,15 @@ from torch.nn import functional as F
 from txclf.model.dropout import RandomBytes, in_256ths, keep, scale_of
 
 CHUNK = 2**19
-"""Weights of a chunk: with what is computed from them they fit a core's share of the cache."""
+"""Weights per chunk. They and the values computed from them fit the share of the cache of one core."""
 
 
 def attend(
     query: Tensor, key: Tensor, value: Tensor, mask_B11S: Tensor | None, causal: bool = False, dropout: float = 0.0
 ) -> Tensor:
-    """What the queries (B, H, T, E) find among keys and values (B, H, S, E): (B, H, T, E).
+    """Return the attention output (B, H, T, E) of queries (B, H, T, E) over keys and values (B, H, S, E).
 
-    `mask_B11S` is True at the keys that may be seen; `causal`: each query sees the keys up to its own place.
+    `mask_B11S` is True at the keys to attend to. With `causal`, each query attends to the keys up to its own position.
     """
     dropped = in_256ths(dropout)
     if not dropped or query.device.type != "cpu" or torch.compiler.is_compiling():
@@ -35,12 +35,12 @@ def attend(
             query, key, value, attn_mask=mask_B11S, dropout_p=dropout, is_causal=causal
         )
     bias = _bias(query, key, mask_B11S, causal)
-    found: Tensor = _Dropped.apply(query, key, value, bias, dropped)  # type: ignore[no-untyped-call]
-    return found
+    output: Tensor = _Dropped.apply(query, key, value, bias, dropped)  # type: ignore[no-untyped-call]
+    return output
 
 
 def _bias(query: Tensor, key: Tensor, mask_B11S: Tensor | None, causal: bool) -> Tensor | None:
-    """What is added to the scores, (N or 1, 1 or T, S): minus infinity at what may not be seen."""
+    """Return the bias of the scores, (N or 1, 1 or T, S): minus infinity at masked keys, otherwise 0."""
     rows, heads, tokens, _ = query.shape
     seen = mask_B11S
     if causal:
@@ -53,6 +53,8 @@ def _bias(query: Tensor, key: Tensor, mask_B11S: Tensor | None, causal: bool) ->
 
 
 class _Dropped(torch.autograd.Function):
+    """Attention with dropout, which keeps random bytes for the backward pass instead of the weights."""
+
     @staticmethod
     def forward(
         ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropped: int
@@ -60,33 +62,33 @@ class _Dropped(torch.autograd.Function):
         shape = query.shape
         query_NTE = (query * shape[3] ** -0.5).flatten(0, 1)
         key_NSE, value_NSE = key.flatten(0, 1), value.flatten(0, 1)
-        found_NTE = torch.empty_like(query_NTE, memory_format=torch.contiguous_format)
-        # All at once, so that they do not depend on the chunks, which depend on the number of threads.
+        output_NTE = torch.empty_like(query_NTE, memory_format=torch.contiguous_format)
+        # Drawn at once, because the chunks depend on the number of threads and the bytes must not.
         random_NTS = RandomBytes().draw(torch.Size([len(query_NTE), shape[2], key_NSE.shape[1]]))
-        weights = _Space(query_NTE, key_NSE)
-        kept = _Space(query_NTE, key_NSE)
+        weights = _Buffer(query_NTE, key_NSE)
+        kept = _Buffer(query_NTE, key_NSE)
         for part in _chunks(query_NTE, key_NSE):
             weights_CTS = _weights(query_NTE[part], key_NSE[part], bias, part, weights.of(part))
             weights_CTS.mul_(keep(random_NTS[part], dropped, kept.of(part)))
-            torch.bmm(weights_CTS, value_NSE[part], out=found_NTE[part])
-        found_NTE.mul_(scale_of(dropped))
-        ctx.save_for_backward(query_NTE, key_NSE, value_NSE, found_NTE, random_NTS, bias)  # type: ignore[arg-type]
+            torch.bmm(weights_CTS, value_NSE[part], out=output_NTE[part])
+        output_NTE.mul_(scale_of(dropped))
+        ctx.save_for_backward(query_NTE, key_NSE, value_NSE, output_NTE, random_NTS, bias)  # type: ignore[arg-type]
         ctx.dropped, ctx.shape = dropped, shape  # type: ignore[attr-defined]
-        return found_NTE.view(shape)
+        return output_NTE.view(shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query_NTE, key_NSE, value_NSE, found_NTE, random_NTS, bias = ctx.saved_tensors  # type: ignore[attr-defined]
+        query_NTE, key_NSE, value_NSE, output_NTE, random_NTS, bias = ctx.saved_tensors  # type: ignore[attr-defined]
         dropped, shape = ctx.dropped, ctx.shape  # type: ignore[attr-defined]
         slope_NTE = slope.reshape(query_NTE.shape)
-        # A weight's slope is taken from its row's mean of them, by the softmax: that mean is this product.
-        mean_NT1 = (slope_NTE * found_NTE).sum(dim=2, keepdim=True)
+        # The softmax subtracts from each gradient the weighted mean of its row, which equals this product.
+        mean_NT1 = (slope_NTE * output_NTE).sum(dim=2, keepdim=True)
         slope_NTE = slope_NTE * scale_of(dropped)
         of_query, of_key, of_value = (
             torch.empty(part.shape, dtype=part.dtype) for part in (query_NTE, key_NSE, value_NSE)
         )
-        weights, kept, slopes = (_Space(query_NTE, key_NSE) for _ in range(3))
+        weights, kept, slopes = (_Buffer(query_NTE, key_NSE) for _ in range(3))
         for part in _chunks(query_NTE, key_NSE):
             weights_CTS = _weights(query_NTE[part], key_NSE[part], bias, part, weights.of(part))
             slope_CTS = torch.bmm(slope_NTE[part], value_NSE[part].mT, out=slopes.of(part))
@@ -100,8 +102,8 @@ class _Dropped(torch.autograd.Function):
         return of_query.view(shape), of_key.view(keys), of_value.view(keys), None, None
 
 
-class _Space:
-    """Memory for a matrix of a chunk's heads, taken once for all chunks."""
+class _Buffer:
+    """Buffer for a matrix per head of a chunk, allocated once for all chunks."""
 
     def __init__(self, query_NTE: Tensor, key_NSE: Tensor) -> None:
         heads = min(len(query_NTE), _chunk_heads(query_NTE, key_NSE))
@@ -112,7 +114,7 @@ class _Space:
 
 
 def _chunk_heads(query_NTE: Tensor, key_NSE: Tensor) -> int:
-    """Heads of a chunk: one for each thread at least."""
+    """Return the heads per chunk, at least one per thread."""
     return max(torch.get_num_threads(), CHUNK // (query_NTE.shape[1] * key_NSE.shape[1]))
 
 

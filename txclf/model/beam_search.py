@@ -1,4 +1,4 @@
-"""Beam search over a `Seq2SeqTransformer`, batched, each target token computed once.
+"""Batched beam search for a `Seq2SeqTransformer`. Keys and values are cached, so each target token is computed once.
 
 Shapes: B rows, K beams, S source tokens, V target vocabulary, T tokens of the output so far.
 """
@@ -22,47 +22,48 @@ def generate(
     max_length: int,
     length_penalty: float,
 ) -> list[list[int]]:
-    """The best output of each source (B, S), without `[BOS]` and `[EOS]`; `ends` are the ids of these.
+    """Return the best output of each source (B, S), without `[BOS]` and `[EOS]`.
 
-    Hypotheses are ranked by log probability / ((5 + length) / 6) ** length_penalty (arXiv:1609.08144, eq. 14), `[EOS]`
-    counted. A row is done when nothing that is still open could beat its best finished one. `num_beams=1` takes the
-    likeliest token each time.
+    `mask` (B, S) is True at real tokens. `ends` are the ids of `[BOS]` and `[EOS]`. `max_length` is the maximum number
+    of tokens of an output. Hypotheses are ranked by log probability / ((5 + length) / 6) ** length_penalty
+    (arXiv:1609.08144, eq. 14); the length counts `[EOS]`. A row is done if no open hypothesis can beat its best
+    finished one. `num_beams=1` is greedy decoding.
     """
     begin, end = ends
     rows = len(input_ids)
     memories = model.encode(input_ids, mask)
     device = input_ids.device
-    live = torch.arange(rows, device=device)  # rows of the input that are not done
+    live = torch.arange(rows, device=device)  # numbers of the rows that are not done
     width = 1
     outputs = torch.full((rows, 1, 1), begin, device=device)  # (B, K, T)
     scores = torch.zeros(rows, 1, device=device)  # (B, K), log probabilities
     best = torch.full((rows,), float("-inf"), device=device)
-    found: list[list[int]] = [[] for _ in range(rows)]
+    results: list[list[int]] = [[] for _ in range(rows)]
     for length in range(1, max_length + 2):
         logits = model.decode(outputs[:, :, -1].reshape(-1, 1), memories, mask)[:, -1]
         ranked = logits.log_softmax(dim=-1).view(len(live), width, -1)
         ranked[:, :, begin] = float("-inf")
-        if length > max_length:  # the end is all that may follow
+        if length > max_length:  # only `[EOS]` may follow
             ranked[:, :, :end] = ranked[:, :, end + 1 :] = float("-inf")
         vocabulary = ranked.shape[2]
         total = (scores[:, :, None] + ranked).view(len(live), -1)
-        # Of twice as many candidates, at least `num_beams` do not end here.
-        top, places = total.topk(min(2 * num_beams, total.shape[1]), dim=1)
-        beam, token = places // vocabulary, places % vocabulary
+        # Among twice as many candidates, at least `num_beams` do not end here.
+        top, indices = total.topk(min(2 * num_beams, total.shape[1]), dim=1)
+        beam, token = indices // vocabulary, indices % vocabulary
         over = token == end
         norm = ((5 + length) / 6) ** length_penalty
-        # Those that end among the first `num_beams` are finished: the best of a row comes first.
+        # Hypotheses that end among the first `num_beams` are finished. The best of a row comes first.
         finished = torch.where(over, top, float("-inf"))[:, :num_beams] / norm
         value, which = finished.max(dim=1)
         better = (value > best[live]).nonzero()[:, 0]
         for row in better.tolist():
             kept = outputs[row, beam[row, which[row]], 1:]
-            found[int(live[row])] = kept.tolist()
+            results[int(live[row])] = kept.tolist()
         best[live[better]] = value[better]
         top = torch.where(over, float("-inf"), top)
         scores, order = top.topk(min(num_beams, top.shape[1]), dim=1)
         beam, token = beam.gather(1, order), token.gather(1, order)
-        # An open hypothesis can only lose probability; at best it gains by the longest output's penalty.
+        # An open hypothesis only loses probability. At best it gets the length penalty of the longest output.
         bound = scores[:, 0] / ((6 + max_length) / 6) ** length_penalty
         open_rows = (bound > best[live]).nonzero()[:, 0] if num_beams > 1 else (~over[:, 0]).nonzero()[:, 0]
         if not len(open_rows) or length > max_length:
@@ -72,8 +73,8 @@ def generate(
             [outputs.flatten(0, 1)[source].view(len(open_rows), scores.shape[1], -1), token[open_rows][:, :, None]], 2
         )
         for memory in memories:
-            memory.take(source)
+            memory.select(source)
         if mask is not None:
             mask = mask[source]
         width, live, scores = scores.shape[1], live[open_rows], scores[open_rows]
-    return found
+    return results

@@ -1,6 +1,6 @@
-"""The transformer classifier: token embedding, encoder blocks, pooling over real tokens, head.
+"""Transformer classifier: token embedding, encoder blocks, pooling over real tokens, head.
 
-Shapes: B rows, T tokens, D width, C classes.
+Shapes: B rows, W sequences of these rows, T tokens, D width, C classes, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from txclf.model.dropout import Dropout
 from txclf.model.layers import Block, Pooling, Positions, Rotary, activation_module
 
 SEGMENT_STD = 0.1
-"""Of the segments' first vectors, to that of the tokens': a column is a hint, and should not drown the words."""
+"""Initial scale of segment embeddings relative to token embeddings. The column must not outweigh the words."""
 
 
 def by_row(logits_WC: Tensor, windows_W: Tensor | None, rows: int) -> Tensor:
-    """The logits of rows (B, C): the mean over each row's windows; `windows_W` has the row of each, None: one each."""
+    """Return the logits of rows (B, C), each the mean over its windows.
+
+    `windows_W` is the row of each window, or None if every row has one window.
+    """
     if windows_W is None:
         return logits_WC
     counts_B = torch.bincount(windows_W, minlength=rows)
@@ -29,11 +32,11 @@ def by_row(logits_WC: Tensor, windows_W: Tensor | None, rows: int) -> Tensor:
 
 
 class TransformerClassifier(nn.Module):
-    """Encoder classifier: `forward(input_ids (B, T), mask (B, T) or None)` gives logits (B, C) in float32.
+    """Encoder classifier: `forward(input_ids (B, T), mask (B, T) or None)` returns logits (B, C) in float32.
 
-    `mask` is True at real tokens; None says that every token is real. What stands at masked places changes no logit.
-    `shift` (B, T, D) is added to the tokens' vectors, which have a length of about 1. With `num_segments`, a vector for
-    the text column of each token, `segments` (B, T), is added too.
+    `mask` is True at real tokens; None means that all tokens are real. Tokens at masked positions change no logit.
+    `shift` (B, T, D) is added to the token embeddings, which have a length of about 1. With `num_segments`, `segments`
+    (B, T) is the text column of each token, and its segment embedding is added too.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class TransformerClassifier(nn.Module):
         self.embedding_dropout = Dropout(embedding_dropout)
         self.segments = nn.Embedding(num_segments, width) if num_segments else None
         self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.num_layers))
-        # Post-norm blocks end in a norm; pre-norm ones leave an unnormed sum.
+        # Post-norm blocks end with a norm; pre-norm blocks end with a sum that is not normalized.
         self.final_norm = nn.LayerNorm(width) if config.norm == "pre" else nn.Identity()
         self.pooling = Pooling(config.pooling, width)
         pooled = 2 * width if config.pooling == "mean_max" else width
@@ -77,8 +80,8 @@ class TransformerClassifier(nn.Module):
         if self.segments is not None:
             nn.init.normal_(self.segments.weight, std=SEGMENT_STD * self.config.hidden_size**-0.5)
 
-    def begin_with(self, vectors_VD: Tensor, frozen_V: Tensor | None = None) -> None:
-        """Takes pre-trained vectors of the vocabulary, V; those that are `frozen_V` are not trained."""
+    def set_embeddings(self, vectors_VD: Tensor, frozen_V: Tensor | None = None) -> None:
+        """Set the token embeddings to pre-trained vectors. Embeddings with `frozen_V` True are not trained."""
         with torch.no_grad():
             self.embedding.weight.copy_(vectors_VD)
         self.frozen = frozen_V
@@ -96,7 +99,7 @@ class TransformerClassifier(nn.Module):
         if shift is not None:
             hidden_BTD = hidden_BTD + shift
         if self.segments is not None:
-            assert segments is not None, "a model with segments is told the column of each token"
+            assert segments is not None, "a model with segment embeddings needs the column of each token"
             hidden_BTD = hidden_BTD + self.segments(segments)
         if self.first is not None:
             first_B1D = self.first.expand(len(input_ids), 1, -1)

@@ -1,7 +1,8 @@
-"""Dropout (JMLR 15, 2014) that is cheap on a CPU too, where torch's own takes up to a third of a step.
+"""Dropout (JMLR 15, 2014) that is fast on a CPU, where the dropout of torch takes up to a third of a step.
 
-There the rate is rounded to a 256th, one random byte decides on each value, and the scale of what is kept follows the
-rounded rate. The bytes come from a generator seeded by torch's, so `torch.manual_seed` fixes them.
+On a CPU the rate is rounded to a multiple of 1/256 and one random byte decides on each value. The scale of the kept
+values follows the rounded rate. The generator of the bytes is seeded by that of torch, so `torch.manual_seed` makes
+them repeatable.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 
 class Dropout(nn.Module):
-    """Sets values to zero with probability `rate` while training, and scales the others up by 1 / (1 - rate)."""
+    """Dropout layer. In training it zeroes values with probability `rate` and scales the others by 1 / (1 - rate)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -33,37 +34,37 @@ class Dropout(nn.Module):
 
 
 class RandomBytes:
-    """A stream of random bytes, which torch's generator on the CPU fixes."""
+    """Stream of random bytes, seeded by the CPU generator of torch."""
 
     def __init__(self) -> None:
         self._stream = np.random.SFC64(int(torch.randint(2**62, ())))
 
     def draw(self, shape: torch.Size) -> Tensor:
-        """Uniform bytes, uint8."""
+        """Draw uniform bytes (uint8)."""
         count = shape.numel()
         return torch.from_numpy(self._stream.random_raw(count // 8 + 1).view(np.uint8)[:count]).view(shape)
 
 
 def in_256ths(rate: float) -> int:
-    """A rate below 1 as the number of byte values that drop."""
+    """Return the number of byte values, of 256, that drop a value at a rate below 1."""
     return min(255, round(rate * 256))
 
 
 def scale_of(dropped: int) -> float:
-    """What the values are multiplied by that are kept."""
+    """Return the factor of the kept values."""
     return 256.0 / (256 - dropped)
 
 
 def keep(random: Tensor, dropped: int, out: Tensor) -> Tensor:
-    """Writes 1 to `out` where a byte says that the value is kept, else 0.
+    """Write a mask to `out`: 1 if the random byte keeps the value, otherwise 0.
 
-    A float mask: torch compares into one, and multiplies by it, several times faster than with one of booleans.
+    The mask is of floats, because torch is several times faster with them than with booleans.
     """
     return torch.ge(random, dropped, out=out)
 
 
 class _Dropped(torch.autograd.Function):
-    """Keeps the bytes for the backward pass instead of a mask, which would take four times the memory."""
+    """Dropout that keeps the bytes for the backward pass; a mask would take four times the memory."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, values: Tensor, random: Tensor, dropped: int) -> Tensor:

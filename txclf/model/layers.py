@@ -1,7 +1,7 @@
 """Transformer encoder blocks.
 
 Shapes: B rows, T tokens, D width, H heads, E = D / H, F feed-forward. A mask is True at real tokens; no mask means that
-every token is real, which lets attention take its fastest kernel.
+all tokens are real, which allows the fastest attention kernel.
 
 Sources: Attention Is All You Need (arXiv:1706.03762); pre-norm (arXiv:2002.04745); rotary positions (arXiv:2104.09864).
 """
@@ -19,7 +19,7 @@ from txclf.model.dropout import Dropout
 
 
 class Positions(nn.Module):
-    """Adds sinusoidal or learned positions to embedded tokens; `rotary` and `none` add nothing here."""
+    """Sinusoidal or learned positions, added to token embeddings. `rotary` and `none` add nothing here."""
 
     def __init__(self, kind: str, max_length: int, width: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Positions(nn.Module):
             self.register_buffer("table", sinusoids(max_length, width), persistent=False)
 
     def forward(self, hidden_BTD: Tensor, start: int = 0) -> Tensor:
-        """`start` is the position of the first token."""
+        """Add the positions from `start` on."""
         if self.kind in ("learned", "sinusoidal"):
             table: Tensor = self.table[start : start + hidden_BTD.shape[1]]
             return hidden_BTD + table
@@ -38,13 +38,13 @@ class Positions(nn.Module):
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Sine and cosine positions, (length, width), as in arXiv:1706.03762 section 3.5."""
+    """Return sine and cosine positions, (length, width), as in arXiv:1706.03762 section 3.5."""
     angles = torch.arange(length)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
     return torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(length, width)
 
 
 class Rotary(nn.Module):
-    """Turns queries and keys by their position, so that attention sees distances (arXiv:2104.09864)."""
+    """Rotation of queries and keys by their position, so that attention depends on distances (arXiv:2104.09864)."""
 
     cos: Tensor
     sin: Tensor
@@ -57,7 +57,7 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, heads_BHTE: Tensor, start: int = 0) -> Tensor:
-        """`start` is the position of the first token."""
+        """Rotate heads by the positions from `start` on."""
         first, second = heads_BHTE.chunk(2, dim=-1)
         cos = self.cos[start : start + heads_BHTE.shape[2]].to(heads_BHTE.dtype)
         sin = self.sin[start : start + heads_BHTE.shape[2]].to(heads_BHTE.dtype)
@@ -79,7 +79,7 @@ class Attention(nn.Module):
         return self.mix(*self.project(hidden_BTD), mask_B11T)
 
     def project(self, hidden_BTD: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value, each (B, H, T, E); `start` is the position of the first token."""
+        """Return query, key and value, each (B, H, T, E). `start` is the position of the first token."""
         rows, tokens, width = hidden_BTD.shape
         split = self.inputs(hidden_BTD).view(rows, tokens, 3, self.heads, width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
@@ -88,7 +88,7 @@ class Attention(nn.Module):
         return query, key, value
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask_B11T: Tensor | None, causal: bool = False) -> Tensor:
-        """What the queries find, (B, T, D); `causal`: each sees the keys up to its own place."""
+        """Return the attention output (B, T, D). With `causal`, a query attends to the keys up to its own position."""
         dropout = self.dropout if self.training else 0.0
         mixed = attend(query, key, value, mask_B11T, causal, dropout)
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
@@ -96,7 +96,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward branch, each with residual, norm and dropout."""
+    """Attention branch and feed-forward branch, each with residual, norm and dropout."""
 
     def __init__(self, config: Model, rotary: Rotary | None) -> None:
         super().__init__()
@@ -121,16 +121,16 @@ class Block(nn.Module):
 
 
 class Pooling(nn.Module):
-    """Real tokens to one vector: (B, T, D) and a (B, T) mask to (B, D), with `mean_max` to (B, 2 D).
+    """Pooling of real tokens: (B, T, D) and a mask (B, T) to (B, D), or to (B, 2 D) with `mean_max`.
 
-    `cls` reads position 0.
+    `cls` takes position 0.
     """
 
     def __init__(self, kind: str, width: int) -> None:
         super().__init__()
         self.kind = kind
         if kind == "attention":
-            self.score = nn.Linear(width, 1, bias=False)  # softmax would not see a bias
+            self.score = nn.Linear(width, 1, bias=False)  # a bias would not change the softmax
 
     def forward(self, hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         if self.kind == "cls":
@@ -162,5 +162,5 @@ def _max(hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
 
 
 def activation_module(name: str) -> nn.Module:
-    """`gelu` or `relu` as a module."""
+    """Return the module of an activation, `gelu` or `relu`."""
     return nn.GELU() if name == "gelu" else nn.ReLU()

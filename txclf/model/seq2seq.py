@@ -1,4 +1,4 @@
-"""The encoder-decoder transformer (arXiv:1706.03762): the classifier's blocks, and blocks that look at a source too.
+"""Encoder-decoder transformer (arXiv:1706.03762) with the encoder blocks of the classifier.
 
 Shapes: B rows, S source tokens, T target tokens, D width, H heads, E = D / H, V target vocabulary.
 """
@@ -20,7 +20,7 @@ from txclf.model.layers import Block, Positions, Rotary
 
 @dataclass
 class Memory:
-    """What a decoder block keeps of a source, and of the target tokens that it has seen."""
+    """Keys and values that a decoder block caches: those of the source, and those of the target tokens so far."""
 
     source_key: Tensor
     """(B, H, S, E)."""
@@ -29,15 +29,15 @@ class Memory:
     """(B, H, T, E)."""
     value: Tensor | None = None
 
-    def take(self, rows: Tensor) -> None:
-        """Goes on with these rows (of B), in this order; a row may be taken several times."""
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows (of B), in this order. A row may be repeated."""
         self.source_key, self.source_value = self.source_key[rows], self.source_value[rows]
         if self.key is not None and self.value is not None:
             self.key, self.value = self.key[rows], self.value[rows]
 
 
 class DecoderBlock(Block):
-    """A `Block` whose attention sees only what stands before, with a branch between that attends to the source."""
+    """Block with causal self-attention, and between its branches one that attends to the source."""
 
     def __init__(self, config: Model, rotary: Rotary | None) -> None:
         super().__init__(config, rotary)
@@ -48,23 +48,26 @@ class DecoderBlock(Block):
         self.source_norm = nn.LayerNorm(config.hidden_size)
 
     def memory(self, source_BSD: Tensor) -> Memory:
-        """What this block keeps of an encoded source."""
+        """Return the keys and values of an encoded source."""
         rows, tokens, width = source_BSD.shape
         split = self.source_inputs(source_BSD).view(rows, tokens, 2, self.heads, width // self.heads)
         key, value = split.permute(2, 0, 3, 1, 4)
         return Memory(key, value)
 
     def decode(self, hidden_BTD: Tensor, memory: Memory, source_mask_B11S: Tensor | None) -> Tensor:
-        """Target tokens that follow on those in `memory`, which then holds them too."""
+        """Return the hidden states (B, T, D) of target tokens that follow those in `memory`.
+
+        In evaluation mode, their keys and values are added to `memory`.
+        """
         if self.pre_norm:
             hidden_BTD = hidden_BTD + self.dropout(self._attend(self.attention_norm(hidden_BTD), memory))
-            looked_BTD = self._look(self.source_norm(hidden_BTD), memory, source_mask_B11S)
-            hidden_BTD = hidden_BTD + self.dropout(looked_BTD)
+            source_BTD = self._attend_source(self.source_norm(hidden_BTD), memory, source_mask_B11S)
+            hidden_BTD = hidden_BTD + self.dropout(source_BTD)
             branch_BTD: Tensor = self.dropout(self.feedforward(self.feedforward_norm(hidden_BTD)))
             return hidden_BTD + branch_BTD
         hidden_BTD = self.attention_norm(hidden_BTD + self.dropout(self._attend(hidden_BTD, memory)))
-        looked_BTD = self._look(hidden_BTD, memory, source_mask_B11S)
-        hidden_BTD = self.source_norm(hidden_BTD + self.dropout(looked_BTD))
+        source_BTD = self._attend_source(hidden_BTD, memory, source_mask_B11S)
+        hidden_BTD = self.source_norm(hidden_BTD + self.dropout(source_BTD))
         output: Tensor = self.feedforward_norm(hidden_BTD + self.dropout(self.feedforward(hidden_BTD)))
         return output
 
@@ -75,10 +78,10 @@ class DecoderBlock(Block):
             key, value = torch.cat([memory.key, key], dim=2), torch.cat([memory.value, value], dim=2)
         if not self.training:
             memory.key, memory.value = key, value
-        # A single token after others sees them all: the mask would be full.
+        # A single token after others attends to all of them, so it needs no causal mask.
         return attention.mix(query, key, value, None, causal=query.shape[2] > 1)
 
-    def _look(self, hidden_BTD: Tensor, memory: Memory, source_mask_B11S: Tensor | None) -> Tensor:
+    def _attend_source(self, hidden_BTD: Tensor, memory: Memory, source_mask_B11S: Tensor | None) -> Tensor:
         rows, tokens, width = hidden_BTD.shape
         query = self.source_query(hidden_BTD).view(rows, tokens, self.heads, width // self.heads).transpose(1, 2)
         dropout = self.attention.dropout if self.training else 0.0
@@ -88,10 +91,10 @@ class DecoderBlock(Block):
 
 
 class Seq2SeqTransformer(nn.Module):
-    """`forward(input_ids (B, S), mask (B, S) or None, target_ids (B, T))` gives logits (B, T, V) of the tokens that
-    follow on each target token, in float32.
+    """Encoder-decoder: `forward(input_ids (B, S), mask (B, S) or None, target_ids (B, T))` returns logits (B, T, V).
 
-    A mask is True at real tokens. Targets need none: what follows a token changes nothing before it.
+    They are the logits of the token after each target token, in float32. `mask` is True at real tokens. Targets need no
+    mask, because later tokens do not change earlier ones. `shared`: source and target have one vocabulary.
     """
 
     def __init__(self, config: Model, vocab_size: int, target_vocab_size: int, max_length: int, shared: bool) -> None:
@@ -113,7 +116,7 @@ class Seq2SeqTransformer(nn.Module):
         self.decoder = nn.ModuleList(
             DecoderBlock(config, rotary) for _ in range(config.num_decoder_layers or config.num_layers)
         )
-        # Post-norm blocks end in a norm; pre-norm ones leave an unnormed sum.
+        # Post-norm blocks end with a norm; pre-norm blocks end with a sum that is not normalized.
         norms = [nn.LayerNorm(width) if config.norm == "pre" else nn.Identity() for _ in range(2)]
         self.final_norm, self.decoder_norm = norms
         self._initialize()
@@ -131,7 +134,7 @@ class Seq2SeqTransformer(nn.Module):
         return self.decode(target_ids, self.encode(input_ids, mask), mask)
 
     def encode(self, input_ids: Tensor, mask: Tensor | None) -> list[Memory]:
-        """What each decoder block keeps of the sources."""
+        """Return the keys and values of the sources for each decoder block."""
         hidden_BSD = self.positions(self.embedding(input_ids) * math.sqrt(self.config.hidden_size))
         hidden_BSD = self.embedding_dropout(hidden_BSD)
         mask_B11S = None if mask is None else mask[:, None, None, :]
@@ -141,9 +144,9 @@ class Seq2SeqTransformer(nn.Module):
         return [block.memory(hidden_BSD) for block in self.decoder]  # type: ignore[operator]
 
     def decode(self, target_ids: Tensor, memories: list[Memory], mask: Tensor | None) -> Tensor:
-        """Logits (B, T, V) of what follows on target tokens, which themselves follow on those in `memories`.
+        """Return the logits (B, T, V) of the token after each target token. The targets follow those in `memories`.
 
-        In evaluation mode `memories` holds them afterwards, so that the next tokens can follow.
+        In evaluation mode, the targets are added to `memories`, so that the next tokens can follow.
         """
         seen = memories[0].key
         start = 0 if seen is None else seen.shape[2]

@@ -290,7 +290,7 @@ class EncoderModule(TrainingModule):
     def initialize_embeddings(self, vectors_VD: Tensor, frozen_V: Tensor | None) -> None:
         """Set the token embeddings to pre-trained vectors; those that are frozen are not trained."""
         assert isinstance(self.model, TransformerClassifier)
-        self.model.begin_with(vectors_VD, frozen_V)
+        self.model.set_embeddings(vectors_VD, frozen_V)
 
     def logits(self, batch: Any, shift_WTD: Tensor | None = None) -> Tensor:
         """Return the logits (B, C) of the rows of a batch, each averaged over its windows."""
