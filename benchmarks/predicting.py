@@ -1,11 +1,11 @@
-"""One sample of the speed of prediction: rows a second, by a model of the run file's shape that was never trained.
+"""Measure the speed of prediction once: rows per second of an untrained model of the run file's architecture.
 
     .venv/bin/python benchmarks/predicting.py VARIANT RUN.yaml [key=value …] [--rows N] [--batch N]
 
-prints one line of JSON. The variants, all over the first rows of `data.test`:
+prints one line of JSON. Each variant predicts the first rows of `data.test`:
 
     txclf         `txclf predict`: reads a Parquet file, tokenizes, predicts, writes a Parquet file
-    bare          the model over padded batches that lie ready in memory, sorted by length
+    bare          the model on padded batches in memory, sorted by length
     transformers  Transformers' text-classification pipeline and a `BertConfig`, in batches of `--batch`
 """
 
@@ -39,31 +39,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variant", choices=["txclf", "bare", "transformers"])
     parser.add_argument("run_file")
-    parser.add_argument("words", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    chosen = parser.parse_intermixed_args()
-    torch.set_num_threads(chosen.threads)
-    run = run_config.load(chosen.run_file, chosen.words)
+    options = parser.parse_intermixed_args()
+    torch.set_num_threads(options.threads)
+    run = run_config.load(options.run_file, options.overrides)
     torch.manual_seed(run.seed)
     folder = prepare(run)
     manifest = shards.load_manifest(folder)
     assert run.data.test
-    table = pq.read_table(run.data.test[0])[: chosen.rows]
+    table = pq.read_table(run.data.test[0])[: options.rows]
     with tempfile.TemporaryDirectory() as scratch:
         data = str(Path(scratch, "rows.parquet"))
         pq.write_table(table, data)
-        if chosen.variant == "transformers":
+        if options.variant == "transformers":
             tokenizer = Path(scratch, "tokenizer.json")
             tokenizer.write_text(shards.tokenizers(folder)[0])
-            seconds = pipeline(run, manifest, tokenizer, table[run.data.text[0]].to_pylist(), chosen.batch)
+            seconds = pipeline(run, manifest, tokenizer, table[run.data.text[0]].to_pylist(), options.batch)
         else:
             shape = (run.model, manifest.vocab_size, len(manifest.labels), run.tokenizer.max_length)
             model = TransformerClassifier(*shape)
-            place = str(Path(scratch, "model"))
+            model_folder = str(Path(scratch, "model"))
             bundle.save(
-                place,
+                model_folder,
                 run,
                 model.state_dict(),
                 labels=manifest.labels,
@@ -71,14 +71,14 @@ def main() -> None:
                 metrics={},
                 rows={},
             )
-            if chosen.variant == "txclf":
+            if options.variant == "txclf":
                 out = str(Path(scratch, "out.parquet"))
-                predict(place, [data], out=out)  # once before: what is imported late
+                predict(model_folder, [data], out=out)  # warm-up, which also does the lazy imports
                 start = time.perf_counter()
-                predict(place, [data], out=out)
+                predict(model_folder, [data], out=out)
                 seconds = time.perf_counter() - start
             else:
-                seconds = bare(place, table[run.data.text[0]].to_pylist(), chosen.batch)
+                seconds = bare(model_folder, table[run.data.text[0]].to_pylist(), options.batch)
     print(json.dumps({"value": len(table) / seconds, "seconds": seconds, "rows": len(table)}))
 
 
@@ -110,16 +110,18 @@ def pipeline(run: RunConfig, manifest: shards.Manifest, tokenizer: Path, texts: 
         num_labels=len(manifest.labels),
         attn_implementation="sdpa",
     )
-    words = hf.PreTrainedTokenizerFast(
+    tokenizer_hf = hf.PreTrainedTokenizerFast(
         tokenizer_file=str(tokenizer), pad_token="[PAD]", model_max_length=run.tokenizer.max_length
     )
-    made: Any = hf.pipeline("text-classification", model=hf.BertForSequenceClassification(shape), tokenizer=words)
-    made(texts[:size])
+    classify: Any = hf.pipeline(
+        "text-classification", model=hf.BertForSequenceClassification(shape), tokenizer=tokenizer_hf
+    )
+    classify(texts[:size])
     start = time.perf_counter()
-    found = list(made(texts, batch_size=size, truncation=True))
+    predictions = list(classify(texts, batch_size=size, truncation=True))
     seconds = time.perf_counter() - start
-    assert len(found) == len(texts)
-    assert np.isfinite([row["score"] for row in found]).all()
+    assert len(predictions) == len(texts)
+    assert np.isfinite([row["score"] for row in predictions]).all()
     return seconds
 
 

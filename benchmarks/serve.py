@@ -1,11 +1,11 @@
-"""How fast `txclf serve` answers: requests a second and latencies for 1, 8 and 64 clients, beside the bare model.
+"""Measure `txclf serve`: requests per second and latencies for 1, 8 and 64 clients, compared with the bare model.
 
     python benchmarks/serve.py runs/agnews/model rows.csv --out serve.json
     python benchmarks/serve.py runs/agnews/model rows.csv --out serve.json -- --replicas 0
 
-Each client sends one text at a time over a connection that it keeps, on loopback, and waits for the answer. The clients
-live in a process of their own and share this machine's cores with what they measure. The bare model answers one text at
-a time and 64 at a time in this process, on as many threads as a replica. What follows `--` goes to `txclf serve`.
+Each client sends one text at a time over a kept connection on loopback and waits for the answer. The clients run in a
+process of their own and share the cores of this machine with the service. The bare model answers one text at a time and
+64 at a time in this process, with as many threads as a replica. Arguments after `--` are passed to `txclf serve`.
 """
 
 from __future__ import annotations
@@ -37,51 +37,51 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("rows", help="a csv file with a column `text`")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement")
     parser.add_argument("--clients", nargs=2, metavar=("URL", "COUNT"), help=argparse.SUPPRESS)
-    words = sys.argv[1:]
-    extra = words[words.index("--") + 1 :] if "--" in words else []
-    known = parser.parse_args(words[: words.index("--")] if "--" in words else words)
-    with open(known.rows, newline="", encoding="utf-8") as file:
+    arguments = sys.argv[1:]
+    serve_arguments = arguments[arguments.index("--") + 1 :] if "--" in arguments else []
+    options = parser.parse_args(arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    with open(options.rows, newline="", encoding="utf-8") as file:
         texts = [row["text"] for row in itertools.islice(csv.DictReader(file), 2000)]
-    if known.clients:
-        url, count = known.clients
-        print(json.dumps(asyncio.run(load(url, int(count), texts, known.seconds))))
+    if options.clients:
+        url, count = options.clients
+        print(json.dumps(asyncio.run(load(url, int(count), texts, options.seconds))))
         return
 
     torch.set_num_threads(1)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before",
-        "model": known.model,
-        "serve": extra,
-        "seconds": known.seconds,
-        "bare": {str(size): bare(known.model, texts, size, known.seconds) for size in (1, 64)},
+        "model": options.model,
+        "serve": serve_arguments,
+        "seconds": options.seconds,
+        "bare": {str(size): bare(options.model, texts, size, options.seconds) for size in (1, 64)},
         "served": {},
     }
-    with served(known.model, extra) as url:
+    with served(options.model, serve_arguments) as url:
         for count in CLIENTS:
-            command = [sys.executable, __file__, known.model, known.rows, "--out", "-"]
-            command += ["--seconds", str(known.seconds), "--clients", url, str(count)]
+            command = [sys.executable, __file__, options.model, options.rows, "--out", "-"]
+            command += ["--seconds", str(options.seconds), "--clients", url, str(count)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found["served"][str(count)] = json.loads(done.stdout)
-    part = Path(f"{known.out}.part")
-    part.write_text(json.dumps(found, indent=2) + "\n")
-    part.rename(known.out)
-    print(json.dumps(found, indent=2))
+            result["served"][str(count)] = json.loads(done.stdout)
+    partial = Path(f"{options.out}.part")
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    partial.rename(options.out)
+    print(json.dumps(result, indent=2))
 
 
 def summary(latencies: list[float], seconds: float) -> dict[str, float]:
-    """Of one text each; the milliseconds by nearest rank."""
+    """Return the rate and the latency percentiles (nearest rank, in ms) of requests of one text each."""
     ordered = sorted(latencies)
-    told = {
+    percentiles = {
         f"p{share}_ms": 1000 * ordered[min(len(ordered) * share // 100, len(ordered) - 1)] for share in (50, 95, 99)
     }
-    return {"requests": len(ordered), "requests_per_second": len(ordered) / seconds} | told
+    return {"requests": len(ordered), "requests_per_second": len(ordered) / seconds} | percentiles
 
 
 def bare(model: str, texts: list[str], size: int, seconds: float) -> dict[str, float]:
-    """The model alone, `size` texts a call. Requests are calls; `texts_per_second` counts texts."""
+    """Measure the model alone with `size` texts per call; a request is a call."""
     classifier = Classifier.load(model)
     classifier.model.cpu()
     classifier.device = torch.device("cpu")
@@ -92,23 +92,23 @@ def bare(model: str, texts: list[str], size: int, seconds: float) -> dict[str, f
     while (now := time.perf_counter()) - start < seconds:
         classifier(list(itertools.islice(endless, size)))
         latencies.append(time.perf_counter() - now)
-    told = summary(latencies, time.perf_counter() - start)
-    return {**told, "texts_per_second": told["requests_per_second"] * size}
+    result = summary(latencies, time.perf_counter() - start)
+    return {**result, "texts_per_second": result["requests_per_second"] * size}
 
 
 class served:
-    """`txclf serve` for the time of a block, by its address."""
+    """Context manager that runs `txclf serve` and returns its URL."""
 
-    def __init__(self, model: str, words: list[str]) -> None:
-        command = [sys.executable, "-m", "txclf", "serve", model, "--port", "0", *words]
+    def __init__(self, model: str, arguments: list[str]) -> None:
+        command = [sys.executable, "-m", "txclf", "serve", model, "--port", "0", *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> str:
         assert self.process.stdout is not None
-        found = re.search(r"at (http://\S+) ", self.process.stdout.readline())
-        if not found:
+        url = re.search(r"at (http://\S+) ", self.process.stdout.readline())
+        if not url:
             raise SystemExit("txclf serve did not start")
-        return found[1]
+        return url[1]
 
     def __exit__(self, *error: object) -> None:
         self.process.terminate()
@@ -116,7 +116,7 @@ class served:
 
 
 async def load(url: str, count: int, texts: list[str], seconds: float) -> dict[str, float]:
-    """Clients that ask as fast as they are answered; the first fifth of the time does not count."""
+    """Run `count` clients without pauses and summarize their latencies; the warm-up is a fifth of `seconds`."""
     host, port = url.removeprefix("http://").split(":")
     endless = itertools.cycle(texts)
     begin = time.perf_counter() + seconds / 5
