@@ -31,7 +31,7 @@ HOSTILE = [
 LABELS = ["</script><img src=x onerror=\"document.title = 'taken'\">", "<b>bold</b>", "plain"]
 
 
-def hostile_run(folder: Path, *words: str) -> RunConfig:
+def hostile_run(folder: Path, *overrides: str) -> RunConfig:
     """Train a run whose texts, labels and file names are markup."""
     rows = [
         (f"{HOSTILE[number % len(HOSTILE)]} word{number % 3} {number}", LABELS[number % 3]) for number in range(240)
@@ -40,8 +40,8 @@ def hostile_run(folder: Path, *words: str) -> RunConfig:
     for number in draw.choice(240, 60, replace=False).tolist():  # so that there are mistakes to show
         rows[number] = (rows[number][0], LABELS[int(draw.integers(3))])
     data = write_csv(folder / "<b>train.csv", rows)
-    words = (*TINY, f"data.train={data}", f"data.test={data}", f"storage={folder}/runs", "name=hostile", *words)
-    run = run_config.load(None, words)
+    settings = (*TINY, f"data.train={data}", f"data.test={data}", f"storage={folder}/runs", "name=hostile", *overrides)
+    run = run_config.load(None, settings)
     train(run, prepare(run), go_on)
     return run
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.reports import LABELS, copied_run, hostile_run
 from txclf import Classifier
+from txclf.artifacts import run_folder
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.evaluation import evaluate
 from txclf.inference import bundle, model_card
-from txclf.reports import report
+from txclf.reports import card_report, report, run_report
+from txclf.reports.content import LabelRows
+from txclf.reports.error_analysis import QUICK
 
 
 @pytest.fixture
@@ -99,3 +103,35 @@ def test_damaged_card_bundle_loads_and_the_next_report_rewrites_it(folder: str) 
     assert Classifier.load(model)(["word1"]) == expected
     report.report([folder])
     assert "# hostile" in card_of(folder)
+
+
+def test_write_weak_model_names_its_limits(run: RunConfig, folder: str) -> None:
+    page = run_report.gather(run_folder.read_run(run.run_folder), QUICK)
+    (split,) = page.label_splits
+    poor = {"precision": 0.1, "recall": 0.1, "f1": 0.1, "support": 9}
+    assert page.headline
+    assert page.data
+    weak = replace(
+        page,
+        headline=replace(page.headline, beats_baseline=False),
+        splits=[replace(split, per_class={**split.per_class, "plain": poor})],
+        data=replace(page.data, labels=[LabelRows("plain", {"train": 3, "valid": 1, "test": 9})]),
+    )
+    card_report.write(storage.join(folder, "model"), weak)
+    limits = card_of(folder).split("## Limits")[1].split("## Training")[0]
+    assert "The model assigns one of its labels to every text, even if none fits." in limits
+    assert "Classes with fewer than 20 training rows: plain." in limits
+    assert re.search(r"Classes with an F1 below 0\.5: .*plain", limits)
+    assert "The model is not better than an n-gram logistic regression on the same rows." in limits
+
+
+def test_write_many_classes_lists_the_worst(run: RunConfig, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card_report, "MAX_CLASSES", 2)
+    page = run_report.gather(run_folder.read_run(run.run_folder), QUICK)
+    card_report.write(storage.join(folder, "model"), page)
+    classes = card_of(folder).split("## Classes, worst first")[1].split("## Data")[0]
+    rows = [line for line in classes.splitlines() if line.startswith("| ")][2:]
+    f1 = [float(row.split(" | ")[3]) for row in rows]
+    assert len(f1) == 2
+    assert f1 == sorted(f1)
+    assert "1 more with a higher F1." in classes

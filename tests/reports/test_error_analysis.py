@@ -93,8 +93,8 @@ def test_label_mistakes_rows_are_ranked_by_the_distance_from_the_threshold() -> 
     found = error_analysis.label_mistakes(rows(targets), probabilities, ["a", "b"], thresholds)
     assert [mistake.row for mistake in found] == [0, 3, 1, 2]
     missing, unexpected = found[0], found[1]
-    assert (missing.label, missing.predicted) == ("a", error_analysis.NOT_PREDICTED)
-    assert (unexpected.label, unexpected.predicted) == (error_analysis.NOT_PREDICTED, "b")
+    assert (missing.label, missing.predicted) == ("a", error_analysis.NO_LABEL)
+    assert (unexpected.label, unexpected.predicted) == (error_analysis.NO_LABEL, "b")
     assert unexpected.label_probability == pytest.approx(0.95)
     assert [label for label, _ in unexpected.top] == ["b", "a"]
     assert [probability for _, probability in unexpected.top] == pytest.approx([0.95, 0.4])

@@ -60,7 +60,7 @@ def test_scored_splits_multilabel_run_shows_thresholds_and_label_mistakes(tmp_pa
     for mistake in split["mistakes"]:
         (probabilities,) = classifier.probabilities([(mistake["text"],)])
         (predicted,) = classifier.predicted_labels(probabilities[None])
-        missing = mistake["label"] != error_analysis.NOT_PREDICTED
+        missing = mistake["label"] != error_analysis.NO_LABEL
         label = mistake["label"] if missing else mistake["predicted"]
         assert (label in predicted) != (label in mistake["true_labels"])
         assert mistake["label_probability"] == pytest.approx(probabilities[classifier.labels.index(label)], abs=1e-5)

@@ -28,24 +28,24 @@ function confusion(split, box) {
   const f1 = names.map((name) => split.per_class[name].f1);
   const by = { given: () => 0, rows: (a, b) => support[b] - support[a], wrong: (a, b) => wrong[b] - wrong[a], f1: (a, b) => f1[a] - f1[b],
     name: (a, b) => names[a].localeCompare(names[b]) };
-  let places = [];
+  let sorted = [];
   charts[id] = (element) => {
-    places = names.map((_, number) => number).sort(by[order.value]);
-    const at = []; places.forEach((number, place) => { at[number] = place; });
-    const z = places.map(() => Array(size).fill(null)), text = places.map(() => Array(size).fill(""));
+    sorted = names.map((_, number) => number).sort(by[order.value]);
+    const positions = []; sorted.forEach((number, position) => { positions[number] = position; });
+    const z = sorted.map(() => Array(size).fill(null)), text = sorted.map(() => Array(size).fill(""));
     for (const [i, j, rows] of split.confusion) {
       if (i === j && shade.value === "mistakes") continue;
-      z[at[i]][at[j]] = shade.value === "share" ? rows / support[i] : rows;
-      text[at[i]][at[j]] = "true " + label(names[i]) + "<br>predicted " + label(names[j]) + "<br>" + rows.toLocaleString("en") + " rows, " + percent(rows / support[i]) + " of the true class";
+      z[positions[i]][positions[j]] = shade.value === "share" ? rows / support[i] : rows;
+      text[positions[i]][positions[j]] = "true " + label(names[i]) + "<br>predicted " + label(names[j]) + "<br>" + rows.toLocaleString("en") + " rows, " + percent(rows / support[i]) + " of the true class";
     }
-    const small = size <= (element.clientWidth < 600 ? 14 : 45), ticks = places.map((number) => plain(short(names[number], 22)));
-    const numbers = places.map((_, place) => place);
+    const small = size <= (element.clientWidth < 600 ? 14 : 45), ticks = sorted.map((number) => plain(short(names[number], 22)));
+    const numbers = sorted.map((_, position) => position);
     const axis = { tickvals: small ? numbers : [], ticktext: small ? ticks : [], showgrid: false, zeroline: false, constrain: "domain" };
     const trace = { type: "heatmap", z, hovertext: text, hoverinfo: "text", xgap: size > 60 ? 0 : 1, ygap: size > 60 ? 0 : 1, zmin: 0, hoverongaps: false,
       colorscale: [[0, color("panel")], [0.02, color("warm")], [1, color("heat")]], colorbar: { thickness: 10, outlinewidth: 0, tickformat: shade.value === "share" ? ".0%" : "" } };
     if (size <= 14) {
-      const rows = places.map(() => Array(size).fill(""));
-      for (const [i, j, number] of split.confusion) if (i !== j || shade.value !== "mistakes") rows[at[i]][at[j]] = number.toLocaleString("en");
+      const rows = sorted.map(() => Array(size).fill(""));
+      for (const [i, j, number] of split.confusion) if (i !== j || shade.value !== "mistakes") rows[positions[i]][positions[j]] = number.toLocaleString("en");
       trace.text = rows; trace.texttemplate = "%{text}"; trace.textfont = { size: 11 };
     }
     element.style.height = Math.max(420, Math.min(860, element.clientWidth, 260 + size * 14)) + "px";
@@ -55,7 +55,7 @@ function confusion(split, box) {
       element.listens = true;
       element.on("plotly_click", (event) => {
         const { x, y } = event.points[0];
-        box.show(names[places[y]], places[x] === places[y] ? "" : names[places[x]]);
+        box.show(names[sorted[y]], sorted[x] === sorted[y] ? "" : names[sorted[x]]);
       });
     }
   };
@@ -92,9 +92,9 @@ function probabilities(split, box) {
     return few ? numbers : [0, ...numbers.slice(1).sort((a, b) => split.curves[a].auc - split.curves[b].auc).slice(0, 5)];
   };
   const both = (id, x, y, area, heading, xname, yname) => {
-    charts[id + split.id] = (element) => plot(element, chosen().map((number, place) => {
-      const found = split.curves[number];
-      return { type: "scatter", mode: "lines", name: label(short(names[number], 28)) + " " + found[area].toFixed(3), x: found[x], y: found[y], line: { color: colors(place), width: number ? 1.4 : 2.6 },
+    charts[id + split.id] = (element) => plot(element, chosen().map((number, position) => {
+      const curve = split.curves[number];
+      return { type: "scatter", mode: "lines", name: label(short(names[number], 28)) + " " + curve[area].toFixed(3), x: curve[x], y: curve[y], line: { color: colors(position), width: number ? 1.4 : 2.6 },
         hovertemplate: xname + " %{x:.3f}<br>" + yname + " %{y:.3f}<extra>" + label(names[number]) + "</extra>" };
     }), layout(xname, yname, { title: heading, xaxis: { range: [-0.02, 1.02] }, yaxis: { range: [-0.02, 1.03] } }));
   };
@@ -125,10 +125,10 @@ function lengths(data) {
   const cut = data.edges.slice(first, last).filter((edge) => edge <= data.max_length).length - 0.5;
   charts.lengths = (element) => plot(element, Object.entries(data.lengths).map(([split, rows], number) => {
     const sum = rows.reduce((a, b) => a + b, 0) || 1;
-    return { type: "bar", name: split, x: names.slice(first, last).map((_, place) => place), y: rows.slice(first, last).map((count) => count / sum), marker: { color: colors(number) },
-      text: rows.slice(first, last).map((count, place) => split + ": " + count.toLocaleString("en") + " rows of " + names[first + place] + " tokens"), textposition: "none", hoverinfo: "text" };
+    return { type: "bar", name: split, x: names.slice(first, last).map((_, bin) => bin), y: rows.slice(first, last).map((count) => count / sum), marker: { color: colors(number) },
+      text: rows.slice(first, last).map((count, bin) => split + ": " + count.toLocaleString("en") + " rows of " + names[first + bin] + " tokens"), textposition: "none", hoverinfo: "text" };
   }), layout("tokens", "share of rows", { title: "Lengths", yaxis: { tickformat: ".0%" }, shapes: cut < last - first ? [verticalLine(cut)] : [],
-    xaxis: { tickvals: names.slice(first, last).map((_, place) => place), ticktext: names.slice(first, last), tickangle: -45 } }));
+    xaxis: { tickvals: names.slice(first, last).map((_, bin) => bin), ticktext: names.slice(first, last), tickangle: -45 } }));
 }
 
 function run() {

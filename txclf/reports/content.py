@@ -104,8 +104,9 @@ class Mistake:
     file: str
     row: int
     label: str
-    """True label; in multilabel tasks the label that is missing from the prediction."""
+    """True label; in multilabel tasks the missing label, or `error_analysis.NO_LABEL`."""
     predicted: str
+    """Predicted label; in multilabel tasks the label that is wrongly predicted, or `error_analysis.NO_LABEL`."""
     label_probability: float
     """Probability of the true label; in multilabel tasks that of the label that is wrong."""
     top: Sequence[tuple[str, float]]

@@ -39,8 +39,8 @@ MAX_EXAMPLES = 40
 CHUNK_ROWS = 512
 """Rows scored between two looks at the clock."""
 
-NOT_PREDICTED = "not given"
-"""Shown in place of a label that the row has and the prediction does not, or the other way round."""
+NO_LABEL = "(none)"
+"""True label of a label that is wrongly predicted, and prediction of a label that is missing (multilabel)."""
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -269,8 +269,8 @@ def label_mistakes(
                 text=_shortened(scored.sources[row].text),
                 file=scored.sources[row].file,
                 row=scored.sources[row].row,
-                label=NOT_PREDICTED if predicted[row, label] else names[label],
-                predicted=names[label] if predicted[row, label] else NOT_PREDICTED,
+                label=NO_LABEL if predicted[row, label] else names[label],
+                predicted=names[label] if predicted[row, label] else NO_LABEL,
                 label_probability=float(probabilities[row, label]),
                 top=_named(probabilities[row], likely, names),
                 true_labels=true_labels,

@@ -67,7 +67,9 @@ def _run(path: str) -> dict[str, Any]:
         "monitor": state.run.train.monitor,
         "best": {key: value for key, value in best.items() if key != "valid_rows"} if best else None,
         "attempts": state.attempts,
-        "checkpoints": [one.step for one in checkpoints.committed(storage.join(state.folder, "checkpoints"))],
+        "checkpoints": [
+            checkpoint.step for checkpoint in checkpoints.committed(storage.join(state.folder, "checkpoints"))
+        ],
         "prepared": state.prepared,
         **(_finished_run(state, summary) if summary else _unfinished_run(state)),
     }
@@ -75,15 +77,15 @@ def _run(path: str) -> dict[str, Any]:
 
 def _finished_run(state: RunState, summary: dict[str, Any]) -> dict[str, Any]:
     """Return the test scores of a finished run and the commands that can follow."""
-    found: dict[str, Any] = {"stopped_early": summary["stopped_early"]}
+    fields: dict[str, Any] = {"stopped_early": summary["stopped_early"]}
     tested = run_scores.evaluation(state)
     if tested:
-        found["test"] = {key: tested[key] for key in ("data", "rows", "accuracy", "f1_macro", "bleu") if key in tested}
+        fields["test"] = {key: tested[key] for key in ("data", "rows", "accuracy", "f1_macro", "bleu") if key in tested}
     folder, model = shlex.quote(state.folder), shlex.quote(storage.join(state.folder, "model"))
-    found["next"] = [f"txclf report {folder}", f"txclf predict {model} INPUT --out predictions.csv"]
+    fields["next"] = [f"txclf report {folder}", f"txclf predict {model} INPUT --out predictions.csv"]
     if state.run.data.test and not tested:
-        found["next"].append(f"txclf evaluate {folder}")
-    return found
+        fields["next"].append(f"txclf evaluate {folder}")
+    return fields
 
 
 def _unfinished_run(state: RunState) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def gather(state: RunState, budget: Budget) -> RunPage:
         num_labels=len(manifest.labels) if manifest else 0,
         finished=summary is not None,
         notes=notes,
-        headline=run_scores.headline(state, [one for one in splits if isinstance(one, LabelSplit)], tested),
+        headline=run_scores.headline(state, [split for split in splits if isinstance(split, LabelSplit)], tested),
         facts=facts(state),
         splits=splits,
         curves=curves(state),
@@ -86,23 +86,23 @@ def facts(state: RunState) -> list[Fact]:
     """Return the facts at the top of a run's page: task, data, model and, after training, the result."""
     run, summary, manifest = state.run, state.summary, state.manifest
     model = run.model
-    found = [Fact("task", run.task)]
+    lines = [Fact("task", run.task)]
     if manifest:
-        found.append(Fact("rows", ", ".join(f"{name} {split.rows:,}" for name, split in manifest.splits.items())))
+        lines.append(Fact("rows", ", ".join(f"{name} {split.rows:,}" for name, split in manifest.splits.items())))
         if run.task_spec.has_labels:
-            found.append(Fact("labels", f"{len(manifest.labels):,}"))
-        found.append(Fact("vocabulary", f"{manifest.vocab_size:,} tokens, {run.tokenizer.kind}"))
-    found.append(Fact("model", f"{model.num_layers} x {model.hidden_size}, {model.num_heads} heads"))
+            lines.append(Fact("labels", f"{len(manifest.labels):,}"))
+        lines.append(Fact("vocabulary", f"{manifest.vocab_size:,} tokens, {run.tokenizer.kind}"))
+    lines.append(Fact("model", f"{model.num_layers} x {model.hidden_size}, {model.num_heads} heads"))
     if summary:
         early = ", stopped early" if summary["stopped_early"] else ""
-        found += [
+        lines += [
             Fact("parameters", f"{summary['parameters']:,}"),
             Fact("trained", f"{summary['epochs']:.2f} epochs, {summary['steps']:,} steps{early}"),
             Fact("best step", f"{summary['best_step']:,}"),
             Fact("time", f"{summary['seconds']['total']:,.0f} s"),
             Fact("trained on", f"{_workers(summary['workers'])}, {summary['device']}, {summary['precision']}"),
         ]
-    return found
+    return lines
 
 
 def data_audit(manifest: shards.Manifest) -> DataAudit:
@@ -185,16 +185,16 @@ def _reproduction(state: RunState) -> Reproduction:
     file = shlex.quote(storage.join(folder, "run.yaml"))
     commands = [f"txclf train {file} name={state.run.name}-again"]
     commands += [f"txclf evaluate {shlex.quote(folder)}"] if state.run.data.test else []
-    found = [Fact("seed", state.run.seed)]
+    origin = [Fact("seed", state.run.seed)]
     if summary:
-        found.append(Fact("txclf version", summary["version"]))
+        origin.append(Fact("txclf version", summary["version"]))
     if manifest:
-        found.append(Fact("data fingerprint", manifest.fingerprint))
-        found.append(Fact("tokenizer hash", manifest.tokenizer_hash))
+        origin.append(Fact("data fingerprint", manifest.fingerprint))
+        origin.append(Fact("tokenizer hash", manifest.tokenizer_hash))
     with suppress(TxclfError):  # there is no bundle yet
         hashes = read_metadata(storage.join(folder, "model")).sha256
-        found += [Fact(f"SHA-256 of {name}", value) for name, value in hashes.items()]
-    return Reproduction(commands, found, _versions())
+        origin += [Fact(f"SHA-256 of {name}", value) for name, value in hashes.items()]
+    return Reproduction(commands, origin, _versions())
 
 
 def _versions() -> list[Fact]:

@@ -68,7 +68,7 @@ def _facts(run: RunConfig, results: Sequence[Result], summary: dict[str, Any] | 
     """Return the facts at the top of a search's page."""
     states = [result.trial.state for result in results]
     counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
-    found = [
+    lines = [
         Fact("trials", counts or "none yet"),
         Fact("metric", trials.metric(run)),
         Fact("scheduler", run.tune.scheduler.kind),
@@ -77,12 +77,12 @@ def _facts(run: RunConfig, results: Sequence[Result], summary: dict[str, Any] | 
     if summary:
         share = summary["epochs"] / max(1e-9, summary["epochs_to_the_end"])
         epochs = f"{summary['epochs']:,.1f} of {summary['epochs_to_the_end']:,.0f} ({share:.0%})"
-        found += [
+        lines += [
             Fact("epochs", epochs),
             Fact("time", f"{summary['seconds']:,.0f} s"),
             Fact("txclf version", summary["version"]),
         ]
-    return found
+    return lines
 
 
 def compare(states: Sequence[RunState]) -> ComparisonPage:
