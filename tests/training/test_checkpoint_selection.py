@@ -112,9 +112,6 @@ def test_averaged_weights_are_calibrated_as_they_are_bundled(tmp_path: Path, dat
     assert (again.step, again.calibration) == (summary.best_step, summary.calibration)
 
 
-# ------------------------------------------------------------------------------------------------- several checkpoints
-
-
 def bundled(run: RunConfig) -> dict[str, torch.Tensor]:
     return load_file(f"{run.run_folder}/model/model.safetensors")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,19 +14,11 @@ from torch.nn import functional as F
 
 from tests.helpers.modules import DRAW, LISTS, make_run
 from txclf.config.run_config import RunConfig
-from txclf.config.sections import Compute
-from txclf.config.train import Train
-from txclf.core.errors import ConfigError
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import rank_parts
-from txclf.training.class_weights import class_weights
 from txclf.training.data_module import ScoringBatches
-from txclf.training.losses import focal_loss
 from txclf.training.module import ClassifierModule
 from txclf.training.optim import learning_rate_factor, parameter_groups
-from txclf.training.precision import choose_precision, uses_gpu
-
-SCHEDULES = ["one_cycle", "cosine", "linear", "constant"]
 
 LABELS = DRAW.integers(0, 3, 60)
 
@@ -45,9 +35,6 @@ def make_module(run: RunConfig, weights: torch.Tensor | None = None, **settings:
 @pytest.fixture(scope="module")
 def rows() -> TokenRows:
     return TokenRows([pa.table({"input_ids": pa.array(LISTS, pa.list_(pa.int32())), "label": LABELS})])
-
-
-# ------------------------------------------------------------------------------------------------------------- loss
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (1, 3), (2, 1), (3, 2), (5, 3), (7, 1)])
@@ -110,19 +97,6 @@ def test_focal_loss_too_is_the_mean_over_the_whole_batch(
         assert torch.allclose(one, two, atol=1e-6)
 
 
-@pytest.mark.parametrize("gamma", [0.3, 1.0, 2.0, 5.0])
-def test_the_slope_of_focal_loss_is_finite_where_a_row_is_surely_right_or_wrong(gamma: float) -> None:
-    logits = torch.tensor([[0.0, 0.0], [200.0, 0.0], [0.0, 200.0], [17.0, 0.0], [1e-6, 0.0]], requires_grad=True)
-    loss = focal_loss(logits, torch.zeros(5, dtype=torch.int64), None, gamma)
-    (slope,) = torch.autograd.grad(loss, logits)
-    assert slope.isfinite().all()
-    assert slope[1].tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
-    assert slope[2].tolist() == pytest.approx([-1.0, 1.0])
-    # Of the first row, by hand: d/dz of -(1 - p)^gamma log p at p = 1/2.
-    by_hand = (gamma * 0.5**gamma * np.log(0.5) - 0.5**gamma) * 0.5
-    assert slope[0, 0].item() == pytest.approx(by_hand, rel=1e-5)
-
-
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 3), (2, 1), (3, 2)])
 def test_adversarial_steps_too_are_the_same_on_any_number_of_ranks(
     rows: TokenRows, world_size: int, accumulate: int
@@ -165,57 +139,6 @@ def test_validation_scores_are_those_of_all_rows_together(size: int) -> None:
         assert found["valid_f1_macro"] == pytest.approx(f1_score(rows.labels, predicted, average="macro"))
 
 
-# ------------------------------------------------------------------------------------------------------ learning rate
-
-
-def factors(steps: int = 200, **settings: Any) -> list[float]:
-    train = Train(**settings)
-    return [learning_rate_factor(train, step, steps) for step in range(steps + 1)]
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.9])
-@pytest.mark.parametrize(("start", "end"), [(0.04, 0.0), (0.0, 0.1), (1.0, 1.0)])
-def test_every_schedule_goes_up_to_the_peak_then_down(schedule: str, warmup: float, start: float, end: float) -> None:
-    found = factors(schedule=schedule, warmup_fraction=warmup, start_factor=start, end_factor=end)
-    peak = round(warmup * 200)
-    assert found[0] == pytest.approx(start if warmup else 1.0)
-    assert found[peak] == 1.0
-    assert found[200] == pytest.approx(1.0 if schedule == "constant" else end)
-    assert all(one <= two + 1e-12 for one, two in pairwise(found[: peak + 1]))
-    assert all(one >= two - 1e-12 for one, two in pairwise(found[peak:]))
-    assert all(0.0 <= factor <= 1.0 for factor in found)
-    assert max(abs(one - two) for one, two in pairwise(found)) < 0.12
-
-
-@pytest.mark.parametrize(
-    ("schedule", "step", "expected"),
-    [
-        ("linear", 25, 0.5),
-        ("linear", 125, 0.55),
-        ("linear", 175, 0.25),
-        ("cosine", 25, 0.5),
-        ("cosine", 150, 0.1 + 0.9 * 0.25),
-        ("one_cycle", 10, (1 - math.cos(math.pi / 5)) / 2),
-        ("one_cycle", 25, 0.5),
-        ("constant", 25, 0.5),
-        ("constant", 199, 1.0),
-    ],
-)
-def test_points_of_the_schedules(schedule: str, step: int, expected: float) -> None:
-    settings: dict[str, Any] = {"warmup_fraction": 0.25, "start_factor": 0.0, "end_factor": 0.1}
-    found = factors(schedule=schedule, **settings)
-    assert found[step] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
-def test_short_runs_have_a_learning_rate_too(schedule: str, steps: int) -> None:
-    for warmup in (0.0, 0.1, 0.5, 0.9):
-        found = factors(steps, schedule=schedule, warmup_fraction=warmup)[:-1]
-        assert all(0.0 < factor <= 1.0 for factor in found)
-
-
 @pytest.mark.parametrize("start", [0, 1, 30])
 def test_a_resumed_run_goes_on_where_its_schedule_was(start: int) -> None:
     run = make_run("train.learning_rate=0.5", "train.schedule=linear", "train.warmup_fraction=0.2")
@@ -227,9 +150,6 @@ def test_a_resumed_run_goes_on_where_its_schedule_was(start: int) -> None:
             assert group["lr"] == pytest.approx(0.5 * learning_rate_factor(run.train, step, 100))
         optimizer.step()
         schedule.step()
-
-
-# --------------------------------------------------------------------------------------------------------- optimizer
 
 
 @pytest.mark.parametrize(("pooling", "positions"), [("mean", "rotary"), ("cls", "learned"), ("attention", "none")])
@@ -271,76 +191,3 @@ def test_the_state_of_the_model_does_not_depend_on_compilation() -> None:
     assert list(plain.model.state_dict()) == list(compiled.model.state_dict())
     assert plain.network is plain.model
     assert compiled.network is not compiled.model
-
-
-# ------------------------------------------------------------------------------------------------------ class weights
-
-COUNTS = {"a": 60, "b": 30, "c": 10}
-
-
-@pytest.mark.parametrize(
-    ("setting", "expected"),
-    [
-        ("balanced", [100 / 180, 100 / 90, 100 / 30]),
-        ({}, [1.0, 1.0, 1.0]),
-        ({"a": 2.0, "b": 2.0, "c": 2.0}, [1.0, 1.0, 1.0]),
-        ({"c": 11.0}, [0.5, 0.5, 5.5]),
-        ({"a": 0.0}, [0.0, 2.5, 2.5]),
-    ],
-)
-def test_class_weights_have_the_mean_1_over_the_rows(setting: Any, expected: list[float]) -> None:
-    weights = class_weights(setting, COUNTS)
-    assert weights is not None
-    assert weights.tolist() == pytest.approx(expected)
-    assert (weights * torch.tensor([60.0, 30.0, 10.0])).sum().item() / 100 == pytest.approx(1.0)
-
-
-def test_no_class_weights() -> None:
-    assert class_weights("none", COUNTS) is None
-
-
-def test_a_class_without_training_rows_weighs_something_finite() -> None:
-    weights = class_weights("balanced", {"a": 10, "b": 0})
-    assert weights is not None
-    assert weights.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"d": 1.0, "e": 2.0, "a": 1.0}, "`train.class_weights`: `d` is not a label; the labels are: a, b, c"),
-        ({"a": 0.0, "b": 0.0, "c": 0.0}, "`train.class_weights`: every label that occurs has weight 0"),
-    ],
-)
-def test_class_weights_that_cannot_be(setting: dict[str, float], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        class_weights(setting, COUNTS)
-
-
-# ---------------------------------------------------------------------------------------------------------- precision
-
-
-@pytest.mark.parametrize(
-    ("setting", "gpu", "expected"),
-    [("fp32", False, "32-true"), ("fp32", True, "32-true"), ("bf16", False, "bf16-mixed"), ("fp16", True, "16-mixed")],
-)
-def test_a_precision_that_is_asked_for(setting: str, gpu: bool, expected: str) -> None:
-    assert choose_precision(setting, gpu) == (expected, "as the run file says")
-
-
-def test_half_precision_needs_a_gpu() -> None:
-    with pytest.raises(ConfigError, match=r"`train\.precision: fp16` needs a GPU. Set `auto`, `bf16` or `fp32`"):
-        choose_precision("fp16", gpu=False)
-
-
-def test_auto_takes_bf16_where_the_processor_multiplies_it() -> None:
-    chosen, why = choose_precision("auto", gpu=False)
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    assert chosen == ("bf16-mixed" if fast else "32-true")
-    assert "AMX" in why or "AVX512-BF16" in why
-
-
-def test_a_gpu_is_used_where_there_is_one_to_use() -> None:
-    assert uses_gpu(Compute(workers=0)) == torch.cuda.is_available()
-    assert uses_gpu(Compute(workers=2, gpus_per_worker=1))
-    assert not uses_gpu(Compute(workers=2, gpus_per_worker=0))

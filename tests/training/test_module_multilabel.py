@@ -12,14 +12,11 @@ import torch
 from sklearn.metrics import average_precision_score, f1_score, log_loss
 
 from tests.helpers.modules import LISTS, make_run
-from txclf.core.errors import ConfigError
 from txclf.data.batches import TokenRows
 from txclf.data.labels import targets
 from txclf.data.sampler import rank_parts, scoring_batches
 from txclf.metrics import binned
-from txclf.training.class_weights import MAX_POSITIVE_WEIGHT, positive_weights
 from txclf.training.data_module import ScoringBatches
-from txclf.training.losses import binary_loss
 from txclf.training.module_multilabel import MultilabelModule
 
 DRAW = np.random.default_rng(1)
@@ -74,17 +71,6 @@ def test_the_parts_of_a_batch_sum_to_its_mean(
         assert torch.allclose(one, two, atol=1e-6)
 
 
-@pytest.mark.parametrize("gamma", [0.3, 1.0, 2.0])
-def test_the_slope_of_focal_loss_is_finite_where_a_label_is_sure(gamma: float) -> None:
-    logits = torch.tensor([[200.0, -200.0, 17.0, 1e-6]] * 2, requires_grad=True)
-    y = torch.tensor([[1.0] * 4, [0.0] * 4])
-    (slope,) = torch.autograd.grad(binary_loss(logits, y, focal_gamma=gamma), logits)
-    assert slope.isfinite().all()
-    assert slope[0, 0].item() == pytest.approx(0.0, abs=1e-6)
-    assert slope[0, 1].item() == pytest.approx(-1 / 4)
-    assert slope[1, 0].item() == pytest.approx(1 / 4)
-
-
 def test_an_adversarial_step_is_half_on_rows_moved_towards_a_higher_loss() -> None:
     rows = TokenRows([table()])
     batch = {**rows.batch(np.arange(16)), "step_size": 16}
@@ -133,24 +119,3 @@ def test_counts_of_two_ranks_add_up_to_those_of_one() -> None:
         assert torch.equal(counts[1].sum(-1), found[0][0][1].sum(-1))
         assert (counts - found[0][0]).abs().sum() <= 2  # a logit may differ in its last bit
         assert sums.tolist() == pytest.approx(found[0][1].tolist())
-
-
-COUNTS = {"a": 50, "b": 10, "c": 0, "d": 100, "e": 1}
-
-
-def test_balanced_weights_are_rows_without_a_label_to_rows_with_it() -> None:
-    found = positive_weights("balanced", COUNTS, 200)
-    assert found is not None
-    assert found.tolist() == pytest.approx([3.0, 19.0, MAX_POSITIVE_WEIGHT, 1.0, MAX_POSITIVE_WEIGHT])
-    full = positive_weights("balanced", {"a": 200}, 200)
-    assert full is not None
-    assert full.tolist() == pytest.approx([1 / MAX_POSITIVE_WEIGHT])
-
-
-def test_a_mapping_names_the_weights_of_some_labels() -> None:
-    found = positive_weights({"b": 2.5}, COUNTS, 200)
-    assert found is not None
-    assert found.tolist() == [1.0, 2.5, 1.0, 1.0, 1.0]
-    assert positive_weights("none", COUNTS, 200) is None
-    with pytest.raises(ConfigError, match="`x` is not a label; the labels are: a, b, c, d, e"):
-        positive_weights({"x": 1.0}, COUNTS, 200)

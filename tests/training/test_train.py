@@ -26,7 +26,6 @@ from txclf.data.prepare import prepare
 from txclf.data.sampler import BatchSampler
 from txclf.training import callbacks
 from txclf.training.progress import Progress
-from txclf.training.step_schedule import StepSchedule
 from txclf.training.train import check_folder, train
 
 
@@ -248,19 +247,6 @@ def test_checkpoints_come_by_steps_by_shares_of_an_epoch_and_by_time(
     summary = train(run, prepare(run), watch)
     saved.update(checkpoint.step for checkpoint in checkpoints.committed(f"{run.run_folder}/checkpoints"))
     assert saved | {summary.steps} == {step for step in steps if step <= summary.steps} | {summary.steps}
-
-
-@pytest.mark.parametrize(("steps", "every"), [(10, 1.0), (10, 0.25), (3, 0.1), (7, 0.5), (1, 1.0)])
-def test_every_epoch_ends_in_a_validation_and_none_is_met_twice(steps: int, every: float) -> None:
-    course = StepSchedule(steps, 3, every, "10m")
-    met, step = [], 0
-    while step < course.total_steps:
-        step = course.next_validation(step)
-        met.append(step)
-    assert met == sorted(set(met))
-    assert {steps, 2 * steps, 3 * steps} <= set(met)
-    assert len(met) == 3 * min(steps, round(1 / every))
-    assert all(course.next_validation(point - 1) == point for point in met)
 
 
 def test_streamed_from_disk_the_run_is_the_same_to_the_last_bit(tmp_path: Path, data: str) -> None:

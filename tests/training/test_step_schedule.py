@@ -1,0 +1,20 @@
+"""Steps, validations and checkpoints of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from txclf.training.step_schedule import StepSchedule
+
+
+@pytest.mark.parametrize(("steps", "every"), [(10, 1.0), (10, 0.25), (3, 0.1), (7, 0.5), (1, 1.0)])
+def test_every_epoch_ends_in_a_validation_and_none_is_met_twice(steps: int, every: float) -> None:
+    course = StepSchedule(steps, 3, every, "10m")
+    met, step = [], 0
+    while step < course.total_steps:
+        step = course.next_validation(step)
+        met.append(step)
+    assert met == sorted(set(met))
+    assert {steps, 2 * steps, 3 * steps} <= set(met)
+    assert len(met) == 3 * min(steps, round(1 / every))
+    assert all(course.next_validation(point - 1) == point for point in met)
