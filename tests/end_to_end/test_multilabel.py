@@ -156,7 +156,7 @@ def test_the_bundle_gives_labels_from_their_thresholds_on(trained: RunConfig) ->
         assert set(one.labels) == {label for label, p in one.probabilities.items() if p >= limits[label]}
     assert classifier(["drum"])[0].labels == classifier(["drum", "the " * 9])[0].labels
     card = Path(trained.run_folder, "model/card.md").read_text()
-    assert "thresholds chosen on the validation rows, from 0." in card
+    assert "(minimum probability of a predicted label): chosen on the validation rows, from 0." in card
 
 
 def test_thresholds_move_what_is_given(trained: RunConfig, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_rows_that_were_learned_from_choose_no_threshold(tmp_path: Path, data: t
     assert summary.thresholds is None
     classifier = Classifier.load(f"{run.run_folder}/model")
     assert classifier.thresholds.tolist() == [0.5] * 4
-    assert "thresholds of 0.5" in Path(run.run_folder, "model/card.md").read_text()
+    assert "(minimum probability of a predicted label): 0.5" in Path(run.run_folder, "model/card.md").read_text()
 
 
 @pytest.mark.faults
