@@ -58,7 +58,7 @@ def test_config_prints_it_resolved_and_its_schema(folder: Path) -> None:
         (["train", "{tiny}", "train.epochs=many"], "`train.epochs`: "),
         (["train", "{tiny}", "tokenizer.max_length=0"], "`tokenizer.max_length`: "),
         (["train", "{tiny}", "data.train=none.csv"], "none.csv`: no such file"),
-        (["train", "{tiny}", "data.label=nope"], "no column `nope`; found: `text`, `label`"),
+        (["train", "{tiny}", "data.label=nope"], "no column `nope` among `text`, `label`"),
         (["train", "{tiny}", "train.batch_size=9999"], "larger than the training split"),
         (["train", "{tiny}", "storage=train.csv"], "cannot be written"),
         (["train", "{tiny}", "name=new", "--resume"], "no run to resume"),

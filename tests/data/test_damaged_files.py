@@ -34,7 +34,7 @@ def test_a_header_alone_has_no_rows(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_missing_column(tmp_path: Path, kind: str) -> None:
     source = source_of(tmp_path / f"a.{kind}", WRITERS[kind](ROWS))
-    message = rf"a\.{kind}`: no column `topic`; found: `text`, `label`; set `data\.text` or `data\.label`"
+    message = rf"a\.{kind}`: no column `topic` among `text`, `label`\. Set `data\.text` or `data\.label`"
     with pytest.raises(DataError, match=message):
         list(read_rows(source, ["text"], "topic"))
 

@@ -65,7 +65,7 @@ def test_the_rows(corpus: dict[str, list[Row]]) -> None:
         assert row["text"].count("\n") >= 2
     counts = Counter(row["label"] for row in rows)
     assert len(counts) >= 10
-    assert max(counts.values()) <= demo_corpus.MOST_ROWS
+    assert max(counts.values()) <= demo_corpus.MAX_ROWS
 
 
 def test_the_splits(corpus: dict[str, list[Row]]) -> None:
@@ -111,7 +111,7 @@ def test_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_library(tmp_path / "lib", 4, functions=30)
     use_library(monkeypatch, tmp_path / "lib")
-    monkeypatch.setattr(demo_corpus, "MOST_ROWS", 50)
+    monkeypatch.setattr(demo_corpus, "MAX_ROWS", 50)
     rows = [row for split in read(write_corpus(tmp_path / "out")).values() for row in split]
     assert Counter(row["label"] for row in rows) == dict.fromkeys(PACKAGES[:4], 50)
 
@@ -119,7 +119,7 @@ def test_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trimmed_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_library(tmp_path / "lib", 3)
     use_library(monkeypatch, tmp_path / "lib")
-    with pytest.raises(DataError, match=r"lib`: 3 of the packages asyncio, .* are there; the demo needs 4"):
+    with pytest.raises(DataError, match=r"lib`: has the source of 3 of the packages asyncio, .*; the demo needs 4"):
         write_corpus(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

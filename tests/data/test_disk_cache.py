@@ -68,7 +68,7 @@ def test_an_error_while_reading_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
-    with pytest.raises(StorageError, match=r"GB free, but the tokens take .* set TMPDIR"):
+    with pytest.raises(StorageError, match=r"GB free, but the tokens take .* Set TMPDIR"):
         spooled(tables, str(tmp_path / "spool"), free, COLUMNS)
 
 

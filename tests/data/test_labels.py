@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from txclf.data.labels import NONE, LabelSets, several, targets
+from txclf.data.labels import NONE, LabelSets, label_sets, targets
 
 SETS = [[2], [], [0, 1, 2], [1], [], [0, 2]]
 
@@ -37,7 +37,7 @@ SETS = [[2], [], [0, 1, 2], [1], [], [0, 2]]
 )
 def test_a_cell_holds_any_number_of_labels(value: Any, expected: tuple[str, ...]) -> None:
     reasons: dict[int, str] = {}
-    assert several([value, "x"], "tags", ";", set(), reasons) == [expected, ("x",)]
+    assert label_sets([value, "x"], "tags", ";", set(), reasons) == [expected, ("x",)]
     assert not reasons
 
 
@@ -49,23 +49,23 @@ def test_a_cell_holds_any_number_of_labels(value: Any, expected: tuple[str, ...]
         ([["joy"]], "`tags`: found list, expected strings, integers or booleans in it"),
         ([{"name": "joy"}], "`tags`: found dict, expected strings, integers or booleans in it"),
         ({"joy": 1}, "`tags`: found dict, expected a list of strings, or one string"),
-        ("['joy', 'anger']", "`tags` is a list that was written as text: join its labels by `;` instead"),
-        (" [] ", "`tags` is a list that was written as text: join its labels by `;` instead"),
+        ("['joy', 'anger']", "`tags` is a list written as text. Join its labels by `;` instead"),
+        (" [] ", "`tags` is a list written as text. Join its labels by `;` instead"),
     ],
 )
 def test_a_cell_that_cannot_be_read_says_why(value: Any, reason: str) -> None:
     reasons: dict[int, str] = {}
-    several(["a", value, "b"], "tags", ";", set(), reasons)
+    label_sets(["a", value, "b"], "tags", ";", set(), reasons)
     assert reasons == {1: reason}
 
 
 def test_what_kind_labels_were_in_the_file() -> None:
     kinds: set[str] = set()
-    several([["a", 1], 2.5, True], "tags", ",", kinds, {})
+    label_sets([["a", 1], 2.5, True], "tags", ",", kinds, {})
     assert kinds == {"string", "integer", "float", "boolean"}
 
 
-def label_sets() -> LabelSets:
+def make_label_sets() -> LabelSets:
     column = pa.array(SETS, pa.list_(pa.int32()))
     # In two tables, one of two chunks, one of a slice.
     first = pa.table({"labels": pa.chunked_array([column.slice(0, 1), column.slice(1, 2)])})
@@ -74,7 +74,7 @@ def label_sets() -> LabelSets:
 
 @pytest.mark.parametrize("rows", [[0], [1], [1, 4], [2, 0], [5, 1, 2, 3], [4, 3, 2, 1, 0]])
 def test_rows_are_padded_behind_their_labels(rows: list[int]) -> None:
-    sets = label_sets()
+    sets = make_label_sets()
     found = sets.padded(np.array(rows))
     longest = max(len(SETS[row]) for row in rows)
     assert found.tolist() == [SETS[row] + [NONE] * (longest - len(SETS[row])) for row in rows]

@@ -99,7 +99,7 @@ def test_tsv_does_not_quote(tmp_path: Path) -> None:
         ([b"a,\xff", b'"b","x"', b"\xe2\x82,y"], "b", {1: "not valid UTF-8", 3: "not valid UTF-8"}),
         ([b"a,x", b'"b"c,y', b"d,z"], "ad", {2: "line 3: malformed csv: ',' expected after '\"'"}),
         ([b"a,x", b'"b', b'"c,y', b"d,z"], "ad", {2: "line 4: malformed csv: ',' expected after '\"'"}),
-        ([b"a,x", b'b,"y', b"c,z"], "a", {2: "a quoted field is never closed: it runs to the end of the file, line 4"}),
+        ([b"a,x", b'b,"y', b"c,z"], "a", {2: "a quoted field is never closed and runs to the end of the file, line 4"}),
         ([b"a,x", b",y", b'" \t",y'], "a", dict.fromkeys([2, 3], "no text: `text` missing or blank")),
         ([b"a,x", b"b,", b'c," "'], "a", dict.fromkeys([2, 3], "no label: `label` missing or blank")),
     ],
@@ -125,12 +125,12 @@ def test_long_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert pairs(checked(source, batch_rows=1)[0]) == [(text, "x"), ("b", "y")]
     assert csv.field_size_limit() == before
 
-    monkeypatch.setattr(records, "LONGEST_CHARS", 100)
+    monkeypatch.setattr(records, "MAX_CHARS", 100)
     unclosed = source_of(tmp_path / "b.csv", 'text,label\na,x\n"open,y\n' + "line,z\n" * 40)
     rows, rejects = checked(unclosed)
     assert pairs(rows)[0] == ("a", "x")
     assert [reject.row for reject in rejects] == [2]
-    assert "over 100 characters; a quote never closed?" in rejects[0].reason
+    assert "over 100 characters, maybe a quote that is never closed" in rejects[0].reason
     assert pairs(rows)[-1] == ("line", "z")
 
     one_line = source_of(tmp_path / "a.jsonl", as_jsonl([("a", "x"), ("b" * 150, "y"), ("c", "z")]))

@@ -89,7 +89,7 @@ def test_damaged_lines_are_skipped_and_told_by_number(tmp_path: Path) -> None:
     good = content({f"w{number}": [number] * 4 for number in range(1200)}).splitlines(keepends=True)
     bad = {
         3: (b"the 1 2 3\n", "3 numbers, expected 4"),
-        40: (b"the 1 2 x 4\n", "a number that is none"),
+        40: (b"the 1 2 x 4\n", "a value that is not a number"),
         500: (b"the 1 2 nan 4\n", "a number that is not finite"),
         501: (b"the 1 2 3 4 5\n", "more than 4 numbers"),
         777: (b"\xff\xfe 1 2 3 4\n", "not valid UTF-8"),
@@ -110,17 +110,17 @@ def test_damaged_lines_are_skipped_and_told_by_number(tmp_path: Path) -> None:
         (content(TABLE).replace(b" 4\n", b"\n"), "", "its vectors have 4 numbers, `model.hidden_size` is 5"),
         (b"3 7\na 1 2 3 4 5 6 7\n", "", "its vectors have 7 numbers, `model.hidden_size` is 5"),
         (b"", "", "holds no vectors"),
-        (b"2 5\n" + bytes(range(60)) * 30, "", "convert binary vectors to text"),
+        (b"2 5\n" + bytes(range(60)) * 30, "", "Convert binary vectors to text"),
         (b"a 1 2 3 4 5\n" * 20 + b"b 1 2\n" * 9, "", "9 of 29 lines are damaged:\n  line 21: 2 numbers, expected 5"),
         (b"99 5\na 1 2 3 4 5\n", "", ""),
-        (content(TABLE)[:40], ".zip", "it has `a.txt` (4 numbers), `b.txt` (7 numbers)"),
+        (content(TABLE)[:40], ".zip", "but has `a.txt` (4 numbers), `b.txt` (7 numbers)"),
     ],
 )
 def test_what_is_no_file_of_vectors(tmp_path: Path, data: bytes, kind: str, message: str) -> None:
     path = packed(tmp_path / "v.txt", data, kind, {"b.txt": b"a 1 2 3 4 5 6 7\n"})
     if not message:  # a file that ends early: what is there is taken, and it is told
         found = word_vectors.read(path, 5, {"a": 0}, 1)
-        assert found.damaged == [(1, "it says 99 words, 1 follow")]
+        assert found.damaged == [(1, "it announces 99 words, but 1 follow")]
         return
     with pytest.raises(DataError) as error:
         word_vectors.read(path, 5, {"a": 0}, 1)
@@ -264,7 +264,7 @@ def test_settings_that_make_no_sense(words: Sequence[str], message: str) -> None
 
 
 def test_a_file_that_is_not_there_or_binary_is_refused_before_any_work(tmp_path: Path, data: str) -> None:
-    for name, message in (("none.txt", "is not there"), ("google.bin.gz", "binary format")):
+    for name, message in (("none.txt", "does not exist"), ("google.bin.gz", "binary format")):
         run: Any = tiny(tmp_path, data, *WORDS, f"model.word_vectors={tmp_path}/{name}")
         with pytest.raises(ConfigError) as error:
             check_folder(run, resume=False)

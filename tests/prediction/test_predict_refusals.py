@@ -22,10 +22,15 @@ CLASH = [{"text": "fox"}, {"text": "dog", "label": "mine"}]
 @pytest.mark.parametrize(
     ("inputs", "out", "error", "message"),
     [
-        ({"a.csv": "text\nfox\n"}, "out.txt", ConfigError, r"out\.txt`: end the output in \.csv, \.tsv or \.jsonl"),
-        ({"a.csv": "text\nfox\n"}, "out", ConfigError, "end the output in"),
-        ({"a.csv": "text\nfox\n"}, "out.csv.bz2", ConfigError, "end the output in"),
-        ({"a.csv": "text\nfox\n"}, "out.parquet.gz", ConfigError, r"or in \.parquet"),
+        (
+            {"a.csv": "text\nfox\n"},
+            "out.txt",
+            ConfigError,
+            r"out\.txt`: not a format that can be written\. Use \.csv, \.tsv or \.jsonl",
+        ),
+        ({"a.csv": "text\nfox\n"}, "out", ConfigError, "not a format that can be written"),
+        ({"a.csv": "text\nfox\n"}, "out.csv.bz2", ConfigError, "not a format that can be written"),
+        ({"a.csv": "text\nfox\n"}, "out.parquet.gz", ConfigError, r"or \.parquet"),
         ({"a.csv": "text\nfox\n"}, "a.csv/out.csv", StorageError, r"a\.csv/out\.csv`: cannot be written: "),
         ({"a.csv": "text\nfox\n"}, "model.csv", StorageError, r"model\.csv`: cannot be written: "),
         (

@@ -130,7 +130,7 @@ def test_inspect_folder_of_text_files_takes_labels_from_folders(tmp_path: Path) 
 
 
 def test_inspect_more_than_max_rows_reads_whole_files_up_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile, "MOST_ROWS", 3000)
+    monkeypatch.setattr(profile, "MAX_ROWS", 3000)
     paths = [write_csv(tmp_path / f"{name}.csv", make_rows(2500, seed=n)) for n, name in enumerate("abc")]
     found = inspect(str(tmp_path))
     assert len(paths) == found["files"] == 3

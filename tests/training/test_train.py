@@ -260,7 +260,7 @@ def test_streamed_from_disk_the_run_is_the_same_to_the_last_bit(tmp_path: Path, 
     disk = tiny(tmp_path, data, "name=disk", "train.token_dropout=0.1", "data.ingest=stream")
     train(disk, prepare(disk), listen)
     assert lines(disk) == lines(memory)
-    assert "streamed to local disk: as the run file says" in notes[0]
+    assert "streamed to local disk: set by `data.ingest`" in notes[0]
 
 
 def test_data_that_fit_are_held_in_memory_and_the_rest_is_streamed(tmp_path: Path, data: str) -> None:

@@ -1,1 +1,1 @@
-"""From files to batches: plain functions over Arrow tables and numpy arrays that know neither Ray nor Lightning."""
+"""Files to batches, as plain functions over Arrow tables and numpy arrays."""

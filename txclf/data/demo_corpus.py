@@ -1,8 +1,8 @@
-"""The demo corpus: which package of Python's standard library does a function come from?
+"""Demo corpus: predict the package of Python's standard library that a function comes from.
 
-A text is the source of one function or method, its label the top-level package, its file where it stands. Nothing is
-downloaded: the running Python's own library is read, so another Python version gives a slightly different corpus. A
-file belongs to one split only: a model is measured on functions of files that it never saw.
+A text is the source of one function or method, its label is the top-level package. Nothing is downloaded: the corpus is
+read from the library of the running Python, so it differs slightly between Python versions. Each file belongs to one
+split, so a model is scored on functions of files that it has never seen.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ PACKAGES = (
     "wsgiref",
     "xml",
 )
-"""In Python 3.11 to 3.14, each of at least three files with functions."""
+"""Packages with at least three files with functions in Python 3.11 to 3.14."""
 SHARES = {"train": 0.70, "valid": 0.15, "test": 0.15}
-MOST_ROWS = 700
-"""Of a package; which of its functions stay is drawn by a hash of their text."""
-FEWEST_LINES = 3
-FEWEST_PACKAGES = 4
+MAX_ROWS = 700
+"""Maximum number of functions per package. A hash of the text chooses which ones to keep."""
+MIN_LINES = 3
+MIN_PACKAGES = 4
 
 
 class Function(NamedTuple):
-    """A row of the corpus."""
+    """Row of the corpus."""
 
     text: str
     label: str
     file: str
-    """Relative to the library, as `asyncio/base_events.py`."""
+    """Path relative to the library, such as `asyncio/base_events.py`."""
 
 
 def write_corpus(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Writes `train.jsonl`, `valid.jsonl` and `test.jsonl` (keys `text`, `label`, `file`); their paths by split.
+    """Write `train.jsonl`, `valid.jsonl` and `test.jsonl`, and return their paths by split.
 
-    The same Python gives the same bytes. Raises `DataError` when fewer than four of the packages are there as source,
-    as on a trimmed Python, and `StorageError` when the folder cannot be written.
+    The rows have the keys `text`, `label` and `file`. The same Python gives the same bytes. Raises `DataError` if
+    Python has the source of fewer than four packages, and `StorageError` if the folder cannot be written.
     """
     library = Path(sysconfig.get_path("stdlib"))
     splits: dict[str, list[Function]] = {split: [] for split in SHARES}
@@ -65,51 +65,52 @@ def write_corpus(folder: str | os.PathLike[str]) -> dict[str, str]:
     packages = 0
     for package in PACKAGES:
         functions = []
-        for found in _functions(library, package):
-            if found.text not in seen:
-                seen.add(found.text)
-                functions.append(found)
+        for function in _functions(library, package):
+            if function.text not in seen:
+                seen.add(function.text)
+                functions.append(function)
         functions = _cap(functions)
-        split_of = split_files([found.file for found in functions])
+        split_of = split_files([function.file for function in functions])
         packages += bool(split_of)
-        for found in functions if split_of else []:
-            splits[split_of[found.file]].append(found)
-    if packages < FEWEST_PACKAGES:
+        for function in functions if split_of else []:
+            splits[split_of[function.file]].append(function)
+    if packages < MIN_PACKAGES:
         raise DataError(
-            f"`{library}`: {packages} of the packages {', '.join(PACKAGES)} are there; the demo needs {FEWEST_PACKAGES}"
+            f"`{library}`: has the source of {packages} of the packages {', '.join(PACKAGES)}; the demo needs "
+            f"{MIN_PACKAGES}. Use a Python with its full standard library."
         )
     paths = {split: storage.join(storage.absolute(folder), f"{split}.jsonl") for split in SHARES}
     for split, functions in splits.items():
-        content = "".join(json.dumps(found._asdict(), ensure_ascii=False) + "\n" for found in functions).encode()
-        # A file that is touched would be prepared anew.
+        content = "".join(json.dumps(function._asdict(), ensure_ascii=False) + "\n" for function in functions).encode()
+        # Rewriting an unchanged file would change its time, and so the fingerprint of the prepared data.
         if not storage.exists(paths[split]) or storage.read_bytes(paths[split]) != content:
             storage.write_bytes(paths[split], content)
     return paths
 
 
 def split_files(files: Sequence[str]) -> dict[str, str]:
-    """The split of each file, where `files` names a file once per row; nothing for fewer files than splits.
+    """Return the split of each file, or nothing if there are fewer files than splits.
 
-    Largest first (a hash of the name decides between equals), each file goes where most rows are wanting, so that the
-    shares come out as well as whole files allow; the last files fill the splits that are still empty.
+    `files` names a file once per row. Files are assigned in descending size, ties by a hash of the name, each to the
+    split that lacks the most rows. The last files fill splits that are still empty.
     """
     sizes = Counter(files)
     if len(sizes) < len(SHARES):
         return {}
-    wanting = {split: share * len(files) for split, share in SHARES.items()}
+    missing_rows = {split: share * len(files) for split, share in SHARES.items()}
     chosen: dict[str, str] = {}
     for file in sorted(sizes, key=lambda file: (-sizes[file], _hash(file))):
         empty = [split for split in SHARES if split not in chosen.values()]
         left = len(sizes) - len(chosen)
-        split = max(empty if len(empty) == left else SHARES, key=lambda split: wanting[split])
-        wanting[split] -= sizes[file]
+        split = max(empty if len(empty) == left else SHARES, key=lambda split: missing_rows[split])
+        missing_rows[split] -= sizes[file]
         chosen[file] = split
     return chosen
 
 
 def _cap(functions: list[Function]) -> list[Function]:
-    kept = set(sorted(functions, key=lambda found: _hash(found.text))[:MOST_ROWS])
-    return [found for found in functions if found in kept]
+    kept = set(sorted(functions, key=lambda function: _hash(function.text))[:MAX_ROWS])
+    return [function for function in functions if function in kept]
 
 
 def _hash(text: str) -> str:
@@ -125,10 +126,10 @@ def _functions(library: Path, package: str) -> Iterator[Function]:
 
 
 def _sources(path: Path) -> list[str]:
-    """Dedented sources of a file's functions, in its order; none where this Python cannot parse it."""
+    """Return the dedented sources of the functions of a file, in order; none if this Python cannot parse the file."""
     try:
         with tokenize.open(path) as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on escapes such as "\d"
+            warnings.simplefilter("ignore")  # about escapes such as "\d"
             source = stream.read()
             tree = ast.parse(source)
     except (SyntaxError, ValueError, OSError):
@@ -138,7 +139,7 @@ def _sources(path: Path) -> list[str]:
     texts = []
     for node in sorted(nodes, key=lambda node: node.lineno):
         assert node.end_lineno is not None
-        if node.end_lineno - node.lineno + 1 >= FEWEST_LINES:
+        if node.end_lineno - node.lineno + 1 >= MIN_LINES:
             indent = " " * node.col_offset
             texts.append("\n".join(line.removeprefix(indent) for line in lines[node.lineno - 1 : node.end_lineno]))
     return texts

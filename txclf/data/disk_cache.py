@@ -1,8 +1,9 @@
-"""Rows on this machine's disk, for data that memory should not hold: the same batches as from memory.
+"""Token rows in files on the local disk, for data larger than memory. Batches are the same as from memory.
 
-The shards are read once, a few thousand rows at a time, into a flat file of token ids in the folder for temporary
-files; each batch then reads its rows there. Memory holds 16 bytes a row and the operating system's cache, which gives
-way. The files are unlinked as soon as every process of the node has opened them: what is killed later leaves nothing.
+The shards are copied once, a few thousand rows at a time, to a flat file of token ids in the folder for temporary
+files. Each batch then reads its rows from that file. Memory holds 16 bytes per row, plus the cache of the operating
+system, which shrinks on demand. The files are unlinked as soon as every process of the node has opened them, so a
+killed run leaves none behind.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from txclf.data.sampler import WHOLE, Int32s, Ints, Layout
 from txclf.data.shards import Manifest
 
 LENGTHS = ".lengths"
-"""Ends the name of the file of a column's lengths."""
+"""Suffix of the file with the lengths of a column."""
 
 
 class SpooledRows(TokenRows):
-    """`TokenRows` whose token ids lie in a file. Made by `open_spool`."""
+    """`TokenRows` whose token ids are in a file, opened by `open_spool`."""
 
     def __init__(
         self, tokens: int, lengths: Int32s, labels: Int32s, label_sets: LabelSets | None, layout: Layout = WHOLE
@@ -37,29 +38,29 @@ class SpooledRows(TokenRows):
         self.starts = _starts(lengths)
 
     def tokens(self, rows: Ints) -> Int32s:
-        parts = [
+        chunks = [
             os.pread(self.file, 4 * int(length), 4 * int(start))
             for start, length in zip(self.starts[rows], self.lengths[rows], strict=True)
         ]
-        return np.frombuffer(b"".join(parts), np.int32)
+        return np.frombuffer(b"".join(chunks), np.int32)
 
     def __del__(self) -> None:
         os.close(self.file)
 
 
 def spool(tables: Iterable[pa.Table], folder: str, num_tokens: int, columns: Sequence[str]) -> None:
-    """Writes columns of tables into a folder: token ids (list<int32>), flat, with their lengths, `label`, and `labels`
-    (list<int32>), flat, with theirs.
+    """Write columns of tables to a folder, one flat file each.
 
-    Raises `StorageError` when the disk has no room.
+    Lists, which are token ids and `labels` (list<int32>), also get a file with their lengths; `label` is one int32 per
+    row. Raises `StorageError` if the disk is too small or cannot be written.
     """
     try:
         os.makedirs(folder, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if 4 * num_tokens > free:
             raise StorageError(
-                f"`{folder}`: {free / 1e9:.1f} GB free, but the tokens take {4 * num_tokens / 1e9:.1f} GB: "
-                "set TMPDIR to a larger disk, or `data.ingest: memory`"
+                f"`{folder}`: {free / 1e9:.1f} GB free, but the tokens take {4 * num_tokens / 1e9:.1f} GB. "
+                "Set TMPDIR to a larger disk, or set `data.ingest: memory`."
             )
         names = [*columns, *(column + LENGTHS for column in columns if column != "label")]
         with ExitStack() as stack:
@@ -75,12 +76,12 @@ def spool(tables: Iterable[pa.Table], folder: str, num_tokens: int, columns: Seq
                     files[column].write(np.ascontiguousarray(values, np.int32).data)
     except OSError as error:
         raise StorageError(
-            f"`{folder}`: cannot be written: {error.strerror or error}: set TMPDIR to another disk"
+            f"`{folder}`: cannot be written: {error.strerror or error}. Set TMPDIR to another disk."
         ) from error
 
 
 def open_spool(folder: str, columns: Sequence[str], layout: Layout = WHOLE) -> Rows:
-    """The rows of a spooled folder, which may be removed after this."""
+    """Open the rows of a spooled folder. The folder may be removed afterwards."""
 
     def values(name: str) -> Int32s:
         return np.fromfile(os.path.join(folder, name), np.int32)
@@ -100,13 +101,14 @@ def spooled(
     folder: str,
     num_tokens: int,
     columns: Sequence[str],
+    *,
     first: bool = True,
     barrier: Callable[[], None] = lambda: None,
     layout: Layout = WHOLE,
 ) -> Rows:
-    """The rows of `tables`, spooled by the first process of a node for all of them; nothing of the folder is left.
+    """Spool the rows of `tables` in the first process of a node, and return them in every process.
 
-    `barrier` waits for the other processes.
+    `barrier` waits for the other processes of the node. The folder is removed before the function returns.
     """
     try:
         if first:
@@ -121,16 +123,16 @@ def spooled(
 
 
 def streams(setting: str, manifest: Manifest, budget: int) -> tuple[bool, str]:
-    """Whether training data are streamed to disk rather than held in memory, by `data.ingest`; and a line that says so.
+    """Choose between streaming training data to disk (True) and holding them in memory, and describe the choice.
 
-    `budget` is the most bytes that they may take in memory under `auto`.
+    `setting` is `data.ingest`. `budget` is the maximum size in memory under `auto`, in bytes.
     """
     splits = [manifest.splits[name] for name in ("train", "valid")]
     size = sum(4 * (split.tokens + split.target_tokens) + 16 * split.rows for split in splits)
     stream = setting == "stream" or (setting == "auto" and size > budget)
-    reason = "as the run file says"
+    reason = "set by `data.ingest`"
     if setting == "auto":
-        reason = f"they {'do not ' if stream else ''}fit the {_size(budget)} that data may take in memory"
+        reason = f"they {'do not ' if stream else ''}fit the {_size(budget)} of memory for data"
     return stream, f"{_size(size)} of training data {'streamed to local disk' if stream else 'in memory'}: {reason}"
 
 
@@ -139,7 +141,7 @@ def _size(size: int) -> str:
 
 
 def machine_memory() -> int:
-    """Bytes of memory that this process may use: of the machine, or of its control group where that has less."""
+    """Return the bytes of memory of the machine, or of its control group if that has less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         with open("/sys/fs/cgroup/memory.max") as file:

@@ -1,6 +1,6 @@
-"""Labels: read from a cell of a file, and, where a row has several, held for all rows at once.
+"""Labels of file cells, and label sets of all rows of a multilabel task.
 
-Shapes: B rows, K labels of the row that has most, C classes.
+Shapes: B rows, K labels of the row with the most labels, C classes.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from txclf.core.ragged import concat_ranges
+
 Ints = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 
 NONE = -1
-"""In place of a label, where a row has fewer than its neighbours."""
+"""Padding of the class ids of a row that has fewer labels than others."""
 
 
 def single(values: list[Any], name: str, kinds: set[str], reasons: dict[int, str]) -> list[str]:
-    """The label of each cell; `reasons` gets the places of those without one, `kinds` what labels were in the file."""
+    """Return the label of each cell.
+
+    Adds the reasons of cells without a label to `reasons`, by position, and the types of the labels to `kinds`.
+    """
     if set(map(type, values)) == {str}:
         labels = list(map(str.strip, values))
         if all(labels):
@@ -40,30 +45,35 @@ def single(values: list[Any], name: str, kinds: set[str], reasons: dict[int, str
     return labels
 
 
-def several(
+def label_sets(
     values: list[Any], name: str, delimiter: str, kinds: set[str], reasons: dict[int, str]
 ) -> list[tuple[str, ...]]:
-    """The distinct labels of each cell, sorted: of a list, or of a string cut at `delimiter`; a blank cell has none."""
+    """Return the sorted distinct labels of each cell: a list, or a string that is split at `delimiter`.
+
+    A blank cell has no labels. `reasons` and `kinds` are filled as in `single`.
+    """
     rows: list[tuple[str, ...]] = [()] * len(values)
     for i, value in enumerate(values):
         items = value if isinstance(value, list | tuple) else [] if _blank(value) else [value]
         if isinstance(value, str):
             if value.strip()[:1] + value.strip()[-1:] == "[]":
-                reasons[i] = f"`{name}` is a list that was written as text: join its labels by `{delimiter}` instead"
+                reasons[i] = f"`{name}` is a list written as text. Join its labels by `{delimiter}` instead"
                 continue
-            items = [part for part in value.split(delimiter) if part.strip()]
-        found: set[str] = set()
+            items = [item for item in value.split(delimiter) if item.strip()]
+        distinct: set[str] = set()
         for item in items:
             if _blank(item):
                 reasons[i] = f"`{name}` holds a label that is missing or blank"
             elif isinstance(item, str | bool | int | float):
                 kind, label = _label(item)
                 kinds.add(kind)
-                found.add(label)
+                distinct.add(label)
             else:
-                wanted = "a list of strings, or one string" if item is value else "strings, integers or booleans in it"
-                reasons[i] = f"`{name}`: found {type(item).__name__}, expected {wanted}"
-        rows[i] = tuple(sorted(found))
+                expected = (
+                    "a list of strings, or one string" if item is value else "strings, integers or booleans in it"
+                )
+                reasons[i] = f"`{name}`: found {type(item).__name__}, expected {expected}"
+        rows[i] = tuple(sorted(distinct))
     return rows
 
 
@@ -83,7 +93,7 @@ def _label(value: str | bool | int | float) -> tuple[str, str]:
 
 
 class LabelSets:
-    """The class numbers of each row, one row after the other."""
+    """Class ids of each row, stored one row after another."""
 
     def __init__(self, values: Int32s, lengths: Int32s) -> None:
         self.values, self.lengths = values, lengths
@@ -91,35 +101,33 @@ class LabelSets:
 
     @classmethod
     def from_tables(cls, tables: Sequence[pa.Table]) -> Self:
-        """Of tables with `labels` (list<int32>)."""
+        """Return the label sets of tables with a column `labels` (list<int32>)."""
         lists = [chunk for table in tables for chunk in table["labels"].chunks if len(chunk)]
-        nothing = np.empty(0, np.int32)
+        empty = np.empty(0, np.int32)
         values = [chunk.flatten().to_numpy() for chunk in lists]
         lengths = [np.diff(chunk.offsets.to_numpy()).astype(np.int32) for chunk in lists]
-        return cls(np.concatenate([nothing, *values]).astype(np.int32), np.concatenate([nothing, *lengths]))
+        return cls(np.concatenate([empty, *values]).astype(np.int32), np.concatenate([empty, *lengths]))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def padded(self, rows: Ints) -> Tensor:
-        """(B, K) int64, `NONE` behind the labels of a row that has fewer than K."""
+        """Return the class ids of rows as (B, K) int64, padded with `NONE`."""
         lengths = self.lengths[rows].astype(np.int64)
         inside = np.arange(int(lengths.max(initial=0))) < lengths[:, None]  # (B, K)
-        ends = np.cumsum(lengths)
-        within = np.arange(int(lengths.sum())) - np.repeat(ends - lengths, lengths)
         numbers = np.full(inside.shape, NONE, np.int64)
-        numbers[inside] = self.values[np.repeat(self.starts[rows], lengths) + within]
+        numbers[inside] = self.values[concat_ranges(self.starts[rows], lengths)]
         return torch.from_numpy(numbers)
 
     def matrix(self, classes: int) -> npt.NDArray[np.bool_]:
-        """(rows, C), True at a row's labels."""
+        """Return a mask (rows, C), True at the labels of each row."""
         targets = np.zeros((len(self), classes), np.bool_)
         targets[np.repeat(np.arange(len(self)), self.lengths), self.values] = True
         return targets
 
 
 def targets(numbers: Tensor, classes: int) -> Tensor:
-    """(B, C) float32, 1 at the class numbers of each row (B, K), as `LabelSets.padded` gives them."""
-    found = torch.zeros(len(numbers), classes + 1, device=numbers.device)
-    # Places without a number, -1, fall into the first column, which is cut off.
-    return found.scatter_(1, numbers + 1, 1.0)[:, 1:]
+    """Return targets (B, C) float32 from class ids (B, K) of `LabelSets.padded`: 1 at the labels, otherwise 0."""
+    padded = torch.zeros(len(numbers), classes + 1, device=numbers.device)
+    # Padding, -1, goes to the first column, which is removed.
+    return padded.scatter_(1, numbers + 1, 1.0)[:, 1:]

@@ -1,9 +1,9 @@
-"""What raw files hold, without training or preparing: columns, labels, lengths, doubles, conflicts, bad rows.
+"""Profile of raw files before preparing: columns, labels, lengths, duplicates, conflicts, bad rows.
 
-    first rows of all columns ─▶ which column is the text, which the label
-    all rows of those two     ─▶ the audit, in 20 bytes a row
+    first rows of all columns ─▶ guess the text column and the label column
+    all rows of these two     ─▶ the audit, with 20 bytes per row in memory
 
-Nothing here decides anything: `txclf prepare` reads the files anew, as the run file says.
+The profile changes nothing: `txclf prepare` reads the files itself, with the settings of the run file.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from txclf.data import records, shards
 from txclf.data.sources import Source
 
 SAMPLE_ROWS = 10_000
-"""Rows that the columns are known by."""
-MOST_ROWS = 2_000_000
-"""Rows that are audited."""
-SHOWN = 20
+"""Rows per file set from which the columns are guessed."""
+MAX_ROWS = 2_000_000
+"""Maximum number of rows that are audited."""
+MAX_SHOWN = 20
 TEXT_NAMES = ("text", "sentence", "content", "body", "review", "question", "message", "comment", "document", "source")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "sentiment", "topic", "tag", "y")
 SPLITS = {"valid": r"(^|[^a-z])(valid|validation|val|dev)([^a-z]|$)", "test": r"(^|[^a-z])(test|eval)([^a-z]|$)"}
 RARE_ROWS = 20
-LOPSIDED = 10.0
-"""Times that the commonest label has more rows than the rarest above which classes count as unequal."""
+IMBALANCE = 10.0
+"""Ratio of the rows of the commonest and the rarest label above which classes count as imbalanced."""
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def audit(path: str, sources: Sequence[Source], text: Sequence[str], label: str | None) -> dict[str, Any]:
-    """The audit of files; `text` and `label` name the columns where the guess is not wanted.
+    """Return the audit of files. `text` and `label` name the columns; without them the columns are guessed.
 
-    Raises `DataError` for files that cannot be read, and for columns that are not there.
+    Raises `DataError` for files that cannot be read, and for missing columns.
     """
     columns, rows = _columns(sources)
     text_columns = list(text) or [_text(columns)]
@@ -54,19 +54,19 @@ def audit(path: str, sources: Sequence[Source], text: Sequence[str], label: str 
     }
     listed = label_column is not None and columns_of(columns, label_column).get("kinds") == ["list"]
     if listed:
-        found["note"] = f"`{label_column}` holds lists: several labels of a text, which the audit does not count"
+        found["note"] = f"`{label_column}` holds lists, so rows have several labels. The audit does not count them."
     found |= _rows(sources, text_columns, None if listed else label_column)
     task = {"task": "multilabel"} if listed else {}
     return {**found, "suggested": {**task, **suggested(path, sources, found)}}
 
 
 def columns_of(columns: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
-    """A column by its name; empty when it is none of them."""
+    """Return a column by its name; empty if there is no such column."""
     return next((column for column in columns if column["column"] == name), {})
 
 
 def _columns(sources: Sequence[Source]) -> tuple[list[dict[str, Any]], int]:
-    """What the first rows say of each column, and how many they were."""
+    """Return the facts about each column from the first rows, and the number of these rows."""
     values: dict[str, list[Any]] = {}
     rows = 0
     for source in sources:
@@ -99,18 +99,18 @@ def _kind(value: Any) -> str:
 
 
 def _text(columns: Sequence[dict[str, Any]]) -> str:
-    """By its name, else the column of the longest strings."""
+    """Return the text column: by its name, otherwise the column with the longest strings."""
     strings = [column for column in columns if column["kinds"] == ["string"]]
     named = {column["column"].lower(): column["column"] for column in strings}
     for name in TEXT_NAMES:
         if name in named:
             return str(named[name])
     longest = max(strings, key=lambda column: column["mean_chars"] or 0.0, default=None)
-    return str(longest["column"]) if longest else "text"  # which then is told to be missing
+    return str(longest["column"]) if longest else "text"  # reported as missing later
 
 
 def _label(columns: Sequence[dict[str, Any]], text: Sequence[str], rows: int) -> str | None:
-    """By its name, else the column with the fewest values, where they come again and again."""
+    """Return the label column: by its name, otherwise the one with the fewest distinct, repeated values."""
     left = [column for column in columns if column["column"] not in text and column["kinds"]]
     named = {column["column"].lower(): column["column"] for column in left}
     for name in LABEL_NAMES:
@@ -121,38 +121,38 @@ def _label(columns: Sequence[dict[str, Any]], text: Sequence[str], rows: int) ->
 
 
 def _rows(sources: Sequence[Source], text: Sequence[str], label: str | None) -> dict[str, Any]:
-    hashes, codes, lengths, places = list[Any](), list[int](), list[int](), list[tuple[int, int]]()
+    hashes, codes, lengths, locations = list[Any](), list[int](), list[int](), list[tuple[int, int]]()
     numbers: dict[str, int] = {}
     bad: list[records.Reject] = []
     reasons: Counter[str] = Counter()
     kinds: set[str] = set()
-    whole = True
+    all_rows_read = True
     for number, source in enumerate(sources):
-        if len(lengths) >= MOST_ROWS:
-            whole = False
+        if len(lengths) >= MAX_ROWS:
+            all_rows_read = False
             break
         for rows, rejects in records.read_rows(source, text, label):
             for reject in rejects:
                 reasons[reject.reason] += 1
-            bad += rejects[: max(0, SHOWN - len(bad))]
+            bad += rejects[: max(0, MAX_SHOWN - len(bad))]
             hashes.append(shards.text_hashes(rows.texts))
-            codes += [numbers.setdefault(one, len(numbers)) for one in rows.labels]
-            lengths += [sum(len(WORD.findall(part)) for part in row) for row in rows.texts]
-            places += [(number, row) for row in rows.rows]
+            codes += [numbers.setdefault(name, len(numbers)) for name in rows.labels]
+            lengths += [sum(len(WORD.findall(text)) for text in row) for row in rows.texts]
+            locations += [(number, row) for row in rows.rows]
             kinds |= rows.label_kinds
-            if len(lengths) >= MOST_ROWS:
-                whole = False
+            if len(lengths) >= MAX_ROWS:
+                all_rows_read = False
                 break
     keys = np.concatenate([*hashes, np.empty(0, np.uint64)])
     counts = Counter(codes)
     names = {code: name for name, code in numbers.items()}
-    by_label = sorted(((names[code], count) for code, count in counts.items()), key=lambda one: -one[1])
+    by_label = sorted(((names[code], count) for code, count in counts.items()), key=lambda item: -item[1])
     result: dict[str, Any] = {
         "rows": len(lengths),
-        "all_rows_read": whole,
+        "all_rows_read": all_rows_read,
         "bad_rows": sum(reasons.values()),
-        "bad_reasons": [{"reason": reason, "rows": count} for reason, count in reasons.most_common(SHOWN)],
-        "bad_examples": [{"file": one.file, "row": one.row, "reason": one.reason} for one in bad[:5]],
+        "bad_reasons": [{"reason": reason, "rows": count} for reason, count in reasons.most_common(MAX_SHOWN)],
+        "bad_examples": [reject._asdict() for reject in bad[:5]],
         "duplicates": len(keys) - len(np.unique(keys)),
         "words": _percentiles(lengths),
     }
@@ -161,7 +161,7 @@ def _rows(sources: Sequence[Source], text: Sequence[str], label: str | None) -> 
             "label_kinds": sorted(kinds),
             "labels": len(by_label),
             "label_rows": [{"label": name, "rows": count} for name, count in by_label],
-            **_conflicts(sources, keys, np.asarray(codes, np.int64), places, names),
+            **_conflicts(sources, keys, np.asarray(codes, np.int64), locations, names),
         }
     return result
 
@@ -174,23 +174,23 @@ def _percentiles(lengths: Sequence[int]) -> dict[str, int]:
 
 
 def _conflicts(
-    sources: Sequence[Source], keys: Any, codes: Any, places: Sequence[tuple[int, int]], names: dict[int, str]
+    sources: Sequence[Source], keys: Any, codes: Any, locations: Sequence[tuple[int, int]], names: dict[int, str]
 ) -> dict[str, Any]:
-    """Texts that stand under more than one label, and where the first few of them are."""
-    _, which = np.unique(keys, return_inverse=True)
-    pairs = np.unique(np.stack([which, codes]), axis=1)
-    texts, labels = np.unique(pairs[0], return_counts=True)
-    several = texts[labels > 1]
+    """Count the texts that occur with more than one label, and locate the first few."""
+    _, text_ids = np.unique(keys, return_inverse=True)
+    pairs = np.unique(np.stack([text_ids, codes]), axis=1)
+    texts, label_counts = np.unique(pairs[0], return_counts=True)
+    conflicting = texts[label_counts > 1]
     examples = []
-    for text in several[:5]:
-        for row in np.flatnonzero(which == text)[:4].tolist():
-            source, place = places[row]
-            examples.append({"file": sources[source].path, "row": place, "label": names[int(codes[row])]})
-    return {"conflicting_texts": len(several), "conflict_examples": examples}
+    for text in conflicting[:5]:
+        for i in np.flatnonzero(text_ids == text)[:4].tolist():
+            source, row = locations[i]
+            examples.append({"file": sources[source].path, "row": row, "label": names[int(codes[i])]})
+    return {"conflicting_texts": len(conflicting), "conflict_examples": examples}
 
 
 def suggested(path: str, sources: Sequence[Source], found: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a run file for these data, each with a reason to be there."""
+    """Return the keys of a run file that fits the audited data."""
     data: dict[str, Any] = {**_splits(path, sources)}
     if found["text"] != ["text"]:
         data["text"] = found["text"]
@@ -200,12 +200,12 @@ def suggested(path: str, sources: Sequence[Source], found: dict[str, Any]) -> di
         data["on_bad_row"] = "skip"
     keys: dict[str, Any] = {"data": data}
     if found["words"]:
-        # A byte-pair vocabulary cuts some words in two; a multiple of 32, not more than the usual limit of attention.
-        wanted = math.ceil(found["words"]["p99"] * 1.3 / 32) * 32
-        keys["tokenizer"] = {"max_length": int(min(512, max(32, wanted)))}
-    rows = [one["rows"] for one in found.get("label_rows", [])]
+        # A byte-pair vocabulary splits some words. The limit of 512 keeps attention affordable.
+        tokens = math.ceil(found["words"]["p99"] * 1.3 / 32) * 32
+        keys["tokenizer"] = {"max_length": int(min(512, max(32, tokens)))}
+    rows = [label["rows"] for label in found.get("label_rows", [])]
     train: dict[str, Any] = {}
-    if len(rows) > 1 and rows[0] > LOPSIDED * rows[-1]:
+    if len(rows) > 1 and rows[0] > IMBALANCE * rows[-1]:
         train["monitor"] = "valid_f1_macro"
     if found["rows"] < 2_000:
         train["batch_size"] = 16
@@ -213,7 +213,7 @@ def suggested(path: str, sources: Sequence[Source], found: dict[str, Any]) -> di
 
 
 def _splits(path: str, sources: Sequence[Source]) -> dict[str, Any]:
-    """Files by what their names say they are: of a folder those in it, of a file those beside it that say so."""
+    """Return the files of each split, as their names suggest; everything is training data if the names do not tell."""
     if any(source.format == "text" for source in sources):
         return {"train": path}
     found: dict[str, list[str]] = {"train": [], "valid": [], "test": []}

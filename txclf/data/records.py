@@ -1,11 +1,11 @@
-"""Labelled files, row by row, in the memory of one batch.
+"""Labelled files, read row by row with one batch in memory.
 
     Source ──read_raw──▶ RawBatch ──read_rows──▶ (Rows, rejects)
 
-1. `read_raw` reads a file as it stands. A row that cannot be read keeps its place and carries a reason.
-2. `read_rows` keeps the rows that have a text and a label, and rejects the others: rows read = kept + rejected.
+1. `read_raw` reads the values of a file. A row that cannot be read keeps its position and has a reason.
+2. `read_rows` keeps the rows with a text and a label and rejects the others: rows read = kept + rejected.
 
-Rows are numbered from 1 in their file; a header and blank lines are no rows.
+Rows are numbered from 1 in their file. A header and blank lines do not count.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from txclf.core.errors import DataError
 from txclf.data import labels as cells
 from txclf.data.sources import Source, ending, fault, list_files, public_name
 
-LONGEST_CHARS = 2**24
-"""Characters of a JSON line or csv field above which a row is rejected: a quote never closed cannot fill the memory."""
+MAX_CHARS = 2**24
+"""Maximum characters of a JSON line or csv field. It keeps a quote that is never closed from filling the memory."""
 
 _NOT_UTF8 = "not valid UTF-8"
 
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
-    """Consecutive rows of a source, as they stand in the file."""
+    """Consecutive rows of a source, with the values of the file."""
 
     source: Source
     rows: list[int]
     files: list[str]
     columns: dict[str, list[Any]]
-    """Python values by column, as long as `rows`; None all through a row that has a problem."""
+    """Python values by column, one per row; all None in a row with a problem."""
     problems: dict[int, str]
-    """Position in the batch to the reason why that row cannot be read."""
+    """Reasons why rows cannot be read, by position in the batch."""
     schema: pa.Schema | None = None
-    """Of the columns, where the file has one (parquet)."""
+    """Schema of the columns; None unless the file is Parquet."""
 
 
 class Reject(NamedTuple):
-    """A row left out, and why."""
+    """Row that is left out, with the reason."""
 
     file: str
     row: int
@@ -63,28 +63,28 @@ class Reject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a batch that can be used; all lists are equally long."""
+    """Usable rows of a batch. All lists that are not empty have one item per row."""
 
     texts: list[tuple[str, ...]]
     """One item per text column."""
     labels: list[str]
-    """Empty when no label was asked for."""
+    """One label, or target, per row; empty if no label column is read or rows have sets of labels."""
     label_sets: list[tuple[str, ...]]
-    """The distinct labels of each row, sorted, where there may be several; `labels` is empty then, else this is."""
+    """Sorted distinct labels of each row; empty unless rows have sets of labels."""
     rows: list[int]
     files: list[str]
     label_kinds: set[str]
-    """What the labels were in the file: `string`, `integer`, `boolean`, `float`."""
+    """Types of the labels in the file: `string`, `integer`, `boolean`, `float`."""
 
 
 def read_raw(source: Source, columns: Sequence[str] | None = None, batch_rows: int = 2048) -> Iterator[RawBatch]:
-    """Reads a source in batches of at most `batch_rows` rows, with the columns asked for (None: all).
+    """Yield the rows of a source in batches of at most `batch_rows` rows, with the given columns or, for None, all.
 
-    `csv` has a header and may quote; `tsv` has a header and never quotes; `jsonl` has an object per line, None where a
-    row lacks a key. A compressed parquet file is the exception to the small memory: it is unpacked whole.
+    `csv` has a header and may have quotes. `tsv` has a header and no quotes. `jsonl` has an object per line; a missing
+    key gives None. A compressed parquet file is decompressed as a whole, so it needs more memory than a batch.
 
-    Raises `DataError` for a file that is missing, empty, damaged or of another format, and for a column that is not
-    there (jsonl: not in any row of the first batch).
+    Raises `DataError` for a file that is missing, empty, damaged or of another format, and for a missing column. For
+    `jsonl`, a column is missing if no row of the first batch has it.
     """
     readers = {"jsonl": _read_jsonl, "parquet": _read_parquet, "text": _read_texts}
     wanted = None if columns is None else list(dict.fromkeys(columns))
@@ -92,14 +92,14 @@ def read_raw(source: Source, columns: Sequence[str] | None = None, batch_rows: i
 
 
 def _read_csv(source: Source, wanted: list[str] | None, batch_rows: int) -> Iterator[RawBatch]:
-    tabs = source.format == "tsv"
-    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    is_tsv = source.format == "tsv"
+    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {"strict": True}
     with _lines(source, newline="") as lines:
         reader = csv.reader(lines, **dialect)
         records = filter(None, _records(reader))
         header = _take_csv(source, records, 1, 0)
         if not header:
-            raise DataError(f"`{source.path}`: is empty")
+            raise DataError(f"`{source.path}`: is empty. Name a file with rows.")
         names = header[0]
         if isinstance(names, str) or _not_utf8(names):
             raise DataError(f"`{source.path}`: header line: {names if isinstance(names, str) else _NOT_UTF8}")
@@ -122,16 +122,17 @@ def _read_csv(source: Source, wanted: list[str] | None, batch_rows: int) -> Iter
 
 
 def _records(reader: Any) -> Iterator[Any]:
-    """The records of a csv reader, with the reason in the place of a record that is malformed."""
+    """Yield the records of a csv reader, and for a malformed record the reason."""
     while True:
         try:
             yield from reader
             return
         except csv.Error as error:
             if "unexpected end" in str(error):
-                yield f"a quoted field is never closed: it runs to the end of the file, line {reader.line_num:,}"
+                yield f"a quoted field is never closed and runs to the end of the file, line {reader.line_num:,}"
             elif "limit" in str(error):
-                yield f"line {reader.line_num:,}: a field of over {LONGEST_CHARS:,} characters; a quote never closed?"
+                limit = f"a field of over {MAX_CHARS:,} characters"
+                yield f"line {reader.line_num:,}: {limit}, maybe a quote that is never closed"
             else:
                 yield f"line {reader.line_num:,}: malformed csv: {error}"
 
@@ -140,9 +141,9 @@ _csv_lock = threading.Lock()
 
 
 def _take_csv(source: Source, records: Iterator[Any], count: int, done: int) -> list[Any]:
-    # The csv module has one limit for the whole process: it is raised for a batch, then put back for everyone else.
+    # The limit of the csv module is global: it is raised for one batch and then restored.
     with _csv_lock:
-        before = csv.field_size_limit(LONGEST_CHARS)
+        before = csv.field_size_limit(MAX_CHARS)
         try:
             return _take(source, records, count, done)
         finally:
@@ -152,20 +153,20 @@ def _take_csv(source: Source, records: Iterator[Any], count: int, done: int) -> 
 def _read_jsonl(source: Source, wanted: list[str] | None, batch_rows: int) -> Iterator[RawBatch]:
     done = 0
     with _lines(source, newline="\n") as lines:
-        filled = filterfalse(str.isspace, iter(partial(lines.readline, LONGEST_CHARS), ""))
+        filled = filterfalse(str.isspace, iter(partial(lines.readline, MAX_CHARS), ""))
         objects = map(_json_object, filled)
         while batch := _take(source, objects, batch_rows, done):
-            problems = {i: found for i, found in enumerate(batch) if isinstance(found, str)}
+            problems = {i: reason for i, reason in enumerate(batch) if isinstance(reason, str)}
             for i in problems:
                 batch[i] = {}
-            found = dict.fromkeys(chain.from_iterable(batch))
+            names = dict.fromkeys(chain.from_iterable(batch))
             if done == 0 and len(problems) < len(batch):
-                _choose(source, list(found), wanted)
-            columns = {name: [row.get(name) for row in batch] for name in (found if wanted is None else wanted)}
+                _choose(source, list(names), wanted)
+            columns = {name: [row.get(name) for row in batch] for name in (names if wanted is None else wanted)}
             yield _batch(source, done, len(batch), columns, problems)
             done += len(batch)
     if done == 0:
-        raise DataError(f"`{source.path}`: is empty")
+        raise DataError(f"`{source.path}`: is empty. Name a file with rows.")
 
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -173,14 +174,14 @@ _decode_json = json.JSONDecoder().decode
 
 
 def _json_object(line: str) -> Any:
-    """The object of a line, or the reason (a string) why there is none."""
-    if len(line) >= LONGEST_CHARS:
-        return f"a line of over {LONGEST_CHARS:,} characters"
+    """Return the object of a line, or a reason (a string) if the line is no JSON object."""
+    if len(line) >= MAX_CHARS:
+        return f"a line of over {MAX_CHARS:,} characters"
     try:
         if not line.isascii():
             line.encode()
         value = _decode_json(line)
-        if _SURROGATE_ESCAPE.search(line):  # half a pair is a string in Python that no file can hold
+        if _SURROGATE_ESCAPE.search(line):  # Python accepts half a surrogate pair, but it cannot be encoded
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return _NOT_UTF8
@@ -210,7 +211,7 @@ def _read_parquet(source: Source, wanted: list[str] | None, batch_rows: int) -> 
 
 
 def _pylist(column: pa.Array, name: str, problems: dict[int, str]) -> list[Any]:
-    """Python values. A value that has none (invalid UTF-8, a date before the year 1) is a problem of its row."""
+    """Return Python values. A value that Python cannot represent, such as a date before the year 1, is a problem."""
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary_decode()
     try:
@@ -234,7 +235,7 @@ def _read_texts(source: Source, wanted: list[str] | None, batch_rows: int) -> It
         infos = [info for info in list_files(filesystem, inner) if info.type == pafs.FileType.File]
     paths = [info.path for info in infos if info.base_name[0] not in "._" and ending(info.path)[0] == "text"]
     if not paths:
-        raise DataError(f"`{source.path}`: holds no text files `<file>.txt`")
+        raise DataError(f"`{source.path}`: holds no text files `<file>.txt`. Add some, or name another folder.")
     for start in range(0, len(paths), batch_rows):
         files = [public_name(source.path, inner, path) for path in paths[start : start + batch_rows]]
         texts: list[str | None] = [None] * len(files)
@@ -263,7 +264,7 @@ def _read_whole(path: str) -> bytes:
 
 @contextmanager
 def _lines(source: Source, newline: str) -> Iterator[io.TextIOWrapper]:
-    """Lines of a text file. Bytes that are no UTF-8 become lone surrogates, which `_not_utf8` finds by row."""
+    """Open a text file for reading lines. Invalid UTF-8 becomes lone surrogates, which `_not_utf8` finds by row."""
     with fault(source.path, "cannot be read"):
         buffer = io.BufferedReader(_open(source.path), 2**17)
     with io.TextIOWrapper(buffer, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as stream:
@@ -271,30 +272,32 @@ def _lines(source: Source, newline: str) -> Iterator[io.TextIOWrapper]:
 
 
 def _take(source: Source, items: Iterator[Any], count: int, done: int) -> list[Any]:
-    """The next `count` items, fewer at the end. Raises `DataError` naming the row reached in a damaged file."""
+    """Return the next `count` items, fewer at the end. Raises `DataError` with the last good row of a damaged file."""
     taken: list[Any] = []
     try:
-        taken.extend(islice(items, count))  # keeps what came before an error, as list() would not
+        taken.extend(islice(items, count))  # unlike list(), keeps the items before an error
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"`{source.path}`: damaged after row {done + len(taken):,}: {error}") from error
+        raise DataError(
+            f"`{source.path}`: damaged after row {done + len(taken):,}: {error}. Copy the file again."
+        ) from error
     return taken
 
 
 def _choose(source: Source, names: list[str], wanted: list[str] | None) -> list[str]:
-    """The columns to read. Raises `DataError` for one that is not there, or there twice."""
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise DataError(f"`{source.path}`: column `{twice[0]}` comes twice in the header")
+    """Return the columns to read. Raises `DataError` for a missing column, or one that the header names twice."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(f"`{source.path}`: column `{repeated[0]}` comes twice in the header. Rename one of them.")
     for name in names if wanted is None else wanted:
         if name not in names:
-            found = ", ".join(f"`{name}`" for name in names)
-            hint = "set `data.text` or `data.label` in the run file to a column that is there"
-            raise DataError(f"`{source.path}`: no column `{name}`; found: {found}; {hint}")
+            known = ", ".join(f"`{name}`" for name in names)
+            advice = "Set `data.text` or `data.label` to a column of the file."
+            raise DataError(f"`{source.path}`: no column `{name}` among {known}. {advice}")
     return names if wanted is None else wanted
 
 
 def _not_utf8(values: Sequence[str | None]) -> list[int]:
-    """Positions of strings with lone surrogates; one pass over all of them together when there are none."""
+    """Return the positions of strings with lone surrogates. If there are none, it takes a single fast pass."""
     try:
         "".join(filter(None, values)).encode()
     except UnicodeEncodeError:
@@ -323,11 +326,10 @@ def read_rows(
     batch_rows: int = 2048,
     label_delimiter: str | None = None,
 ) -> Iterator[tuple[Rows, list[Reject]]]:
-    """The usable rows of each batch, and the others with the reason. Labels become strings: 3 and 3.0 are `3`.
+    """Yield the usable rows of each batch and the rejected rows. Labels become strings: 3 and 3.0 are `3`.
 
-    With `label_delimiter` a row has any number of labels: a list of them, or a string that it cuts into them.
-
-    A text folder has its own columns: those given do not matter to it. Raises `DataError` as `read_raw` does.
+    With `label_delimiter`, a row has any number of labels: a list, or a string that is split at the delimiter. A folder
+    of text files has its own columns, whatever columns are given. Raises `DataError` as `read_raw` does.
     """
     if source.format == "text":
         text_columns, label_column = ["text"], label_column and "label"
@@ -338,7 +340,7 @@ def read_rows(
         labels: list[str] = []
         sets: list[tuple[str, ...]] = []
         if label_column is not None and label_delimiter is not None:
-            sets = cells.several(raw.columns[label_column], label_column, label_delimiter, kinds, reasons)
+            sets = cells.label_sets(raw.columns[label_column], label_column, label_delimiter, kinds, reasons)
         elif label_column is not None:
             labels = cells.single(raw.columns[label_column], label_column, kinds, reasons)
         texts = _texts([raw.columns[name] for name in text_columns], text_columns, reasons)
@@ -357,9 +359,9 @@ def _texts(columns: list[list[Any]], names: Sequence[str], reasons: dict[int, st
     if all(set(map(type, values)) == {str} and all(map(str.strip, values)) for values in columns):
         return rows
     for i, row in enumerate(rows):
-        wrong = [(name, value) for name, value in zip(names, row, strict=True) if not isinstance(value, str | None)]
-        if wrong:
-            reasons[i] = f"`{wrong[0][0]}` is of type {type(wrong[0][1]).__name__}, expected a string"
+        invalid = [(name, value) for name, value in zip(names, row, strict=True) if not isinstance(value, str | None)]
+        if invalid:
+            reasons[i] = f"`{invalid[0][0]}` is of type {type(invalid[0][1]).__name__}, expected a string"
         elif not any(value and value.strip() for value in row):
             reasons[i] = f"no text: {' and '.join(f'`{name}`' for name in names)} missing or blank"
         elif None in row:
@@ -368,7 +370,7 @@ def _texts(columns: list[list[Any]], names: Sequence[str], reasons: dict[int, st
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Distinct labels: by number when all are integers, else by text."""
+    """Return the distinct labels, in numeric order if all are integers, otherwise in text order."""
     distinct = sorted(set(labels))
     if all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in distinct):
         distinct.sort(key=int)

@@ -1,13 +1,14 @@
-"""Pre-trained word vectors: a text file of GloVe or word2vec, matched to the tokenizer's words.
+"""Pre-trained word vectors: a GloVe or word2vec text file, matched to the words of the tokenizer.
 
-    the ±5 9 400 0.1 …      a line per word: the word, then its numbers; a word may hold spaces
-    400000 50               word2vec's first line: words and numbers of each
+    the ±5 9 400 0.1 …      one line per word: the word, then its numbers; a word may contain spaces
+    400000 50               first line of word2vec: number of words, numbers per word
 
-The file is read line by line; only what the vocabulary asks for is kept, as one matrix beside the prepared data. All
-workers, and a resumed run, begin from that; the bundle holds the trained matrix.
+The file is read line by line. The vectors of the vocabulary are kept as one matrix next to the prepared data. All
+workers, and a resumed run, start from this matrix; the bundle holds the trained one.
 
-A word is looked up as it stands, else lower-cased, else among the file's words lower-cased: the first two for GloVe
-(lower case), the last for cased files under a tokenizer that lower-cases. Of a word that stands twice the first counts.
+A token takes the vector of the same word, otherwise that of its lower-case form, otherwise that of a word whose
+lower-case form equals it. The first two cases are for GloVe (lower case), the last is for cased files with a tokenizer
+that converts to lower case. If a word occurs twice, the first vector counts.
 
 Shapes: V tokens of the vocabulary, D numbers of a vector.
 """
@@ -41,86 +42,91 @@ from txclf.data import shards
 from txclf.data.tokenizer import parse_tokenizer, vocab_size
 
 EXACT, LOWERED, FOLDED = 3, 2, 1
-"""How well a word of the file fits a token: as it stands, the token lower-cased, the file's word lower-cased."""
-SHOWN = 10
-"""Damaged lines that are named."""
-MOST_DAMAGED = 0.01
-"""Share of the lines above which a file is refused."""
+"""Quality of a match: the same word; the lower-case form of the token; the lower-case form of the file's word."""
+MAX_SHOWN = 10
+"""Maximum number of damaged lines that are named."""
+MAX_DAMAGED = 0.01
+"""Share of damaged lines above which a file is refused."""
 
 Floats = npt.NDArray[np.float32]
 
 
 class Coverage(BaseModel):
-    """What a file of vectors gave to a vocabulary; in the run's `vectors.json` and `summary.json`."""
+    """Match of a file of vectors with a vocabulary, stored in `vectors.json` and `summary.json` of the run."""
 
     model_config = ConfigDict(frozen=True)
 
     file: str
-    """The file of vectors, as the run file names it."""
+    """Path of the file of vectors in the run file."""
     matrix: str
-    """The matched matrix, in the folder of the prepared data."""
+    """File of the matched matrix in the folder of the prepared data."""
     words: int
-    """Of the vocabulary, special tokens not counted."""
+    """Words of the vocabulary, without special tokens."""
     found: int
+    """Words with a vector."""
     exact: int
-    """Found as they stand; the others by lower case."""
+    """Words with a vector of the same word; the other vectors match in lower case."""
     type_share: float
-    """Share of the words that were found."""
+    """Share of the words that have a vector."""
     token_share: float
-    """Share of the training tokens that these are; `[UNK]` counts as not found, other special tokens not at all."""
+    """Share of the training tokens that have a vector. `[UNK]` counts as not found; other special tokens do not
+    count."""
     lines: int
+    """Lines with a vector in the file, damaged ones included."""
     damaged: list[tuple[int, str]]
-    """The first damaged lines, by number from 1, with the reason."""
+    """First damaged lines, each with its number (from 1) and the reason."""
     num_damaged: int
+    """Damaged lines in total."""
 
     def describe(self) -> list[str]:
-        """Lines for the screen."""
-        about = (
-            f"vectors: {self.found:,} of {self.words:,} words found ({self.type_share:.1%}, {self.exact:,} of them as "
-            f"they stand), which are {self.token_share:.1%} of the training tokens"
+        """Return the lines to print."""
+        summary = (
+            f"vectors: {self.found:,} of {self.words:,} words found ({self.type_share:.1%}, {self.exact:,} of them "
+            f"exactly), which are {self.token_share:.1%} of the training tokens"
         )
         if not self.num_damaged:
-            return [about]
+            return [summary]
         some = "; ".join(f"line {number:,}: {reason}" for number, reason in self.damaged)
         more = " …" if self.num_damaged > len(self.damaged) else ""
-        return [about, f"`{self.file}`: {self.num_damaged:,} damaged line(s) skipped: {some}{more}"]
+        return [summary, f"`{self.file}`: {self.num_damaged:,} damaged line(s) skipped: {some}{more}"]
 
 
 @dataclass
 class _Found:
-    """Vectors of a vocabulary while the file is read."""
+    """Vectors found so far while the file is read."""
 
     matrix: Floats
     """(V, D)."""
     fit: npt.NDArray[np.int8]
-    """(V,): 0 = not found."""
+    """(V,), quality of the match; 0 if not found."""
     lines: int = 0
     damaged: list[tuple[int, str]] = field(default_factory=list)
     num_damaged: int = 0
 
     def skip(self, number: int, reason: str) -> None:
+        """Record a damaged line."""
         self.num_damaged += 1
-        if len(self.damaged) < SHOWN:
+        if len(self.damaged) < MAX_SHOWN:
             self.damaged.append((number, reason))
 
 
 def require(path: str | None) -> None:
-    """Raises `ConfigError` at once when the file is not there or is of a kind that is not read."""
+    """Raise `ConfigError` if the file does not exist or has the binary format."""
     if path is None:
         return
     if path.endswith((".bin", ".bin.gz")):
         raise ConfigError(
-            f"`model.word_vectors`: `{path}`: the binary format is not read: convert it to text, as gensim can"
+            f"`model.word_vectors`: `{path}` has the binary format. Convert it to text, for example with gensim."
         )
     if not storage.exists(path):
-        raise ConfigError(f"`model.word_vectors`: `{path}` is not there")
+        raise ConfigError(f"`model.word_vectors`: `{path}` does not exist. Set the path of a file of vectors.")
 
 
 def matched(path: str, width: int, prepared: str, seed: int) -> Coverage:
-    """Matches a file of vectors to the tokenizer of prepared data; the matrix lies beside them then.
+    """Match a file of vectors to the tokenizer of prepared data and store the matrix next to the data.
 
-    Done once for a file, as it stands, and prepared data. Raises `DataError` for vectors of another width than `width`,
-    a file that is no text of vectors, and one without any word of the vocabulary; `ConfigError` when it is not there.
+    The result is reused until the file changes. Raises `DataError` if the vectors have not `width` numbers, if the file
+    is no text file of vectors, or if it has no word of the vocabulary. Raises `ConfigError` as `require` does.
     """
     require(path)
     filesystem, inner = storage.resolve(path)
@@ -135,7 +141,7 @@ def matched(path: str, width: int, prepared: str, seed: int) -> Coverage:
     found = read(path, width, vocabulary, vocab_size(tokenizer))
     known = found.fit > 0
     if not known.any():
-        raise DataError(f"`{path}`: none of its words is in the vocabulary: is it of the texts' language?")
+        raise DataError(f"`{path}`: none of its words is in the vocabulary. Use vectors of the language of the texts.")
     counts = _token_counts(prepared, len(known))
     counted = counts.copy()
     counted[sorted(special - {tokenizer.token_to_id("[UNK]"), tokenizer.token_to_id("<unk>")})] = 0
@@ -158,18 +164,21 @@ def matched(path: str, width: int, prepared: str, seed: int) -> Coverage:
 
 
 def load(prepared: str, matrix: str) -> tuple[Tensor, Tensor]:
-    """The matrix (V, D) that `matched` left, and which of its rows were found (V,)."""
+    """Return the matrix (V, D) that `matched` stored, and a mask (V,) of the rows that were found."""
     path = storage.join(prepared, matrix)
     if not storage.exists(path):
-        raise DataError(f"`{path}`: the vectors that this run began with are gone: start a new run")
+        raise DataError(f"`{path}`: the vectors that this run started from are gone. Start a new run.")
     tensors = load_safetensors(storage.read_bytes(path))
     return tensors["vectors"], tensors["found"]
 
 
 def filled(matrix: Floats, known: npt.NDArray[np.bool_], seed: int) -> Floats:
-    """Vectors (V, D) for a model that multiplies them by sqrt(D): rows that are not known are drawn from a normal
-    distribution with the mean and spread that the known ones have in each number; then one factor for all makes the
-    known ones' mean square 1 / D, so that an embedded token has unit variance, as random ones have."""
+    """Return initial embeddings (V, D) for a model that multiplies them by sqrt(D).
+
+    Rows that are not known are drawn from a normal distribution with the mean and the spread of the known rows in each
+    dimension. Then all rows are scaled so that the known ones have a mean square of 1 / D: an embedded token has unit
+    variance, as with a random initialization.
+    """
     own = matrix[known].astype(np.float64)
     draw = np.random.default_rng([seed, 0x766563])
     rest = draw.normal(own.mean(axis=0), own.std(axis=0), (int((~known).sum()), matrix.shape[1]))
@@ -181,14 +190,14 @@ def filled(matrix: Floats, known: npt.NDArray[np.bool_], seed: int) -> Floats:
 
 
 def _words(tokenizer: FastTokenizer) -> tuple[dict[str, int], set[int]]:
-    """The vocabulary without special tokens, and the ids of these."""
+    """Return the vocabulary without special tokens, and the ids of the special tokens."""
     special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     return {word: number for word, number in vocabulary.items() if number not in special}, special
 
 
 def _token_counts(prepared: str, size: int) -> npt.NDArray[np.int64]:
-    """How often each token stands in the training rows."""
+    """Count the occurrences of each token in the training rows."""
     counts = np.zeros(size, np.int64)
     for shard in shards.load_manifest(prepared).splits["train"].shards:
         for table in shards.read_groups(prepared, shard, ["input_ids"]):
@@ -201,7 +210,7 @@ def _token_counts(prepared: str, size: int) -> npt.NDArray[np.int64]:
 
 
 def read(path: str, width: int, vocabulary: Mapping[str, int], size: int) -> _Found:
-    """The vectors of a vocabulary (word to row) of `size` rows. Raises `DataError` as `matched` says."""
+    """Read the vectors of a vocabulary (word to row) with `size` rows. Raises `DataError` as `matched` does."""
     found = _Found(np.zeros((size, width), np.float32), np.zeros(size, np.int8))
     lowered: dict[str, list[int]] = {}
     for word, row in vocabulary.items():
@@ -220,22 +229,28 @@ def read(path: str, width: int, vocabulary: Mapping[str, int], size: int) -> _Fo
             problem = _take(line, width, vocabulary, lowered, found)
             if problem:
                 found.skip(number, problem)
-                if found.lines < SHOWN and b"\0" in line:
-                    raise DataError(f"`{path}`: line {number}: not text: convert binary vectors to text first")
+                if found.lines < MAX_SHOWN and b"\0" in line:
+                    raise DataError(f"`{path}`: line {number}: not text. Convert binary vectors to text first.")
     if not found.lines:
-        raise DataError(f"`{path}`: holds no vectors")
+        raise DataError(f"`{path}`: holds no vectors. Use a GloVe or word2vec text file.")
     if announced and found.lines != announced[0]:
-        found.skip(1, f"it says {announced[0]:,} words, {found.lines:,} follow")
-    if found.num_damaged > max(1, MOST_DAMAGED * found.lines):
+        found.skip(1, f"it announces {announced[0]:,} words, but {found.lines:,} follow")
+    if found.num_damaged > max(1, MAX_DAMAGED * found.lines):
         some = "\n".join(f"  line {number:,}: {reason}" for number, reason in found.damaged)
-        raise DataError(f"`{path}`: {found.num_damaged:,} of {found.lines:,} lines are damaged:\n{some}")
+        raise DataError(
+            f"`{path}`: {found.num_damaged:,} of {found.lines:,} lines are damaged:\n{some}\n"
+            "Fix the file, or download it again."
+        )
     return found
 
 
 def _take(
     line: bytes, width: int, vocabulary: Mapping[str, int], lowered: Mapping[str, Sequence[int]], found: _Found
 ) -> str | None:
-    """Takes a line's vector where a token asks for it; what is wrong with it. Numbers for nobody are not parsed."""
+    """Store the vector of a line if a token needs it, and return the problem of a damaged line.
+
+    Numbers that no token needs are not parsed.
+    """
     parts = line.replace(b"\t", b" ").rstrip().rsplit(b" ", width)
     if len(parts) != width + 1:
         return f"{len(parts) - 1} numbers, expected {width}"
@@ -255,7 +270,7 @@ def _take(
     try:
         vector = np.array(parts[1:], np.float64).astype(np.float32)
     except ValueError:
-        return "a number that is none"
+        return "a value that is not a number"
     if not np.isfinite(vector).all():
         return "a number that is not finite"
     for row, fit in wanted:
@@ -264,7 +279,7 @@ def _take(
 
 
 def _header(line: bytes) -> tuple[int, int] | None:
-    """Words and width, where the first line says them."""
+    """Return the number of words and of numbers per word if the first line is a header."""
     parts = line.split()
     if len(parts) == 2 and all(part.isdigit() for part in parts):
         return int(parts[0]), int(parts[1])
@@ -272,16 +287,16 @@ def _header(line: bytes) -> tuple[int, int] | None:
 
 
 def _check_width(path: str, line: bytes, header: tuple[int, int] | None, width: int) -> None:
-    there = header[1] if header else _numbers(line)
-    if there != width:
+    file_width = header[1] if header else _numbers(line)
+    if file_width != width:
         raise DataError(
-            f"`{path}`: its vectors have {there} numbers, `model.hidden_size` is {width}. Set "
-            f"`model.hidden_size={there}` (a multiple of `model.num_heads`) or use vectors with {width} numbers."
+            f"`{path}`: its vectors have {file_width} numbers, `model.hidden_size` is {width}. Set "
+            f"`model.hidden_size={file_width}` (a multiple of `model.num_heads`) or use vectors with {width} numbers."
         )
 
 
 def _numbers(line: bytes) -> int:
-    """Numbers at the end of a line; the word before them is at least one part."""
+    """Count the numbers at the end of a line, after the word."""
     return len(list(itertools.takewhile(_is_number, reversed(line.split()[1:]))))
 
 
@@ -295,7 +310,7 @@ def _is_number(part: bytes) -> bool:
 
 @contextmanager
 def _lines(path: str, width: int) -> Iterator[Iterator[bytes]]:
-    """The lines of a file, unpacked; of an archive of several those of the one whose vectors have `width` numbers."""
+    """Open the lines of a file, decompressed. Of an archive, take the file whose vectors have `width` numbers."""
     filesystem, inner = storage.resolve(path)
     try:
         with ExitStack() as stack:
@@ -307,7 +322,7 @@ def _lines(path: str, width: int) -> Iterator[Iterator[bytes]]:
                 stream = io.BufferedReader(raw, 2**20)  # type: ignore[type-var]
                 yield iter(stack.enter_context(gzip.GzipFile(fileobj=stream)) if path.endswith(".gz") else stream)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
-        raise DataError(f"`{path}`: cannot be read: {error}") from None
+        raise DataError(f"`{path}`: cannot be read: {error}. Download it again.") from None
 
 
 def _member(path: str, archive: zipfile.ZipFile, width: int) -> IO[bytes]:
@@ -320,8 +335,11 @@ def _member(path: str, archive: zipfile.ZipFile, width: int) -> IO[bytes]:
         widths[name] = header[1] if header else _numbers(first)
     fitting = [name for name in names if widths[name] == width] if len(names) > 1 else names
     if len(fitting) != 1:
-        there = ", ".join(f"`{name}` ({count} numbers)" for name, count in itertools.islice(widths.items(), SHOWN))
+        members = ", ".join(
+            f"`{name}` ({count} numbers)" for name, count in itertools.islice(widths.items(), MAX_SHOWN)
+        )
         raise DataError(
-            f"`{path}`: needs one file of vectors of `model.hidden_size` ({width}) numbers, it has {there or 'no file'}"
+            f"`{path}`: needs one file of vectors with {width} numbers (`model.hidden_size`), but has "
+            f"{members or 'no file'}. Set `model.hidden_size`, or name the unpacked file."
         )
     return archive.open(fitting[0])

@@ -1,6 +1,6 @@
-"""Output files of rows: csv, tsv, jsonl and Parquet, in parts that `join` makes one file of.
+"""Output files of rows: csv, tsv, jsonl and Parquet, written as chunks that `join` combines into one file.
 
-A part of csv or tsv has no header, so parts of all formats but Parquet are joined by their bytes.
+A csv or tsv chunk has no header, so chunks of all formats except Parquet are joined as bytes.
 """
 
 from __future__ import annotations
@@ -22,26 +22,31 @@ from txclf.core.errors import ConfigError, StorageError
 from txclf.data import sources
 
 GROUP_BYTES = 2**24
-"""Size in memory of a row group of Parquet."""
-BLOCK = 2**20
+"""Size of a Parquet row group in memory."""
+BLOCK_BYTES = 2**20
 
 
 def style(out: str) -> tuple[str, str | None]:
-    """Format and compression of a file by the ending of its name. Raises `ConfigError` for one that is not written."""
+    """Return format and compression from the file extension. Raises `ConfigError` for one that cannot be written."""
     kind, codec = sources.ending(out)
     if kind not in ("csv", "tsv", "jsonl", "parquet") or (codec and kind == "parquet"):
-        raise ConfigError(f"`{out}`: end the output in .csv, .tsv or .jsonl (also .gz or .zst), or in .parquet")
+        raise ConfigError(
+            f"`{out}`: not a format that can be written. Use .csv, .tsv or .jsonl (also with .gz or .zst), or .parquet."
+        )
     return kind, codec
 
 
 def infer(columns: dict[str, list[Any]]) -> pa.Schema:
-    """Types of columns by their first rows. A column that starts with nulls alone is taken for text."""
+    """Return the types of columns from their first rows. A column with only nulls there counts as text."""
     kinds = {name: pa.array(values).type for name, values in columns.items()}
     return pa.schema({name: kind if kind != pa.null() else pa.string() for name, kind in kinds.items()}.items())
 
 
 def encode(style: str, columns: dict[str, list[Any]], schema: pa.Schema | None) -> bytes:
-    """Rows as a part of a file. Only Parquet needs the schema; values that do not fit it are errors of pyarrow."""
+    """Return rows as a chunk of a file.
+
+    Only Parquet needs the schema. Raises an error of pyarrow for values that do not fit it.
+    """
     if style == "parquet":
         assert schema is not None
         sink = pa.BufferOutputStream()
@@ -49,7 +54,7 @@ def encode(style: str, columns: dict[str, list[Any]], schema: pa.Schema | None) 
         pq.write_table(pa.table(arrays, schema=schema), sink, compression="zstd")
         return bytes(sink.getvalue())
     rows = zip(*columns.values(), strict=True)
-    if style == "jsonl":  # values that JSON lacks (dates, bytes) as text
+    if style == "jsonl":  # values that JSON lacks (dates, bytes) become text
         names = list(columns)
         lines = (json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=str) for row in rows)
         return "".join(line + "\n" for line in lines).encode()
@@ -57,7 +62,7 @@ def encode(style: str, columns: dict[str, list[Any]], schema: pa.Schema | None) 
 
 
 def _cells(style: str, rows: Iterable[Iterable[Any]]) -> bytes:
-    """csv, or tsv as it is read here: a quote is an ordinary character, but around a cell with tabs or line ends."""
+    """Encode rows as csv or tsv. In tsv, only cells with tabs or line ends are quoted."""
     text = io.StringIO()
     if style == "csv":
         csv.writer(text, lineterminator="\n").writerows(rows)
@@ -71,30 +76,30 @@ def _tsv_cell(value: object) -> str:
     return '"' + text.replace('"', '""') + '"' if re.search(r"[\t\r\n]", text) else text
 
 
-def join(parts: Iterable[str], out: str, style: str, codec: str | None, names: Sequence[str]) -> None:
-    """Makes one file of parts (paths) in the memory of one of them. It appears under its name when it is whole.
+def join(chunks: Iterable[str], out: str, style: str, codec: str | None, names: Sequence[str]) -> None:
+    """Combine chunks (paths) into one file, with one chunk in memory. The file appears when it is complete.
 
-    Raises `StorageError` when a part cannot be read or the file not be written.
+    Raises `StorageError` if a chunk cannot be read or the file cannot be written.
     """
-    with whole(out, codec) as stream:
+    with atomic_stream(out, codec) as stream:
         if style == "parquet":
-            _join_parquet(parts, stream)
+            _join_parquet(chunks, stream)
             return
         if style in ("csv", "tsv"):
             stream.write(_cells(style, [names]))
-        for part in parts:
-            filesystem, inner = storage.resolve(part)
+        for chunk in chunks:
+            filesystem, inner = storage.resolve(chunk)
             with filesystem.open_input_stream(inner, compression=None) as source:
-                while block := source.read(BLOCK):
+                while block := source.read(BLOCK_BYTES):
                     stream.write(block)
 
 
-def _join_parquet(parts: Iterable[str], stream: Any) -> None:
-    """Small parts become larger row groups, which are quicker to read."""
+def _join_parquet(chunks: Iterable[str], stream: Any) -> None:
+    """Write small chunks as larger row groups, which are faster to read."""
     waiting: list[pa.Table] = []
     writer: pq.ParquetWriter | None = None
-    for part in parts:
-        filesystem, inner = storage.resolve(part)
+    for chunk in chunks:
+        filesystem, inner = storage.resolve(chunk)
         waiting.append(pq.read_table(inner, filesystem=filesystem, partitioning=None))
         writer = writer or pq.ParquetWriter(stream, waiting[0].schema, compression="zstd")
         if sum(table.nbytes for table in waiting) >= GROUP_BYTES:
@@ -107,20 +112,22 @@ def _join_parquet(parts: Iterable[str], stream: Any) -> None:
 
 
 @contextmanager
-def whole(out: str, codec: str | None) -> Iterator[Any]:
-    """A stream to a file that appears under its name only when the block ends well."""
+def atomic_stream(out: str, codec: str | None) -> Iterator[Any]:
+    """Open a stream to a file that appears under its name only if the block succeeds."""
     filesystem, inner = storage.resolve(out)
     folder, name = inner.rsplit("/", 1)
-    part = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}"
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}"
     try:
         filesystem.create_dir(folder or "/", recursive=True)
         try:
-            with filesystem.open_output_stream(part, compression=codec) as stream:
+            with filesystem.open_output_stream(temporary, compression=codec) as stream:
                 yield stream
-            filesystem.move(part, inner)
+            filesystem.move(temporary, inner)
         except BaseException:
             with suppress(OSError):
-                filesystem.delete_file(part)
+                filesystem.delete_file(temporary)
             raise
     except OSError as error:
-        raise StorageError(f"`{out}`: cannot be written: {error.strerror or error}") from error
+        raise StorageError(
+            f"`{out}`: cannot be written: {error.strerror or error}. Check the folder and the disk."
+        ) from error

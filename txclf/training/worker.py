@@ -134,7 +134,9 @@ def streamed_rows(
 
     folder = os.path.join(tempfile.gettempdir(), f"txclf-{config.id}-{split}")
     size = part.tokens + part.target_tokens
-    return disk_cache.spooled(tables, folder, size, config.columns, first, barrier, config.layout())
+    return disk_cache.spooled(
+        tables, folder, size, config.columns, first=first, barrier=barrier, layout=config.layout()
+    )
 
 
 def _last_checkpoint(run: RunConfig) -> dict[str, Any] | None:
