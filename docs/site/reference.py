@@ -8,9 +8,11 @@ python()        the Python API, as directives for mkdocstrings
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -20,9 +22,28 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
+from txclf import api
 from txclf.cli import main
 from txclf.config import run_config
 from txclf.config.search_space import Domain
+
+
+def _results() -> dict[str, None]:
+    """Return the paths of the classes that the public functions return, in their order."""
+    tree = ast.parse(Path(api.__file__).read_text())
+    modules = {
+        name.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names
+    }
+    returned = [
+        node.id
+        for function in tree.body
+        if isinstance(function, ast.FunctionDef) and function.returns and not function.name.startswith("_")
+        for node in ast.walk(function.returns)
+        if isinstance(node, ast.Name)
+    ]
+    found = {name: modules[name] for name in returned if str(modules.get(name)).startswith("txclf.")}
+    return {f"{module}.{name}": None for name, module in found.items() if name != "RunConfig"}
+
 
 PYTHON: dict[str, dict[str, list[str] | None]] = {
     "Commands as functions": {
@@ -51,12 +72,15 @@ PYTHON: dict[str, dict[str, list[str] | None]] = {
         "txclf.Seq2Seq": ["load", "__call__", "settings"],
     },
     "Results": {
-        "txclf.training.train.RunSummary": None,
-        "txclf.tuning.tune.Search": None,
-        "txclf.prediction.predict.Done": None,
-        "txclf.inference.export.Exported": None,
+        **_results(),
         "txclf.Progress": None,
         "txclf.Interrupted": None,
+    },
+    "Lightning": {
+        "txclf.training.ShardsDataModule": ["rows", "sampler"],
+        "txclf.training.ClassifierModule": ["from_data", "training_loss"],
+        "txclf.training.MultilabelModule": ["from_data"],
+        "txclf.training.Seq2SeqModule": ["from_data"],
     },
     "Reports": {
         "txclf.reports.report.report": None,

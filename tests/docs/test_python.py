@@ -14,6 +14,7 @@ from tests.helpers.docs import PAGES, ROOT, blocks
 from txclf.config import run_config
 
 PYTHON_PAGE = ROOT / "docs/how-to/python.md"
+LIGHTNING_PAGE = ROOT / "docs/how-to/lightning.md"
 
 
 @pytest.fixture
@@ -56,6 +57,14 @@ def test_the_python_page_runs(data: Path) -> None:
     assert "2 problems" in output  # the error that the page shows
     assert "finished" in output  # the state of the run, by `inspect`
     assert (data / "predictions.parquet").exists()
+
+
+def test_the_lightning_page_runs(data: Path) -> None:
+    """Run its blocks in one process, in order, and compare the output that the page shows."""
+    quiet = "import warnings\nwarnings.simplefilter('ignore')"
+    output = _run([quiet, *blocks(LIGHTNING_PAGE, "python")], data)
+    assert blocks(LIGHTNING_PAGE, "text")[0] in output
+    assert list(data.glob("checkpoints/*.ckpt"))
 
 
 @pytest.mark.faults
