@@ -37,18 +37,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_export_every_format_gives_the_answers_of_the_bundle(model: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = {one.format: one for one in export(model, str(out))}
-    assert list(done) == ["onnx", "torch", "int8"]
-    for one in done.values():
-        assert one.kept
-        assert one.rows > 20
-        assert one.bytes == sum((out / name).stat().st_size for name in one.files)
-        assert one.rows_per_second > 0
-    assert done["onnx"].agreement == done["torch"].agreement == 1.0
-    assert done["onnx"].largest_difference < 1e-4
-    assert done["torch"].largest_difference < 1e-4
-    assert done["int8"].largest_difference > 0
-    assert done["int8"].bytes < done["onnx"].bytes
+    exported = {result.format: result for result in export(model, str(out))}
+    assert list(exported) == ["onnx", "torch", "int8"]
+    for result in exported.values():
+        assert result.kept
+        assert result.rows > 20
+        assert result.bytes == sum((out / name).stat().st_size for name in result.files)
+        assert result.rows_per_second > 0
+    assert exported["onnx"].agreement == exported["torch"].agreement == 1.0
+    assert exported["onnx"].largest_difference < 1e-4
+    assert exported["torch"].largest_difference < 1e-4
+    assert exported["int8"].largest_difference > 0
+    assert exported["int8"].bytes < exported["onnx"].bytes
     record = json.loads((out / "export.json").read_text())
     classifier = Classifier.load(model)
     assert record["labels"] == classifier.labels
@@ -63,7 +63,7 @@ def test_export_every_format_gives_the_answers_of_the_bundle(model: str, tmp_pat
     for rows in ([0], [2], [0, 1, 2, 3]):
         longest = max(len(ids[row]) for row in rows)
         input_ids = np.array([ids[row] + [0] * (longest - len(ids[row])) for row in rows])
-        mask = np.array([[place < len(ids[row]) for place in range(longest)] for row in rows])
+        mask = np.array([[position < len(ids[row]) for position in range(longest)] for row in rows])
         names = record["graphs"]["model"]["outputs"]
         logits, probabilities = session.run(names, {"input_ids": input_ids, "mask": mask})
         np.testing.assert_allclose(probabilities, expected[rows], atol=1e-5)
@@ -100,7 +100,7 @@ def test_export_seq2seq_model_generates_the_same_texts(pair_data: str, tmp_path:
         ids = np.array([bundle.tokenizer.encode(text).ids])
         mask = np.ones(ids.shape, bool)
         source = encoder.run(None, {"input_ids": ids, "mask": mask})
-        given = dict(zip(record["encoder"]["outputs"], source, strict=True))
+        encoded = dict(zip(record["encoder"]["outputs"], source, strict=True))
         seen = {
             name: np.zeros((1, 2, 0, 16), np.float32)
             for name in record["decoder"]["inputs"]
@@ -108,7 +108,7 @@ def test_export_seq2seq_model_generates_the_same_texts(pair_data: str, tmp_path:
         }
         output, token = list[int](), begin
         while token != end and len(output) < 10:
-            feed = {"token": np.array([[token]]), "mask": mask, **given, **seen}
+            feed = {"token": np.array([[token]]), "mask": mask, **encoded, **seen}
             logits, *more = decoder.run(record["decoder"]["outputs"], feed)
             seen = dict(zip(seen, more, strict=True))
             token = int(logits[0].argmax())

@@ -62,9 +62,9 @@ def test_serve_without_ray_answers_and_shuts_down(tiny_bundle: str, tmp_path: Pa
 
 
 def test_serve_invalid_arguments_exit_with_2(tiny_bundle: str, tmp_path: Path) -> None:
-    def stderr_of(*words: str, **environment: str) -> str:
+    def stderr_of(*arguments: str, **environment: str) -> str:
         done = subprocess.run(
-            [*TXCLF, "serve", *words], capture_output=True, text=True, env={**os.environ, **environment}
+            [*TXCLF, "serve", *arguments], capture_output=True, text=True, env={**os.environ, **environment}
         )
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
@@ -84,7 +84,7 @@ def test_serve_missing_package_names_its_extra(tiny_bundle: str, monkeypatch: py
 
 
 def test_serve_on_ray_limits_time_and_queue(tiny_bundle: str) -> None:
-    words = [
+    arguments = [
         "--max-batch-size",
         "1",
         "--max-queue",
@@ -96,7 +96,7 @@ def test_serve_on_ray_limits_time_and_queue(tiny_bundle: str) -> None:
         "--max-bytes",
         "3000",
     ]
-    server = Server(tiny_bundle, *words)
+    server = Server(tiny_bundle, *arguments)
     try:
         assert server.ask("/predict", {"text": "fox"})[0] == 200
         assert server.ask("/predict", {"text": "x" * 4000})[0] == 413

@@ -41,7 +41,7 @@ class Classifier:
     def __init__(self, metadata: BundleMetadata, tokenizer: FastTokenizer, model: TransformerClassifier) -> None:
         self.metadata = metadata
         self.tokenizer = tokenizer
-        self.words = WordCache(tokenizer)
+        self.word_cache = WordCache(tokenizer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.eval().to(self.device)
 
@@ -124,7 +124,7 @@ class Classifier:
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> pa.ListArray:
         """Return the token ids of rows of text columns, truncated as in training."""
-        return encode(self.words, texts, self.metadata.max_length, self.metadata.truncation)[0]
+        return encode(self.word_cache, texts, self.metadata.max_length, self.metadata.truncation)[0]
 
     def rows(self, tables: Sequence[pa.Table]) -> TokenRows:
         """Return tables of `input_ids` and labels as input rows of this model."""

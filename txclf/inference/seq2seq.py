@@ -38,7 +38,7 @@ class Seq2Seq:
         self.settings: Generate = metadata.generate
         """Settings of the beam search; assign to change them."""
         self.tokenizer, self.target_tokenizer = tokenizers[0], tokenizers[-1]
-        self.words = WordCache(self.tokenizer)
+        self.word_cache = WordCache(self.tokenizer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.eval().to(self.device)
 
@@ -76,7 +76,7 @@ class Seq2Seq:
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> pa.ListArray:
         """Return the token ids of rows of text columns, truncated as in training."""
-        return encode(self.words, texts, self.metadata.max_length, self.metadata.truncation)[0]
+        return encode(self.word_cache, texts, self.metadata.max_length, self.metadata.truncation)[0]
 
     def rows(self, tables: Sequence[pa.Table]) -> TokenRows:
         """Return tables of `input_ids` as input rows of this model."""
