@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from txclf.config import run_config
-from txclf.config.dotted import set_dotted
 from txclf.config.search_space import Domain, Tune
 from txclf.core.errors import ConfigError
 
@@ -89,13 +88,6 @@ def test_points_come_first_and_the_rest_of_them_is_drawn() -> None:
     assert tune.drawn(0, 0)["train.learning_rate"] == 0.005
     assert tune.drawn(1, 0)["model.num_layers"] == 3
     assert 1e-4 <= tune.drawn(1, 0)["train.learning_rate"] <= 1e-2
-
-
-def test_values_are_placed_by_their_dots() -> None:
-    before = {"train": {"epochs": 3, "betas": (0.9, 0.99)}, "seed": 0}
-    after = set_dotted({"train.epochs": 5, "model.num_layers": 2, "seed": 1}, before)
-    assert after == {"train": {"epochs": 5, "betas": (0.9, 0.99)}, "model": {"num_layers": 2}, "seed": 1}
-    assert before["train"] == {"epochs": 3, "betas": (0.9, 0.99)}
 
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
