@@ -51,7 +51,8 @@ class TrainingModule(pl.LightningModule):
         self.fused = config.train.precision != "fp16" and config.compute.strategy != "fsdp"
         self.gradient_divisor = config.train.micro_batches
         """Factor by which Lightning and DDP divide the gradient of a part."""
-        self.is_fitting = False
+        self.logs_steps = False
+        """True while Lightning logs `train_loss` of each step; a run of txclf has a log of its own."""
         # Sums stay on the device, because reading one would wait for it. Those of training are this rank's share.
         self.step_loss: Tensor
         self.train_loss_sum: Tensor
@@ -91,7 +92,7 @@ class TrainingModule(pl.LightningModule):
         """Return a summed loss scaled for Lightning and DDP; `shown` is the loss to log, summed too."""
         share = shown.detach().double() / batch["step_size"]
         self.step_loss += share
-        if self.is_fitting:
+        if self.logs_steps:
             # In proportion: the mean over the ranks and micro-batches is the loss of the step.
             logged = share * self.gradient_divisor
             self.log("train_loss", logged, prog_bar=True, batch_size=len(batch["input_ids"]))
@@ -107,7 +108,8 @@ class TrainingModule(pl.LightningModule):
                 f"({trainer.accumulate_grad_batches}). Pass `pl.Trainer(accumulate_grad_batches={parts})`."
             )
         self.gradient_divisor = trainer.world_size * parts
-        self.is_fitting = True
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.logs_steps = not isinstance(data, ShardsDataModule) or data.state is None
 
     def on_validation_start(self) -> None:
         """Gather sharded weights, because ranks may run a different number of batches."""
