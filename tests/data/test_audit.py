@@ -1,0 +1,70 @@
+"""Checks of the scanned rows of a split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.core.errors import DataError
+from txclf.data.audit import MAX_SHOWN_REJECTS, Audit, check
+from txclf.data.records import Reject
+
+
+def make_run(**settings: Any) -> RunConfig:
+    return run_config.parse({"data": {"train": "a.csv", "test": "b.csv"}, **settings})
+
+
+def make_audit(rows: int = 10, labels: dict[str, int] | None = None, **facts: Any) -> Audit:
+    counts = Counter({"a": 5, "b": 5} if labels is None else labels)
+    return Audit(hashes=np.arange(rows, dtype=np.uint64), labels=counts, **facts)
+
+
+def test_check_good_rows_pass() -> None:
+    check(make_run(), "train", make_audit())
+
+
+def test_check_bad_rows_are_named_up_to_the_maximum() -> None:
+    rejects = [Reject("/a.csv", number, "no text") for number in range(1, 60)]
+    with pytest.raises(DataError) as error:
+        check(make_run(), "train", make_audit(rejects=rejects))
+    message = str(error.value)
+    assert f"`data.train`: the first {MAX_SHOWN_REJECTS} bad rows" in message
+    assert message.count("/a.csv: row ") == MAX_SHOWN_REJECTS
+    assert message.endswith("Fix them, or skip them with `data.on_bad_row=skip`.")
+
+
+def test_check_skipped_bad_rows_pass() -> None:
+    run = run_config.with_overrides(make_run(), {"data.on_bad_row": "skip"})
+    check(run, "train", make_audit(rejects=[Reject("/a.csv", 1, "no text")]))
+
+
+@pytest.mark.parametrize(
+    ("audit", "message"),
+    [
+        (make_audit(rows=0, labels={}), r"no usable row in .*a\.csv"),
+        (make_audit(labels={"a": 10}), "every row has the label `a`"),
+        (make_audit(labels={"0.5": 5, "1.5": 5}, float_labels=True), "numbers with fractions"),
+        (make_audit(rows=50, labels={str(i): 1 for i in range(50)}), "looks like an id or a measurement"),
+    ],
+)
+def test_check_labels_that_cannot_be_learned_are_refused(audit: Audit, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check(make_run(), "train", audit)
+
+
+def test_check_test_split_may_have_one_label() -> None:
+    check(make_run(), "test", make_audit(labels={"a": 10}))
+
+
+def test_check_multilabel_rows_without_any_label_are_refused() -> None:
+    with pytest.raises(DataError, match="no row has a label in column `label`"):
+        check(make_run(task="multilabel"), "train", make_audit(labels={}))
+
+
+def test_check_seq2seq_needs_no_labels() -> None:
+    check(make_run(task="seq2seq"), "train", make_audit(labels={}))

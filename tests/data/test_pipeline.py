@@ -1,0 +1,85 @@
+"""Functions over items in this process: order, prefetching, external sort."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from txclf.core.hashing import mix
+from txclf.data import pipeline
+
+
+def two_tables(item: int) -> Iterator[pa.Table]:
+    for start in (10 * item, 10 * item + 5):
+        rows = np.arange(start, start + 5, dtype=np.uint64)
+        yield pa.table({"key": mix(rows), "row": rows})
+
+
+def test_tables_come_in_the_order_of_the_items() -> None:
+    tables = list(pipeline.tables(two_tables, [2, 0, 1], on_ray=False))
+    rows = [row for table in tables for row in table["row"].to_pylist()]
+    assert rows == [*range(20, 30), *range(10), *range(10, 20)]
+
+
+def test_prefetch_gives_the_same_items_in_order() -> None:
+    assert list(pipeline.prefetch(iter(range(50)), depth=3)) == list(range(50))
+    assert list(pipeline.prefetch(iter(()))) == []
+
+
+def test_prefetch_produces_ahead_in_another_thread() -> None:
+    threads = set()
+
+    def items() -> Iterator[int]:
+        for number in range(4):
+            threads.add(threading.get_ident())
+            produced.append(number)
+            yield number
+
+    produced: list[int] = []
+    stream = pipeline.prefetch(items(), depth=2)
+    assert next(stream) == 0
+    deadline = time.monotonic() + 5
+    while len(produced) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert produced == [0, 1, 2]
+    assert threads.isdisjoint({threading.get_ident()})
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_prefetch_error_of_an_item_is_raised_at_its_turn() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("damaged")
+
+    stream = pipeline.prefetch(items())
+    assert next(stream) == 1
+    with pytest.raises(ValueError, match="damaged"):
+        next(stream)
+
+
+@pytest.mark.parametrize("num_partitions", [1, 3, 50])
+def test_external_sort_partitions_have_disjoint_key_ranges_in_order(num_partitions: int) -> None:
+    written: list[list[int]] = []
+
+    def write(table: pa.Table) -> str:
+        written.append(sorted(table["key"].to_pylist()))
+        return str(table.num_rows)
+
+    counts = list(
+        pipeline.external_sort(two_tables, range(20), on_ray=False, write=write, num_partitions=num_partitions)
+    )
+    assert [int(count) for count in counts] == [len(keys) for keys in written]
+    assert 1 <= len(written) <= num_partitions
+    assert [key for keys in written for key in keys] == sorted(mix(np.arange(200, dtype=np.uint64)).tolist())
+
+
+def test_external_sort_without_rows_writes_nothing() -> None:
+    def no_tables(item: int) -> Iterator[pa.Table]:
+        yield from ()
+
+    assert list(pipeline.external_sort(no_tables, [1], on_ray=False, write=str, num_partitions=2)) == []

@@ -1,0 +1,72 @@
+"""Profile of raw files: guessed columns, duplicates, conflicts, suggestions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.files import make_rows, write_csv
+from txclf.config import run_config
+from txclf.core.errors import DataError
+from txclf.data import profile
+from txclf.data.sources import find_sources
+
+
+def audit(path: str, text: tuple[str, ...] = (), label: str | None = None) -> dict[str, Any]:
+    return profile.audit(path, find_sources([path]), text, label)
+
+
+def test_audit_columns_are_guessed_by_name(tmp_path: Path) -> None:
+    found = audit(write_csv(tmp_path / "a.csv", make_rows(50), header=("review", "sentiment")))
+    assert (found["text"], found["label"]) == (["review"], "sentiment")
+    assert found["suggested"]["data"]["text"] == ["review"]
+    assert found["suggested"]["data"]["label"] == "sentiment"
+
+
+def test_audit_columns_without_known_names_are_guessed_by_content(tmp_path: Path) -> None:
+    found = audit(write_csv(tmp_path / "a.csv", make_rows(50), header=("long", "short")))
+    assert (found["text"], found["label"]) == (["long"], "short")
+
+
+def test_audit_counts_duplicates_conflicts_and_bad_rows(tmp_path: Path) -> None:
+    rows = [("same", "a"), ("same", "b"), ("other", "a"), ("other", "a"), ("", "a"), ("last", "b")]
+    found = audit(write_csv(tmp_path / "a.csv", rows))
+    assert (found["rows"], found["bad_rows"], found["duplicates"]) == (5, 1, 2)
+    assert found["conflicting_texts"] == 1
+    assert [(example["row"], example["label"]) for example in found["conflict_examples"]] == [(1, "a"), (2, "b")]
+    assert found["bad_examples"] == [
+        {"file": str(tmp_path / "a.csv"), "row": 5, "reason": "no text: `text` missing or blank"}
+    ]
+    assert found["suggested"]["data"]["on_bad_row"] == "skip"
+
+
+def test_audit_imbalanced_labels_suggest_macro_f1(tmp_path: Path) -> None:
+    rows = [(f"text {number}", "rare" if number < 3 else "common") for number in range(100)]
+    assert audit(write_csv(tmp_path / "a.csv", rows))["suggested"]["train"]["monitor"] == "valid_f1_macro"
+
+
+def test_audit_lists_of_labels_suggest_multilabel(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"t {i}", "labels": ["a", "b"][: i % 3]}) + "\n" for i in range(30)))
+    found = audit(str(path))
+    assert found["suggested"]["task"] == "multilabel"
+    assert "label_rows" not in found
+
+
+def test_audit_file_names_suggest_splits(tmp_path: Path) -> None:
+    paths = [write_csv(tmp_path / f"{name}.csv", make_rows(20)) for name in ("train", "dev", "test")]
+    data = audit(str(tmp_path))["suggested"]["data"]
+    assert (data["train"], data["valid"], data["test"]) == tuple(paths)
+
+
+def test_audit_suggestion_is_a_valid_run_file(tmp_path: Path) -> None:
+    suggested = audit(write_csv(tmp_path / "a.csv", make_rows(50), header=("review", "sentiment")))["suggested"]
+    assert run_config.parse(suggested).data.label == "sentiment"
+
+
+def test_audit_missing_column_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no column `nope`"):
+        audit(write_csv(tmp_path / "a.csv", make_rows(5)), label="nope")
