@@ -1,24 +1,24 @@
-"""What each mended fault of the article's classifier gives on IMDB, one fault at a time, in plain PyTorch.
+"""Measure what each fix of the article's classifier gains on IMDB, one fault at a time, in plain PyTorch.
 
     OMP_NUM_THREADS=1 python benchmarks/article_ablation.py --train train.parquet --test test.parquet --out rows.jsonl
-    ... --only "as written" --epochs 1 --rows 2000        the same in a minute
+    ... --only "as written" --epochs 1 --rows 2000        a short version, in a minute
 
 The classifier (width 50, 5 heads, feed-forward 50, 6 post-norm layers, ReLU, sinusoidal positions, dropout 0, batches
-of 30 rows of about one length, Adam, clip 0.5) is first trained as it was written; then its faults are mended, each
-rung keeping the mends above it:
+of 30 rows of about one length, Adam, clip 0.5) is first trained as it was written. Then its faults are fixed; each rung
+keeps the fixes above it:
 
     as written      gradients are never zeroed; (batch, tokens, width) goes into an encoder that takes its first axis
-                    for the tokens, so a token attends to those at its place in the batch's other rows, never to its
-                    own row; padding is attended to and averaged in
-    zero_grad       gradients begin at zero in each step
+                    for the tokens, so a token attends to tokens at its position in other rows, never to its own row;
+                    padding is attended to and averaged in
+    zero_grad       gradients are zeroed in each step
     batch axis      `batch_first=True`: tokens attend to their own row
-    padding mask    not to padding
+    padding mask    padding is not attended to
     masked mean     padding is not averaged in
     txclf           `TransformerClassifier` with the same settings: other initial weights, other kernels
 
-The last fault, evaluation by `train()`, changes nothing with dropout 0; each rung is scored both ways to show it. Rows,
-tokens, batches, steps and the learning rate are the same on each rung; vectors start from random numbers, as no GloVe
-file ships with this project. Scores are those of the last epoch: nothing is chosen by them.
+The last fault, evaluation in training mode, changes nothing with dropout 0; each rung is scored both ways to show it.
+Rows, tokens, batches, steps and the learning rate are the same on each rung. Vectors start from random numbers, because
+this project ships no GloVe file. Scores are those of the last epoch: no choice is based on them.
 """
 
 from __future__ import annotations

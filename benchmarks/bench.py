@@ -1,13 +1,13 @@
-"""Everything side by side: `make bench`, or
+"""Measure all comparisons side by side: `make bench`, or
 
     .venv/bin/python benchmarks/bench.py [--short FILE --short-test FILE --long FILE] [--suites training,ray] …
 
-Each sample is a process of its own. The variants of a comparison take turns, `--repeats` times, and what is shown is
-the ratio of their medians: on a shared machine single times mean little. Nothing else should run. Every sample goes
-into the JSON file as soon as it is there, with the machine, the versions and the date.
+Each sample is a process of its own. The variants of a comparison take turns, `--repeats` times, and the result is the
+ratio of their medians, because single times mean little on a shared machine. Run nothing else meanwhile. Every sample
+is written to the JSON file at once, with the machine, the versions and the date.
 
 `--short` is a Parquet file of short texts with the columns `text` and `label` (the targets were set on AG News),
-`--long` one of long texts (IMDB); without them the corpus of `txclf demo` stands in for both.
+`--long` one of long texts (IMDB). Without them the corpus of `txclf demo` is used for both.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Training steps on a GPU, without Ray and Lightning: tokens/s and MFU, beside torch's and Transformers' encoders.
+"""Measure training steps on a GPU without Ray and Lightning: tokens/s and MFU, next to torch and Transformers.
 
     .venv/bin/python benchmarks/gpu.py [--tokens N] [--steps N] [--shapes seed,wide] [--lengths 128,512] …
 
-Each row is a step over ready batches of full length: forward, backward, clipping, fused AdamW, in bf16 where the device
-has it. `compiled` is `torch.compile`, `graphs` the same with CUDA graphs (mode `reduce-overhead`), which take the small
-model off the launches of kernels. The last table is the path of the data alone: from rows in memory, as they come from
-the shards, to padded batches in pinned memory. It runs on a CPU too, where it shows no more than that it works.
+Each row is a step over ready batches of full length: forward, backward, clipping, fused AdamW, in bf16 if the device
+has it. `compiled` is `torch.compile`, `graphs` the same with CUDA graphs (mode `reduce-overhead`), which remove the
+kernel-launch overhead of the small model. The last table is the data path alone: from rows in memory, as the shards
+store them, to padded batches in pinned memory. On a CPU the script runs too, but only to show that it works.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Peak memory of a training process on 1x, 3x and 10x data, held in memory and streamed from disk.
+"""Measure the peak memory of a training process on 1x, 3x and 10x data, in memory and streamed from disk.
 
     .venv/bin/python benchmarks/memory.py [rows of 1x]
 
-Makes its own texts of random words, about 40 tokens each, prepares them, and trains 100 steps in a process per figure.
+Makes texts of random words, about 40 tokens each, prepares them, and trains 100 steps in one process per figure.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""The classifier that txclf grew out of, as it was written: `nn.TransformerEncoder` in plain Lightning.
+"""Train the classifier that txclf grew out of, as it was written: `nn.TransformerEncoder` in plain Lightning.
 
     .venv/bin/python benchmarks/original_classifier.py jobs/seed_classifier.yaml data.train=FILE data.test=FILE
 
-It takes the shape, the rows, the vocabulary and the number of epochs from the run file, and prepares the data as
-`txclf train` does, so that the two differ in the model's code and in the training alone. As in its original, rows come
-in random batches padded to their longest, `accumulate` of them make a step, AdamW decays every parameter, one-cycle
-goes from a tenth of the peak, and the checkpoint with the best validation accuracy is scored. Figures: see
-docs/benchmarks.md.
+The run file gives the shape, the rows, the vocabulary and the number of epochs. Data are prepared as in `txclf train`,
+so only the model's code and the training differ. As in the original, rows come in random batches padded to their
+longest row, `micro_batches` of them make a step, AdamW decays every parameter, one-cycle starts at a tenth of the peak,
+and the checkpoint with the best validation accuracy is scored. Figures: docs/benchmarks.md.
 """
 
 from __future__ import annotations

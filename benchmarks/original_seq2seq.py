@@ -1,11 +1,12 @@
-"""The sequence-to-sequence model that txclf grew out of, as it was written, and with its faults mended one by one.
+"""Train the sequence-to-sequence model that txclf grew out of, as it was written, and with its faults fixed one by one.
 
     .venv/bin/python benchmarks/original_seq2seq.py jobs/seed_seq2seq.yaml data.train=FILE data.test=FILE
 
-`nn.Transformer` trained by teacher forcing. Its faults: no causal mask, so that the wanted token is seen; no padding
-mask; positions added along the wrong axis, so that each row of a batch has its own and a token's place is not known.
-It takes the shape, the rows, the vocabularies and the number of epochs from the run file. Of each variant: token
-accuracy by teacher forcing, and exact match of greedy outputs, on the test rows. Figures: see docs/benchmarks.md.
+`nn.Transformer` trained by teacher forcing. Its faults: no causal mask, so the token to predict is visible; no padding
+mask; positions added along the wrong axis, so that each row of a batch has its own and a token's position is unknown.
+The run file gives the shape, the rows, the vocabularies and the number of epochs. For each variant the script prints
+the token accuracy by teacher forcing and the exact match of greedy outputs on the test rows. Figures:
+docs/benchmarks.md.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Measure the speed of prediction once: rows per second of an untrained model of the run file's architecture.
+"""Measure one sample of prediction speed: rows per second of an untrained model with the run file's shape.
 
     .venv/bin/python benchmarks/predicting.py VARIANT RUN.yaml [key=value …] [--rows N] [--batch N]
 
-prints one line of JSON. Each variant predicts the first rows of `data.test`:
+Prints one line of JSON. The variants, all over the first rows of `data.test`:
 
     txclf         `txclf predict`: reads a Parquet file, tokenizes, predicts, writes a Parquet file
-    bare          the model on padded batches in memory, sorted by length
+    bare          the model over padded batches that are ready in memory, sorted by length
     transformers  Transformers' text-classification pipeline and a `BertConfig`, in batches of `--batch`
 """
 

@@ -1,11 +1,11 @@
-"""One sample of the speed of tokenizing: tokens a second, all cores.
+"""Measure one sample of tokenizing speed: tokens per second on all cores.
 
     .venv/bin/python benchmarks/preparing.py VARIANT RUN.yaml [key=value …] [--copies N]
 
-prints one line of JSON. The variants:
+Prints one line of JSON. The variants:
 
-    txclf       `txclf prepare`: reads, checks, tokenizes, audits, shuffles, writes; with a tokenizer that is there
-    tokenizers  `encode_batch` of the same tokenizer over the same texts, which lie in memory
+    txclf       `txclf prepare` with an existing tokenizer: reads, checks, tokenizes, audits, shuffles, writes
+    tokenizers  `encode_batch` of the same tokenizer over the same texts in memory
 
 `--copies` writes the rows that many times, each text with a number in front so that none is a duplicate.
 """

@@ -1,17 +1,17 @@
-"""What data-parallel training costs on many GPUs, by a model of it, and the part of the model that is measured here.
+"""Model the cost of data-parallel training on many GPUs, and measure one part of the model here.
 
     .venv/bin/python benchmarks/scaling.py             the table of the model
-    .venv/bin/python benchmarks/scaling.py --measure   two processes on this machine: the all-reduce of a step, by gloo
+    .venv/bin/python benchmarks/scaling.py --measure   the all-reduce of a step by two gloo processes on this machine
 
 A step of W workers takes `compute + max(0, exchange - hidden)`:
 
-    compute    tokens of a worker / its tokens a second
+    compute    tokens of a worker / its tokens per second
     exchange   2 (W - 1) / W x gradient bytes / bandwidth + 2 log2(W) x latency      (ring, with a tree's latency)
-    hidden     DDP sends a bucket as soon as its gradients are there: all but the last bucket may overlap with the
+    hidden     DDP sends a bucket as soon as its gradients are ready: all but the last bucket may overlap with the
                backward pass, two thirds of the compute
 
-The efficiency is the rate of W workers over W times that of one. Between GPUs of a node NVLink carries the exchange,
-between nodes of 8 the network.
+The efficiency is the rate of W workers over W times that of one. NVLink carries the exchange between the GPUs of a
+node, the network that between nodes of 8.
 """
 
 from __future__ import annotations

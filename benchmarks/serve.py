@@ -1,11 +1,11 @@
-"""Measure `txclf serve`: requests per second and latencies for 1, 8 and 64 clients, compared with the bare model.
+"""Measure `txclf serve`: requests per second and latencies for 1, 8 and 64 clients, next to the bare model.
 
     python benchmarks/serve.py runs/agnews/model rows.csv --out serve.json
     python benchmarks/serve.py runs/agnews/model rows.csv --out serve.json -- --replicas 0
 
-Each client sends one text at a time over a kept connection on loopback and waits for the answer. The clients run in a
-process of their own and share the cores of this machine with the service. The bare model answers one text at a time and
-64 at a time in this process, with as many threads as a replica. Arguments after `--` are passed to `txclf serve`.
+Each client sends one text at a time over a persistent loopback connection and waits for the answer. The clients run in
+a process of their own and share this machine's cores with the service. The bare model answers one text at a time and 64
+at a time in this process, on as many threads as a replica. Arguments after `--` go to `txclf serve`.
 """
 
 from __future__ import annotations

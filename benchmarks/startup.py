@@ -1,8 +1,8 @@
-"""One sample of the time from the command `txclf train` to its first optimizer step, on data that are prepared.
+"""Measure one sample of the time from the command `txclf train` to its first optimizer step, on prepared data.
 
     .venv/bin/python benchmarks/startup.py RUN.yaml [key=value …]
 
-prints one line of JSON: `value`, the seconds. The run is stopped after that.
+Prints one line of JSON: `value` in seconds. The run is stopped after that.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""One sample of the speed of training: non-padding tokens a second, over the same rows and as many optimizer steps.
+"""Measure one sample of training speed: real tokens per second, over the same rows and number of optimizer steps.
 
     .venv/bin/python benchmarks/training.py VARIANT RUN.yaml [key=value …]
 
-prints one line of JSON. The variants, all of the run file's shape, in its precision, on `--threads` threads:
+Prints one line of JSON. The variants, all with the run file's shape and precision, on `--threads` threads:
 
-    txclf         a run of `txclf train`, in this process or on Ray, as `compute.workers` says
-    bare          our model and optimizer over batches that lie ready in memory: no Lightning, no Ray, no reading
-    original      `nn.TransformerEncoder` in plain Lightning, random batches padded to their longest, fp32
+    txclf         a run of `txclf train`, in this process or on Ray, by `compute.workers`
+    bare          our model and optimizer over batches that are ready in memory: no Lightning, no Ray, no reading
+    original      `nn.TransformerEncoder` in plain Lightning, random batches padded to their longest row, fp32
     transformers  Transformers' `Trainer` and a `BertConfig`, fused AdamW, SDPA, and our batches in our order: its own
-                  grouping by length does as well on a whole epoch, but not on the few rows of a sample
+                  grouping by length is as good on a whole epoch, but not on the few rows of a sample
 
-The clock runs from the end of the `--warmup`-th step to the end of the last, on every variant.
+The clock runs from the end of step `--warmup` to the end of the last, for every variant.
 """
 
 from __future__ import annotations

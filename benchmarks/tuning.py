@@ -1,8 +1,8 @@
-"""One sample of what a search costs: seconds from the start of the process to its end, on data that are prepared.
+"""Measure one sample of the cost of a search: seconds from the start of the process to its end, on prepared data.
 
     .venv/bin/python benchmarks/tuning.py VARIANT RUN.yaml [key=value …]
 
-prints one line of JSON. The variants:
+Prints one line of JSON. The variants:
 
     tune    `txclf tune`, every trial to its end
     serial  the same trials one after another in one process, on all cores, without Ray

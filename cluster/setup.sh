@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Makes .venv beside txclf's files on a node, with the versions of requirements.lock. Run again, it brings .venv up to
-# date.
+# Creates or updates .venv in txclf's folder on a node, with the versions of requirements.lock.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# All nodes need one Python; uv fetches it where the system has another.
+# All nodes need the same Python; uv downloads it if the system has another.
 if [[ ! -x .venv/bin/python ]]; then
     if command -v python3.11 > /dev/null && python3.11 -c 'import ensurepip' 2> /dev/null; then
         python3.11 -m venv .venv

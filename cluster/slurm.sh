@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A Ray cluster for one job of Slurm, and a command of txclf on it:
+# Starts a Ray cluster in a Slurm job and runs a txclf command on it:
 #
 #   sbatch --nodes=4 cluster/slurm.sh train jobs/agnews.yaml compute.workers=4 storage=/shared/runs
 #
-# The folder it is sent from must be shared by the nodes, and txclf on PATH: activate its .venv first.
+# All nodes must share the submit directory. Activate the .venv first, so that txclf is on PATH.
 #SBATCH --job-name=txclf
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -15,14 +15,14 @@ set -euo pipefail
 
 : "${SLURM_JOB_ID:?not set: send this script by sbatch}"
 shared=${TXCLF_CLUSTER_DIR:-${SLURM_SUBMIT_DIR:-$PWD}}/.ray-$SLURM_JOB_ID
-port=$((20000 + SLURM_JOB_ID % 3000 * 4))  # below the ports that systems give out by themselves
+port=$((20000 + SLURM_JOB_ID % 3000 * 4))  # below the ephemeral ports
 ip=${TXCLF_HEAD_IP:-$(python -c 'import ray.util; print(ray.util.get_node_ip_address())')}
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 
-# The token lies in a file: a command line can be read by all users of a node.
+# The token is stored in a file, because all users of a node can read command lines.
 rm -rf "$shared"
 (umask 077 && mkdir -p "$shared" && python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$shared/token")
-unset RAY_AUTH_TOKEN  # it would come first
+unset RAY_AUTH_TOKEN  # it would take precedence
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$shared/token RAY_USAGE_STATS_ENABLED=0
 
 steps=() run=
@@ -40,7 +40,7 @@ stop() {
 trap finish EXIT
 trap stop TERM USR1 INT
 
-# What runs on each node. Ray's sockets need a short path, and a folder of their own beside other jobs'.
+# The script of each node. Ray's sockets need a short path, in a folder that other jobs do not use.
 # shellcheck disable=SC2016
 on_node='
 folder=$(mktemp -d /tmp/ray-XXXXXX)
@@ -78,7 +78,7 @@ deadline=$((SECONDS + seconds))
 until timeout 60 python -c "$all_joined" "${#nodes[@]}" &> /dev/null; do
     for step in "${steps[@]}"; do
         if ! kill -0 "$step" 2> /dev/null || ((SECONDS > deadline)); then
-            echo "Ray did not come up on ${#nodes[@]} nodes within $seconds s; the ends of its logs:" >&2
+            echo "Ray did not start on ${#nodes[@]} nodes within $seconds s; the last lines of its logs:" >&2
             tail -n 15 "$shared"/*.log >&2
             exit 1
         fi
@@ -87,20 +87,20 @@ until timeout 60 python -c "$all_joined" "${#nodes[@]}" &> /dev/null; do
 done
 echo "Ray: ${#nodes[@]} nodes; the dashboard: ssh -L 8265:127.0.0.1:$((port + 1)) ${nodes[0]}" >&2
 
-# A job that Slurm began anew goes on with its run, if it had come so far as to make one.
-begun='
+# A requeued job resumes its run, if the first attempt created one.
+run_exists='
 import sys
 from txclf.config import run_config
 from txclf.core import storage
 run = run_config.load(sys.argv[1], [word for word in sys.argv[2:] if "=" in word])
 sys.exit(not storage.exists(storage.join(run.run_folder, "run.yaml")))'
-if [[ ${SLURM_RESTART_COUNT:-0} != 0 && $1 =~ ^(train|tune)$ ]] && python -c "$begun" "${@:2}" 2> /dev/null; then
+if [[ ${SLURM_RESTART_COUNT:-0} != 0 && $1 =~ ^(train|tune)$ ]] && python -c "$run_exists" "${@:2}" 2> /dev/null; then
     set -- "$@" --resume
 fi
 
 python -m txclf "$@" &
 run=$!
-while kill -0 "$run" 2> /dev/null; do wait "$run" || true; done  # a signal ends a wait, not the run
+while kill -0 "$run" 2> /dev/null; do wait "$run" || true; done  # a signal ends `wait`, not the run
 code=0
 wait "$run" || code=$?
 exit "$code"

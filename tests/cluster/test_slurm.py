@@ -148,7 +148,7 @@ def test_what_is_wrong_ends_with_its_own_exit_code(slurm: Slurm, tmp_path: Path,
     process = slurm.start("train", *settings(tmp_path, data), BROKEN_NODE="two")
     out = process.communicate(timeout=120)[0]
     assert process.returncode == 1, out
-    assert "Ray did not come up on 2 nodes" in out
+    assert "Ray did not start on 2 nodes" in out
     assert "two: no such luck" in out
     process = slurm.start("train", *settings(tmp_path, data, "compute.workers=9"))
     out = process.communicate(timeout=240)[0]
