@@ -30,7 +30,7 @@ def test_every_run_file_loads(path: Path) -> None:
     assert run.data.train is not None
 
 
-def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = "import sys; import txclf.cli.main; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {
@@ -48,7 +48,7 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
     } & set(loaded)
 
 
-def test_the_driver_of_a_run_on_ray_leaves_lightning_to_the_workers() -> None:
+def test_driver_of_a_ray_run_does_not_import_lightning() -> None:
     names = ("cli.tables", "launch.preflight", "training.distributed.ray_trainer", "training.train")
     code = f"import sys, {', '.join(f'txclf.{name}' for name in names)}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
@@ -56,22 +56,22 @@ def test_the_driver_of_a_run_on_ray_leaves_lightning_to_the_workers() -> None:
     assert not {"pytorch_lightning", "torchmetrics", "torch._dynamo", "sklearn"} & set(loaded)
 
 
-def test_the_bundle_loads_without_ray_and_lightning() -> None:
+def test_bundle_loads_without_ray_and_lightning() -> None:
     code = "import sys; from txclf import Classifier; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"ray", "pytorch_lightning", "sklearn"} & set(loaded)
 
 
-def test_files_stay_short() -> None:
+def test_files_are_shorter_than_400_lines() -> None:
     long = {path.name: lines for path in modules().values() if (lines := len(path.read_text().splitlines())) > 410}
     assert not long
 
 
-def test_the_changelog_knows_this_version() -> None:
+def test_changelog_has_the_current_version() -> None:
     assert f"## [{txclf.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_every_setting_is_documented() -> None:
+def test_every_key_is_documented() -> None:
     sections = {"data", "tokenizer", "model", "train", "generate", "compute", "tune", "scheduler"}
     for section in (Data, Tokenizer, Model, Train, Generate, Compute, Tune, Scheduler, Domain, run_config.RunConfig):
         for name, field in section.model_fields.items():

@@ -34,7 +34,7 @@ def run(*words: str | Path) -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
-def test_ray_up_takes_the_file(name: str) -> None:
+def test_ray_up_accepts_the_file(name: str) -> None:
     """Ray's own preparation and schema; what needs the cloud comes after these."""
     prepared = util.prepare_config(load(f"{name}.yaml"))
     util.validate_config(prepared)
@@ -47,7 +47,7 @@ def test_ray_up_takes_the_file(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
-def test_each_node_is_set_up_and_started_alike(name: str) -> None:
+def test_nodes_have_the_same_setup(name: str) -> None:
     launched = load(f"{name}.yaml")
     first = load("on-premises.yaml")
     for key in ("file_mounts", "head_start_ray_commands", "worker_start_ray_commands"):
@@ -63,7 +63,7 @@ def test_each_node_is_set_up_and_started_alike(name: str) -> None:
     assert any(command.startswith("bash ~/txclf/cluster/setup.sh") for command in launched["setup_commands"])
 
 
-def test_clouds_have_spot_nodes_and_nodes_that_reach_the_storage() -> None:
+def test_clouds_have_spot_nodes_with_storage_access() -> None:
     aws, gcp = load("aws.yaml")["available_node_types"], load("gcp.yaml")["available_node_types"]
     assert aws["gpu_spot"]["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
     assert gcp["gpu_spot"]["node_config"]["scheduling"]["provisioningModel"] == "SPOT"
@@ -77,7 +77,7 @@ def test_clouds_have_spot_nodes_and_nodes_that_reach_the_storage() -> None:
     assert aws["head"]["resources"] == gcp["head"]["resources"] == {"CPU": 0}
 
 
-def test_a_command_begins_and_goes_on_by_the_same_words(tmp_path: Path) -> None:
+def test_again_script_resumes_with_the_same_arguments(tmp_path: Path) -> None:
     """`again.sh` with a stand-in for txclf that says what it was asked."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text(
@@ -111,12 +111,12 @@ def test_a_command_begins_and_goes_on_by_the_same_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["setup.sh", "slurm.sh", "again.sh"])
-def test_scripts_are_sound(name: str) -> None:
+def test_scripts_pass_shellcheck(name: str) -> None:
     run(BIN / "shellcheck", CLUSTER / name)
     assert (CLUSTER / name).stat().st_mode & 0o111
 
 
-def test_the_dockerfile_is_sound_and_finds_what_it_copies() -> None:
+def test_dockerfile_passes_hadolint_and_copies_existing_files() -> None:
     run(BIN / "hadolint", CLUSTER / "Dockerfile")
     text = (CLUSTER / "Dockerfile").read_text()
     copied = {name for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for name in line.split()}
@@ -130,7 +130,7 @@ def test_the_dockerfile_is_sound_and_finds_what_it_copies() -> None:
     assert set(project["license-files"]) <= copied
 
 
-def test_the_slurm_script_asks_for_its_signal_at_the_script_alone() -> None:
+def test_slurm_script_receives_the_signal_itself() -> None:
     lines = (CLUSTER / "slurm.sh").read_text().splitlines()
     asked = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
     assert "--signal=B:TERM@120" in asked
@@ -140,7 +140,7 @@ def test_the_slurm_script_asks_for_its_signal_at_the_script_alone() -> None:
 # ------------------------------------------------------------------------------------------------- versions and doors
 
 
-def test_versions_are_those_of_the_lock() -> None:
+def test_versions_equal_those_of_the_lock() -> None:
     assert ray.__version__ == RAY_VERSION
     for spec in clusters().values():
         assert spec["rayVersion"] == RAY_VERSION
@@ -156,7 +156,7 @@ def test_versions_are_those_of_the_lock() -> None:
     assert re.findall(r"^FROM python:([\d.]+)-slim$", docker, re.MULTILINE) == re.findall(r"Python ([\d.]+)", locked)
 
 
-def test_every_ray_asks_for_the_token() -> None:
+def test_every_ray_requires_the_token() -> None:
     for name in LAUNCHED:
         for key in ("head_start_ray_commands", "worker_start_ray_commands"):
             for command in load(f"{name}.yaml")[key]:
@@ -172,7 +172,7 @@ def test_every_ray_asks_for_the_token() -> None:
     assert slurm.index("export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=") < slurm.index("srun ")
 
 
-def test_the_dashboard_is_open_to_nobody_outside() -> None:
+def test_dashboard_is_not_exposed() -> None:
     for path in files():
         text = path.read_text()
         # In a container it listens on all of the container's addresses; who gets there is said by ports and services.
@@ -187,7 +187,7 @@ def test_the_dashboard_is_open_to_nobody_outside() -> None:
         assert "enableIngress" not in spec["headGroupSpec"]
 
 
-def test_no_file_holds_a_secret() -> None:
+def test_files_hold_no_secret() -> None:
     for path in files():
         text = path.read_text()
         assert not re.search(r"\b[0-9a-f]{32,}\b", text), path

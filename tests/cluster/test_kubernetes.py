@@ -141,13 +141,13 @@ def checked(manifest: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_kubernetes_takes_the_manifest(name: str) -> None:
+def test_manifest_fits_the_schema(name: str) -> None:
     manifest = load(f"kuberay/{name}.yaml")
     assert manifest["apiVersion"] == "ray.io/v1"
     assert checked(manifest) == []
 
 
-def test_the_claim_is_one_that_all_pods_can_mount() -> None:
+def test_volume_claim_is_mountable_by_all_pods() -> None:
     claim = load("kuberay/storage.yaml")
     kubernetes_validate.validate(claim, KUBERNETES, strict=True)
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
@@ -168,7 +168,7 @@ def test_the_claim_is_one_that_all_pods_can_mount() -> None:
         (("headGroupSpec", "template", "spec", "containers", 0), "volumeMount", [], "volumeMount"),
     ],
 )
-def test_a_broken_manifest_would_be_found(path: tuple[Any, ...], key: str, value: Any, told: str) -> None:
+def test_broken_manifest_is_detected(path: tuple[Any, ...], key: str, value: Any, told: str) -> None:
     manifest = copy.deepcopy(load("kuberay/raycluster.yaml"))
     place = manifest["spec"]
     for part in path:
@@ -180,7 +180,7 @@ def test_a_broken_manifest_would_be_found(path: tuple[Any, ...], key: str, value
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_pods_share_the_storage_and_run_as_the_user_of_the_image(name: str) -> None:
+def test_pods_share_storage_and_user(name: str) -> None:
     spec = clusters()[name]
     claim = load("kuberay/storage.yaml")["metadata"]["name"]
     groups = {group["groupName"]: group["template"]["spec"] for group in spec["workerGroupSpecs"]}
@@ -201,7 +201,7 @@ def test_pods_share_the_storage_and_run_as_the_user_of_the_image(name: str) -> N
 
 
 @pytest.mark.parametrize(("name", "verb"), [("rayjob-train", "train"), ("rayjob-tune", "tune")])
-def test_the_entrypoint_is_a_command_of_txclf(name: str, verb: str) -> None:
+def test_entrypoint_is_a_txclf_command(name: str, verb: str) -> None:
     job = load(f"kuberay/{name}.yaml")["spec"]
     words = job["entrypoint"].split()
     assert words[:3] == ["txclf-again", verb, "/jobs/run.yaml"]

@@ -101,7 +101,7 @@ def settings(folder: Path, data: str, *words: str) -> list[str]:
 
 
 @pytest.mark.faults
-def test_a_run_trains_on_two_nodes_and_its_exit_code_comes_back(slurm: Slurm, tmp_path: Path, data: str) -> None:
+def test_slurm_run_on_two_nodes_returns_its_exit_code(slurm: Slurm, tmp_path: Path, data: str) -> None:
     process = slurm.start("train", *settings(tmp_path, data))
     token = tmp_path / f".ray-{os.getpid()}/token"
     wait_until(lambda: token.exists() and token.stat().st_size == 64, 60, process)
@@ -122,7 +122,7 @@ def test_a_run_trains_on_two_nodes_and_its_exit_code_comes_back(slurm: Slurm, tm
 
 
 @pytest.mark.faults
-def test_a_job_near_its_end_of_time_leaves_a_run_that_goes_on(slurm: Slurm, tmp_path: Path, data: str) -> None:
+def test_slurm_job_near_its_time_limit_can_be_resumed(slurm: Slurm, tmp_path: Path, data: str) -> None:
     words = settings(tmp_path, data, "train.epochs=300", "train.early_stopping_patience=0")
     process = slurm.start("train", *words)
     log = tmp_path / "runs/mine/metrics.jsonl"
@@ -144,7 +144,7 @@ def test_a_job_near_its_end_of_time_leaves_a_run_that_goes_on(slurm: Slurm, tmp_
 
 
 @pytest.mark.faults
-def test_what_is_wrong_ends_with_its_own_exit_code(slurm: Slurm, tmp_path: Path, data: str) -> None:
+def test_slurm_failed_run_returns_its_exit_code(slurm: Slurm, tmp_path: Path, data: str) -> None:
     process = slurm.start("train", *settings(tmp_path, data), BROKEN_NODE="two")
     out = process.communicate(timeout=120)[0]
     assert process.returncode == 1, out

@@ -36,12 +36,12 @@ def problems(*words: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- precedence
 
 
-def test_defaults_need_no_file(tmp_path: Path) -> None:
+def test_load_without_file_gives_defaults(tmp_path: Path) -> None:
     defaults = RunConfig(storage=str(Path.cwd() / "runs"))
     assert run_config.load(None) == defaults == run_config.load(write(tmp_path / "run.yaml", ""))
 
 
-def test_words_go_before_the_file_and_the_file_before_the_defaults(tmp_path: Path) -> None:
+def test_load_overrides_precede_file_and_defaults(tmp_path: Path) -> None:
     path = write(tmp_path / "run.yaml", "seed: 1\ntrain: {epochs: 5, batch_size: 8}\n")
     run = run_config.load(path, ["train.epochs=7", "model.hidden_size=64", "train.epochs=9"])
     assert (run.seed, run.train.epochs, run.train.batch_size, run.model.hidden_size) == (1, 9, 8, 64)
@@ -68,17 +68,17 @@ def test_words_go_before_the_file_and_the_file_before_the_defaults(tmp_path: Pat
         ("compute={workers: 2}", "compute", "workers", 2),
     ],
 )
-def test_values_of_words_are_yaml(word: str, section: str, key: str, value: object) -> None:
+def test_load_override_values_are_yaml(word: str, section: str, key: str, value: object) -> None:
     found = getattr(getattr(run_config.load(None, [word]), section), key)
     assert found == value
     assert type(found) is type(value)
 
 
-def test_a_word_enters_a_section_that_the_file_left_empty(tmp_path: Path) -> None:
+def test_load_override_fills_an_empty_section(tmp_path: Path) -> None:
     assert run_config.load(write(tmp_path / "run.yaml", "train:\n"), ["train.epochs=2"]).train.epochs == 2
 
 
-def test_a_file_may_merge_keys(tmp_path: Path) -> None:
+def test_load_file_may_merge_keys(tmp_path: Path) -> None:
     path = write(
         tmp_path / "run.yaml",
         "compute: &two {workers: 2}\ntrain: {<<: {epochs: 4, early_stopping_patience: 1}, epochs: 6}\n",
@@ -106,12 +106,12 @@ def test_a_file_may_merge_keys(tmp_path: Path) -> None:
         ("1: 2\n", r"1 problem:\n.*keys should be strings"),
     ],
 )
-def test_a_file_that_is_no_run_file(tmp_path: Path, content: str, message: str) -> None:
+def test_load_invalid_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"(?s)run\.yaml`.*{message}"):
         run_config.load(write(tmp_path / "run.yaml", content))
 
 
-def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+def test_load_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.yaml`: no such run file"):
         run_config.load(tmp_path / "run.yaml")
     (tmp_path / "run.yaml").write_bytes(b"name: caf\xe9\n")
@@ -131,7 +131,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
         (["name=2024-13-01"], "the value is not valid YAML: month must be"),
     ],
 )
-def test_words_that_say_nothing(words: list[str], message: str) -> None:
+def test_load_invalid_override_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run_config.load(None, words)
 
@@ -139,7 +139,7 @@ def test_words_that_say_nothing(words: list[str], message: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ problems
 
 
-def test_every_problem_at_once_with_its_key() -> None:
+def test_load_reports_every_problem_with_its_key() -> None:
     count, *lines = problems("seed=-1", "train.epochs=many", "train.nope=2", "model.num_heads=3", "data.more.deep=1")
     assert count == "`command line` has 5 problems:"
     assert lines == [
@@ -151,7 +151,7 @@ def test_every_problem_at_once_with_its_key() -> None:
     ]
 
 
-def test_an_unknown_section_is_told_the_sections() -> None:
+def test_load_unknown_section_lists_the_sections() -> None:
     known = "name, storage, seed, task, data, tokenizer, model, train, generate, compute"
     assert any(line.startswith(f"`optimizer`: unknown key. Known keys: {known}") for line in problems("optimizer.lr=1"))
 
@@ -204,7 +204,7 @@ def test_an_unknown_section_is_told_the_sections() -> None:
         ("compute.cpus_per_worker=0", "compute.cpus_per_worker"),
     ],
 )
-def test_values_that_cannot_be(word: str, key: str) -> None:
+def test_load_invalid_value_names_its_key(word: str, key: str) -> None:
     _, *lines = problems(word)
     assert any(line.startswith(f"`{key}`: ") for line in lines)
 
@@ -220,7 +220,7 @@ def test_values_that_cannot_be(word: str, key: str) -> None:
         ),
     ],
 )
-def test_widths_that_do_not_go_together(words: list[str], message: str) -> None:
+def test_load_sizes_that_do_not_fit_are_refused(words: list[str], message: str) -> None:
     assert message in "\n".join(problems(*words))
 
 
@@ -242,11 +242,11 @@ def test_widths_that_do_not_go_together(words: list[str], message: str) -> None:
         ),
     ],
 )
-def test_training_settings_that_do_not_go_together(words: list[str], message: str) -> None:
+def test_load_exclusive_training_keys_are_refused(words: list[str], message: str) -> None:
     assert message in "\n".join(problems(*words))
 
 
-def test_an_odd_width_serves_where_no_position_needs_pairs() -> None:
+def test_load_odd_hidden_size_with_learned_positions_is_accepted() -> None:
     words = ["model.hidden_size=15", "model.num_heads=5", "model.position_encoding=learned"]
     assert run_config.load(None, words).model.hidden_size == 15
 
@@ -254,14 +254,14 @@ def test_an_odd_width_serves_where_no_position_needs_pairs() -> None:
 # -------------------------------------------------------------------------------------------------- the resolved file
 
 
-def test_it_is_frozen() -> None:
+def test_run_config_is_frozen() -> None:
     run = RunConfig()
     for section, key, value in [(run, "seed", 1), (run.train, "epochs", 1), (run.model, "new", 1)]:
         with pytest.raises(ValidationError):
             setattr(section, key, value)
 
 
-def test_checking_leaves_the_settings_alone() -> None:
+def test_parse_does_not_change_the_settings() -> None:
     settings: dict[str, Any] = {"data": {"train": "a.csv"}, "train": {"class_weights": {"a": 1}}}
     before = json.dumps(settings)
     run_config.parse(settings)
@@ -280,7 +280,7 @@ WORDS = ["name=a-1.b_c", "data.train=[é.csv, 'a: b']", "data.text=[title, body]
         ["tokenizer={kind: file, file: t.json}", "data.label='1'", "name='12e4'"],
     ],
 )
-def test_what_is_dumped_is_loaded(tmp_path: Path, words: list[str]) -> None:
+def test_dump_is_loaded_back(tmp_path: Path, words: list[str]) -> None:
     run = run_config.load(None, words)
     assert run_config.load(write(tmp_path / "run.yaml", run_config.dump(run))) == run
     written = yaml.safe_load(run_config.dump(run))
@@ -290,7 +290,7 @@ def test_what_is_dumped_is_loaded(tmp_path: Path, words: list[str]) -> None:
     )
 
 
-def test_the_run_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_config.load(None, ["name=a", "storage=my/runs"]).run_folder == f"{tmp_path}/my/runs/a"
     assert run_config.load(None, ["name=a", "storage=s3://b/runs/?region=x"]).run_folder == "s3://b/runs/a?region=x"
@@ -304,12 +304,12 @@ def violations(settings: object) -> list[str]:
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
-def test_the_run_files_that_are_shipped(path: Path) -> None:
+def test_load_accepts_the_run_files_of_the_project(path: Path) -> None:
     assert run_config.load(path).name
     assert violations(yaml.load(path.read_text(), run_config._Loader)) == []
 
 
-def test_the_schema_knows_what_the_check_knows() -> None:
+def test_schema_refuses_what_parse_refuses() -> None:
     assert violations(RunConfig().model_dump(mode="json")) == []
     assert violations({"data": {"train": "a.csv", "text": ["title", "body"]}}) == []
     unfit: list[dict[str, Any]] = [
@@ -325,7 +325,7 @@ def test_the_schema_knows_what_the_check_knows() -> None:
             run_config.parse(wrong)
 
 
-def test_every_key_is_explained() -> None:
+def test_every_key_has_a_description() -> None:
     sections: list[type[Section]] = [Data, Tokenizer, Model, Train, Compute]
     fields = [
         (f"{section.__name__}.{name}", field) for section in sections for name, field in section.model_fields.items()

@@ -32,7 +32,7 @@ def inside(domain: Domain, value: Any) -> bool:
 
 
 @pytest.mark.parametrize("given", DOMAINS, ids=lambda given: next(iter(given)))
-def test_draws_and_their_neighbours_stay_inside(given: dict[str, Any]) -> None:
+def test_domain_draws_and_perturbed_values_stay_inside(given: dict[str, Any]) -> None:
     domain = Domain.model_validate(given)
     generator = np.random.default_rng(0)
     drawn = [domain.draw(generator) for _ in range(300)]
@@ -44,7 +44,7 @@ def test_draws_and_their_neighbours_stay_inside(given: dict[str, Any]) -> None:
     assert any(one != other for one, other in zip(drawn, near, strict=True))
 
 
-def test_the_logarithm_is_drawn_evenly() -> None:
+def test_domain_loguniform_has_an_even_logarithm() -> None:
     domain, generator = Domain(loguniform=(1e-4, 1.0)), np.random.default_rng(1)
     logarithms = np.log10([domain.draw(generator) for _ in range(4000)])
     counts, _ = np.histogram(logarithms, bins=[-4, -3, -2, -1, 0])
@@ -58,7 +58,7 @@ SPACE = {
 }
 
 
-def test_a_trial_is_drawn_by_its_number_alone() -> None:
+def test_drawn_depends_on_seed_and_number_only() -> None:
     few, many = (Tune.model_validate({"trials": count, "space": SPACE}) for count in (3, 30))
     assert [few.drawn(number, 7) for number in range(3)] == [many.drawn(number, 7) for number in range(3)]
     rates = {many.drawn(number, 7)["train.learning_rate"] for number in range(30)}
@@ -66,7 +66,7 @@ def test_a_trial_is_drawn_by_its_number_alone() -> None:
     assert many.drawn(0, 7) != many.drawn(0, 8) != many.drawn(0, 8, attempt=1)
 
 
-def test_combinations_of_the_grid_come_equally_often() -> None:
+def test_drawn_grid_combinations_come_equally_often() -> None:
     tune = Tune.model_validate({"trials": 12, "space": SPACE})
     drawn = [tune.drawn(number, 0) for number in range(12)]
     counts = Counter((each["train.batch_size"], each["model.num_layers"]) for each in drawn)
@@ -74,14 +74,14 @@ def test_combinations_of_the_grid_come_equally_often() -> None:
     assert len(counts) == 6
 
 
-def test_a_grid_search_tries_every_combination_once() -> None:
+def test_drawn_grid_search_runs_every_combination_once() -> None:
     space = {"train.batch_size": {"grid": [16, 32]}, "model.num_layers": {"choice": [1, 2, 3]}}
     tune = Tune.model_validate({"search": "grid", "space": space})
     assert tune.total == 6
     assert len({str(tune.drawn(number, 0)) for number in range(6)}) == 6
 
 
-def test_points_come_first_and_the_rest_of_them_is_drawn() -> None:
+def test_drawn_points_come_first_and_are_completed() -> None:
     tune = Tune.model_validate(
         {"space": SPACE, "points_to_evaluate": [{"train.learning_rate": 0.005}, {"model.num_layers": 3}]}
     )
@@ -158,13 +158,13 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("space", "tune", "message"), REFUSED)
-def test_what_the_run_file_refuses(space: dict[str, Any], tune: dict[str, Any], message: str) -> None:
+def test_parse_invalid_space_is_refused(space: dict[str, Any], tune: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as info:
         run_config.parse({"tune": {"space": space, **tune}})
     assert message in str(info.value)
 
 
-def test_values_that_are_wrong_with_the_rest_of_the_file_alone_are_left_to_the_draw() -> None:
+def test_parse_value_that_only_clashes_with_others_is_accepted() -> None:
     # 5 heads do not divide a width of 128, but do divide 160.
     run_config.parse(
         {"tune": {"space": {"model.num_heads": {"choice": [4, 5]}, "model.hidden_size": {"choice": [128, 160]}}}}

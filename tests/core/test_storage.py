@@ -37,11 +37,11 @@ def name(request: pytest.FixtureRequest) -> Callable[[Path], str | Path]:
         ("s3://bucket/runs/?endpoint_override=host:9000", ("a",), "s3://bucket/runs/a?endpoint_override=host:9000"),
     ],
 )
-def test_join(folder: str | Path, names: tuple[str, ...], expected: str) -> None:
+def test_join_appends_names_before_the_query(folder: str | Path, names: tuple[str, ...], expected: str) -> None:
     assert storage.join(folder, *names) == expected
 
 
-def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absolute_path_means_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
     assert storage.absolute("a/../b") == f"{tmp_path}/b"
@@ -50,7 +50,7 @@ def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage.absolute("s3://bucket/a") == "s3://bucket/a"
 
 
-def test_local_paths() -> None:
+def test_local_path_of_paths_and_file_uris() -> None:
     assert storage.is_local("/a")
     assert storage.is_local("file:///a")
     assert storage.local_path("file:///a%20b/c") == Path("/a b/c")
@@ -58,7 +58,7 @@ def test_local_paths() -> None:
 
 
 @pytest.mark.parametrize("uri", ["nfs://host/a", "file://relative/a", "file:///a b"])
-def test_a_uri_that_cannot_be_opened(uri: str) -> None:
+def test_resolve_unknown_uri_is_refused(uri: str) -> None:
     with pytest.raises(StorageError, match=f"`{uri}`: not a storage URI that pyarrow can open: "):
         storage.resolve(uri)
 
@@ -67,7 +67,9 @@ def test_a_uri_that_cannot_be_opened(uri: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"text\n", bytes(range(256)) * 5000])
-def test_bytes_come_back(tmp_path: Path, name: Callable[[Path], str | Path], content: bytes) -> None:
+def test_read_bytes_returns_what_was_written(
+    tmp_path: Path, name: Callable[[Path], str | Path], content: bytes
+) -> None:
     place = name(tmp_path / "new" / "folder" / "f.gz")  # nothing is unpacked by its ending
     storage.write_bytes(place, b"before")
     storage.write_bytes(place, content)
@@ -75,7 +77,7 @@ def test_bytes_come_back(tmp_path: Path, name: Callable[[Path], str | Path], con
     assert os.listdir(tmp_path / "new" / "folder") == ["f.gz"]
 
 
-def test_what_is_there(tmp_path: Path, name: Callable[[Path], str | Path]) -> None:
+def test_exists_and_list_folder_see_files_and_folders(tmp_path: Path, name: Callable[[Path], str | Path]) -> None:
     for file in ("b.txt", "a.txt", "deep/c.txt", ".hidden"):
         storage.write_bytes(tmp_path / file, b"")
     assert storage.list_folder(name(tmp_path)) == [".hidden", "a.txt", "b.txt", "deep"]
@@ -84,7 +86,7 @@ def test_what_is_there(tmp_path: Path, name: Callable[[Path], str | Path]) -> No
     assert found == {"a.txt": True, "deep": True, "none": False, "a.txt/none": False}
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+def test_write_bytes_failure_keeps_the_old_file(tmp_path: Path) -> None:
     storage.write_bytes(tmp_path / "taken" / "f", b"kept")
     with pytest.raises(StorageError, match=r"/taken`: cannot be written: Is a directory"):
         storage.write_bytes(tmp_path / "taken", b"new")
@@ -93,7 +95,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("deeper", ["x", "x/y"])
-def test_nothing_can_lie_under_a_file(tmp_path: Path, deeper: str) -> None:
+def test_write_bytes_below_a_file_is_refused(tmp_path: Path, deeper: str) -> None:
     (tmp_path / "f").write_bytes(b"")
     place = tmp_path / "f" / deeper
     with pytest.raises(StorageError, match=f"f/{deeper}`: cannot be written: "):
@@ -104,20 +106,20 @@ def test_nothing_can_lie_under_a_file(tmp_path: Path, deeper: str) -> None:
         storage.require_writable(place)
 
 
-def test_reading_what_is_no_file(tmp_path: Path) -> None:
+def test_read_bytes_of_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="none`: cannot be read: "):
         storage.read_bytes(tmp_path / "none")
     with pytest.raises(StorageError, match=f"`{tmp_path}`: cannot be read: "):
         storage.read_bytes(tmp_path)
 
 
-def test_listing_a_file(tmp_path: Path) -> None:
+def test_list_folder_of_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"")
     with pytest.raises(StorageError, match="f`: cannot be listed: "):
         storage.list_folder(tmp_path / "f")
 
 
-def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path, name: Callable[[Path], str | Path]) -> None:
+def test_require_writable_creates_an_empty_folder(tmp_path: Path, name: Callable[[Path], str | Path]) -> None:
     storage.require_writable(name(tmp_path / "new" / "folder"))
     assert os.listdir(tmp_path / "new" / "folder") == []
 
@@ -126,26 +128,26 @@ def test_a_writable_folder_is_made_and_left_empty(tmp_path: Path, name: Callable
 
 
 @pytest.mark.parametrize("value", [None, 1.5, "é🎉", [1, {"a": []}], {"ü": True, "b": "\n"}])
-def test_json_comes_back(tmp_path: Path, value: object) -> None:
+def test_read_json_returns_what_was_written(tmp_path: Path, value: object) -> None:
     storage.write_json(tmp_path / "a.json", value)
     assert storage.read_json(tmp_path / "a.json") == value
     assert (tmp_path / "a.json").read_bytes().endswith(b"\n")
 
 
-def test_json_is_for_people_too(tmp_path: Path) -> None:
+def test_write_json_is_indented(tmp_path: Path) -> None:
     storage.write_json(tmp_path / "a.json", {"é": [1]})
     assert (tmp_path / "a.json").read_text() == '{\n  "é": [\n    1\n  ]\n}\n'
 
 
 @pytest.mark.parametrize("value", [float("nan"), [float("inf")]])
-def test_json_has_no_nan(tmp_path: Path, value: object) -> None:
+def test_write_json_refuses_nan(tmp_path: Path, value: object) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         storage.write_json(tmp_path / "a.json", value)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{} {}", b"\xff\xfe"])
-def test_what_is_no_json(tmp_path: Path, content: bytes) -> None:
+def test_read_json_invalid_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(StorageError, match=r"a\.json`: not valid JSON: "):
         storage.read_json(tmp_path / "a.json")
@@ -158,7 +160,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_removal(tmp_path: Path, name: Callable[[Path], str | Path]) -> None:
+def test_remove_file_and_folder(tmp_path: Path, name: Callable[[Path], str | Path]) -> None:
     for file in ("a", "folder/b", "folder/deep/c"):
         storage.write_bytes(tmp_path / file, b"")
     storage.remove_folder(name(tmp_path / "folder"))

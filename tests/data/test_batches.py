@@ -37,7 +37,7 @@ SHAPES: dict[str, tuple[list[pa.Table], list[int]]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_rows_are_gathered_and_padded(shape: str) -> None:
+def test_batch_rows_are_gathered_and_padded(shape: str) -> None:
     tables, source = SHAPES[shape]
     rows = TokenRows(tables)
     lists, labels = [LISTS[row] for row in source], [LABELS[row] for row in source]
@@ -59,7 +59,7 @@ def test_rows_are_gathered_and_padded(shape: str) -> None:
             assert mask.tolist() == [[place < len(ids) for place in range(longest)] for ids in chosen]
 
 
-def test_the_types_of_a_batch() -> None:
+def test_batch_tensors_have_their_types() -> None:
     batch = TokenRows([WHOLE]).batch(np.array([0, 1]))
     assert batch["mask"] is not None
     found = [tensor.dtype for tensor in (batch["input_ids"], batch["mask"], batch["labels"])]
@@ -68,13 +68,13 @@ def test_the_types_of_a_batch() -> None:
 
 
 @pytest.mark.parametrize("tables", [[], [WHOLE.slice(0, 0)], [WHOLE.slice(4, 0), WHOLE.slice(9, 0)]])
-def test_no_rows(tables: list[pa.Table]) -> None:
+def test_token_rows_without_tables_is_empty(tables: list[pa.Table]) -> None:
     rows = TokenRows(tables)
     assert len(rows) == 0
     assert rows.labels.tolist() == rows.starts.tolist() == []
 
 
-def test_one_chunk_is_not_copied() -> None:
+def test_token_rows_single_chunk_is_not_copied() -> None:
     array = pa.array(LISTS, pa.list_(pa.int32()))
     table = pa.table({"input_ids": array, "label": pa.array(LABELS, pa.int32())})
     assert np.shares_memory(TokenRows([table]).values, array.values.to_numpy())
@@ -103,7 +103,7 @@ def long_rows() -> TokenRows:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_word_dropout_leaves_tokens_out_and_the_others_in_order(long_rows: TokenRows, share: float) -> None:
+def test_pad_token_dropout_keeps_the_order_of_tokens(long_rows: TokenRows, share: float) -> None:
     every = np.arange(200)
     whole = rows_of(long_rows.batch(every))
     batch = long_rows.batch(every, share, key=5)
@@ -120,7 +120,7 @@ def test_word_dropout_leaves_tokens_out_and_the_others_in_order(long_rows: Token
     assert share > 0.5 or lost > total * share - 4 * spread - 5  # short rows keep one token
 
 
-def test_which_tokens_are_left_out_depends_on_the_key_not_on_the_batch(long_rows: TokenRows) -> None:
+def test_pad_token_dropout_depends_on_the_key_not_the_batch(long_rows: TokenRows) -> None:
     together = rows_of(long_rows.batch(np.arange(200), 0.3, key=1))
     for part in (np.array([7]), np.array([199, 0, 7]), np.arange(50, 100)):
         assert rows_of(long_rows.batch(part, 0.3, key=1)) == [together[row] for row in part]
@@ -128,7 +128,7 @@ def test_which_tokens_are_left_out_depends_on_the_key_not_on_the_batch(long_rows
     assert sum(one != two for one, two in zip(together, other, strict=True)) > 150
 
 
-def test_a_row_of_one_token_keeps_it() -> None:
+def test_pad_token_dropout_keeps_a_single_token() -> None:
     rows = TokenRows([make_table([[number] for number in range(50)], [0] * 50)])
     assert rows_of(rows.batch(np.arange(50), 0.9, key=0)) == [[number] for number in range(50)]
 
@@ -137,7 +137,7 @@ def test_a_row_of_one_token_keeps_it() -> None:
 
 
 @pytest.mark.parametrize(("window", "overlap"), [(1, 0), (4, 0), (4, 1), (4, 3), (50, 10)])
-def test_windows_cover_a_row_and_overlap_as_they_should(window: int, overlap: int) -> None:
+def test_layout_windows_cover_a_row_with_overlap(window: int, overlap: int) -> None:
     lengths = lengths_of(200)
     layout = Layout(window, overlap)
     rows, starts, sizes = layout.spans(lengths)
@@ -153,7 +153,7 @@ def test_windows_cover_a_row_and_overlap_as_they_should(window: int, overlap: in
         assert len(first) == 1 or first[-1] - first[-2] <= window - overlap
 
 
-def test_the_windows_of_a_batch_hold_their_rows_tokens_whatever_the_neighbours(long_rows: TokenRows) -> None:
+def test_pad_windows_do_not_depend_on_other_rows(long_rows: TokenRows) -> None:
     rows = TokenRows([], layout=Layout(6, 2))
     rows.values, rows.lengths, rows.starts, rows.labels = (
         long_rows.values,
@@ -178,7 +178,7 @@ def test_the_windows_of_a_batch_hold_their_rows_tokens_whatever_the_neighbours(l
                 assert set().union(*own) == set(rows_of(long_rows.batch(np.array([row])))[0])
 
 
-def test_scoring_batches_are_bounded_by_their_windows() -> None:
+def test_scoring_batches_costs_bound_the_sequences() -> None:
     lengths = lengths_of(300)
     costs = Layout(5, 1).counts(lengths)
     for ranks in RANKS:
@@ -187,7 +187,7 @@ def test_scoring_batches_are_bounded_by_their_windows() -> None:
         assert all(costs[part].sum() <= 8 or len(part) == 1 for own in found for part in own)
 
 
-def test_segments_are_the_columns_of_the_tokens_in_any_batch() -> None:
+def test_pad_segments_are_the_columns_of_the_tokens() -> None:
     lists = [[5, 6, 2, 7], [2, 8], [9], [4, 2, 2, 3, 3, 3]]
     expected = [[0, 0, 0, 1], [0, 1], [0], [0, 0, 1, 2, 2, 2]]
     rows = TokenRows([make_table(lists, [0] * 4)], layout=Layout(separator=2))
@@ -213,7 +213,7 @@ def test_segments_are_the_columns_of_the_tokens_in_any_batch() -> None:
 
 
 @pytest.mark.parametrize("part_tokens", [1, 50, 10**6])
-def test_the_lengths_that_word_dropout_leaves_are_known_before(
+def test_kept_lengths_equal_those_of_pad(
     long_rows: TokenRows, monkeypatch: pytest.MonkeyPatch, part_tokens: int
 ) -> None:
     monkeypatch.setattr(batches, "CHUNK_TOKENS", part_tokens)

@@ -18,21 +18,21 @@ from txclf.data.sources import Source
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
 @pytest.mark.parametrize("ending", PACK)
 @pytest.mark.parametrize("content", [b"", b"\n\n"])
-def test_an_empty_file(tmp_path: Path, kind: str, ending: str, content: bytes) -> None:
+def test_read_empty_file_is_refused(tmp_path: Path, kind: str, ending: str, content: bytes) -> None:
     source = source_of(tmp_path / f"a.{kind}{ending}", PACK[ending](content) if content else b"")
     with pytest.raises(DataError, match=rf"a\.{kind}{ending}`: is empty"):
         raw(source)
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
-def test_a_header_alone_has_no_rows(tmp_path: Path, kind: str) -> None:
+def test_read_header_alone_has_no_rows(tmp_path: Path, kind: str) -> None:
     table = pa.table({"text": pa.array([], pa.string()), "label": pa.array([], pa.string())})
     content = as_parquet(table) if kind == "parquet" else WRITERS[kind]([])
     assert raw(source_of(tmp_path / f"a.{kind}", content)) == []
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_missing_column(tmp_path: Path, kind: str) -> None:
+def test_read_missing_column_is_refused(tmp_path: Path, kind: str) -> None:
     source = source_of(tmp_path / f"a.{kind}", WRITERS[kind](ROWS))
     message = rf"a\.{kind}`: no column `topic` among `text`, `label`\. Set `data\.text` or `data\.label`"
     with pytest.raises(DataError, match=message):
@@ -40,7 +40,7 @@ def test_a_missing_column(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
-def test_a_column_that_comes_twice(tmp_path: Path, name: str) -> None:
+def test_read_repeated_column_is_refused(tmp_path: Path, name: str) -> None:
     table = pa.table([["a"], ["x"], ["b"]], names=["text", "label", "text"])
     content = {"a.csv": b"text,label,text\n", "a.tsv": b"text\tlabel\ttext\n", "a.parquet": as_parquet(table)}[name]
     with pytest.raises(DataError, match="column `text` comes twice"):
@@ -48,14 +48,14 @@ def test_a_column_that_comes_twice(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["text,label\na,x\n".encode("utf-16"), b'"text"x,label\na,x\n', b"caf\xe9,label\n"])
-def test_a_header_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
+def test_read_unreadable_header_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DataError, match="header line: "):
         raw(source_of(tmp_path / "a.csv", content))
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
-def test_a_damaged_stream_says_how_far_it_came(tmp_path: Path, kind: str, ending: str) -> None:
+def test_read_damaged_stream_names_the_last_row(tmp_path: Path, kind: str, ending: str) -> None:
     noise = random.Random(0)
     rows = [(noise.randbytes(40).hex(), "x") for _ in range(8_000)]
     packed = PACK[ending](WRITERS[kind](rows))
@@ -73,12 +73,12 @@ def test_a_damaged_stream_says_how_far_it_came(tmp_path: Path, kind: str, ending
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"text,label\n", as_parquet(as_table(ROWS))[:-20]])
 @pytest.mark.parametrize("ending", PACK)
-def test_a_truncated_or_foreign_parquet(tmp_path: Path, content: bytes, ending: str) -> None:
+def test_read_truncated_or_foreign_parquet_is_refused(tmp_path: Path, content: bytes, ending: str) -> None:
     with pytest.raises(DataError, match=rf"a\.parquet{ending}`: cannot be read as parquet: "):
         raw(source_of(tmp_path / f"a.parquet{ending}", PACK[ending](content)))
 
 
-def test_a_parquet_damaged_inside(tmp_path: Path) -> None:
+def test_read_parquet_damaged_inside_is_refused(tmp_path: Path) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(as_table(ROWS * 1000), sink, row_group_size=1500, use_dictionary=False)
     content = bytearray(sink.getvalue().to_pybytes())
@@ -90,7 +90,7 @@ def test_a_parquet_damaged_inside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
-def test_a_file_that_is_gone(tmp_path: Path, name: str) -> None:
+def test_read_deleted_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         raw(Source(str(tmp_path / name), name[2:]))
     with pytest.raises(DataError, match="holds no text files"):

@@ -44,7 +44,7 @@ def use_library(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(root))
 
 
-def test_the_files(written: dict[str, str], corpus: dict[str, list[Row]]) -> None:
+def test_write_corpus_writes_three_files(written: dict[str, str], corpus: dict[str, list[Row]]) -> None:
     assert list(written) == ["train", "valid", "test"]
     for split, path in written.items():
         assert Path(path).is_absolute()
@@ -55,7 +55,7 @@ def test_the_files(written: dict[str, str], corpus: dict[str, list[Row]]) -> Non
     )
 
 
-def test_the_rows(corpus: dict[str, list[Row]]) -> None:
+def test_write_corpus_rows_are_functions(corpus: dict[str, list[Row]]) -> None:
     rows = [row for split in corpus.values() for row in split]
     assert len(rows) > 3000
     assert len({row["text"] for row in rows}) == len(rows)
@@ -68,7 +68,7 @@ def test_the_rows(corpus: dict[str, list[Row]]) -> None:
     assert max(counts.values()) <= demo_corpus.MAX_ROWS
 
 
-def test_the_splits(corpus: dict[str, list[Row]]) -> None:
+def test_write_corpus_splits_share_no_file(corpus: dict[str, list[Row]]) -> None:
     files = {split: {row["file"] for row in rows} for split, rows in corpus.items()}
     assert not files["train"] & files["valid"] | files["train"] & files["test"] | files["valid"] & files["test"]
     labels = {split: {row["label"] for row in rows} for split, rows in corpus.items()}
@@ -78,7 +78,7 @@ def test_the_splits(corpus: dict[str, list[Row]]) -> None:
         assert len(rows) / total == pytest.approx(SHARES[split], abs=0.05)
 
 
-def test_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_corpus_twice_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_library(tmp_path / "lib", 4)
     use_library(monkeypatch, tmp_path / "lib")
     first, again = write_corpus(tmp_path / "first"), write_corpus(tmp_path / "again")
@@ -87,7 +87,7 @@ def test_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert split_files(list("abcdefg")) == {**dict.fromkeys("bcdfg", "train"), "e": "valid", "a": "test"}
 
 
-def test_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_corpus_leaves_out_tests_and_short_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library, name = tmp_path / "lib", PACKAGES[0]
     fake_library(library, 5)
     (library / name / "broken.py").write_text("def f(:\n  1\n  2\n")
@@ -108,7 +108,7 @@ def test_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [row["text"] for row in rows if "latin" in row["file"]] == ["async def f():\n    'café\\d'\n    1"]
 
 
-def test_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_corpus_limits_rows_per_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_library(tmp_path / "lib", 4, functions=30)
     use_library(monkeypatch, tmp_path / "lib")
     monkeypatch.setattr(demo_corpus, "MAX_ROWS", 50)
@@ -116,7 +116,7 @@ def test_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Counter(row["label"] for row in rows) == dict.fromkeys(PACKAGES[:4], 50)
 
 
-def test_a_trimmed_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_corpus_trimmed_python_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_library(tmp_path / "lib", 3)
     use_library(monkeypatch, tmp_path / "lib")
     with pytest.raises(DataError, match=r"lib`: has the source of 3 of the packages asyncio, .*; the demo needs 4"):
@@ -136,6 +136,6 @@ def test_a_trimmed_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ({"a": 50, "b": 15, "c": 15, "d": 10, "e": 10}, [75, 15, 10]),
     ],
 )
-def test_files_are_split_by_rows(sizes: dict[str, int], rows: list[int]) -> None:
+def test_split_files_balances_rows(sizes: dict[str, int], rows: list[int]) -> None:
     chosen = split_files([file for file, count in sizes.items() for _ in range(count)])
     assert [sum(sizes[file] for file, split in chosen.items() if split == name) for name in SHARES if chosen] == rows

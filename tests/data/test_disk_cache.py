@@ -28,7 +28,7 @@ def tables(count: int = 5) -> Iterator[pa.Table]:
 
 
 @pytest.mark.parametrize("token_dropout", [0.0, 0.3])
-def test_batches_from_disk_are_those_from_memory(tmp_path: Path, token_dropout: float) -> None:
+def test_spooled_batches_equal_those_from_memory(tmp_path: Path, token_dropout: float) -> None:
     memory = TokenRows(list(tables()))
     disk = spooled(tables, str(tmp_path / "spool"), len(memory.values), COLUMNS)
     assert isinstance(disk, TokenRows)
@@ -44,7 +44,7 @@ def test_batches_from_disk_are_those_from_memory(tmp_path: Path, token_dropout: 
             assert torch.equal(one["mask"], two["mask"])
 
 
-def test_the_first_process_of_a_node_writes_and_the_others_read(tmp_path: Path) -> None:
+def test_spooled_first_process_writes_and_the_others_read(tmp_path: Path) -> None:
     folder, order = str(tmp_path / "spool"), list[str]()
 
     def other() -> None:
@@ -56,7 +56,7 @@ def test_the_first_process_of_a_node_writes_and_the_others_read(tmp_path: Path) 
     assert order == ["met", "1000", "met"]
 
 
-def test_an_error_while_reading_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_spooled_read_error_leaves_no_file(tmp_path: Path) -> None:
     def damaged() -> Iterator[pa.Table]:
         yield from tables(2)
         raise DataError("part-2 cannot be read")
@@ -66,13 +66,13 @@ def test_an_error_while_reading_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "spool").exists()
 
 
-def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
+def test_spooled_full_disk_is_refused_before_writing(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(StorageError, match=r"GB free, but the tokens take .* Set TMPDIR"):
         spooled(tables, str(tmp_path / "spool"), free, COLUMNS)
 
 
-def test_the_file_is_closed_with_the_rows(tmp_path: Path) -> None:
+def test_spooled_rows_close_their_file(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     rows = spooled(tables, str(tmp_path / "spool"), 0, COLUMNS)
     assert len(os.listdir("/proc/self/fd")) == before + 1

@@ -35,7 +35,7 @@ SETS = [[2], [], [0, 1, 2], [1], [], [0, 2]]
         (False, ("false",)),
     ],
 )
-def test_a_cell_holds_any_number_of_labels(value: Any, expected: tuple[str, ...]) -> None:
+def test_label_sets_cell_holds_any_number_of_labels(value: Any, expected: tuple[str, ...]) -> None:
     reasons: dict[int, str] = {}
     assert label_sets([value, "x"], "tags", ";", set(), reasons) == [expected, ("x",)]
     assert not reasons
@@ -53,13 +53,13 @@ def test_a_cell_holds_any_number_of_labels(value: Any, expected: tuple[str, ...]
         (" [] ", "`tags` is a list written as text. Join its labels by `;` instead"),
     ],
 )
-def test_a_cell_that_cannot_be_read_says_why(value: Any, reason: str) -> None:
+def test_label_sets_invalid_cell_has_a_reason(value: Any, reason: str) -> None:
     reasons: dict[int, str] = {}
     label_sets(["a", value, "b"], "tags", ";", set(), reasons)
     assert reasons == {1: reason}
 
 
-def test_what_kind_labels_were_in_the_file() -> None:
+def test_label_sets_record_the_types_of_labels() -> None:
     kinds: set[str] = set()
     label_sets([["a", 1], 2.5, True], "tags", ",", kinds, {})
     assert kinds == {"string", "integer", "float", "boolean"}
@@ -73,7 +73,7 @@ def make_label_sets() -> LabelSets:
 
 
 @pytest.mark.parametrize("rows", [[0], [1], [1, 4], [2, 0], [5, 1, 2, 3], [4, 3, 2, 1, 0]])
-def test_rows_are_padded_behind_their_labels(rows: list[int]) -> None:
+def test_padded_rows_end_with_none(rows: list[int]) -> None:
     sets = make_label_sets()
     found = sets.padded(np.array(rows))
     longest = max(len(SETS[row]) for row in rows)
@@ -83,7 +83,7 @@ def test_rows_are_padded_behind_their_labels(rows: list[int]) -> None:
     assert sets.matrix(4)[rows].astype(float).tolist() == wanted
 
 
-def test_no_row_at_all() -> None:
+def test_padded_without_rows_is_empty() -> None:
     nothing = LabelSets.from_tables([])
     assert len(nothing) == 0
     assert nothing.matrix(3).shape == (0, 3)

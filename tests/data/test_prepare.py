@@ -28,7 +28,7 @@ def run_config(folder: Path, words: Sequence[str] = (), **data: Any) -> RunConfi
     return config.parse(json.loads(json.dumps(settings)) | {"seed": 3}) if not words else config.load(None, words)
 
 
-def test_every_row_stands_in_exactly_one_split_with_its_text_label_and_place(tmp_path: Path) -> None:
+def test_prepare_every_row_is_in_exactly_one_split(tmp_path: Path) -> None:
     rows = make_rows(500)
     run = run_config(tmp_path, train=write_csv(tmp_path / "a.csv", rows), valid_fraction=0.2)
     folder = prepare(run)
@@ -42,7 +42,7 @@ def test_every_row_stands_in_exactly_one_split_with_its_text_label_and_place(tmp
     assert [row["row"] for row in read(folder, "train")] != sorted(row["row"] for row in read(folder, "train"))
 
 
-def test_the_audit_adds_up(tmp_path: Path) -> None:
+def test_prepare_counts_of_the_manifest_add_up(tmp_path: Path) -> None:
     train = [("one two", "a"), ("one two", "b"), ("one two", "b"), ("three " * 20, "a"), *(make_rows(20))]
     train = [(text, {"pos": "a", "neg": "b"}.get(label, label)) for text, label in train]
     test = [("one two", "a"), ("new words here", "b"), ("x", "never seen"), ("", "a")]
@@ -76,7 +76,7 @@ def test_the_audit_adds_up(tmp_path: Path) -> None:
     assert sum(manifest.reject_reasons.values()) == 2
 
 
-def test_bad_rows_stop_it_by_default_and_the_first_twenty_are_named(tmp_path: Path) -> None:
+def test_prepare_bad_rows_stop_and_name_the_first_twenty(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", [*make_rows(10), *[("", "pos")] * 30])
     with pytest.raises(DataError) as caught:
         prepare(run_config(tmp_path, train=path))
@@ -87,7 +87,7 @@ def test_bad_rows_stop_it_by_default_and_the_first_twenty_are_named(tmp_path: Pa
     assert not list((tmp_path / "runs").rglob("manifest.json"))
 
 
-def test_again_with_nothing_changed_does_nothing_and_a_change_prepares_anew(tmp_path: Path) -> None:
+def test_prepare_unchanged_data_is_reused_and_changed_data_is_not(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", make_rows(50))
     first = prepare(run_config(tmp_path, train=path))
     before = (Path(first) / "manifest.json").stat().st_mtime_ns
@@ -98,7 +98,7 @@ def test_again_with_nothing_changed_does_nothing_and_a_change_prepares_anew(tmp_
     assert prepare(run_config(tmp_path, train=path)) != first
 
 
-def test_a_half_finished_folder_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+def test_prepare_incomplete_folder_is_prepared_again(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", make_rows(50))
     folder = prepare(run_config(tmp_path, train=path))
     whole = read(folder, "train")
@@ -112,7 +112,7 @@ def test_a_half_finished_folder_is_not_taken_for_a_whole_one(tmp_path: Path) -> 
     assert read(folder, "train") == whole
 
 
-def test_duplicates_never_straddle_train_and_validation(tmp_path: Path) -> None:
+def test_prepare_duplicates_stay_in_one_split(tmp_path: Path) -> None:
     rows = [(text, label) for text, label in make_rows(100) for _ in range(3)]
     folder = prepare(run_config(tmp_path, train=write_csv(tmp_path / "a.csv", rows), valid_fraction=0.3))
     manifest = shards.load_manifest(folder)
@@ -120,9 +120,7 @@ def test_duplicates_never_straddle_train_and_validation(tmp_path: Path) -> None:
     assert manifest.splits["train"].duplicates == manifest.splits["train"].rows * 2 // 3
 
 
-def test_many_buckets_give_the_same_rows_in_the_same_order_as_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prepare_many_shards_have_the_same_order_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_csv(tmp_path / "a.csv", make_rows(300))
     one = prepare(run_config(tmp_path / "one", train=path))
     monkeypatch.setattr("txclf.data.prepare.SHARD_BYTES", 1000)
@@ -133,14 +131,14 @@ def test_many_buckets_give_the_same_rows_in_the_same_order_as_one(
     assert read(one, "valid") == read(many, "valid")
 
 
-def test_the_seed_moves_the_split_and_the_order(tmp_path: Path) -> None:
+def test_prepare_other_seed_changes_split_and_order(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "a.csv", make_rows(100))
     words = [f"data.train={path}", f"storage={tmp_path}/runs", "tokenizer.min_frequency=1"]
     one, other = (prepare(config.load(None, [*words, f"seed={seed}"])) for seed in (1, 2))
     assert [row["row"] for row in read(one, "train")] != [row["row"] for row in read(other, "train")]
 
 
-def test_several_files_and_text_columns(tmp_path: Path) -> None:
+def test_prepare_several_files_and_text_columns_are_read(tmp_path: Path) -> None:
     for name, rows in (("a", make_rows(30)), ("b", make_rows(30, seed=1))):
         write_csv(
             tmp_path / f"{name}.csv", [(f"title {i}", *row) for i, row in enumerate(rows)], ["t", "text", "label"]
@@ -153,7 +151,7 @@ def test_several_files_and_text_columns(tmp_path: Path) -> None:
     assert read(folder, "train")[0]["text"].startswith("title ")
 
 
-def test_integer_labels_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+def test_prepare_integer_labels_are_in_numeric_order(tmp_path: Path) -> None:
     rows = [(text, str(number % 11)) for number, (text, _) in enumerate(make_rows(200))]
     manifest = shards.load_manifest(prepare(run_config(tmp_path, train=write_csv(tmp_path / "a.csv", rows))))
     assert manifest.labels == [str(number) for number in range(11)]
@@ -167,19 +165,21 @@ def test_integer_labels_are_in_the_order_of_numbers(tmp_path: Path) -> None:
         ([], "no usable row"),
     ],
 )
-def test_data_that_cannot_train_a_classifier(tmp_path: Path, rows: list[tuple[str, str]], message: str) -> None:
+def test_prepare_labels_that_cannot_be_learned_are_refused(
+    tmp_path: Path, rows: list[tuple[str, str]], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         prepare(run_config(tmp_path, train=write_csv(tmp_path / "a.csv", rows)))
 
 
-def test_scores_in_the_label_column_are_told_apart_from_labels(tmp_path: Path) -> None:
+def test_prepare_fractional_labels_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"t {i}", "label": (i % 4) / 2}) + "\n" for i in range(40)))
     with pytest.raises(DataError, match="numbers with fractions"):
         prepare(run_config(tmp_path, train=str(path)))
 
 
-def test_missing_settings_and_files(tmp_path: Path) -> None:
+def test_prepare_missing_settings_and_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`data\.train`: not set"):
         prepare(run_config(tmp_path))
     with pytest.raises(DataError, match=r"nothing\.csv"):
@@ -189,7 +189,7 @@ def test_missing_settings_and_files(tmp_path: Path) -> None:
         prepare(run_config(tmp_path, train=str(tmp_path / "empty.csv")))
 
 
-def test_shards_are_plain_parquet(tmp_path: Path) -> None:
+def test_prepare_shards_are_plain_parquet(tmp_path: Path) -> None:
     folder = prepare(run_config(tmp_path, train=write_csv(tmp_path / "a.csv", make_rows(50))))
     (file,) = Path(folder, "train").iterdir()
     assert pq.read_schema(file).names == shards.SCHEMA.names

@@ -41,7 +41,9 @@ from txclf.data.sources import find_sources
 @pytest.mark.parametrize("ending", PACK)
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("batch_rows", [1, 2, 2048])
-def test_every_format_and_compression(tmp_path: Path, kind: str, ending: str, batch_rows: int) -> None:
+def test_read_rows_every_format_and_compression_gives_the_same_rows(
+    tmp_path: Path, kind: str, ending: str, batch_rows: int
+) -> None:
     source = source_of(tmp_path / f"a.{kind}{ending}", PACK[ending](WRITERS[kind](ROWS)))
     rows, rejects = checked(source, batch_rows=batch_rows)
     assert pairs(rows) == ROWS
@@ -52,7 +54,7 @@ def test_every_format_and_compression(tmp_path: Path, kind: str, ending: str, ba
 
 
 @pytest.mark.parametrize("ending", PACK)
-def test_folder_of_texts(tmp_path: Path, ending: str) -> None:
+def test_read_rows_folder_of_texts_gives_labels(tmp_path: Path, ending: str) -> None:
     for name, content in {"pos/2": "two\nlines", "pos/10": "\ufeffmarked 🎉", "neg/1": "bad"}.items():
         put(tmp_path / f"{name}.txt{ending}", PACK[ending](content.encode()))
     put(tmp_path / "readme.txt", "no label")
@@ -67,7 +69,7 @@ def test_folder_of_texts(tmp_path: Path, ending: str) -> None:
     assert checked(neg, label=None)[0][0].texts == [("bad",)]
 
 
-def test_bad_text_files(tmp_path: Path) -> None:
+def test_read_rows_bad_text_files_are_rejected(tmp_path: Path) -> None:
     put(tmp_path / "pos" / "1.txt", b"caf\xe9")
     put(tmp_path / "pos" / "2.txt.gz", gzip.compress(b"x" * 999)[:-9])
     put(tmp_path / "pos" / "3.txt", " \n")
@@ -80,13 +82,13 @@ def test_bad_text_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_csv_line_ends_and_byte_order_mark(tmp_path: Path, newline: str, mark: bytes) -> None:
+def test_read_rows_csv_accepts_line_ends_and_byte_order_mark(tmp_path: Path, newline: str, mark: bytes) -> None:
     rows = [("one\r\n\r\ntwo", "a"), ("three, four", "b"), (" spaced ", "a")]
     source = source_of(tmp_path / "a.csv", mark + as_csv(rows, newline) + newline.encode() * 3)
     assert pairs(checked(source)[0]) == rows
 
 
-def test_tsv_does_not_quote(tmp_path: Path) -> None:
+def test_read_rows_tsv_has_no_quotes(tmp_path: Path) -> None:
     source = source_of(tmp_path / "a.tsv", '\ufefftext\tlabel\r\n"open\tx\r\n\r\nsay "hi", you\ty\r\n')
     assert pairs(checked(source)[0]) == [('"open', "x"), ('say "hi", you', "y")]
 
@@ -105,20 +107,24 @@ def test_tsv_does_not_quote(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("batch_rows", [1, 2048])
-def test_bad_csv_rows(tmp_path: Path, lines: list[bytes], kept: str, rejected: dict[int, str], batch_rows: int) -> None:
+def test_read_rows_bad_csv_rows_are_rejected(
+    tmp_path: Path, lines: list[bytes], kept: str, rejected: dict[int, str], batch_rows: int
+) -> None:
     source = source_of(tmp_path / "a.csv", b"\n".join([b"text,label", *lines]))
     rows, rejects = checked(source, batch_rows=batch_rows)
     assert "".join(text for text, _ in pairs(rows)) == kept
     assert rejects == [Reject(source.path, row, reason) for row, reason in rejected.items()]
 
 
-def test_only_the_columns_asked_for_are_checked(tmp_path: Path) -> None:
+def test_read_raw_other_columns_are_not_checked(tmp_path: Path) -> None:
     source = source_of(tmp_path / "a.csv", b"text,label,note\na,x,\xff\n")
     assert not raw(source, ["text", "label"])[0].problems
     assert raw(source)[0].problems == {0: "not valid UTF-8"}
 
 
-def test_long_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_rows_long_documents_are_kept_and_endless_ones_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = csv.field_size_limit()
     text = 'word "quoted"\n' * 20_000
     source = source_of(tmp_path / "a.csv", as_csv([(text, "x"), ("b", "y")]))
@@ -165,7 +171,7 @@ def test_long_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (b'{"text": "a", "label": {"x": 1}}', "`label` is of type dict, expected a string, integer or boolean"),
     ],
 )
-def test_bad_jsonl_rows(tmp_path: Path, line: bytes, reason: str) -> None:
+def test_read_rows_bad_jsonl_rows_are_rejected(tmp_path: Path, line: bytes, reason: str) -> None:
     good = b'{"text": "pair \\ud83c\\udf89", "label": "x"}'
     source = source_of(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + b"\r\n".join([good, b"", line, b" ", good]))
     rows, (reject,) = checked(source)
@@ -175,7 +181,7 @@ def test_bad_jsonl_rows(tmp_path: Path, line: bytes, reason: str) -> None:
     assert reject.reason.startswith(reason)
 
 
-def test_jsonl_columns_are_the_union_in_order_of_first_sight(tmp_path: Path) -> None:
+def test_read_raw_jsonl_columns_are_the_union_in_order(tmp_path: Path) -> None:
     source = source_of(tmp_path / "a.jsonl", '{"b": 1}\n{"a": [2], "b": null}\nnonsense\n{"c": {"d": 3}}\n')
     (batch,) = raw(source)
     assert batch.columns == {
@@ -187,7 +193,7 @@ def test_jsonl_columns_are_the_union_in_order_of_first_sight(tmp_path: Path) -> 
     assert list(batch.problems) == [2]
 
 
-def test_parquet_keeps_its_types(tmp_path: Path) -> None:
+def test_read_raw_parquet_keeps_its_types(tmp_path: Path) -> None:
     table = as_table([("a", 1), ("b", 2), ("c", 3)]).append_column("more", pa.array([[1.5], None, []]))
     source = source_of(tmp_path / "a.parquet", as_parquet(table))
     first, second = raw(source, batch_rows=2)
@@ -200,7 +206,7 @@ def test_parquet_keeps_its_types(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_parquet_strings(tmp_path: Path, kind: pa.DataType) -> None:
+def test_read_raw_parquet_string_types_are_read(tmp_path: Path, kind: pa.DataType) -> None:
     texts = pa.array(["a", None, "", "b 🎉"]).cast(kind)
     table = pa.table({"text": texts, "label": pa.array(["x", "y", "x", "y"]).cast(kind)})
     rows, rejects = checked(source_of(tmp_path / "a.parquet", as_parquet(table)))
@@ -208,7 +214,7 @@ def test_parquet_strings(tmp_path: Path, kind: pa.DataType) -> None:
     assert [reject.row for reject in rejects] == [2, 3]
 
 
-def test_parquet_with_invalid_utf8(tmp_path: Path) -> None:
+def test_read_raw_parquet_invalid_utf8_is_a_problem(tmp_path: Path) -> None:
     table = pa.table(
         {
             "text": invalid_strings([b"a", b"caf\xe9", b"c", b"d"]),
@@ -223,7 +229,7 @@ def test_parquet_with_invalid_utf8(tmp_path: Path) -> None:
     assert rejects == ([Reject(source.path, 2, "not valid UTF-8")],)
 
 
-def test_parquet_values_that_python_lacks(tmp_path: Path) -> None:
+def test_read_raw_parquet_value_without_python_type_is_a_problem(tmp_path: Path) -> None:
     when = pa.array([0, 2**62], pa.int64()).cast(pa.timestamp("us"))
     source = source_of(tmp_path / "a.parquet", as_parquet(as_table([("a", "x"), ("b", "y")]).append_column("at", when)))
     (batch,) = raw(source)
@@ -246,7 +252,7 @@ def test_parquet_values_that_python_lacks(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_labels_become_strings(
+def test_read_rows_labels_become_strings(
     tmp_path: Path, kind: str, values: list[Any], labels: list[str], kinds: set[str]
 ) -> None:
     source = source_of(tmp_path / f"a.{kind}", WRITERS[kind]([("t", value) for value in values]))
@@ -256,13 +262,13 @@ def test_labels_become_strings(
     assert [reject.reason for reject in rejects] == ["no label: `label` missing or blank"] * (len(values) - len(labels))
 
 
-def test_labels_of_several_kinds(tmp_path: Path) -> None:
+def test_read_rows_records_the_types_of_labels(tmp_path: Path) -> None:
     (rows,), _ = checked(source_of(tmp_path / "a.jsonl", as_jsonl([("t", 1), ("t", True), ("t", "1"), ("t", 1.0)])))
     assert rows.labels == ["1", "true", "1", "1"]
     assert rows.label_kinds == {"string", "integer", "boolean", "float"}
 
 
-def test_several_text_columns(tmp_path: Path) -> None:
+def test_read_rows_several_text_columns_are_read(tmp_path: Path) -> None:
     lines = [
         {"title": "T", "body": "B", "label": "x"},
         {"title": None, "body": "B", "label": "x"},
@@ -279,7 +285,7 @@ def test_several_text_columns(tmp_path: Path) -> None:
     ]
 
 
-def test_one_column_as_text_and_label_and_twice(tmp_path: Path) -> None:
+def test_read_rows_one_column_may_be_text_and_label(tmp_path: Path) -> None:
     source = source_of(tmp_path / "a.csv", as_csv([("a", "x")]))
     ((rows, _),) = read_rows(source, ["label", "label"], "label")
     assert rows.texts == [("x", "x")]
@@ -297,13 +303,13 @@ def test_one_column_as_text_and_label_and_twice(tmp_path: Path) -> None:
         ([], []),
     ],
 )
-def test_labels_are_sorted(labels: list[str], expected: list[str]) -> None:
+def test_sort_labels_integers_in_numeric_order(labels: list[str], expected: list[str]) -> None:
     assert sort_labels(labels) == expected
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.csv.gz", "a.jsonl.zst", "a.parquet"])
 @pytest.mark.parametrize("seed", range(8))
-def test_garbage_raises_nothing_but_data_errors(tmp_path: Path, name: str, seed: int) -> None:
+def test_read_raw_garbage_raises_only_data_errors(tmp_path: Path, name: str, seed: int) -> None:
     noise = random.Random(seed)
     pieces = [*(bytes([byte]) for byte in b'",\n\r\t{}[:a\xe9\0'), b"\\ud800", b'\n{"text":"a"}\n']
     body = b"".join(noise.choice([*pieces, noise.randbytes(2)]) for _ in range(400))
@@ -317,7 +323,7 @@ def test_garbage_raises_nothing_but_data_errors(tmp_path: Path, name: str, seed:
 
 
 @pytest.mark.parametrize(("name", "ends"), [("a.tsv", r"\r\n|\r|\n"), ("a.jsonl", "\n")])
-def test_every_line_is_counted(tmp_path: Path, name: str, ends: str) -> None:
+def test_read_rows_counts_every_line(tmp_path: Path, name: str, ends: str) -> None:
     noise = random.Random(0)
     body = bytes(noise.choices(b'\n\r\t{}"a\xe9', k=5000))
     lines = [

@@ -23,9 +23,7 @@ GRID = [
 
 
 @pytest.mark.parametrize(("rows", "batch_size", "window"), GRID)
-def test_an_epoch_meets_each_row_at_most_once_and_leaves_out_less_than_a_batch(
-    rows: int, batch_size: int, window: int
-) -> None:
+def test_epoch_batches_each_row_at_most_once(rows: int, batch_size: int, window: int) -> None:
     lengths = lengths_of(rows)
     plan = planner.epoch_batches(lengths, batch_size, bucket_batches=window, seed=1, epoch=2)
     assert plan.shape == (planner.steps_per_epoch(rows, batch_size), batch_size)
@@ -39,9 +37,7 @@ def test_an_epoch_meets_each_row_at_most_once_and_leaves_out_less_than_a_batch(
 
 @pytest.mark.parametrize(("rows", "batch_size", "window"), GRID)
 @pytest.mark.parametrize("micro_batches", [1, 2, 3])
-def test_the_ranks_share_a_batch_out_whatever_their_number(
-    rows: int, batch_size: int, window: int, micro_batches: int
-) -> None:
+def test_rank_parts_of_all_ranks_are_the_batch(rows: int, batch_size: int, window: int, micro_batches: int) -> None:
     plan = planner.epoch_batches(lengths_of(rows), batch_size, bucket_batches=window, seed=0, epoch=0)
     for step_rows, ranks in product(plan[:4], RANKS):
         parts = [planner.rank_parts(step_rows, rank, ranks, micro_batches) for rank in range(ranks)]
@@ -54,7 +50,7 @@ def test_the_ranks_share_a_batch_out_whatever_their_number(
             assert min(sizes) >= 1
 
 
-def test_every_rank_sees_about_the_same_lengths() -> None:
+def test_rank_parts_ranks_have_similar_lengths() -> None:
     lengths = lengths_of(5000)
     plan = planner.epoch_batches(lengths, 50, bucket_batches=32, seed=0, epoch=0)
     for step_rows in plan:
@@ -63,14 +59,14 @@ def test_every_rank_sees_about_the_same_lengths() -> None:
         assert min(longest) >= ordered[-5]
 
 
-def test_the_parts_of_a_rank_are_of_neighbouring_lengths() -> None:
+def test_rank_parts_micro_batches_have_similar_lengths() -> None:
     lengths = lengths_of(600)
     (step_rows,) = planner.epoch_batches(lengths, 600, bucket_batches=1, seed=0, epoch=0)
     for parts in (planner.rank_parts(step_rows, rank, 2, 3) for rank in range(2)):
         assert all(lengths[one].max() <= lengths[two].min() for one, two in pairwise(parts))
 
 
-def test_other_epochs_leave_out_other_rows() -> None:
+def test_epoch_batches_other_epoch_leaves_out_other_rows() -> None:
     lengths = lengths_of(25)
     left = {
         frozenset(
@@ -85,7 +81,7 @@ def test_other_epochs_leave_out_other_rows() -> None:
 
 
 @pytest.mark.parametrize("window", [1, 4, 100])
-def test_the_order_is_drawn_from_the_seed_and_the_epoch(window: int) -> None:
+def test_epoch_batches_order_depends_on_seed_and_epoch(window: int) -> None:
     lengths = lengths_of(400)
     plans = [
         planner.epoch_batches(lengths, 8, bucket_batches=window, seed=seed, epoch=epoch)
@@ -97,7 +93,7 @@ def test_the_order_is_drawn_from_the_seed_and_the_epoch(window: int) -> None:
         assert all(not one & two for number, one in enumerate(groups) for two in groups[:number])
 
 
-def test_batches_of_a_window_do_not_come_by_length() -> None:
+def test_epoch_batches_bucket_is_not_in_order_of_length() -> None:
     lengths = lengths_of(3200)
     plan = planner.epoch_batches(lengths, 10, bucket_batches=32, seed=0, epoch=0)
     means = lengths[plan].mean(axis=1).reshape(10, 32)
@@ -105,7 +101,7 @@ def test_batches_of_a_window_do_not_come_by_length() -> None:
     assert abs(np.corrcoef(means.ravel(), np.arange(320))[0, 1]) < 0.2
 
 
-def test_the_orders_are_pinned() -> None:
+def test_epoch_batches_orders_are_pinned() -> None:
     plan = planner.epoch_batches(np.arange(12) % 5, 4, bucket_batches=2, seed=3, epoch=1)
     assert plan.tolist() == [[0, 5, 10, 11], [1, 2, 7, 4], [6, 8, 3, 9]]
 
@@ -125,7 +121,7 @@ SHARES = [[1.0], [0.5, 0.5], [0.97, 0.03], [0.7, 0.2, 0.0, 0.1], [0.25] * 4]
 
 @pytest.mark.parametrize(("rows", "batch_size", "window"), GRID)
 @pytest.mark.parametrize("shares", SHARES)
-def test_a_balanced_epoch_has_as_many_steps_and_every_class_equally_often(
+def test_epoch_batches_balanced_classes_come_equally_often(
     rows: int, batch_size: int, window: int, shares: list[float]
 ) -> None:
     lengths, labels = lengths_of(rows), labels_of(rows, shares)
@@ -144,7 +140,7 @@ def test_a_balanced_epoch_has_as_many_steps_and_every_class_equally_often(
     assert (again == plan).all()
 
 
-def test_balanced_epochs_differ_and_meet_all_rows_in_time() -> None:
+def test_epoch_batches_balanced_epochs_reach_all_rows() -> None:
     lengths, labels = lengths_of(400), labels_of(400, [0.9, 0.1])
     plans = [
         planner.epoch_batches(lengths, 16, bucket_batches=4, seed=seed, epoch=epoch, labels=labels)
@@ -158,7 +154,7 @@ def test_balanced_epochs_differ_and_meet_all_rows_in_time() -> None:
         assert halves == pytest.approx([0.5, 0.5], abs=0.1)
 
 
-def test_copies_of_a_row_do_not_meet_in_a_batch_where_there_is_room() -> None:
+def test_epoch_batches_balanced_copies_are_in_different_batches() -> None:
     lengths, labels = lengths_of(2000), labels_of(2000, [0.95, 0.05])
     plan = planner.epoch_batches(lengths, 32, bucket_batches=32, seed=0, epoch=0, labels=labels)
     assert np.bincount(plan.ravel()).max() >= 9
@@ -176,7 +172,7 @@ def test_copies_of_a_row_do_not_meet_in_a_batch_where_there_is_room() -> None:
     assert spread < mixed / 2
 
 
-def test_a_plan_gives_the_balanced_rows_of_any_step_in_any_order() -> None:
+def test_batch_sampler_rows_of_steps_in_any_order() -> None:
     lengths, labels = lengths_of(100), labels_of(100, [0.8, 0.2])
     plan = BatchSampler(lengths, 16, bucket_batches=4, seed=5, labels=labels)
     expected = np.concatenate(
@@ -201,14 +197,14 @@ def naive_padding_share(lengths: Ints, plan: Ints, ranks: int, micro_batches: in
 
 @pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 1), (1, 3), (2, 2), (3, 1), (5, 4)])
 @pytest.mark.parametrize("batch_size", [5, 16])
-def test_the_padding_share(ranks: int, micro_batches: int, batch_size: int) -> None:
+def test_padding_share_equals_a_naive_count(ranks: int, micro_batches: int, batch_size: int) -> None:
     lengths = lengths_of(300)
     plan = planner.epoch_batches(lengths, batch_size, bucket_batches=4, seed=0, epoch=0)
     share = planner.padding_share([lengths], plan, ranks, micro_batches)
     assert share == pytest.approx(naive_padding_share(lengths, plan, ranks, micro_batches))
 
 
-def test_windows_of_many_batches_save_padding() -> None:
+def test_padding_share_larger_buckets_have_less_padding() -> None:
     lengths = lengths_of(4000)
     share = [
         planner.padding_share(
@@ -222,7 +218,7 @@ def test_windows_of_many_batches_save_padding() -> None:
     assert share[3] < 0.05
 
 
-def test_no_padding() -> None:
+def test_padding_share_equal_lengths_is_zero() -> None:
     assert planner.padding_share([np.full(10, 7)], np.arange(10).reshape(2, 5), 2, 2) == 0.0
     assert planner.padding_share([lengths_of(3)], np.empty((0, 5), np.int64), 1, 1) == 0.0
 
@@ -233,7 +229,7 @@ def test_no_padding() -> None:
 @pytest.mark.parametrize("rows", [0, 1, 2, 4, 5, 64, 101])
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_scoring_meets_each_row_once_longest_first(rows: int, ranks: int, batch_size: int) -> None:
+def test_scoring_batches_each_row_once_longest_first(rows: int, ranks: int, batch_size: int) -> None:
     lengths = lengths_of(rows)
     shares = [list(planner.scoring_batches(lengths, batch_size, rank, ranks)) for rank in range(ranks)]
     met = [row for share in shares for part in share for row in part.tolist()]
@@ -247,7 +243,7 @@ def test_scoring_meets_each_row_once_longest_first(rows: int, ranks: int, batch_
     assert max(counts) - min(counts) <= 1
 
 
-def test_lengths_that_change_with_the_epoch_are_those_that_are_sorted_by() -> None:
+def test_batch_sampler_sorts_by_the_lengths_of_the_epoch() -> None:
     lengths = lengths_of(320)
     shorter = {epoch: np.maximum(1, lengths - np.random.default_rng(epoch).integers(0, 9, 320)) for epoch in range(2)}
     plan = BatchSampler(lengths, 16, bucket_batches=20, seed=5, lengths_of=lambda key: shorter[key >> 32])

@@ -37,7 +37,7 @@ def test_text_hashes_are_pinned() -> None:
     assert shards.text_hashes([("\ud800",)]).dtype == np.uint64
 
 
-def test_a_text_hash_is_blake2b() -> None:
+def test_text_hashes_are_blake2b() -> None:
     expected = hashlib.blake2b(b"a\x1fb", digest_size=8).digest()
     assert shards.text_hashes([("a", "b")]).astype("<u8").tobytes() == expected
 
@@ -49,7 +49,7 @@ def test_a_text_hash_is_blake2b() -> None:
         (1, [6, 23, 25, 33, 44, 47, 48], [0, 4, 24, 33, 36, 39]),
     ],
 )
-def test_the_rows_set_aside_are_pinned(seed: int, valid: list[int], sampled: list[int]) -> None:
+def test_validation_rows_are_pinned(seed: int, valid: list[int], sampled: list[int]) -> None:
     hashes = shards.text_hashes((str(number),) for number in range(50))
     assert np.flatnonzero(shards.validation_rows(hashes, seed, 0.2)).tolist() == valid
     assert np.flatnonzero(shards.sampled_rows(hashes, seed, 0.2)).tolist() == sampled
@@ -74,20 +74,20 @@ def test_shuffle_keys_are_pinned(source: int, start: int, seed: int, expected: l
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("draw", [shards.validation_rows, shards.sampled_rows])
-def test_the_share_is_about_the_fraction(draw: Any, fraction: float, seed: int) -> None:
+def test_validation_rows_share_is_near_the_fraction(draw: Any, fraction: float, seed: int) -> None:
     chosen = draw(TEXTS, seed, fraction)
     assert chosen.dtype == np.bool_
     spread = (fraction * (1 - fraction) / len(TEXTS)) ** 0.5
     assert abs(chosen.mean() - fraction) < 4 * spread
 
 
-def test_a_larger_fraction_adds_rows_and_takes_none_away() -> None:
+def test_validation_rows_larger_fraction_only_adds_rows() -> None:
     some, more = (shards.validation_rows(TEXTS, 0, fraction) for fraction in (0.1, 0.3))
     assert (some <= more).all()
     assert some.sum() < more.sum()
 
 
-def test_duplicates_stay_together_and_nothing_but_the_text_counts() -> None:
+def test_validation_rows_depend_on_the_text_only() -> None:
     shuffled = np.random.default_rng(0).permutation(np.tile(np.arange(500), 3))
     chosen = shards.validation_rows(TEXTS[shuffled], 0, 0.3)
     once = shards.validation_rows(TEXTS[:500], 0, 0.3)
@@ -95,12 +95,12 @@ def test_duplicates_stay_together_and_nothing_but_the_text_counts() -> None:
 
 
 @pytest.mark.parametrize("draw", [shards.validation_rows, shards.sampled_rows])
-def test_seeds_draw_independently(draw: Any) -> None:
+def test_validation_rows_of_seeds_are_independent(draw: Any) -> None:
     one, two = (draw(TEXTS, seed, 0.5) for seed in (0, 1))
     assert abs((one == two).mean() - 0.5) < 0.02
 
 
-def test_the_tokenizer_s_sample_is_independent_of_the_validation_rows() -> None:
+def test_sampled_rows_are_independent_of_validation_rows() -> None:
     valid, sampled = shards.validation_rows(TEXTS, 0, 0.5), shards.sampled_rows(TEXTS, 0, 0.5)
     assert abs(sampled[valid].mean() - 0.5) < 0.02
 
@@ -116,7 +116,7 @@ def keys_of(case: str, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("case", ["many texts", "one text"])
-def test_keys_shuffle_evenly(case: str, seed: int) -> None:
+def test_shuffle_keys_are_even(case: str, seed: int) -> None:
     keys = keys_of(case, seed)
     assert len(np.unique(keys)) == len(keys)
     counts = np.bincount((keys >> np.uint64(60)).astype(int), minlength=16)
@@ -127,7 +127,7 @@ def test_keys_shuffle_evenly(case: str, seed: int) -> None:
     assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.04
 
 
-def test_the_key_names_the_row_its_file_and_the_seed() -> None:
+def test_shuffle_keys_depend_on_row_file_and_seed() -> None:
     hashes, positions = TEXTS[:100], np.arange(100)
     base = shards.shuffle_keys(hashes, 0, positions, 0)
     for keys in (
@@ -180,7 +180,7 @@ def make_manifest(parts: list[Shard], **changes: Any) -> Manifest:
     return Manifest(**settings | changes)
 
 
-def test_written_rows_come_back_in_the_order_of_their_keys(tmp_path: Path) -> None:
+def test_write_shard_rows_are_read_in_key_order(tmp_path: Path) -> None:
     tables = [make_table(200, seed) for seed in (0, 1)]
     parts = [shards.write_shard(str(tmp_path), "train", table, 3) for table in tables]
     table = shards.read_split(str(tmp_path), make_manifest(parts), "train", SCHEMA.names)
@@ -195,7 +195,7 @@ def test_written_rows_come_back_in_the_order_of_their_keys(tmp_path: Path) -> No
     ]
 
 
-def test_equal_keys_are_ordered_by_file_and_row(tmp_path: Path) -> None:
+def test_write_shard_equal_keys_are_ordered_by_file_and_row(tmp_path: Path) -> None:
     table = make_table(6)
     places = [("b", 1), ("a", 10), ("a", 9), ("b", 0), ("a", 2), ("c", 1)]
     table = table.set_column(6, "key", pa.array([7] * 6, pa.uint64()))
@@ -207,12 +207,12 @@ def test_equal_keys_are_ordered_by_file_and_row(tmp_path: Path) -> None:
     assert shard.file == "valid/part-0000000000000007.parquet"
 
 
-def test_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
+def test_read_split_reads_only_the_given_columns(tmp_path: Path) -> None:
     shard = shards.write_shard(str(tmp_path), "train", make_table(5), 3)
     assert shards.read_shard(str(tmp_path), shard, ("label", "input_ids")).column_names == ["label", "input_ids"]
 
 
-def test_what_a_shard_says_of_itself(tmp_path: Path) -> None:
+def test_write_shard_counts_are_right(tmp_path: Path) -> None:
     table = make_table(300)
     shard = shards.write_shard(str(tmp_path), "train", table, num_labels=5)
     lengths = [len(ids) for ids in table["input_ids"].to_pylist()]
@@ -229,7 +229,7 @@ def test_what_a_shard_says_of_itself(tmp_path: Path) -> None:
     ]
 
 
-def test_the_longest_text_has_a_bin_too(tmp_path: Path) -> None:
+def test_write_shard_longest_text_has_a_bin(tmp_path: Path) -> None:
     table = make_table(4).set_column(5, "full_length", pa.array([0, 1, 2, 10**9], pa.int64()))
     histogram = shards.write_shard(str(tmp_path), "train", table, 3).length_histogram
     assert (histogram[0], histogram[1], histogram[-1], sum(histogram)) == (2, 1, 1, 4)
@@ -245,7 +245,7 @@ def written(tmp_path: Path) -> tuple[str, Shard, Path]:
     return str(tmp_path), shard, tmp_path / shard.file
 
 
-def test_a_missing_shard(written: tuple[str, Shard, Path]) -> None:
+def test_read_shard_missing_file_is_refused(written: tuple[str, Shard, Path]) -> None:
     folder, shard, path = written
     path.unlink()
     with pytest.raises(DataError, match=rf"{path.name}`: the shard cannot be read: .* Remove `{folder}`"):
@@ -253,14 +253,14 @@ def test_a_missing_shard(written: tuple[str, Shard, Path]) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_shard(written: tuple[str, Shard, Path], share: float) -> None:
+def test_read_shard_truncated_file_is_refused(written: tuple[str, Shard, Path], share: float) -> None:
     folder, shard, path = written
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(DataError, match=f"{path.name}`: the shard cannot be read: "):
         shards.read_shard(folder, shard, ["label"])
 
 
-def test_a_flipped_bit_never_goes_unnoticed(written: tuple[str, Shard, Path]) -> None:
+def test_read_shard_flipped_bit_is_detected(written: tuple[str, Shard, Path]) -> None:
     folder, shard, path = written
     content = path.read_bytes()
     whole = shards.read_shard(folder, shard, ["input_ids", "label"])
@@ -277,7 +277,7 @@ def test_a_flipped_bit_never_goes_unnoticed(written: tuple[str, Shard, Path]) ->
     assert all(path.name in message for message in told)
 
 
-def test_a_shard_with_other_rows(written: tuple[str, Shard, Path]) -> None:
+def test_read_shard_with_other_rows_is_refused(written: tuple[str, Shard, Path]) -> None:
     folder, shard, path = written
     pq.write_table(make_table(7), path)
     with pytest.raises(DataError, match="7 rows of 0 tokens, the manifest says 300 of 0"):
@@ -287,14 +287,14 @@ def test_a_shard_with_other_rows(written: tuple[str, Shard, Path]) -> None:
 # ------------------------------------------------------------------------------------------------------------- manifest
 
 
-def test_the_manifest_comes_back(tmp_path: Path) -> None:
+def test_load_manifest_returns_what_was_written(tmp_path: Path) -> None:
     shard = shards.write_shard(str(tmp_path), "train", make_table(5), 3)
     manifest = make_manifest([shard])
     storage.write_bytes(tmp_path / shards.MANIFEST, manifest.model_dump_json().encode())
     assert shards.load_manifest(str(tmp_path)) == manifest
 
 
-def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
+def test_load_manifest_folder_without_one_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(
             DataError,
@@ -304,7 +304,7 @@ def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 1, "rows": 3}', "more", "less"])
-def test_a_foreign_manifest(tmp_path: Path, content: str) -> None:
+def test_load_manifest_foreign_one_is_refused(tmp_path: Path, content: str) -> None:
     ours = make_manifest([]).model_dump()
     changed = {"more": ours | {"new": 1}, "less": {name: value for name, value in ours.items() if name != "labels"}}
     if content in changed:

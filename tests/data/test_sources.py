@@ -27,7 +27,7 @@ from txclf.data.sources import Source, find_sources
         ("year=2024/a[1].csv", "csv"),
     ],
 )
-def test_the_ending_gives_the_format(tmp_path: Path, name: str, kind: str) -> None:
+def test_ending_gives_format_and_compression(tmp_path: Path, name: str, kind: str) -> None:
     path = put(tmp_path / name)
     assert find_sources([path]) == [Source(path, kind)]
 
@@ -59,7 +59,9 @@ TREE = [
         ("d*p", ["deep/d.tsv.gz", "deep/er/c.parquet"]),
     ],
 )
-def test_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: list[str]) -> None:
+def test_find_sources_folders_and_globs_are_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: list[str]
+) -> None:
     for name in TREE:
         put(tmp_path / name)
     wanted = [str(tmp_path / name) for name in expected]
@@ -70,7 +72,7 @@ def test_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patt
         assert [source.path for source in find_sources([f"file://{tmp_path}/{pattern}"])] == wanted
 
 
-def test_a_file_uri_may_be_quoted(tmp_path: Path) -> None:
+def test_find_sources_file_uri_may_be_quoted(tmp_path: Path) -> None:
     path = put(tmp_path / "a b" / "c d.csv", as_csv(ROWS))
     for uri in (f"file://{tmp_path}/a%20b/c%20d.csv", f"file://{tmp_path}/a%20b", f"file://{tmp_path}/a%20b/*.csv"):
         assert find_sources([uri]) == [Source(path, "csv")]
@@ -87,7 +89,9 @@ def test_a_file_uri_may_be_quoted(tmp_path: Path) -> None:
         ("s3://bucket/text", ["s3://bucket/text/good%20one"]),
     ],
 )
-def test_uris_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, expected: list[str]) -> None:
+def test_find_sources_uris_keep_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, expected: list[str]
+) -> None:
     remote = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
 
     def resolve(path: str) -> tuple[pafs.FileSystem, str]:
@@ -105,12 +109,12 @@ def test_uris_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, u
         assert pairs(rows) == ([("fine", "good one")] if source.format == "text" else ROWS)
 
 
-def test_paths_keep_their_order(tmp_path: Path) -> None:
+def test_find_sources_keeps_the_order_of_paths(tmp_path: Path) -> None:
     first, second = put(tmp_path / "z.csv"), put(tmp_path / "a.csv")
     assert [source.path for source in find_sources([first, second])] == [first, second]
 
 
-def test_a_source_travels(tmp_path: Path) -> None:
+def test_source_is_pickled(tmp_path: Path) -> None:
     source = Source("/x/pos", "text", "pos")
     assert pickle.loads(pickle.dumps(source)) == source
 
@@ -142,7 +146,7 @@ def test_a_source_travels(tmp_path: Path) -> None:
         (["d/pos/1.txt"], ["d", "d"], "d/pos`: given twice"),
     ],
 )
-def test_what_cannot_be_found(
+def test_find_sources_invalid_path_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], paths: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -152,6 +156,6 @@ def test_what_cannot_be_found(
         find_sources(paths)
 
 
-def test_an_unknown_scheme() -> None:
+def test_find_sources_unknown_scheme_is_refused() -> None:
     with pytest.raises(StorageError, match="nfs"):
         find_sources(["nfs://host/a.csv"])

@@ -68,16 +68,18 @@ def ids_of(tokenizer: FastTokenizer, rows: Sequence[tuple[str, ...]], max_length
         ("word", "foxdog 日本 🎉", ["[UNK]", "日本", "🎉"]),
     ],
 )
-def test_what_a_token_is(trained: dict[str, FastTokenizer], kind: str, text: str, expected: list[str]) -> None:
+def test_train_tokenizer_kinds_split_as_documented(
+    trained: dict[str, FastTokenizer], kind: str, text: str, expected: list[str]
+) -> None:
     assert tokens(trained[kind], text) == expected
 
 
-def test_unigram_pieces_make_up_the_text(trained: dict[str, FastTokenizer]) -> None:
+def test_train_tokenizer_unigram_pieces_make_up_the_text(trained: dict[str, FastTokenizer]) -> None:
     assert "".join(tokens(trained["unigram"], "The dog [MASK]")) == "▁the▁dog▁[mask]"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_special_tokens_come_first(trained: dict[str, FastTokenizer], kind: str) -> None:
+def test_train_tokenizer_special_tokens_come_first(trained: dict[str, FastTokenizer], kind: str) -> None:
     assert [trained[kind].token_to_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2, 3]
     size = trained[kind].get_vocab_size()
     assert len(SPECIAL_TOKENS) < size <= 400
@@ -87,7 +89,7 @@ def test_special_tokens_come_first(trained: dict[str, FastTokenizer], kind: str)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("special", SPECIAL_TOKENS)
 @pytest.mark.parametrize("lowercase", [True, False])
-def test_special_tokens_are_not_found_in_text(kind: str, special: str, lowercase: bool) -> None:
+def test_encode_special_tokens_in_text_are_ordinary(kind: str, special: str, lowercase: bool) -> None:
     tokenizer = train_tokenizer(config(kind, lowercase=lowercase), [*TEXTS, *SPECIAL_TOKENS * 3])
     found = tokens(tokenizer, f"a{special} {special} {special}b")
     assert special not in found or special == "[UNK]"  # which stands for a bracket that was never seen
@@ -99,7 +101,7 @@ def test_special_tokens_are_not_found_in_text(kind: str, special: str, lowercase
     "text", ["日本語のテキスト", "🎉🎊👩‍👩‍👧", "a\u0300\u0301\u0302", "\x00\x01\u200b\ufeff", "\U0010ffff", "ß" * 500]
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_text_has_ids(trained: dict[str, FastTokenizer], kind: str, text: str) -> None:
+def test_encode_any_text_has_ids(trained: dict[str, FastTokenizer], kind: str, text: str) -> None:
     (ids,) = ids_of(trained[kind], [(text,)], max_length=10_000)
     assert ids
     assert all(0 <= token < trained[kind].get_vocab_size() for token in ids)
@@ -117,7 +119,9 @@ def test_any_text_has_ids(trained: dict[str, FastTokenizer], kind: str, text: st
         ({"normalize": "none"}, ("The", "the"), ("café", "cafe\u0301")),
     ],
 )
-def test_normal_forms(kind: str, settings: dict[str, Any], same: tuple[str, str], differ: tuple[str, str]) -> None:
+def test_train_tokenizer_applies_normal_forms(
+    kind: str, settings: dict[str, Any], same: tuple[str, str], differ: tuple[str, str]
+) -> None:
     texts = [*TEXTS, *same, *differ, "fix 2", "cafe"] * 2
     tokenizer = train_tokenizer(config(kind, **settings), texts)
     assert tokens(tokenizer, same[0]) == tokens(tokenizer, same[1])
@@ -125,7 +129,7 @@ def test_normal_forms(kind: str, settings: dict[str, Any], same: tuple[str, str]
 
 
 @pytest.mark.parametrize("kind", ["bpe", "word"])
-def test_trained_twice_it_is_the_same(kind: str) -> None:
+def test_train_tokenizer_twice_is_the_same(kind: str) -> None:
     noise = np.random.default_rng(0)
     words = ["".join(noise.choice(list("abcdefgh"), 4)) for _ in range(300)]
     texts = [" ".join(noise.choice(words, 20)) for _ in range(200)]
@@ -135,7 +139,7 @@ def test_trained_twice_it_is_the_same(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "word", "bpe"])
-def test_rare_words_have_no_token_of_their_own(kind: str) -> None:
+def test_train_tokenizer_rare_words_have_no_token(kind: str) -> None:
     tokenizer = train_tokenizer(config(kind, min_frequency=3), ["often often often seldom seldom"])
     assert {"often", "Ġoften"} & set(tokenizer.get_vocab())
     assert not {"seldom", "Ġseldom"} & set(tokenizer.get_vocab())
@@ -145,12 +149,12 @@ def test_rare_words_have_no_token_of_their_own(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "word"])
-def test_nothing_to_learn_from(kind: str) -> None:
+def test_train_tokenizer_without_frequent_tokens_is_refused(kind: str) -> None:
     with pytest.raises(DataError, match=r"`tokenizer\.min_frequency`: no token occurs 2 times in the training texts"):
         train_tokenizer(config(kind, min_frequency=2), [])
 
 
-def test_more_characters_than_the_vocabulary_may_have() -> None:
+def test_train_tokenizer_too_small_vocabulary_is_refused() -> None:
     with pytest.raises(DataError, match=r"`tokenizer\.vocab_size`: 16 is too small for the characters"):
         train_tokenizer(config("unigram", vocab_size=16), ["abcdefghijklmnopqrstuvwxyz"] * 3)
 
@@ -163,7 +167,7 @@ def from_file(path: Path) -> FastTokenizer:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tokenizer_from_a_file(tmp_path: Path, trained: dict[str, FastTokenizer], kind: str) -> None:
+def test_train_tokenizer_file_is_read(tmp_path: Path, trained: dict[str, FastTokenizer], kind: str) -> None:
     path = tmp_path / "tokenizer.json"
     trained[kind].save(str(path))
     loaded = from_file(path)
@@ -171,9 +175,7 @@ def test_a_tokenizer_from_a_file(tmp_path: Path, trained: dict[str, FastTokenize
     assert ids_of(loaded, [(text,) for text in TEXTS]) == ids_of(trained[kind], [(text,) for text in TEXTS])
 
 
-def test_what_a_file_says_of_padding_truncation_and_special_tokens_is_left_out(
-    tmp_path: Path, trained: dict[str, FastTokenizer]
-) -> None:
+def test_parse_tokenizer_drops_padding_and_truncation(tmp_path: Path, trained: dict[str, FastTokenizer]) -> None:
     tokenizer = FastTokenizer.from_str(trained["word"].to_str())
     tokenizer.enable_padding(length=50)
     tokenizer.enable_truncation(2)
@@ -184,13 +186,13 @@ def test_what_a_file_says_of_padding_truncation_and_special_tokens_is_left_out(
 
 
 @pytest.mark.parametrize("content", ["", "{}", "not json", '{"version": "1.0"}', "[1]"])
-def test_a_file_that_is_no_tokenizer(tmp_path: Path, content: str) -> None:
+def test_train_tokenizer_invalid_file_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(DataError, match=r"`tokenizer\.file`: `.*t\.json` cannot be read by the `tokenizers` library"):
         from_file(tmp_path / "t.json")
 
 
-def test_ids_of_a_file_may_have_gaps(tmp_path: Path) -> None:
+def test_vocab_size_counts_gaps_between_ids(tmp_path: Path) -> None:
     content = json.loads(foreign("<unk>").to_str())
     content["model"]["vocab"]["cat"] = 7
     (tmp_path / "t.json").write_text(json.dumps(content))
@@ -199,7 +201,7 @@ def test_ids_of_a_file_may_have_gaps(tmp_path: Path) -> None:
     assert (loaded.get_vocab_size(), vocab_size(loaded)) == (4, 8)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_train_tokenizer_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"`tokenizer\.file`: `.*t\.json` does not exist"):
         from_file(tmp_path / "t.json")
 
@@ -212,7 +214,7 @@ def foreign(*names: str) -> FastTokenizer:
     return parse_tokenizer(json.dumps({"normalizer": None, "post_processor": None, "decoder": None, **content}))
 
 
-def test_names_of_special_tokens_elsewhere() -> None:
+def test_encode_accepts_other_names_of_special_tokens() -> None:
     tokenizer = foreign("<unk>", "</s>")
     assert ids_of(tokenizer, [("fox", "dog"), ("", "dog")]) == [[2, 1, 3], [1, 3]]
     assert ids_of(tokenizer, [("",)]) == [[0]]
@@ -226,7 +228,7 @@ def test_names_of_special_tokens_elsewhere() -> None:
         ((" ",), r"no `\[UNK\]` token, which represents a text without tokens"),
     ],
 )
-def test_a_token_that_is_needed_and_not_there(row: tuple[str, ...], message: str) -> None:
+def test_encode_missing_special_token_is_refused(row: tuple[str, ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
         encode(WordCache(foreign()), [row], 10)
 
@@ -234,7 +236,7 @@ def test_a_token_that_is_needed_and_not_there(row: tuple[str, ...], message: str
 # ------------------------------------------------------------------------------------------------------------- encoding
 
 
-def test_columns_are_joined_by_a_separator(trained: dict[str, FastTokenizer]) -> None:
+def test_encode_joins_columns_by_a_separator(trained: dict[str, FastTokenizer]) -> None:
     rows = [("the fox", "the dog", "!"), ("the fox", "", "dog"), ("", "", ""), ("[SEP]", "the", "")]
     word = {token: trained["word"].token_to_id(token) for token in ("the", "fox", "dog", "!")}
     the, fox, dog, mark = word.values()
@@ -244,14 +246,16 @@ def test_columns_are_joined_by_a_separator(trained: dict[str, FastTokenizer]) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_columns_do_not_run_into_each_other(trained: dict[str, FastTokenizer], kind: str) -> None:
+def test_encode_columns_are_tokenized_apart(trained: dict[str, FastTokenizer], kind: str) -> None:
     (one,), (two,), (both,) = (ids_of(trained[kind], [row]) for row in [("fox",), ("dog",), ("fox", "dog")])
     assert both == [*one, 2, *two]
 
 
 @pytest.mark.parametrize("max_length", [1, 2, 3, 100])
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_are_cut_and_their_full_length_kept(trained: dict[str, FastTokenizer], kind: str, max_length: int) -> None:
+def test_encode_truncates_and_returns_full_lengths(
+    trained: dict[str, FastTokenizer], kind: str, max_length: int
+) -> None:
     rows = [("the quick brown fox",), ("",), ("the",), (" \n",), ("dog fox",)]
     whole = [trained[kind].encode(text, add_special_tokens=False).ids for (text,) in rows]
     ids, full_lengths = encode(WordCache(trained[kind]), rows, max_length)
@@ -262,12 +266,12 @@ def test_rows_are_cut_and_their_full_length_kept(trained: dict[str, FastTokenize
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_rows(trained: dict[str, FastTokenizer], kind: str) -> None:
+def test_encode_without_rows_is_empty(trained: dict[str, FastTokenizer], kind: str) -> None:
     ids, full_lengths = encode(WordCache(trained[kind]), [], 10)
     assert (len(ids), ids.type, full_lengths.tolist()) == (0, pa.list_(pa.int32()), [])
 
 
-def test_a_row_does_not_depend_on_its_neighbours(trained: dict[str, FastTokenizer]) -> None:
+def test_encode_row_does_not_depend_on_other_rows(trained: dict[str, FastTokenizer]) -> None:
     rows = [(text,) for text in [*TEXTS, ""]]
     for kind in KINDS:
         assert ids_of(trained[kind], rows, 7) == [ids_of(trained[kind], [row], 7)[0] for row in rows]
@@ -278,7 +282,7 @@ def test_a_row_does_not_depend_on_its_neighbours(trained: dict[str, FastTokenize
 
 @pytest.mark.parametrize("lengths", [(5, 5), (1, 90), (90, 1), (0, 90), (30, 20, 40), (3, 3, 3), (7,), (0, 0)])
 @pytest.mark.parametrize("room", [3, 4, 9, 10, 25, 89, 200])
-def test_the_longest_column_is_cut_first(lengths: tuple[int, ...], room: int) -> None:
+def test_column_sizes_longest_column_is_truncated_first(lengths: tuple[int, ...], room: int) -> None:
     rooms = column_sizes(lengths, room)
     assert sum(rooms) == min(room, sum(lengths))
     assert all(0 <= kept <= length for kept, length in zip(rooms, lengths, strict=True))
@@ -301,7 +305,7 @@ def test_the_longest_column_is_cut_first(lengths: tuple[int, ...], room: int) ->
         (Truncation(), 99, [list(range(10)), [20, 21, 22]]),
     ],
 )
-def test_how_two_columns_are_cut(truncation: Truncation, room: int, expected: list[list[int]]) -> None:
+def test_encode_two_columns_are_truncated_by_mode(truncation: Truncation, room: int, expected: list[list[int]]) -> None:
     words = {"[PAD]": 100, "[UNK]": 101, "[SEP]": 102} | {f"w{number}": number for number in range(30)}
     tokenizer = FastTokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()

@@ -88,7 +88,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("kind", "normalize", "lowercase"), KINDS)
-def test_random_text_gives_the_same_ids(kind: str, normalize: str, lowercase: bool) -> None:
+def test_encode_random_text_gives_the_ids_of_the_tokenizer(kind: str, normalize: str, lowercase: bool) -> None:
     found = WordCache(tokenizer(kind, normalize, lowercase))
     assert found.usable
     draw = random.Random(0)
@@ -99,7 +99,7 @@ def test_random_text_gives_the_same_ids(kind: str, normalize: str, lowercase: bo
 
 
 @pytest.mark.parametrize(("kind", "normalize", "lowercase"), KINDS[2::3])
-def test_every_odd_character_beside_a_space_gives_the_same_ids(kind: str, normalize: str, lowercase: bool) -> None:
+def test_encode_odd_character_next_to_a_space_gives_the_same_ids(kind: str, normalize: str, lowercase: bool) -> None:
     every = map(chr, range(sys.maxunicode + 1))
     odd = [
         sign
@@ -115,7 +115,7 @@ def test_every_odd_character_beside_a_space_gives_the_same_ids(kind: str, normal
     same(WordCache(tokenizer(kind, normalize, lowercase)), texts)
 
 
-def test_the_table_is_begun_anew_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encode_full_table_is_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(word_cache, "MAX_WORDS", 100)
     found = WordCache(tokenizer("bpe", "nfc", True))
     for start in range(0, 1000, 100):
@@ -123,7 +123,7 @@ def test_the_table_is_begun_anew_before_it_fills_the_memory(monkeypatch: pytest.
         assert len(found.numbers) <= 203
 
 
-def test_few_texts_are_tokenized_at_once() -> None:
+def test_encode_few_texts_bypass_the_table() -> None:
     found = WordCache(tokenizer("bpe", "nfc", True))
     same(found, PLAIN)
     assert not found.numbers
@@ -159,7 +159,7 @@ WORDS = models.WordLevel(VOCABULARY, "[UNK]")
         made(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")], dropout=0.5), pre_tokenizers.Whitespace()),
     ],
 )
-def test_a_tokenizer_that_may_look_beyond_spaces_is_asked_for_every_text(other: FastTokenizer) -> None:
+def test_encode_tokenizer_that_joins_words_bypasses_the_table(other: FastTokenizer) -> None:
     found = WordCache(other)
     assert not found.usable
     if not getattr(other.model, "dropout", None):
@@ -167,7 +167,7 @@ def test_a_tokenizer_that_may_look_beyond_spaces_is_asked_for_every_text(other: 
     assert not found.numbers
 
 
-def test_added_tokens_are_looked_for_before_words() -> None:
+def test_usable_is_false_with_added_tokens() -> None:
     plain = made(WORDS, pre_tokenizers.Whitespace())
     assert WordCache(plain).usable
     plain.add_tokens(["a b"])
@@ -175,7 +175,7 @@ def test_added_tokens_are_looked_for_before_words() -> None:
     same(WordCache(plain), ["a b a b"] * 40)
 
 
-def test_a_word_that_depends_on_its_neighbours_is_found_out() -> None:
+def test_encode_context_dependent_word_gives_the_same_ids() -> None:
     # NFKC makes a space of the sign, which then belongs to the space before it.
     found = WordCache(tokenizer("bpe", "nfkc", True))
     same(found, [f"fox ¨{number} dog" for number in range(50)] + ["fox dog"] * 50)

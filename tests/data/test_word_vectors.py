@@ -56,7 +56,7 @@ def packed(path: Path, data: bytes, kind: str, others: dict[str, bytes] | None =
 @pytest.mark.parametrize("header", [False, True])
 @pytest.mark.parametrize("ending", ["\n", " \n", "\r\n"])
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_every_form_of_a_file_gives_the_same_vectors(
+def test_read_every_file_format_gives_the_same_vectors(
     tmp_path: Path, kind: str, header: bool, ending: str, scheme: str
 ) -> None:
     path = packed(tmp_path / "v.txt", content(TABLE, header, ending), kind)
@@ -74,7 +74,7 @@ def test_every_form_of_a_file_gives_the_same_vectors(
     assert (found.lines, found.num_damaged) == (4, 0)
 
 
-def test_the_best_fit_wins_wherever_it_stands_and_of_equals_the_first(tmp_path: Path) -> None:
+def test_read_best_match_wins_then_the_first(tmp_path: Path) -> None:
     table: dict[str, Sequence[float]] = {"THE": [1] * 4, "the": [2] * 4, "The": [3] * 4, "Fox": [4] * 4, "FoX": [5] * 4}
     lines = content(table) + content({"the": [9] * 4})
     for data in (lines, content(dict(reversed(table.items())))):
@@ -85,7 +85,7 @@ def test_the_best_fit_wins_wherever_it_stands_and_of_equals_the_first(tmp_path: 
         assert found.matrix[3, 0] == (4 if data == lines else 5)
 
 
-def test_damaged_lines_are_skipped_and_told_by_number(tmp_path: Path) -> None:
+def test_read_damaged_lines_are_skipped_and_reported(tmp_path: Path) -> None:
     good = content({f"w{number}": [number] * 4 for number in range(1200)}).splitlines(keepends=True)
     bad = {
         3: (b"the 1 2 3\n", "3 numbers, expected 4"),
@@ -116,7 +116,7 @@ def test_damaged_lines_are_skipped_and_told_by_number(tmp_path: Path) -> None:
         (content(TABLE)[:40], ".zip", "but has `a.txt` (4 numbers), `b.txt` (7 numbers)"),
     ],
 )
-def test_what_is_no_file_of_vectors(tmp_path: Path, data: bytes, kind: str, message: str) -> None:
+def test_read_invalid_file_is_refused(tmp_path: Path, data: bytes, kind: str, message: str) -> None:
     path = packed(tmp_path / "v.txt", data, kind, {"b.txt": b"a 1 2 3 4 5 6 7\n"})
     if not message:  # a file that ends early: what is there is taken, and it is told
         found = word_vectors.read(path, 5, {"a": 0}, 1)
@@ -130,7 +130,7 @@ def test_what_is_no_file_of_vectors(tmp_path: Path, data: bytes, kind: str, mess
 
 @pytest.mark.parametrize("kind", [".gz", ".zip"])
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"none" + data[4:]])
-def test_a_damaged_archive(tmp_path: Path, kind: str, damage: Callable[[bytes], bytes]) -> None:
+def test_read_damaged_archive_is_refused(tmp_path: Path, kind: str, damage: Callable[[bytes], bytes]) -> None:
     table: dict[str, Sequence[float]] = {
         f"w{number}": np.random.default_rng(number).random(4).tolist() for number in range(500)
     }
@@ -141,13 +141,13 @@ def test_a_damaged_archive(tmp_path: Path, kind: str, damage: Callable[[bytes], 
     assert "cannot be read" in str(error.value)
 
 
-def test_of_an_archive_the_file_of_the_right_width_is_read(tmp_path: Path) -> None:
+def test_read_archive_takes_the_file_of_the_right_width(tmp_path: Path) -> None:
     path = packed(tmp_path / "v.txt", content(TABLE), ".zip", {"b.txt": b"the 1 2 3 4 5 6 7\n", "c.txt": b"the 5 6\n"})
     assert word_vectors.read(path, 7, {"the": 0}, 1).matrix.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
     assert word_vectors.read(path, 2, {"the": 0}, 1).matrix.tolist() == [[5, 6]]
 
 
-def test_the_rest_is_drawn_like_the_found_and_tokens_have_unit_variance() -> None:
+def test_filled_unknown_rows_are_drawn_like_the_known() -> None:
     draw = np.random.default_rng(0)
     known = np.arange(6000) < 4000
     matrix = np.where(known[:, None], draw.normal([0, 5, -2, 1], [1, 2, 3, 4], (6000, 4)), 0).astype(np.float32)
@@ -193,7 +193,7 @@ def run_with(folder: Path, data: str, *words: str) -> tuple[RunConfig, RunSummar
 
 
 @pytest.mark.parametrize("freeze", [True, False])
-def test_a_run_begins_with_the_vectors_and_frozen_ones_stay(tmp_path: Path, data: str, freeze: bool) -> None:
+def test_train_starts_from_the_vectors_and_keeps_frozen_ones(tmp_path: Path, data: str, freeze: bool) -> None:
     path = glove(tmp_path)
     run, summary, notes = run_with(tmp_path, data, f"model.word_vectors={path}", f"model.freeze_word_vectors={freeze}")
     coverage = summary.vectors
@@ -220,7 +220,7 @@ def test_a_run_begins_with_the_vectors_and_frozen_ones_stay(tmp_path: Path, data
     assert classifier(["good", "bad"])
 
 
-def test_stopped_and_resumed_without_the_file_the_losses_are_the_same(tmp_path: Path, data: str) -> None:
+def test_train_resumed_without_the_file_gives_the_same_losses(tmp_path: Path, data: str) -> None:
     path = glove(tmp_path)
     words = [f"model.word_vectors={path}", "model.freeze_word_vectors=true", *WORDS]
     whole, _, _ = run_with(tmp_path, data, "name=whole", *words)
@@ -236,7 +236,7 @@ def test_stopped_and_resumed_without_the_file_the_losses_are_the_same(tmp_path: 
     assert torch.equal(checkpoints.load(last)["model"]["embedding.weight"][found], matrix[found])
 
 
-def test_a_changed_file_is_matched_anew_and_the_same_one_is_not(tmp_path: Path, data: str) -> None:
+def test_matched_changed_file_is_matched_again(tmp_path: Path, data: str) -> None:
     path = glove(tmp_path)
     prepared = prepare(tiny(tmp_path, data, *WORDS))
     first = word_vectors.matched(path, 16, prepared, 0)
@@ -257,13 +257,13 @@ def test_a_changed_file_is_matched_anew_and_the_same_one_is_not(tmp_path: Path, 
         ),
     ],
 )
-def test_settings_that_make_no_sense(words: Sequence[str], message: str) -> None:
+def test_load_invalid_word_vector_settings_are_refused(words: Sequence[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         run_config.load(None, words)
     assert message in str(error.value)
 
 
-def test_a_file_that_is_not_there_or_binary_is_refused_before_any_work(tmp_path: Path, data: str) -> None:
+def test_require_missing_or_binary_file_is_refused(tmp_path: Path, data: str) -> None:
     for name, message in (("none.txt", "does not exist"), ("google.bin.gz", "binary format")):
         run: Any = tiny(tmp_path, data, *WORDS, f"model.word_vectors={tmp_path}/{name}")
         with pytest.raises(ConfigError) as error:

@@ -23,7 +23,7 @@ def make(rows: int, classes: int, seed: int, share: float = 0.2) -> tuple[Tensor
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("rows", "classes"), [(1, 1), (2, 3), (50, 1), (300, 5)])
-def test_average_precision_is_scikit_learn_s(rows: int, classes: int, seed: int) -> None:
+def test_average_precision_equals_that_of_sklearn(rows: int, classes: int, seed: int) -> None:
     logits, targets = make(rows, classes, seed)
     found = binned.average_precision(binned.counted(logits, targets))
     for label in range(classes):
@@ -35,7 +35,7 @@ def test_average_precision_is_scikit_learn_s(rows: int, classes: int, seed: int)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_f1_at_each_threshold_is_scikit_learn_s(seed: int) -> None:
+def test_curve_f1_equals_that_of_sklearn(seed: int) -> None:
     logits, targets = make(200, 3, seed)
     found = binned.curve(binned.counted(logits, targets)).f1
     for label in range(3):
@@ -48,7 +48,7 @@ def test_f1_at_each_threshold_is_scikit_learn_s(seed: int) -> None:
         assert found[label, binned.CELLS // 2].item() == pytest.approx(half)
 
 
-def test_counts_of_parts_add_up_whatever_the_parts() -> None:
+def test_counted_chunks_add_up() -> None:
     logits, targets = make(300, 4, seed=1)
     whole = binned.counted(logits, targets)
     for parts in (1, 2, 7, 300):
@@ -58,13 +58,13 @@ def test_counts_of_parts_add_up_whatever_the_parts() -> None:
     assert whole.sum().item() == 1200
 
 
-def test_scores_beyond_the_reach_and_those_that_are_no_numbers_have_a_cell() -> None:
+def test_cells_extreme_values_and_nan_have_a_cell() -> None:
     logits = torch.tensor([[-math.inf], [-100.0], [-16.0], [0.0], [15.999], [16.0], [1e30], [math.nan]])
     middle = binned.CELLS // 2
     assert binned.cells(logits)[:, 0].tolist() == [0, 0, 0, middle, 2 * middle - 1, 2 * middle, 2 * middle, middle]
 
 
-def test_a_ranking_is_that_of_the_labels_that_occur() -> None:
+def test_ranking_covers_the_labels_that_occur() -> None:
     logits, targets = make(200, 4, seed=2)
     targets[:, 2] = 0
     found = binned.ranking(binned.counted(logits, targets))

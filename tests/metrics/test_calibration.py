@@ -25,7 +25,7 @@ def cross_entropy(logits: Floats, labels: Labels, temperature: float) -> float:
 
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0, 10.0])
 @pytest.mark.parametrize("classes", [2, 5])
-def test_a_known_temperature_is_found_again(temperature: float, classes: int) -> None:
+def test_temperature_known_value_is_recovered(temperature: float, classes: int) -> None:
     logits, labels = drawn(20_000, classes, temperature)
     found = calibration.temperature(logits, labels)
     assert found == pytest.approx(temperature, rel=0.05)
@@ -36,7 +36,7 @@ def test_a_known_temperature_is_found_again(temperature: float, classes: int) ->
 
 
 @pytest.mark.parametrize(("rows", "classes", "seed"), [(5, 2, 0), (40, 3, 1), (300, 7, 2), (2000, 2, 3)])
-def test_no_other_temperature_has_less_cross_entropy(rows: int, classes: int, seed: int) -> None:
+def test_temperature_minimizes_the_cross_entropy(rows: int, classes: int, seed: int) -> None:
     logits, labels = drawn(rows, classes, 2.0, seed)
     found = calibration.temperature(logits, labels)
     least = cross_entropy(logits, labels, found)
@@ -44,7 +44,7 @@ def test_no_other_temperature_has_less_cross_entropy(rows: int, classes: int, se
         assert least < cross_entropy(logits, labels, other)
 
 
-def test_rows_in_several_chunks_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temperature_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = drawn(1000, 3, 2.0)
     whole = calibration.temperature(logits, labels)
     monkeypatch.setattr(calibration, "CHUNK_LOGITS", 21)
@@ -64,13 +64,13 @@ EDGES: dict[str, tuple[list[list[float]], list[int]]] = {
 
 
 @pytest.mark.parametrize("edge", EDGES)
-def test_where_there_is_no_best_temperature_it_is_1(edge: str) -> None:
+def test_temperature_without_minimum_is_1(edge: str) -> None:
     logits, labels = EDGES[edge]
     shape = (len(labels), len(logits[0]) if logits else 2)
     assert calibration.temperature(np.array(logits, np.float32).reshape(shape), np.array(labels, np.int32)) == 1.0
 
 
-def test_two_rows_that_contradict_each_other_have_a_temperature() -> None:
+def test_temperature_contradicting_rows_have_a_minimum() -> None:
     logits, labels = np.array([[6, 0], [6, 0], [6, 0], [6, 0]], np.float32), np.array([0, 0, 0, 1])
     found = calibration.temperature(logits, labels)
     assert 1 / (1 + np.exp(-6 / found)) == pytest.approx(0.75)
@@ -78,7 +78,7 @@ def test_two_rows_that_contradict_each_other_have_a_temperature() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_the_error_is_that_of_equation_3(temperature: float) -> None:
+def test_error_equals_equation_3(temperature: float) -> None:
     logits, labels = drawn(500, 4, 3.0)
     raised = np.exp(logits.astype(np.float64) / temperature)
     probabilities = raised / raised.sum(axis=1, keepdims=True)

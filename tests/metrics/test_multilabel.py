@@ -24,7 +24,7 @@ def make(rows: int, classes: int, share: float, seed: int) -> tuple[np.ndarray, 
 @pytest.mark.parametrize(("rows", "classes"), [(1, 2), (4, 3), (200, 6), (100, 1)])
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
-def test_scores_are_scikit_learn_s(rows: int, classes: int, share: float, seed: int) -> None:
+def test_scores_equal_those_of_sklearn(rows: int, classes: int, share: float, seed: int) -> None:
     probabilities, targets, thresholds = make(rows, classes, share, seed)
     names = [f"label {number}" for number in range(classes)]
     found = scores(probabilities, targets, thresholds, names)
@@ -64,13 +64,13 @@ def test_scores_are_scikit_learn_s(rows: int, classes: int, share: float, seed: 
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_equal_scores_count_together() -> None:
+def test_average_precision_equal_scores_count_together() -> None:
     scores = np.array([0.9, 0.5, 0.5, 0.5, 0.1], np.float32)
     targets = np.array([True, False, True, False, False])
     assert average_precision(scores, targets) == pytest.approx((1 + 2 / 4) / 2)
     assert average_precision(scores[::-1], targets[::-1]) == pytest.approx((1 + 2 / 4) / 2)
 
 
-def test_a_probability_of_zero_for_a_label_that_is_there_costs_something_finite() -> None:
+def test_scores_zero_probability_of_a_true_label_has_finite_loss() -> None:
     found = scores(np.zeros((1, 1), np.float32), np.ones((1, 1), bool), np.full(1, 0.5, np.float32), ["a"])
     assert found["loss"] == pytest.approx(-math.log(1e-12))

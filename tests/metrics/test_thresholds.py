@@ -23,7 +23,7 @@ def f1(logits: np.ndarray, targets: np.ndarray, chosen: list[float]) -> float:
     return float(np.mean([f1_score(targets[:, i], given[:, i], zero_division=0) for i in range(len(chosen))]))
 
 
-def test_they_give_rare_labels_a_better_f1_on_other_rows_than_one_half() -> None:
+def test_choose_improves_f1_of_rare_labels_on_other_rows() -> None:
     shares = [0.4, 0.1, 0.02, 0.01]
     chosen = thresholds.choose(*make(3000, shares, seed=0))
     others = make(20_000, shares, seed=1)
@@ -34,7 +34,7 @@ def test_they_give_rare_labels_a_better_f1_on_other_rows_than_one_half() -> None
     assert chosen == thresholds.choose(*make(3000, shares, seed=0))
 
 
-def test_resampled_they_lose_less_on_other_rows_than_the_best_on_these_alone() -> None:
+def test_choose_bagging_generalizes_better_than_one_optimum() -> None:
     gains = []
     for seed in range(20):
         logits, targets = make(400, [0.05], seed)
@@ -45,7 +45,7 @@ def test_resampled_they_lose_less_on_other_rows_than_the_best_on_these_alone() -
     assert np.mean(gains) > 0
 
 
-def test_labels_of_few_rows_get_the_threshold_of_all_labels_together() -> None:
+def test_choose_rare_labels_share_a_threshold() -> None:
     logits, targets = make(500, [0.3, 0.3, 0.3], seed=3)
     targets[:, 1] = targets[:, 2] = False
     targets[: thresholds.MIN_ROWS - 1, 1] = True
@@ -57,11 +57,11 @@ def test_labels_of_few_rows_get_the_threshold_of_all_labels_together() -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 30])
-def test_without_any_label_they_are_one_half(rows: int) -> None:
+def test_choose_without_labels_is_one_half(rows: int) -> None:
     assert thresholds.choose(np.zeros((rows, 3), np.float32), np.zeros((rows, 3), bool)) == [0.5] * 3
 
 
-def test_rows_that_all_have_the_label_and_scores_that_are_all_equal() -> None:
+def test_choose_all_positive_rows_and_equal_scores() -> None:
     logits = np.array([[1.0], [2.0], [3.0], [1.5], [2.5], [1.0]], np.float32)
     (low,) = thresholds.choose(logits, np.ones((6, 1), bool))
     assert (sigmoid(logits) >= low).all()

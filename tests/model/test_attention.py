@@ -37,7 +37,7 @@ def by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, caus
 
 @pytest.mark.parametrize("chunk", [1, 2 * QUERIES * KEYS, 10**9])
 @pytest.mark.parametrize("mask", [None, MASK])
-def test_values_and_gradients_are_those_of_the_formula(
+def test_attend_values_and_gradients_equal_the_formula(
     monkeypatch: pytest.MonkeyPatch, mask: Tensor | None, chunk: int
 ) -> None:
     monkeypatch.setattr(attention, "CHUNK", chunk)
@@ -54,7 +54,7 @@ def test_values_and_gradients_are_those_of_the_formula(
 
 
 @pytest.mark.parametrize("mask", [None, MASK])
-def test_causal(mask: Tensor | None) -> None:
+def test_attend_causal_ignores_later_keys(mask: Tensor | None) -> None:
     given = parts(KEYS, KEYS)
     torch.manual_seed(3)
     found = attend(*given, mask, causal=True, dropout=0.5)
@@ -62,18 +62,18 @@ def test_causal(mask: Tensor | None) -> None:
     torch.testing.assert_close(found, by_hand(*given, mask, True, 128))
 
 
-def test_without_dropout_it_is_torchs() -> None:
+def test_attend_without_dropout_equals_torch() -> None:
     given = parts(QUERIES, KEYS)
     assert torch.equal(attend(*given, MASK), F.scaled_dot_product_attention(*given, attn_mask=MASK))
 
 
-def test_the_mean_over_draws_is_attention_without_dropout() -> None:
+def test_attend_mean_over_draws_equals_no_dropout() -> None:
     query, key, value = (part[:1].expand(4000, -1, -1, -1) for part in parts(QUERIES, KEYS, torch.float32))
     dropped, whole = attend(query, key, value, None, dropout=0.25), attend(query, key, value, None)
     torch.testing.assert_close(dropped.mean(dim=0), whole[0], atol=0.05, rtol=0)
 
 
-def test_the_seed_fixes_what_is_dropped() -> None:
+def test_attend_seed_makes_dropout_repeatable() -> None:
     given = parts(QUERIES, KEYS)
     torch.manual_seed(7)
     first, second = attend(*given, MASK, dropout=0.5), attend(*given, MASK, dropout=0.5)
@@ -82,7 +82,7 @@ def test_the_seed_fixes_what_is_dropped() -> None:
     assert not torch.equal(first, second)
 
 
-def test_the_type_stays() -> None:
+def test_attend_keeps_the_type() -> None:
     given = parts(QUERIES, KEYS, torch.bfloat16)
     found = attend(*given, MASK, dropout=0.1)
     assert found.dtype == torch.bfloat16

@@ -49,7 +49,9 @@ def alone(model: TransformerClassifier, rows: list[Tensor]) -> Tensor:
 
 @every_variant
 @pytest.mark.parametrize("training", [False, True])
-def test_padding_and_neighbours_change_nothing(pooling: str, positions: str, norm: str, training: bool) -> None:
+def test_forward_padding_and_other_rows_change_no_logit(
+    pooling: str, positions: str, norm: str, training: bool
+) -> None:
     model = make(pooling, positions, norm).train(training)
     rows = make_rows(5, 1, 9, 12, 2)
     expected = alone(model, rows)
@@ -62,7 +64,7 @@ def test_padding_and_neighbours_change_nothing(pooling: str, positions: str, nor
 
 
 @every_variant
-def test_no_mask_says_that_every_token_is_real(pooling: str, positions: str, norm: str) -> None:
+def test_forward_no_mask_equals_full_mask(pooling: str, positions: str, norm: str) -> None:
     model = make(pooling, positions, norm).eval()
     ids = torch.stack(make_rows(6, 6, 6))
     with torch.no_grad():
@@ -70,7 +72,7 @@ def test_no_mask_says_that_every_token_is_real(pooling: str, positions: str, nor
 
 
 @every_variant
-def test_the_order_of_tokens_counts_unless_positions_do_not(pooling: str, positions: str, norm: str) -> None:
+def test_forward_token_order_counts_with_positions(pooling: str, positions: str, norm: str) -> None:
     model = make(pooling, positions, norm).eval()
     (row,) = make_rows(9)
     order = torch.tensor([4, 0, 8, 2, 1, 7, 6, 3, 5])
@@ -80,7 +82,7 @@ def test_the_order_of_tokens_counts_unless_positions_do_not(pooling: str, positi
 
 @every_variant
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_the_gradient_reaches_every_parameter(pooling: str, positions: str, norm: str, activation: str) -> None:
+def test_backward_gradient_reaches_every_parameter(pooling: str, positions: str, norm: str, activation: str) -> None:
     model = make(pooling, positions, norm, classifier_hidden_size=8, activation=activation)
     logits = model(*padded(make_rows(5, 1, 9, 12), 12))
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0]))
@@ -94,7 +96,7 @@ def test_the_gradient_reaches_every_parameter(pooling: str, positions: str, norm
 
 @pytest.mark.parametrize("head_width", [0, 8])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_shapes(pooling: str, head_width: int) -> None:
+def test_forward_shapes_and_types(pooling: str, head_width: int) -> None:
     model = make(pooling, classifier_hidden_size=head_width)
     for rows, tokens in [(1, 1), (3, 12), (4, 5)]:
         logits = model(torch.zeros(rows, tokens, dtype=torch.int64))
@@ -104,7 +106,7 @@ def test_shapes(pooling: str, head_width: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["dropout", "attention_dropout", "embedding_dropout"])
-def test_dropout_is_for_training(name: str) -> None:
+def test_forward_dropout_only_in_training(name: str) -> None:
     settings: dict[str, Any] = {name: 0.4}
     model = make(**settings)
     ids, mask = padded(make_rows(5, 9, 12), 12)
@@ -119,12 +121,12 @@ def test_dropout_is_for_training(name: str) -> None:
         assert torch.equal(model(ids, mask), make().eval()(ids, mask))
 
 
-def test_the_embedding_s_dropout_is_the_others_unless_it_is_set() -> None:
+def test_embedding_dropout_defaults_to_dropout() -> None:
     assert make(dropout=0.25).embedding_dropout.rate == 0.25
     assert make(dropout=0.25, embedding_dropout=0.0).embedding_dropout.rate == 0.0
 
 
-def test_an_embedded_token_has_unit_variance() -> None:
+def test_embedding_has_unit_variance() -> None:
     model = make(hidden_size=256, num_heads=8)
     embedded = model.embedding(torch.arange(50)) * 256**0.5
     assert embedded.var().item() == pytest.approx(1.0, abs=0.05)
@@ -145,7 +147,7 @@ ENCODER = 6 * (4 * (256 * 256 + 256) + 2 * 256 * 1024 + 1024 + 256 + 4 * 256)
         ({"classifier_hidden_size": 0}, ENCODER + 512 + 257 * 6),
     ],
 )
-def test_the_number_of_parameters(settings: dict[str, Any], expected: int) -> None:
+def test_parameters_have_the_expected_number(settings: dict[str, Any], expected: int) -> None:
     config = Model(
         num_layers=6, hidden_size=256, num_heads=8, intermediate_size=1024, classifier_hidden_size=512
     ).model_copy(update=settings)
@@ -156,7 +158,7 @@ def test_the_number_of_parameters(settings: dict[str, Any], expected: int) -> No
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_the_state_holds_what_was_learned_and_nothing_else(positions: str) -> None:
+def test_state_dict_holds_only_parameters(positions: str) -> None:
     model, other = make(position_encoding=positions), make(position_encoding=positions)
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
     with torch.no_grad():
@@ -167,7 +169,7 @@ def test_the_state_holds_what_was_learned_and_nothing_else(positions: str) -> No
     assert torch.equal(alone(model.eval(), [row]), alone(other.eval(), [row]))
 
 
-def test_the_seed_fixes_the_first_weights() -> None:
+def test_initialization_is_repeatable_with_a_seed() -> None:
     for pooling, positions in product(POOLINGS, POSITIONS):
         one, two = make(pooling, positions), make(pooling, positions)
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))

@@ -7,7 +7,7 @@ from txclf.model.dropout import Dropout, RandomBytes
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_what_is_kept_is_scaled_so_that_the_mean_stays(rate: float) -> None:
+def test_dropout_scaling_keeps_the_mean(rate: float) -> None:
     kept = Dropout(rate)(torch.ones(200, 500))
     rounded = round(rate * 256) / 256
     assert sorted(set(kept.flatten().tolist())) == pytest.approx([0.0, 1 / (1 - rounded)])
@@ -16,11 +16,11 @@ def test_what_is_kept_is_scaled_so_that_the_mean_stays(rate: float) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (8,), (3, 5), (2, 3, 4), (0, 4)])
-def test_values_of_any_shape(shape: tuple[int, ...]) -> None:
+def test_dropout_accepts_any_shape(shape: tuple[int, ...]) -> None:
     assert Dropout(0.5)(torch.ones(shape)).shape == shape
 
 
-def test_values_of_any_layout() -> None:
+def test_dropout_accepts_any_memory_layout() -> None:
     values = torch.randn(4, 6)
     torch.manual_seed(1)
     turned = Dropout(0.5)(values.t())
@@ -28,14 +28,14 @@ def test_values_of_any_layout() -> None:
     assert torch.equal(Dropout(0.5)(values.t().contiguous()), turned)
 
 
-def test_the_bytes_are_independent() -> None:
+def test_random_bytes_are_independent() -> None:
     kept = (RandomBytes().draw(torch.Size([100_000])) >= 128).double() * 2 - 1
     assert kept.mean().abs() < 0.02
     for lag in (1, 2, 7, 8, 64):
         assert (kept[lag:] * kept[:-lag]).mean().abs() < 0.02
 
 
-def test_the_seed_fixes_dropout_and_each_call_draws_anew() -> None:
+def test_dropout_seed_makes_it_repeatable_and_calls_differ() -> None:
     dropout, ones = Dropout(0.3), torch.ones(50, 50)
     torch.manual_seed(7)
     first, second = dropout(ones), dropout(ones)
@@ -45,12 +45,12 @@ def test_the_seed_fixes_dropout_and_each_call_draws_anew() -> None:
 
 
 @pytest.mark.parametrize(("rate", "training"), [(0.0, True), (0.5, False), (0.0, False)])
-def test_dropout_that_does_nothing(rate: float, training: bool) -> None:
+def test_dropout_rate_zero_or_evaluation_changes_nothing(rate: float, training: bool) -> None:
     values = torch.randn(5, 5)
     assert Dropout(rate).train(training)(values) is values
 
 
-def test_the_gradient_goes_where_the_values_went() -> None:
+def test_dropout_gradient_follows_the_kept_values() -> None:
     values = torch.ones(40, 40, requires_grad=True)
     dropped = Dropout(0.5)(values)
     (gradient,) = torch.autograd.grad(dropped.sum(), values)

@@ -35,7 +35,7 @@ def mask_of(*lengths: int) -> Tensor:
 # ----------------------------------------------------------------------------------------------------------- positions
 
 
-def test_sinusoids() -> None:
+def test_sinusoids_equal_the_formula() -> None:
     table = sinusoids(50, 6)
     for place, feature in [(0, 0), (0, 1), (7, 2), (7, 3), (49, 4), (49, 5)]:
         angle = place / 10_000 ** (2 * (feature // 2) / 6)
@@ -44,7 +44,7 @@ def test_sinusoids() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sinusoidal", "learned", "rotary", "none"])
-def test_positions_are_added_alike_in_every_row(kind: str) -> None:
+def test_positions_are_the_same_in_every_row(kind: str) -> None:
     positions = Positions(kind, 10, 8)
     added = positions(torch.zeros(3, 7, 8))
     assert added.shape == (3, 7, 8)
@@ -55,7 +55,7 @@ def test_positions_are_added_alike_in_every_row(kind: str) -> None:
 
 
 @pytest.mark.parametrize("head_width", [2, 4, 16])
-def test_rotary_attention_sees_distances_alone(head_width: int) -> None:
+def test_rotary_scores_depend_on_distances_only(head_width: int) -> None:
     rotary = Rotary(40, head_width)
     query, key = torch.randn(2, head_width)
     turned_queries = rotary(query.expand(1, 1, 40, -1))[0, 0]
@@ -70,7 +70,7 @@ def test_rotary_attention_sees_distances_alone(head_width: int) -> None:
     assert torch.equal(turned_queries[0], query)
 
 
-def test_rotary_keeps_the_type_and_holds_no_weights() -> None:
+def test_rotary_keeps_the_type_and_has_no_parameters() -> None:
     rotary = Rotary(8, 4)
     assert rotary(torch.zeros(1, 2, 3, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert not rotary.state_dict()
@@ -81,7 +81,7 @@ def test_rotary_keeps_the_type_and_holds_no_weights() -> None:
 
 @pytest.mark.parametrize("lengths", [(5, 5), (5, 2), (1, 5)])
 @pytest.mark.parametrize("heads", [1, 2, 4])
-def test_attention_is_softmax_over_real_tokens(heads: int, lengths: tuple[int, int]) -> None:
+def test_attention_equals_softmax_over_real_tokens(heads: int, lengths: tuple[int, int]) -> None:
     attention = Attention(8, heads, 0.0, None)
     hidden, mask = torch.randn(2, 5, 8), mask_of(*lengths)
     output = attention(hidden, mask[:, None, None, :])
@@ -97,7 +97,7 @@ def test_attention_is_softmax_over_real_tokens(heads: int, lengths: tuple[int, i
 
 
 @pytest.mark.parametrize("heads", [1, 2])
-def test_rotary_attention_does_not_see_where_the_text_begins(heads: int) -> None:
+def test_rotary_attention_does_not_depend_on_the_start(heads: int) -> None:
     attention, hidden = Attention(8, heads, 0.0, Rotary(12, 8 // heads)), torch.randn(1, 12, 8)
     mask = torch.arange(12)[None] >= 5
     late, early = attention(hidden, mask[:, None, None, :])[:, 5:], attention(hidden[:, 5:], None)
@@ -106,7 +106,7 @@ def test_rotary_attention_does_not_see_where_the_text_begins(heads: int) -> None
     assert not torch.allclose(early, shuffled, atol=1e-3)
 
 
-def test_attention_dropout_is_for_training() -> None:
+def test_attention_dropout_only_in_training() -> None:
     attention, hidden = Attention(8, 2, 0.5, None), torch.randn(2, 6, 8)
     assert not torch.equal(attention(hidden, None), attention(hidden, None))
     attention.eval()
@@ -115,7 +115,7 @@ def test_attention_dropout_is_for_training() -> None:
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_a_block(norm: str, activation: str) -> None:
+def test_block_equals_its_formula(norm: str, activation: str) -> None:
     settings = {
         "hidden_size": 8,
         "num_heads": 2,
@@ -145,7 +145,7 @@ def test_a_block(norm: str, activation: str) -> None:
     assert torch.allclose(output.mean(dim=-1), torch.zeros(2, 5), atol=1e-5) == (norm == "post")
 
 
-def test_activations() -> None:
+def test_activation_module_returns_gelu_and_relu() -> None:
     values = torch.linspace(-3, 3, 13)
     assert torch.equal(activation_module("gelu")(values), F.gelu(values))
     assert torch.equal(activation_module("relu")(values), values.clamp(min=0))
@@ -155,7 +155,7 @@ def test_activations() -> None:
 
 
 @pytest.mark.parametrize("kind", POOLINGS)
-def test_pooling_reads_real_tokens_alone(kind: str) -> None:
+def test_pooling_ignores_padding(kind: str) -> None:
     pooling, lengths = Pooling(kind, 6), (4, 1, 3)
     hidden, mask = torch.randn(3, 4, 6) - 5, mask_of(*lengths)  # below 0: a padded zero would win every maximum
     pooled = pooling(hidden.masked_fill(~mask[..., None], 1e6), mask)
@@ -173,6 +173,6 @@ def test_pooling_reads_real_tokens_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", POOLINGS)
-def test_pooling_without_a_mask(kind: str) -> None:
+def test_pooling_no_mask_equals_full_mask(kind: str) -> None:
     pooling, hidden = Pooling(kind, 6), torch.randn(3, 4, 6)
     assert torch.allclose(pooling(hidden, None), pooling(hidden, mask_of(4, 4, 4)), atol=1e-6)
