@@ -154,7 +154,7 @@ def test_a_signal_saves_a_checkpoint_and_resume_goes_on(
     process.send_signal(number)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 128 + number, error
-    assert "go on with --resume" in error
+    assert "Pass --resume to continue" in error
     assert "Traceback" not in error
     assert not (tmp_path / "tiny/summary.json").exists()
     again = txclf(folder, "train", *words)

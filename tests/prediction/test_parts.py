@@ -50,7 +50,7 @@ def test_predict_interrupted_resumes_after_the_finished_chunks(
     assert not (tmp_path / "out.csv").exists()
     if number != signal.SIGKILL:
         assert child.returncode == 128 + number
-        assert "ask again in the same words" in stderr
+        assert "Run the same command again to resume" in stderr
     (folder / ".left-by-a-killed-writer").write_text("half")
 
     seen: list[int] = []

@@ -108,5 +108,7 @@ def test_predict_missing_model_or_input_raises(tmp_path: Path, tiny_bundle: str)
 
 @pytest.mark.parametrize("option", [{"cpus": 2.0}, {"gpus": 0.0}, {"address": "auto"}])
 def test_predict_worker_options_without_workers_raise(tiny_bundle: str, option: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"^--(cpus-per-worker|gpus-per-worker|address): say how many workers of Ray"):
+    with pytest.raises(
+        ConfigError, match=r"^--(cpus-per-worker|gpus-per-worker|address): needs Ray workers\. Pass --workers"
+    ):
         results.predict(tiny_bundle, ["in.csv"], "out.csv", **option)

@@ -162,7 +162,7 @@ def test_ctrl_c_leaves_a_search_that_goes_on_and_can_be_extended(tmp_path: Path,
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     said = (tmp_path / "driver.log").read_text()
-    assert "go on with --resume" in said
+    assert "Pass --resume to continue" in said
     assert "Traceback" not in said
     assert {one.state for one in trials.read(run.run_folder)} <= {"running", "waiting"}
     assert start(run, tmp_path, data, *words, "--resume").wait(timeout=200) == 0

@@ -1,9 +1,8 @@
-"""The commands that look at what is there: predict, report, inspect. Heavy imports inside the commands."""
+"""Commands that use or describe results: predict, report, inspect."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from txclf.core.signals import stop_signals
 
 if TYPE_CHECKING:
     from txclf.config.sections import Compute
@@ -20,87 +21,95 @@ commands = typer.Typer()
 
 @commands.command()
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model bundle.", show_default=False)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model bundle.", show_default=False)],
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT…", help="Files, globs, folders or URIs.")],
-    out: Annotated[str, typer.Option("--out", help="Where to write: .csv, .tsv, .jsonl (also .gz, .zst), .parquet.")],
-    probabilities: Annotated[bool, typer.Option("--probabilities", help="A column for each label too.")] = False,
-    text: Annotated[list[str] | None, typer.Option("--text", help="Column(s) that hold the text here.")] = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Workers of Ray; 0 = in this process.")] = 0,
-    cpus: Annotated[float | None, typer.Option("--cpus-per-worker", min=0.01, help="CPUs of each (1).")] = None,
-    gpus: Annotated[float | None, typer.Option("--gpus-per-worker", min=0, help="GPUs of each.")] = None,
-    address: Annotated[str | None, typer.Option("--address", help="Ray cluster to join: `auto`, `host:port`.")] = None,
-    chunk_rows: Annotated[int, typer.Option("--chunk-rows", min=1, help="Rows that are finished together.")] = 4096,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, not where a stop left it.")] = False,
+    out: Annotated[str, typer.Option("--out", help="Output file: .csv, .tsv, .jsonl (also .gz, .zst) or .parquet.")],
+    *,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Add a column with the probability of each label.")
+    ] = False,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="Text column(s) of the inputs, if not the run file's.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Ray workers; 0 predicts in this process, without Ray.")
+    ] = 0,
+    cpus: Annotated[
+        float | None, typer.Option("--cpus-per-worker", min=0.01, help="CPUs per Ray worker; 1 if not given.")
+    ] = None,
+    gpus: Annotated[float | None, typer.Option("--gpus-per-worker", min=0, help="GPUs per Ray worker.")] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Ray cluster to join: `auto` or `host:port`.")
+    ] = None,
+    chunk_rows: Annotated[
+        int, typer.Option("--chunk-rows", min=1, help="Rows per chunk; an interrupted chunk is predicted again.")
+    ] = 4096,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start over instead of resuming an interrupted prediction.")
+    ] = False,
 ) -> None:
-    """Predict every row of files: their columns stay, `label` and `probability` (or `labels`) are added.
+    """Predict each row of the input files and add the columns `label` and `probability`, or `labels`.
 
-    Stopped or killed, it goes on where it was when you ask for it again in the same words.
+    An interrupted prediction resumes if the command is run again with the same arguments.
     """
-    from txclf.cli import console
+    from txclf.cli import console, displays
     from txclf.prediction import predict as verb
 
     started = time.monotonic()
-    before: list[int] = []
-
-    def show(rows: int) -> None:
-        before[:] = before or [rows]
-        bar.update(rows, None, f"{_rate(rows - before[0], started)} rows/s")
-
     compute = _compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
-    with _workers(compute, out), console.Bar("predicting") as bar, _stoppable():
-        done = verb.predict(
+    with _workers(compute, out), console.Bar("predicting") as bar, _exit_on_signal(out):
+        display = displays.PredictionDisplay(bar, started)
+        summary = verb.predict(
             model,
             inputs,
             out=out,
             probabilities=probabilities,
             text_columns=text,
-            on_progress=show,
+            on_progress=display.show,
             compute=compute,
             chunk_rows=chunk_rows,
             restart=restart,
         )
-    rate = _rate(done.rows - done.resumed_rows, started)
-    went_on = f" ({done.resumed_rows:,} of them finished before)" if done.resumed_rows else ""
-    print(f"{done.rows:,} rows{went_on}, {rate} a second: `{out}` (added: {', '.join(done.columns)})")
-    if done.bad:
+    resumed = f" ({summary.resumed_rows:,} of them by an earlier command)" if summary.resumed_rows else ""
+    rate = display.rate(summary.rows - summary.resumed_rows)
+    print(f"{summary.rows:,} rows{resumed}, {rate} rows/s: `{out}` (added: {', '.join(summary.columns)})")
+    if summary.bad:
         print(
-            f"{done.bad:,} row(s) could not be read and have no prediction: see `{out}.errors.jsonl`", file=sys.stderr
+            f"`{out}`: {summary.bad:,} row(s) could not be read and have no prediction. See `{out}.errors.jsonl`.",
+            file=sys.stderr,
         )
 
 
-def _compute(workers: int, told: dict[str, Any]) -> Compute | None:
+def _compute(workers: int, options: dict[str, Any]) -> Compute | None:
+    """Return the settings of Ray, or None without workers. Raises `ConfigError` for an option that needs workers."""
     from txclf.config.sections import Compute
     from txclf.core.errors import ConfigError
 
-    told = {key: value for key, value in told.items() if value is not None}
+    options = {key: value for key, value in options.items() if value is not None}
     if workers:
-        return Compute(workers=workers, **told)
-    for key in told:
-        raise ConfigError(f"--{key.replace('_', '-')}: say how many workers of Ray are to predict: --workers N")
+        return Compute(workers=workers, **options)
+    for key in options:
+        raise ConfigError(f"--{key.replace('_', '-')}: needs Ray workers. Pass --workers with their number.")
     return None
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Ends the command in order, with a word, when a signal asks for it."""
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except SystemExit:
-        print("stopped; what is finished is kept: ask again in the same words to go on", file=sys.stderr)
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _exit_on_signal(out: str) -> Iterator[None]:
+    """End the command with a message on the first stop signal."""
+    with stop_signals(max_collected=0):
+        try:
+            yield
+        except SystemExit:
+            print(
+                f"`{out}`: stopped, and the finished chunks are saved. Run the same command again to resume.",
+                file=sys.stderr,
+            )
+            raise
 
 
 @contextmanager
 def _workers(compute: Compute | None, out: str) -> Iterator[None]:
-    """Ray with room for the workers, where there are any."""
+    """Connect to a Ray cluster with enough resources for the workers, if there are any."""
     if compute is None:
         yield
         return
@@ -108,7 +117,7 @@ def _workers(compute: Compute | None, out: str) -> Iterator[None]:
     from txclf.core import storage
     from txclf.launch import preflight
 
-    # Ray's core warns of each actor of Ray Data that what it was made of could be lost. Not while this process lives.
+    # Ray warns that the arguments of each Ray Data actor could be lost, which cannot happen while this process lives.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with ray_cluster.connected(compute):
         ray_cluster.require(compute)
@@ -119,9 +128,11 @@ def _workers(compute: Compute | None, out: str) -> Iterator[None]:
 @commands.command()
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="A run or search folder, or several runs.")],
-    out: Annotated[str | None, typer.Option("--out", help="Where to write, if not into the folder.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", help="Output file; without it, report.html in the folder.")
+    ] = None,
 ) -> None:
-    """Make a page of a run or a search that needs no network, or one that compares several runs."""
+    """Write a self-contained HTML report of a run or a search, or a comparison of several runs."""
     from txclf.reports import report as verb
 
     print(f"report: {verb.report(runs, out)}")
@@ -129,76 +140,77 @@ def report(
 
 @commands.command()
 def inspect(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="Raw files, prepared data, a run, a search, a bundle.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print it for machines.")] = False,
-    text: Annotated[list[str] | None, typer.Option("--text", help="Of raw files: the column(s) of the text.")] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Of raw files: the column of the label.")] = None,
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="Raw files, prepared data, a run, a search or a model bundle.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    text: Annotated[list[str] | None, typer.Option("--text", help="Text column(s) of raw files.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Label column of raw files.")] = None,
 ) -> None:
-    """Say what a path is: an audit of raw files, how far a run has come, what a bundle holds, and how to go on."""
+    """Describe a path: an audit of raw files, the progress of a run, the contents of a bundle; print the next steps."""
     import json
 
     from txclf.reports import inspect as verb
 
-    found = verb.inspect(path, text or [], label)
+    description = verb.inspect(path, text or [], label)
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(description, indent=2, ensure_ascii=False))
     else:
-        _show(found)
+        print_description(description)
 
 
-SHOWN = 30
-"""Rows of a table on the screen."""
+MAX_ROWS = 30
+"""Maximum number of rows of a table, or items of a list, on the screen."""
+KINDS = {"data": "raw data", "prepared": "prepared data", "bundle": "model bundle"}
+"""Titles of the kinds of `inspect` whose names do not say enough."""
 
 
-def _show(found: dict[str, Any]) -> None:
-    """Plain values as a table, lists of records as tables of their own, then what can be done next."""
+def print_description(description: dict[str, Any]) -> None:
+    """Print the plain values as one table, each list of records as its own table, then the next steps."""
     from txclf.cli import console
     from txclf.config import run_config
 
-    names = {"data": "raw data", "prepared": "prepared data", "bundle": "model bundle"}
     plain: list[tuple[str, str]] = []
     tables: list[tuple[str, list[dict[str, Any]]]] = []
-    for key, value in found.items():
+    for key, value in description.items():
         title = key.replace("_", " ")
         if key in ("kind", "path", "next", "suggested"):
             continue
         if isinstance(value, list) and value and isinstance(value[0], dict):
             tables.append((title, value))
         elif value not in (None, [], {}):
-            plain.append((title, _short(value)))
-    console.table(f"{names.get(found['kind'], found['kind'])}: {found['path']}", ["", ""], plain)
+            plain.append((title, _format(value)))
+    kind = description["kind"]
+    console.table(f"{KINDS.get(kind, kind)}: {description['path']}", ["", ""], plain)
     for title, rows in tables:
-        more = f" ({len(rows) - SHOWN:,} more with --json)" if len(rows) > SHOWN else ""
-        cells = [[_short(value) for value in row.values()] for row in rows[:SHOWN]]
+        more = f" ({len(rows) - MAX_ROWS:,} more with --json)" if len(rows) > MAX_ROWS else ""
+        cells = [[_format(value) for value in row.values()] for row in rows[:MAX_ROWS]]
         console.table(title + more, [name.replace("_", " ") for name in rows[0]], cells)
-    if "suggested" in found:
+    if "suggested" in description:
         print("a run file for it:\n")
-        print("\n".join(f"  {line}" for line in run_config.written(found["suggested"]).splitlines()))
-    for command in found.get("next", []):
+        print("\n".join(f"  {line}" for line in run_config.written(description["suggested"]).splitlines()))
+    for command in description.get("next", []):
         print(f"next: {command}")
 
 
-def _short(value: Any) -> str:
+def _format(value: Any) -> str:
+    """Return a value of a description as short text."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: ""}[value]
     if isinstance(value, int | float):
         return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_short(one)}" for key, one in value.items() if one is not None)
+        return ", ".join(f"{key} {_format(item)}" for key, item in value.items() if item is not None)
     if isinstance(value, list):
-        more = f" and {len(value) - SHOWN:,} more" if len(value) > SHOWN else ""
-        return ", ".join(_short(one) for one in value[:SHOWN]) + more
+        more = f" and {len(value) - MAX_ROWS:,} more" if len(value) > MAX_ROWS else ""
+        return ", ".join(_format(item) for item in value[:MAX_ROWS]) + more
     return str(value)
 
 
-def page(folder: str) -> None:
-    """The page at the end of a run, a search or an evaluation."""
+def write_report(folder: str) -> None:
+    """Write the report of a run, a search or an evaluation, and print its path."""
     from txclf.reports import report as verb
 
-    place = verb.after(folder)
-    if place:
-        print(f"report:     {place}")
-
-
-def _rate(rows: int, started: float) -> str:
-    return f"{rows / max(1e-9, time.monotonic() - started):,.0f}"
+    path = verb.after(folder)
+    if path:
+        print(f"report:     {path}")

@@ -13,7 +13,6 @@ import asyncio
 import logging
 import math
 import os
-import signal
 import socket
 import time
 import uuid
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
+from txclf.core.signals import stop_signals
 from txclf.inference import bundle
 from txclf.serving.app import PredictionService, Unavailable
 from txclf.serving.batcher import Answers, Ask, DynamicBatcher, QueueFull
@@ -116,7 +116,7 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
     metadata, _ = bundle.read(folder)  # reads every file, so a damaged bundle fails here
     folder = storage.absolute(folder)
     metrics = Metrics()
-    with _signals() as begin, _listening_socket(settings) as listening:
+    with stop_signals(max_collected=0) as signals, _listening_socket(settings) as listening:
         host, port = listening.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -135,7 +135,7 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
                 is_healthy=lambda: metrics.running > 0,
             )
             app = service.build_app(lambda _: _watch_replicas(count_replicas, metrics))
-            begin()
+            signals.collect_all()  # uvicorn handles them as a graceful shutdown, and raises them again after it
             return _run(app, listening, settings, ready)
 
 
@@ -352,30 +352,3 @@ def _listening_socket(settings: Settings) -> Iterator[socket.socket]:
                 "Pass another port, or --port 0 for a free one."
             ) from None
         yield listening
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], None]]:
-    """Raise `SystemExit` on SIGINT or SIGTERM until the yielded function is called.
-
-    From then on uvicorn handles the signals as a graceful shutdown, and raises them again when it is done.
-    """
-    serving: list[bool] = []
-    received: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        received.append(number)
-        if not serving:
-            raise SystemExit(128 + number)
-
-    def begin() -> None:
-        if received:  # Python drops exceptions raised in some of its own callbacks
-            raise SystemExit(128 + received[0])
-        serving.append(True)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield begin
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,216 @@
+"""Commands that make a model: config, prepare, train, tune, evaluate."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from txclf.cli import results
+from txclf.cli.cluster import Overrides, RunFile
+from txclf.core.signals import stop_signals
+
+if TYPE_CHECKING:
+    from txclf.config.run_config import RunConfig
+    from txclf.training.progress import Progress
+    from txclf.tuning.callbacks import SearchState
+    from txclf.tuning.tune import Search
+
+commands = typer.Typer()
+
+
+@commands.command()
+def config(
+    run_file: Annotated[str | None, typer.Argument(metavar="[RUN.yaml]", show_default=False)] = None,
+    overrides: Overrides = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of run files, for editors, instead.")
+    ] = False,
+) -> None:
+    """Check a run file and print it with every key and default."""
+    from txclf.config import run_config
+
+    if run_file and "=" in run_file and not os.path.exists(run_file):
+        overrides = [run_file, *(overrides or [])]
+        run_file = None
+    if schema:
+        print(run_config.schema())
+    else:
+        print(run_config.dump(run_config.load(run_file, overrides or [])), end="")
+
+
+@commands.command()
+def prepare(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Turn raw labelled files into token shards, a tokenizer and an audit."""
+    from txclf.config import run_config
+
+    prepare_run(run_config.load(run_file, overrides or []))
+
+
+@commands.command()
+def train(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
+) -> None:
+    """Prepare the data if necessary, train, and bundle the best model."""
+    started = time.time()
+    from txclf.config import run_config
+
+    train_run(run_config.load(run_file, overrides or []), resume=resume, started=started)
+
+
+@commands.command()
+def tune(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    *,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted search.")] = False,
+    extend: Annotated[int, typer.Option("--extend", min=0, help="Number of trials to add to a search.")] = 0,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Train the winner on training and validation rows afterwards.")
+    ] = False,
+    refit_workers: Annotated[
+        int | None,
+        typer.Option("--refit-workers", min=0, help="Workers of --refit instead of the run file's; implies --refit."),
+    ] = None,
+) -> None:
+    """Search hyperparameters: train trials, stop the poor ones early, and bundle the best model."""
+    from txclf.config import run_config
+    from txclf.core import storage
+
+    run = run_config.load(run_file, overrides or [])
+    winner = tune_run(run, resume=resume, extend=extend)
+    if refit or refit_workers is not None:
+        from txclf.tuning.tune import refit_run
+
+        refitted = refit_run(run, winner, refit_workers)
+        begun = storage.exists(storage.join(refitted.run_folder, "run.yaml"))
+        train_run(refitted, resume=begun, started=time.time())
+
+
+@commands.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Labelled files to score instead of the test split.")
+    ] = None,
+    baseline: Annotated[bool, typer.Option(help="Also train and score the baselines.")] = True,
+) -> None:
+    """Score a run on its test split, next to the majority class and an n-gram logistic regression."""
+    evaluate_run(run, data, with_baseline=baseline)
+    results.write_report(run)
+
+
+def prepare_run(run: RunConfig) -> str:
+    """Prepare the data of a run, print an overview, and return the prepared folder."""
+    from txclf.cli import console, tables
+    from txclf.data import prepare as verb
+    from txclf.data import shards
+
+    started = time.monotonic()
+    with _ray(run), console.Bar("preparing") as bar:
+        folder = verb.prepare(run, lambda stage, rows: bar.update(rows, None, "rows", stage))
+    tables.print_data_summary(run, folder, shards.load_manifest(folder), time.monotonic() - started)
+    return folder
+
+
+def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool = True) -> None:
+    """Train a run and print its summary; the first stop signal saves a checkpoint and ends the command.
+
+    `started` is the wall-clock time at which the command began. A finished run is only summarized.
+    """
+    from txclf.cli import console, displays, tables
+    from txclf.launch import preflight
+    from txclf.training import train as verb
+    from txclf.training.precision import choose_precision, uses_gpu
+    from txclf.training.progress import Interrupted
+
+    finished = verb.check_folder(run, resume)
+    if finished:
+        print(f"`{run.run_folder}` is already finished")
+        tables.print_run_summary(run, finished)
+        return
+    with _ray(run):
+        if run.compute.on_ray:
+            preflight.require_shared(run.storage)
+        prepared = verb.recorded_data(run) or prepare_run(run)
+        if not run.compute.on_ray:
+            precision, reason = choose_precision(run.train.precision, uses_gpu(run.compute))
+            print(f"precision {precision}: {reason}")
+        with stop_signals() as signals, console.Bar("training") as bar:
+            display = displays.TrainingDisplay(bar)
+
+            def show(progress: Progress) -> bool:
+                display.show(progress)
+                return bool(signals.received)
+
+            try:
+                summary = verb.train(run, prepared, show, started)
+            except Interrupted:
+                print(
+                    f"`{run.run_folder}`: stopped, and the checkpoint is saved. Pass --resume to continue.",
+                    file=sys.stderr,
+                )
+                raise typer.Exit(signals.exit_code) from None
+    tables.print_run_summary(run, summary)
+    if with_report:
+        results.write_report(run.run_folder)
+
+
+def tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
+    """Run a search, print its summary and return it; the first stop signal saves the trials and ends the command."""
+    from txclf import ray_cluster
+    from txclf.cli import displays, tables
+    from txclf.launch.preflight import require_shared
+    from txclf.training.progress import Interrupted
+    from txclf.tuning import tune as verb
+
+    run = verb.open_folder(run, resume, extend)
+    with ray_cluster.connected(run.compute):
+        require_shared(run.storage)
+        plan = verb.plan(run, lambda note: print(note, file=sys.stderr))
+        with stop_signals() as signals, displays.SearchDisplay() as display:
+
+            def show(state: SearchState) -> bool:
+                display.show(state)
+                return bool(signals.received)
+
+            try:
+                search = verb.tune(run, plan, show)
+            except Interrupted:
+                print(
+                    f"`{run.run_folder}`: stopped, and the trials are saved. Pass --resume to continue.",
+                    file=sys.stderr,
+                )
+                raise typer.Exit(signals.exit_code) from None
+        tables.print_search_summary(run, search)
+    results.write_report(run.run_folder)
+    return search
+
+
+def evaluate_run(run: str, data: list[str] | None = None, *, with_baseline: bool = True) -> None:
+    """Score a run folder and print the scores."""
+    from txclf.cli import tables
+    from txclf.evaluation import evaluate as verb
+
+    tables.print_scores(verb.evaluate(run, data, with_baseline))
+    print(f"all scores: {os.path.join(run, verb.METRICS)}")
+
+
+@contextmanager
+def _ray(run: RunConfig) -> Iterator[None]:
+    """Connect to a Ray cluster with enough resources for the run, if the run uses Ray."""
+    if not run.compute.on_ray:
+        yield
+        return
+    from txclf import ray_cluster
+
+    with ray_cluster.connected(run.compute):
+        ray_cluster.require(run.compute)
+        yield
