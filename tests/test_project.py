@@ -1,4 +1,4 @@
-"""What holds for the whole project: every run file loads, nothing heavy is imported too early."""
+"""Checks of the whole project: run files, imports, file lengths, changelog."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of `cluster/`, against the schemas and code of what reads them, and for what they open to whom."""
+"""Files of `cluster/`: schemas of their readers, setup of nodes, exposed ports and secrets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(*words: str | Path) -> None:
 
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_ray_up_accepts_the_file(name: str) -> None:
-    """Ray's own preparation and schema; what needs the cloud comes after these."""
+    """Check the file with the preparation and the schema of Ray, which need no cloud."""
     prepared = util.prepare_config(load(f"{name}.yaml"))
     util.validate_config(prepared)
     broken = copy.deepcopy(prepared)
@@ -78,7 +78,7 @@ def test_clouds_have_spot_nodes_with_storage_access() -> None:
 
 
 def test_again_script_resumes_with_the_same_arguments(tmp_path: Path) -> None:
-    """`again.sh` with a stand-in for txclf that says what it was asked."""
+    """Run `again.sh` with a stand-in for txclf that prints its arguments."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text(
         f'#!/bin/sh\nif [ "$1" = -m ]; then shift; echo "$@"; else exec {sys.executable} "$@"; fi\n'

@@ -1,4 +1,4 @@
-"""The manifests of `cluster/kuberay/`, against the schemas of Kubernetes and the fields of KubeRay."""
+"""Manifests of `cluster/kuberay/`, checked with the schemas of Kubernetes and the fields of KubeRay."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ API: dict[str, dict[str, Any]] = {
 
 
 def faults(value: Any, kind: Any, place: str) -> Iterator[str]:
-    """What in a manifest does not fit: unknown keys, values of another type."""
+    """Return the problems of a manifest: unknown keys and values of another type."""
     if kind == "Pod":
         yield from pod_faults(value, place)
     elif isinstance(kind, str):

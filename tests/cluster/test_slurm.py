@@ -1,4 +1,4 @@
-"""The Slurm script run for real: stand-ins for `srun` and `scontrol` start their processes on this machine."""
+"""The Slurm script, with stand-ins for `srun` and `scontrol` that start processes on this machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ wait $!
 
 
 class Slurm:
-    """Sends the script as sbatch would: from the folder that it was sent from, with Slurm's variables."""
+    """Run the script as sbatch does: in the folder of submission, with the variables of Slurm."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.mark = folder, uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""The run file: defaults, precedence, and every mistake told with its key."""
+"""The run file: defaults, precedence, and problems with their keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(path: Path, text: str) -> str:
 
 
 def problems(*words: str) -> list[str]:
-    """What the command line is told, line by line without the indent; the number of problems first."""
+    """Return the lines of the error without the indent; the first has the number of problems."""
     with pytest.raises(ConfigError) as error:
         run_config.load(None, words)
     return [line.strip() for line in str(error.value).splitlines()]

@@ -1,4 +1,4 @@
-"""The search space: what it draws, and what the run file refuses of it before anything starts."""
+"""The search space: draws, and values that are refused before a search starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files on local paths and `file://` URIs: whole or not at all, and mistakes named."""
+"""Files on local paths and `file://` URIs: atomic writes, and errors that name the path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from txclf.core.errors import StorageError
 
 @pytest.fixture(params=["path", "uri", "object"])
 def name(request: pytest.FixtureRequest) -> Callable[[Path], str | Path]:
-    """Names a place as a string, as a `file://` URI or as a `Path`."""
+    """Return a way to write a path: as a string, as a `file://` URI or as a `Path`."""
     ways: dict[str, Callable[[Path], str | Path]] = {"path": str, "uri": lambda path: f"file://{path}", "object": Path}
     return ways[request.param]
 

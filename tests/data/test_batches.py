@@ -95,7 +95,7 @@ def rows_of(batch: batches.Batch) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def long_rows() -> TokenRows:
-    """200 rows whose tokens are numbered through, so that a token names its place."""
+    """Return 200 rows whose tokens are consecutive numbers, so that a token identifies its position."""
     lengths = lengths_of(200)
     ends = np.cumsum(lengths).tolist()
     lists = [list(range(end - length, end)) for end, length in zip(ends, lengths.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""The demo corpus: whole, honest, and the same each time."""
+"""Demo corpus: rows, splits without shared files, and repeatable bytes."""
 
 from __future__ import annotations
 

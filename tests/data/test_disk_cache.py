@@ -1,4 +1,4 @@
-"""Rows on disk give the batches that rows in memory give, hold little memory and leave nothing behind."""
+"""Rows on disk give the same batches as rows in memory, and leave no files."""
 
 from __future__ import annotations
 

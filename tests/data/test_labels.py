@@ -1,4 +1,4 @@
-"""Cells to labels, and rows of labels to tensors."""
+"""Labels of file cells, and tensors of label sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw files to shards: counts add up, nothing half-finished is taken for whole, the audit is right."""
+"""Raw files to shards: counts, splits, incomplete folders, refused data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading labelled files: what is kept, what is rejected and why."""
+"""Reading of labelled files: kept rows, rejected rows and their reasons."""
 
 from __future__ import annotations
 

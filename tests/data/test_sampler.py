@@ -1,4 +1,4 @@
-"""Which rank gets which rows, over grids of rows, ranks and batches."""
+"""Assignment of rows to steps and ranks, over grids of rows, ranks and batches."""
 
 from __future__ import annotations
 

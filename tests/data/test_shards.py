@@ -1,4 +1,4 @@
-"""Prepared shards: hashes that never drift, splits by text, sums that add up, damage told by name."""
+"""Prepared shards: pinned hashes, splits by text, counts, detected damage."""
 
 from __future__ import annotations
 

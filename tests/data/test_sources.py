@@ -1,4 +1,4 @@
-"""Finding labelled files: folders, globs, URIs, formats by their endings."""
+"""Data files behind folders, globs and URIs, with their formats."""
 
 from __future__ import annotations
 

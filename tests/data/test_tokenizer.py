@@ -1,4 +1,4 @@
-"""Text to ids: every kind, special tokens, several columns, the cut; trained twice the same."""
+"""Tokenizers: kinds, special tokens, text columns, truncation, repeatable training."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_train_tokenizer_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def foreign(*names: str) -> FastTokenizer:
-    """A tokenizer of whole words from elsewhere, with special tokens of its own."""
+    """Return a foreign tokenizer of whole words, with its own special tokens."""
     vocab = {name: number for number, name in enumerate([*names, "fox", "dog"])}
     model = {"type": "WordLevel", "vocab": vocab, "unk_token": names[0] if names else "fox"}
     content = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}, "model": model}

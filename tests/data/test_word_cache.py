@@ -1,4 +1,4 @@
-"""Tokenizing word by word: the ids of `tokenizers`, to the last one, on whatever text."""
+"""Word cache: the same ids as the `tokenizers` library on any text."""
 
 from __future__ import annotations
 

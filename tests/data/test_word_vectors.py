@@ -1,4 +1,4 @@
-"""Pre-trained vectors: files as they come, damaged ones, look-up, coverage, and runs that begin with them."""
+"""Pre-trained word vectors: file formats, damage, matching, coverage, and runs that start from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Average precision and F1 from counts: scikit-learn's, and the same however the rows are parted."""
+"""Average precision and F1 from counts, compared with scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The temperature is that of least cross-entropy, found again where it is known, and 1 where there is none."""
+"""Temperature scaling: recovered temperatures, the minimum of the cross-entropy, the calibration error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from txclf.metrics.calibration import LIMIT, Floats, Labels
 
 
 def drawn(rows: int, classes: int, temperature: float, seed: int = 0) -> tuple[Floats, Labels]:
-    """Logits that are `temperature` times too large, and labels drawn from the probabilities they should have."""
+    """Return logits that are `temperature` times too large, and labels drawn from the true probabilities."""
     draw = np.random.default_rng(seed)
     true = draw.normal(size=(rows, classes)) * 2
     noise = draw.gumbel(size=(rows, classes))

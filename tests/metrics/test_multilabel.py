@@ -1,4 +1,4 @@
-"""Scores of several labels a row against scikit-learn's."""
+"""Scores of multilabel predictions, compared with scikit-learn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from txclf.metrics.multilabel import average_precision, scores, short_scores
 
 
 def make(rows: int, classes: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities, with ties, targets and thresholds."""
+    """Return probabilities with ties, targets and thresholds."""
     draw = np.random.default_rng(seed)
     targets = draw.random((rows, classes)) < share
     probabilities = np.clip(draw.random((rows, classes)) * 0.7 + 0.3 * targets, 0, 1).round(2).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Thresholds: better on rows that nobody chose them on, and never out of a few rows' chance."""
+"""Decision thresholds: F1 on other rows, rare labels, degenerate rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from txclf.metrics import thresholds
 
 
 def make(rows: int, shares: list[float], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits that tell something of labels that so many rows have."""
+    """Return informative logits, and targets with the given share of rows per label."""
     draw = np.random.default_rng(seed)
     targets = draw.random((rows, len(shares))) < shares
     prior = np.log(np.array(shares) / (1 - np.array(shares)))

@@ -1,3 +1,5 @@
+"""Attention with dropout on a CPU, compared with the formula and with torch."""
+
 from __future__ import annotations
 
 import pytest
@@ -14,7 +16,7 @@ MASK = (torch.arange(KEYS) < torch.tensor([KEYS, 2])[:, None])[:, None, None]
 
 
 def parts(queries: int, keys: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value as a projection leaves them: not contiguous."""
+    """Return query, key and value as a projection gives them, not contiguous."""
     torch.manual_seed(0)
 
     def part(tokens: int) -> Tensor:
@@ -24,7 +26,7 @@ def parts(queries: int, keys: int, dtype: torch.dtype = torch.float64) -> tuple[
 
 
 def by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropped: int) -> Tensor:
-    """Attention with the same random bytes, all of it at once, by torch's own derivatives."""
+    """Return attention with the same random bytes, computed at once with the derivatives of torch."""
     scores = query @ key.mT / query.shape[-1] ** 0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))

@@ -1,4 +1,4 @@
-"""The classifier: what pads, neighbours and order may change, and what they may not."""
+"""The classifier: effects of padding, other rows, order, dropout and the seed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def padded(rows: list[Tensor], width: int, fill: int = 0) -> tuple[Tensor, Tenso
 
 
 def alone(model: TransformerClassifier, rows: list[Tensor]) -> Tensor:
-    """The logits of each row by itself, without a pad or a mask."""
+    """Return the logits of each row by itself, without padding and mask."""
     with torch.no_grad():
         return torch.cat([model(row[None]) for row in rows])
 

@@ -1,3 +1,5 @@
+"""Dropout on a CPU: scaling, shapes, seeds and gradients."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,4 @@
-"""Layers against what they should compute, written out naively."""
+"""Layers, compared with naive implementations."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def _read_parquet(source: Source, wanted: list[str] | None, batch_rows: int) -> 
         while taken := _take(source, tables, 1, done):
             table, problems = taken[0], dict[int, str]()
             columns = {name: _pylist(table.column(name), name, problems) for name in chosen}
-            yield _batch(source, done, table.num_rows, columns, problems, table.schema)
+            yield _batch(source, done, table.num_rows, columns, problems, schema=table.schema)
             done += table.num_rows
 
 
@@ -311,6 +311,7 @@ def _batch(
     count: int,
     columns: dict[str, list[Any]],
     problems: dict[int, str],
+    *,
     schema: pa.Schema | None = None,
 ) -> RawBatch:
     for values in columns.values():

@@ -23,7 +23,7 @@ CHUNK = 2**19
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask_B11S: Tensor | None, causal: bool = False, dropout: float = 0.0
+    query: Tensor, key: Tensor, value: Tensor, mask_B11S: Tensor | None, *, causal: bool = False, dropout: float = 0.0
 ) -> Tensor:
     """Return the attention output (B, H, T, E) of queries (B, H, T, E) over keys and values (B, H, S, E).
 

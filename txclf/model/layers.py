@@ -90,7 +90,7 @@ class Attention(nn.Module):
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask_B11T: Tensor | None, causal: bool = False) -> Tensor:
         """Return the attention output (B, T, D). With `causal`, a query attends to the keys up to its own position."""
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(query, key, value, mask_B11T, causal, dropout)
+        mixed = attend(query, key, value, mask_B11T, causal=causal, dropout=dropout)
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output
 
