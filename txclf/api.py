@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
+from txclf.config.sections import Compute
+from txclf.core import storage
 
 if TYPE_CHECKING:
     from txclf.inference.export import Exported
@@ -63,7 +65,7 @@ def prepare(run: Run, *, on_progress: Callable[[str, int], None] | None = None) 
     from txclf.data.prepare import prepare as prepare_data
 
     run = load_config(run)
-    with _ray(run):
+    with _ray(run.compute, run.storage):
         return prepare_data(run, on_progress or (lambda stage, rows: None))
 
 
@@ -90,7 +92,7 @@ def train(
     finished = training.check_folder(run, resume)
     if finished:
         return finished
-    with _ray(run):
+    with _ray(run.compute, run.storage):
         prepared = training.recorded_data(run) or prepare(run)
         return training.train(run, prepared, lambda progress: bool(on_progress and on_progress(progress)))
 
@@ -115,7 +117,7 @@ def tune(
     from txclf.tuning import tune as tuning
 
     run = tuning.open_folder(load_config(run, overrides), resume, extend)
-    with _ray(run, always=True):
+    with _ray(run.compute, run.storage, always=True):
         return tuning.tune(run, tuning.plan(run), lambda state: bool(on_progress and on_progress(state)))
 
 
@@ -157,11 +159,10 @@ def predict(
 
         done = txclf.predict("runs/trec/model", ["new.csv"], out="predictions.parquet", probabilities=True)
     """
-    from txclf.config.sections import Compute
     from txclf.prediction.predict import predict as predict_files
 
-    compute = Compute(workers=workers) if workers else None
-    with _ray(RunConfig(compute=compute or Compute())):
+    compute = Compute(workers=workers)
+    with _ray(compute, storage.folder_of(os.fspath(out))):
         return predict_files(
             os.fspath(model),
             inputs,
@@ -169,7 +170,7 @@ def predict(
             probabilities=probabilities,
             text_columns=text_columns,
             on_progress=on_progress or (lambda rows: None),
-            compute=compute,
+            compute=compute if workers else None,
             restart=restart,
         )
 
@@ -220,16 +221,16 @@ def serve(model: str | os.PathLike[str], *, on_ready: Callable[[str], None] | No
 
 
 @contextmanager
-def _ray(run: RunConfig, always: bool = False) -> Iterator[None]:
-    """Connect to a Ray that has room for the run, if the run uses Ray or `always`."""
-    if not (run.compute.on_ray or always):
+def _ray(compute: Compute, shared: str, *, always: bool = False) -> Iterator[None]:
+    """Connect to a Ray that has room for the workers, if there are any or `always`; all nodes must reach `shared`."""
+    if not (compute.on_ray or always):
         yield
         return
     from txclf import ray_cluster
     from txclf.launch import preflight
 
-    with ray_cluster.connected(run.compute):
-        if run.compute.on_ray:
-            ray_cluster.require(run.compute)
-        preflight.require_shared(run.storage)
+    with ray_cluster.connected(compute):
+        if compute.on_ray:
+            ray_cluster.require(compute)
+        preflight.require_shared(shared)
         yield

@@ -1,0 +1,22 @@
+"""The network interface that gloo is told to use."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from txclf.training.distributed.gloo import GlooTorchConfig, interface_of
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the addresses of interfaces")
+def test_interface_of_loopback_is_lo() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+
+
+def test_interface_of_a_foreign_address_is_none() -> None:
+    assert interface_of("192.0.2.1") is None  # TEST-NET-1, RFC 5737
+
+
+def test_backend_of_the_config_starts_gloo_with_an_interface() -> None:
+    assert GlooTorchConfig(timeout_s=3).backend_cls.__name__ == "_Backend"
