@@ -119,3 +119,10 @@ def test_the_code_tour_has_every_module() -> None:
     modules = (ROOT / "txclf").rglob("*.py")
     expected = sorted(str(path.relative_to(ROOT / "txclf")) for path in modules if path.name != "__init__.py")
     assert sorted(named) == expected
+
+
+def test_fault_tests_named_in_the_docs_exist() -> None:
+    names = re.findall(r"`(test_\w+)…?`", (ROOT / "docs/ray/faults.md").read_text())
+    tests = (ROOT / "tests/end_to_end/test_faults.py").read_text()
+    assert len(names) > 8
+    assert [name for name in names if f"def {name}" not in tests] == []
