@@ -1,1 +1,0 @@
-"""Files to batches, as plain functions over Arrow tables and numpy arrays."""

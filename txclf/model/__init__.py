@@ -1,1 +1,0 @@
-"""Networks as plain `nn.Module`s, without Ray and Lightning."""
