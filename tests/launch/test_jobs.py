@@ -183,12 +183,12 @@ def test_ctrl_c_asks_whether_the_job_goes_on(bed: Testbed, tmp_path: Path, data:
 
     wait_until(lambda: shows(b"epoch"), 60)
     os.killpg(process.pid, signal.SIGINT)
-    wait_until(lambda: shows(b"else it goes on"), 20)
+    wait_until(lambda: shows(b"it keeps running"), 20)
     os.write(ours, f"{answer}\n".encode())
     assert process.wait(timeout=30) == 130
     wait_until(lambda: txclf(bed, tmp_path, "jobs", "status", job).stdout.strip() == state, 60)
     if state == "running":
-        assert shows(b"goes on: txclf jobs logs")
+        assert shows(b"keeps running: txclf jobs logs")
         txclf(bed, tmp_path, "jobs", "stop", job)
         wait_until(lambda: "stopped" in txclf(bed, tmp_path, "jobs", "status", job).stdout, 60)
 

@@ -73,7 +73,7 @@ def test_serve_invalid_arguments_exit_with_2(tiny_bundle: str, tmp_path: Path) -
     assert "not a model bundle" in stderr_of(str(tmp_path))
     assert "TXCLF_SERVE_TOKEN`: expected a token" in stderr_of(tiny_bundle, TXCLF_SERVE_TOKEN="a b")
     assert "cannot be read" in stderr_of(tiny_bundle, "--token-file", str(tmp_path / "none"))
-    assert "--max-replicas 1: expected at least" in stderr_of(tiny_bundle, "--replicas", "2", "--max-replicas", "1")
+    assert "--max-replicas 1: expected at least 2" in stderr_of(tiny_bundle, "--replicas", "2", "--max-replicas", "1")
     assert "--host 192.0.2.1" in stderr_of(tiny_bundle, "--host", "192.0.2.1")
 
 

@@ -1,4 +1,4 @@
-"""The commands that talk to a Ray cluster: check, submit, jobs. Heavy imports inside the commands."""
+"""Commands for a Ray cluster: check, submit, jobs."""
 
 from __future__ import annotations
 
@@ -7,31 +7,36 @@ from typing import Annotated
 
 import typer
 
-RunFile = Annotated[str, typer.Argument(metavar="RUN.yaml", help="The run file.", show_default=False)]
+RunFile = Annotated[str, typer.Argument(metavar="RUN.yaml", help="Run file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]…", help="Settings over the run file's, as in `train.epochs=5`."),
+    typer.Argument(
+        metavar="[KEY=VALUE]…", help="Settings that replace those of the run file, such as `train.epochs=5`."
+    ),
 ]
 Address = Annotated[
-    str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", help="The dashboard, as http://head:8265.")
+    str,
+    typer.Option(
+        "--address", envvar="RAY_API_SERVER_ADDRESS", help="URL of the Ray dashboard, such as http://head:8265."
+    ),
 ]
-Job = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `submit` printed it.", show_default=False)]
+Job = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as `submit` prints it.", show_default=False)]
 
 commands = typer.Typer()
-jobs = typer.Typer(help="Jobs on a cluster: list, status, logs, stop.", no_args_is_help=True)
+jobs = typer.Typer(help="List, follow and stop jobs on a cluster.", no_args_is_help=True)
 commands.add_typer(jobs, name="jobs")
 
 
 @commands.command()
-def check(run_file: RunFile, words: Overrides = None) -> None:
-    """Ask every node of the cluster whether a run would get what it needs there; exit code 1 if not."""
+def check(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Check that every node of the cluster can execute a run; exit with code 1 if one cannot."""
     from contextlib import nullcontext
 
     from txclf.cli import console
-    from txclf.config import run_config as settings
+    from txclf.config import run_config
     from txclf.launch import preflight as verb
 
-    run = settings.load(run_file, words or [])
+    run = run_config.load(run_file, overrides or [])
     if run.compute.on_ray:
         from txclf import ray_cluster
     with ray_cluster.connected(run.compute) if run.compute.on_ray else nullcontext():
@@ -46,14 +51,16 @@ def check(run_file: RunFile, words: Overrides = None) -> None:
 @commands.command(context_settings={"ignore_unknown_options": True})
 def submit(
     address: Address,
-    verb: Annotated[str, typer.Argument(metavar="VERB", help="train, tune, prepare, evaluate, predict or check.")],
-    words: Annotated[list[str], typer.Argument(metavar="WORD…", help="All else that the command takes.")],
-    wait: Annotated[bool, typer.Option(help="Whether to follow the log to the end.")] = True,
+    command: Annotated[
+        str, typer.Argument(metavar="COMMAND", help="train, tune, prepare, evaluate, predict or check.")
+    ],
+    arguments: Annotated[list[str], typer.Argument(metavar="ARGUMENT…", help="Arguments and options of that command.")],
+    wait: Annotated[bool, typer.Option(help="Follow the log until the job ends.")] = True,
 ) -> None:
-    """Run a command on a Ray cluster, as a job: `txclf submit train RUN.yaml storage=/shared/runs`."""
-    from txclf.launch import jobs as verbs
+    """Run a command as a job on a Ray cluster: `txclf submit train RUN.yaml storage=/shared/runs`."""
+    from txclf.launch import jobs as launch_jobs
 
-    job = verbs.submit(address, verb, words)
+    job = launch_jobs.submit(address, command, arguments)
     print(f"job {job}: txclf jobs logs {job} --address {address}", file=sys.stderr)
     if wait:
         _follow(address, job)
@@ -61,11 +68,11 @@ def submit(
 
 @jobs.command(name="list")
 def list_jobs(address: Address) -> None:
-    """All jobs of txclf on the cluster, the newest first."""
+    """List all txclf jobs on the cluster, newest first."""
     from txclf.cli import console
-    from txclf.launch import jobs as verbs
+    from txclf.launch import jobs as launch_jobs
 
-    known = [job for job in verbs.connect(address).list_jobs() if "run" in (job.metadata or {})]
+    known = [job for job in launch_jobs.connect(address).list_jobs() if "run" in (job.metadata or {})]
     known.sort(key=lambda job: -(job.start_time or 0))
     rows = [[job.submission_id, job.metadata["verb"], job.metadata["run"], job.status.value.lower()] for job in known]
     console.table("Jobs", ["job", "verb", "run", "state"], rows)
@@ -73,42 +80,45 @@ def list_jobs(address: Address) -> None:
 
 @jobs.command()
 def status(job: Job, address: Address) -> None:
-    """The state of a job: pending, running, succeeded, failed or stopped."""
-    from txclf.launch import jobs as verbs
+    """Print the state of a job: pending, running, succeeded, failed or stopped."""
+    from txclf.launch import jobs as launch_jobs
 
-    print(verbs.status(verbs.connect(address), job))
+    print(launch_jobs.status(launch_jobs.connect(address), job))
 
 
 @jobs.command()
 def logs(job: Job, address: Address) -> None:
-    """Follow the log of a job to its end; the exit code is the job's."""
+    """Follow the log of a job until it ends, and exit with the job's exit code."""
     _follow(address, job)
 
 
 @jobs.command()
 def stop(job: Job, address: Address) -> None:
-    """Stop a job: it saves a checkpoint, and `--resume` goes on from there."""
-    from txclf.launch import jobs as verbs
+    """Stop a job. A run saves a checkpoint, from which `--resume` continues."""
+    from txclf.launch import jobs as launch_jobs
 
-    client = verbs.connect(address)
-    verbs.status(client, job)
+    client = launch_jobs.connect(address)
+    launch_jobs.status(client, job)
     client.stop_job(job)
-    print(f"{job} is asked to stop")
+    print(f"job {job} was asked to stop")
 
 
 def _follow(address: str, job: str) -> None:
-    from txclf.launch import jobs as verbs
+    """Print the log of a job until it ends. Ctrl-C asks on a terminal if the job is to be stopped too."""
+    from txclf.launch import jobs as launch_jobs
 
-    client = verbs.connect(address)
-    verbs.status(client, job)
+    client = launch_jobs.connect(address)
+    launch_jobs.status(client, job)
     try:
-        code = verbs.follow(client, job, lambda text: print(text, end="", flush=True))
+        code = launch_jobs.follow(client, job, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
-        if sys.stdin.isatty() and typer.confirm(f"\nstop job {job} too? (else it goes on)", default=False, err=True):
+        if sys.stdin.isatty() and typer.confirm(
+            f"\nstop job {job} too? (if not, it keeps running)", default=False, err=True
+        ):
             client.stop_job(job)
-            print(f"{job} is asked to stop", file=sys.stderr)
+            print(f"job {job} was asked to stop", file=sys.stderr)
         else:
-            print(f"job {job} goes on: txclf jobs logs {job} --address {address}", file=sys.stderr)
+            print(f"job {job} keeps running: txclf jobs logs {job} --address {address}", file=sys.stderr)
         raise typer.Exit(130) from None
     if code:
         raise typer.Exit(code)

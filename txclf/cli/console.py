@@ -1,4 +1,4 @@
-"""What a terminal shows: progress with a total, and tables. Plain lines where there is no terminal."""
+"""Progress bars and tables of a terminal; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 WIDTH = 160
-"""Columns of a table where there is no terminal."""
+"""Width of a table in characters, without a terminal."""
 
 out = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 PLAIN_SECONDS = 10.0
-"""Seconds between lines of progress where there is no terminal."""
+"""Seconds between two lines of progress, without a terminal."""
 
 
 class Bar:
-    """A progress bar on a terminal's standard error; elsewhere a line now and then."""
+    """Progress bar on standard error; without a terminal, a line every `PLAIN_SECONDS`."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -55,7 +55,7 @@ class Bar:
             self.rich.stop()
 
     def update(self, done: int, total: int | None, note: str = "", title: str | None = None) -> None:
-        """Shows where things stand."""
+        """Show that `done` of `total` units are done; None if the total is unknown."""
         if self.rich:
             self.rich.update(self.task, completed=done, total=total, note=note, description=title or self.title)
         elif time.monotonic() - self.printed >= PLAIN_SECONDS:
@@ -63,13 +63,13 @@ class Bar:
             self.line(f"{title or self.title}: {done:,}{'' if total is None else f' of {total:,}'} {note}".rstrip())
 
     def line(self, text: str) -> None:
-        """A line that stays, above the bar."""
+        """Print a permanent line above the bar."""
         err.print(text, markup=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on standard output; the first column is text, the others are numbers."""
-    # As `Text`, because rich would take a label such as `[b]` for markup.
+    """Print a table on standard output, with the first column left-aligned and the others right-aligned."""
+    # `Text` objects, because rich would interpret a label such as `[b]` as markup.
     shown = Table(title=Text(title), title_justify="left", title_style="bold", header_style="")
     for number, column in enumerate(columns):
         shown.add_column(Text(column), justify="right" if number else "left", overflow="fold")
@@ -79,7 +79,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def seconds(value: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Return a duration as text: `0.4 s`, `12 s`, `3 min 20 s` or `2 h 5 min`."""
     if value < 10:
         return f"{value:.1f} s"
     if value < 120:

@@ -1,4 +1,4 @@
-"""The commands that take a bundle elsewhere: export. Heavy imports inside the commands."""
+"""Command that writes a bundle in other formats: export."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model bundle.", show_default=False)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model bundle.", show_default=False)]
 
 commands = typer.Typer()
 
@@ -14,49 +14,56 @@ commands = typer.Typer()
 @commands.command()
 def export(
     model: Model,
-    out: Annotated[str | None, typer.Option("--out", help="Folder for the files.  [default: MODEL/export]")] = None,
-    form: Annotated[list[str] | None, typer.Option("--format", help="onnx, torch or int8.  [default: all]")] = None,
-    data: Annotated[list[str] | None, typer.Option("--data", help="Files with rows to test on, labels or not.")] = None,
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Rows to test on.")] = 1000,
+    *,
+    out: Annotated[
+        str | None, typer.Option("--out", help="Folder for the files; without it, `export` in the bundle.")
+    ] = None,
+    form: Annotated[
+        list[str] | None, typer.Option("--format", help="onnx, torch or int8; without it, all three.")
+    ] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", help="Files with test rows; they need no labels.")] = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Maximum number of test rows.")] = 1000,
     min_agreement: Annotated[
-        float, typer.Option("--min-agreement", min=0, max=1, help="Share of answers that int8 must leave as they are.")
+        float,
+        typer.Option(
+            "--min-agreement", min=0, max=1, help="Minimum share of test rows with the bundle's answer, for int8."
+        ),
     ] = 0.98,
 ) -> None:
-    """Write a model as ONNX, torch.export and 8-bit ONNX; a file is kept if it answers as the bundle does."""
+    """Write a model as ONNX, torch.export and 8-bit ONNX, and keep each file whose answers match the bundle's."""
     from txclf.cli import console
     from txclf.core import storage
     from txclf.inference import export as verb
 
     out = out or storage.join(model, "export")
     formats = [verb.parse_format(name) for name in form or verb.FORMATS]
-    done = verb.export(model, out, formats=formats, data=data, rows=rows, min_agreement=min_agreement)
+    exports = verb.export(model, out, formats=formats, data=data, rows=rows, min_agreement=min_agreement)
     console.table(
-        f"{done[0].rows:,} rows by each file and by the bundle",
+        f"{exports[0].rows:,} rows by each file and by the bundle",
         ["format", "MB", "largest difference", "same answers", "rows/s", "x bundle", "kept"],
         [
             [
-                one.format,
-                f"{one.bytes / 1e6:.2f}",
-                f"{one.largest_difference:.2g}",
-                f"{one.agreement:.2%}",
-                f"{one.rows_per_second:,.0f}",
-                f"{one.rows_per_second / one.bundle_rows_per_second:.2f}",
-                "yes" if one.kept else "no",
+                exported.format,
+                f"{exported.bytes / 1e6:.2f}",
+                f"{exported.largest_difference:.2g}",
+                f"{exported.agreement:.2%}",
+                f"{exported.rows_per_second:,.0f}",
+                f"{exported.rows_per_second / exported.bundle_rows_per_second:.2f}",
+                "yes" if exported.kept else "no",
             ]
-            for one in done
+            for exported in exports
         ],
     )
-    refused = [one for one in done if not one.kept]
-    for one in refused:
-        wanted = (
-            f"expected {min_agreement:.0%}"
-            if one.format == "int8"
-            else f"expected all, and logits within {verb.TOLERANCE}"
-        )
+    rejected = [exported for exported in exports if not exported.kept]
+    for exported in rejected:
+        if exported.format == "int8":
+            expected = f"at least {min_agreement:.0%} are required"
+        else:
+            expected = f"all are required, with logits within {verb.TOLERANCE}"
         console.err.print(
-            f"{one.format} is not kept: {one.agreement:.2%} of the answers are the bundle's: expected {wanted}",
+            f"{exported.format} is not kept: {exported.agreement:.2%} of the answers match the bundle's, {expected}",
             markup=False,
         )
     print(f"in `{out}`, described by {verb.RECORD}")
-    if refused:
+    if rejected:
         raise typer.Exit(1)

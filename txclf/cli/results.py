@@ -29,7 +29,8 @@ def predict(
         bool, typer.Option("--probabilities", help="Add a column with the probability of each label.")
     ] = False,
     text: Annotated[
-        list[str] | None, typer.Option("--text", help="Text column(s) of the inputs, if not the run file's.")
+        list[str] | None,
+        typer.Option("--text", help="Text column(s) of the inputs, if they differ from the training data's."),
     ] = None,
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="Ray workers; 0 predicts in this process, without Ray.")
