@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 
+from txclf import upstream
 from txclf.artifacts import checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -163,8 +164,7 @@ def _trainer(
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-    # Signals are the driver's business: Lightning's own handler would end the process before a checkpoint is saved.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    upstream.keep_signal_handlers(trainer)
     return trainer
 
 

@@ -1,7 +1,8 @@
-"""How several workers share the model: a copy each (DDP), or a shard each (FSDP, arXiv:2304.11277).
+"""Lightning strategies that distribute the model over workers: DDP or FSDP (arXiv:2304.11277).
 
-Checkpoints and the bundle hold whole tensors either way, so a run may be resumed under the other strategy and on
-another number of workers. FSDP here is torch's `fully_shard`, which works over gloo on CPUs too.
+With DDP each worker holds a copy of the model, with FSDP a shard. Checkpoints and the bundle hold whole tensors, so a
+run can be resumed under the other strategy and on another number of workers. FSDP is torch's `fully_shard`, which also
+works over gloo on CPUs.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from torch import Tensor, distributed
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.nn.parallel import DistributedDataParallel
 
+from txclf import upstream
 from txclf.config.sections import Compute
 from txclf.model.classifier import TransformerClassifier
 
 
 def strategy(compute: Compute) -> RayDDPStrategy:
-    """Lightning's strategy for workers of Ray Train."""
+    """Return Lightning's strategy for workers of Ray Train."""
     return (
         FSDPStrategy(compute.gradient_dtype)
         if compute.strategy == "fsdp"
@@ -31,10 +32,11 @@ def strategy(compute: Compute) -> RayDDPStrategy:
 
 
 class SparseEmbeddingDDP(RayDDPStrategy):
-    """Each rank holds all weights, and sends all gradients but for the zeros of the embedding's.
+    """DDP that all-reduces only the non-zero rows of the embedding gradient on CPU.
 
-    That gradient is the largest of a small model, and has rows for the tokens of a batch alone. It is ready last, so
-    sending it would hide behind nothing. GPUs send it whole: to find the rows they would have to wait for the host.
+    The embedding gradient is the largest of a small model, but only the tokens of the batch have non-zero rows. It is
+    ready last, so no computation is left to overlap its communication. GPUs send the whole gradient, because selecting
+    rows would synchronize them with the host.
     """
 
     def __init__(self, gradient_dtype: str) -> None:
@@ -43,37 +45,39 @@ class SparseEmbeddingDDP(RayDDPStrategy):
         super().__init__(  # type: ignore[no-untyped-call]
             # Buffers are equal by construction, and broadcasting them would hang ranks with fewer validation batches.
             broadcast_buffers=False,
-            gradient_as_bucket_view=True,  # of what is sent, which saves a copy
+            gradient_as_bucket_view=True,  # saves a copy of the gradients
             ddp_comm_hook=bf16_compress_hook if gradient_dtype == "bf16" else None,
         )
 
     def configure_ddp(self) -> None:
-        """Wraps the model, and keeps the embedding for `exchange_rows`."""
+        """Wrap the model in DDP without its embedding, which `exchange_rows` handles."""
         module: Any = self.lightning_module
         if self.root_device.type == "cpu" and isinstance(module.model, TransformerClassifier):
             self.embedding = module.model.embedding.weight
-            distributed.broadcast(self.embedding.detach(), 0)  # as DDP does with what it sends itself
-            ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
-            ignore(module, ["model.embedding.weight"])
+            distributed.broadcast(self.embedding.detach(), 0)  # DDP does this for the other parameters
+            upstream.exclude_from_ddp(module, ["model.embedding.weight"])
         super().configure_ddp()
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
-        """Exchanges the embedding's gradient between the last backward pass and clipping."""
+        """Exchange the embedding's gradient between the last backward pass and clipping."""
 
-        def exchanged() -> Any:
+        def closure_and_exchange() -> Any:
             result = closure()
             if self.embedding is not None and self.embedding.grad is not None:
                 exchange_rows(self.embedding.grad, self.dtype)
             return result
 
-        return super().optimizer_step(optimizer, exchanged, model, **kwargs)
+        return super().optimizer_step(optimizer, closure_and_exchange, model, **kwargs)
 
 
 def exchange_rows(gradient_VD: Tensor, dtype: torch.dtype = torch.float32) -> None:
-    """Puts the mean over all ranks in place of a gradient. Sent are the rows that some rank has, in `dtype`."""
-    there_V = gradient_VD.any(dim=1).to(torch.uint8)
-    distributed.all_reduce(there_V, distributed.ReduceOp.MAX)
-    rows = there_V.nonzero().squeeze(1)
+    """Replace a gradient by its mean over all ranks.
+
+    Only rows that are non-zero on some rank are sent, in `dtype`.
+    """
+    nonzero_V = gradient_VD.any(dim=1).to(torch.uint8)
+    distributed.all_reduce(nonzero_V, distributed.ReduceOp.MAX)
+    rows = nonzero_V.nonzero().squeeze(1)
     if len(rows):
         values = gradient_VD[rows].to(dtype).div_(distributed.get_world_size())
         distributed.all_reduce(values)
@@ -81,14 +85,14 @@ def exchange_rows(gradient_VD: Tensor, dtype: torch.dtype = torch.float32) -> No
 
 
 class FSDPStrategy(RayDDPStrategy):
-    """Each rank holds a shard of every block's weights, gradients and optimizer state."""
+    """FSDP: each rank holds a shard of every block's weights, gradients and optimizer state."""
 
     def __init__(self, gradient_dtype: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.reduce_dtype = torch.bfloat16 if gradient_dtype == "bf16" else None
 
     def configure_ddp(self) -> None:
-        """Shards the model in place of wrapping it."""
+        """Shard the model instead of wrapping it."""
         assert self.lightning_module is not None
         model: Any = self.lightning_module.model
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
@@ -96,6 +100,6 @@ class FSDPStrategy(RayDDPStrategy):
         decoder = getattr(model, "decoder", ())
         for module in [*model.blocks, *decoder, model]:
             fully_shard(module, mesh=mesh, mp_policy=policy)
-        for block in decoder:  # what is called of it in place of `forward`
+        for block in decoder:  # generation calls these instead of `forward`
             for method in ("memory", "decode"):
                 register_fsdp_forward_method(block, method)

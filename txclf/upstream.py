@@ -1,0 +1,135 @@
+"""Private API of Ray, Lightning and torch that txclf depends on.
+
+All of it is gathered here, so that an upgrade breaks one module; `tests/test_upstream.py` checks each item against the
+installed versions. Ray and Lightning are imported inside the functions, because the training workers import this module
+without Ray Tune and the command line must stay quick. A mixin precedes the Ray class that it extends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from ray.train.torch.config import _TorchBackend
+    from torch import nn
+
+
+class ReplayableBrackets:
+    """Mixin for `ASHAScheduler` that chooses the bracket of a trial and records validations of an earlier process.
+
+    Ray offers no way to refill the rungs of ASHA after a restart, and draws the bracket of a trial from NumPy's global
+    random state. Source: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/tune/schedulers/async_hyperband.py
+    """
+
+    _brackets: list[Any]
+    _metric: str | None
+    _metric_op: float | None
+    _trial_info: dict[str, Any]
+
+    @property
+    def bracket_sizes(self) -> list[int]:
+        """Number of rungs in each bracket."""
+        return [len(bracket._rungs) for bracket in self._brackets]
+
+    def assign(self, trial_id: str, bracket: int) -> None:
+        """Put a trial into a bracket, in place of Ray's random draw."""
+        self._trial_info[trial_id] = self._brackets[bracket]
+
+    def record(self, trial_id: str, bracket: int, epoch: float, metrics: dict[str, float]) -> None:
+        """Record one validation in the rungs of a bracket."""
+        assert self._metric is not None
+        assert self._metric_op is not None
+        value = self._metric_op * metrics[self._metric]
+        self._brackets[bracket].on_result(SimpleNamespace(trial_id=trial_id), epoch, value)
+
+    def rename(self, bracket: int, old_id: str, new_id: str) -> None:
+        """Move the recorded validations of a bracket from one trial id to another."""
+        for _, recorded in self._brackets[bracket]._rungs:
+            if old_id in recorded:
+                recorded[new_id] = recorded.pop(old_id)
+
+
+class ReplayableMedian:
+    """Mixin for `MedianStoppingRule` that knows the validations of an earlier process and pauses no trial.
+
+    Ray pauses a trial while there are too few others to compare it with. A paused trial loses its process, and a search
+    with few concurrent trials then makes no progress.
+    Source: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/tune/schedulers/median_stopping_rule.py
+    """
+
+    _results: Any
+
+    def record_all(self, key: Any, validations: Sequence[dict[str, float]]) -> None:
+        """Record the validations of a trial under any key."""
+        self._results[key] = list(validations)
+
+    def rename(self, old_key: Any, new_key: Any) -> None:
+        """Move the recorded validations from one key to another, if there are any."""
+        if old_key in self._results:
+            self._results[new_key] = self._results.pop(old_key)
+
+    def _on_insufficient_samples(self, tune_controller: Any, trial: Any, time: float) -> str:
+        from ray.tune.schedulers import TrialScheduler
+
+        return TrialScheduler.CONTINUE
+
+
+class ExploringPopulation:
+    """Mixin for `PopulationBasedTraining` that asks `explore` for the config of a trial that copies another.
+
+    Ray's `custom_explore_fn` gets the config of the donor alone, without the trial that takes over.
+    Source: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/tune/schedulers/pbt.py
+    """
+
+    def explore(self, trial: Any, donor: Any) -> dict[str, Any]:
+        """Return the new config of `trial`, which takes over the checkpoint of `donor`."""
+        raise NotImplementedError
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.explore(trial, trial_to_clone), {}
+
+
+@cache
+def torch_backend(before_start: Callable[[], None]) -> type[_TorchBackend]:
+    """Return Ray Train's torch backend, extended to run `before_start` on each worker before the process group starts.
+
+    `TorchConfig` has no such hook, and the environment of `init_process_group` must be set before it.
+    Source: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/train/torch/config.py
+    """
+    from ray.train.torch.config import _TorchBackend
+
+    class Backend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(before_start)
+            super().on_start(worker_group, backend_config)
+
+    return Backend
+
+
+def exclude_from_ddp(module: nn.Module, names: Sequence[str]) -> None:
+    """Exclude parameters and buffers of a module, by name, from the collectives of `DistributedDataParallel`.
+
+    The list is private until https://github.com/pytorch/pytorch/issues/43690 is closed.
+    Source: https://github.com/pytorch/pytorch/blob/v2.13.0/torch/nn/parallel/distributed.py
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    exclude: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+    exclude(module, list(names))
+
+
+def keep_signal_handlers(trainer: pl.Trainer) -> None:
+    """Keep a trainer from replacing the process's signal handlers while it fits.
+
+    Lightning's SIGTERM handler ends the process before a checkpoint is saved, and no option of `Trainer` turns it off.
+    Source: https://github.com/Lightning-AI/pytorch-lightning/blob/2.6.6/src/lightning/pytorch/trainer/connectors/signal_connector.py
+    """
+    trainer._signal_connector.register_signal_handlers = _register_nothing  # type: ignore[method-assign]
+
+
+def _register_nothing() -> None:
+    pass
