@@ -93,7 +93,9 @@ def test_a_damaged_state(tmp_path: Path, way: str) -> None:
     path = tmp_path / "step-00000005" / checkpoints.STATE
     path.write_bytes(damage(path.read_bytes(), way))
     (checkpoint,) = checkpoints.committed(str(tmp_path))
-    with pytest.raises(StorageError, match=r"step-00000005/state\.pt`: damaged: .*; remove its folder to use the one"):
+    with pytest.raises(
+        StorageError, match=r"step-00000005/state\.pt`: damaged: .*\. Remove its folder to resume from the previous"
+    ):
         checkpoints.load(checkpoint)
 
 

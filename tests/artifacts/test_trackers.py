@@ -107,7 +107,7 @@ def test_a_run_that_fails_is_marked_so(tmp_path: Path, data: str, client: Any) -
 def test_a_tracker_that_fails_in_a_run_is_left_out_and_the_run_goes_on(
     tmp_path: Path, data: str, client: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(callbacks, "SHOWN_EVERY_S", 0.0)
+    monkeypatch.setattr(callbacks, "REPORT_INTERVAL_S", 0.0)
     run = tiny(tmp_path, data, "name=deleted", "train.trackers=[mlflow]")
 
     def delete(progress: Progress) -> bool:
@@ -118,7 +118,7 @@ def test_a_tracker_that_fails_in_a_run_is_left_out_and_the_run_goes_on(
     summary = train(run, prepare(run), delete)
     assert lines(run)[-1]["step"] == summary.steps
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "txclf"]
-    assert warning.startswith("mlflow failed and gets no more of this run: ")
+    assert warning.startswith("mlflow failed and is not used for the rest of this run: ")
     assert "active" in warning
 
 
@@ -139,7 +139,7 @@ def test_a_package_that_is_not_there(tmp_path: Path, data: str, name: str, monke
     prepared = prepare(run)
     monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "path", [])
-    message = rf"`train.trackers`: `{name}` is not installed: pip install txclf\[{name}\]"
+    message = rf"`train.trackers`: `{name}` is not installed\. Run `pip install txclf\[{name}\]`"
     with pytest.raises(ConfigError, match=message):
         check_folder(run, resume=False)
     with pytest.raises(ConfigError, match=message):
@@ -150,7 +150,7 @@ def test_a_package_that_is_not_there(tmp_path: Path, data: str, name: str, monke
 def test_workers_of_ray_are_told_where_mlflow_is(monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_config.load(None, ["train.trackers=[mlflow]", "compute.workers=2"])
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ConfigError, match="set MLFLOW_TRACKING_URI to a place that all workers reach"):
+    with pytest.raises(ConfigError, match=r"needs one server for all workers\. Set MLFLOW_TRACKING_URI"):
         trackers.require(run)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
     trackers.require(run)

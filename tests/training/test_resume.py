@@ -94,6 +94,6 @@ def test_a_second_process_that_goes_on_ends_the_first(
             second.append(train(run, prepared, go_on))
         return False
 
-    with pytest.raises(StorageError, match="another process goes on with this run"):
+    with pytest.raises(StorageError, match="another process has resumed this run"):
         train(run, prepared, meanwhile)
     assert second[0].attempts == 2

@@ -275,7 +275,7 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
     ({"scheduler": {"kind": "pbt"}, "space": {"train.epochs": {"choice": [1, 2]}}}, [], "cannot change; take of train"),
     ({"scheduler": {"kind": "pbt"}}, ["compute.workers=2"], "needs trials of one worker"),
     ({"search": "optuna", "space": {"data.valid_fraction": {"uniform": [0.1, 0.2]}}}, [], "depend on needs `choice`"),
-    ({"space": {"model.num_heads": {"choice": [3, 5]}}}, [], "no settings for trial 0 that go together"),
+    ({"space": {"model.num_heads": {"choice": [3, 5]}}}, [], "no valid settings for trial 0"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""`attempts.jsonl` of a run folder: a line for each time that workers began to train, and so who may write now."""
+"""`attempts.jsonl` of a run folder: one line per attempt to train. Only the last attempt may write to the folder."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ FILE = "attempts.jsonl"
 
 
 class Attempt(BaseModel):
-    """From the start of a group of workers to its end."""
+    """One group of workers that trains, from its start to its end."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     time: float
-    """Wall-clock time of its beginning."""
+    """Wall-clock time of the start, in seconds."""
     step: int
-    """The step it goes on from."""
+    """Step of the checkpoint that it resumes from; 0 for a new run."""
     workers: int
+    """Number of workers."""
     repeated: int
-    """Logged steps of the attempt before that it trains again."""
+    """Number of logged steps of the previous attempt that it trains again."""
 
 
 def read(run_folder: str) -> list[Attempt]:
-    """The attempts of a run, first to last."""
+    """Return the attempts of a run, oldest first."""
     path = storage.join(run_folder, FILE)
     lines = storage.read_bytes(path).decode().splitlines() if storage.exists(path) else []
     return [Attempt.model_validate_json(line) for line in lines]
 
 
 def begin(run_folder: str, step: int, workers: int, repeated: int) -> Attempt:
-    """Writes a new attempt down, which ends the right to write of the one before."""
+    """Append a new attempt and return it. From then on the previous attempt may not write."""
     attempt = Attempt(id=uuid.uuid4().hex, time=time.time(), step=step, workers=workers, repeated=repeated)
-    lines = [one.model_dump_json() + "\n" for one in [*read(run_folder), attempt]]
+    lines = [line.model_dump_json() + "\n" for line in [*read(run_folder), attempt]]
     storage.write_bytes(storage.join(run_folder, FILE), "".join(lines).encode())
     return attempt
 
 
 def require_current(run_folder: str, attempt: Attempt) -> None:
-    """Raises `StorageError` when workers that began later own the run: two must not write one folder."""
+    """Raise `StorageError` if a later attempt owns the run, because two must not write to one folder."""
     if read(run_folder)[-1].id != attempt.id:
-        raise StorageError(f"`{run_folder}`: another process goes on with this run, so this one ends")
+        raise StorageError(f"`{run_folder}`: another process has resumed this run. Stop one of the two processes.")

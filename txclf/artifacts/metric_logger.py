@@ -1,4 +1,4 @@
-"""The log of a run: `metrics.jsonl` and TensorBoard."""
+"""Metric logger of a run: `metrics.jsonl`, TensorBoard and the trackers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from txclf.core import storage
 from txclf.core.errors import StorageError
 
 
-class Log:
-    """`metrics.jsonl` and a TensorBoard event file of a run folder, continued after `step`; `tracker` gets the same.
+class MetricLogger:
+    """Writer of `metrics.jsonl` and of a TensorBoard event file in a run folder, continued after `step`.
 
-    `repeated` counts the logged steps after `step`, which are trained again. On an object store, which cannot append,
-    both files are written whole at each `sync`. Raises `StorageError` when they cannot be written.
+    `tracker` receives the same values. `repeated` counts the logged steps after `step`, which are trained again. An
+    object store cannot append, so there each `sync` writes both files whole. The methods raise `StorageError` if a
+    file cannot be written.
     """
 
     def __init__(self, run_folder: str, step: int, tracker: Tracker | None = None) -> None:
@@ -33,7 +34,7 @@ class Log:
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
         self.events_path = storage.join(run_folder, "tensorboard", name)
         lines = read(self.path)
-        # Lines after the checkpoint that the run goes on from would stand twice.
+        # The steps after the checkpoint are trained and logged again.
         kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step).encode()
         self.repeated = max([0, *(int(line["step"]) - step for line in lines)])
         storage.write_bytes(self.path, kept)
@@ -42,11 +43,11 @@ class Log:
         self.lines, self.events = self._open(self.path, kept), self._open(self.events_path, b"")
         self.records = RecordWriter(self.events)
         self._event(step + 1, file_version="brain.Event:2")
-        restart = SessionLog(status=SessionLog.START)  # TensorBoard forgets what an earlier file says after it
+        restart = SessionLog(status=SessionLog.START)  # TensorBoard drops later steps of earlier files
         self._event(step + 1, session_log=restart)
 
     def write(self, entry: Mapping[str, float | None]) -> None:
-        """Appends a line; None stands for what has no value, such as the loss of steps that were all skipped."""
+        """Append a line. A value is None if there is none, such as the loss when all steps were skipped."""
         with self._errors(self.path):
             self.lines.write((json.dumps(entry, allow_nan=False) + "\n").encode())
             self.lines.flush()
@@ -58,6 +59,7 @@ class Log:
             self.tracker.write(int(entry["step"] or 0), known)
 
     def sync(self) -> None:
+        """Flush both files, or write them whole to an object store."""
         with self._errors(self.path):
             self.events.flush()
         for path, file in ((self.path, self.lines), (self.events_path, self.events)):
@@ -65,13 +67,14 @@ class Log:
                 storage.write_bytes(path, file.getvalue())
 
     def close(self, status: Status = "FINISHED") -> None:
+        """Sync and close the files, and end the tracker's run with `status`."""
         try:
             self.sync()
         finally:
             if self.tracker:
                 self.tracker.close(status)
             for file in (self.lines, self.events):
-                with suppress(OSError):  # what a full disk did not take stays in the buffer, and is reported once
+                with suppress(OSError):  # a full disk is reported once, by `sync`
                     file.close()
 
     def _open(self, path: str, content: bytes) -> BinaryIO:
@@ -82,7 +85,7 @@ class Log:
         return file
 
     def _event(self, step: int, **fields: Any) -> None:
-        """Appends a record in TensorBoard's own format; its writer would do it in a thread, and lose the errors."""
+        """Append a record in TensorBoard's format; its own writer uses a thread and loses errors."""
         self.records.write(Event(wall_time=time.time(), step=step, **fields).SerializeToString())
 
     @contextmanager
@@ -90,10 +93,12 @@ class Log:
         try:
             yield
         except OSError as error:
-            raise StorageError(f"`{path}`: cannot be written: {error.strerror or error}") from error
+            raise StorageError(
+                f"`{path}`: cannot be written: {error.strerror or error}. Free space or fix the permissions."
+            ) from error
 
 
 def read(path: str) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`; none when it is not there. A last line that was cut short does not count."""
+    """Return the complete lines of a `metrics.jsonl`, none if there is no file."""
     lines = storage.read_bytes(path).decode().splitlines(keepends=True) if storage.exists(path) else []
     return [json.loads(line) for line in lines if line.endswith("\n")]

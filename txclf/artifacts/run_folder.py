@@ -1,4 +1,4 @@
-"""What a folder is, by the files that lie in it, and how far a run has come."""
+"""Kind of a folder, by the files in it, and the state of a run folder."""
 
 from __future__ import annotations
 
@@ -15,41 +15,45 @@ Kind = Literal["run", "search", "bundle", "prepared"]
 
 
 class RunState(NamedTuple):
-    """A run, finished or not, as its folder tells it."""
+    """State of a run, finished or not, as its folder records it."""
 
     folder: str
     run: RunConfig
     summary: dict[str, Any] | None
-    """`summary.json`; None while it is not finished."""
+    """Contents of `summary.json`; None before the run is finished."""
     log: list[dict[str, float]]
+    """Lines of `metrics.jsonl`."""
     prepared: str | None
-    """The prepared folder, where it is still there."""
+    """Folder of the prepared data; None if it was removed."""
     manifest: shards.Manifest | None
+    """Manifest of the prepared data; None without the data."""
     attempts: int
-    """Times that workers began."""
+    """Number of attempts to train."""
 
     @property
     def validations(self) -> list[dict[str, float]]:
+        """Lines of the log with a validation."""
         return [line for line in self.log if "valid_loss" in line]
 
     @property
     def step(self) -> int:
-        """The last step of the log."""
+        """Last logged step; 0 without a log."""
         return int(self.log[-1]["step"]) if self.log else 0
 
     @property
     def epochs(self) -> float:
+        """Epochs until the last logged step."""
         return float(self.log[-1]["epoch"]) if self.log else 0.0
 
     @property
     def best(self) -> dict[str, float] | None:
-        """The best validation by `train.monitor`."""
-        found = [line for line in self.validations if self.run.train.monitor in line]
-        return found[checkpoints.best(found, self.run.train.monitor)] if found else None
+        """Best validation by `train.monitor`; None without one."""
+        validations = [line for line in self.validations if self.run.train.monitor in line]
+        return validations[checkpoints.best(validations, self.run.train.monitor)] if validations else None
 
 
 def kind(path: str) -> Kind | None:
-    """What a folder holds; None for anything else."""
+    """Return the kind of a folder, or None for any other path."""
     names = set(storage.list_folder(path)) if storage.is_folder(path) else set()
     if "run.yaml" in names:
         return "run" if "prepared.json" in names else "search"
@@ -59,20 +63,20 @@ def kind(path: str) -> Kind | None:
 
 
 def read_run(folder: str) -> RunState:
-    """A run folder as it stands. Raises `ConfigError` for a run file of another version."""
+    """Return the state of a run folder. Raises `ConfigError` for a run file of another version."""
     folder = storage.absolute(folder)
     run = run_config.load(storage.join(folder, "run.yaml"))
     path = storage.join(folder, "summary.json")
     summary = dict(storage.read_json(path)) if storage.exists(path) else None
-    began = storage.read_json(storage.join(folder, "prepared.json"))
-    beside = storage.join(folder.rpartition("/")[0], "prepared", began["fingerprint"])
+    recorded = storage.read_json(storage.join(folder, "prepared.json"))
+    sibling = storage.join(folder.rpartition("/")[0], "prepared", recorded["fingerprint"])
     prepared, manifest = None, None
-    for place in (summary["prepared"] if summary else began["folder"], began["folder"], beside):
-        if storage.exists(storage.join(place, shards.MANIFEST)):
-            prepared = place
+    for candidate in (summary["prepared"] if summary else recorded["folder"], recorded["folder"], sibling):
+        if storage.exists(storage.join(candidate, shards.MANIFEST)):
+            prepared = candidate
             try:
-                manifest = shards.load_manifest(place)
-            except DataError:  # of another version: the run can be told of without it
+                manifest = shards.load_manifest(candidate)
+            except DataError:  # prepared by another version; the run can be described without it
                 prepared = None
             break
     lines = metric_logger.read(storage.join(folder, "metrics.jsonl"))

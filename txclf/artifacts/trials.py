@@ -1,13 +1,13 @@
-"""The trials of a search: their settings, how each went, which is best. Each trial's folder is a run folder.
+"""The trials of a search: their settings, results and ranking. Each trial's folder is a run folder.
 
     search folder/run.yaml            the resolved run file
-                  trials/0003/        a run folder, with trial.json beside its files
-                  trials.parquet      a row per trial, best first; trials.csv the same
-                  best.yaml           a run file that does again what the winner did
+                  trials/0003/        a run folder that also holds trial.json
+                  trials.parquet      one row per trial, best first; trials.csv has the same rows
+                  best.yaml           a run file that repeats the winner
                   model/              the winner's bundle
-                  search.json         written last: it marks the search as finished
+                  search.json         written last; marks the search as finished
 
-What is on storage is all there is to a search: one that was killed goes on from it, wherever it is copied.
+The folder holds the whole state of a search, so a killed search resumes from it, even from a copy.
 """
 
 from __future__ import annotations
@@ -33,66 +33,71 @@ from txclf.core.errors import ConfigError
 
 FILE = "trial.json"
 FOLDER = "trials"
-MOST_DRAWS = 1000
-"""Draws of a trial's settings after which it is given up to find some that the run file takes."""
+MAX_DRAWS = 1000
+"""Maximum number of draws to find valid settings of a trial."""
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 
 
 class Trial(BaseModel):
-    """A trial as its `trial.json` has it."""
+    """One trial, the contents of its `trial.json`."""
 
     number: int
+    """Number in the search, from 0."""
     settings: Settings
+    """Value of each searched key."""
     state: State = "waiting"
-    """`finished`: trained to its end; `stopped`: by the scheduler; `failed`: `reason` says why."""
+    """State: `finished` after the last epoch, `stopped` by the scheduler, or `failed` with a `reason`."""
     reason: str = ""
+    """Reason of the end, empty if the trial finished."""
     judged: int = 0
-    """Step of the last validation that the scheduler decided on."""
+    """Step of the last validation that the scheduler has judged."""
     seconds: float = 0.0
-    """From its start to its end, over all attempts."""
+    """Duration in seconds, over all attempts."""
     changes: list[dict[str, Any]] = []
-    """Of population-based training: what it took over, from whom and at which epoch."""
+    """Settings that population-based training copied, with the source trial and the epoch."""
 
 
 class Result(NamedTuple):
-    """A trial and its best validation."""
+    """Trial with its best validation."""
 
     trial: Trial
     epochs: float
-    """Trained so far."""
+    """Epochs until the last validation."""
     best: float
-    """Not a number before the first validation."""
+    """Best value of the metric; NaN before the first validation."""
     best_step: int
+    """Step of the best validation."""
     best_epoch: float
+    """Epoch of the best validation."""
 
 
 def metric(run: RunConfig) -> str:
-    """What the trials of a search are compared by."""
+    """Return the validation metric that ranks the trials of a search."""
     return run.tune.metric or run.train.monitor
 
 
 def folder(search: str, number: int) -> str:
-    """The run folder of a trial."""
+    """Return the run folder of a trial."""
     return storage.join(search, FOLDER, f"{number:04d}")
 
 
 def run_of(run: RunConfig, number: int, settings: Settings) -> RunConfig:
-    """The run of a trial. Raises `ConfigError` for settings that do not go together."""
-    place = {"storage": storage.join(run.run_folder, FOLDER), "name": f"{number:04d}"}
-    return run_config.with_overrides(trial_config(run, settings), place)
+    """Return the run of a trial. Raises `ConfigError` for settings that contradict each other."""
+    location = {"storage": storage.join(run.run_folder, FOLDER), "name": f"{number:04d}"}
+    return run_config.with_overrides(trial_config(run, settings), location)
 
 
 def trial_config(run: RunConfig, settings: Settings) -> RunConfig:
-    """A run with the settings of a trial, beside the search and called `<search>-best`."""
+    """Return the run with the settings of a trial, next to the search's folder and named `<search>-best`."""
     rest = {"name": f"{run.name}-best", "train.monitor": metric(run), "tune": Tune().model_dump()}
     return run_config.with_overrides(run, {**settings, **rest})
 
 
 def draw(run: RunConfig, number: int) -> Settings:
-    """The settings of a trial: the first drawn that go together. Raises `ConfigError` when none do."""
+    """Return the first drawn settings that form a valid run. Raises `ConfigError` if none do."""
     reason = ConfigError("")
-    for attempt in range(1 if run.tune.search == "grid" else MOST_DRAWS):
+    for attempt in range(1 if run.tune.search == "grid" else MAX_DRAWS):
         settings = run.tune.drawn(number, run.seed, attempt)
         try:
             run_of(run, number, settings)
@@ -100,33 +105,33 @@ def draw(run: RunConfig, number: int) -> Settings:
             reason = error
         else:
             return settings
-    raise ConfigError(f"`tune.space`: no settings for trial {number} that go together: {reason}")
+    raise ConfigError(f"`tune.space`: no valid settings for trial {number}: {reason}")
 
 
 def preparation(run: RunConfig) -> str:
-    """What the prepared data of a run follow from; trials in which it is the same share them."""
+    """Return the settings that determine the prepared data, as JSON; trials with equal ones share the data."""
     return run.model_dump_json(include={"seed": True, "data": True, "tokenizer": True})
 
 
 def read(search: str) -> list[Trial]:
-    """The trials of a search so far, by number."""
+    """Return the trials of a search, by number."""
     names = storage.list_folder(storage.join(search, FOLDER))
     paths = [storage.join(search, FOLDER, name, FILE) for name in names]
     return [Trial.model_validate(storage.read_json(path)) for path in paths if storage.exists(path)]
 
 
 def read_one(search: str, number: int) -> Trial:
-    """A trial by its number."""
+    """Return one trial."""
     return Trial.model_validate(storage.read_json(storage.join(folder(search, number), FILE)))
 
 
 def write(search: str, trial: Trial) -> None:
-    """Writes the `trial.json` of a trial."""
+    """Write the `trial.json` of a trial."""
     storage.write_json(storage.join(folder(search, trial.number), FILE), trial.model_dump())
 
 
 def validations(search: str, number: int) -> list[dict[str, float]]:
-    """The validations of a trial, in order."""
+    """Return the validations of a trial, in order."""
     return [
         line
         for line in metric_logger.read(storage.join(folder(search, number), "metrics.jsonl"))
@@ -135,7 +140,7 @@ def validations(search: str, number: int) -> list[dict[str, float]]:
 
 
 def result(search: str, trial: Trial, monitor: str) -> Result:
-    """A trial with its best validation, the earliest of equals."""
+    """Return a trial with its best validation, the earliest of equals."""
     history = validations(search, trial.number)
     if not history:
         return Result(trial, 0.0, math.nan, 0, 0.0)
@@ -144,28 +149,32 @@ def result(search: str, trial: Trial, monitor: str) -> Result:
 
 
 def ranked(results: Sequence[Result], monitor: str) -> list[Result]:
-    """Best first; of equals the one with fewer steps, then the earlier. Trials without a validation come last."""
+    """Return results best first; of equals the one with fewer steps, then the lower number.
+
+    Trials without a validation come last.
+    """
     sign = 1.0 if monitor == "valid_loss" else -1.0
-    last = math.inf
     return sorted(
         results,
-        key=lambda one: (last if math.isnan(one.best) else sign * one.best, one.best_step, one.trial.number),
+        key=lambda each: (math.inf if math.isnan(each.best) else sign * each.best, each.best_step, each.trial.number),
     )
 
 
 def write_table(search: str, results: Sequence[Result], monitor: str) -> None:
-    """`trials.parquet` and `trials.csv`. A key with values of several kinds is a column of JSON."""
-    keys = list(dict.fromkeys(key for one in results for key in one.trial.settings))
+    """Write `trials.parquet` and `trials.csv`. A key with values of several types becomes a column of JSON."""
+    keys = list(dict.fromkeys(key for result in results for key in result.trial.settings))
     columns: dict[str, pa.Array] = {
-        "trial": pa.array([one.trial.number for one in results]),
-        "state": pa.array([one.trial.state for one in results]),
-        **{key: _column([one.trial.settings.get(key) for one in results]) for key in keys},
-        f"best_{monitor}": pa.array([None if math.isnan(one.best) else one.best for one in results], pa.float64()),
-        "best_epoch": pa.array([one.best_epoch for one in results], pa.float64()),
-        "best_step": pa.array([one.best_step for one in results]),
-        "epochs": pa.array([one.epochs for one in results], pa.float64()),
-        "seconds": pa.array([one.trial.seconds for one in results], pa.float64()),
-        "reason": pa.array([one.trial.reason for one in results], pa.string()),
+        "trial": pa.array([result.trial.number for result in results]),
+        "state": pa.array([result.trial.state for result in results]),
+        **{key: _column([result.trial.settings.get(key) for result in results]) for key in keys},
+        f"best_{monitor}": pa.array(
+            [None if math.isnan(result.best) else result.best for result in results], pa.float64()
+        ),
+        "best_epoch": pa.array([result.best_epoch for result in results], pa.float64()),
+        "best_step": pa.array([result.best_step for result in results]),
+        "epochs": pa.array([result.epochs for result in results], pa.float64()),
+        "seconds": pa.array([result.trial.seconds for result in results], pa.float64()),
+        "reason": pa.array([result.trial.reason for result in results], pa.string()),
     }
     table = pa.table(columns)
     parquet, csv = io.BytesIO(), io.BytesIO()
@@ -183,16 +192,18 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def importance(run: RunConfig, results: Sequence[Result]) -> dict[str, float]:
-    """The share that each key has in how the trials differ (fANOVA, Hutter et al., 2014); empty for too few trials.
+    """Return the share of the results' variance that each key explains (fANOVA, Hutter et al., 2014).
 
-    Trials are compared at the last epoch that all of them reached, or those stopped early would look worse than they
-    are.
+    Trials are compared at the last epoch that all of them reached, because trials that were stopped early would look
+    too poor otherwise. Returns no keys for fewer than four trials.
     """
     import optuna
 
     monitor, search = metric(run), run.run_folder
-    histories = {one.trial.number: validations(search, one.trial.number) for one in results if one.epochs}
-    settings = {one.trial.number: one.trial.settings for one in results if one.epochs and not one.trial.changes}
+    histories = {result.trial.number: validations(search, result.trial.number) for result in results if result.epochs}
+    settings = {
+        result.trial.number: result.trial.settings for result in results if result.epochs and not result.trial.changes
+    }
     keys = [key for key in run.tune.space if len({json.dumps(each[key]) for each in settings.values()}) > 1]
     if len(settings) < 4 or not keys:
         return {}
@@ -214,7 +225,7 @@ def importance(run: RunConfig, results: Sequence[Result]) -> dict[str, float]:
 
 
 def distribution(tune: Tune, key: str) -> Any:
-    """The values of a key as Optuna has them: those of a list by their place in it."""
+    """Return Optuna's distribution of a key; the values of a list are encoded by index."""
     from optuna import distributions
 
     domain = tune.space[key]
@@ -228,5 +239,5 @@ def distribution(tune: Tune, key: str) -> Any:
 
 
 def encoded(tune: Tune, key: str, value: Any) -> Any:
-    """A value of a key as Optuna has it."""
+    """Return a value of a key as `distribution` encodes it."""
     return tune.space[key].values.index(value) if tune.space[key].finite else value

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 
 from txclf.artifacts import attempts, trackers
-from txclf.artifacts.metric_logger import Log
+from txclf.artifacts.metric_logger import MetricLogger
 from txclf.config.run_config import RunConfig
 from txclf.config.train import Train
 from txclf.core.errors import TxclfError
@@ -127,7 +127,7 @@ class MetricLogging(pl.Callback):
 
     def __init__(self, run: RunConfig, state: TrainState, unlogged: Mapping[str, Any]) -> None:
         self.run, self.state, self.unlogged = run, state, unlogged
-        self.writer: Log | None = None  # not `log`: Lightning gives each callback a function of that name
+        self.writer: MetricLogger | None = None  # not `log`: Lightning gives each callback a function of that name
         self.learning_rate = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -136,7 +136,7 @@ class MetricLogging(pl.Callback):
         if trainer.is_global_zero:
             pl_module.train_loss_sum.fill_(self.unlogged.get("loss_sum", 0.0))
             folder, step = self.run.run_folder, self.state.step
-            self.writer = Log(folder, step, trackers.opened(self.run))
+            self.writer = MetricLogger(folder, step, trackers.open_trackers(self.run))
             self.state.attempt = attempts.begin(folder, step, trainer.world_size, self.writer.repeated)
 
     def on_before_optimizer_step(

@@ -195,7 +195,7 @@ class Optuna(Searcher):
         tune = self.run.tune
         if number < len(tune.points_to_evaluate) or any(domain.grid for domain in tune.space.values()):
             return trials.draw(self.run, number)
-        for _ in range(trials.MOST_DRAWS):
+        for _ in range(trials.MAX_DRAWS):
             asked = self.study.ask(self.distributions)
             params = asked.params
             # Closed at once: its result is added as a trial of its own, like the trials before a resume.
