@@ -116,7 +116,7 @@ def test_a_worker_that_stands_still_is_named_and_replaced(
         return False
 
     summary = train(run, prepare(run), stop)
-    assert re.search(r"rank [01]: no sign of life for \d+ s \(.*, step \d+\)", "\n".join(notes))
+    assert re.search(r"rank [01]: no heartbeat for \d+ s \(.*, step \d+\)", "\n".join(notes))
     assert summary.attempts == 2
     assert lines(run) == lines(unbroken)
     figure(line("worker SIGSTOPped", run, attempts.read(run.run_folder)[1].time - stopped[0]))
