@@ -82,7 +82,9 @@ MOMENTS: dict[str, Callable[[Progress, RunConfig], bool]] = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_worker_killed(tmp_path: Path, data: str, unbroken: RunConfig, moment: str, figure: Figure) -> None:
+def test_train_killed_worker_restarts_from_the_checkpoint(
+    tmp_path: Path, data: str, unbroken: RunConfig, moment: str, figure: Figure
+) -> None:
     run = tiny(tmp_path, data, *LONG, "compute.workers=2", "compute.cpus_per_worker=1")
     killed, back = list[float](), list[float]()
 
@@ -101,7 +103,7 @@ def test_a_worker_killed(tmp_path: Path, data: str, unbroken: RunConfig, moment:
     figure(line(f"worker SIGKILLed {moment}", run, back[0] - killed[0]))
 
 
-def test_a_worker_that_stands_still_is_named_and_replaced(
+def test_train_stalled_worker_is_named_and_replaced(
     tmp_path: Path, data: str, unbroken: RunConfig, figure: Figure
 ) -> None:
     words = [*LONG, "compute.workers=2", "compute.cpus_per_worker=1", "train.stall_timeout_s=6"]
@@ -122,9 +124,7 @@ def test_a_worker_that_stands_still_is_named_and_replaced(
     figure(line("worker SIGSTOPped", run, attempts.read(run.run_folder)[1].time - stopped[0]))
 
 
-def test_workers_that_die_again_and_again_end_the_run_with_one_message(
-    tmp_path: Path, data: str, local_ray: None
-) -> None:
+def test_train_workers_that_keep_dying_end_the_run_with_one_message(tmp_path: Path, data: str, local_ray: None) -> None:
     run = tiny(tmp_path, data, *LONG, "compute.workers=1", "compute.max_failures=1")
 
     killed = set[int]()
@@ -141,7 +141,7 @@ def test_workers_that_die_again_and_again_end_the_run_with_one_message(
     assert checkpoints.committed(f"{run.run_folder}/checkpoints")
 
 
-def test_a_loss_that_is_not_finite_ends_a_run_of_two_workers(tmp_path: Path, data: str, local_ray: None) -> None:
+def test_train_non_finite_loss_ends_a_run_of_two_workers(tmp_path: Path, data: str, local_ray: None) -> None:
     run = tiny(tmp_path, data, "compute.workers=2", "train.learning_rate=1e30", "train.max_grad_norm=0")
     with pytest.raises(Exception, match="gradient is not finite at step 2") as info:
         train(run, prepare(run), go_on)
@@ -189,7 +189,7 @@ def logged(run: RunConfig) -> int:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_driver_killed_and_resumed(tmp_path: Path, data: str, workers: int, figure: Figure) -> None:
+def test_train_killed_driver_resumes(tmp_path: Path, data: str, workers: int, figure: Figure) -> None:
     words = [*LONG, f"compute.workers={workers}", "compute.cpus_per_worker=0.5"]
     whole, broken = tiny(tmp_path / "whole" / "runs", data, *words), tiny(tmp_path / "broken" / "runs", data, *words)
     for run in (whole, broken):
@@ -240,7 +240,7 @@ def freeze(disk: Path) -> None:
 
 @pytest.mark.parametrize(("harm", "reason"), [(fill, "No space left"), (freeze, "Read-only")])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_storage_that_fails_is_one_message_and_the_checkpoints_stay_whole(
+def test_train_failing_storage_is_one_message_and_keeps_checkpoints(
     small_disk: Path, tmp_path: Path, data: str, workers: int, harm: Callable[[Path], None], reason: str
 ) -> None:
     words = [*LONG, f"compute.workers={workers}", "compute.cpus_per_worker=0.5"]
@@ -276,7 +276,7 @@ FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
 """Requests of ioctl_fsfreeze(2)."""
 
 
-def test_data_that_do_not_come_are_an_error_that_names_the_rank(
+def test_train_missing_data_is_an_error_that_names_the_rank(
     tmp_path: Path, hanging_disk: Path, monkeypatch: pytest.MonkeyPatch, figure: Figure
 ) -> None:
     rows = [(" ".join(f"{(number * place) % 997}" for place in range(250)), str(number % 2)) for number in range(4000)]
@@ -307,7 +307,7 @@ def test_data_that_do_not_come_are_an_error_that_names_the_rank(
 
 
 @pytest.mark.parametrize("ingest", ["memory", "stream"])
-def test_a_truncated_shard_is_named(tmp_path: Path, data: str, local_ray: None, ingest: str) -> None:
+def test_train_truncated_shard_is_named(tmp_path: Path, data: str, local_ray: None, ingest: str) -> None:
     run = tiny(tmp_path, data, "compute.workers=1", f"data.ingest={ingest}")
     prepared = prepare(run)
     (shard,) = Path(prepared, "train").iterdir()
@@ -347,7 +347,7 @@ def training_on_two_nodes(
         yield bed, run, two, process
 
 
-def test_a_node_lost_and_another_that_comes(tmp_path: Path, data: str, unbroken: RunConfig, figure: Figure) -> None:
+def test_train_lost_node_is_replaced(tmp_path: Path, data: str, unbroken: RunConfig, figure: Figure) -> None:
     with training_on_two_nodes(tmp_path, data, "compute.workers=2") as (bed, run, two, process):
         bed.kill(two)
         killed = time.time()
@@ -357,7 +357,7 @@ def test_a_node_lost_and_another_that_comes(tmp_path: Path, data: str, unbroken:
     figure(line("node lost, another comes", run, attempts.read(run.run_folder)[1].time - killed))
 
 
-def test_an_elastic_run_shrinks_and_grows_and_keeps_its_steps(tmp_path: Path, data: str, figure: Figure) -> None:
+def test_train_elastic_run_shrinks_and_grows_with_the_same_steps(tmp_path: Path, data: str, figure: Figure) -> None:
     words = ["train.epochs=5000", "compute.workers=[1, 2]"]
     with training_on_two_nodes(tmp_path, data, *words) as (bed, run, two, process):
         bed.kill(two)
@@ -386,7 +386,7 @@ def test_an_elastic_run_shrinks_and_grows_and_keeps_its_steps(tmp_path: Path, da
     np.testing.assert_allclose(rates, expected, rtol=1e-9)
 
 
-def test_a_node_cut_off_from_the_network(tmp_path: Path, data: str, unbroken: RunConfig, figure: Figure) -> None:
+def test_train_node_without_network_is_replaced(tmp_path: Path, data: str, unbroken: RunConfig, figure: Figure) -> None:
     if not namespaces_work():
         pytest.skip("cutting a node off needs network namespaces")
     words = ["compute.workers=[1, 2]", "train.stall_timeout_s=10"]

@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("long", ["tail", "head_tail", "windows"])
-def test_texts_are_read_alike_in_training_evaluation_and_prediction(tmp_path: Path, data: str, long: str) -> None:
+def test_truncation_is_the_same_in_training_evaluation_and_prediction(tmp_path: Path, data: str, long: str) -> None:
     words = [f"data.truncation={long}", f"data.test={data}", "tokenizer.kind=word", *WINDOWS[1:]]
     run, summary = trained(tmp_path, data, *words)
     manifest = shards.load_manifest(summary.prepared)
@@ -68,7 +68,7 @@ def test_texts_are_read_alike_in_training_evaluation_and_prediction(tmp_path: Pa
     assert {line["valid_rows"] for line in validations} == {manifest.splits["valid"].rows}
 
 
-def test_what_each_way_keeps(tmp_path: Path, data: str) -> None:
+def test_truncation_modes_keep_their_tokens(tmp_path: Path, data: str) -> None:
     kept = {}
     for long in ("head", "tail", "head_tail"):
         run = tiny(tmp_path, data, f"data.truncation={long}", "tokenizer.kind=word", "tokenizer.max_length=6")
@@ -84,7 +84,7 @@ def test_what_each_way_keeps(tmp_path: Path, data: str) -> None:
         assert kept["head_tail"][text] == (ids if len(ids) <= 6 else ids[:2] + ids[-4:])
 
 
-def test_windows_of_one_row_alone_are_the_mean_of_what_the_model_says_of_each(tmp_path: Path, data: str) -> None:
+def test_windows_of_a_row_average_their_logits(tmp_path: Path, data: str) -> None:
     run, summary = trained(tmp_path, data, *WINDOWS, "tokenizer.kind=word")
     classifier = Classifier.load(f"{run.run_folder}/model")
     table = shards.read_split(summary.prepared, shards.load_manifest(summary.prepared), "valid", ["input_ids", "label"])
@@ -107,7 +107,7 @@ def test_windows_of_one_row_alone_are_the_mean_of_what_the_model_says_of_each(tm
     assert (classifier.logits(classifier.rows([short])) == as_head).all()
 
 
-def test_where_every_row_fits_a_window_training_is_that_of_head(tmp_path: Path, data: str) -> None:
+def test_windows_short_rows_train_like_head(tmp_path: Path, data: str) -> None:
     head, _ = trained(tmp_path, data, "name=head", "tokenizer.max_length=64", "train.token_dropout=0.2")
     windows, _ = trained(
         tmp_path, data, "name=windows", "tokenizer.max_length=64", "train.token_dropout=0.2", "data.truncation=windows"
@@ -115,7 +115,7 @@ def test_where_every_row_fits_a_window_training_is_that_of_head(tmp_path: Path, 
     assert losses(windows) == losses(head)
 
 
-def test_windows_streamed_from_disk_or_stopped_and_resumed_give_the_same_losses(tmp_path: Path, data: str) -> None:
+def test_windows_streamed_or_resumed_give_the_same_losses(tmp_path: Path, data: str) -> None:
     words = [*WINDOWS, "train.token_dropout=0.2", "train.adversarial=0.5"]
     memory, _ = trained(tmp_path, data, "name=memory", *words)
     disk, _ = trained(tmp_path, data, "name=disk", "data.ingest=stream", *words)
@@ -126,7 +126,7 @@ def test_windows_streamed_from_disk_or_stopped_and_resumed_give_the_same_losses(
     assert losses(halted) == losses(memory)
 
 
-def test_accumulated_parts_of_windows_make_the_same_step(tmp_path: Path, data: str) -> None:
+def test_windows_in_micro_batches_take_the_same_step(tmp_path: Path, data: str) -> None:
     whole, _ = trained(tmp_path, data, "name=whole", *WINDOWS, "model.dropout=0")
     parts, summary = trained(tmp_path, data, "name=parts", *WINDOWS, "model.dropout=0", "train.micro_batches=3")
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
@@ -151,7 +151,7 @@ def pairs(path: Path, count: int = 240) -> str:
 COLUMNS = ["data.text=[one, two]", "tokenizer.kind=word", "tokenizer.max_length=24", "train.epochs=6"]
 
 
-def test_segments_tell_columns_apart_and_are_kept_in_the_bundle(tmp_path: Path) -> None:
+def test_segments_distinguish_columns_and_are_in_the_bundle(tmp_path: Path) -> None:
     data = pairs(tmp_path / "pairs.csv")
     # Neither positions nor attention: without segments the model sees a bag of words, the same for both labels.
     words = [*COLUMNS, "model.position_encoding=none", "train.learning_rate=1e-2", "train.epochs=12"]
@@ -184,7 +184,7 @@ def test_segments_streamed_or_resumed_give_the_same_losses(tmp_path: Path, long:
     assert lines(disk) == lines(memory)
 
 
-def test_a_long_column_leaves_room_for_the_others(tmp_path: Path) -> None:
+def test_truncation_long_column_leaves_room_for_the_others(tmp_path: Path) -> None:
     rows = [(f"{number} " + "long " * 50, f"answer {label}", label) for number in range(40) for label in ("x", "y")]
     data = write_csv(tmp_path / "pairs.csv", rows, ("one", "two", "label"))
     run = tiny(tmp_path, data, "data.text=[one, two]", "tokenizer.kind=word")
@@ -196,7 +196,7 @@ def test_a_long_column_leaves_room_for_the_others(tmp_path: Path) -> None:
         assert row["full_length"] == 51 + 1 + 2
 
 
-def test_a_bundle_from_before_cuts_columns_as_it_did(tmp_path: Path) -> None:
+def test_load_bundle_of_format_1_truncates_columns_at_the_end(tmp_path: Path) -> None:
     data = pairs(tmp_path / "pairs.csv", 60)
     run, _ = trained(
         tmp_path, data, *COLUMNS, "model.segment_embeddings=false", "tokenizer.max_length=8", "train.epochs=1"
@@ -235,13 +235,13 @@ def test_a_bundle_from_before_cuts_columns_as_it_did(tmp_path: Path) -> None:
         (["data.max_windows=0"], "data.max_windows"),
     ],
 )
-def test_what_does_not_go_together(words: Sequence[str], message: str) -> None:
+def test_load_incompatible_settings_raises(words: Sequence[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         run_config.load(None, words)
     assert message in str(error.value)
 
 
-def test_rows_of_several_labels_have_windows_and_segments_too(tmp_path: Path) -> None:
+def test_multilabel_rows_have_windows_and_segments(tmp_path: Path) -> None:
     draw = random.Random(2)
     rows = []
     for number in range(200):

@@ -51,7 +51,7 @@ def read(folder: str, split: str) -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("style", ["jsonl", "parquet", "csv", "tsv"])
-def test_every_format_gives_the_same_rows(tmp_path: Path, style: str) -> None:
+def test_prepare_every_format_gives_the_same_rows(tmp_path: Path, style: str) -> None:
     rows = make(120, seed=5)
     path, words = tmp_path / f"rows.{style}", ["data.label_delimiter=;"]
     if style == "jsonl":
@@ -75,7 +75,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, style: str) -> None:
     assert test.label_counts == {label: sum(label in row["tags"] for row in rows) for label in manifest.labels}
 
 
-def test_bad_rows_are_reported_and_sets_of_labels_conflict(tmp_path: Path) -> None:
+def test_prepare_reports_bad_rows_and_conflicting_label_sets(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [*make(40, 0), {"text": "soup", "tags": ["food", "sport"]}]
     rows += [{"text": "soup", "tags": ["sport", "food", "food"]}, {"text": "ball", "tags": ["sport"]}]
     rows += [{"text": "ball", "tags": []}, {"text": "drum", "tags": None}, {"text": "flute"}]
@@ -102,7 +102,7 @@ def test_bad_rows_are_reported_and_sets_of_labels_conflict(tmp_path: Path) -> No
         ([["a b"], ["c d"], ["e f"], ["g"]], "4 different labels in 4 rows"),
     ],
 )
-def test_what_nothing_can_be_learned_from_is_refused(tmp_path: Path, tags: list[Any], message: str) -> None:
+def test_prepare_unlearnable_labels_raises(tmp_path: Path, tags: list[Any], message: str) -> None:
     path = write_lines(
         tmp_path / "a.jsonl", [{"text": f"word {number}", "tags": one} for number, one in enumerate(tags)]
     )
@@ -110,7 +110,7 @@ def test_what_nothing_can_be_learned_from_is_refused(tmp_path: Path, tags: list[
         prepare(tagging(tmp_path, (path, path)))
 
 
-def test_one_label_that_some_rows_lack_can_be_learned(tmp_path: Path) -> None:
+def test_prepare_accepts_one_label_that_some_rows_lack(tmp_path: Path) -> None:
     rows = [{"text": f"{'yes' if i % 3 else 'no'} {i}", "tags": ["a"] if i % 3 else []} for i in range(120)]
     path = write_lines(tmp_path / "a.jsonl", rows)
     run = tagging(tmp_path, (path, path))
@@ -123,7 +123,7 @@ def test_one_label_that_some_rows_lack_can_be_learned(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- the model
 
 
-def test_it_learns_and_is_scored_beside_a_baseline(trained: RunConfig) -> None:
+def test_evaluate_scores_model_and_baseline(trained: RunConfig) -> None:
     found = evaluate.evaluate(trained.run_folder)
     assert found["f1_macro"] > 0.9
     assert found["f1_micro"] > 0.9
@@ -143,7 +143,7 @@ def test_it_learns_and_is_scored_beside_a_baseline(trained: RunConfig) -> None:
     assert summary["best"]["valid_map"] == best
 
 
-def test_the_bundle_gives_labels_from_their_thresholds_on(trained: RunConfig) -> None:
+def test_classifier_predicts_labels_above_their_thresholds(trained: RunConfig) -> None:
     classifier = Classifier.load(f"{trained.run_folder}/model")
     both, none = classifier(["the drum and a ball", "of the and it"])
     assert sorted(both.labels) == ["music", "sport"]
@@ -159,7 +159,7 @@ def test_the_bundle_gives_labels_from_their_thresholds_on(trained: RunConfig) ->
     assert "(minimum probability of a predicted label): chosen on the validation rows, from 0." in card
 
 
-def test_thresholds_move_what_is_given(trained: RunConfig, tmp_path: Path) -> None:
+def test_classifier_changed_thresholds_change_the_labels(trained: RunConfig, tmp_path: Path) -> None:
     copy = tmp_path / "model"
     copy.mkdir()
     for path in Path(trained.run_folder, "model").iterdir():
@@ -174,7 +174,7 @@ def test_thresholds_move_what_is_given(trained: RunConfig, tmp_path: Path) -> No
     assert Classifier.load(str(copy)).thresholds.tolist() == [0.5] * 4
 
 
-def test_labels_are_added_to_files(trained: RunConfig, tmp_path: Path) -> None:
+def test_predict_adds_labels_to_files(trained: RunConfig, tmp_path: Path) -> None:
     model = f"{trained.run_folder}/model"
     source = write_lines(tmp_path / "in.jsonl", [{"text": "soup and drum"}, {"text": ""}, {"text": "of it"}])
     done = predict(model, [source], out=str(tmp_path / "out.jsonl"), probabilities=True)
@@ -194,7 +194,7 @@ def test_labels_are_added_to_files(trained: RunConfig, tmp_path: Path) -> None:
         predict(model, [source], out=str(tmp_path / "out.csv"))
 
 
-def test_stopped_and_resumed_it_goes_on_as_if_never_stopped(tmp_path: Path, data: tuple[str, str]) -> None:
+def test_train_stopped_and_resumed_gives_the_same_losses(tmp_path: Path, data: tuple[str, str]) -> None:
     words = ["train.checkpoint_every=7", "train.epochs=2", "train.adversarial=0.5", "train.class_weights=balanced"]
     run, whole = tagging(tmp_path, data, *words), tagging(tmp_path, data, "name=whole", *words)
     folder = prepare(run)
@@ -214,7 +214,7 @@ def losses(run: RunConfig) -> list[tuple[Any, ...]]:
     return [(line["step"], *(line.get(name) for name in names)) for line in lines(run)]
 
 
-def test_streamed_from_disk_the_steps_are_the_same(tmp_path: Path, data: tuple[str, str]) -> None:
+def test_train_streamed_data_take_the_same_steps(tmp_path: Path, data: tuple[str, str]) -> None:
     found = []
     for ingest in ("memory", "stream"):
         run = tagging(tmp_path, data, f"name={ingest}", f"data.ingest={ingest}", "train.epochs=2")
@@ -223,7 +223,7 @@ def test_streamed_from_disk_the_steps_are_the_same(tmp_path: Path, data: tuple[s
     assert found[0] == found[1]
 
 
-def test_the_mean_of_the_best_checkpoints_has_thresholds_of_its_own(tmp_path: Path, data: tuple[str, str]) -> None:
+def test_averaged_checkpoints_get_their_own_thresholds(tmp_path: Path, data: tuple[str, str]) -> None:
     run = tagging(tmp_path, data, "train.average_checkpoints=3", "train.calibrate=false", "train.monitor=valid_loss")
     summary = train(run, prepare(run), go_on)
     assert summary.thresholds
@@ -235,7 +235,7 @@ def test_the_mean_of_the_best_checkpoints_has_thresholds_of_its_own(tmp_path: Pa
     assert len({summary.thresholds[label] for label in rare}) <= 1
 
 
-def test_rows_that_were_learned_from_choose_no_threshold(tmp_path: Path, data: tuple[str, str]) -> None:
+def test_train_on_valid_chooses_no_thresholds(tmp_path: Path, data: tuple[str, str]) -> None:
     run = tagging(tmp_path, data, "train.train_on_valid=true", "train.epochs=1")
     summary = train(run, prepare(run), go_on)
     assert summary.thresholds is None
@@ -247,7 +247,7 @@ def test_rows_that_were_learned_from_choose_no_threshold(tmp_path: Path, data: t
 @pytest.mark.faults
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("local_ray")
-def test_two_workers_take_the_steps_of_one(tmp_path: Path, data: tuple[str, str]) -> None:
+def test_train_two_workers_take_the_steps_of_one(tmp_path: Path, data: tuple[str, str]) -> None:
     found = {}
     for workers in (0, 2):
         words = ["train.epochs=1", "train.learning_rate=1e-3", "model.dropout=0", "train.class_weights=balanced"]
@@ -272,20 +272,20 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path, data: tuple[str, str]
         (["data.label_delimiter="], "`data.label_delimiter`: "),
     ],
 )
-def test_what_does_not_go_together_is_refused(
+def test_load_unsupported_settings_raises(
     tmp_path: Path, data: tuple[str, str], words: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         tagging(tmp_path, data, *words)
 
 
-def test_weights_of_a_label_that_is_not_there_are_refused(tmp_path: Path, data: tuple[str, str]) -> None:
+def test_train_weight_of_an_unknown_label_raises(tmp_path: Path, data: tuple[str, str]) -> None:
     run = tagging(tmp_path, data, "train.class_weights={fod: 2}")
     with pytest.raises(ConfigError, match="`fod` is not a label; the labels are: food, music"):
         check_fit(run, shards.load_manifest(prepare(run)))
 
 
-def test_the_command_line_tells_scores_and_thresholds(trained: RunConfig, tmp_path: Path) -> None:
+def test_command_line_prints_scores_and_thresholds(trained: RunConfig, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "txclf", "evaluate", trained.run_folder, "--no-baseline"]
     told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     for word in ("macro F1", "micro F1", "LRAP", "mean average precision", "threshold", "rare, odd"):

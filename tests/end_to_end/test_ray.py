@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 
-def test_preparing_on_ray_gives_the_same_rows_in_the_same_order(tmp_path: Path, data: str) -> None:
+def test_prepare_on_ray_gives_the_same_rows_in_the_same_order(tmp_path: Path, data: str) -> None:
     here = prepare(tiny(tmp_path / "here", data))
     there = prepare(tiny(tmp_path / "there", data, "compute.workers=1"))
     for split in ("train", "valid"):
@@ -43,7 +43,7 @@ def test_preparing_on_ray_gives_the_same_rows_in_the_same_order(tmp_path: Path, 
     ]
 
 
-def test_bad_rows_are_named_from_ray_too(tmp_path: Path) -> None:
+def test_prepare_on_ray_names_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,label\nsome text,a\n,b\n")
     with pytest.raises(DataError, match=r"a\.csv: row 2: no text"):
@@ -63,7 +63,7 @@ def here(tmp_path_factory: pytest.TempPathFactory, data: str) -> tuple[list[floa
 @pytest.mark.parametrize(
     "workers", [pytest.param(1, marks=pytest.mark.faults), pytest.param(2, marks=pytest.mark.faults), 3]
 )
-def test_any_number_of_workers_takes_the_same_steps(
+def test_train_on_n_workers_takes_the_same_steps(
     tmp_path: Path, data: str, here: tuple[list[float], list[float]], workers: int
 ) -> None:
     # 16 rows a step on 3 workers: 6, 5 and 5 rows; the mean is over the 16 all the same.
@@ -80,7 +80,7 @@ def test_any_number_of_workers_takes_the_same_steps(
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.faults)])
-def test_five_workers_score_three_validation_rows_once(tmp_path: Path, data: str, strategy: str) -> None:
+def test_validation_on_five_workers_scores_three_rows_once(tmp_path: Path, data: str, strategy: str) -> None:
     valid = tmp_path / "valid.csv"
     valid.write_text("text,label\nthe good film,pos\nbad plot,neg\na good score of the actor,pos\n")
     words = ["compute.workers=5", "compute.cpus_per_worker=0.5", f"compute.strategy={strategy}", "model.dropout=0"]
@@ -93,7 +93,7 @@ def test_five_workers_score_three_validation_rows_once(tmp_path: Path, data: str
 
 
 @pytest.mark.faults
-def test_sharded_the_steps_are_the_same_also_after_a_stop(
+def test_fsdp_takes_the_same_steps_after_a_stop(
     tmp_path: Path, data: str, here: tuple[list[float], list[float]]
 ) -> None:
     words = ["model.dropout=0", "compute.workers=2", "compute.cpus_per_worker=0.5", "compute.strategy=fsdp"]
@@ -111,7 +111,7 @@ def test_sharded_the_steps_are_the_same_also_after_a_stop(
 
 
 @pytest.mark.faults
-def test_balanced_epochs_focal_loss_and_calibration_are_the_same_on_ray(tmp_path: Path, data: str) -> None:
+def test_balanced_sampling_focal_loss_and_calibration_on_ray_are_the_same(tmp_path: Path, data: str) -> None:
     words = ["model.dropout=0", "train.sampling=balanced", "train.focal_gamma=2", "train.average_checkpoints=2"]
     here, one = trained(tmp_path, data, "name=here", *words)
     run, two = trained(tmp_path, data, *words, "compute.workers=2", "compute.cpus_per_worker=0.5")
@@ -125,7 +125,7 @@ def test_balanced_epochs_focal_loss_and_calibration_are_the_same_on_ray(tmp_path
 
 
 @pytest.mark.faults
-def test_windows_columns_and_vectors_are_the_same_on_ray(tmp_path: Path) -> None:
+def test_windows_columns_and_word_vectors_on_ray_are_the_same(tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     written = [f"{text},{label} or not,{label}" for text, label in make_rows(200)]
     rows.write_text("text,more,label\n" + "\n".join(written) + "\n")
@@ -156,7 +156,7 @@ def test_windows_columns_and_vectors_are_the_same_on_ray(tmp_path: Path) -> None
 
 
 @pytest.mark.faults
-def test_gradients_travel_in_bf16(tmp_path: Path, data: str, here: tuple[list[float], list[float]]) -> None:
+def test_gradient_dtype_bf16_trains(tmp_path: Path, data: str, here: tuple[list[float], list[float]]) -> None:
     words = ["model.dropout=0", "compute.workers=2", "compute.cpus_per_worker=0.5", "compute.gradient_dtype=bf16"]
     run, _ = trained(tmp_path, data, *words, "train.epochs=1")
     found, expected = np.array(losses(run)), np.array(here[0][: len(losses(run))])
@@ -167,7 +167,7 @@ def test_gradients_travel_in_bf16(tmp_path: Path, data: str, here: tuple[list[fl
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_sharded_over_nccl(tmp_path: Path, data: str, here: tuple[list[float], list[float]]) -> None:
+def test_fsdp_over_nccl_trains(tmp_path: Path, data: str, here: tuple[list[float], list[float]]) -> None:
     words = ["model.dropout=0", "compute.workers=2", "compute.gpus_per_worker=1", "compute.strategy=fsdp"]
     run, summary = trained(tmp_path, data, *words, "train.precision=fp32")
     assert summary.device != "cpu"
@@ -175,7 +175,7 @@ def test_sharded_over_nccl(tmp_path: Path, data: str, here: tuple[list[float], l
 
 
 @pytest.mark.faults
-def test_a_stop_asked_at_the_driver_saves_a_checkpoint_and_resume_goes_on(tmp_path: Path, data: str) -> None:
+def test_stop_request_saves_a_checkpoint_and_resumes(tmp_path: Path, data: str) -> None:
     words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "train.epochs=40", "train.early_stopping_patience=0"]
     run = tiny(tmp_path, data, *words)
     prepared = prepare(run)
@@ -194,7 +194,7 @@ def test_a_stop_asked_at_the_driver_saves_a_checkpoint_and_resume_goes_on(tmp_pa
     assert [line["step"] for line in lines(run) if "train_loss" in line] == list(range(1, summary.steps + 1))
 
 
-def test_more_than_the_cluster_has_is_refused_with_the_arithmetic(tmp_path: Path, data: str) -> None:
+def test_require_too_many_workers_raises_with_the_arithmetic(tmp_path: Path, data: str) -> None:
     run = tiny(tmp_path, data, "compute.workers=4")
     start = time.monotonic()
     with pytest.raises(ClusterError, match=r"\(4\) x `compute.cpus_per_worker` \(1\) = 4 CPUs, but Ray has 3"):
@@ -205,7 +205,7 @@ def test_more_than_the_cluster_has_is_refused_with_the_arithmetic(tmp_path: Path
     assert not storage.exists(run.run_folder)
 
 
-def test_an_error_in_the_workers_comes_back_as_what_it_is(tmp_path: Path, data: str) -> None:
+def test_worker_error_keeps_its_type(tmp_path: Path, data: str) -> None:
     run = tiny(tmp_path, data, "compute.workers=1")
     prepared = prepare(run)
     (shard,) = Path(prepared, "train").iterdir()
@@ -215,7 +215,7 @@ def test_an_error_in_the_workers_comes_back_as_what_it_is(tmp_path: Path, data: 
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nonsense"])
-def test_an_address_that_does_not_answer_is_a_clear_error(address: str) -> None:
+def test_connected_unreachable_address_raises(address: str) -> None:
     code = f"""
 from txclf import ray_cluster
 from txclf.config.sections import Compute

@@ -80,7 +80,7 @@ def run_file(folder: Path, text: str = "name: mine\n") -> str:
     return "mine.yaml"
 
 
-def test_files_and_folders(bucket: str) -> None:
+def test_storage_on_s3_reads_writes_and_removes(bucket: str) -> None:
     storage.write_json(f"{bucket}/a/b/c.json", {"x": 1})
     assert storage.read_json(f"{bucket}/a/b/c.json") == {"x": 1}
     assert storage.list_folder(f"{bucket}/a") == ["b"]
@@ -92,7 +92,7 @@ def test_files_and_folders(bucket: str) -> None:
         storage.read_bytes(f"{bucket}/none.json")
 
 
-def test_the_whole_way_on_an_object_store(bucket: str, tmp_path: Path) -> None:
+def test_all_commands_on_s3(bucket: str, tmp_path: Path) -> None:
     words = [run_file(tmp_path), *TINY, f"storage={bucket}/runs", f"data.train={bucket}/train.csv"]
     assert f"pass  storage: `{bucket}/runs` is read and written by 1 node(s)" in txclf(tmp_path, "check", *words)
     assert f"model:      {bucket}/runs/mine/model" in txclf(tmp_path, "train", *words)
@@ -109,7 +109,7 @@ def test_the_whole_way_on_an_object_store(bucket: str, tmp_path: Path) -> None:
     assert storage.exists(f"{bucket}/runs/mine/summary.json")
 
 
-def test_a_bucket_that_is_not_there(bucket: str, tmp_path: Path) -> None:
+def test_missing_bucket_raises(bucket: str, tmp_path: Path) -> None:
     words = [run_file(tmp_path), *TINY, "storage=s3://none/runs", f"data.train={bucket}/train.csv"]
     assert "`s3://none/runs/mine/.probe-" in txclf(tmp_path, "train", *words, code=2)
     words = [run_file(tmp_path), *TINY, f"storage={bucket}/runs", f"data.train={bucket}/none.csv"]
@@ -117,7 +117,7 @@ def test_a_bucket_that_is_not_there(bucket: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_workers_and_searches_on_an_object_store(bucket: str, tmp_path: Path) -> None:
+def test_workers_and_searches_on_s3(bucket: str, tmp_path: Path) -> None:
     words = [*TINY, f"storage={bucket}/runs", f"data.train={bucket}/train.csv"]
     txclf(tmp_path, "train", run_file(tmp_path), *words, "compute.workers=2")
     assert Classifier.load(f"{bucket}/runs/mine/model")
@@ -129,7 +129,7 @@ def test_workers_and_searches_on_an_object_store(bucket: str, tmp_path: Path) ->
 
 
 @pytest.mark.faults
-def test_a_model_on_an_object_store_is_looked_at_asked_and_served(bucket: str, tmp_path: Path) -> None:
+def test_bundle_on_s3_is_inspected_predicted_and_served(bucket: str, tmp_path: Path) -> None:
     words = [*TINY, f"storage={bucket}/runs", f"data.train={bucket}/train.csv"]
     txclf(tmp_path, "train", run_file(tmp_path), *words)
     model = f"{bucket}/runs/mine/model"

@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data: str) -> RunConfig:
     return run
 
 
-def test_it_learns_and_its_outputs_are_scored(trained: RunConfig) -> None:
+def test_evaluate_scores_the_outputs(trained: RunConfig) -> None:
     model = Seq2Seq.load(f"{trained.run_folder}/model")
     assert model(["small red", "old blue green"]) == ["RED SMALL", "GREEN BLUE OLD"]
     found = evaluate.evaluate(trained.run_folder)
@@ -59,7 +59,7 @@ def test_it_learns_and_its_outputs_are_scored(trained: RunConfig) -> None:
         Classifier.load(f"{trained.run_folder}/model")
 
 
-def test_outputs_are_added_to_files(trained: RunConfig, tmp_path: Path) -> None:
+def test_predict_adds_outputs_to_files(trained: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("source,output\nsmall red,mine\n,gap\n")
     done = predict(f"{trained.run_folder}/model", [str(tmp_path / "in.csv")], out=str(tmp_path / "out.csv"))
     assert (done.rows, done.bad, done.columns) == (2, 1, ["predicted_output"])
@@ -70,7 +70,7 @@ def test_outputs_are_added_to_files(trained: RunConfig, tmp_path: Path) -> None:
         )
 
 
-def test_stopped_and_resumed_it_goes_on_as_if_never_stopped(trained: RunConfig, tmp_path: Path, data: str) -> None:
+def test_train_stopped_and_resumed_gives_the_same_losses(trained: RunConfig, tmp_path: Path, data: str) -> None:
     run = pairs(tmp_path, data, "train.checkpoint_every=7", "train.epochs=4", "model.dropout=0.1")
     whole = pairs(tmp_path, data, "name=whole", "train.checkpoint_every=7", "train.epochs=4", "model.dropout=0.1")
     folder = prepare(run)
@@ -89,7 +89,7 @@ def losses(run: RunConfig) -> list[tuple[Any, ...]]:
     return [(line["step"], line.get("train_loss"), line.get("valid_loss")) for line in lines(run)]
 
 
-def test_streamed_from_disk_the_losses_are_the_same(tmp_path: Path, data: str) -> None:
+def test_train_streamed_data_give_the_same_losses(tmp_path: Path, data: str) -> None:
     found = []
     for ingest in ("memory", "stream"):
         run = pairs(tmp_path, data, f"name={ingest}", f"data.ingest={ingest}", "train.epochs=2", "model.dropout=0.1")
@@ -98,7 +98,7 @@ def test_streamed_from_disk_the_losses_are_the_same(tmp_path: Path, data: str) -
     assert found[0] == found[1]
 
 
-def test_the_mean_of_the_best_is_bundled_where_it_is_as_good(tmp_path: Path, data: str) -> None:
+def test_average_checkpoints_bundles_the_mean_if_it_is_as_good(tmp_path: Path, data: str) -> None:
     words = ["train.average_checkpoints=3", "train.eval_every=0.25", "train.epochs=6", "train.schedule=constant"]
     run = pairs(tmp_path, data, *words, "train.monitor=valid_loss", "model.dropout=0.2")
     summary = train(run, prepare(run), go_on)
@@ -116,7 +116,7 @@ def test_the_mean_of_the_best_is_bundled_where_it_is_as_good(tmp_path: Path, dat
 @pytest.mark.faults
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("local_ray")
-def test_sharded_it_takes_the_same_steps(tmp_path: Path, data: str) -> None:
+def test_fsdp_takes_the_same_steps(tmp_path: Path, data: str) -> None:
     found = []
     for words in (["name=whole"], ["name=sharded", "compute.workers=2", "compute.strategy=fsdp"]):
         run = pairs(tmp_path, data, *words, "train.epochs=1", "train.learning_rate=1e-3", "model.num_decoder_layers=2")
@@ -130,7 +130,7 @@ def test_sharded_it_takes_the_same_steps(tmp_path: Path, data: str) -> None:
 @pytest.mark.faults
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("local_ray")
-def test_two_workers_take_the_steps_of_one(tmp_path: Path, data: str) -> None:
+def test_train_two_workers_take_the_steps_of_one(tmp_path: Path, data: str) -> None:
     found = {}
     for workers in (0, 2):
         run = pairs(
@@ -149,7 +149,7 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path, data: str) -> None:
     assert storage.exists(f"{tmp_path}/on-2/model/model.json")
 
 
-def test_the_loss_is_a_mean_over_target_tokens(trained: RunConfig) -> None:
+def test_loss_is_the_mean_over_target_tokens(trained: RunConfig) -> None:
     """Of all tokens of a step together, however long its rows are: at first each token costs about log(vocabulary)."""
     folder = storage.read_json(f"{trained.run_folder}/summary.json")["prepared"]
     manifest = shards.load_manifest(folder)
@@ -161,7 +161,7 @@ def test_the_loss_is_a_mean_over_target_tokens(trained: RunConfig) -> None:
     assert 0.6 * np.log(manifest.target_vocab_size) < first < 2 * np.log(manifest.target_vocab_size)
 
 
-def test_windows_look_at_both_sides() -> None:
+def test_buckets_sort_by_both_sides() -> None:
     draw = np.random.default_rng(0)
     sides = [pa.array([[1] * n for n in draw.integers(2, 60, 4000)], pa.list_(pa.int32())) for _ in range(2)]
     rows = PairRows.from_tables([pa.table(sides, names=["input_ids", "target_ids"])])
@@ -175,7 +175,7 @@ def test_windows_look_at_both_sides() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram", "word"])
-def test_targets_are_put_together_again(kind: str) -> None:
+def test_decode_joins_target_tokens(kind: str) -> None:
     texts = ["Zwei junge Männer sind draußen", "ein Hund läuft"] * 3
     settings = Tokenizer.model_validate({"kind": kind, "vocab_size": 400, "min_frequency": 1, "lowercase": False})
     tokenizer = train_tokenizer(settings, texts, for_targets=True)
@@ -200,6 +200,6 @@ def test_targets_are_put_together_again(kind: str) -> None:
         (["task=classify"], "`train.monitor: valid_exact_match` is not a metric of `task: classify`"),
     ],
 )
-def test_what_does_not_go_together_is_refused(tmp_path: Path, data: str, words: list[str], message: str) -> None:
+def test_load_unsupported_settings_raises(tmp_path: Path, data: str, words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         pairs(tmp_path, data, *words)

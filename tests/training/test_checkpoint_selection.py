@@ -66,7 +66,7 @@ def loss(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
     return float(-np.log(softmax(logits, temperature)[np.arange(len(labels)), labels]).mean())
 
 
-def test_a_bundle_is_calibrated_on_the_validation_rows(tmp_path: Path, data: tuple[str, str]) -> None:
+def test_chosen_is_calibrated_on_the_validation_rows(tmp_path: Path, data: tuple[str, str]) -> None:
     # By accuracy the chosen checkpoint is a late and overconfident one.
     run, summary = trained(tmp_path, data, "train.monitor=valid_accuracy")
     found = summary.calibration
@@ -93,7 +93,7 @@ def test_a_bundle_is_calibrated_on_the_validation_rows(tmp_path: Path, data: tup
 
 
 @pytest.mark.parametrize("word", ["train.calibrate=false", "train.train_on_valid=true"])
-def test_a_bundle_that_is_not_calibrated(tmp_path: Path, data: tuple[str, str], word: str) -> None:
+def test_chosen_without_calibration_has_none(tmp_path: Path, data: tuple[str, str], word: str) -> None:
     run, summary = trained(tmp_path, data, word)
     assert summary.calibration is None
     assert json.loads(Path(run.run_folder, "model/model.json").read_text())["calibration"] is None
@@ -103,7 +103,7 @@ def test_a_bundle_that_is_not_calibrated(tmp_path: Path, data: tuple[str, str], 
     assert result["calibration_error_before"] == pytest.approx(result["calibration_error"], abs=1e-7)
 
 
-def test_averaged_weights_are_calibrated_as_they_are_bundled(tmp_path: Path, data: tuple[str, str]) -> None:
+def test_chosen_ema_weights_are_calibrated(tmp_path: Path, data: tuple[str, str]) -> None:
     run, summary = trained(tmp_path, data, "train.ema_decay=0.95")
     _, logits, labels = on_valid(run, summary)
     assert summary.calibration
@@ -138,7 +138,7 @@ RESTLESS = ["train.epochs=3", "train.schedule=constant", "train.eval_every=0.2",
 
 
 @pytest.mark.parametrize("average", [0.0, 0.5])
-def test_the_mean_of_the_best_is_bundled_where_it_is_as_good(
+def test_average_checkpoints_bundles_the_mean_if_it_is_as_good(
     tmp_path: Path, data: tuple[str, str], average: float
 ) -> None:
     # Without an average of its own the weights are restless, and their mean is better than any.
@@ -176,7 +176,7 @@ def edited(run: RunConfig, step: int, **metrics: float) -> None:
     checkpoints.save(folder, step, {**one.metrics, **metrics}, state)
 
 
-def test_a_mean_that_is_worse_is_left(tmp_path: Path, data: tuple[str, str]) -> None:
+def test_average_checkpoints_drops_a_worse_mean(tmp_path: Path, data: tuple[str, str]) -> None:
     run, summary = trained(tmp_path, data, "train.epochs=4", "train.calibrate=false")
     folder = f"{run.run_folder}/checkpoints"
     best, second = checkpoints.ranked(checkpoints.committed(folder), "valid_loss")[:2]
@@ -195,7 +195,7 @@ def test_a_mean_that_is_worse_is_left(tmp_path: Path, data: tuple[str, str]) -> 
     assert found.metrics == pytest.approx(best.metrics, rel=1e-5)
 
 
-def test_fewer_checkpoints_than_asked_for(tmp_path: Path, data: tuple[str, str]) -> None:
+def test_average_checkpoints_with_fewer_checkpoints_averages_those(tmp_path: Path, data: tuple[str, str]) -> None:
     run, summary = trained(tmp_path, data, "train.average_checkpoints=5", "train.epochs=1")
     assert summary.averaged == []
     assert all(torch.equal(weight, mean_of(run, [summary.steps])[name]) for name, weight in bundled(run).items())
@@ -204,7 +204,7 @@ def test_fewer_checkpoints_than_asked_for(tmp_path: Path, data: tuple[str, str])
     assert summary.best == pytest.approx(scores_of(run, summary), rel=1e-4)
 
 
-def test_rows_that_were_learned_from_choose_no_mean(tmp_path: Path, data: tuple[str, str]) -> None:
+def test_train_on_valid_averages_nothing(tmp_path: Path, data: tuple[str, str]) -> None:
     run, summary = trained(tmp_path, data, "train.average_checkpoints=3", "train.train_on_valid=true")
     assert summary.averaged == []
     assert all(torch.equal(weight, mean_of(run, [summary.steps])[name]) for name, weight in bundled(run).items())

@@ -30,11 +30,11 @@ def test_class_weights_have_the_mean_1_over_the_rows(setting: Any, expected: lis
     assert (weights * torch.tensor([60.0, 30.0, 10.0])).sum().item() / 100 == pytest.approx(1.0)
 
 
-def test_no_class_weights() -> None:
+def test_class_weights_none_is_none() -> None:
     assert class_weights("none", COUNTS) is None
 
 
-def test_a_class_without_training_rows_weighs_something_finite() -> None:
+def test_class_weights_of_an_empty_class_are_finite() -> None:
     weights = class_weights("balanced", {"a": 10, "b": 0})
     assert weights is not None
     assert weights.isfinite().all()
@@ -47,7 +47,7 @@ def test_a_class_without_training_rows_weighs_something_finite() -> None:
         ({"a": 0.0, "b": 0.0, "c": 0.0}, "`train.class_weights`: every label that occurs has weight 0"),
     ],
 )
-def test_class_weights_that_cannot_be(setting: dict[str, float], message: str) -> None:
+def test_class_weights_impossible_raises(setting: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         class_weights(setting, COUNTS)
 
@@ -55,7 +55,7 @@ def test_class_weights_that_cannot_be(setting: dict[str, float], message: str) -
 LABEL_COUNTS = {"a": 50, "b": 10, "c": 0, "d": 100, "e": 1}
 
 
-def test_balanced_weights_are_rows_without_a_label_to_rows_with_it() -> None:
+def test_positive_weights_balanced_are_rows_without_to_rows_with() -> None:
     found = positive_weights("balanced", LABEL_COUNTS, 200)
     assert found is not None
     assert found.tolist() == pytest.approx([3.0, 19.0, MAX_POSITIVE_WEIGHT, 1.0, MAX_POSITIVE_WEIGHT])
@@ -64,7 +64,7 @@ def test_balanced_weights_are_rows_without_a_label_to_rows_with_it() -> None:
     assert full.tolist() == pytest.approx([1 / MAX_POSITIVE_WEIGHT])
 
 
-def test_a_mapping_names_the_weights_of_some_labels() -> None:
+def test_positive_weights_mapping_defaults_to_1() -> None:
     found = positive_weights({"b": 2.5}, LABEL_COUNTS, 200)
     assert found is not None
     assert found.tolist() == [1.0, 2.5, 1.0, 1.0, 1.0]

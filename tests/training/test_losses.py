@@ -10,7 +10,7 @@ from txclf.training.losses import binary_loss, focal_loss
 
 
 @pytest.mark.parametrize("gamma", [0.3, 1.0, 2.0, 5.0])
-def test_the_slope_of_focal_loss_is_finite_where_a_row_is_surely_right_or_wrong(gamma: float) -> None:
+def test_focal_loss_gradient_of_a_certain_row_is_finite(gamma: float) -> None:
     logits = torch.tensor([[0.0, 0.0], [200.0, 0.0], [0.0, 200.0], [17.0, 0.0], [1e-6, 0.0]], requires_grad=True)
     loss = focal_loss(logits, torch.zeros(5, dtype=torch.int64), None, gamma)
     (slope,) = torch.autograd.grad(loss, logits)
@@ -23,7 +23,7 @@ def test_the_slope_of_focal_loss_is_finite_where_a_row_is_surely_right_or_wrong(
 
 
 @pytest.mark.parametrize("gamma", [0.3, 1.0, 2.0])
-def test_the_slope_of_focal_loss_is_finite_where_a_label_is_sure(gamma: float) -> None:
+def test_binary_focal_loss_gradient_of_a_certain_label_is_finite(gamma: float) -> None:
     logits = torch.tensor([[200.0, -200.0, 17.0, 1e-6]] * 2, requires_grad=True)
     y = torch.tensor([[1.0] * 4, [0.0] * 4])
     (slope,) = torch.autograd.grad(binary_loss(logits, y, focal_gamma=gamma), logits)

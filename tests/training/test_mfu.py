@@ -36,14 +36,14 @@ def counted(network: torch.nn.Module, *inputs: Any) -> int:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_a_classifiers_forward_pass(pooling: Any) -> None:
+def test_forward_flops_of_a_classifier(pooling: Any) -> None:
     model, batch = Model(**SHAPE, pooling=pooling), batch_of([9, 9])
     head = 2 * 2 * 32 * 5  # 5 classes for 2 rows
     network = TransformerClassifier(model, 10, 5, 16)
     assert forward_flops(model, batch) == counted(network, batch["input_ids"]) - head
 
 
-def test_a_seq2seq_models_forward_pass() -> None:
+def test_forward_flops_of_a_seq2seq_model() -> None:
     model = Model(**SHAPE, num_decoder_layers=2)
     source, targets = batch_of([9, 9]), torch.ones(2, 7, dtype=torch.int64)
     batch = PairBatch(
@@ -59,20 +59,20 @@ def test_a_seq2seq_models_forward_pass() -> None:
     assert forward_flops(model, batch, 11) == counted(network, batch["input_ids"], None, targets[:, :-1]) - left_out
 
 
-def test_padding_counts_for_nothing() -> None:
+def test_forward_flops_ignore_padding() -> None:
     model = Model(**SHAPE)
     alone = [forward_flops(model, batch_of([length])) for length in (3, 8, 8)]
     assert forward_flops(model, batch_of([3, 8, 8])) == sum(alone)
 
 
-def test_a_step_is_three_passes_and_seven_with_shifted_rows() -> None:
+def test_training_flops_are_three_passes_or_seven_if_adversarial() -> None:
     model, batch = Model(**SHAPE), batch_of([4, 4])
     forward = forward_flops(model, batch)
     assert training_flops(model, Train(), batch, 0) == 3 * forward
     assert training_flops(model, Train(adversarial=1.0), batch, 0) == 7 * forward
 
 
-def test_the_matrix_rate_is_one_that_products_reach() -> None:
+def test_matrix_rate_is_reached_by_products() -> None:
     rate = matrix_rate(torch.device("cpu"), "32-true")
     assert 1e8 < rate < 1e14
     assert np.isfinite(matrix_rate(torch.device("cpu"), "bf16-mixed"))

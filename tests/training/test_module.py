@@ -41,7 +41,7 @@ def rows() -> TokenRows:
 @pytest.mark.parametrize(
     ("weights", "smoothing"), [(None, 0.0), (None, 0.2), ([0.5, 1.0, 3.0], 0.0), ([0.5, 0.0, 3.0], 0.1)]
 )
-def test_the_parts_of_a_batch_sum_to_its_mean(
+def test_training_step_parts_sum_to_the_mean_of_the_batch(
     rows: TokenRows, world_size: int, accumulate: int, weights: list[float] | None, smoothing: float
 ) -> None:
     size = 17
@@ -72,7 +72,7 @@ def test_the_parts_of_a_batch_sum_to_its_mean(
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (1, 3), (2, 1), (5, 3)])
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("weights", [None, [0.5, 0.0, 3.0]])
-def test_focal_loss_too_is_the_mean_over_the_whole_batch(
+def test_focal_loss_parts_sum_to_the_mean_of_the_batch(
     rows: TokenRows, world_size: int, accumulate: int, gamma: float, weights: list[float] | None
 ) -> None:
     run = make_run("train.batch_size=17", f"train.micro_batches={accumulate}", f"train.focal_gamma={gamma}")
@@ -98,9 +98,7 @@ def test_focal_loss_too_is_the_mean_over_the_whole_batch(
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 3), (2, 1), (3, 2)])
-def test_adversarial_steps_too_are_the_same_on_any_number_of_ranks(
-    rows: TokenRows, world_size: int, accumulate: int
-) -> None:
+def test_adversarial_step_is_the_same_on_any_number_of_ranks(rows: TokenRows, world_size: int, accumulate: int) -> None:
     words, batch = ["train.batch_size=17", "train.adversarial=0.5"], np.arange(20, 37)
     whole = make_module(make_run(*words))
     expected = whole.training_step({**rows.batch(batch), "step_size": 17}, 0)
@@ -121,7 +119,7 @@ def test_adversarial_steps_too_are_the_same_on_any_number_of_ranks(
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("size", [1, 7, 60])
-def test_validation_scores_are_those_of_all_rows_together(size: int) -> None:
+def test_validation_scores_all_rows_together(size: int) -> None:
     module = make_module(make_run("train.label_smoothing=0.3"), torch.tensor([1.0, 2.0, 3.0]))
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     for half in (slice(0, 30), slice(30, 60)):  # the second time, nothing of the first is left
@@ -140,7 +138,7 @@ def test_validation_scores_are_those_of_all_rows_together(size: int) -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1, 30])
-def test_a_resumed_run_goes_on_where_its_schedule_was(start: int) -> None:
+def test_configure_optimizers_resumes_the_schedule(start: int) -> None:
     run = make_run("train.learning_rate=0.5", "train.schedule=linear", "train.warmup_fraction=0.2")
     parts = make_module(run, start_step=start).configure_optimizers()
     schedule, optimizer = parts["lr_scheduler"]["scheduler"], parts["optimizer"]
@@ -154,7 +152,7 @@ def test_a_resumed_run_goes_on_where_its_schedule_was(start: int) -> None:
 
 @pytest.mark.parametrize(("pooling", "positions"), [("mean", "rotary"), ("cls", "learned"), ("attention", "none")])
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_weight_matrices_decay_and_nothing_else(pooling: str, positions: str, norm: str) -> None:
+def test_parameter_groups_decay_weight_matrices_only(pooling: str, positions: str, norm: str) -> None:
     run = make_run(
         f"model.pooling={pooling}",
         f"model.position_encoding={positions}",
@@ -174,7 +172,7 @@ def test_weight_matrices_decay_and_nothing_else(pooling: str, positions: str, no
     assert ("first" in names[1], "positions.table" in names[1]) == (pooling == "cls", positions == "learned")
 
 
-def test_the_optimizer_takes_its_settings() -> None:
+def test_configure_optimizers_uses_the_run_file() -> None:
     run = make_run("train.betas=[0.8, 0.95]", "train.weight_decay=0.07", "train.learning_rate=2e-3")
     module = make_module(run)
     optimizer = module.configure_optimizers()["optimizer"]
@@ -186,7 +184,7 @@ def test_the_optimizer_takes_its_settings() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_state_of_the_model_does_not_depend_on_compilation() -> None:
+def test_state_dict_is_the_same_with_compile() -> None:
     plain, compiled = make_module(make_run()), make_module(make_run("train.compile=true"))
     assert list(plain.model.state_dict()) == list(compiled.model.state_dict())
     assert plain.network is plain.model

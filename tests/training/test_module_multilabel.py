@@ -44,7 +44,7 @@ def make_module(*words: str, weights: list[float] | None = None, **settings: Any
     ("weights", "smoothing", "gamma"),
     [(None, 0.0, 0.0), ([0.5, 2.0, 9.0, 0.0], 0.0, 0.0), ([1.0, 2.0, 3.0, 4.0], 0.2, 0.0), (None, 0.0, 2.0)],
 )
-def test_the_parts_of_a_batch_sum_to_its_mean(
+def test_training_step_parts_sum_to_the_mean_of_the_batch(
     world_size: int, accumulate: int, weights: list[float] | None, smoothing: float, gamma: float
 ) -> None:
     rows = TokenRows([table()])
@@ -71,7 +71,7 @@ def test_the_parts_of_a_batch_sum_to_its_mean(
         assert torch.allclose(one, two, atol=1e-6)
 
 
-def test_an_adversarial_step_is_half_on_rows_moved_towards_a_higher_loss() -> None:
+def test_adversarial_step_raises_the_loss() -> None:
     rows = TokenRows([table()])
     batch = {**rows.batch(np.arange(16)), "step_size": 16}
     plain = make_module("model.dropout=0").training_step(batch, 0)
@@ -81,7 +81,7 @@ def test_an_adversarial_step_is_half_on_rows_moved_towards_a_higher_loss() -> No
 
 @pytest.mark.filterwarnings("ignore")  # of Lightning, about loaders
 @pytest.mark.parametrize("size", [1, 7, 64])
-def test_validation_scores_are_those_of_all_rows_together(size: int) -> None:
+def test_validation_scores_all_rows_together(size: int) -> None:
     module = make_module("train.label_smoothing=0.3", weights=[1.0, 2.0, 3.0, 4.0])
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     for half in (slice(0, 30), slice(30, 60)):  # the second time, nothing of the first is left
@@ -105,7 +105,7 @@ def test_validation_scores_are_those_of_all_rows_together(size: int) -> None:
         assert 0 < found["valid_f1_micro"] <= 1
 
 
-def test_counts_of_two_ranks_add_up_to_those_of_one() -> None:
+def test_scores_of_two_ranks_add_up() -> None:
     rows, module = TokenRows([table()]), make_module()
     found = []
     for world_size in (1, 2, 3):

@@ -22,7 +22,7 @@ def factors(steps: int = 200, **settings: Any) -> list[float]:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize(("start", "end"), [(0.04, 0.0), (0.0, 0.1), (1.0, 1.0)])
-def test_every_schedule_goes_up_to_the_peak_then_down(schedule: str, warmup: float, start: float, end: float) -> None:
+def test_learning_rate_factor_rises_then_falls(schedule: str, warmup: float, start: float, end: float) -> None:
     found = factors(schedule=schedule, warmup_fraction=warmup, start_factor=start, end_factor=end)
     peak = round(warmup * 200)
     assert found[0] == pytest.approx(start if warmup else 1.0)
@@ -48,7 +48,7 @@ def test_every_schedule_goes_up_to_the_peak_then_down(schedule: str, warmup: flo
         ("constant", 199, 1.0),
     ],
 )
-def test_points_of_the_schedules(schedule: str, step: int, expected: float) -> None:
+def test_learning_rate_factor_at_known_steps(schedule: str, step: int, expected: float) -> None:
     settings: dict[str, Any] = {"warmup_fraction": 0.25, "start_factor": 0.0, "end_factor": 0.1}
     found = factors(schedule=schedule, **settings)
     assert found[step] == pytest.approx(expected)
@@ -56,7 +56,7 @@ def test_points_of_the_schedules(schedule: str, step: int, expected: float) -> N
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
-def test_short_runs_have_a_learning_rate_too(schedule: str, steps: int) -> None:
+def test_learning_rate_factor_of_short_runs_is_positive(schedule: str, steps: int) -> None:
     for warmup in (0.0, 0.1, 0.5, 0.9):
         found = factors(steps, schedule=schedule, warmup_fraction=warmup)[:-1]
         assert all(0.0 < factor <= 1.0 for factor in found)

@@ -28,7 +28,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> tuple[RunConfi
 
 
 @pytest.mark.parametrize("step", [3, 16, 17, 20])
-def test_interrupted_anywhere_and_resumed_it_is_as_if_never_stopped(
+def test_train_interrupted_anywhere_resumes_to_the_last_bit(
     tmp_path: Path, data: str, whole: tuple[RunConfig, RunSummary], step: int
 ) -> None:
     unbroken, expected = whole
@@ -44,7 +44,7 @@ def test_interrupted_anywhere_and_resumed_it_is_as_if_never_stopped(
     assert one == two
 
 
-def test_killed_between_checkpoints_the_lines_after_the_last_one_are_written_once(tmp_path: Path, data: str) -> None:
+def test_train_killed_between_checkpoints_logs_each_step_once(tmp_path: Path, data: str) -> None:
     run, _ = trained(tmp_path, data)
     expected = lines(run)
     saved = checkpoints.committed(f"{run.run_folder}/checkpoints")
@@ -54,7 +54,7 @@ def test_killed_between_checkpoints_the_lines_after_the_last_one_are_written_onc
     assert lines(run) == expected
 
 
-def test_a_taken_name_is_refused_and_resume_wants_the_same_settings(tmp_path: Path, data: str) -> None:
+def test_check_folder_taken_name_or_changed_settings_raises(tmp_path: Path, data: str) -> None:
     with pytest.raises(ConfigError, match="no run to resume"):
         check_folder(tiny(tmp_path, data), resume=True)
     run, summary = trained(tmp_path, data, "train.epochs=1")
@@ -65,7 +65,7 @@ def test_a_taken_name_is_refused_and_resume_wants_the_same_settings(tmp_path: Pa
         check_folder(tiny(tmp_path, data, "train.epochs=1", "model.hidden_size=32"), resume=True)
 
 
-def test_a_run_copied_elsewhere_with_its_data_goes_on_there(tmp_path: Path, data: str) -> None:
+def test_train_copied_run_resumes_in_its_new_place(tmp_path: Path, data: str) -> None:
     there, here = tmp_path / "there", tmp_path / "here"
     run, _ = trained(tmp_path, data)
     stopped = tiny(there, data)
@@ -81,9 +81,7 @@ def test_a_run_copied_elsewhere_with_its_data_goes_on_there(tmp_path: Path, data
     assert lines(moved) == lines(run)
 
 
-def test_a_second_process_that_goes_on_ends_the_first(
-    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_second_process_ends_the_first(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callbacks, "REPORT_INTERVAL_S", 0.0)
     run = tiny(tmp_path, data, "train.checkpoint_every=1")
     prepared = prepare(run)

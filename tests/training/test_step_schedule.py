@@ -8,7 +8,7 @@ from txclf.training.step_schedule import StepSchedule
 
 
 @pytest.mark.parametrize(("steps", "every"), [(10, 1.0), (10, 0.25), (3, 0.1), (7, 0.5), (1, 1.0)])
-def test_every_epoch_ends_in_a_validation_and_none_is_met_twice(steps: int, every: float) -> None:
+def test_next_validation_ends_each_epoch_and_never_repeats(steps: int, every: float) -> None:
     course = StepSchedule(steps, 3, every, "10m")
     met, step = [], 0
     while step < course.total_steps:

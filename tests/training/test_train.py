@@ -29,7 +29,7 @@ from txclf.training.progress import Progress
 from txclf.training.train import check_folder, train
 
 
-def test_a_run_leaves_all_that_it_promises(tmp_path: Path, data: str) -> None:
+def test_train_writes_every_file_of_the_run_folder(tmp_path: Path, data: str) -> None:
     run, summary = trained(tmp_path, data)
     folder = Path(run.run_folder)
     names = {path.name for path in folder.iterdir()}
@@ -56,7 +56,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path: Path, data: str) -> None:
     assert list((folder / "tensorboard").iterdir())
 
 
-def test_the_bundle_is_the_best_checkpoint_and_scores_what_the_log_says(tmp_path: Path, data: str) -> None:
+def test_train_bundles_the_best_checkpoint(tmp_path: Path, data: str) -> None:
     run, summary = trained(tmp_path, data, "train.monitor=valid_accuracy")
     manifest = shards.load_manifest(summary.prepared)
     table = shards.read_split(summary.prepared, manifest, "valid", ["input_ids", "label"])
@@ -67,7 +67,7 @@ def test_the_bundle_is_the_best_checkpoint_and_scores_what_the_log_says(tmp_path
     assert summary.best["valid_accuracy"] == pytest.approx(best)
 
 
-def test_the_same_seed_gives_the_same_losses_to_the_last_bit(tmp_path: Path, data: str) -> None:
+def test_train_same_seed_gives_bit_identical_losses(tmp_path: Path, data: str) -> None:
     one, _ = trained(tmp_path, data, "name=one")
     two, _ = trained(tmp_path, data, "name=two")
     other, _ = trained(tmp_path, data, "name=other", "seed=2")
@@ -75,13 +75,13 @@ def test_the_same_seed_gives_the_same_losses_to_the_last_bit(tmp_path: Path, dat
     assert losses(one)[0] != losses(other)[0]
 
 
-def test_accumulation_changes_memory_not_the_step(tmp_path: Path, data: str) -> None:
+def test_train_micro_batches_take_the_same_steps(tmp_path: Path, data: str) -> None:
     one, _ = trained(tmp_path, data, "name=one", "model.dropout=0")
     three, _ = trained(tmp_path, data, "name=three", "model.dropout=0", "train.micro_batches=3")
     np.testing.assert_allclose(losses(one), losses(three), rtol=2e-4)
 
 
-def test_golden_losses(tmp_path: Path, data: str) -> None:
+def test_train_gives_the_golden_losses(tmp_path: Path, data: str) -> None:
     # A refactor keeps these. They change only when data order, model, loss or optimizer do, and then on purpose.
     run, _ = trained(tmp_path, data, "model.dropout=0.1")
     golden = """
@@ -91,7 +91,7 @@ def test_golden_losses(tmp_path: Path, data: str) -> None:
     np.testing.assert_allclose(losses(run)[:20], [float(loss) for loss in golden.split()], rtol=1e-3)
 
 
-def test_the_average_is_validated_and_bundled_and_leaves_training_alone(tmp_path: Path, data: str) -> None:
+def test_train_ema_is_validated_and_bundled(tmp_path: Path, data: str) -> None:
     plain, _ = trained(tmp_path, data, "name=plain")
     averaged, summary = trained(tmp_path, data, "name=averaged", "train.ema_decay=0.9")
     assert losses(plain) == losses(averaged)
@@ -104,7 +104,7 @@ def test_the_average_is_validated_and_bundled_and_leaves_training_alone(tmp_path
     assert summary.best["valid_loss"] != lines(plain)[-1]["valid_loss"]
 
 
-def test_early_stopping_and_kept_checkpoints(tmp_path: Path, data: str) -> None:
+def test_train_stops_early_and_keeps_the_best_checkpoints(tmp_path: Path, data: str) -> None:
     words = [
         "train.epochs=30",
         "train.early_stopping_patience=2",
@@ -122,7 +122,7 @@ def test_early_stopping_and_kept_checkpoints(tmp_path: Path, data: str) -> None:
     assert train(run, prepare(run), go_on).steps == summary.steps
 
 
-def test_class_weights_smoothing_and_every_schedule_run(tmp_path: Path, data: str) -> None:
+def test_train_runs_with_class_weights_smoothing_and_every_schedule(tmp_path: Path, data: str) -> None:
     for schedule in ("cosine", "linear", "constant"):
         words = ["train.class_weights={pos: 2}", "train.label_smoothing=0.1", f"train.schedule={schedule}"]
         _, summary = trained(tmp_path, data, f"name={schedule}", "train.epochs=1", *words)
@@ -137,7 +137,7 @@ def skewed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_csv(tmp_path_factory.mktemp("skewed") / "train.csv", [row for row in rows if row[1] == "pos"] + rare)
 
 
-def test_a_balanced_run_stopped_in_an_epoch_goes_on_to_the_same_losses(tmp_path: Path, skewed: str) -> None:
+def test_train_balanced_run_resumes_to_the_same_losses(tmp_path: Path, skewed: str) -> None:
     words = ["train.sampling=balanced", "train.focal_gamma=2", "train.token_dropout=0.1"]
     whole, summary = trained(tmp_path, skewed, "name=whole", *words)
     stopped = tiny(tmp_path, skewed, "name=stopped", *words)
@@ -148,7 +148,7 @@ def test_a_balanced_run_stopped_in_an_epoch_goes_on_to_the_same_losses(tmp_path:
     assert summary.steps == 2 * (manifest.splits["train"].rows // 16)
 
 
-def test_balanced_sampling_and_focal_loss_change_what_is_learned(tmp_path: Path, skewed: str) -> None:
+def test_train_balanced_sampling_and_focal_loss_help_rare_classes(tmp_path: Path, skewed: str) -> None:
     every = [
         losses(trained(tmp_path, skewed, f"name=run{number}", "train.epochs=1", *words)[0])
         for number, words in enumerate([[], ["train.sampling=balanced"], ["train.focal_gamma=2"]])
@@ -166,22 +166,20 @@ def test_balanced_sampling_and_focal_loss_change_what_is_learned(tmp_path: Path,
         (["train.class_weights={nope: 2}"], "`nope` is not a label"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_any_work(
-    tmp_path: Path, data: str, words: Sequence[str], message: str
-) -> None:
+def test_check_fit_impossible_batches_raises(tmp_path: Path, data: str, words: Sequence[str], message: str) -> None:
     run = tiny(tmp_path, data, *words)
     with pytest.raises(ConfigError, match=message):
         train(run, prepare(run), go_on)
     assert not storage.exists(run.run_folder)
 
 
-def test_storage_that_cannot_be_written_is_refused(tmp_path: Path, data: str) -> None:
+def test_check_folder_unwritable_storage_raises(tmp_path: Path, data: str) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match="cannot be written"):
         check_folder(tiny(tmp_path / "file", data), resume=False)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_path: Path, data: str) -> None:
+def test_train_non_finite_gradient_stops_and_keeps_checkpoints(tmp_path: Path, data: str) -> None:
     run = tiny(tmp_path, data, "train.learning_rate=1e30", "train.max_grad_norm=0", "train.checkpoint_every=1")
     with pytest.raises(
         TxclfError, match=r"not finite at step 2 \(epoch 0\.12; .*rows \d+, \d+.* of the prepared"
@@ -215,7 +213,7 @@ def poisoned(folder: Path, *words: str) -> tuple[RunConfig, int]:
     return run, sum(token in tokens.batch(plan.rows(step))["input_ids"] for step in steps)
 
 
-def test_skipped_steps_leave_the_weights_alone_and_are_counted(tmp_path: Path) -> None:
+def test_train_skipped_steps_are_counted_and_change_no_weights(tmp_path: Path) -> None:
     run, spoiled = poisoned(tmp_path, "train.on_nan=skip", "train.epochs=4")
     assert 0 < spoiled <= 8
     summary = train(run, prepare(run), go_on)
@@ -224,7 +222,7 @@ def test_skipped_steps_leave_the_weights_alone_and_are_counted(tmp_path: Path) -
     assert np.isfinite(summary.best["valid_loss"])
 
 
-def test_without_skipping_the_same_run_names_the_first_such_step(tmp_path: Path) -> None:
+def test_train_without_skipping_names_the_first_bad_step(tmp_path: Path) -> None:
     run, _ = poisoned(tmp_path, "train.epochs=4")
     with pytest.raises(TxclfError, match="not finite at step"):
         train(run, prepare(run), go_on)
@@ -233,7 +231,7 @@ def test_without_skipping_the_same_run_names_the_first_such_step(tmp_path: Path)
 @pytest.mark.parametrize(
     ("every", "steps"), [("5", {5, 10, 15}), ("0.25", {4, 8, 12, 16}), ("0.001s", set(range(1, 17))), ("1h", set())]
 )
-def test_checkpoints_come_by_steps_by_shares_of_an_epoch_and_by_time(
+def test_train_checkpoints_by_steps_share_or_time(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch, every: str, steps: set[int]
 ) -> None:
     run = tiny(tmp_path, data, "train.epochs=1", f"train.checkpoint_every={every}")
@@ -249,7 +247,7 @@ def test_checkpoints_come_by_steps_by_shares_of_an_epoch_and_by_time(
     assert saved | {summary.steps} == {step for step in steps if step <= summary.steps} | {summary.steps}
 
 
-def test_streamed_from_disk_the_run_is_the_same_to_the_last_bit(tmp_path: Path, data: str) -> None:
+def test_train_streamed_data_is_bit_identical(tmp_path: Path, data: str) -> None:
     notes: list[str] = []
 
     def listen(progress: Progress) -> bool:
@@ -263,7 +261,7 @@ def test_streamed_from_disk_the_run_is_the_same_to_the_last_bit(tmp_path: Path, 
     assert "streamed to local disk: set by `data.ingest`" in notes[0]
 
 
-def test_data_that_fit_are_held_in_memory_and_the_rest_is_streamed(tmp_path: Path, data: str) -> None:
+def test_streams_auto_holds_fitting_data_in_memory(tmp_path: Path, data: str) -> None:
     manifest = shards.load_manifest(prepare(tiny(tmp_path, data)))
     size = sum(4 * manifest.splits[name].tokens + 16 * manifest.splits[name].rows for name in ("train", "valid"))
     assert disk_cache.streams("auto", manifest, size)[0] is False
@@ -275,7 +273,7 @@ def test_data_that_fit_are_held_in_memory_and_the_rest_is_streamed(tmp_path: Pat
 
 
 @pytest.mark.parametrize("ingest", ["memory", "stream"])
-def test_validation_rows_are_trained_on_where_that_is_asked(tmp_path: Path, data: str, ingest: str) -> None:
+def test_train_on_valid_uses_the_validation_rows(tmp_path: Path, data: str, ingest: str) -> None:
     words = [
         "train.train_on_valid=true",
         "train.epochs=6",

@@ -28,7 +28,7 @@ def beats(made: WorkerMonitor, doing: list[str], steps: list[int], count: int) -
         made.beat(rank, Heartbeat(what, step, count))
 
 
-def test_workers_that_get_on_are_left_alone(clock: list[float]) -> None:
+def test_stalled_progressing_workers_is_none(clock: list[float]) -> None:
     made = joined(3)
     for count in range(1, 50):
         clock[0] += 9
@@ -36,7 +36,7 @@ def test_workers_that_get_on_are_left_alone(clock: list[float]) -> None:
         assert made.stalled(10) is None
 
 
-def test_a_silent_worker_is_the_one_whatever_the_others_do(clock: list[float]) -> None:
+def test_stalled_silent_worker_is_returned(clock: list[float]) -> None:
     made = joined(3)
     beats(made, ["training"] * 3, [7] * 3, 1)
     for count in range(2, 14):
@@ -50,7 +50,7 @@ def test_a_silent_worker_is_the_one_whatever_the_others_do(clock: list[float]) -
     assert made.stalled(10) is None  # its group is gone
 
 
-def test_the_one_that_waits_for_data_is_named_not_those_that_wait_for_it(clock: list[float]) -> None:
+def test_stalled_worker_waiting_for_data_is_returned(clock: list[float]) -> None:
     made = joined(3)
     for _ in range(13):
         clock[0] += 1
@@ -60,7 +60,7 @@ def test_the_one_that_waits_for_data_is_named_not_those_that_wait_for_it(clock: 
     assert lost.message == "rank 1: no batch for 12 s (waiting for data, step 7)"
 
 
-def test_the_one_that_is_behind_is_named_where_all_are_in_a_step(clock: list[float]) -> None:
+def test_stalled_worker_with_the_fewest_steps_is_returned(clock: list[float]) -> None:
     made = joined(2)
     for _ in range(13):
         clock[0] += 1
@@ -70,7 +70,7 @@ def test_the_one_that_is_behind_is_named_where_all_are_in_a_step(clock: list[flo
     assert lost.message == "rank 1: no step for 12 s (saving a checkpoint, step 8)"
 
 
-def test_fewer_workers_after_a_loss_are_all_that_counts(clock: list[float]) -> None:
+def test_join_fewer_workers_forgets_the_others(clock: list[float]) -> None:
     made = joined(3)
     clock[0] += 8
     made.join(0, 1, "again")

@@ -39,7 +39,7 @@ def work(rank: int, port: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["rows", "nan", "zero"])
-def test_the_mean_is_that_of_the_whole_gradient(kind: str) -> None:
+def test_exchange_rows_gives_the_mean_gradient(kind: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
