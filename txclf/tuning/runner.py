@@ -1,0 +1,165 @@
+"""The trials of a search, run by Ray Tune until they are finished or the user stops them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import ray
+from ray import tune as ray_tune
+
+from txclf.artifacts import trials
+from txclf.artifacts.trials import Result, Trial
+from txclf.config.run_config import RunConfig
+from txclf.core import storage
+from txclf.training.distributed import ray_trainer
+from txclf.training.progress import Interrupted
+from txclf.tuning import schedulers
+from txclf.tuning.callbacks import SearchState, Stopper, Watcher
+from txclf.tuning.trainable import STOP_S, Flag, Trainable
+
+POLL_S = 0.3
+"""Seconds between two looks at the state of a search."""
+
+Show = Callable[[SearchState], bool]
+"""A display of the state of a search, which returns True to stop the search."""
+
+
+class SearchPlan(NamedTuple):
+    """The resources and data of a search, settled before its trials start."""
+
+    at_a_time: int
+    """Trials that run at once."""
+    prepared: dict[str, str]
+    """The prepared folder of each `trials.preparation`."""
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The objects by which the driver follows and stops the trials."""
+
+    watcher: Watcher
+    stopper: Stopper
+    flag: Any
+    """Handle of the `Flag` actor, which the trials poll."""
+
+
+def run_trials(run: RunConfig, plan: SearchPlan, results: list[Result], pending: list[Trial], show: Show) -> None:
+    """Run the pending trials of a search, and with Optuna new ones, to their end.
+
+    Raises `Interrupted` if `show` asked for a stop, or the error of Ray Tune.
+    """
+    state = SearchState(run, results)
+    flag = ray.remote(Flag).options(num_cpus=0).remote()
+    controls = Controls(Watcher(run.run_folder, state), Stopper(), flag)
+    scratch = storage.join(run.run_folder, ".ray")
+    space, settings = _trial_source(run, plan, results, pending)
+    tuner = ray_tune.Tuner(
+        ray_tune.with_resources(
+            ray_tune.with_parameters(Trainable, run=run, prepared=plan.prepared, flag=flag, at_a_time=plan.at_a_time),
+            _resources(run),
+        ),
+        param_space=space,
+        tune_config=ray_tune.TuneConfig(
+            scheduler=schedulers.scheduler(run, _max_epochs(run), _histories(run, results, pending)),
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"{trial.config['trial']['number']:04d}-{trial.trial_id}",
+            **settings,
+        ),
+        run_config=ray_tune.RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=scratch,
+            stop=controls.stopper,
+            callbacks=[controls.watcher],
+            verbose=0,
+            checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=ray_tune.FailureConfig(max_failures=run.compute.max_failures),
+        ),
+    )
+    try:
+        error = _fit(tuner, state, controls, show)
+    finally:
+        if run.compute.max_workers > 1:  # Tune kills the trials that it stops last before they release their workers
+            for number in state.results:
+                ray_trainer.release(trials.folder(run.run_folder, number))
+        storage.remove_folder(scratch)
+    if controls.watcher.stopping:
+        raise Interrupted
+    if error is not None:
+        raise error
+
+
+def _fit(tuner: ray_tune.Tuner, state: SearchState, controls: Controls, show: Show) -> BaseException | None:
+    """Run Ray Tune in a thread, pass its state to `show`, and return its error."""
+    errors: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            tuner.fit()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    watcher, stopped_at = controls.watcher, 0.0
+    while thread.is_alive():
+        thread.join(timeout=POLL_S)
+        if show(state) and not watcher.stopping:
+            watcher.stopping, stopped_at = True, time.monotonic()
+            controls.flag.put_up.remote()
+            state.notes.append("stopping: the trials save their checkpoints")
+        if watcher.stopping and (not watcher.live or time.monotonic() - stopped_at > STOP_S):
+            controls.stopper.asked = True
+    show(state)
+    return errors[0] if errors else None
+
+
+def _trial_source(
+    run: RunConfig, plan: SearchPlan, results: list[Result], pending: list[Trial]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the parameter space of Ray Tune and the settings of `TuneConfig` that choose the trials."""
+    settings: dict[str, Any] = {"max_concurrent_trials": plan.at_a_time}
+    if run.tune.scheduler.kind == "pbt" and run.tune.max_concurrent == "auto":
+        # The whole population is queued, so that its members take turns if the cluster cannot hold all of them.
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(run.tune.total)
+        settings = {}
+    if run.tune.search == "optuna":
+        settings["search_alg"] = schedulers.Optuna(run, results, pending, run.tune.total)
+        settings["num_samples"] = len(pending) + run.tune.total - len(results)
+        return {}, settings
+    configs = [{"number": trial.number, "settings": trial.settings} for trial in pending]
+    return {"trial": ray_tune.grid_search(configs)}, settings
+
+
+def _histories(run: RunConfig, results: list[Result], pending: list[Trial]) -> schedulers.Histories:
+    """Return the validations that the scheduler has judged before, by trial number."""
+    return {
+        result.trial.number: [
+            entry
+            for entry in trials.validations(run.run_folder, result.trial.number)
+            if entry["step"] <= result.trial.judged or result.trial not in pending
+        ]
+        for result in results
+        if result.epochs
+    }
+
+
+def _resources(run: RunConfig) -> ray_tune.PlacementGroupFactory:
+    compute = run.compute
+    if compute.max_workers > 1:
+        # The trial only drives its workers. A CPU of its own would be missing for them.
+        return ray_tune.PlacementGroupFactory([{"memory": 1.0}])
+    return ray_tune.PlacementGroupFactory(
+        [{"CPU": compute.cpus_per_worker, **({"GPU": compute.gpus_per_worker} if compute.gpus_per_worker else {})}]
+    )
+
+
+def _max_epochs(run: RunConfig) -> int:
+    """Return the epochs of the longest trial."""
+    domain = run.tune.space.get("train.epochs")
+    return int(max(domain.values)) if domain else run.train.epochs
