@@ -1,4 +1,4 @@
-"""Checkpoints: which count, which is best, which are kept, and what damage says."""
+"""Checkpoints: saving, loading, damage, ranking and pruning."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def steps(folder: Path) -> list[int]:
     return [checkpoint.step for checkpoint in checkpoints.committed(str(folder))]
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_load_returns_the_saved_state(tmp_path: Path) -> None:
     state = state_of(12) | {
         "optimizer": {
             "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}},
@@ -48,7 +48,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert loaded["optimizer"]["param_groups"] == [{"lr": 0.1}]
 
 
-def test_committed_checkpoints_come_by_step(tmp_path: Path) -> None:
+def test_committed_sorts_by_step(tmp_path: Path) -> None:
     for step in (100_000_000, 7, 30, 0):
         save(tmp_path, step)
     assert steps(tmp_path) == [0, 7, 30, 100_000_000]
@@ -56,7 +56,7 @@ def test_committed_checkpoints_come_by_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("written", [[], [checkpoints.STATE]])
-def test_a_checkpoint_without_its_mark_does_not_count(tmp_path: Path, written: list[str]) -> None:
+def test_committed_checkpoint_without_mark_is_ignored(tmp_path: Path, written: list[str]) -> None:
     save(tmp_path, 5)
     save(tmp_path, 6)
     for name in {checkpoints.STATE, checkpoints.MARK} - set(written):
@@ -67,7 +67,7 @@ def test_a_checkpoint_without_its_mark_does_not_count(tmp_path: Path, written: l
     assert steps(tmp_path) == [5, 6]
 
 
-def test_a_step_saved_again_is_the_later_state(tmp_path: Path) -> None:
+def test_save_same_step_again_replaces_the_state(tmp_path: Path) -> None:
     save(tmp_path, 5, valid_loss=1.0)
     checkpoints.save(str(tmp_path), 5, {"valid_loss": 2.0}, {"step": 5, "again": True})
     (checkpoint,) = checkpoints.committed(str(tmp_path))
@@ -75,7 +75,7 @@ def test_a_step_saved_again_is_the_later_state(tmp_path: Path) -> None:
     assert checkpoints.load(checkpoint) == {"step": 5, "again": True}
 
 
-def test_a_state_that_cannot_be_saved_leaves_no_mark(tmp_path: Path) -> None:
+def test_save_unpicklable_state_leaves_no_mark(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="pickle"):
         checkpoints.save(str(tmp_path), 5, {}, {"step": lambda: 5})
     assert steps(tmp_path) == []
@@ -88,7 +88,7 @@ def damage(content: bytes, way: str) -> bytes:
 
 
 @pytest.mark.parametrize("way", ["empty", "half", "flipped", "more"])
-def test_a_damaged_state(tmp_path: Path, way: str) -> None:
+def test_load_damaged_state_raises(tmp_path: Path, way: str) -> None:
     save(tmp_path, 5)
     path = tmp_path / "step-00000005" / checkpoints.STATE
     path.write_bytes(damage(path.read_bytes(), way))
@@ -99,7 +99,7 @@ def test_a_damaged_state(tmp_path: Path, way: str) -> None:
         checkpoints.load(checkpoint)
 
 
-def test_a_missing_state_and_a_damaged_mark(tmp_path: Path) -> None:
+def test_load_missing_state_or_damaged_mark_raises(tmp_path: Path) -> None:
     save(tmp_path, 5)
     (checkpoint,) = checkpoints.committed(str(tmp_path))
     (tmp_path / "step-00000005" / checkpoints.STATE).unlink()
@@ -122,7 +122,7 @@ def test_a_missing_state_and_a_damaged_mark(tmp_path: Path) -> None:
         ("valid_f1_macro", [0.5, 0.5, 0.4, 0.5], [10, 20, 40, 30]),
     ],
 )
-def test_the_best_come_first_and_the_earlier_of_equals(monitor: str, values: list[float], expected: list[int]) -> None:
+def test_ranked_puts_the_best_and_the_earlier_first(monitor: str, values: list[float], expected: list[int]) -> None:
     found = [Checkpoint(10 * number, {monitor: value}, "p", "h") for number, value in enumerate(values, start=1)]
     found.append(Checkpoint(99, {}, "p", "h"))  # saved between two validations
     assert [checkpoint.step for checkpoint in checkpoints.ranked(found[::-1], monitor)] == expected
@@ -140,7 +140,7 @@ def test_the_best_come_first_and_the_earlier_of_equals(monitor: str, values: lis
         ("valid_f1_macro", 2.0, 2.0, False),
     ],
 )
-def test_better(monitor: str, value: float, other: float, expected: bool) -> None:
+def test_better_is_lower_for_a_loss_only(monitor: str, value: float, other: float, expected: bool) -> None:
     assert checkpoints.better(monitor, value, other) is expected
 
 
@@ -157,7 +157,7 @@ def test_better(monitor: str, value: float, other: float, expected: bool) -> Non
         (9, [3.0, 1.0, 2.0, 4.0], [1, 2, 3, 4]),
     ],
 )
-def test_the_best_few_and_the_last_are_kept(tmp_path: Path, keep: int, losses: list[float], kept: list[int]) -> None:
+def test_prune_keeps_the_best_and_the_last(tmp_path: Path, keep: int, losses: list[float], kept: list[int]) -> None:
     for step, loss in enumerate(losses, start=1):
         save(tmp_path, step, valid_loss=loss)
     checkpoints.prune(str(tmp_path), "valid_loss", keep)
@@ -165,7 +165,7 @@ def test_the_best_few_and_the_last_are_kept(tmp_path: Path, keep: int, losses: l
     assert sorted(os.listdir(tmp_path)) == [f"step-{step:08d}" for step in kept]
 
 
-def test_one_between_validations_is_kept_while_it_is_the_last(tmp_path: Path) -> None:
+def test_prune_unvalidated_checkpoint_is_kept_while_it_is_the_last(tmp_path: Path) -> None:
     save(tmp_path, 1, valid_loss=1.0)
     save(tmp_path, 2)
     checkpoints.prune(str(tmp_path), "valid_loss", 1)
@@ -175,7 +175,7 @@ def test_one_between_validations_is_kept_while_it_is_the_last(tmp_path: Path) ->
     assert steps(tmp_path) == [1, 3]
 
 
-def test_what_is_kept_can_still_be_loaded_and_what_is_not_ours_stays(tmp_path: Path) -> None:
+def test_prune_leaves_loadable_checkpoints_and_foreign_files(tmp_path: Path) -> None:
     for step in range(5):
         save(tmp_path, step, valid_accuracy=step % 3)
     storage.write_bytes(tmp_path / "mine" / "file", b"")

@@ -1,4 +1,4 @@
-"""Trackers: MLflow against a real store in a file, Weights & Biases offline where it is installed."""
+"""Trackers: MLflow with a real store in a file, and Weights & Biases offline if it is installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from txclf.training import callbacks
 from txclf.training.progress import Progress
 from txclf.training.train import check_folder, train
 
-# MLflow and the libraries under it, not ours.
+# MLflow and its dependencies warn, txclf does not.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -33,13 +33,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URI of an MLflow store, with its tables made."""
+    """URI of an empty MLflow store."""
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/store.db"
 
 
 @pytest.fixture
 def client(store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of a real MLflow store."""
+    """Client of a real MLflow store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     levels = {name: logging.getLogger(name).level for name in ("alembic", "mlflow")}
@@ -59,7 +59,7 @@ def curve(client: Any, run: Any, metric: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, metric)]
 
 
-def test_mlflow_gets_the_lines_of_the_log_and_the_run_file(tmp_path: Path, data: str, client: Any) -> None:
+def test_mlflow_receives_the_log_and_the_run_file(tmp_path: Path, data: str, client: Any) -> None:
     run, summary = trained(tmp_path, data, "name=whole", "train.trackers=[mlflow]", "train.log_every_steps=5")
     (found,) = tracked(client, "whole")
     assert found.info.status == "FINISHED"
@@ -75,7 +75,7 @@ def test_mlflow_gets_the_lines_of_the_log_and_the_run_file(tmp_path: Path, data:
     assert summary.steps == lines(run)[-1]["step"]
 
 
-def test_a_resumed_run_goes_on_in_its_mlflow_run(tmp_path: Path, data: str, client: Any) -> None:
+def test_mlflow_resumed_run_continues_its_mlflow_run(tmp_path: Path, data: str, client: Any) -> None:
     words = ["name=stopped", "train.trackers=[mlflow]"]
     run = tiny(tmp_path, data, *words)
     stopped_at(run, 7)
@@ -83,7 +83,7 @@ def test_a_resumed_run_goes_on_in_its_mlflow_run(tmp_path: Path, data: str, clie
     assert found.info.status == "KILLED"
     before = curve(client, found, "train_loss")
     assert 7 <= before[-1][0] < 20
-    # Where it runs may change on resume: parameters that MLflow knows already are not sent again.
+    # Parameters that may change on resume are not sent again, because MLflow refuses changed ones.
     again = tiny(tmp_path, data, *words, "train.checkpoint_every=5")
     check_folder(again, resume=True)
     train(again, prepare(again), go_on)
@@ -94,7 +94,7 @@ def test_a_resumed_run_goes_on_in_its_mlflow_run(tmp_path: Path, data: str, clie
     assert [step for step, _ in after] == [line["step"] for line in lines(again) if "train_loss" in line]
 
 
-def test_a_run_that_fails_is_marked_so(tmp_path: Path, data: str, client: Any) -> None:
+def test_mlflow_failed_run_is_marked_as_failed(tmp_path: Path, data: str, client: Any) -> None:
     run = tiny(
         tmp_path, data, "name=failed", "train.trackers=[mlflow]", "train.learning_rate=1e30", "train.max_grad_norm=0"
     )
@@ -104,7 +104,7 @@ def test_a_run_that_fails_is_marked_so(tmp_path: Path, data: str, client: Any) -
     assert found.info.status == "FAILED"
 
 
-def test_a_tracker_that_fails_in_a_run_is_left_out_and_the_run_goes_on(
+def test_tracker_group_failing_tracker_is_dropped_and_the_run_continues(
     tmp_path: Path, data: str, client: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(callbacks, "REPORT_INTERVAL_S", 0.0)
@@ -122,7 +122,7 @@ def test_a_tracker_that_fails_in_a_run_is_left_out_and_the_run_goes_on(
     assert "active" in warning
 
 
-def test_a_store_that_cannot_be_used_is_told_before_the_first_step(
+def test_open_trackers_unusable_store_raises_before_the_first_step(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
@@ -134,7 +134,7 @@ def test_a_store_that_cannot_be_used_is_told_before_the_first_step(
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
-def test_a_package_that_is_not_there(tmp_path: Path, data: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_require_missing_package_raises(tmp_path: Path, data: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny(tmp_path, data, f"train.trackers=[{name}]")
     prepared = prepare(run)
     monkeypatch.delitem(sys.modules, name, raising=False)
@@ -147,7 +147,7 @@ def test_a_package_that_is_not_there(tmp_path: Path, data: str, name: str, monke
     assert not Path(run.run_folder).exists()
 
 
-def test_workers_of_ray_are_told_where_mlflow_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_require_ray_workers_need_a_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_config.load(None, ["train.trackers=[mlflow]", "compute.workers=2"])
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ConfigError, match=r"needs one server for all workers\. Set MLFLOW_TRACKING_URI"):
@@ -156,7 +156,7 @@ def test_workers_of_ray_are_told_where_mlflow_is(monkeypatch: pytest.MonkeyPatch
     trackers.require(run)
 
 
-def test_the_run_file_as_parameters() -> None:
+def test_parameters_are_the_run_file_by_dotted_key() -> None:
     run = run_config.load(None, ["train.class_weights={a: 2}", "data.text=[title, body]"])
     found = trackers.parameters(run)
     assert found["name"] == "run"
@@ -169,7 +169,7 @@ def test_the_run_file_as_parameters() -> None:
     assert len(found) == len(settings) - len(sections) + sum(map(len, sections))
 
 
-def test_wandb_offline_takes_the_log_and_the_run_file(
+def test_wandb_offline_receives_the_log_and_the_run_file(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb")

@@ -1,4 +1,4 @@
-"""The trials of a search: ranked by their best, in a table, and which key made the difference."""
+"""The trials of a search: ranking, tables, draws and importance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def search(folder: Path, space: dict[str, Any], **tune: Any) -> RunConfig:
 
 
 def logged(run: RunConfig, number: int, settings: dict[str, Any], losses: list[float]) -> Result:
-    """A trial with such validations, one an epoch of ten steps."""
+    """Write a trial with one validation loss per epoch of ten steps, and return its result."""
     trial = Trial(number=number, settings=settings, state="finished")
     trials.write(run.run_folder, trial)
     lines = [{"step": 5, "epoch": 0.5, "train_loss": 1.0}]
@@ -33,7 +33,7 @@ def logged(run: RunConfig, number: int, settings: dict[str, Any], losses: list[f
     return trials.result(run.run_folder, trial, "valid_loss")
 
 
-def test_a_trial_is_ranked_by_its_best_validation_not_its_last(tmp_path: Path) -> None:
+def test_ranked_uses_the_best_validation_not_the_last(tmp_path: Path) -> None:
     run = search(tmp_path, {"seed": {"choice": [1]}})
     results = [
         logged(run, 0, {}, [0.9, 0.8, 0.7]),
@@ -49,7 +49,7 @@ def test_a_trial_is_ranked_by_its_best_validation_not_its_last(tmp_path: Path) -
     assert [one.trial.number for one in trials.ranked(flipped, "valid_accuracy")] == [2, 1, 4, 0, 3]
 
 
-def test_the_tables_hold_every_trial(tmp_path: Path) -> None:
+def test_write_table_has_every_trial(tmp_path: Path) -> None:
     run = search(tmp_path, {"seed": {"choice": [1]}})
     settings: list[dict[str, Any]] = [
         {"train.learning_rate": 0.1, "train.betas": [0.9, 0.99], "model.pooling": "mean"},
@@ -76,14 +76,14 @@ def test_the_tables_hold_every_trial(tmp_path: Path) -> None:
     assert pyarrow.csv.read_csv(f"{run.run_folder}/trials.csv").column_names == table.column_names
 
 
-def test_the_key_that_makes_the_difference_is_found_at_an_epoch_all_reached(tmp_path: Path) -> None:
+def test_importance_compares_at_an_epoch_that_all_trials_reached(tmp_path: Path) -> None:
     space = {"train.learning_rate": {"loguniform": [1e-5, 1e-1]}, "model.num_layers": {"choice": [1, 2]}}
     run = search(tmp_path, space | {"seed": {"choice": [3]}})
     results = []
     for number in range(20):
         settings = trials.draw(run, number)
         loss = abs(math.log10(settings["train.learning_rate"]) + 3)
-        # The stopped ones never see the second epoch, in which all become equal.
+        # The stopped trials do not reach the second epoch, in which all become equal.
         results.append(logged(run, number, settings, [loss] if number % 2 else [loss, 0.01]))
     found = trials.importance(run, results)
     assert set(found) == {"train.learning_rate", "model.num_layers"}
@@ -93,7 +93,7 @@ def test_the_key_that_makes_the_difference_is_found_at_an_epoch_all_reached(tmp_
     assert trials.importance(run, equal) == {}
 
 
-def test_settings_that_do_not_go_together_are_drawn_again(tmp_path: Path) -> None:
+def test_draw_invalid_settings_are_drawn_again(tmp_path: Path) -> None:
     space = {"model.num_heads": {"choice": [4, 5, 6]}, "model.hidden_size": {"choice": [40, 24]}}
     run = search(tmp_path, space)
     for number in range(20):
@@ -104,7 +104,7 @@ def test_settings_that_do_not_go_together_are_drawn_again(tmp_path: Path) -> Non
         trials.draw(run, 0)
 
 
-def test_the_run_of_a_trial_is_an_ordinary_one(tmp_path: Path) -> None:
+def test_run_of_returns_an_ordinary_run(tmp_path: Path) -> None:
     run = search(tmp_path, {"train.learning_rate": {"choice": [0.5]}}, metric="valid_f1_macro")
     one = trials.run_of(run, 3, trials.draw(run, 3))
     assert one.run_folder == f"{tmp_path}/search/trials/0003"

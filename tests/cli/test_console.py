@@ -1,4 +1,4 @@
-"""What a terminal shows, and what a file sees instead."""
+"""Progress bars and tables, with and without a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from txclf.cli import console
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Standard error as a terminal of 100 columns, as text."""
+    """Text of standard error, as a terminal of 100 columns."""
     shown = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=shown, force_terminal=True, width=100, highlight=False))
     return shown
@@ -35,12 +35,12 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
         (90_000, "25 h 0 min"),
     ],
 )
-def test_seconds(value: float, expected: str) -> None:
+def test_seconds_are_rounded_to_their_size(value: float, expected: str) -> None:
     assert console.seconds(value) == expected
 
 
 @pytest.mark.parametrize("label", ["plain", "[bold]", "[/b]", "[link=x]", ":smile:", "日本", "a\\[b]"])
-def test_a_table_shows_labels_as_they_are(capsys: pytest.CaptureFixture[str], label: str) -> None:
+def test_table_labels_are_no_markup(capsys: pytest.CaptureFixture[str], label: str) -> None:
     console.table(f"title {label}", [f"column {label}", "rows"], [[label, "1"], ["other", "22"]])
     shown = capsys.readouterr().out
     assert shown.splitlines()[0].strip() == f"title {label}"
@@ -49,7 +49,7 @@ def test_a_table_shows_labels_as_they_are(capsys: pytest.CaptureFixture[str], la
     assert "  1 " in shown
 
 
-def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bar_without_a_terminal_prints_a_line_per_interval(capsys: pytest.CaptureFixture[str]) -> None:
     with console.Bar("work") as bar:
         bar.update(1, 1000)
         bar.printed -= console.PLAIN_SECONDS
@@ -63,7 +63,7 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.Captu
     assert captured.out == ""
 
 
-def test_on_a_terminal_there_is_a_bar(terminal: io.StringIO) -> None:
+def test_bar_on_a_terminal_shows_progress_and_note(terminal: io.StringIO) -> None:
     with console.Bar("work") as bar:
         bar.line("a line [b]")
         bar.update(3, 12, "loss [1.5]", title="[/b] more")
@@ -73,9 +73,9 @@ def test_on_a_terminal_there_is_a_bar(terminal: io.StringIO) -> None:
     assert all(part in shown for part in ("a line [b]", "[/b] more", "3/12", "loss [1.5]"))
 
 
-def test_the_bar_goes_away_after_an_error(terminal: io.StringIO) -> None:
+def test_bar_after_an_error_is_cleared(terminal: io.StringIO) -> None:
     with pytest.raises(KeyError), console.Bar("work") as bar:
         raise KeyError
     assert bar.rich is not None
     assert bar.rich.live.is_started is False
-    assert terminal.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # the cursor is back, the bar's line cleared
+    assert terminal.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # shows the cursor and clears the bar's line

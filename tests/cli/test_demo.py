@@ -1,0 +1,34 @@
+"""The demo command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+from tests.helpers.command import txclf
+from txclf.cli import demo
+
+
+def test_make_run_reads_the_corpus_that_it_wrote(tmp_path: Path) -> None:
+    run = demo.make_run(str(tmp_path))
+    for paths in (run.data.train, run.data.valid, run.data.test):
+        assert paths is not None
+        assert all(Path(path).is_file() and Path(path).is_relative_to(tmp_path / "corpus") for path in paths)
+    assert run.run_folder == f"{tmp_path}/run"
+
+
+def test_demo_prints_scores_baselines_and_next_commands(tmp_path: Path) -> None:
+    done = txclf(tmp_path, "demo")
+    assert done.returncode == 0, done.stderr
+    for text in ("n-gram logistic regression", "majority class", "macro F1", "Five test rows", "Try next"):
+        assert text in done.stdout
+    metrics = json.loads((tmp_path / "runs/demo/run/metrics.json").read_text())
+    assert metrics["accuracy"] > metrics["majority"]["accuracy"] + 0.2
+    assert metrics["rows"] == sum(score["support"] for score in metrics["per_class"].values()) > 300
+    assert 0.3 < metrics["baseline"]["accuracy"] < 1.0
+    following = re.findall(r"^  txclf (predict .*)$", done.stdout, flags=re.MULTILINE)
+    assert txclf(tmp_path, *following[0].split()).returncode == 0
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == metrics["rows"]

@@ -1,0 +1,98 @@
+"""Tables of results."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from txclf.artifacts.trials import Result, Trial
+from txclf.cli import tables
+
+LABEL_SCORES: dict[str, Any] = {
+    "rows": 1200,
+    "skipped": 2,
+    "accuracy": 0.75,
+    "f1_macro": 0.5,
+    "f1_minority": 0.25,
+    "loss": 0.7,
+    "mcc": None,
+    "temperature": 1.5,
+    "calibration_error": 0.01,
+    "calibration_error_before": 0.2,
+    "majority": {"accuracy": 0.6, "f1_macro": 0.3, "f1_minority": 0.0},
+    "per_class": {
+        f"class {number:02d}": {"precision": None, "recall": 0.5, "f1": number / 40, "support": 30}
+        for number in range(40)
+    },
+}
+
+
+def render(table: Any) -> str:
+    """Return a table as text of 120 columns."""
+    screen = Console(width=120)
+    with screen.capture() as capture:
+        screen.print(table)
+    return capture.get()
+
+
+def test_print_scores_labels_shows_baseline_calibration_and_worst_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.print_scores(LABEL_SCORES)
+    shown = capsys.readouterr().out
+    assert "Scores on 1,200 rows, 2 bad rows skipped" in shown
+    assert "majority class" in shown
+    assert "n-gram logistic regression" not in shown
+    assert "loss 0.7000  calibration error 0.0100\n" in shown
+    assert "calibration error 0.2000 before calibration, 0.0100 after (temperature 1.500)\n" in shown
+    assert "Classes, worst first (10 more in metrics.json)" in shown
+    assert "class 29" in shown
+    assert "class 30" not in shown
+
+
+def test_print_scores_multilabel_shows_ranking_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    result = LABEL_SCORES | {"f1_micro": 0.4, "subset_accuracy": 0.3, "map": 0.6, "lrap": 0.7, "hamming_loss": 0.1}
+    result |= {"per_class": {"a": {"f1": 0.5, "support": 3} | dict.fromkeys(("threshold", "precision"), 0.25)}}
+    result["per_class"]["a"] |= {"recall": 1.0, "average_precision": 0.625}
+    result["majority"] = {"f1_macro": 0.1, "f1_micro": 0.2, "subset_accuracy": 0.3}
+    tables.print_scores(result)
+    shown = capsys.readouterr().out
+    assert "most frequent labels" in shown
+    assert "mean average precision 0.6000  LRAP 0.7000  Hamming loss 0.1000" in shown
+    assert "0.625" in shown
+
+
+def test_text_scores_have_the_digits_of_their_metric() -> None:
+    result = {"bleu": 12.345, "chrf": 40.0, "exact_match": 0.5, "token_accuracy": 0.25, "perplexity": 3.0, "seconds": 2}
+    assert tables.text_scores(result) == [
+        ["BLEU", "12.35"],
+        ["chrF", "40.00"],
+        ["exact match", "0.5000"],
+        ["token accuracy", "0.2500"],
+        ["perplexity", "3.000"],
+        ["seconds", "2.0"],
+    ]
+
+
+def test_trial_table_shortens_keys_if_their_last_parts_differ() -> None:
+    results = [Result(Trial(number=3, settings={"train.seed": 1, "data.seed": 2}), 2.0, 0.5, 20, 2.0)]
+    assert "train.seed" in render(tables.trial_table("Trials", ["train.seed", "data.seed"], "valid_loss", results, [0]))
+    shown = render(tables.trial_table("Trials", ["train.seed", "model.x"], "valid_loss", results, [61]))
+    assert "train.seed" not in shown
+    assert all(part in shown for part in ("0003", "0.5000", "61 s"))
+
+
+def test_trial_table_has_at_most_30_rows() -> None:
+    results = [Result(Trial(number=number, settings={}), 0.0, math.nan, 0, 0.0) for number in range(33)]
+    shown = render(tables.trial_table("Trials", [], "valid_loss", results, [0.0] * 33))
+    assert "0029" in shown
+    assert "0030" not in shown
+    assert "3 more in trials.csv" in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.000123456, "0.0001235"), (7, "7"), ("mean", "mean"), (True, "True")]
+)
+def test_format_value_rounds_floats_to_four_digits(value: Any, expected: str) -> None:
+    assert tables.format_value(value) == expected

@@ -1,0 +1,118 @@
+"""Commands that make a model: config, prepare, train, evaluate."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.helpers.command import TXCLF, environment, txclf
+from tests.helpers.runs import TINY
+from txclf.cli.main import app
+from txclf.core.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "tokenizer.vocab_size=300",
+    "tokenizer.min_frequency=1",
+    "model.hidden_size=16",
+    "model.num_heads=2",
+    "model.num_layers=1",
+]
+
+
+def invoke(*arguments: str) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(app, arguments)
+
+
+def test_config_prints_every_key_of_the_resolved_run() -> None:
+    jobs = str(ROOT / "jobs/tiny.yaml")
+    assert "epochs: 7\n" in invoke("config", jobs, "train.epochs=7").stdout
+    assert "epochs: 8\n" in invoke("config", "train.epochs=8").stdout
+
+
+def test_config_schema_prints_json() -> None:
+    assert json.loads(invoke("config", "--schema").stdout)["properties"]["train"]
+
+
+def test_config_unknown_key_names_the_nearest() -> None:
+    done = invoke("config", "train.epoch=3")
+    assert isinstance(done.exception, ConfigError)
+    assert "`train.epoch`: unknown key. Did you mean `epochs`?" in str(done.exception)
+
+
+def test_prepare_prints_the_splits(tmp_path: Path, folder: Path) -> None:
+    done = invoke("prepare", str(ROOT / "jobs/tiny.yaml"), f"storage={tmp_path}", f"data.train={folder}/train.csv")
+    assert done.exit_code == 0, done.output
+    assert f"prepared data: {tmp_path}/prepared/" in done.stdout
+    assert "2 labels" in done.stdout
+    assert "duplicates" in done.stdout
+
+
+def test_train_and_evaluate_print_summary_and_scores(tmp_path: Path, folder: Path) -> None:
+    arguments = ["train", str(ROOT / "jobs/tiny.yaml"), f"storage={tmp_path}", f"data.train={folder}/train.csv"]
+    arguments += [*TINY, f"data.test={folder}/test.csv"]
+    done = invoke(*arguments)
+    assert done.exit_code == 0, done.output
+    assert f"run folder: {tmp_path}/tiny\nmodel:      {tmp_path}/tiny/model\n" in done.stdout
+    assert f"report:     {tmp_path}/tiny/report.html\n" in done.stdout
+    assert isinstance(invoke(*arguments).exception, ConfigError)
+    again = invoke(*arguments, "--resume")
+    assert again.exit_code == 0
+    assert again.stdout.startswith(f"`{tmp_path}/tiny` is already finished\n")
+    scored = invoke("evaluate", f"{tmp_path}/tiny", "--no-baseline")
+    assert "Scores on 100 rows" in scored.stdout
+    assert f"all scores: {tmp_path}/tiny/metrics.json\n" in scored.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        pytest.param(signal.SIGINT, 0, marks=pytest.mark.faults),
+        (signal.SIGTERM, 0),
+        pytest.param(signal.SIGTERM, 2, marks=pytest.mark.faults),
+    ],
+)
+def test_train_on_a_signal_saves_a_checkpoint_and_resumes(
+    folder: Path, tmp_path: Path, number: signal.Signals, workers: int
+) -> None:
+    overrides = [str(ROOT / "jobs/tiny.yaml"), f"storage={tmp_path}", f"data.train={folder}/train.csv", *SMALL]
+    overrides += [
+        "train.epochs=60",
+        "train.early_stopping_patience=0",
+        f"compute.workers={workers}",
+        "compute.cpus_per_worker=0.5",
+    ]
+    log = tmp_path / "tiny/metrics.jsonl"
+    process = subprocess.Popen(
+        [TXCLF, "train", *overrides],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    deadline = time.monotonic() + 200
+    while not (log.exists() and len(log.read_text().splitlines()) > 8):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, error
+    assert "Pass --resume to continue" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "tiny/summary.json").exists()
+    again = txclf(folder, "train", *overrides)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    assert txclf(folder, "train", *overrides, "--resume").returncode == 0
+    steps = [line["step"] for line in map(json.loads, log.read_text().splitlines()) if "train_loss" in line]
+    assert steps == sorted(set(steps))
+    assert json.loads((tmp_path / "tiny/summary.json").read_text())["steps"] == steps[-1]
