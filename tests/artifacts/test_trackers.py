@@ -51,7 +51,7 @@ def client(store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def tracked(client: Any, name: str) -> list[Any]:
-    (experiment,) = [one for one in client.search_experiments() if one.name == "txclf"]
+    (experiment,) = [experiment for experiment in client.search_experiments() if experiment.name == "txclf"]
     return [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == name]
 
 
@@ -61,35 +61,35 @@ def curve(client: Any, run: Any, metric: str) -> list[tuple[int, float]]:
 
 def test_mlflow_receives_the_log_and_the_run_file(tmp_path: Path, data: str, client: Any) -> None:
     run, summary = trained(tmp_path, data, "name=whole", "train.trackers=[mlflow]", "train.log_every_steps=5")
-    (found,) = tracked(client, "whole")
-    assert found.info.status == "FINISHED"
+    (tracked_run,) = tracked(client, "whole")
+    assert tracked_run.info.status == "FINISHED"
     for metric in ("train_loss", "learning_rate", "valid_loss", "valid_accuracy", "valid_f1_macro", "epoch"):
         expected = [(line["step"], line[metric]) for line in lines(run) if metric in line]
-        assert sorted(curve(client, found, metric)) == sorted(expected)
-    assert found.data.metrics["valid_loss"] == lines(run)[-1]["valid_loss"]
-    assert found.data.params["train.batch_size"] == "16"
-    assert found.data.params["data.train"] == str([data])
-    assert found.data.params == {name: text[:6000] for name, text in trackers.parameters(run).items()}
-    assert found.data.tags["txclf.folder"] == run.run_folder
-    assert json.loads(Path(run.run_folder, "trackers.json").read_text()) == {"mlflow": found.info.run_id}
+        assert sorted(curve(client, tracked_run, metric)) == sorted(expected)
+    assert tracked_run.data.metrics["valid_loss"] == lines(run)[-1]["valid_loss"]
+    assert tracked_run.data.params["train.batch_size"] == "16"
+    assert tracked_run.data.params["data.train"] == str([data])
+    assert tracked_run.data.params == {name: text[:6000] for name, text in trackers.parameters(run).items()}
+    assert tracked_run.data.tags["txclf.folder"] == run.run_folder
+    assert json.loads(Path(run.run_folder, "trackers.json").read_text()) == {"mlflow": tracked_run.info.run_id}
     assert summary.steps == lines(run)[-1]["step"]
 
 
 def test_mlflow_resumed_run_continues_its_mlflow_run(tmp_path: Path, data: str, client: Any) -> None:
-    words = ["name=stopped", "train.trackers=[mlflow]"]
-    run = tiny(tmp_path, data, *words)
+    overrides = ["name=stopped", "train.trackers=[mlflow]"]
+    run = tiny(tmp_path, data, *overrides)
     stopped_at(run, 7)
-    (found,) = tracked(client, "stopped")
-    assert found.info.status == "KILLED"
-    before = curve(client, found, "train_loss")
+    (tracked_run,) = tracked(client, "stopped")
+    assert tracked_run.info.status == "KILLED"
+    before = curve(client, tracked_run, "train_loss")
     assert 7 <= before[-1][0] < 20
     # Parameters that may change on resume are not sent again, because MLflow refuses changed ones.
-    again = tiny(tmp_path, data, *words, "train.checkpoint_every=5")
+    again = tiny(tmp_path, data, *overrides, "train.checkpoint_every=5")
     check_folder(again, resume=True)
     train(again, prepare(again), go_on)
-    (found,) = tracked(client, "stopped")
-    assert found.info.status == "FINISHED"
-    after = curve(client, found, "train_loss")
+    (tracked_run,) = tracked(client, "stopped")
+    assert tracked_run.info.status == "FINISHED"
+    after = curve(client, tracked_run, "train_loss")
     assert after[: len(before)] == before
     assert [step for step, _ in after] == [line["step"] for line in lines(again) if "train_loss" in line]
 
@@ -100,8 +100,8 @@ def test_mlflow_failed_run_is_marked_as_failed(tmp_path: Path, data: str, client
     )
     with pytest.raises(TxclfError, match="not finite"):
         train(run, prepare(run), go_on)
-    (found,) = tracked(client, "failed")
-    assert found.info.status == "FAILED"
+    (tracked_run,) = tracked(client, "failed")
+    assert tracked_run.info.status == "FAILED"
 
 
 def test_tracker_group_failing_tracker_is_dropped_and_the_run_continues(
@@ -158,15 +158,15 @@ def test_require_ray_workers_need_a_tracking_uri(monkeypatch: pytest.MonkeyPatch
 
 def test_parameters_are_the_run_file_by_dotted_key() -> None:
     run = run_config.load(None, ["train.class_weights={a: 2}", "data.text=[title, body]"])
-    found = trackers.parameters(run)
-    assert found["name"] == "run"
-    assert found["train.class_weights.a"] == "2.0"
-    assert found["data.text"] == "['title', 'body']"
-    assert found["data.valid"] == "None"
-    assert not any(name.startswith("tune") for name in found)
+    parameters = trackers.parameters(run)
+    assert parameters["name"] == "run"
+    assert parameters["train.class_weights.a"] == "2.0"
+    assert parameters["data.text"] == "['title', 'body']"
+    assert parameters["data.valid"] == "None"
+    assert not any(name.startswith("tune") for name in parameters)
     settings = run.model_dump(exclude={"tune"})
     sections = [value for value in settings.values() if isinstance(value, dict)]
-    assert len(found) == len(settings) - len(sections) + sum(map(len, sections))
+    assert len(parameters) == len(settings) - len(sections) + sum(map(len, sections))
 
 
 def test_wandb_offline_receives_the_log_and_the_run_file(
@@ -175,9 +175,9 @@ def test_wandb_offline_receives_the_log_and_the_run_file(
     pytest.importorskip("wandb")
     for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_ERROR_REPORTING": "false"}.items():
         monkeypatch.setenv(name, value)
-    words = ["train.trackers=[wandb]"]
-    stopped_at(tiny(tmp_path, data, *words), 7)
-    again = tiny(tmp_path, data, *words)
+    overrides = ["train.trackers=[wandb]"]
+    stopped_at(tiny(tmp_path, data, *overrides), 7)
+    again = tiny(tmp_path, data, *overrides)
     name = json.loads(Path(again.run_folder, "trackers.json").read_text())["wandb"]
     train(again, prepare(again), go_on)
     assert json.loads(Path(again.run_folder, "trackers.json").read_text())["wandb"] == name

@@ -42,11 +42,11 @@ def test_ranked_uses_the_best_validation_not_the_last(tmp_path: Path) -> None:
         logged(run, 3, {}, []),
         logged(run, 4, {}, [0.9, 0.3, 1.0]),
     ]
-    assert [one.trial.number for one in trials.ranked(results, "valid_loss")] == [2, 1, 4, 0, 3]
+    assert [result.trial.number for result in trials.ranked(results, "valid_loss")] == [2, 1, 4, 0, 3]
     assert results[1][1:] == (3.0, 0.3, 20, 2.0)
     assert math.isnan(results[3].best)
-    flipped = [one._replace(best=-one.best) for one in results]
-    assert [one.trial.number for one in trials.ranked(flipped, "valid_accuracy")] == [2, 1, 4, 0, 3]
+    flipped = [result._replace(best=-result.best) for result in results]
+    assert [result.trial.number for result in trials.ranked(flipped, "valid_accuracy")] == [2, 1, 4, 0, 3]
 
 
 def test_write_table_has_every_trial(tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_importance_compares_at_an_epoch_that_all_trials_reached(tmp_path: Path)
         loss = abs(math.log10(settings["train.learning_rate"]) + 3)
         # The stopped trials do not reach the second epoch, in which all become equal.
         results.append(logged(run, number, settings, [loss] if number % 2 else [loss, 0.01]))
-    found = trials.importance(run, results)
-    assert set(found) == {"train.learning_rate", "model.num_layers"}
-    assert found["train.learning_rate"] > 0.8
+    shares = trials.importance(run, results)
+    assert set(shares) == {"train.learning_rate", "model.num_layers"}
+    assert shares["train.learning_rate"] > 0.8
     assert trials.importance(run, results[:3]) == {}
     equal = [logged(run, number, trials.draw(run, number), [0.5]) for number in range(20, 26)]
     assert trials.importance(run, equal) == {}
@@ -106,9 +106,9 @@ def test_draw_invalid_settings_are_drawn_again(tmp_path: Path) -> None:
 
 def test_run_of_returns_an_ordinary_run(tmp_path: Path) -> None:
     run = search(tmp_path, {"train.learning_rate": {"choice": [0.5]}}, metric="valid_f1_macro")
-    one = trials.run_of(run, 3, trials.draw(run, 3))
-    assert one.run_folder == f"{tmp_path}/search/trials/0003"
-    assert one.train.learning_rate == 0.5
-    assert one.train.monitor == "valid_f1_macro"
-    assert not one.tune.space
-    assert run_config.parse(__import__("yaml").safe_load(run_config.dump(one))) == one
+    trial_run = trials.run_of(run, 3, trials.draw(run, 3))
+    assert trial_run.run_folder == f"{tmp_path}/search/trials/0003"
+    assert trial_run.train.learning_rate == 0.5
+    assert trial_run.train.monitor == "valid_f1_macro"
+    assert not trial_run.tune.space
+    assert run_config.parse(__import__("yaml").safe_load(run_config.dump(trial_run))) == trial_run

@@ -75,7 +75,7 @@ def list_jobs(address: Address) -> None:
     known = [job for job in launch_jobs.connect(address).list_jobs() if "run" in (job.metadata or {})]
     known.sort(key=lambda job: -(job.start_time or 0))
     rows = [[job.submission_id, job.metadata["verb"], job.metadata["run"], job.status.value.lower()] for job in known]
-    console.table("Jobs", ["job", "verb", "run", "state"], rows)
+    console.table("Jobs", ["job", "command", "run", "state"], rows)
 
 
 @jobs.command()

@@ -102,7 +102,7 @@ def print_search_summary(run: RunConfig, search: Search) -> None:
         *((f"best {name}", f"{value:.4f}") for name, value in search.best.items()),
         *((key, format_value(value)) for key, value in search.settings.items()),
         ("trials", f"{search.finished} finished, {search.stopped} stopped early, {search.failed} failed"),
-        ("epochs", f"{search.epochs:,.1f} of {search.epochs_to_the_end:,.0f} ({share:.0%}), because of early stopping"),
+        ("epochs", f"{search.epochs:,.1f} of {search.epochs_to_the_end:,.0f} planned ({share:.0%})"),
         *((f"importance of {key}", f"{value:.0%}") for key, value in search.importance.items()),
         ("time", console.seconds(search.seconds)),
     ]
