@@ -45,13 +45,13 @@ def test_a_folder_that_is_too_large_names_its_largest_files(tmp_path: Path) -> N
     (tmp_path / "small.csv").write_bytes(bytes(1000))
     (tmp_path / ".hidden").write_bytes(bytes(5_000_000))
     words = [run_file(tmp_path), "storage=/x"]
-    too_large = r"3 MB would travel, the most is 2 MB; the largest: data/large\.csv \(3 MB\)"
+    too_large = r"3 MB would travel, the maximum is 2 MB; the largest: data/large\.csv \(3 MB\)"
     with pytest.raises(ConfigError, match=too_large):
-        jobs.submit("http://127.0.0.1:1", "train", words, str(tmp_path), most_mb=2)
+        jobs.submit("http://127.0.0.1:1", "train", words, str(tmp_path), max_mb=2)
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / ".gitignore").write_text("data/\n.hidden\n")
     with pytest.raises(ClusterError, match="no Ray dashboard answers there"):
-        jobs.submit("http://127.0.0.1:1", "train", words, str(tmp_path), most_mb=2)
+        jobs.submit("http://127.0.0.1:1", "train", words, str(tmp_path), max_mb=2)
 
 
 def test_what_is_wrong_in_the_run_file_is_said_here(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_job_trains_on_two_nodes_and_its_log_and_exit_code_come_back(bed: Test
 def test_without_the_token_nothing_is_run(bed: Testbed, tmp_path: Path, data: str, token: str) -> None:
     done = txclf(bed, tmp_path, "submit", "train", *settings(tmp_path, data), RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "asks for a token that fits: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH" in done.stderr
+    assert "needs the token of the cluster. Set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
 

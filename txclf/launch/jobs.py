@@ -1,8 +1,8 @@
-"""`txclf submit` and `txclf jobs`: a command run on a Ray cluster, by Ray's job API.
+"""`txclf submit` and `txclf jobs`: commands run on a Ray cluster through Ray's job API.
 
-The working folder travels, as git sees it (`.gitignore` holds; outside of a repository, all but hidden files), and so
-does this very txclf, so that the cluster needs its dependencies only. A token comes from `RAY_AUTH_TOKEN` or
-`RAY_AUTH_TOKEN_PATH`, as for all of Ray, and stands in no command line and no log.
+A job uploads the working folder as git sees it (`.gitignore` applies; outside of a repository, all files that are not
+hidden) and this version of txclf, so that the cluster needs only its dependencies. The token comes from
+`RAY_AUTH_TOKEN` or `RAY_AUTH_TOKEN_PATH`, as everywhere in Ray, and appears in no command line and no log.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from txclf.core.errors import ClusterError, ConfigError
 
 VERBS = ("train", "tune", "prepare", "evaluate", "predict", "check")
 STOP_S = 120
-"""Seconds that a job which is stopped has to save a checkpoint; Ray's default is 3."""
-MOST_MB = 100.0
-"""Size of a working folder above which it does not travel."""
+"""Maximum seconds for a stopped job to save a checkpoint; Ray's default is 3."""
+MAX_MB = 100.0
+"""Maximum size of an uploaded working folder, in MB."""
 
 
-def submit(address: str, verb: str, words: Sequence[str], folder: str = ".", most_mb: float = MOST_MB) -> str:
-    """Starts `txclf VERB WORDS` on the cluster whose dashboard is at `address`; the job's id.
+def submit(address: str, verb: str, words: Sequence[str], folder: str = ".", max_mb: float = MAX_MB) -> str:
+    """Start `txclf VERB WORDS` on the cluster whose dashboard is at `address` and return the job's id.
 
-    For all verbs that take one, the first word is a run file: it is checked here, before anything travels. Raises
-    `ConfigError` for a folder that is too large or a `storage` that would be lost with the job, and `ClusterError` for
-    a cluster that does not answer or does not let us in.
+    The first word of most verbs is a run file, which is checked before anything is uploaded. Raises `ConfigError` if
+    the folder is too large or `storage` would be lost with the job, and `ClusterError` if the cluster does not answer
+    or refuses the token.
     """
     if verb not in VERBS:
         raise ConfigError(f"`{verb}`: expected one of {', '.join(VERBS)}")
     words, name = list(words), words[0]
     with tempfile.TemporaryDirectory(prefix="txclf-submit-") as staging:
-        _stage(Path(folder), Path(staging), most_mb)
+        _stage(Path(folder), Path(staging), max_mb)
         if verb in ("train", "tune", "prepare", "check"):
             overrides = [word for word in words[1:] if "=" in word and not word.startswith("-")]
             settings = run_config.read_settings(words[0], overrides)
             run = run_config.parse(settings, words[0])
-            name, place = run.name, str(settings.get("storage", "runs"))
-            if not ("://" in place or os.path.isabs(place)):
+            name, path = run.name, str(settings.get("storage", "runs"))
+            if not ("://" in path or os.path.isabs(path)):
                 raise ConfigError(
-                    f"`storage: {place}` would lie in the job's own folder and be lost with it: "
-                    "set `storage=` to a path that every node mounts, or to a URI such as s3://bucket/runs"
+                    f"`storage: {path}` would lie in the job's own folder and be lost with it. "
+                    "Set `storage=` to a path that every node mounts, or to a URI such as s3://bucket/runs."
                 )
             shutil.copyfile(words[0], Path(staging, "run.yaml"))
             words[0] = "run.yaml"
@@ -70,37 +70,37 @@ def submit(address: str, verb: str, words: Sequence[str], folder: str = ".", mos
 
 
 def connect(address: str) -> Any:
-    """A client of Ray's job API. Raises `ClusterError` when the cluster does not answer, or refuses us."""
+    """Return a client of Ray's job API. Raises `ClusterError` if the cluster does not answer or refuses the token."""
     known = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if known or Path("~/.ray/auth_token").expanduser().exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # read by Ray when it is imported
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # else it tells of each upload
+    logging.getLogger("ray").setLevel(logging.WARNING)  # otherwise it logs each upload
     try:
         client = JobSubmissionClient(address)
         client.list_jobs()
-    except Exception as error:  # Ray raises RuntimeError, ConnectionError and its own for the same thing
+    except Exception as error:  # Ray raises RuntimeError, ConnectionError or its own errors
         reason = str(error).strip().splitlines()[0]
         if "401" in str(error) or "403" in str(error) or "uthenticat" in str(error):
             raise ClusterError(
-                f"`{address}` asks for a token that fits: set RAY_AUTH_TOKEN, or "
-                "RAY_AUTH_TOKEN_PATH to a file that holds it"
+                f"`{address}` needs the token of the cluster. Set RAY_AUTH_TOKEN, or "
+                "RAY_AUTH_TOKEN_PATH to a file that holds it."
             ) from None
-        raise ClusterError(f"`{address}`: no Ray dashboard answers there: {reason}") from None
+        raise ClusterError(f"`{address}`: no Ray dashboard answers there: {reason}. Check the address.") from None
     return client
 
 
 def status(client: Any, job: str) -> str:
-    """The state of a job. Raises `ClusterError` when there is none of that id."""
+    """Return the state of a job. Raises `ClusterError` if no job has this id."""
     try:
         return str(client.get_job_status(job).value).lower()
     except RuntimeError:
-        raise ClusterError(f"`{job}`: no such job: `txclf jobs list` names them") from None
+        raise ClusterError(f"`{job}`: no such job. List the jobs with `txclf jobs list`.") from None
 
 
 def follow(client: Any, job: str, show: Callable[[str], None]) -> int:
-    """Passes on the log of a job until it ends; its exit code (130 for one that was stopped)."""
+    """Pass the log of a job to `show` until it ends and return its exit code (130 for a stopped job)."""
 
     async def pass_on() -> None:
         async for text in client.tail_job_logs(job):
@@ -117,17 +117,17 @@ def follow(client: Any, job: str, show: Callable[[str], None]) -> int:
     return int(info.driver_exit_code or 1)
 
 
-def _stage(folder: Path, staging: Path, most_mb: float) -> None:
-    """Copies what is to travel. Raises `ConfigError` naming the largest files when it is too much."""
+def _stage(folder: Path, staging: Path, max_mb: float) -> None:
+    """Copy the files to upload. Raises `ConfigError` that names the largest files if they exceed `max_mb`."""
     files = [path for path in _listed(folder) if path.is_file()]
     sizes = {path: path.stat().st_size for path in files}
     total = sum(sizes.values()) / 1e6
-    if total > most_mb:
+    if total > max_mb:
         largest = sorted(files, key=lambda path: -sizes[path])[:5]
-        told = ", ".join(f"{path.relative_to(folder)} ({sizes[path] / 1e6:.0f} MB)" for path in largest)
+        names = ", ".join(f"{path.relative_to(folder)} ({sizes[path] / 1e6:.0f} MB)" for path in largest)
         raise ConfigError(
-            f"`{folder.resolve()}`: {total:.0f} MB would travel, the most is {most_mb:.0f} MB; the largest: {told}. "
-            "Keep data on storage that the cluster reaches, or name them in .gitignore"
+            f"`{folder.resolve()}`: {total:.0f} MB would travel, the maximum is {max_mb:.0f} MB; the largest: {names}. "
+            "Move them to storage that the cluster reaches, or list them in .gitignore."
         )
     for path in files:
         target = staging / path.relative_to(folder)

@@ -1,7 +1,7 @@
-"""`txclf check`: would a run get what it needs where it would run? Every node is asked for itself.
+"""`txclf check`: checks of a run's data, storage, versions and resources on every node.
 
-Whether all nodes share `storage` and have the same versions is asked by `train` and `tune` too, before they start on a
-cluster of several nodes.
+`train` and `tune` also check that all nodes share `storage` and have the same versions, before they start on a cluster
+of several nodes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from txclf.data.prepare import find_sources
 from txclf.training.precision import choose_precision
 
 GIB = 2**30
-LEAST_DISK, LEAST_SHM = 5.0, 1.0
-"""GiB under which the temporary folder and /dev/shm of a node are too small to be comfortable."""
-MOST_SKEW_S = 5.0
+MIN_DISK, MIN_SHM = 5.0, 1.0
+"""Recommended minimum of free disk for temporary files and of /dev/shm on a node, in GiB."""
+MAX_SKEW_S = 5.0
+"""Maximum difference between the clocks of two nodes, in seconds."""
 
 
 class Finding(NamedTuple):
-    """One line of the answer."""
+    """One line of the result of `check`."""
 
     status: Literal["pass", "warn", "fail"]
     what: str
@@ -38,7 +39,7 @@ class Finding(NamedTuple):
 
 
 class Node(NamedTuple):
-    """What a node says of itself."""
+    """The report of a node about itself."""
 
     name: str
     versions: dict[str, str]
@@ -47,15 +48,15 @@ class Node(NamedTuple):
     memory: float
     disk: float
     shm: float
-    """GiB: of memory in all, free in the folder for temporary files, in all of /dev/shm (not a number without one)."""
+    """`memory`: total; `disk`: free for temporary files; `shm`: total of /dev/shm, NaN if there is none. All in GiB."""
     time: float
     bf16: str
     problems: list[str]
-    """Paths that it cannot read or write, each with the reason."""
+    """Paths that the node cannot read or write, each with the reason."""
 
 
 def check(run: RunConfig) -> list[Finding]:
-    """What speaks for and against a run, most general first. Ray must be connected if the run wants it."""
+    """Return the findings about a run, most general first. Ray must be connected if the run uses it."""
     findings = _settings(run)
     if any(finding.status == "fail" for finding in findings):
         return findings
@@ -71,16 +72,16 @@ def check(run: RunConfig) -> list[Finding]:
         findings += [_request(run), _authentication()]
     findings += [_versions(nodes), *_machines(nodes), _precision(run, nodes)]
     if len(nodes) > 1:
-        late = skew > MOST_SKEW_S
+        late = skew > MAX_SKEW_S
         advice = "set the clocks by NTP: times in logs and attempts will not agree" if late else ""
         findings.append(Finding("warn" if late else "pass", "clocks", f"apart by up to {skew:.1f} s", advice))
     return findings
 
 
 def require_shared(folder: str) -> None:
-    """Raises `ClusterError` when a node of several cannot read and write a folder or has other versions.
+    """Check that all nodes of a cluster read and write a folder and have the same versions.
 
-    Costs a fraction of a second; on one node nothing is asked.
+    Takes a fraction of a second; a single node is not checked. Raises `ClusterError` with the first problem.
     """
     import ray
 
@@ -92,11 +93,11 @@ def require_shared(folder: str) -> None:
         found = [*_storage(nodes, folder, 0, probe.missing(nodes)), _versions(nodes)]
     for finding in found:
         if finding.status == "fail":
-            raise ClusterError(f"{finding.what}: {finding.found}: {finding.advice} (`txclf check` says more)")
+            raise ClusterError(f"{finding.what}: {finding.found}: {finding.advice} (`txclf check` shows the details)")
 
 
 class Probe:
-    """A file in a folder for the time of the block, for others to find, and to answer with files of their own."""
+    """A file that exists in a folder during the block. Nodes that find it answer with files of their own."""
 
     def __init__(self, folder: str) -> None:
         self.folder, self.token = folder, uuid.uuid4().hex
@@ -111,13 +112,13 @@ class Probe:
                 storage.remove_file(storage.join(self.folder, name))
 
     def missing(self, nodes: list[Node]) -> list[str]:
-        """Nodes whose answer is not here."""
+        """Return the nodes whose answer did not arrive."""
         names = storage.list_folder(self.folder)
         return [node.name for node in nodes if not any(f"{self.token}-{node.name}" in name for name in names)]
 
 
 def ask(token: str, folder: str, paths: list[str]) -> Node:
-    """This machine's answer."""
+    """Return the report of this machine."""
     import ray
     import torch
 
@@ -125,14 +126,14 @@ def ask(token: str, folder: str, paths: list[str]) -> Node:
     problems = []
     try:
         if storage.read_bytes(storage.join(folder, f".probe-{token}")).decode() != token:
-            problems.append(f"`{folder}`: not the folder that the driver sees")
+            problems.append(f"`{folder}`: not the same folder as on the driver")
         storage.write_bytes(storage.join(folder, f".probe-{token}-{name}"), b"")
     except (TxclfError, OSError) as error:
         problems.append(str(error))
     for path in paths:
         try:
             if not storage.exists(path):
-                problems.append(f"`{path}`: not there")
+                problems.append(f"`{path}`: not found")
         except (TxclfError, OSError) as error:
             problems.append(str(error))
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -169,9 +170,11 @@ def _ask_all(token: str, folder: str, paths: list[str]) -> list[Node]:
     try:
         return list(ray.get(asked, timeout=120))
     except ray.exceptions.GetTimeoutError:
-        raise ClusterError("a node of the cluster does not answer within two minutes: see `ray status`") from None
+        raise ClusterError("a node of the cluster does not answer within two minutes. Check `ray status`.") from None
     except ray.exceptions.RayTaskError as error:
-        raise ClusterError(f"a node cannot run txclf: {error.cause!s}: install the same version on each") from None
+        raise ClusterError(
+            f"a node cannot run txclf: {error.cause!s}. Install the same version on each node."
+        ) from None
 
 
 def _settings(run: RunConfig) -> list[Finding]:
@@ -180,13 +183,13 @@ def _settings(run: RunConfig) -> list[Finding]:
         count = sum(len(files) for files in sources.values())
         return [Finding("pass", "run file", f"`{run.name}`, {count} data file(s) for {', '.join(sources)}")]
     except TxclfError as error:
-        return [Finding("fail", "run file", str(error), "mend it first; the rest was not asked")]
+        return [Finding("fail", "run file", str(error), "fix it first; nothing else was checked")]
 
 
 def _storage(nodes: list[Node], folder: str, files: int, missing: list[str]) -> list[Finding]:
     blind = {node.name: node.problems for node in nodes if node.problems}
     for name in missing:
-        blind.setdefault(name, [f"`{folder}`: what it writes there does not arrive here"])
+        blind.setdefault(name, [f"`{folder}`: files written by the node do not arrive on the driver"])
     if blind:
         name, problems = next(iter(blind.items()))
         found = f"{len(blind)} of {len(nodes)} node(s) fail, first {name}: {problems[0]}"
@@ -208,26 +211,26 @@ def _request(run: RunConfig) -> Finding:
     asked += f" and {compute.gpus_per_worker:g} GPUs" if compute.gpus_per_worker else ""
     room = ray_cluster.room(compute)
     if room < compute.max_workers:
-        return Finding("warn", "workers", f"{asked}: room for {room} now", "it begins with these and grows")
+        return Finding("warn", "workers", f"{asked}: room for {room} now", "the run starts with these and grows")
     return Finding("pass", "workers", f"{asked}: the cluster has room for {room}")
 
 
 def _authentication() -> Finding:
     if os.environ.get("RAY_AUTH_MODE") == "token":
         return Finding("pass", "token", "Ray asks for a token")
-    advice = "whoever reaches the head can run code: set RAY_AUTH_MODE=token on every node (docs/ray/clusters.md)"
+    advice = "anyone who reaches the head can run code: set RAY_AUTH_MODE=token on every node (docs/ray/clusters.md)"
     address = os.environ.get("RAY_ADDRESS")
     return Finding("warn", "token", "no token is asked for" + (f" at {address}" if address else ""), advice)
 
 
 def _versions(nodes: list[Node]) -> Finding:
     kinds = {tuple(node.versions.items()): node.name for node in nodes}
-    told = "; ".join(
+    versions = "; ".join(
         f"{name}: " + ", ".join(f"{what} {version}" for what, version in kind) for kind, name in kinds.items()
     )
     if len(kinds) > 1:
-        return Finding("fail", "versions", told, "install the same versions on every node")
-    return Finding("pass", "versions", told.partition(": ")[2])
+        return Finding("fail", "versions", versions, "install the same versions on every node")
+    return Finding("pass", "versions", versions.partition(": ")[2])
 
 
 def _machines(nodes: list[Node]) -> list[Finding]:
@@ -237,9 +240,9 @@ def _machines(nodes: list[Node]) -> list[Finding]:
             f"{node.cores} cores, {len(node.gpus)} GPUs, {node.memory:.0f} GiB memory, {node.disk:.0f} GiB disk free"
         )
         advice = []
-        if node.disk < LEAST_DISK:
-            advice.append("free disk, or set TMPDIR to a larger one")
-        if node.shm < LEAST_SHM:
+        if node.disk < MIN_DISK:
+            advice.append("free disk space, or set TMPDIR to a larger disk")
+        if node.shm < MIN_SHM:
             found += f", {node.shm:.1f} GiB /dev/shm"
             advice.append("enlarge /dev/shm (docker: --shm-size), which holds Ray's objects")
         findings.append(Finding("warn" if advice else "pass", f"node {node.name}", found, "; ".join(advice)))
@@ -252,11 +255,11 @@ def _precision(run: RunConfig, nodes: list[Node]) -> Finding:
         return Finding("pass", "precision", f"{run.train.precision}, as the run file says")
     if len(kinds) > 1:
         return Finding(
-            "warn", "precision", "; ".join(kinds), "set `train.precision`, or nodes compute in different ones"
+            "warn", "precision", "; ".join(kinds), "set `train.precision`, or the nodes use different precisions"
         )
     return Finding("pass", "precision", kinds[0])
 
 
-def _skew(there: float, before: float, after: float) -> float:
-    """Seconds by which a clock is off at least, asked between two times of ours."""
-    return max(0.0, before - there, there - after)
+def _skew(clock: float, before: float, after: float) -> float:
+    """Return the minimum error of a clock in seconds, if it was read between two local times."""
+    return max(0.0, before - clock, clock - after)

@@ -1,4 +1,4 @@
-"""What happens to the trials of a search, written down as it happens: to their `trial.json`, and for the screen."""
+"""Callbacks of Ray Tune that write the state of each trial to its `trial.json` and keep it for the display."""
 
 from __future__ import annotations
 
@@ -16,49 +16,51 @@ from txclf.training.distributed import ray_trainer
 
 
 class SearchState:
-    """How a search stands: its trials, and notes for the user. Kept by `Watcher`."""
+    """The trials of a running search, and notes for the user. Updated by `Watcher`."""
 
     def __init__(self, run: RunConfig, results: list[Result]) -> None:
         self.metric, self.keys = trials.metric(run), list(run.tune.space)
-        self.results = {one.trial.number: one for one in results}
+        self.results = {result.trial.number: result for result in results}
         self.total = run.tune.total
         self.notes: list[str] = []
         self.events: list[Result] = []
-        """Trials after each thing that happened to them, in order."""
+        """The trials after each of their events, in order."""
         self.began: dict[int, float] = {}
 
     def seconds(self, number: int) -> float:
-        """Time that a trial ran, so far."""
+        """Return the seconds that a trial has run so far."""
         trial = self.results[number].trial
         return trial.seconds + (time.time() - self.began.get(number, time.time()) if trial.state == "running" else 0.0)
 
 
 class Watcher(tune.Callback):
-    """Writes down what happens to the trials."""
+    """A callback that records the events of the trials."""
 
-    def __init__(self, search: str, standing: SearchState) -> None:
-        self.search, self.standing = search, standing
+    def __init__(self, search: str, state: SearchState) -> None:
+        self.search, self.state = search, state
         self.stopping = False
         self.live = set[int]()
-        """Trials that run."""
+        """Numbers of the running trials."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Mark a trial as running."""
         if self.stopping:
             return
         known = self._read(trial)
         self.live.add(known.number)
-        self.standing.began.setdefault(known.number, time.time())
+        self.state.began.setdefault(known.number, time.time())
         self._note(known.model_copy(update={"state": "running"}))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if result.get("done") or self.stopping:  # what is not judged now is told again after a resume
+        """Record a judged validation, and the takeover that preceded it."""
+        if result.get("done") or self.stopping:  # Tune gets unjudged validations again after a resume
             return
         known, wanted = self._read(trial), trial.config["trial"]
         update: dict[str, Any] = {"judged": result["step"]}
         takeover = wanted.get("takeover", {"id": None})
-        # The result that led to a takeover is still of the trial as it was before.
+        # The result that led to a takeover still belongs to the trial before it.
         taken = takeover["id"] is not None and takeover["id"] == result["takeover"]
         if taken and takeover["id"] not in [change["id"] for change in known.changes]:
             changes = [*known.changes, {**takeover, "settings": wanted["settings"]}]
@@ -66,6 +68,7 @@ class Watcher(tune.Callback):
         self._note(known.model_copy(update=update))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record the end of a trial: finished, stopped or failed."""
         self.live.discard(trial.config["trial"]["number"])
         if self.stopping:
             return
@@ -74,14 +77,16 @@ class Watcher(tune.Callback):
         self._end(known, "failed" if reason else "finished" if finished else "stopped", reason or "")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Record the failure of a trial's process and release its workers."""
         known = self._read(trial)
         self.live.discard(known.number)
         ray_trainer.release(self._folder(known.number))
         self._end(known, "failed", _reason(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note the restart of a trial whose process died."""
         number = trial.config["trial"]["number"]
-        self.standing.notes.append(f"trial {number:04d}: its process died; it goes on from its last checkpoint")
+        self.state.notes.append(f"trial {number:04d}: its process died; it resumes from its last checkpoint")
 
     def _read(self, trial: Any) -> Trial:
         return trials.read_one(self.search, trial.config["trial"]["number"])
@@ -90,32 +95,34 @@ class Watcher(tune.Callback):
         return trials.folder(self.search, number)
 
     def _end(self, trial: Trial, state: str, reason: str) -> None:
-        seconds = trial.seconds + time.time() - self.standing.began.get(trial.number, time.time())
+        seconds = trial.seconds + time.time() - self.state.began.get(trial.number, time.time())
         self._note(trial.model_copy(update={"state": state, "reason": reason, "seconds": seconds}))
 
     def _note(self, trial: Trial, write: bool = True) -> None:
         if write:
             trials.write(self.search, trial)
-        result = trials.result(self.search, trial, self.standing.metric)
-        self.standing.results[trial.number] = result
-        self.standing.events.append(result)
+        result = trials.result(self.search, trial, self.state.metric)
+        self.state.results[trial.number] = result
+        self.state.events.append(result)
 
 
 class Stopper(tune.Stopper):
-    """Ends the search when it is asked to."""
+    """A stopper that ends the search once `asked` is True."""
 
     def __init__(self) -> None:
         self.asked = False
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Return False, because no single trial is stopped here."""
         return False
 
     def stop_all(self) -> bool:
+        """Return True if the search is to end."""
         return self.asked
 
 
 def _reason(trial: Any) -> str:
-    """Why a trial's process failed, in a line."""
+    """Return the reason why a trial's process failed, in one line."""
     path = trial.pickled_error_file or trial.error_file
     if not path:
         return "its process died"

@@ -111,7 +111,7 @@ def _fit(tuner: ray_tune.Tuner, state: SearchState, controls: Controls, show: Sh
         thread.join(timeout=POLL_S)
         if show(state) and not watcher.stopping:
             watcher.stopping, stopped_at = True, time.monotonic()
-            controls.flag.put_up.remote()
+            controls.flag.set.remote()
             state.notes.append("stopping: the trials save their checkpoints")
         if watcher.stopping and (not watcher.live or time.monotonic() - stopped_at > STOP_S):
             controls.stopper.asked = True

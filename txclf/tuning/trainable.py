@@ -1,8 +1,8 @@
-"""A trial as Ray Tune runs it: an ordinary run in a thread, which answers at each validation.
+"""One trial of Ray Tune: an ordinary run in a thread that reports each validation.
 
-A trial of at most one worker trains in the trial's own process and waits at each validation until Tune says to go on;
-one of several workers drives a Ray Train run of its own. Asked to stop, it saves a checkpoint and gives back all it
-holds, as any run does.
+A trial of at most one worker trains in the trial's own process and waits at each validation until Tune continues it. A
+trial of several workers drives its own Ray Train run. A stopped trial saves a checkpoint and releases its resources,
+like any run.
 """
 
 from __future__ import annotations
@@ -29,36 +29,40 @@ from txclf.training.progress import Interrupted, Progress
 from txclf.training.train import train
 
 STOP_S = 120.0
-"""Seconds that a trial gets to save a checkpoint and end."""
+"""Maximum seconds for a stopped trial to save a checkpoint and end."""
 DONOR = "donor.json"
+"""File in a checkpoint of Tune that names the trial it comes from."""
 
 
 class Flag:
-    """An actor that says whether the search is to stop: Tune cannot ask a trial in the middle of a step."""
+    """An actor that holds the stop signal of a search, because Tune cannot reach a trial in the middle of a step."""
 
     def __init__(self) -> None:
-        self.up = False
+        self.raised = False
 
-    def put_up(self) -> None:
-        self.up = True
+    def set(self) -> None:
+        """Ask all trials to stop."""
+        self.raised = True
 
-    def is_up(self) -> bool:
-        return self.up
+    def is_set(self) -> bool:
+        """Return True if the trials are to stop."""
+        return self.raised
 
 
 class Trainable(tune.Trainable):
-    """`setup` gets the search, the prepared folders by what they follow from, a `Flag`, and how many run at once."""
+    """One trial of a search."""
 
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], run: RunConfig, prepared: dict[str, str], flag: Any, at_a_time: int
     ) -> None:
+        """Take the search, the folder of each preparation, the `Flag` actor and the number of concurrent trials."""
         self.search, self.prepared, self.flag, self.at_a_time = run, prepared, flag, at_a_time
         if not run.compute.gpus_per_worker:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # those there are belong to who asked for them
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the GPUs belong to trials that request them
         self._begin(config["trial"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The same process serves the next trial, which saves it the start-up."""
+        """Begin the next trial in the same process, which saves its start-up time."""
         self.cleanup()
         self._begin(new_config["trial"])
         return True
@@ -72,9 +76,9 @@ class Trainable(tune.Trainable):
         self.training = Training(self.search, run, trial["number"], prepared, self.flag, self.at_a_time)
 
     def step(self) -> dict[str, Any]:
-        """The next validation; with `done`, the end, and why when it failed."""
+        """Return the next validation. `done` marks the end of the trial, `failed` holds the reason of a failure."""
         if self.training.ident is None:
-            if ray.get(self.flag.is_up.remote()):
+            if ray.get(self.flag.is_set.remote()):
                 return {"done": True}
             self.training.start()
         else:
@@ -84,7 +88,7 @@ class Trainable(tune.Trainable):
         return {**self.last, "takeover": self.trial.get("takeover", {}).get("id")}
 
     def cleanup(self) -> None:
-        """Ends the training, at its next step."""
+        """End the training at its next step."""
         self.training.stopping = True
         self.training.turn.release()
         if self.training.ident is not None:
@@ -93,14 +97,17 @@ class Trainable(tune.Trainable):
                 ray_trainer.release(self.training.run_config.run_folder)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """The last checkpoint of the run, for another trial to go on from."""
+        """Save the last checkpoint of the run, from which another trial can continue."""
         saved = checkpoints.committed(storage.join(self.training.run_config.run_folder, "checkpoints"))[-1]
         content = {"number": self.trial["number"], "step": saved.step, "metrics": saved.metrics}
         storage.write_json(storage.join(checkpoint_dir, DONOR), content)
         torch.save(checkpoints.load(saved), os.path.join(checkpoint_dir, checkpoints.STATE))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Takes over the checkpoint of another trial, once; its own is in its run folder already."""
+        """Take over the checkpoint of another trial, once.
+
+        The trial's own checkpoint is in its run folder already.
+        """
         with open(os.path.join(checkpoint, DONOR)) as file:
             donor = json.load(file)
         number, run = self.trial["number"], self.training.run_config
@@ -117,7 +124,10 @@ class Trainable(tune.Trainable):
 
 
 class Training(threading.Thread):
-    """The run of one trial. Each validation is a result; None, or a result with `failed`, is the end."""
+    """A thread that runs one trial.
+
+    It puts each validation into `results`, then None, or a result with `failed`, at the end.
+    """
 
     def __init__(
         self, search: RunConfig, run: RunConfig, number: int, prepared: str, flag: Any, at_a_time: int
@@ -127,18 +137,18 @@ class Training(threading.Thread):
         self.metric, self.flag, self.at_a_time = trials.metric(search), flag, at_a_time
         self.results: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.turn = threading.Semaphore(0)
-        """Released when Tune wants the next validation, or the end."""
+        """Released when Tune asks for the next validation or for the end."""
         self.stopping = False
         self.asked: Any = None
-        self.seen = self.told_step = 0
+        self.seen = self.reported_step = 0
 
     def run(self) -> None:
         result: dict[str, Any] | None = None
         try:
             torch.set_num_threads(max(1, int(self.run_config.compute.cpus_per_worker)))
-            self.told_step = trials.read_one(self.search, self.number).judged
+            self.reported_step = trials.read_one(self.search, self.number).judged
             saved = checkpoints.committed(storage.join(self.run_config.run_folder, "checkpoints"))
-            self._tell(saved[-1].step if saved else 0)  # what was not judged before a resume
+            self._report_validations(saved[-1].step if saved else 0)  # validations that were not judged before a resume
             train(self.run_config, self.prepared, self._report, share=self.at_a_time)
         except Interrupted:
             pass
@@ -151,28 +161,28 @@ class Training(threading.Thread):
     def _report(self, progress: Progress) -> bool:
         if progress.validations != self.seen:
             self.seen = progress.validations
-            self._tell()
+            self._report_validations()
         if self.asked is None:
-            self.asked = self.flag.is_up.remote()
+            self.asked = self.flag.is_set.remote()
         elif ray.wait([self.asked], timeout=0)[0]:
             self.stopping |= bool(ray.get(self.asked))
             self.asked = None
         return self.stopping
 
-    def _tell(self, up_to: float = float("inf")) -> None:
-        """Gives Tune the validations that it has not had."""
+    def _report_validations(self, up_to: float = float("inf")) -> None:
+        """Report the validations to Tune that it has not received."""
         for entry in trials.validations(self.search, self.number):
-            if self.told_step < entry["step"] <= up_to and not self.stopping:
-                self.told_step = int(entry["step"])
+            if self.reported_step < entry["step"] <= up_to and not self.stopping:
+                self.reported_step = int(entry["step"])
                 self.results.put({**entry, "done": False})
                 if not self.run_config.compute.on_ray:
-                    self.turn.acquire()  # until Tune wants the next one, or the end
+                    self.turn.acquire()  # until Tune asks for the next validation or for the end
 
     def _reason(self, error: BaseException) -> str:
-        """Why it failed, in a line or two; the traceback of what is not the user's to mend goes to `error.txt`."""
+        """Return the reason of a failure, and write the traceback of an unexpected error to `error.txt`."""
         if isinstance(error, TxclfError):
             return str(error)
-        with contextlib.suppress(Exception):  # a full disk may be what the error is about
+        with contextlib.suppress(Exception):  # the error may be a full disk
             content = traceback.format_exc().encode()
             storage.write_bytes(storage.join(self.run_config.run_folder, "error.txt"), content)
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
