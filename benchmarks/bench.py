@@ -1,5 +1,6 @@
-"""Measure all comparisons side by side: `make bench`, or
+"""Measure all comparisons side by side.
 
+    make bench BENCH="…"
     .venv/bin/python benchmarks/bench.py [--short FILE --short-test FILE --long FILE] [--suites training,ray] …
 
 Each sample is a process of its own. The variants of a comparison take turns, `--repeats` times, and the result is the
@@ -161,7 +162,7 @@ def comparisons(short: list[str], long: list[str], cores: int) -> dict[str, list
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return what the figures depend on: versions, processor and precision."""
     model, flags = platform.processor(), ""
     if Path("/proc/cpuinfo").exists():
         lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
@@ -187,7 +188,7 @@ def machine() -> dict[str, Any]:
 
 
 def sample(command: list[str], cores: int) -> dict[str, Any]:
-    """Runs a program; the JSON of its last line."""
+    """Run a program and return the JSON of its last line."""
     program, *arguments = command
     threads = arguments[arguments.index("--threads") + 1] if "--threads" in arguments else str(cores)
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore"}
@@ -202,7 +203,7 @@ def sample(command: list[str], cores: int) -> dict[str, Any]:
 
 
 def verdicts(comparison: Comparison, samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The ratios of medians against what they should be."""
+    """Return the ratios of medians and their targets."""
     middle = {
         name: statistics.median(values)
         for name, found in samples.items()
@@ -278,7 +279,7 @@ def main() -> None:
 
 
 def demo_corpus(folder: str) -> dict[str, str]:
-    """The corpus of `txclf demo` as Parquet files."""
+    """Write the corpus of `txclf demo` as Parquet files."""
     import pyarrow.csv
     import pyarrow.json
     import pyarrow.parquet as pq

@@ -69,7 +69,7 @@ class Torchs(nn.Module):
 
 
 def bert(shape: Model, length: int) -> nn.Module | None:
-    """Transformers' BERT with SDPA and no dropout of attention weights; None where it is not installed."""
+    """Return Transformers' BERT with SDPA and no dropout of attention weights, or None if it is not installed."""
     try:
         import transformers as hf
     except ImportError:

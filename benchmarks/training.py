@@ -81,7 +81,7 @@ class Work:
 
 
 def txclf(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
-    """The run itself; the end of each step stands in its TensorBoard log."""
+    """Train the run itself; its TensorBoard log has the end of each step."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     steps = len(work.steps)

@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Fixtures of several test files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from txclf.model.classifier import TransformerClassifier
 
 @pytest.fixture(scope="session")
 def tiny_run() -> RunConfig:
-    """The smallest run worth the name."""
+    """Return the smallest useful run."""
     return run_config.parse(
         {
             "name": "tiny",
@@ -36,7 +36,7 @@ def tiny_run() -> RunConfig:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: RunConfig) -> str:
-    """The bundle of an untrained model with the labels `low`, `mid` and `high`; copy it before changing it."""
+    """Return the bundle of an untrained model with the labels `low`, `mid` and `high`; copy it to change it."""
     folder = str(tmp_path_factory.mktemp("tiny") / "model")
     texts = ["the quick brown fox jumps over the lazy dog", "five boxing wizards jump quickly"] * 4
     tokenizer = train_tokenizer(tiny_run.tokenizer, texts)
@@ -51,14 +51,14 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_run: RunConfig) -
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """300 rows whose label can be learned."""
+    """Return a csv file of 300 rows whose label can be learned."""
     rows = [(f"{text} {'good' if label == 'pos' else 'bad'}", label) for text, label in make_rows(300)]
     return write_csv(tmp_path_factory.mktemp("data") / "train.csv", rows)
 
 
 @pytest.fixture(scope="module")
 def tag_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Training and test rows with several labels each."""
+    """Return files of training and test rows with several labels each."""
     folder = tmp_path_factory.mktemp("tags")
     return multilabel.write_lines(folder / "train.jsonl", multilabel.make(600, 0)), multilabel.write_lines(
         folder / "test.jsonl", multilabel.make(200, 1)
@@ -67,13 +67,13 @@ def tag_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def pair_data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Pairs of texts whose target can be learned."""
+    """Return a file of pairs of texts whose target can be learned."""
     return write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.jsonl")
 
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """One local Ray of three logical CPUs for a whole file."""
+    """Start one local Ray of three logical CPUs for a whole file."""
     import ray
 
     from txclf import ray_cluster
@@ -90,11 +90,11 @@ FIGURES = pytest.StashKey[list[str]]()
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Takes a line that is printed after all tests, for the tables of the guide."""
+    """Return a function that takes a line to print after all tests, for the tables of the docs."""
     return request.config.stash.setdefault(FIGURES, []).append
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints what was measured."""
+    """Print the measured figures."""
     for line in terminalreporter.config.stash.get(FIGURES, []):
         terminalreporter.write_line(line)

@@ -27,7 +27,7 @@ SETTINGS = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the files that the examples name."""
+    """Return a working directory with the files that the examples name."""
     rows = make_rows(200)
     write_csv(tmp_path / "train.csv", rows[:150])
     write_csv(tmp_path / "my.csv", rows[:150])
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def example(name: str) -> str:
-    """The indented code at the end of a docstring."""
+    """Return the indented code at the end of a docstring."""
     document = inspect.getdoc(getattr(txclf, name)) or ""
     return textwrap.dedent("\n".join(re.findall(r"^    .*$", document, flags=re.MULTILINE)))
 

@@ -15,7 +15,7 @@ from txclf.config.run_config import RunConfig
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, data: str) -> RunConfig:
-    """A finished run."""
+    """Return a finished run."""
     return trained(tmp_path_factory.mktemp("runs"), data, "name=mine")[0]
 
 

@@ -11,7 +11,7 @@ from tests.helpers.files import make_rows, write_csv
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with labelled files and rows to predict."""
+    """Return a working directory with labelled files and rows to predict."""
     folder = tmp_path_factory.mktemp("work")
     rows = [(f"{text} {'good' if label == 'pos' else 'bad'}", label) for text, label in make_rows(400)]
     write_csv(folder / "train.csv", rows[:300])

@@ -13,7 +13,7 @@ from txclf.core.errors import ConfigError
 
 @pytest.fixture
 def rows(tmp_path: Path) -> str:
-    """A file with test rows."""
+    """Return a file with test rows."""
     path = tmp_path / "rows.csv"
     path.write_text("text\n" + "the quick brown fox\nfive lazy dogs\n" * 4)
     return str(path)

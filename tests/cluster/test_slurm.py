@@ -76,7 +76,7 @@ class Slurm:
         assert not self.left()
 
     def left(self) -> dict[int, bytes]:
-        """Processes that the script or any child of it started, with their command lines."""
+        """Return the processes of the script and its children, with their command lines."""
         found = {}
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:

@@ -44,14 +44,14 @@ Figure = Callable[[str], None]
 
 
 def line(fault: str, run: RunConfig, seconds: float) -> str:
-    """A line for the table of the guide: `seconds` until the workers trained again."""
+    """Return a line for the table of the docs: `seconds` until the workers trained again."""
     begun = attempts.read(run.run_folder)
     repeated = sum(attempt.repeated for attempt in begun)
     return f"{fault}: {len(begun)} attempts, {repeated} steps repeated, trains again after {seconds:.0f} s"
 
 
 def workers_of_ray() -> list[int]:
-    """Processes of Ray Train's workers on this machine."""
+    """Return the processes of Ray Train's workers on this machine."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -67,7 +67,7 @@ def workers_of_ray() -> list[int]:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, data: str, local_ray: None) -> RunConfig:
-    """The run of two workers that nothing happens to."""
+    """Return a run of two workers without a fault."""
     run, _ = trained(tmp_path_factory.mktemp("unbroken"), data, *LONG, "compute.workers=2", "compute.cpus_per_worker=1")
     return run
 
@@ -174,7 +174,7 @@ STARTED: list[subprocess.Popen[str]] = []
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_running() -> Iterator[None]:
-    """Ends the drivers that a failed test left."""
+    """End the drivers that a failed test left."""
     yield
     for process in STARTED:
         if process.poll() is None:
@@ -216,7 +216,7 @@ def test_train_killed_driver_resumes(tmp_path: Path, data: str, workers: int, fi
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB."""
+    """Return a file system of 2 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
@@ -259,7 +259,7 @@ def test_train_failing_storage_is_one_message_and_keeps_checkpoints(
 
 @pytest.fixture
 def hanging_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MB that can be frozen."""
+    """Return a file system of 64 MB that can be frozen."""
     image, folder = tmp_path / "image", tmp_path / "disk"
     folder.mkdir()
     image.write_bytes(bytes(64 << 20))
@@ -337,7 +337,7 @@ def ended(process: subprocess.Popen[str], run: RunConfig) -> None:
 def training_on_two_nodes(
     folder: Path, data: str, *words: str
 ) -> Iterator[tuple[Testbed, RunConfig, Node, subprocess.Popen[str]]]:
-    """A run in its 45th step on a head without CPUs and two nodes of one; the second node is to be lost."""
+    """Start a run on a head without CPUs and two nodes of one CPU, and lose the second node at step 45."""
     run = tiny(folder / "runs", data, *LONG, *words)
     with Testbed(head_cpus=0) as bed:
         bed.add("one", 1)

@@ -24,7 +24,7 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[dict[str, str]]:
-    """What the environment of a process says so that it reaches the server; a bucket `bucket` is there."""
+    """Return the environment of a process that reaches the server, which has a bucket `bucket`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -40,7 +40,7 @@ def go_on(progress: Progress) -> bool:
 
 
 def lines(run: RunConfig) -> list[dict[str, Any]]:
-    """The log without what the clock says, which is never the same twice."""
+    """Return the lines of the log without their timings."""
     clocked = ("tokens_per_second", "data_share")
     log = [json.loads(line) for line in Path(run.run_folder, "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in clocked} for line in log]

@@ -96,7 +96,7 @@ class Testbed:
         self.close()
 
     def add(self, name: str, cpus: int, hidden: Path | None = None) -> Node:
-        """Starts a node and waits until the cluster has it; the first is the head.
+        """Start a node and wait until the cluster has it; the first is the head.
 
         `hidden`: a folder that this node has for itself, empty; needs `namespaces`.
         """
@@ -132,7 +132,7 @@ class Testbed:
         return node
 
     def start(self, *words: str, **settings: Any) -> subprocess.Popen[str]:
-        """Starts a command on the head node."""
+        """Start a command on the head node."""
         return subprocess.Popen([*self.head.within, *words], env=environment(), text=True, **settings)
 
     def kill(self, node: Node) -> None:
@@ -144,11 +144,11 @@ class Testbed:
         del self.nodes[node.name]
 
     def cut(self, node: Node) -> None:
-        """Takes a node off the network, silently; needs `namespaces`."""
+        """Take a node off the network without notice; needs `namespaces`."""
         self._ip("link", "set", f"{self.prefix}{node.name}"[:15], "down")
 
     def close(self) -> None:
-        """Ends all nodes and removes the namespaces."""
+        """End all nodes and remove the namespaces."""
         for node in list(self.nodes.values()):
             self.kill(node)
         if self.namespaces:
@@ -187,7 +187,7 @@ class Testbed:
         return found
 
     def _wait_for(self, count: int, cpus: int) -> None:
-        """Waits until that many nodes are alive, by asking the cluster from the head node."""
+        """Wait until that many nodes are alive, by asking the cluster from the head node."""
         code = f"""
 import ray, time
 for attempt in range(100):
@@ -231,7 +231,7 @@ def environment() -> dict[str, str]:
 
 
 def wait_until(condition: Any, seconds: float, process: subprocess.Popen[str] | None = None) -> None:
-    """Waits until a condition holds; fails when time is up or the process has ended."""
+    """Wait until a condition holds; fail when time is up or the process has ended."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"

@@ -55,7 +55,7 @@ def trained(folder: Path, data: Sequence[str], *words: str) -> tuple[RunConfig, 
 
 
 def on_valid(run: RunConfig, summary: RunSummary) -> tuple[Classifier, np.ndarray, np.ndarray]:
-    """The bundle, and its logits and labels of the validation rows."""
+    """Return the bundle, and its logits and labels of the validation rows."""
     manifest = shards.load_manifest(summary.prepared)
     rows = TokenRows([shards.read_split(summary.prepared, manifest, "valid", ["input_ids", "label"])])
     classifier = Classifier.load(f"{run.run_folder}/model")
@@ -124,7 +124,7 @@ def mean_of(run: RunConfig, steps: Sequence[int], kind: str = "model") -> dict[s
 
 
 def scores_of(run: RunConfig, summary: RunSummary) -> dict[str, float]:
-    """The bundle's own, by scikit-learn."""
+    """Return the bundle's own scores, by scikit-learn."""
     _, logits, labels = on_valid(run, summary)
     predicted = logits.argmax(axis=1)
     return {
@@ -168,7 +168,7 @@ def test_average_checkpoints_bundles_the_mean_if_it_is_as_good(
 
 
 def edited(run: RunConfig, step: int, **metrics: float) -> None:
-    """Saves a checkpoint of the run anew, whose weights are turned round."""
+    """Overwrite a checkpoint of the run with negated weights."""
     folder = f"{run.run_folder}/checkpoints"
     (one,) = [saved for saved in checkpoints.committed(folder) if saved.step == step]
     state = checkpoints.load(one)

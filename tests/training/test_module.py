@@ -1,4 +1,4 @@
-"""The loss, the schedule, the weights and the precision: a step means the same on any number of ranks."""
+"""The classifier's module: a step is the same on any number of ranks."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ STATEFUL = ["train.eval_every=0.5", "train.micro_batches=2", "train.ema_decay=0.
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, data: str) -> tuple[RunConfig, RunSummary]:
-    """A run never stopped, with all that has a state: dropout, accumulation, averaged weights."""
+    """Return an uninterrupted run with everything that has a state: dropout, micro-batches, averaged weights."""
     return trained(tmp_path_factory.mktemp("whole"), data, *STATEFUL)
 
 

@@ -192,8 +192,9 @@ def test_train_non_finite_gradient_stops_and_keeps_checkpoints(tmp_path: Path, d
 
 
 def poisoned(folder: Path, *words: str) -> tuple[RunConfig, int]:
-    """A run stopped early whose checkpoint has an embedding that is not a number, of a word of two training rows;
-    and the number of steps from there to the end that it spoils.
+    """Return a stopped run and the number of its remaining steps without a finite gradient.
+
+    Its checkpoint has a NaN embedding, of a word of two training rows.
     """
     rows = make_rows(250)
     train_file = write_csv(folder / "train.csv", [*rows, ("the zebra", "pos"), ("a zebra film", "neg")])

@@ -1,4 +1,4 @@
-"""The board finds the worker that all wait for, and only where one stands still."""
+"""The monitor finds the stalled worker, and only if one is stalled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from txclf.training.progress import Heartbeat
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The monotonic time that the board sees, to be set."""
+    """Return the monotonic time that the monitor sees, to be set."""
     now = [1000.0]
     monkeypatch.setattr("txclf.training.distributed.monitor.time.monotonic", lambda: now[0])
     return now
