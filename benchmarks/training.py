@@ -111,7 +111,8 @@ def txclf(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
 
 def bare(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
     precision, _ = choose_precision(run.train.precision, uses_gpu(run.compute))
-    module = ClassifierModule(run, work.manifest.vocab_size, len(work.manifest.labels), None, len(work.steps))
+    sizes = {"vocab_size": work.manifest.vocab_size, "num_classes": len(work.manifest.labels)}
+    module = ClassifierModule(run, **sizes, total_steps=len(work.steps))
     module.train()
     optimizer = module.configure_optimizers()["optimizer"]
     batches = []
