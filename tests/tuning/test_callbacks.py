@@ -1,0 +1,77 @@
+"""The callbacks record each event of a trial in its `trial.json` and in the state of the search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from txclf.artifacts import trials
+from txclf.artifacts.trials import Trial
+from txclf.config import run_config
+from txclf.tuning.callbacks import SearchState, Stopper, Watcher
+
+
+def ray_trial(number: int, **attributes: Any) -> SimpleNamespace:
+    """Return the attributes that the callbacks read from a trial of Ray."""
+    return SimpleNamespace(config={"trial": {"number": number, "settings": {}}}, last_result={}, **attributes)
+
+
+@pytest.fixture
+def watcher(tmp_path: Path) -> Watcher:
+    """A watcher of a search with one waiting trial."""
+    space = {"train.learning_rate": {"choice": [0.1, 0.2]}}
+    run = run_config.parse({"storage": str(tmp_path), "tune": {"space": space}})
+    trial = Trial(number=0, settings={"train.learning_rate": 0.1})
+    trials.write(run.run_folder, trial)
+    result = trials.result(run.run_folder, trial, trials.metric(run))
+    return Watcher(run.run_folder, SearchState(run, [result]))
+
+
+def test_watcher_on_start_and_result_records_state_and_judged_step(watcher: Watcher) -> None:
+    watcher.on_trial_start(0, [], ray_trial(0))
+    watcher.on_trial_result(0, [], ray_trial(0), {"step": 7, "takeover": None})
+    known = trials.read_one(watcher.search, 0)
+    assert (known.state, known.judged, watcher.live) == ("running", 7, {0})
+    assert [event.trial.state for event in watcher.state.events] == ["running", "running"]
+
+
+def test_watcher_on_complete_without_summary_records_stopped(watcher: Watcher) -> None:
+    watcher.on_trial_start(0, [], ray_trial(0))
+    watcher.on_trial_complete(0, [], ray_trial(0))
+    assert trials.read_one(watcher.search, 0).state == "stopped"
+    assert not watcher.live
+
+
+def test_watcher_on_complete_with_failed_result_records_the_reason(watcher: Watcher) -> None:
+    trial = ray_trial(0)
+    trial.last_result = {"failed": "out of disk"}
+    watcher.on_trial_complete(0, [], trial)
+    known = trials.read_one(watcher.search, 0)
+    assert (known.state, known.reason) == ("failed", "out of disk")
+
+
+def test_watcher_while_stopping_records_no_result(watcher: Watcher) -> None:
+    watcher.on_trial_start(0, [], ray_trial(0))
+    watcher.stopping = True
+    watcher.on_trial_result(0, [], ray_trial(0), {"step": 7, "takeover": None})
+    watcher.on_trial_complete(0, [], ray_trial(0))
+    known = trials.read_one(watcher.search, 0)
+    assert (known.state, known.judged, watcher.live) == ("running", 0, set())
+
+
+def test_watcher_on_error_records_the_last_line_of_the_error_file(watcher: Watcher, tmp_path: Path) -> None:
+    (tmp_path / "error").write_text("Traceback\nValueError: bad\n\n")
+    watcher.on_trial_error(0, [], ray_trial(0, pickled_error_file=None, error_file=str(tmp_path / "error")))
+    known = trials.read_one(watcher.search, 0)
+    assert (known.state, known.reason) == ("failed", "ValueError: bad")
+
+
+def test_stopper_when_asked_stops_all_trials_and_no_single_one() -> None:
+    stopper = Stopper()
+    assert not stopper.stop_all()
+    stopper.asked = True
+    assert stopper.stop_all()
+    assert not stopper("trial", {})

@@ -1,0 +1,34 @@
+"""A trial reports why it failed, and the stop signal is raised once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.core.errors import ConfigError
+from txclf.tuning.trainable import Flag, Training
+
+
+def training(folder: Path) -> tuple[Training, RunConfig]:
+    run = run_config.parse({"storage": str(folder), "tune": {"space": {"seed": {"choice": [1, 2]}}}})
+    return Training(run, run, 0, "prepared", None, 1), run
+
+
+def test_flag_after_set_is_set() -> None:
+    flag = Flag()
+    assert not flag.is_set()
+    flag.set()
+    assert flag.is_set()
+
+
+def test_training_reason_of_a_user_error_is_its_message(tmp_path: Path) -> None:
+    made, run = training(tmp_path)
+    assert made._reason(ConfigError("`seed`: bad")) == "`seed`: bad"
+    assert not Path(run.run_folder, "error.txt").exists()
+
+
+def test_training_reason_of_an_unexpected_error_writes_its_traceback(tmp_path: Path) -> None:
+    made, run = training(tmp_path)
+    assert made._reason(ValueError("first line\nsecond line")) == "ValueError: first line"
+    assert Path(run.run_folder, "error.txt").exists()
