@@ -30,5 +30,11 @@ def test_training_reason_of_a_user_error_is_its_message(tmp_path: Path) -> None:
 
 def test_training_reason_of_an_unexpected_error_writes_its_traceback(tmp_path: Path) -> None:
     made, run = training(tmp_path)
-    assert made._reason(ValueError("first line\nsecond line")) == "ValueError: first line"
-    assert Path(run.run_folder, "error.txt").exists()
+    try:
+        raise ValueError("first line\nsecond line")
+    except ValueError as error:
+        reason = made._reason(error)
+    assert reason == "ValueError: first line"
+    content = Path(run.run_folder, "error.txt").read_text()
+    assert "Traceback" in content
+    assert "second line" in content
