@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,9 +63,36 @@ def test_bundle_loads_without_ray_and_lightning() -> None:
     assert not {"ray", "pytorch_lightning", "sklearn"} & set(loaded)
 
 
-def test_files_are_shorter_than_400_lines() -> None:
-    long = {path.name: lines for path in modules().values() if (lines := len(path.read_text().splitlines())) > 410}
+def test_modules_have_at_most_400_lines() -> None:
+    long = {name: lines for name, path in modules().items() if (lines := len(path.read_text().splitlines())) > 400}
     assert not long
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) - {"__main__", "_version"}))
+def test_module_has_its_test_file(name: str) -> None:
+    *packages, module = name.split(".")
+    assert (ROOT / "tests").joinpath(*packages, f"test_{module}.py").exists()
+
+
+def test_test_files_import_helpers_only() -> None:
+    found = [
+        f"{path}: {line}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.match(r"\s*(from|import) (tests\.)?((?!helpers)\w+\.)*test_\w+", line)
+    ]
+    assert not found
+
+
+def test_no_code_compares_the_task() -> None:
+    found = [
+        f"{path}: {line.strip()}"
+        for path in PACKAGE.rglob("*")
+        if path.suffix in {".py", ".html", ".js"} and path != PACKAGE / "config/tasks.py"
+        for line in path.read_text().splitlines()
+        if re.search(r"\btask (==|!=|in |not in )", line)
+    ]
+    assert not found
 
 
 def test_changelog_has_the_current_version() -> None:

@@ -66,7 +66,7 @@ def test_what_is_wrong_in_the_run_file_is_said_here(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def bed() -> Iterator[Testbed]:
-    """A head without CPUs and two nodes of one, with a dashboard and a token."""
+    """Start a head without CPUs and two nodes of one CPU, with a dashboard and a token."""
     with Testbed(head_cpus=0, dashboard=True) as made:
         made.add("one", 1)
         made.add("two", 1)
@@ -135,7 +135,7 @@ def test_the_token_may_lie_in_a_file(bed: Testbed, tmp_path: Path) -> None:
 
 
 def send(bed: Testbed, folder: Path, *words: str) -> str:
-    """Sends a job without waiting; its id, once it trains."""
+    """Send a job without waiting and return its id once it trains."""
     sent = txclf(bed, folder, "submit", "--no-wait", *words)
     assert sent.returncode == 0, sent.stderr
     log = folder / "runs/mine/metrics.jsonl"
@@ -194,7 +194,7 @@ def test_ctrl_c_asks_whether_the_job_goes_on(bed: Testbed, tmp_path: Path, data:
 
 
 def metrics(bed: Testbed) -> str:
-    """What Prometheus would read from the head."""
+    """Return the metrics that Prometheus would read from the head."""
     code = f"from urllib.request import urlopen; print(urlopen('http://{bed.head.address}:{METRICS}/metrics').read().decode())"
     done = subprocess.run([*bed.head.within, sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return done.stdout

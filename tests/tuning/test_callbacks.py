@@ -21,7 +21,7 @@ def ray_trial(number: int, **attributes: Any) -> SimpleNamespace:
 
 @pytest.fixture
 def watcher(tmp_path: Path) -> Watcher:
-    """A watcher of a search with one waiting trial."""
+    """Return a watcher of a search with one waiting trial."""
     space = {"train.learning_rate": {"choice": [0.1, 0.2]}}
     run = run_config.parse({"storage": str(tmp_path), "tune": {"space": space}})
     trial = Trial(number=0, settings={"train.learning_rate": 0.1})

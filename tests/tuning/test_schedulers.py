@@ -35,7 +35,7 @@ CONTROLLER = SimpleNamespace(get_live_trials=list)
 
 
 def decisions(run: RunConfig, order: list[int], broken_after: int | None) -> list[tuple[int, float, str]]:
-    """What the scheduler says of each validation; `broken_after` that many it is made anew from what was logged."""
+    """Return the scheduler's decision after each validation; after `broken_after` it is rebuilt from the log."""
     curves = np.random.default_rng(3).uniform(0, 1, (len(set(order)), EPOCHS)).cumsum(axis=1)
     histories: Histories = {}
     made = schedulers.scheduler(run, EPOCHS, {})

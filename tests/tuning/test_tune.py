@@ -40,7 +40,7 @@ RATES: dict[str, Any] = {"train.learning_rate": {"choice": [1e-5, 1e-4, 1e-3, 1e
 
 
 def search(folder: Path, data: str, space: dict[str, Any] | None = None, *words: str, **settings: Any) -> RunConfig:
-    """A search whose run file lies in a folder."""
+    """Return a search whose run file is in a folder."""
     path = folder / "search.yaml"
     path.write_text(yaml.safe_dump({"name": "search", "tune": {"space": space or RATES, **settings}}))
     return run_config.load(str(path), [*TINY, f"data.train={data}", f"storage={folder}/runs", "train.epochs=4", *words])
