@@ -29,7 +29,7 @@ from txclf.artifacts import attempts, checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ClusterError, DataError
 from txclf.data.prepare import prepare
-from txclf.training.optim import learning_rate_factor
+from txclf.training.lr_schedule import learning_rate_factor
 from txclf.training.progress import Progress
 from txclf.training.train import train
 

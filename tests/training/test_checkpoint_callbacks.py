@@ -9,7 +9,7 @@ import pytest
 import txclf
 from tests.helpers.runs import lines, stopped_at, tiny
 from txclf.artifacts import checkpoints
-from txclf.training.optim import learning_rate_factor
+from txclf.training.lr_schedule import learning_rate_factor
 
 
 def test_saver_writes_everything_that_a_resumed_run_needs(tmp_path: Path, data: str) -> None:

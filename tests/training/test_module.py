@@ -17,8 +17,8 @@ from txclf.config.run_config import RunConfig
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import rank_parts
 from txclf.training.data_module import ScoringBatches
+from txclf.training.lr_schedule import learning_rate_factor
 from txclf.training.module import ClassifierModule
-from txclf.training.optim import learning_rate_factor, parameter_groups
 
 LABELS = DRAW.integers(0, 3, 60)
 
@@ -148,28 +148,6 @@ def test_configure_optimizers_resumes_the_schedule(start: int) -> None:
             assert group["lr"] == pytest.approx(0.5 * learning_rate_factor(run.train, step, 100))
         optimizer.step()
         schedule.step()
-
-
-@pytest.mark.parametrize(("pooling", "positions"), [("mean", "rotary"), ("cls", "learned"), ("attention", "none")])
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_parameter_groups_decay_weight_matrices_only(pooling: str, positions: str, norm: str) -> None:
-    run = make_run(
-        f"model.pooling={pooling}",
-        f"model.position_encoding={positions}",
-        f"model.norm={norm}",
-        "model.classifier_hidden_size=8",
-    )
-    model = make_module(run).model
-    decayed, others = parameter_groups(model, 0.3)
-    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    names = [[name_of[id(parameter)] for parameter in group["params"]] for group in (decayed, others)]
-    assert sorted(names[0] + names[1]) == sorted(name_of.values())
-    block = ["attention.inputs", "attention.output", "feedforward.0", "feedforward.2"]
-    expected = {f"blocks.0.{layer}.weight" for layer in block} | {"head.1.weight", "head.4.weight"}
-    assert set(names[0]) == expected | ({"pooling.score.weight"} if pooling == "attention" else set())
-    assert "embedding.weight" in names[1]
-    assert ("first" in names[1], "positions.table" in names[1]) == (pooling == "cls", positions == "learned")
 
 
 def test_configure_optimizers_uses_the_run_file() -> None:

@@ -1,62 +1,43 @@
-"""The learning-rate schedule, and the optimizer of a resumed run."""
+"""Parameter groups, and the optimizer of a resumed run."""
 
 from __future__ import annotations
 
-import math
-from itertools import pairwise
-from typing import Any
-
 import pytest
+import torch
 
-from txclf.config.train import Train
-from txclf.training.optim import learning_rate_factor
-
-SCHEDULES = ["one_cycle", "cosine", "linear", "constant"]
-
-
-def factors(steps: int = 200, **settings: Any) -> list[float]:
-    train = Train(**settings)
-    return [learning_rate_factor(train, step, steps) for step in range(steps + 1)]
+from tests.helpers.modules import make_run
+from txclf.model.classifier import TransformerClassifier
+from txclf.training.optim import parameter_groups, restore_optimizer
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.9])
-@pytest.mark.parametrize(("start", "end"), [(0.04, 0.0), (0.0, 0.1), (1.0, 1.0)])
-def test_learning_rate_factor_rises_then_falls(schedule: str, warmup: float, start: float, end: float) -> None:
-    found = factors(schedule=schedule, warmup_fraction=warmup, start_factor=start, end_factor=end)
-    peak = round(warmup * 200)
-    assert found[0] == pytest.approx(start if warmup else 1.0)
-    assert found[peak] == 1.0
-    assert found[200] == pytest.approx(1.0 if schedule == "constant" else end)
-    assert all(one <= two + 1e-12 for one, two in pairwise(found[: peak + 1]))
-    assert all(one >= two - 1e-12 for one, two in pairwise(found[peak:]))
-    assert all(0.0 <= factor <= 1.0 for factor in found)
-    assert max(abs(one - two) for one, two in pairwise(found)) < 0.12
+@pytest.mark.parametrize(("pooling", "positions"), [("mean", "rotary"), ("cls", "learned"), ("attention", "none")])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_parameter_groups_decay_weight_matrices_only(pooling: str, positions: str, norm: str) -> None:
+    run = make_run(
+        f"model.pooling={pooling}",
+        f"model.position_encoding={positions}",
+        f"model.norm={norm}",
+        "model.classifier_hidden_size=8",
+    )
+    model = TransformerClassifier(run.model, 50, 3, run.tokenizer.max_length)
+    decayed, others = parameter_groups(model, 0.3)
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = [[name_of[id(parameter)] for parameter in group["params"]] for group in (decayed, others)]
+    assert sorted(names[0] + names[1]) == sorted(name_of.values())
+    block = ["attention.inputs", "attention.output", "feedforward.0", "feedforward.2"]
+    expected = {f"blocks.0.{layer}.weight" for layer in block} | {"head.1.weight", "head.4.weight"}
+    assert set(names[0]) == expected | ({"pooling.score.weight"} if pooling == "attention" else set())
+    assert "embedding.weight" in names[1]
+    assert ("first" in names[1], "positions.table" in names[1]) == (pooling == "cls", positions == "learned")
 
 
-@pytest.mark.parametrize(
-    ("schedule", "step", "expected"),
-    [
-        ("linear", 25, 0.5),
-        ("linear", 125, 0.55),
-        ("linear", 175, 0.25),
-        ("cosine", 25, 0.5),
-        ("cosine", 150, 0.1 + 0.9 * 0.25),
-        ("one_cycle", 10, (1 - math.cos(math.pi / 5)) / 2),
-        ("one_cycle", 25, 0.5),
-        ("constant", 25, 0.5),
-        ("constant", 199, 1.0),
-    ],
-)
-def test_learning_rate_factor_at_known_steps(schedule: str, step: int, expected: float) -> None:
-    settings: dict[str, Any] = {"warmup_fraction": 0.25, "start_factor": 0.0, "end_factor": 0.1}
-    found = factors(schedule=schedule, **settings)
-    assert found[step] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
-def test_learning_rate_factor_of_short_runs_is_positive(schedule: str, steps: int) -> None:
-    for warmup in (0.0, 0.1, 0.5, 0.9):
-        found = factors(steps, schedule=schedule, warmup_fraction=warmup)[:-1]
-        assert all(0.0 < factor <= 1.0 for factor in found)
+def test_restore_optimizer_loads_moments_and_keeps_the_settings_of_the_run() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    donor = torch.optim.AdamW([{"params": [parameter], "weight_decay": 0.5}], lr=0.1)
+    parameter.grad = torch.ones(3)
+    donor.step()
+    optimizer = torch.optim.AdamW([{"params": [parameter], "weight_decay": 0.01}], lr=0.3)
+    restore_optimizer(optimizer, donor.state_dict())
+    assert torch.equal(optimizer.state[parameter]["exp_avg"], donor.state[parameter]["exp_avg"])
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]) == (0.3, 0.01)

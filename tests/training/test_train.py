@@ -259,7 +259,7 @@ def test_train_streamed_data_is_bit_identical(tmp_path: Path, data: str) -> None
     disk = tiny(tmp_path, data, "name=disk", "train.token_dropout=0.1", "data.ingest=stream")
     train(disk, prepare(disk), listen)
     assert lines(disk) == lines(memory)
-    assert "streamed to local disk: set by `data.ingest`" in notes[0]
+    assert "streamed to local disk (set by `data.ingest`)" in notes[0]
 
 
 def test_streams_auto_holds_fitting_data_in_memory(tmp_path: Path, data: str) -> None:
@@ -268,7 +268,7 @@ def test_streams_auto_holds_fitting_data_in_memory(tmp_path: Path, data: str) ->
     assert disk_cache.streams("auto", manifest, size)[0] is False
     stream, note = disk_cache.streams("auto", manifest, size - 1)
     assert stream
-    assert "do not fit" in note
+    assert "streamed to local disk (limit " in note
     assert disk_cache.streams("memory", manifest, 0)[0] is False
     assert disk_cache.streams("stream", manifest, size)[0] is True
 

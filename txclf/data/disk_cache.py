@@ -130,10 +130,9 @@ def streams(setting: str, manifest: Manifest, budget: int) -> tuple[bool, str]:
     splits = [manifest.splits[name] for name in ("train", "valid")]
     size = sum(4 * (split.tokens + split.target_tokens) + 16 * split.rows for split in splits)
     stream = setting == "stream" or (setting == "auto" and size > budget)
-    reason = "set by `data.ingest`"
-    if setting == "auto":
-        reason = f"they {'do not ' if stream else ''}fit the {_size(budget)} of memory for data"
-    return stream, f"{_size(size)} of training data {'streamed to local disk' if stream else 'in memory'}: {reason}"
+    where = "streamed to local disk" if stream else "kept in memory"
+    reason = f"limit {_size(budget)}" if setting == "auto" else "set by `data.ingest`"
+    return stream, f"training data: {_size(size)}, {where} ({reason})"
 
 
 def _size(size: int) -> str:

@@ -1,8 +1,9 @@
 """The callbacks of a run, one job each, over one `TrainState`.
 
 Lightning runs them in the order of `worker.run_callbacks`: count the step, average the weights, check the gradient,
-log, report, save. Lightning sees a run as a row of short epochs, one per interval between validations, so that a run
-resumed anywhere reaches the same validations as one that was never stopped. `StepSchedule` holds the true steps.
+log, report, time, save, stop, beat. Lightning sees a run as a row of short epochs, one per interval between
+validations, so that a run resumed anywhere reaches the same validations as one that was never stopped. `StepSchedule`
+holds the true steps.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from txclf.config.run_config import RunConfig
 from txclf.config.train import Train
 from txclf.core.errors import TxclfError
 from txclf.data.sampler import BatchSampler
+from txclf.training.early_stopping import out_of_patience
 from txclf.training.ema import EMA
 from txclf.training.module import TrainingModule
 from txclf.training.progress import Heartbeat, Interrupted, Progress
-from txclf.training.step_schedule import out_of_patience
 from txclf.training.timing import Timing
 from txclf.training.train_state import TrainState
 

@@ -23,7 +23,8 @@ from txclf.training import sharded_tensors
 from txclf.training.class_weights import label_weights
 from txclf.training.data_module import ShardsDataModule
 from txclf.training.losses import focal_loss
-from txclf.training.optim import parameter_groups, schedule_learning_rate
+from txclf.training.lr_schedule import schedule_learning_rate
+from txclf.training.optim import parameter_groups
 
 
 class TrainingModule(pl.LightningModule):

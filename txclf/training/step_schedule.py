@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from txclf.artifacts import checkpoints
-from txclf.config.train import Train
-
 
 @dataclass(frozen=True)
 class StepSchedule:
@@ -54,11 +51,3 @@ class StepSchedule:
         if isinstance(every, str):
             return float(every[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[every[-1]]
         return math.inf
-
-
-def out_of_patience(history: list[dict[str, float]], train: Train) -> bool:
-    """Return True if the last `train.early_stopping_patience` validations brought nothing better."""
-    if not history or not train.early_stopping_patience or train.train_on_valid:
-        return False
-    waited = len(history) - 1 - checkpoints.best(history, train.monitor)
-    return bool(waited >= train.early_stopping_patience)

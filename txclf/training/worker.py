@@ -38,6 +38,7 @@ from txclf.training.callbacks import (
 )
 from txclf.training.checkpoint_callbacks import CheckpointSaver, OptimizerRestore
 from txclf.training.data_module import ShardsDataModule
+from txclf.training.early_stopping import out_of_patience
 from txclf.training.job import DistributedContext, WorkerConfig
 from txclf.training.module import ClassifierModule, TrainingModule
 from txclf.training.module_multilabel import MultilabelModule
@@ -45,7 +46,7 @@ from txclf.training.module_seq2seq import Seq2SeqModule
 from txclf.training.precision import Precision, choose_precision, uses_gpu
 from txclf.training.progress import Heartbeat, Progress
 from txclf.training.run_stats import RunStats
-from txclf.training.step_schedule import StepSchedule, out_of_patience
+from txclf.training.step_schedule import StepSchedule
 from txclf.training.train_state import TrainState
 
 MODULES: dict[str, type[ClassifierModule | MultilabelModule | Seq2SeqModule]] = {
