@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from ray.train.torch import TorchConfig
 
 from txclf.training.distributed.gloo import GlooTorchConfig, interface_of
 
@@ -18,5 +19,7 @@ def test_interface_of_a_foreign_address_is_none() -> None:
     assert interface_of("192.0.2.1") is None  # TEST-NET-1, RFC 5737
 
 
-def test_backend_of_the_config_starts_gloo_with_an_interface() -> None:
-    assert GlooTorchConfig(timeout_s=3).backend_cls.__name__ == "_Backend"
+def test_backend_of_the_config_extends_that_of_ray() -> None:
+    theirs, ours = TorchConfig(backend="gloo").backend_cls, GlooTorchConfig(backend="gloo").backend_cls
+    assert issubclass(ours, theirs)
+    assert ours.on_start is not theirs.on_start
