@@ -27,7 +27,7 @@ def ablation() -> Any:
     return module
 
 
-def test_which_rung_depends_on_what(ablation: Any) -> None:
+def test_article_rungs_depend_on_their_settings(ablation: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1, 40, (3, 7), generator=generator)
     others = torch.cat([ids[:1], torch.randint(1, 40, (2, 7), generator=generator)])
@@ -47,7 +47,7 @@ def test_which_rung_depends_on_what(ablation: Any) -> None:
         assert torch.allclose(logits, by_train, atol=1e-5)  # dropout 0
 
 
-def test_the_benchmark_runs(tmp_path: Path, ablation: Any) -> None:
+def test_article_benchmark_runs(tmp_path: Path, ablation: Any) -> None:
     texts = [f"film {number % 7} was {('good', 'bad')[number % 2]} , they say" for number in range(120)]
     pq.write_table(
         pa.table({"text": texts, "label": ["np"[number % 2] for number in range(120)]}), tmp_path / "a.parquet"

@@ -70,7 +70,7 @@ def readme_commands() -> list[str]:
     return [line for line in "".join(blocks).splitlines() if not line.startswith("make")]
 
 
-def test_the_commands_of_the_readme_run_in_their_order(folder: Path, tmp_path: Path) -> None:
+def test_readme_commands_run_in_order(folder: Path, tmp_path: Path) -> None:
     for file in folder.glob("*.csv"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / ".venv").symlink_to(sys.prefix)

@@ -34,12 +34,12 @@ def run_file(folder: Path) -> str:
     return str(path)
 
 
-def test_storage_that_would_be_lost_with_the_job_is_refused(tmp_path: Path) -> None:
+def test_submit_relative_storage_raises(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="`storage: runs` would lie in the job's own folder"):
         jobs.submit("http://127.0.0.1:1", "train", [run_file(tmp_path)], str(tmp_path))
 
 
-def test_a_folder_that_is_too_large_names_its_largest_files(tmp_path: Path) -> None:
+def test_submit_large_folder_raises_with_its_largest_files(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "large.csv").write_bytes(bytes(3_000_000))
     (tmp_path / "small.csv").write_bytes(bytes(1000))
@@ -54,7 +54,7 @@ def test_a_folder_that_is_too_large_names_its_largest_files(tmp_path: Path) -> N
         jobs.submit("http://127.0.0.1:1", "train", words, str(tmp_path), max_mb=2)
 
 
-def test_what_is_wrong_in_the_run_file_is_said_here(tmp_path: Path) -> None:
+def test_submit_checks_the_run_file_first(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`train\.epoch`: unknown key"):
         jobs.submit("http://127.0.0.1:1", "train", [run_file(tmp_path), "train.epoch=3"], str(tmp_path))
     with pytest.raises(ConfigError, match="`serve`: expected one of train, tune"):
@@ -91,7 +91,7 @@ def settings(folder: Path, data: str, *words: str) -> list[str]:
 
 
 @pytest.mark.faults
-def test_a_job_trains_on_two_nodes_and_its_log_and_exit_code_come_back(bed: Testbed, tmp_path: Path, data: str) -> None:
+def test_submit_trains_on_two_nodes_and_returns_log_and_exit_code(bed: Testbed, tmp_path: Path, data: str) -> None:
     done = txclf(bed, tmp_path, "submit", "train", *settings(tmp_path, data))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "│ workers" in done.stdout
@@ -111,7 +111,7 @@ def test_a_job_trains_on_two_nodes_and_its_log_and_exit_code_come_back(bed: Test
 
 @pytest.mark.faults
 @pytest.mark.parametrize("token", ["", "wrong" * 8])
-def test_without_the_token_nothing_is_run(bed: Testbed, tmp_path: Path, data: str, token: str) -> None:
+def test_submit_without_the_token_raises(bed: Testbed, tmp_path: Path, data: str, token: str) -> None:
     done = txclf(bed, tmp_path, "submit", "train", *settings(tmp_path, data), RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
     assert done.returncode == 2, done.stdout + done.stderr
     assert "needs the token of the cluster. Set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH" in done.stderr
@@ -120,7 +120,7 @@ def test_without_the_token_nothing_is_run(bed: Testbed, tmp_path: Path, data: st
 
 
 @pytest.mark.faults
-def test_the_token_may_lie_in_a_file(bed: Testbed, tmp_path: Path) -> None:
+def test_submit_reads_the_token_from_a_file(bed: Testbed, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN + "\n")
     known = {name: value for name, value in environment().items() if not name.startswith("RAY_AUTH")}
     done = subprocess.run(
@@ -144,7 +144,7 @@ def send(bed: Testbed, folder: Path, *words: str) -> str:
 
 
 @pytest.mark.faults
-def test_a_job_that_is_stopped_leaves_a_run_that_goes_on(bed: Testbed, tmp_path: Path, data: str) -> None:
+def test_jobs_stop_leaves_a_run_that_resumes(bed: Testbed, tmp_path: Path, data: str) -> None:
     words = settings(tmp_path, data, "train.epochs=300", "train.early_stopping_patience=0")
     job = send(bed, tmp_path, "train", *words)
     if bed.namespaces:
@@ -167,7 +167,9 @@ def test_a_job_that_is_stopped_leaves_a_run_that_goes_on(bed: Testbed, tmp_path:
 
 @pytest.mark.faults
 @pytest.mark.parametrize(("answer", "state"), [("n", "running"), ("y", "stopped")])
-def test_ctrl_c_asks_whether_the_job_goes_on(bed: Testbed, tmp_path: Path, data: str, answer: str, state: str) -> None:
+def test_submit_ctrl_c_asks_whether_to_stop_the_job(
+    bed: Testbed, tmp_path: Path, data: str, answer: str, state: str
+) -> None:
     job = send(bed, tmp_path, "train", *settings(tmp_path, data, "train.epochs=300", "train.early_stopping_patience=0"))
     ours, theirs = pty.openpty()
     words = [*bed.head.within, TXCLF, "jobs", "logs", job, "--address", bed.dashboard]
@@ -201,7 +203,7 @@ def metrics(bed: Testbed) -> str:
 
 
 @pytest.mark.faults
-def test_a_search_and_then_its_model_on_new_rows(bed: Testbed, tmp_path: Path, data: str) -> None:
+def test_submit_tune_then_predict(bed: Testbed, tmp_path: Path, data: str) -> None:
     words = settings(tmp_path, data, "compute.workers=1")
     (tmp_path / "mine.yaml").write_text("name: mine\ntune: {trials: 3, space: {train.batch_size: {choice: [8, 16]}}}\n")
     done = txclf(bed, tmp_path, "submit", "tune", *words)
@@ -214,7 +216,7 @@ def test_a_search_and_then_its_model_on_new_rows(bed: Testbed, tmp_path: Path, d
 
 
 @pytest.mark.faults
-def test_txclf_itself_travels(bed: Testbed, tmp_path: Path, data: str) -> None:
+def test_submit_sends_the_local_txclf(bed: Testbed, tmp_path: Path, data: str) -> None:
     """Another version than the cluster has: every node runs the one that was sent from."""
     shutil.copytree(Path(_version.__file__).parent, tmp_path / "other" / "txclf")
     changed = tmp_path / "other/txclf/_version.py"
@@ -235,7 +237,7 @@ def test_txclf_itself_travels(bed: Testbed, tmp_path: Path, data: str) -> None:
 
 
 @pytest.mark.faults
-def test_a_job_outlives_a_node(bed: Testbed, tmp_path: Path, data: str) -> None:
+def test_submit_job_survives_a_lost_node(bed: Testbed, tmp_path: Path, data: str) -> None:
     words = settings(tmp_path, data, "compute.workers=[1, 2]", "train.epochs=40", "train.early_stopping_patience=0")
     job = send(bed, tmp_path, "train", *words, "train.checkpoint_every=10")
     bed.kill(bed.nodes["two"])

@@ -32,7 +32,7 @@ def check(
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_run_in_this_process(tmp_path: Path, data: str) -> None:
+def test_check_run_in_this_process_passes(tmp_path: Path, data: str) -> None:
     code, said = check(tmp_path, data)
     assert code == 0
     assert "pass  run file: `run`, 1 data file(s) for train" in said
@@ -42,13 +42,13 @@ def test_a_run_in_this_process(tmp_path: Path, data: str) -> None:
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_data_that_are_not_there(tmp_path: Path) -> None:
+def test_check_missing_data_fails(tmp_path: Path) -> None:
     code, said = check(tmp_path, "none.csv")
     assert code == 1
     assert "none.csv`: no such file or folder" in said
 
 
-def test_storage_that_cannot_be_written(tmp_path: Path, data: str) -> None:
+def test_check_unwritable_storage_fails(tmp_path: Path, data: str) -> None:
     (tmp_path / "runs").write_text("a file")
     code, said = check(tmp_path, data)
     assert code == 2
@@ -57,7 +57,7 @@ def test_storage_that_cannot_be_written(tmp_path: Path, data: str) -> None:
 
 
 @pytest.mark.faults
-def test_every_node_is_asked_for_itself(tmp_path: Path, data: str) -> None:
+def test_check_asks_every_node(tmp_path: Path, data: str) -> None:
     if not namespaces_work():
         pytest.skip("hiding a folder from a node needs network and mount namespaces")
     (tmp_path / "runs").mkdir()

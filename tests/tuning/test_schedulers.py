@@ -62,7 +62,7 @@ def decisions(run: RunConfig, order: list[int], broken_after: int | None) -> lis
 
 @pytest.mark.parametrize("kind", ["asha", "median"])
 @pytest.mark.parametrize("brackets", [1, 2])
-def test_a_resume_changes_no_decision(kind: str, brackets: int) -> None:
+def test_scheduler_rebuilt_from_the_log_takes_the_same_decisions(kind: str, brackets: int) -> None:
     run = search(scheduler={"kind": kind, "brackets": brackets})
     order = list(range(20)) * EPOCHS
     random.Random(5).shuffle(order)
@@ -83,13 +83,13 @@ def test_asha_keeps_one_in_three_at_each_rung() -> None:
     assert {epoch for _, epoch, action in said if action == "STOP"} <= {1.0, 3.0, 9.0}
 
 
-def test_the_median_rule_pauses_no_trial() -> None:
+def test_median_rule_pauses_no_trial() -> None:
     run = search(scheduler={"kind": "median", "grace_period": 1})
     said = decisions(run, [0, 1, 0, 1, 0, 1], None)
     assert {action for _, _, action in said} == {"CONTINUE"}
 
 
-def test_optuna_goes_on_where_it_was(tmp_path: Any) -> None:
+def test_optuna_resumes_with_its_earlier_trials(tmp_path: Any) -> None:
     run = search(tmp_path, search="optuna", points_to_evaluate=[{"train.learning_rate": 0.02}], trials=30)
 
     def best_of(settings: dict[str, Any]) -> float:

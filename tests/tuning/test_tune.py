@@ -62,7 +62,7 @@ def told(run: RunConfig) -> list[tuple[int, str, dict[str, Any], float]]:
     return [(one.trial.number, one.trial.state, one.trial.settings, one.best) for one in results]
 
 
-def test_a_search_leaves_tables_a_run_file_and_a_model(tmp_path: Path, data: str) -> None:
+def test_tune_writes_tables_a_run_file_and_a_model(tmp_path: Path, data: str) -> None:
     run = search(tmp_path, data, trials=6)
     found = done(run)
     assert (found.trials, found.failed) == (6, 0)
@@ -90,7 +90,7 @@ def test_a_search_leaves_tables_a_run_file_and_a_model(tmp_path: Path, data: str
 
 
 @pytest.mark.faults
-def test_what_fails_is_marked_with_its_reason_and_the_rest_goes_on(tmp_path: Path, data: str) -> None:
+def test_tune_failed_trial_has_its_reason_and_others_continue(tmp_path: Path, data: str) -> None:
     space = {"train.learning_rate": {"grid": [1e30, 1e-3]}, "model.intermediate_size": {"grid": [32, 10**11]}}
     run = search(tmp_path, data, space, "train.max_grad_norm=0", trials=4, scheduler={"kind": "median"})
     found = done(run)
@@ -107,7 +107,7 @@ def test_what_fails_is_marked_with_its_reason_and_the_rest_goes_on(tmp_path: Pat
         check_folder(run, resume=True)
 
 
-def test_a_search_in_which_all_fails_says_why(tmp_path: Path, data: str) -> None:
+def test_tune_all_trials_failed_raises_with_the_reason(tmp_path: Path, data: str) -> None:
     run = search(tmp_path, data, {"train.learning_rate": {"choice": [1e30]}}, "train.max_grad_norm=0", trials=2)
     with pytest.raises(ClusterError, match="no trial came to a validation; the first failed because: the gradient is"):
         done(run)
@@ -125,7 +125,7 @@ def start(run: RunConfig, folder: Path, data: str, *words: str) -> subprocess.Po
 
 
 @pytest.mark.faults
-def test_a_driver_killed_at_half_and_resumed_ends_as_one_never_killed(tmp_path: Path, data: str) -> None:
+def test_tune_killed_driver_resumes_to_the_same_result(tmp_path: Path, data: str) -> None:
     (tmp_path / "whole").mkdir()
     # One at a time: then the order of the decisions, and so each of them, is the same in every search.
     settings: dict[str, Any] = {"trials": 8, "max_concurrent": 1, "scheduler": {"reduction_factor": 2}}
@@ -152,7 +152,7 @@ def test_a_driver_killed_at_half_and_resumed_ends_as_one_never_killed(tmp_path: 
 
 
 @pytest.mark.faults
-def test_ctrl_c_leaves_a_search_that_goes_on_and_can_be_extended(tmp_path: Path, data: str) -> None:
+def test_tune_interrupted_search_resumes_and_is_extended(tmp_path: Path, data: str) -> None:
     run = search(
         tmp_path, data, None, "train.epochs=40", "train.early_stopping_patience=0", trials=2, scheduler={"kind": "fifo"}
     )
@@ -177,7 +177,7 @@ def test_ctrl_c_leaves_a_search_that_goes_on_and_can_be_extended(tmp_path: Path,
 
 
 @pytest.mark.faults
-def test_optuna_begins_with_the_points(tmp_path: Path, data: str) -> None:
+def test_tune_optuna_starts_with_the_points_to_evaluate(tmp_path: Path, data: str) -> None:
     space = {"train.learning_rate": {"loguniform": [1e-5, 1e-2]}, "tokenizer.lowercase": {"choice": [True, False]}}
     points = [{"train.learning_rate": 5e-3, "tokenizer.lowercase": False}]
     run = search(tmp_path, data, space, trials=5, search="optuna", points_to_evaluate=points)
@@ -188,7 +188,7 @@ def test_optuna_begins_with_the_points(tmp_path: Path, data: str) -> None:
 
 
 @pytest.mark.faults
-def test_a_population_takes_over_weights_and_perturbs_settings(tmp_path: Path, data: str) -> None:
+def test_tune_pbt_copies_weights_and_perturbs_settings(tmp_path: Path, data: str) -> None:
     settings: dict[str, Any] = {"trials": 4, "scheduler": {"kind": "pbt", "perturb_every": 1}}
     space = {"train.learning_rate": {"grid": [1e-6, 1e-4, 1e-3, 1e-2]}}
     run = search(tmp_path, data, space, "train.epochs=8", "train.early_stopping_patience=0", **settings)
@@ -219,7 +219,7 @@ def trial_processes() -> list[int]:
 
 
 @pytest.mark.faults
-def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path: Path, data: str) -> None:
+def test_tune_killed_trial_resumes_from_its_checkpoint(tmp_path: Path, data: str) -> None:
     words, points = ["train.epochs=30", "train.early_stopping_patience=0"], [{"train.learning_rate": 1e-3}]
     run = search(tmp_path, data, None, *words, trials=1, scheduler={"kind": "fifo"}, points_to_evaluate=points)
     killed = list[int]()
@@ -239,7 +239,7 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(tmp_path: P
 
 
 @pytest.mark.faults
-def test_trials_of_two_workers_take_turns_on_two_cpus_and_leak_none(tmp_path: Path, data: str) -> None:
+def test_tune_trials_of_two_workers_free_their_cpus(tmp_path: Path, data: str) -> None:
     words = ["compute.workers=2", "compute.cpus_per_worker=1.5"]
     run = search(tmp_path, data, None, *words, trials=3, points_to_evaluate=[{"train.learning_rate": 1e-2}])
     killed = list[int]()
@@ -257,13 +257,13 @@ def test_trials_of_two_workers_take_turns_on_two_cpus_and_leak_none(tmp_path: Pa
     wait_until(lambda: ray.available_resources().get("CPU", 0) == 3.0, 20)  # type: ignore[no-untyped-call]
 
 
-def test_more_than_the_cluster_has_is_refused(tmp_path: Path, data: str) -> None:
+def test_tune_too_many_workers_raises(tmp_path: Path, data: str) -> None:
     run = search(tmp_path, data, None, "compute.workers=9")
     with pytest.raises(ClusterError, match=r"9\) x `compute.cpus_per_worker` \(1\) = 9 CPUs, but Ray has 3"):
         done(run)
 
 
-def test_a_stop_before_the_first_trial_is_a_stop(tmp_path: Path, data: str) -> None:
+def test_tune_stopped_before_the_first_trial_raises_interrupted(tmp_path: Path, data: str) -> None:
     with pytest.raises(Interrupted):
         done(search(tmp_path, data), lambda standing: True)
 
@@ -289,7 +289,7 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "words", "message"), REFUSED)
-def test_a_search_that_makes_no_sense_is_refused_before_anything_is_written(
+def test_open_folder_impossible_search_raises_and_writes_nothing(
     tmp_path: Path, data: str, settings: dict[str, Any], words: list[str], message: str
 ) -> None:
     run = search(tmp_path, data, settings.pop("space", None), *words, **settings)
@@ -298,7 +298,7 @@ def test_a_search_that_makes_no_sense_is_refused_before_anything_is_written(
     assert not Path(run.run_folder).exists()
 
 
-def test_a_folder_is_a_search_s_own(tmp_path: Path, data: str) -> None:
+def test_open_folder_taken_folder_raises(tmp_path: Path, data: str) -> None:
     run = search(tmp_path, data)
     with pytest.raises(ConfigError, match=r"no search to resume\. Start it without --resume"):
         tune.open_folder(run, resume=True, extend=0)
