@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,31 @@ def test_export_example_runs(folder: Path) -> None:
     txclf.train("run.yaml")
     exec(example("export"), {"txclf": txclf})
     assert (folder / "runs/trec/model/export/model.onnx").exists()
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_tune_example_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = {"train.learning_rate": {"loguniform": [1e-3, 1e-2]}}
+    tune = {"trials": 2, "space": space, "scheduler": {"kind": "fifo"}}
+    (folder / "search.yaml").write_text(yaml.dump({"name": "search", **SETTINGS, "tune": tune}))
+    exec(example("tune"), {"txclf": txclf})
+    assert "train.learning_rate" in capsys.readouterr().out
+    assert txclf.Classifier.load(str(folder / "runs/search/model")).labels == ["neg", "pos"]
+
+
+def test_serve_example_runs_until_a_signal(folder: Path) -> None:
+    txclf.train("run.yaml")
+    code = "import txclf\n" + example("serve").replace("port=8000", "port=0")
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-u", "-c", code], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        with urllib.request.urlopen(f"{url}/healthz", timeout=30) as answer:
+            assert answer.status == 200
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=60) == 0
 
 
 def test_load_config_takes_a_path_a_mapping_and_a_run(folder: Path) -> None:
