@@ -49,7 +49,7 @@ RUNGS = ["as written", "zero_grad", "batch axis", "padding mask", "masked mean",
 
 
 class Article(nn.Module):
-    """The article's network, with the mends up to a rung. `mask` is True at real tokens."""
+    """The article's network, with the fixes up to a rung. `mask` is True at real tokens."""
 
     def __init__(self, vocab: int, rung: int, max_length: int) -> None:
         super().__init__()
@@ -62,8 +62,8 @@ class Article(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
         self.head = nn.Linear(WIDTH, 2)
 
-    def has(self, mend: str) -> bool:
-        return self.rung >= RUNGS.index(mend)
+    def has(self, fix: str) -> bool:
+        return self.rung >= RUNGS.index(fix)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         hidden = self.embedding(ids) * math.sqrt(WIDTH) + self.table[: ids.shape[1]]  # type: ignore[index]
@@ -108,7 +108,7 @@ def accuracy(model: nn.Module, rows: TokenRows) -> float:
 
 
 def climb(rung: int, train: TokenRows, valid: TokenRows, test: TokenRows, vocab: int, args: argparse.Namespace) -> dict:
-    """Trains one rung and scores it."""
+    """Train one rung and score it."""
     torch.manual_seed(args.seed)
     model: nn.Module
     if RUNGS[rung] == "txclf":

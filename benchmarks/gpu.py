@@ -102,7 +102,7 @@ def bert(shape: Model, length: int) -> nn.Module | None:
 def step_seconds(
     model: nn.Module, ids: Tensor, labels: Tensor, steps: int, half: bool, compiled: str | None
 ) -> tuple[float, float]:
-    """Seconds of a training step, and of the first ones, in which `torch.compile` works."""
+    """Return the seconds of a training step, and of the first three, which include `torch.compile`."""
     device = ids.device
     model = model.to(device).train()
     network: Callable[[Tensor], Tensor] = model
@@ -134,7 +134,7 @@ def step_seconds(
 
 
 def data_path(device: torch.device, rows: int, batch_size: int) -> dict[str, float]:
-    """Rows and tokens a second from rows of about 60 tokens to batches on the device, or in memory without one."""
+    """Return rows and tokens per second from rows of about 60 tokens to batches on the device."""
     draw = np.random.default_rng(0)
     lengths = draw.integers(20, 100, rows)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

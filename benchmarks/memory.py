@@ -33,7 +33,7 @@ SMALL = [
 
 
 def write(path: Path, rows: int) -> None:
-    """Texts of random words with a random label, as Parquet."""
+    """Write a Parquet file of texts of random words with random labels."""
     draw = np.random.default_rng(rows)
     words = np.array([f"word{number}" for number in range(1500)])
     writer = None
@@ -48,7 +48,7 @@ def write(path: Path, rows: int) -> None:
 
 
 def peak(folder: str, data: str, name: str, ingest: str) -> None:
-    """Trains 100 steps in this process and prints its peak resident memory in MB."""
+    """Train 100 steps in this process and print its peak resident memory in MB."""
     words = [f"storage={folder}", f"data.train={data}", f"name={name}", f"data.ingest={ingest}", *SMALL]
     run = run_config.load(None, words)
     with suppress(Interrupted):

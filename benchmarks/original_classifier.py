@@ -86,7 +86,7 @@ class OriginalClassifier(pl.LightningModule):
 
 
 def collate(rows: list[Row]) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids and mask (B, T), padded to the longest, and labels (B,)."""
+    """Return ids and mask (B, T), padded to the longest row, and labels (B,)."""
     ids = nn.utils.rnn.pad_sequence([row for row, _ in rows], batch_first=True)
     lengths = torch.tensor([len(row) for row, _ in rows])
     return ids, torch.arange(ids.shape[1]) < lengths[:, None], torch.tensor([label for _, label in rows])

@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def write_copies(source: str, target: Path, copies: int, text: str) -> int:
-    """Rows written."""
+    """Write the rows `copies` times and return their number."""
     table = pq.read_table(source)
     place = table.column_names.index(text)
     rows = 0

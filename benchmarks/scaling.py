@@ -33,15 +33,15 @@ class Load:
     name: str
     parameters: int
     tokens_per_second: float
-    """Of one GPU: an assumption until it is measured by benchmarks/gpu.py."""
+    """Tokens per second of one GPU: an assumption until benchmarks/gpu.py measures it."""
 
 
 @dataclass(frozen=True)
 class Network:
     bandwidth: float
-    """Bytes a second of a GPU."""
+    """Bytes per second of one GPU."""
     latency: float
-    """Seconds of a message."""
+    """Seconds per message."""
 
 
 NVLINK, INFINIBAND = Network(300e9, 5e-6), Network(40e9, 10e-6)
@@ -49,7 +49,7 @@ LOADS = [Load("6 x 256, vocabulary 16,000", 8_960_000, 6e6), Load("12 x 768, voc
 
 
 def step_seconds(load: Load, workers: int, tokens: float, bytes_each: int) -> float:
-    """Seconds of a step in which every worker has so many tokens."""
+    """Return the seconds of a step with `tokens` tokens per worker."""
     compute = tokens / load.tokens_per_second
     if workers == 1:
         return compute

@@ -57,7 +57,7 @@ class Marks:
         self.tokens.append(tokens)
 
     def rate(self) -> float:
-        """Tokens a second after the warm-up."""
+        """Return the tokens per second after the warm-up."""
         return sum(self.tokens[self.warmup :]) / (self.times[-1] - self.times[self.warmup - 1])
 
 
@@ -111,8 +111,8 @@ def txclf(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
 
 def bare(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
     precision, _ = choose_precision(run.train.precision, uses_gpu(run.compute))
-    sizes = {"vocab_size": work.manifest.vocab_size, "num_classes": len(work.manifest.labels)}
-    module = ClassifierModule(run, **sizes, total_steps=len(work.steps))
+    vocab_size, num_classes = work.manifest.vocab_size, len(work.manifest.labels)
+    module = ClassifierModule(run, vocab_size=vocab_size, num_classes=num_classes, total_steps=len(work.steps))
     module.train()
     optimizer = module.configure_optimizers()["optimizer"]
     batches = []

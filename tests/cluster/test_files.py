@@ -42,8 +42,8 @@ def test_ray_up_accepts_the_file(name: str) -> None:
     broken["head_start_commands"] = []
     with pytest.raises(jsonschema.ValidationError, match="head_start_commands"):
         util.validate_config(broken)
-    fewest = sum(kind.get("min_workers", 0) for kind in prepared["available_node_types"].values())
-    assert 1 <= fewest <= prepared["max_workers"]
+    min_workers = sum(kind.get("min_workers", 0) for kind in prepared["available_node_types"].values())
+    assert 1 <= min_workers <= prepared["max_workers"]
 
 
 @pytest.mark.parametrize("name", LAUNCHED)

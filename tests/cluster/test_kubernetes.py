@@ -156,7 +156,7 @@ def test_volume_claim_is_mountable_by_all_pods() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "key", "value", "told"),
+    ("path", "key", "value", "message"),
     [
         ((), "rayVersions", "1", "RayCluster.spec.rayVersions: unknown"),
         (("authOptions",), "mode", "tokens", "RayCluster.spec.authOptions.mode: 'tokens' is none of"),
@@ -168,7 +168,7 @@ def test_volume_claim_is_mountable_by_all_pods() -> None:
         (("headGroupSpec", "template", "spec", "containers", 0), "volumeMount", [], "volumeMount"),
     ],
 )
-def test_broken_manifest_is_detected(path: tuple[Any, ...], key: str, value: Any, told: str) -> None:
+def test_broken_manifest_is_detected(path: tuple[Any, ...], key: str, value: Any, message: str) -> None:
     manifest = copy.deepcopy(load("kuberay/raycluster.yaml"))
     place = manifest["spec"]
     for part in path:
@@ -176,7 +176,7 @@ def test_broken_manifest_is_detected(path: tuple[Any, ...], key: str, value: Any
     place[key] = value
     found = checked(manifest)
     assert found
-    assert told in " ".join(found)
+    assert message in " ".join(found)
 
 
 @pytest.mark.parametrize("name", KUBERAY)
@@ -196,7 +196,7 @@ def test_pods_share_storage_and_user(name: str) -> None:
     keys = {toleration["key"] for toleration in groups["gpu-spot"]["tolerations"]}
     assert {"nvidia.com/gpu", *groups["gpu-spot"]["nodeSelector"]} == keys
     assert groups["gpu"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    # A run is refused that finds no room for its fewest workers among the pods that are there.
+    # A run is refused if the running pods have no room for its minimum of workers.
     assert spec["workerGroupSpecs"][0]["minReplicas"] >= 1
 
 

@@ -69,7 +69,7 @@ class Slurm:
         )
 
     def ends(self) -> None:
-        """Fails when what the script started outlives it by more than a moment."""
+        """Fail if a process of the script is alive five seconds after its end."""
         deadline = time.monotonic() + 5
         while self.left() and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -133,7 +133,7 @@ def test_slurm_job_near_its_time_limit_can_be_resumed(slurm: Slurm, tmp_path: Pa
     saved = checkpoints.committed(f"{tmp_path}/runs/mine/checkpoints")
     assert saved
     slurm.ends()
-    # Begun anew by Slurm, with the same words: no `--resume` among them.
+    # Slurm restarts the job with the same arguments, without `--resume`.
     process = slurm.start("train", *words, SLURM_RESTART_COUNT="1")
     attempts = tmp_path / "runs/mine/attempts.jsonl"
     wait_until(lambda: attempts.read_text().count("\n") == 2, 240, process)

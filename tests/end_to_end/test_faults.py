@@ -1,4 +1,4 @@
-"""What clusters do to a run, done for real: processes killed and stopped, nodes lost and cut off, disks that fill.
+"""Real faults of a run: killed and stopped processes, lost and disconnected nodes, full disks.
 
 Each run must end as if nothing had happened, to the last bit where the number of workers is the same; the figures of
 docs/ray/faults.md are printed by these tests (`make test-faults`).
@@ -375,7 +375,7 @@ def test_train_elastic_run_shrinks_and_grows_with_the_same_steps(tmp_path: Path,
     begun = attempts.read(run.run_folder)
     assert [attempt.workers for attempt in begun] == [2, 1, 2]
     assert all(attempt.repeated <= 11 for attempt in begun)
-    # Every step stands once, of the same rows on any number of workers: the losses go on as one curve.
+    # Each step is logged once, with the same rows on any number of workers, so the losses form one curve.
     steps = [entry["step"] for entry in lines(run) if "train_loss" in entry]
     assert steps == list(range(1, len(steps) + 1))
     (last,) = checkpoints.committed(f"{run.run_folder}/checkpoints")[-1:]

@@ -30,7 +30,7 @@ WINDOWS = ["data.truncation=windows", "data.window_overlap=2", "data.max_windows
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """300 rows of 1 to 30 words, and the word that tells the label at a place that no other word betrays."""
+    """Return a csv file of 300 rows: 1 to 30 random words, and the label's word at a random position."""
     draw = random.Random(0)
     rows = []
     for number in range(300):
@@ -137,7 +137,7 @@ def test_windows_in_micro_batches_take_the_same_step(tmp_path: Path, data: str) 
 
 
 def pairs(path: Path, count: int = 240) -> str:
-    """Rows whose label says in which of two columns `key` stands: the same words either way."""
+    """Write rows whose label is the column of the word `key`; both labels have the same words."""
     draw = random.Random(1)
     rows = []
     for number in range(count):

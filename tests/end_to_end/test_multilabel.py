@@ -287,9 +287,9 @@ def test_train_weight_of_an_unknown_label_raises(tmp_path: Path, data: tuple[str
 
 def test_command_line_prints_scores_and_thresholds(trained: RunConfig, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "txclf", "evaluate", trained.run_folder, "--no-baseline"]
-    told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     for word in ("macro F1", "micro F1", "LRAP", "mean average precision", "threshold", "rare, odd"):
-        assert word in told
+        assert word in output
     bad = tmp_path / "bad.jsonl"
     write_lines(bad, [{"text": "soup", "tags": [None]}])
     failed = subprocess.run([*words, "--data", str(bad)], check=False, capture_output=True, text=True)

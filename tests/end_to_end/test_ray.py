@@ -1,4 +1,4 @@
-"""The same run on Ray: preparing and training give what they give in this process, on any number of workers."""
+"""Preparing and training on Ray give the results of one process, on any number of workers."""
 
 from __future__ import annotations
 

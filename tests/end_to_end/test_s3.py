@@ -101,7 +101,7 @@ def test_all_commands_on_s3(bucket: str, tmp_path: Path) -> None:
     assert storage.read_bytes(f"{bucket}/out.csv").count(b"\n") == 301
     assert Classifier.load(f"{bucket}/runs/mine/model")(["a good film"])[0].label in ("neg", "pos")
     assert not list(tmp_path.glob("runs*"))
-    # As a run that was killed before its end: it goes on from its last checkpoint.
+    # Look like a run that was killed before its end: it resumes from its last checkpoint.
     storage.remove_file(f"{bucket}/runs/mine/summary.json")
     storage.remove_folder(f"{bucket}/runs/mine/model")
     assert f"model:      {bucket}/runs/mine/model" in txclf(tmp_path, "train", *words, "--resume")

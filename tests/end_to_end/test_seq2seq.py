@@ -113,7 +113,6 @@ def test_average_checkpoints_bundles_the_mean_if_it_is_as_good(tmp_path: Path, d
 
 
 @pytest.mark.faults
-@pytest.mark.faults
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("local_ray")
 def test_fsdp_takes_the_same_steps(tmp_path: Path, data: str) -> None:
@@ -150,7 +149,7 @@ def test_train_two_workers_take_the_steps_of_one(tmp_path: Path, data: str) -> N
 
 
 def test_loss_is_the_mean_over_target_tokens(trained: RunConfig) -> None:
-    """Of all tokens of a step together, however long its rows are: at first each token costs about log(vocabulary)."""
+    """Check the scale of the first loss, which is about log(vocabulary) per token, whatever the row lengths."""
     folder = storage.read_json(f"{trained.run_folder}/summary.json")["prepared"]
     manifest = shards.load_manifest(folder)
     rows = PairRows.from_tables([shards.read_split(folder, manifest, "train", ["input_ids", "target_ids"])])

@@ -10,5 +10,5 @@ RANKS = [1, 2, 3, 5]
 
 
 def lengths_of(rows: int, seed: int = 0) -> Ints:
-    """Lengths as texts have them: many short, few long."""
+    """Return lengths distributed like those of texts: many short, few long."""
     return np.ceil(np.random.default_rng(seed).lognormal(2.5, 0.8, rows)).astype(np.int64)

@@ -35,7 +35,7 @@ TINY = [
 
 
 def make(count: int, seed: int) -> list[dict[str, Any]]:
-    """Texts with a word of each of their topics; some have none."""
+    """Return texts with a word of each of their topics; some have no topic."""
     draw = random.Random(seed)
     rows = []
     for number in range(count):

@@ -25,12 +25,12 @@ from typing import Any
 BEDS = itertools.count()
 TOKEN = secrets.token_hex(16)
 METRICS = 8080
-"""Where the head serves its metrics, in a namespace of its own."""
+"""Port of the head's metrics, in its own namespace."""
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
 def namespaces_work() -> bool:
-    """Whether this process may make network namespaces; `TXCLF_TESTBED=loopback` says to do without."""
+    """Return True if this process may create network namespaces; `TXCLF_TESTBED=loopback` disables them."""
     if os.environ.get("TXCLF_TESTBED") == "loopback":
         return False
     if sys.platform != "linux" or os.geteuid() or not shutil.which("ip"):
@@ -54,7 +54,7 @@ class Node:
     address: str
     process: subprocess.Popen[bytes]
     within: list[str]
-    """Words before a command that run it on this node."""
+    """Prefix of a command that runs it on this node."""
 
 
 class Testbed:
@@ -67,7 +67,7 @@ class Testbed:
 
     def __init__(self, head_cpus: int, dashboard: bool = False) -> None:
         self.with_dashboard = dashboard
-        # Ray's sockets lie in it, and their paths must be short.
+        # Short, because the paths of Ray's sockets in it are limited in length.
         self.folder = Path(tempfile.mkdtemp(prefix="tx"))
         self.namespaces = namespaces_work()
         # The kernel takes its time to remove what an earlier bed of this process had.
@@ -212,12 +212,12 @@ while sum(node["Alive"] for node in ray.nodes()) < {count}:
 
 
 def environment() -> dict[str, str]:
-    """Of every process of the cluster and its drivers."""
+    """Return the environment of every process of the cluster and its drivers."""
     quick = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",
         "OMP_NUM_THREADS": "1",
-        # Said out loud: a token that lies about on the machine would turn it on for the nodes alone.
+        # Explicit, because a token file on this machine would enable it for the nodes only.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": TOKEN,
         # A node that is cut off counts as dead after some five seconds instead of thirty.

@@ -1,4 +1,4 @@
-"""What a bundle is made of, after real runs."""
+"""Weights, metrics and calibration that a run selects for its bundle."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_chosen_is_calibrated_on_the_validation_rows(tmp_path: Path, data: tuple
     card = Path(run.run_folder, "model/card.md").read_text()
     assert f"calibrated on {len(labels)} validation rows: temperature {found.temperature:.3f}" in card
     assert RunSummary.model_validate(storage.read_json(f"{run.run_folder}/summary.json")) == summary
-    # Evaluation uses it, and tells both errors on its own rows.
+    # Evaluation applies the temperature, and reports the error before and after it.
     result = evaluate.evaluate(run.run_folder, with_baseline=False)
     manifest = shards.load_manifest(summary.prepared)
     table = shards.read_split(summary.prepared, manifest, "test", ["input_ids", "label"])
@@ -134,15 +134,15 @@ def scores_of(run: RunConfig, summary: RunSummary) -> dict[str, float]:
     }
 
 
-RESTLESS = ["train.epochs=3", "train.schedule=constant", "train.eval_every=0.2", "train.average_checkpoints=3"]
+NOISY_WEIGHTS = ["train.epochs=3", "train.schedule=constant", "train.eval_every=0.2", "train.average_checkpoints=3"]
 
 
 @pytest.mark.parametrize("average", [0.0, 0.5])
 def test_average_checkpoints_bundles_the_mean_if_it_is_as_good(
     tmp_path: Path, data: tuple[str, str], average: float
 ) -> None:
-    # Without an average of its own the weights are restless, and their mean is better than any.
-    run, summary = trained(tmp_path, data, *RESTLESS, f"train.ema_decay={average}")
+    # Without EMA the weights are noisy, and their mean is better than any checkpoint.
+    run, summary = trained(tmp_path, data, *NOISY_WEIGHTS, f"train.ema_decay={average}")
     ranked = checkpoints.ranked(checkpoints.committed(f"{run.run_folder}/checkpoints"), "valid_loss")
     assert summary.best_step == ranked[0].step
     best = ranked[0].metrics["valid_loss"]

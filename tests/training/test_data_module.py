@@ -1,4 +1,4 @@
-"""The modules and the data module in Lightning programs of one's own: a plain `pl.Trainer`, one device and DDP."""
+"""The modules and the data module in plain Lightning programs: a `pl.Trainer`, one device and DDP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker needs to know travels, and says which columns it reads."""
+"""The configuration of a worker: it can be pickled, and names the columns to read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_columns_are_those_of_the_task(task: str, columns: tuple[str, str]) -> N
     assert WorkerConfig(txclf.load_config(None, [f"task={task}"]), "nowhere").columns == columns
 
 
-def test_rows_are_pairs_for_seq2seq_only(tmp_path: Path, data: str, pair_data: str) -> None:
+def test_worker_config_rows_are_pairs_for_seq2seq_only(tmp_path: Path, data: str, pair_data: str) -> None:
     run = tiny(tmp_path, data)
     config = WorkerConfig(run, txclf.prepare(run))
     table = shards.read_split(config.prepared, config.manifest(), "valid", list(config.columns))

@@ -1,4 +1,4 @@
-"""What is counted by hand against what torch counts of the products that really run."""
+"""FLOPs by formula, compared with those that torch counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that was stopped, killed, copied or begun twice goes on as if it had not been."""
+"""A run that was stopped, killed, copied or started twice resumes with the same results."""
 
 from __future__ import annotations
 

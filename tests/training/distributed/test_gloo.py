@@ -1,4 +1,4 @@
-"""The network interface that gloo is told to use."""
+"""The network interface that gloo uses."""
 
 from __future__ import annotations
 

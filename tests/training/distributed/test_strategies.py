@@ -1,4 +1,4 @@
-"""Gradients that are exchanged by their rows are what they would be if sent whole."""
+"""The exchange of non-zero gradient rows gives the result of an all-reduce of all rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORLD = 3
 
 
 def gradient(rank: int, kind: str) -> Tensor:
-    """Of 50 rows, of which each rank has some; the last five none has."""
+    """Return a gradient of 50 rows, at most ten of them non-zero on each rank; the last five are zero on all."""
     generator = torch.Generator().manual_seed(rank)
     whole = torch.randn(50, 4, generator=generator)
     whole[torch.randperm(50, generator=generator)[:40]] = 0
