@@ -101,6 +101,7 @@ def test_trainer_that_accumulates_parts_of_steps_is_refused(tmp_path: Path, data
 PROGRAM = """
 import sys
 import pytorch_lightning as pl
+import torch
 import txclf
 from txclf.training import ClassifierModule, ShardsDataModule
 
@@ -116,6 +117,8 @@ module = ClassifierModule.from_data(data)
 trainer.fit(module, data)
 if trainer.is_global_zero:
     print("RESULT", module.valid_metrics["valid_loss"], module.valid_metrics["valid_rows"])
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # otherwise gloo's threads may abort the exit
 """
 
 
