@@ -113,6 +113,15 @@ def test_load_config_takes_a_path_a_mapping_and_a_run(folder: Path) -> None:
         txclf.load_config(run, ["train.epoch=2"])
 
 
+def test_single_strings_count_as_lists_and_impossible_workers_are_a_config_error(folder: Path) -> None:
+    run = txclf.load_config("run.yaml", "train.epochs=1")
+    txclf.train(run)
+    assert txclf.predict(f"{run.run_folder}/model", "new.csv", out="one.csv").rows == 5
+    assert txclf.evaluate(run.run_folder, "my.csv", baseline=False)["rows"] == 150
+    with pytest.raises(txclf.ConfigError, match=r"compute\.workers"):
+        txclf.predict(f"{run.run_folder}/model", ["new.csv"], out="two.csv", workers=-1)
+
+
 def test_train_refuses_a_taken_folder_and_resumes_an_interrupted_run(folder: Path) -> None:
     def stop(progress: Progress) -> bool:
         return progress.step >= 1

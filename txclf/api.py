@@ -49,8 +49,8 @@ def load_config(source: Run | None = None, overrides: Sequence[str] = ()) -> Run
     if isinstance(source, RunConfig):
         source = source.model_dump()
     if isinstance(source, Mapping):
-        return run_config.parse(run_config.override(source, overrides), "settings")
-    return run_config.load(source, overrides)
+        return run_config.parse(run_config.override(source, _as_list(overrides)), "settings")
+    return run_config.load(source, _as_list(overrides))
 
 
 def prepare(run: Run, *, on_progress: Callable[[str, int], None] | None = None) -> str:
@@ -135,7 +135,7 @@ def evaluate(
     """
     from txclf.evaluation.evaluate import evaluate as score
 
-    return score(os.fspath(run_folder), data, baseline)
+    return score(os.fspath(run_folder), None if data is None else _as_list(data), baseline)
 
 
 def predict(
@@ -161,14 +161,14 @@ def predict(
     """
     from txclf.prediction.predict import predict as predict_files
 
-    compute = Compute(workers=workers)
+    compute = load_config(None, [f"compute.workers={workers}"]).compute
     with _ray(compute, storage.folder_of(os.fspath(out))):
         return predict_files(
             os.fspath(model),
-            inputs,
+            _as_list(inputs),
             out=os.fspath(out),
             probabilities=probabilities,
-            text_columns=text_columns,
+            text_columns=None if text_columns is None else _as_list(text_columns),
             on_progress=on_progress or (lambda rows: None),
             compute=compute if workers else None,
             restart=restart,
@@ -197,9 +197,10 @@ def export(
     from txclf.inference.export import FORMATS, parse_format
     from txclf.inference.export import export as export_bundle
 
-    wanted = [parse_format(name) for name in formats or FORMATS]
+    wanted = [parse_format(name) for name in _as_list(formats or FORMATS)]
     target = None if out is None else os.fspath(out)
-    return export_bundle(os.fspath(model), target, formats=wanted, data=data, rows=rows, min_agreement=min_agreement)
+    sample = None if data is None else _as_list(data)
+    return export_bundle(os.fspath(model), target, formats=wanted, data=sample, rows=rows, min_agreement=min_agreement)
 
 
 def serve(model: str | os.PathLike[str], *, on_ready: Callable[[str], None] | None = None, **settings: Any) -> bool:
@@ -218,6 +219,11 @@ def serve(model: str | os.PathLike[str], *, on_ready: Callable[[str], None] | No
     return serve_bundle(
         os.fspath(model), Settings(**settings), lambda started: on_ready(started.url) if on_ready else None
     )
+
+
+def _as_list(values: Sequence[str]) -> list[str]:
+    """Return strings as a list, also a single one."""
+    return [values] if isinstance(values, str) else list(values)
 
 
 @contextmanager

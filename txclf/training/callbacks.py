@@ -209,7 +209,7 @@ class ProgressReport(pl.Callback):
         self._report(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # After `on_validation_end` of all callbacks: whoever sees a validation finds its checkpoint.
+        # After `on_validation_end` of all callbacks, so the checkpoint of a reported validation is committed.
         assert isinstance(pl_module, TrainingModule)
         metrics = {name: value for name, value in pl_module.valid_metrics.items() if name != "valid_rows"}
         self.progress.stage, self.progress.valid = "training", metrics

@@ -22,6 +22,7 @@ from txclf.data import sampler as samplers
 from txclf.data import shards
 from txclf.data.batches import Batch, PairBatch, Rows, TokenRows
 from txclf.data.sampler import BatchSampler
+from txclf.data.word_vectors import Coverage
 from txclf.training import mfu
 from txclf.training.job import WorkerConfig
 from txclf.training.train_state import TrainState
@@ -42,11 +43,15 @@ class ShardsDataModule(pl.LightningDataModule):
         prepared: str,
         *,
         state: TrainState | None = None,
+        vectors: Coverage | None = None,
         read_rows: Callable[[str], Rows] | None = None,
     ) -> None:
-        """`read_rows(split)` returns the rows of a split; by default they are read into memory."""
+        """`read_rows(split)` returns the rows of a split; by default they are read into memory.
+
+        `vectors` are word vectors that were matched with the vocabulary before.
+        """
         super().__init__()
-        self.run, self.prepared, self.state = run, prepared, state
+        self.run, self.prepared, self.state, self.vectors = run, prepared, state, vectors
         self.manifest = WorkerConfig(run, prepared).manifest()
         self._read_rows = read_rows or self._read_into_memory
         self._rows: dict[str, Rows] = {}

@@ -17,7 +17,6 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
 from txclf.data import word_vectors
-from txclf.data.word_vectors import Coverage
 from txclf.model.classifier import TransformerClassifier, by_row
 from txclf.training import sharded_tensors
 from txclf.training.class_weights import label_weights
@@ -236,14 +235,10 @@ class EncoderModule(TrainingModule):
         cls,
         data: ShardsDataModule,
         *,
-        vectors: Coverage | None = None,
         total_steps: int | None = None,
         start_step: int = 0,
     ) -> Self:
-        """Return a new module for prepared data, with the class weights and word vectors of the run file.
-
-        `vectors` are word vectors that were matched with the vocabulary before.
-        """
+        """Return a new module for prepared data, with the class weights and word vectors of the run file."""
         run, manifest = data.run, data.manifest
         module = cls(
             run,
@@ -257,7 +252,7 @@ class EncoderModule(TrainingModule):
         )
         path, size = run.model.word_vectors, run.model.hidden_size
         if path is not None:
-            vectors = vectors or word_vectors.matched(path, size, data.prepared, run.seed)
+            vectors = data.vectors or word_vectors.matched(path, size, data.prepared, run.seed)
             matrix, known = word_vectors.load(data.prepared, vectors.matrix)
             module.initialize_embeddings(matrix, known if run.model.freeze_word_vectors else None)
         return module

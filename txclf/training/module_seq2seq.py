@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from txclf.config.run_config import RunConfig
 from txclf.data.batches import PairBatch
-from txclf.data.word_vectors import Coverage
 from txclf.model.seq2seq import Seq2SeqTransformer
 from txclf.training.data_module import ShardsDataModule
 from txclf.training.module import TrainingModule
@@ -53,12 +52,10 @@ class Seq2SeqModule(TrainingModule):
         cls,
         data: ShardsDataModule,
         *,
-        vectors: Coverage | None = None,
         total_steps: int | None = None,
         start_step: int = 0,
     ) -> Self:
-        """Return a new module for prepared data. `vectors` must be None: this task has no word vectors."""
-        assert vectors is None
+        """Return a new module for prepared data."""
         sizes = {"vocab_size": data.manifest.vocab_size, "target_vocab_size": data.manifest.target_vocab_size}
         return cls(data.run, **sizes, total_steps=total_steps, start_step=start_step)
 

@@ -256,18 +256,16 @@ def _begin(config: WorkerConfig) -> None:
 def _fit_here(config: WorkerConfig, report: Report, notes: list[str], share: int = 1) -> RunStats:
     from txclf.training import worker  # and Lightning
 
-    manifest, budget = config.manifest(), disk_cache.machine_memory() // 4 // share
-    streams, note = disk_cache.streams(config.run.data.ingest, manifest, budget)
+    budget = disk_cache.machine_memory() // 4 // share
+    streams, note = disk_cache.streams(config.run.data.ingest, config.manifest(), budget)
     report(Progress(notes=[*notes, note]))
     _begin(config)
     context = DistributedContext()
 
-    def read_rows(split: str) -> Rows:
-        if streams:
-            return worker.streamed_rows(config, split, context.heartbeat)
-        return config.rows([shards.read_split(config.prepared, manifest, split, config.columns)])
+    def stream(split: str) -> Rows:
+        return worker.streamed_rows(config, split, context.heartbeat)
 
-    return worker.fit(config, read_rows, report, context)
+    return worker.fit(config, stream if streams else None, report, context)
 
 
 def _fit_on_ray(config: WorkerConfig, report: Report, notes: list[str]) -> RunStats:

@@ -59,25 +59,25 @@ MODULES: dict[str, type[ClassifierModule | MultilabelModule | Seq2SeqModule]] = 
 
 def fit(
     config: WorkerConfig,
-    read_rows: Callable[[str], Rows],
+    read_rows: Callable[[str], Rows] | None,
     report: Callable[[Progress], bool],
     context: DistributedContext,
 ) -> RunStats:
     """Train from the last committed checkpoint until done, stopped early or interrupted.
 
-    `read_rows(split)` returns the rows of a split. Raises `Interrupted` on every rank if `report` asked for a stop.
+    `read_rows(split)` returns the rows of a split; None reads them into memory.
+
+    Raises `Interrupted` on every rank if `report` asked for a stop.
     """
     run = config.run
-    data = ShardsDataModule(run, config.prepared, read_rows=read_rows)
+    data = ShardsDataModule(run, config.prepared, vectors=config.vectors, read_rows=read_rows)
     data.setup("fit")
     checkpoint = _last_checkpoint(run)
     train = run.train
     schedule = StepSchedule(data.sampler.steps_per_epoch, train.epochs, train.eval_every, train.checkpoint_every)
     state = data.state = TrainState.from_checkpoint(schedule, checkpoint)
     torch.manual_seed(run.seed)  # the same first weights on every rank
-    module: TrainingModule = MODULES[run.task].from_data(
-        data, vectors=config.vectors, total_steps=schedule.total_steps, start_step=state.step
-    )
+    module: TrainingModule = MODULES[run.task].from_data(data, total_steps=schedule.total_steps, start_step=state.step)
     if checkpoint:
         module.model.load_state_dict(checkpoint["model"])
     precision, _ = choose_precision(train.precision, uses_gpu(run.compute))
@@ -181,13 +181,12 @@ def _stats(
     run, state, device = config.run, data.state, trainer.strategy.root_device
     assert state is not None
     timing, worked = state.timing, state.timing.worked
-    precision, _ = choose_precision(run.train.precision, uses_gpu(run.compute))
-    rate = mfu.matrix_rate(device, precision) if worked else None
+    rate = mfu.matrix_rate(device, trainer.precision) if worked else None
     startup = timing.first_step - config.started if timing.first_step else seconds[0]
     return RunStats(
         workers=trainer.world_size if run.compute.on_ray else 0,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        precision=precision,
+        precision=trainer.precision,
         parameters=sum(parameter.numel() for parameter in module.model.parameters()),
         steps=state.step,
         epochs=state.epoch,
