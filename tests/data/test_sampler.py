@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.lengths import RANKS, lengths_of
 from txclf.data import sampler as planner
-from txclf.data.sampler import BatchSampler, Ints
+from txclf.data.sampler import BatchSampler, Int32s, Ints
 
 GRID = [
     (rows, batch_size, window)
@@ -152,6 +152,31 @@ def test_epoch_batches_balanced_epochs_reach_all_rows() -> None:
     for plan in plans:
         halves = [labels[half].mean() for half in np.array_split(plan.ravel(), 2)]
         assert halves == pytest.approx([0.5, 0.5], abs=0.1)
+
+
+def _balanced_order_by_class(labels: Int32s, size: int, generator: np.random.Generator) -> tuple[Ints, int]:
+    """Return what `balanced_order` returns, by one pass over the rows per class."""
+    classes, counts = np.unique(labels, return_counts=True)
+    shares = np.full(len(classes), size // len(classes))
+    shares[generator.permutation(len(classes))[: size % len(classes)]] += 1
+    rows, keys = [], []
+    for label, share in zip(classes, shares, strict=True):
+        rows.append(np.resize(generator.permutation(np.flatnonzero(labels == label)), share))
+        keys.append((np.arange(share) + generator.random(share)) / max(1, share))
+    order: Ints = np.concatenate(rows)[np.argsort(np.concatenate(keys), kind="stable")]
+    return order, int(counts.min()) * len(classes)
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(1, 1), (7, 3), (500, 4), (500, 300), (20_000, 50)])
+@pytest.mark.parametrize("share", [0.3, 1.0, 2.5])
+def test_balanced_order_equals_one_pass_per_class(rows: int, classes: int, share: float) -> None:
+    for seed in range(3):
+        draws = np.random.default_rng([rows, classes, seed])
+        labels = (classes * draws.random(rows) ** 3).astype(np.int32) * 2  # skewed, with gaps between the ids
+        found = planner.balanced_order(labels, max(1, int(rows * share)), np.random.default_rng(seed))
+        wanted = _balanced_order_by_class(labels, max(1, int(rows * share)), np.random.default_rng(seed))
+        assert (found[0] == wanted[0]).all()
+        assert found[1] == wanted[1]
 
 
 def test_epoch_batches_balanced_copies_are_in_different_batches() -> None:

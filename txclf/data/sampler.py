@@ -78,11 +78,11 @@ def balanced_order(labels: Int32s, size: int, generator: np.random.Generator) ->
     is the approximate number of positions between two copies of a row of the rarest class.
     """
     classes, counts = np.unique(labels, return_counts=True)
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])  # one sort for any number of classes
     shares = np.full(len(classes), size // len(classes))
     shares[generator.permutation(len(classes))[: size % len(classes)]] += 1
     rows, keys = [], []
-    for label, share in zip(classes, shares, strict=True):
-        own = np.flatnonzero(labels == label)
+    for own, share in zip(by_class, shares, strict=True):
         rows.append(np.resize(generator.permutation(own), share))
         keys.append((np.arange(share) + generator.random(share)) / max(1, share))
     order: Ints = np.concatenate(rows)[np.argsort(np.concatenate(keys), kind="stable")]
