@@ -38,7 +38,7 @@ from torch.nn import functional as F
 
 from txclf.config.sections import Model, Tokenizer
 from txclf.data.batches import TokenRows
-from txclf.data.sampler import epoch_batches, scoring_batches
+from txclf.data.sampler import scoring_batches, window_batches
 from txclf.data.tokenizer import encode, train_tokenizer, vocab_size
 from txclf.data.word_cache import WordCache
 from txclf.model.classifier import TransformerClassifier
@@ -133,7 +133,7 @@ def climb(rung: int, train: TokenRows, valid: TokenRows, test: TokenRows, vocab:
     for epoch in range(args.epochs):
         model.train()
         total, shown = 0.0, 0.0
-        batches = epoch_batches(train.lengths, BATCH, bucket_batches=32, seed=args.seed, epoch=epoch)
+        batches = window_batches(train.lengths, BATCH, bucket_batches=32, seed=args.seed, epoch=epoch)
         for part in batches:
             if rung >= RUNGS.index("zero_grad"):
                 optimizer.zero_grad()

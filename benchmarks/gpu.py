@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from txclf.config.sections import Model
 from txclf.data.batches import Batch, TokenRows
-from txclf.data.sampler import BatchSampler
+from txclf.data.sampler import window_batches
 from txclf.model.classifier import TransformerClassifier
 from txclf.training import mfu
 from txclf.training.precision import choose_precision
@@ -143,16 +143,16 @@ def data_path(device: torch.device, rows: int, batch_size: int) -> dict[str, flo
     table = pa.table({"input_ids": ids, "label": pa.array(draw.integers(0, CLASSES, rows).astype(np.int32))})
     held = TokenRows([table])
     start = time.perf_counter()
-    plan = BatchSampler(held.lengths, batch_size, bucket_batches=50, seed=0)
+    steps = window_batches(held.lengths, batch_size, bucket_batches=50, seed=0, epoch=0)
     tokens = 0
-    for number in range(plan.steps_per_epoch):
-        batch = held.batch(plan.rows(number))
+    for step_rows in steps:
+        batch = held.batch(step_rows)
         if device.type == "cuda":
             batch["input_ids"].pin_memory().to(device, non_blocking=True)
         tokens += batch["num_tokens"]
     mfu.wait(device)
     seconds = time.perf_counter() - start
-    return {"rows_per_second": plan.steps_per_epoch * batch_size / seconds, "tokens_per_second": tokens / seconds}
+    return {"rows_per_second": steps.size / seconds, "tokens_per_second": tokens / seconds}
 
 
 def main() -> None:

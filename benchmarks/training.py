@@ -33,10 +33,11 @@ from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.data import shards
-from txclf.data.batches import TokenRows
+from txclf.data.batches import NUMBER, TokenRows
 from txclf.data.prepare import prepare
-from txclf.data.sampler import BatchSampler, padding_share, rank_parts
+from txclf.data.sampler import rank_parts
 from txclf.training import mfu
+from txclf.training.job import WorkerConfig
 from txclf.training.module import ClassifierModule
 from txclf.training.precision import choose_precision, uses_gpu
 from txclf.training.progress import Interrupted, Progress
@@ -69,10 +70,12 @@ class Work:
         self.manifest = shards.load_manifest(self.folder)
         table = shards.read_split(self.folder, self.manifest, "train", ["input_ids", "label"])
         self.rows = TokenRows([table])
-        plan = BatchSampler(
-            self.rows.lengths, run.train.batch_size, bucket_batches=run.train.bucket_batches, seed=run.seed
-        )
-        self.steps = [plan.rows(step) for step in range(steps)]
+        reader = WorkerConfig(run, self.folder).train_reader()
+        windows = range(reader.windows.window_of(steps - 1) + 1)
+        tables = [reader.read(window) for window in windows]
+        plans = [reader.batches(window, reader.rows([tables[window]])) for window in windows]
+        numbers = [table[NUMBER].to_numpy()[plan] for table, plan in zip(tables, plans, strict=True)]
+        self.steps = list(np.concatenate(numbers)[:steps])
         self.tokens = [int(self.rows.lengths[rows].sum()) for rows in self.steps]
 
     @property
@@ -147,7 +150,8 @@ def original(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
     examples = list(zip(ids, work.rows.labels[order].tolist(), strict=True))
     size = run.train.batch_size // run.train.micro_batches
     lengths = work.rows.lengths[order]
-    padding = padding_share([lengths], np.arange(len(order)).reshape(-1, size), 1, 1)
+    batches = lengths[: len(order) // size * size].reshape(-1, size)
+    padding = 1.0 - batches.sum() / (batches.max(axis=1) * size).sum()
 
     class Mark(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:

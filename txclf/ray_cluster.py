@@ -140,13 +140,3 @@ def _resources_per_worker(compute: Compute) -> dict[str, float]:
 def _room(node: dict[str, float], needed: dict[str, float]) -> int:
     """Return the number of workers that fit on a node."""
     return min(int((node.get(name, 0.0) + 1e-9) / each) for name, each in needed.items() if each)
-
-
-def data_budget(compute: Compute) -> int:
-    """Return the bytes of training data that may be kept in memory.
-
-    This is half the object store of the smallest node, divided by the workers that fit there. Ray sizes the store by
-    the memory of the node, and each worker holds a copy in addition to the one in the store.
-    """
-    rooms = [(_room(node, _resources_per_worker(compute)), node.get("object_store_memory", 0.0)) for node in _nodes()]
-    return min(int(store / 2 / min(compute.max_workers, room)) for room, store in rooms if room)

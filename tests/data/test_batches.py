@@ -155,6 +155,7 @@ def test_layout_windows_cover_a_row_with_overlap(window: int, overlap: int) -> N
 
 def test_pad_windows_do_not_depend_on_other_rows(long_rows: TokenRows) -> None:
     rows = TokenRows([], layout=Layout(6, 2))
+    rows.numbers = long_rows.numbers
     rows.values, rows.lengths, rows.starts, rows.labels = (
         long_rows.values,
         long_rows.lengths,

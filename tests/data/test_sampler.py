@@ -8,9 +8,9 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
-from tests.helpers.lengths import RANKS, lengths_of
+from tests.helpers.lengths import RANKS, lengths_of, padding_share
 from txclf.data import sampler as planner
-from txclf.data.sampler import BatchSampler, Int32s, Ints
+from txclf.data.sampler import Int32s, Ints
 
 GRID = [
     (rows, batch_size, window)
@@ -23,22 +23,22 @@ GRID = [
 
 
 @pytest.mark.parametrize(("rows", "batch_size", "window"), GRID)
-def test_epoch_batches_each_row_at_most_once(rows: int, batch_size: int, window: int) -> None:
+def test_window_batches_each_row_at_most_once(rows: int, batch_size: int, window: int) -> None:
     lengths = lengths_of(rows)
-    plan = planner.epoch_batches(lengths, batch_size, bucket_batches=window, seed=1, epoch=2)
+    plan = planner.window_batches(lengths, batch_size, bucket_batches=window, seed=1, epoch=2)
     assert plan.shape == (planner.steps_per_epoch(rows, batch_size), batch_size)
     met = set(plan.ravel().tolist())
     assert len(met) == plan.size
     assert met <= set(range(rows))
     assert rows - len(met) <= batch_size - 1
-    again = planner.epoch_batches(lengths, batch_size, bucket_batches=window, seed=1, epoch=2)
+    again = planner.window_batches(lengths, batch_size, bucket_batches=window, seed=1, epoch=2)
     assert (again == plan).all()
 
 
 @pytest.mark.parametrize(("rows", "batch_size", "window"), GRID)
 @pytest.mark.parametrize("micro_batches", [1, 2, 3])
 def test_rank_parts_of_all_ranks_are_the_batch(rows: int, batch_size: int, window: int, micro_batches: int) -> None:
-    plan = planner.epoch_batches(lengths_of(rows), batch_size, bucket_batches=window, seed=0, epoch=0)
+    plan = planner.window_batches(lengths_of(rows), batch_size, bucket_batches=window, seed=0, epoch=0)
     for step_rows, ranks in product(plan[:4], RANKS):
         parts = [planner.rank_parts(step_rows, rank, ranks, micro_batches) for rank in range(ranks)]
         assert {len(own) for own in parts} == {micro_batches}
@@ -52,7 +52,7 @@ def test_rank_parts_of_all_ranks_are_the_batch(rows: int, batch_size: int, windo
 
 def test_rank_parts_ranks_have_similar_lengths() -> None:
     lengths = lengths_of(5000)
-    plan = planner.epoch_batches(lengths, 50, bucket_batches=32, seed=0, epoch=0)
+    plan = planner.window_batches(lengths, 50, bucket_batches=32, seed=0, epoch=0)
     for step_rows in plan:
         longest = [lengths[np.concatenate(planner.rank_parts(step_rows, rank, 5, 2))].max() for rank in range(5)]
         ordered = np.sort(lengths[step_rows])
@@ -61,17 +61,17 @@ def test_rank_parts_ranks_have_similar_lengths() -> None:
 
 def test_rank_parts_micro_batches_have_similar_lengths() -> None:
     lengths = lengths_of(600)
-    (step_rows,) = planner.epoch_batches(lengths, 600, bucket_batches=1, seed=0, epoch=0)
+    (step_rows,) = planner.window_batches(lengths, 600, bucket_batches=1, seed=0, epoch=0)
     for parts in (planner.rank_parts(step_rows, rank, 2, 3) for rank in range(2)):
         assert all(lengths[one].max() <= lengths[two].min() for one, two in pairwise(parts))
 
 
-def test_epoch_batches_other_epoch_leaves_out_other_rows() -> None:
+def test_window_batches_other_epoch_leaves_out_other_rows() -> None:
     lengths = lengths_of(25)
     left = {
         frozenset(
             set(range(25))
-            - set(planner.epoch_batches(lengths, 10, bucket_batches=2, seed=0, epoch=epoch).ravel().tolist())
+            - set(planner.window_batches(lengths, 10, bucket_batches=2, seed=0, epoch=epoch).ravel().tolist())
         )
         for epoch in range(20)
     }
@@ -81,10 +81,10 @@ def test_epoch_batches_other_epoch_leaves_out_other_rows() -> None:
 
 
 @pytest.mark.parametrize("window", [1, 4, 100])
-def test_epoch_batches_order_depends_on_seed_and_epoch(window: int) -> None:
+def test_window_batches_order_depends_on_seed_and_epoch(window: int) -> None:
     lengths = lengths_of(400)
     plans = [
-        planner.epoch_batches(lengths, 8, bucket_batches=window, seed=seed, epoch=epoch)
+        planner.window_batches(lengths, 8, bucket_batches=window, seed=seed, epoch=epoch)
         for seed, epoch in product(range(3), range(3))
     ]
     assert len({plan.tobytes() for plan in plans}) == 9
@@ -93,16 +93,16 @@ def test_epoch_batches_order_depends_on_seed_and_epoch(window: int) -> None:
         assert all(not one & two for number, one in enumerate(groups) for two in groups[:number])
 
 
-def test_epoch_batches_bucket_is_not_in_order_of_length() -> None:
+def test_window_batches_bucket_is_not_in_order_of_length() -> None:
     lengths = lengths_of(3200)
-    plan = planner.epoch_batches(lengths, 10, bucket_batches=32, seed=0, epoch=0)
+    plan = planner.window_batches(lengths, 10, bucket_batches=32, seed=0, epoch=0)
     means = lengths[plan].mean(axis=1).reshape(10, 32)
     assert all(abs(np.corrcoef(window, np.arange(32))[0, 1]) < 0.6 for window in means)
     assert abs(np.corrcoef(means.ravel(), np.arange(320))[0, 1]) < 0.2
 
 
-def test_epoch_batches_orders_are_pinned() -> None:
-    plan = planner.epoch_batches(np.arange(12) % 5, 4, bucket_batches=2, seed=3, epoch=1)
+def test_window_batches_orders_are_pinned() -> None:
+    plan = planner.window_batches(np.arange(12) % 5, 4, bucket_batches=2, seed=3, epoch=1)
     assert plan.tolist() == [[0, 5, 10, 11], [1, 2, 7, 4], [6, 8, 3, 9]]
 
 
@@ -121,11 +121,11 @@ SHARES = [[1.0], [0.5, 0.5], [0.97, 0.03], [0.7, 0.2, 0.0, 0.1], [0.25] * 4]
 
 @pytest.mark.parametrize(("rows", "batch_size", "window"), GRID)
 @pytest.mark.parametrize("shares", SHARES)
-def test_epoch_batches_balanced_classes_come_equally_often(
+def test_window_batches_balanced_classes_come_equally_often(
     rows: int, batch_size: int, window: int, shares: list[float]
 ) -> None:
     lengths, labels = lengths_of(rows), labels_of(rows, shares)
-    plan = planner.epoch_batches(lengths, batch_size, bucket_batches=window, seed=1, epoch=2, labels=labels)
+    plan = planner.window_batches(lengths, batch_size, bucket_batches=window, seed=1, epoch=2, labels=labels)
     assert plan.shape == (rows // batch_size, batch_size)
     met = np.bincount(plan.ravel(), minlength=rows)
     occurring = np.unique(labels)
@@ -136,14 +136,14 @@ def test_epoch_batches_balanced_classes_come_equally_often(
         # Every row as often as another of its class, give or take one.
         assert own.max() - own.min() <= 1
         assert own.max() == -(-total // len(own))
-    again = planner.epoch_batches(lengths, batch_size, bucket_batches=window, seed=1, epoch=2, labels=labels)
+    again = planner.window_batches(lengths, batch_size, bucket_batches=window, seed=1, epoch=2, labels=labels)
     assert (again == plan).all()
 
 
-def test_epoch_batches_balanced_epochs_reach_all_rows() -> None:
+def test_window_batches_balanced_epochs_reach_all_rows() -> None:
     lengths, labels = lengths_of(400), labels_of(400, [0.9, 0.1])
     plans = [
-        planner.epoch_batches(lengths, 16, bucket_batches=4, seed=seed, epoch=epoch, labels=labels)
+        planner.window_batches(lengths, 16, bucket_batches=4, seed=seed, epoch=epoch, labels=labels)
         for seed, epoch in product(range(2), range(8))
     ]
     assert len({plan.tobytes() for plan in plans}) == 16
@@ -179,9 +179,9 @@ def test_balanced_order_equals_one_pass_per_class(rows: int, classes: int, share
         assert found[1] == wanted[1]
 
 
-def test_epoch_batches_balanced_copies_are_in_different_batches() -> None:
+def test_window_batches_balanced_copies_are_in_different_batches() -> None:
     lengths, labels = lengths_of(2000), labels_of(2000, [0.95, 0.05])
-    plan = planner.epoch_batches(lengths, 32, bucket_batches=32, seed=0, epoch=0, labels=labels)
+    plan = planner.window_batches(lengths, 32, bucket_batches=32, seed=0, epoch=0, labels=labels)
     assert np.bincount(plan.ravel()).max() >= 9
     twice = sum(len(rows) - len(np.unique(rows)) for rows in plan)
     # A third of the places would be copies if windows were 32 batches all the same.
@@ -191,50 +191,16 @@ def test_epoch_batches_balanced_copies_are_in_different_batches() -> None:
     mixed = np.mean(
         [
             lengths[rows].std()
-            for rows in planner.epoch_batches(lengths, 32, bucket_batches=1, seed=0, epoch=0, labels=labels)
+            for rows in planner.window_batches(lengths, 32, bucket_batches=1, seed=0, epoch=0, labels=labels)
         ]
     )
     assert spread < mixed / 2
 
 
-def test_batch_sampler_rows_of_steps_in_any_order() -> None:
-    lengths, labels = lengths_of(100), labels_of(100, [0.8, 0.2])
-    plan = BatchSampler(lengths, 16, bucket_batches=4, seed=5, labels=labels)
-    expected = np.concatenate(
-        [planner.epoch_batches(lengths, 16, bucket_batches=4, seed=5, epoch=epoch, labels=labels) for epoch in range(3)]
-    )
-    for step in (17, 3, 0, 11, 6, 12):
-        assert plan.rows(step).tolist() == expected[step].tolist()
-
-
-def naive_padding_share(lengths: Ints, plan: Ints, ranks: int, micro_batches: int) -> float:
-    real = padded = 0
-    for step_rows, rank in product(plan.tolist(), range(ranks)):
-        own = step_rows[rank::ranks]
-        size, more = divmod(len(own), micro_batches)
-        start = 0
-        for part in range(micro_batches):
-            stop = start + size + (part < more)
-            found = [int(lengths[row]) for row in own[start:stop]]
-            real, padded, start = real + sum(found), padded + max(found, default=0) * len(found), stop
-    return 1 - real / padded
-
-
-@pytest.mark.parametrize(("ranks", "micro_batches"), [(1, 1), (1, 3), (2, 2), (3, 1), (5, 4)])
-@pytest.mark.parametrize("batch_size", [5, 16])
-def test_padding_share_equals_a_naive_count(ranks: int, micro_batches: int, batch_size: int) -> None:
-    lengths = lengths_of(300)
-    plan = planner.epoch_batches(lengths, batch_size, bucket_batches=4, seed=0, epoch=0)
-    share = planner.padding_share([lengths], plan, ranks, micro_batches)
-    assert share == pytest.approx(naive_padding_share(lengths, plan, ranks, micro_batches))
-
-
-def test_padding_share_larger_buckets_have_less_padding() -> None:
+def test_window_batches_larger_buckets_have_less_padding() -> None:
     lengths = lengths_of(4000)
     share = [
-        planner.padding_share(
-            [lengths], planner.epoch_batches(lengths, 32, bucket_batches=window, seed=0, epoch=0), 2, 1
-        )
+        padding_share(lengths, planner.window_batches(lengths, 32, bucket_batches=window, seed=0, epoch=0), ranks=2)
         for window in (1, 4, 32, 125)
     ]
     assert share[0] > 0.6
@@ -243,9 +209,13 @@ def test_padding_share_larger_buckets_have_less_padding() -> None:
     assert share[3] < 0.05
 
 
-def test_padding_share_equal_lengths_is_zero() -> None:
-    assert planner.padding_share([np.full(10, 7)], np.arange(10).reshape(2, 5), 2, 2) == 0.0
-    assert planner.padding_share([lengths_of(3)], np.empty((0, 5), np.int64), 1, 1) == 0.0
+def test_window_batches_of_each_window_are_drawn_anew() -> None:
+    lengths = lengths_of(64)
+    plans = [planner.window_batches(lengths, 8, bucket_batches=4, seed=3, epoch=1, window=window) for window in (0, 1)]
+    assert (plans[0] != plans[1]).any()
+    # The first window draws from (seed, epoch) alone.
+    order = np.random.Generator(np.random.PCG64([3, 1])).permutation(64)
+    assert set(plans[0][:4].ravel().tolist()) == set(order[:32].tolist())
 
 
 # -------------------------------------------------------------------------------------------------------------- scoring
@@ -266,13 +236,3 @@ def test_scoring_batches_each_row_once_longest_first(rows: int, ranks: int, batc
         assert order == sorted(order, reverse=True)
     counts = [sum(map(len, share)) for share in shares]
     assert max(counts) - min(counts) <= 1
-
-
-def test_batch_sampler_sorts_by_the_lengths_of_the_epoch() -> None:
-    lengths = lengths_of(320)
-    shorter = {epoch: np.maximum(1, lengths - np.random.default_rng(epoch).integers(0, 9, 320)) for epoch in range(2)}
-    plan = BatchSampler(lengths, 16, bucket_batches=20, seed=5, lengths_of=lambda key: shorter[key >> 32])
-    for epoch in range(2):
-        expected = planner.epoch_batches(shorter[epoch], 16, bucket_batches=20, seed=5, epoch=epoch)
-        assert [plan.rows(epoch * 20 + step).tolist() for step in range(20)] == expected.tolist()
-        assert (plan.epoch_lengths == shorter[epoch]).all()

@@ -6,14 +6,11 @@ docs/ray/faults.md are printed by these tests (`make test-faults`).
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.files import write_csv
 from tests.helpers.runs import TINY, go_on, lines, losses, tiny, trained
 from tests.helpers.testbed import Node, Testbed, namespaces_work, wait_until
 from txclf.artifacts import attempts, checkpoints
@@ -257,60 +253,30 @@ def test_train_failing_storage_is_one_message_and_keeps_checkpoints(
         assert checkpoints.load(saved)["step"] == saved.step
 
 
-@pytest.fixture
-def hanging_disk(tmp_path: Path) -> Iterator[Path]:
-    """Return a file system of 64 MB that can be frozen."""
-    image, folder = tmp_path / "image", tmp_path / "disk"
-    folder.mkdir()
-    image.write_bytes(bytes(64 << 20))
-    for words in (["mkfs.ext4", "-q", str(image)], ["mount", "-o", "loop", str(image), str(folder)]):
-        if os.geteuid() or not shutil.which(words[0]) or subprocess.run(words, check=False).returncode:
-            pytest.skip("making a file system that hangs needs root, mkfs.ext4 and loop devices")
-    yield folder
-    with suppress(OSError):
-        fcntl.ioctl(os.open(folder, os.O_RDONLY), FITHAW, 0)
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
-"""Requests of ioctl_fsfreeze(2)."""
-
-
-def test_train_missing_data_is_an_error_that_names_the_rank(
-    tmp_path: Path, hanging_disk: Path, monkeypatch: pytest.MonkeyPatch, figure: Figure
-) -> None:
-    rows = [(" ".join(f"{(number * place) % 997}" for place in range(250)), str(number % 2)) for number in range(4000)]
-    data = write_csv(tmp_path / "long.csv", rows)
-    words = ["tokenizer.kind=word", "tokenizer.max_length=256", "compute.workers=2", "compute.cpus_per_worker=0.5"]
-    words += ["compute.max_failures=0", "data.ingest=stream", "train.stall_timeout_s=6"]
+def test_train_missing_data_is_an_error_that_names_the_rank(tmp_path: Path, data: str, figure: Figure) -> None:
+    words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "compute.max_failures=0", "train.stall_timeout_s=6"]
     run = tiny(tmp_path / "runs", data, *words)
     Path(run.storage).mkdir()
-    prepare(run)
-    monkeypatch.setenv("RAY_TMPDIR", tempfile.gettempdir())
-    monkeypatch.setenv("TMPDIR", str(hanging_disk))  # where the workers keep the rows that they stream
+    (shard,) = Path(prepare(run), "train").iterdir()
+    shard.unlink()
+    os.mkfifo(shard)  # whoever opens it waits, as with storage that hangs
     process = start(run, data, *words)
-    disk = os.open(hanging_disk, os.O_RDONLY)
-    while not any(hanging_disk.glob("txclf-*/tokens")):
-        assert process.poll() is None
-    fcntl.ioctl(disk, FIFREEZE, 0)
-    frozen = time.time()
+    began = time.time()
     assert process.stderr
     said = next(said for said in process.stderr if said.startswith("rank"))
-    figure(f"data that hang: named after {time.time() - frozen:.0f} s")
-    assert re.match(r"rank 0: no batch for \d+ s \(reading data, step 0\)", said), said
-    fcntl.ioctl(disk, FITHAW, 0)
-    os.close(disk)
+    figure(f"data that hang: named {time.time() - began:.0f} s after the start of the command")
+    assert re.match(r"rank 0: no batch for \d+ s \(waiting for data, step 0\)", said), said
     _, error = process.communicate(timeout=120)
     assert process.returncode == 2, error
-    assert re.search(r"error: rank 0: no batch for .* that was failure 1 \(`compute.max_failures`\)", error)
+    assert re.search(r"error: rank 0: no batch for .* that was failure 1 \(`compute.max_failures`\)", error, re.I)
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("ingest", ["memory", "stream"])
-def test_train_truncated_shard_is_named(tmp_path: Path, data: str, local_ray: None, ingest: str) -> None:
-    run = tiny(tmp_path, data, "compute.workers=1", f"data.ingest={ingest}")
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_train_truncated_shard_is_named(tmp_path: Path, data: str, local_ray: None, split: str) -> None:
+    run = tiny(tmp_path, data, "compute.workers=1")
     prepared = prepare(run)
-    (shard,) = Path(prepared, "train").iterdir()
+    (shard,) = Path(prepared, split).iterdir()
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(DataError, match=f"{shard.name}.*cannot be read"):
         train(run, prepared, go_on)

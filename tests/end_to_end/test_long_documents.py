@@ -115,15 +115,14 @@ def test_windows_short_rows_train_like_head(tmp_path: Path, data: str) -> None:
     assert losses(windows) == losses(head)
 
 
-def test_windows_streamed_or_resumed_give_the_same_losses(tmp_path: Path, data: str) -> None:
+def test_windows_resumed_give_the_same_losses(tmp_path: Path, data: str) -> None:
     words = [*WINDOWS, "train.token_dropout=0.2", "train.adversarial=0.5"]
-    memory, _ = trained(tmp_path, data, "name=memory", *words)
-    disk, _ = trained(tmp_path, data, "name=disk", "data.ingest=stream", *words)
-    assert lines(disk) == lines(memory)
+    words += ["data.shuffle_window=1000"]
+    whole, _ = trained(tmp_path, data, "name=whole", *words)
     halted = tiny(tmp_path, data, "name=halted", *words)
     stopped_at(halted, 7)
     train(halted, prepare(halted), go_on)
-    assert losses(halted) == losses(memory)
+    assert losses(halted) == losses(whole)
 
 
 def test_windows_in_micro_batches_take_the_same_step(tmp_path: Path, data: str) -> None:
@@ -170,18 +169,21 @@ def test_segments_distinguish_columns_and_are_in_the_bundle(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("long", ["head", "windows"])
-def test_segments_streamed_or_resumed_give_the_same_losses(tmp_path: Path, long: str) -> None:
+def test_segments_resumed_give_the_same_losses(tmp_path: Path, long: str) -> None:
     data = pairs(tmp_path / "pairs.csv")
     words = [
         *COLUMNS,
         "train.epochs=2",
         "train.token_dropout=0.2",
+        "data.shuffle_window=1000",
         f"data.truncation={long}",
         "tokenizer.max_length=10",
     ]
-    memory, _ = trained(tmp_path, data, "name=memory", *words)
-    disk, _ = trained(tmp_path, data, "name=disk", "data.ingest=stream", *words)
-    assert lines(disk) == lines(memory)
+    whole, _ = trained(tmp_path, data, "name=whole", *words)
+    halted = tiny(tmp_path, data, "name=halted", *words)
+    stopped_at(halted, 7)
+    train(halted, prepare(halted), go_on)
+    assert losses(halted) == losses(whole)
 
 
 def test_truncation_long_column_leaves_room_for_the_others(tmp_path: Path) -> None:
@@ -251,8 +253,6 @@ def test_multilabel_rows_have_windows_and_segments(tmp_path: Path) -> None:
     data = write_csv(tmp_path / "tags.csv", rows, ("one", "two", "label"))
     words = [*COLUMNS, *WINDOWS, "task=multilabel", f"data.test={data}", "train.learning_rate=1e-2", "train.epochs=8"]
     run, summary = trained(tmp_path, data, "name=memory", *words)
-    disk, _ = trained(tmp_path, data, "name=disk", "data.ingest=stream", *words)
-    assert lines(disk) == lines(run)
     classifier = Classifier.load(f"{run.run_folder}/model")
     assert (classifier.metadata.truncation.mode, classifier.metadata.num_segments) == ("windows", 2)
     scored = evaluate.evaluate(run.run_folder, with_baseline=False)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.multilabel import TOPICS, make, tagging, write_lines
-from tests.helpers.runs import go_on, lines
+from tests.helpers.runs import go_on, lines, stopped_at
 from txclf import Classifier
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -214,13 +214,13 @@ def losses(run: RunConfig) -> list[tuple[Any, ...]]:
     return [(line["step"], *(line.get(name) for name in names)) for line in lines(run)]
 
 
-def test_train_streamed_data_take_the_same_steps(tmp_path: Path, data: tuple[str, str]) -> None:
-    found = []
-    for ingest in ("memory", "stream"):
-        run = tagging(tmp_path, data, f"name={ingest}", f"data.ingest={ingest}", "train.epochs=2")
-        train(run, prepare(run), go_on)
-        found.append(losses(run))
-    assert found[0] == found[1]
+def test_train_resumed_in_a_shuffle_window_takes_the_same_steps(tmp_path: Path, data: tuple[str, str]) -> None:
+    words = ["data.shuffle_window=500", "train.epochs=2"]
+    whole, halted = (tagging(tmp_path, data, f"name={name}", *words) for name in ("whole", "halted"))
+    train(whole, prepare(whole), go_on)
+    stopped_at(halted, 7)
+    train(halted, prepare(halted), go_on)
+    assert losses(halted) == losses(whole)
 
 
 def test_averaged_checkpoints_get_their_own_thresholds(tmp_path: Path, data: tuple[str, str]) -> None:

@@ -18,8 +18,8 @@ from txclf.training.train_state import TrainState
 def names(tmp_path: Path, data: str, *words: str) -> list[str]:
     run = tiny(tmp_path, data, *words)
     data_module = ShardsDataModule(run, txclf.prepare(run))
-    state = TrainState(StepSchedule(data_module.sampler.steps_per_epoch, 2, 1.0, "10m"))
-    found = worker.run_callbacks(run, state, data_module.sampler, None, heartbeat=Heartbeat(), report=go_on)
+    state = TrainState(StepSchedule(data_module.steps_per_epoch, 2, 1.0, "10m"))
+    found = worker.run_callbacks(run, state, data_module.reader.step_rows, None, heartbeat=Heartbeat(), report=go_on)
     return [type(callback).__name__ for callback in found]
 
 

@@ -53,7 +53,7 @@ def test_subclass_fits_with_the_callbacks_and_the_logger_of_lightning(
         **QUIET,
     )
     trainer.fit(module, data_module)
-    steps = data_module.sampler.steps_per_epoch
+    steps = data_module.steps_per_epoch
     assert (trainer.global_step, trainer.current_epoch) == (2 * steps, 2)
     assert set(trainer.callback_metrics) >= {"train_loss", "valid_loss", "valid_accuracy", "valid_f1_macro"}
     assert best.best_model_score == pytest.approx(module.valid_metrics["valid_loss"], rel=1e-5)

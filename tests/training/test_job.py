@@ -9,14 +9,18 @@ import pytest
 
 import txclf
 from tests.helpers.runs import tiny
-from txclf.data import shards
-from txclf.data.batches import PairRows, TokenRows
+from txclf.data.batches import PairRows, Rows, TokenRows
+from txclf.data.window_reader import ScoringReader, TrainReader
 from txclf.training.job import DistributedContext, WorkerConfig
+
+
+def read(reader: TrainReader | ScoringReader) -> Rows:
+    return reader.rows([reader.read(0)])
 
 
 def test_worker_config_survives_pickle(tmp_path: Path, data: str) -> None:
     run = tiny(tmp_path, data)
-    config = WorkerConfig(run, txclf.prepare(run), 1.5, "id")
+    config = WorkerConfig(run, txclf.prepare(run), 1.5)
     assert pickle.loads(pickle.dumps(config)) == config
 
 
@@ -32,16 +36,16 @@ def test_columns_are_those_of_the_task(task: str, columns: tuple[str, str]) -> N
     assert WorkerConfig(txclf.load_config(None, [f"task={task}"]), "nowhere").columns == columns
 
 
-def test_worker_config_rows_are_pairs_for_seq2seq_only(tmp_path: Path, data: str, pair_data: str) -> None:
+def test_readers_give_pairs_for_seq2seq_only(tmp_path: Path, data: str, pair_data: str) -> None:
     run = tiny(tmp_path, data)
     config = WorkerConfig(run, txclf.prepare(run))
-    table = shards.read_split(config.prepared, config.manifest(), "valid", list(config.columns))
-    assert isinstance(config.rows([table]), TokenRows)
+    assert isinstance(read(config.train_reader()), TokenRows)
+    assert isinstance(read(config.scoring_reader("valid")), TokenRows)
     words = ["task=seq2seq", "data.text=source", f"data.train={pair_data}", f"storage={tmp_path}"]
     run = txclf.load_config(None, [*words, "tokenizer.vocab_size=300"])
     config = WorkerConfig(run, txclf.prepare(run))
-    table = shards.read_split(config.prepared, config.manifest(), "valid", list(config.columns))
-    assert isinstance(config.rows([table]), PairRows)
+    assert isinstance(read(config.train_reader()), PairRows)
+    assert isinstance(read(config.scoring_reader("valid")), PairRows)
 
 
 def test_manifest_of_a_run_on_validation_rows_counts_them_as_training_rows(tmp_path: Path, data: str) -> None:

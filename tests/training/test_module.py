@@ -11,12 +11,12 @@ import pytorch_lightning as pl
 import torch
 from sklearn.metrics import f1_score, log_loss
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from tests.helpers.modules import DRAW, LISTS, make_run
 from txclf.config.run_config import RunConfig
 from txclf.data.batches import TokenRows
-from txclf.data.sampler import rank_parts
-from txclf.training.data_module import ScoringBatches
+from txclf.data.sampler import rank_parts, scoring_batches
 from txclf.training.lr_schedule import learning_rate_factor
 from txclf.training.module import ClassifierModule
 
@@ -125,7 +125,8 @@ def test_validation_scores_all_rows_together(size: int) -> None:
     for half in (slice(0, 30), slice(30, 60)):  # the second time, nothing of the first is left
         table = pa.table({"input_ids": pa.array(LISTS[half], pa.list_(pa.int32())), "label": LABELS[half]})
         rows = TokenRows([table])
-        trainer.validate(module, ScoringBatches(rows, size), verbose=False)
+        batches: Any = [rows.batch(part) for part in scoring_batches(rows.lengths, size, 0, 1)]
+        trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)
         whole = rows.batch(np.arange(30))
         with torch.no_grad():
             probabilities = module.model(whole["input_ids"], whole["mask"]).softmax(dim=1).double().numpy()

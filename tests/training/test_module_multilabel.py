@@ -10,13 +10,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from sklearn.metrics import average_precision_score, f1_score, log_loss
+from torch.utils.data import DataLoader
 
 from tests.helpers.modules import LISTS, make_run
 from txclf.data.batches import TokenRows
 from txclf.data.labels import targets
 from txclf.data.sampler import rank_parts, scoring_batches
 from txclf.metrics import binned
-from txclf.training.data_module import ScoringBatches
 from txclf.training.module_multilabel import MultilabelModule
 
 DRAW = np.random.default_rng(1)
@@ -86,7 +86,8 @@ def test_validation_scores_all_rows_together(size: int) -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     for half in (slice(0, 30), slice(30, 60)):  # the second time, nothing of the first is left
         rows = TokenRows([table(half)])
-        trainer.validate(module, ScoringBatches(rows, size), verbose=False)
+        batches: Any = [rows.batch(part) for part in scoring_batches(rows.lengths, size, 0, 1)]
+        trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)
         whole = rows.batch(np.arange(30))
         with torch.no_grad():
             logits = module.model(whole["input_ids"], whole["mask"])

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import txclf
 from tests.helpers.pairs import pairs
+from txclf.data.batches import PairRows
 from txclf.training import Seq2SeqModule, ShardsDataModule
 from txclf.training.module_seq2seq import PADDING
 
@@ -27,13 +28,14 @@ def data_module(tmp_path: Path, pair_data: str) -> ShardsDataModule:
 def test_loss_is_the_mean_over_the_target_tokens_of_all_parts(data_module: ShardsDataModule) -> None:
     torch.manual_seed(0)
     module = Seq2SeqModule.from_data(data_module).eval()
-    rows = data_module.rows("train")
+    rows = data_module.reader.rows([data_module.reader.read(0)])
+    assert isinstance(rows, PairRows)
     chosen = np.arange(16)
     size = rows.step_size(chosen)
     whole = module.summed_loss(rows.batch(chosen)) / size
     parts = sum(module.summed_loss(rows.batch(part)) for part in np.array_split(chosen, 3)) / size
     assert float(parts) == pytest.approx(float(whole), rel=1e-5)
-    logits, wanted = module.predict_targets(rows.batch(chosen))  # type: ignore[arg-type]
+    logits, wanted = module.predict_targets(rows.batch(chosen))
     assert int((wanted != PADDING).sum()) == size
     expected = F.cross_entropy(logits[wanted != PADDING], wanted[wanted != PADDING])
     assert float(whole) == pytest.approx(float(expected), rel=1e-5)
@@ -44,9 +46,10 @@ def test_scores_are_those_of_all_rows_together(data_module: ShardsDataModule) ->
     module = Seq2SeqModule.from_data(data_module)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     pl.Trainer(accelerator="cpu", **quiet).validate(module, data_module, verbose=False)  # type: ignore[arg-type]
-    rows = data_module.rows("valid")
+    (rows,) = data_module.source.scoring("valid", 0, 1)
+    assert isinstance(rows, PairRows)
     with torch.no_grad():
-        logits, wanted = module.predict_targets(rows.batch(np.arange(len(rows))))  # type: ignore[arg-type]
+        logits, wanted = module.predict_targets(rows.batch(np.arange(len(rows))))
     inside = wanted != PADDING
     found = module.valid_metrics
     assert found["valid_rows"] == len(rows)

@@ -20,11 +20,11 @@ from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, StorageError, TxclfError
-from txclf.data import disk_cache, shards
+from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
-from txclf.data.sampler import BatchSampler
 from txclf.training import callbacks
+from txclf.training.job import WorkerConfig
 from txclf.training.progress import Progress
 from txclf.training.train import check_folder, train
 
@@ -209,9 +209,9 @@ def poisoned(folder: Path, *words: str) -> tuple[RunConfig, int]:
     checkpoints.save(f"{run.run_folder}/checkpoints", saved.step, {}, state)
     table = shards.read_split(prepared, shards.load_manifest(prepared), "train", ["input_ids", "label"])
     tokens = TokenRows([table])
-    plan = BatchSampler(tokens.lengths, 16, bucket_batches=run.train.bucket_batches, seed=run.seed)
-    steps = range(saved.step, run.train.epochs * plan.steps_per_epoch)
-    return run, sum(token in tokens.batch(plan.rows(step))["input_ids"] for step in steps)
+    reader = WorkerConfig(run, prepared).train_reader()
+    steps = range(saved.step, run.train.epochs * reader.windows.steps_per_epoch)
+    return run, sum(token in tokens.batch(reader.step_rows(step))["input_ids"] for step in steps)
 
 
 def test_train_skipped_steps_are_counted_and_change_no_weights(tmp_path: Path) -> None:
@@ -248,40 +248,32 @@ def test_train_checkpoints_by_steps_share_or_time(
     assert saved | {summary.steps} == {step for step in steps if step <= summary.steps} | {summary.steps}
 
 
-def test_train_streamed_data_is_bit_identical(tmp_path: Path, data: str) -> None:
+def test_train_note_says_how_the_rows_are_shuffled(tmp_path: Path, data: str) -> None:
     notes: list[str] = []
 
     def listen(progress: Progress) -> bool:
         notes.extend(progress.notes)
         return False
 
-    memory, _ = trained(tmp_path, data, "name=memory", "train.token_dropout=0.1")
-    disk = tiny(tmp_path, data, "name=disk", "train.token_dropout=0.1", "data.ingest=stream")
-    train(disk, prepare(disk), listen)
-    assert lines(disk) == lines(memory)
-    assert "streamed to local disk (set by `data.ingest`)" in notes[0]
+    for words in ([], ["name=windows", "data.shuffle_window=1000"]):
+        run = tiny(tmp_path, data, *words)
+        train(run, prepare(run), listen)
+    found = [note for note in dict.fromkeys(notes) if note.startswith("training data: ")]
+    windows = WorkerConfig(run, prepare(run)).train_reader().windows.windows_per_epoch
+    expected = ["shuffled as a whole", f"shuffled in {windows} windows an epoch"]
+    assert windows > 1
+    assert [note.split(", ")[-1] for note in found] == expected
 
 
-def test_streams_auto_holds_fitting_data_in_memory(tmp_path: Path, data: str) -> None:
-    manifest = shards.load_manifest(prepare(tiny(tmp_path, data)))
-    size = sum(4 * manifest.splits[name].tokens + 16 * manifest.splits[name].rows for name in ("train", "valid"))
-    assert disk_cache.streams("auto", manifest, size)[0] is False
-    stream, note = disk_cache.streams("auto", manifest, size - 1)
-    assert stream
-    assert "streamed to local disk (limit " in note
-    assert disk_cache.streams("memory", manifest, 0)[0] is False
-    assert disk_cache.streams("stream", manifest, size)[0] is True
-
-
-@pytest.mark.parametrize("ingest", ["memory", "stream"])
-def test_train_on_valid_uses_the_validation_rows(tmp_path: Path, data: str, ingest: str) -> None:
+@pytest.mark.parametrize("window", [2**24, 1000])
+def test_train_on_valid_uses_the_validation_rows(tmp_path: Path, data: str, window: int) -> None:
     words = [
         "train.train_on_valid=true",
         "train.epochs=6",
         "train.early_stopping_patience=1",
         "train.learning_rate=0.03",
     ]
-    run, summary = trained(tmp_path, data, *words, f"data.ingest={ingest}")
+    run, summary = trained(tmp_path, data, *words, f"data.shuffle_window={window}")
     assert summary.steps == 6 * (300 // 16)
     assert summary.best_step == summary.steps
     (*_, last) = checkpoints.committed(f"{run.run_folder}/checkpoints")

@@ -11,11 +11,9 @@ import txclf
 from tests.helpers.runs import go_on, tiny
 from txclf.artifacts import checkpoints
 from txclf.config.tasks import TASKS
-from txclf.data import shards
-from txclf.data.batches import Rows
 from txclf.training.job import DistributedContext, WorkerConfig
-from txclf.training.progress import Heartbeat, Interrupted
-from txclf.training.worker import MODULES, fit, streamed_rows
+from txclf.training.progress import Interrupted
+from txclf.training.worker import MODULES, fit
 
 
 def test_modules_has_one_class_for_each_task() -> None:
@@ -26,35 +24,17 @@ def test_fit_returns_the_measurements_and_leaves_checkpoints(tmp_path: Path, dat
     run = tiny(tmp_path, data, "train.epochs=1")
     config = WorkerConfig(run, txclf.prepare(run), started=time.time())
     context = DistributedContext()
-
-    def read_rows(split: str) -> Rows:
-        return config.rows([shards.read_split(config.prepared, config.manifest(), split, list(config.columns))])
-
-    stats = fit(config, read_rows, go_on, context)
+    stats = fit(config, None, go_on, context)
     assert (stats.workers, stats.device, stats.precision, stats.epochs) == (0, "cpu", "32-true", 1.0)
     assert context.heartbeat.step == stats.steps
     assert checkpoints.committed(f"{run.run_folder}/checkpoints")[-1].step == stats.steps
-    again = fit(config, read_rows, go_on, DistributedContext())  # a complete run trains no further
+    again = fit(config, None, go_on, DistributedContext())  # a complete run trains no further
     assert (again.steps, again.tokens_per_second, again.mfu) == (stats.steps, 0.0, None)
 
 
 def test_fit_raises_interrupted_after_saving(tmp_path: Path, data: str) -> None:
     run = tiny(tmp_path, data)
     config = WorkerConfig(run, txclf.prepare(run))
-
-    def read_rows(split: str) -> Rows:
-        return config.rows([shards.read_split(config.prepared, config.manifest(), split, list(config.columns))])
-
     with pytest.raises(Interrupted):
-        fit(config, read_rows, lambda progress: True, DistributedContext())
+        fit(config, None, lambda progress: True, DistributedContext())
     assert checkpoints.committed(f"{run.run_folder}/checkpoints")
-
-
-def test_streamed_rows_are_those_in_memory(tmp_path: Path, data: str) -> None:
-    run = tiny(tmp_path, data)
-    config = WorkerConfig(run, txclf.prepare(run), id="test")
-    heartbeat = Heartbeat()
-    streamed = streamed_rows(config, "valid", heartbeat)
-    read = config.rows([shards.read_split(config.prepared, config.manifest(), "valid", list(config.columns))])
-    assert streamed.lengths.tolist() == read.lengths.tolist()
-    assert heartbeat.activity == "reading data"

@@ -12,7 +12,7 @@ from txclf.tuning.trainable import Flag, Training
 
 def training(folder: Path) -> tuple[Training, RunConfig]:
     run = run_config.parse({"storage": str(folder), "tune": {"space": {"seed": {"choice": [1, 2]}}}})
-    return Training(run, run, 0, "prepared", None, 1), run
+    return Training(run, run, 0, "prepared", None), run
 
 
 def test_flag_after_set_is_set() -> None:

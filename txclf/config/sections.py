@@ -44,10 +44,10 @@ class Data(Section):
     max_windows: Annotated[int, Field(ge=1, le=1024)] = 8
     """Maximum number of windows per row, for `truncation: windows`. The rest of the text is truncated. A batch holds up
     to `max_windows` times as many sequences as rows."""
-    ingest: Literal["auto", "memory", "stream"] = "auto"
-    """Storage of the tokens during training. `memory` keeps them in the memory of each worker, and on Ray in its object
-    store. `stream` copies them once to the local disk of each node and reads batch by batch; memory then holds 16 bytes
-    per row, and the losses are the same. `auto` takes `memory` if the tokens fit, and prints its choice."""
+    shuffle_window: Annotated[int, Field(ge=1)] = 2**24
+    """Tokens of the training rows that are shuffled together. An epoch is read in windows of about so many tokens, each
+    from row groups drawn at random, and a process holds two or three windows. Training data of at most that size are
+    shuffled as a whole. With `train.sampling: balanced`, classes come equally often within a window."""
     on_bad_row: Literal["fail", "skip"] = "fail"
     """Reaction to rows that cannot be used. `fail` stops and names the first twenty; `skip` leaves them out and writes
     them to `rejected.jsonl`."""

@@ -9,7 +9,7 @@ windows), T tokens of a sequence, U tokens of a target, K labels of the row with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self, TypedDict
+from typing import Any, NamedTuple, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,12 @@ from torch import Tensor
 from txclf.core.hashing import mix, uniform
 from txclf.core.ragged import concat_ranges
 from txclf.data.labels import LabelSets
-from txclf.data.sampler import WHOLE, Int32s, Ints, Layout, Lengths, padding_share
+from txclf.data.sampler import WHOLE, Int32s, Ints, Layout, Lengths
 
 CHUNK_TOKENS = 2**20
 """Tokens processed at a time in a pass over all tokens. Each takes about 100 bytes meanwhile."""
+NUMBER = "number"
+"""Column with the number of each row in its split, int64."""
 
 
 class Batch(TypedDict):
@@ -70,7 +72,8 @@ class TokenRows:
     """Token rows in one flat array, so that rows are gathered without a Python loop over tokens.
 
     They come from Arrow tables with a column of token ids (list<int32>) and, for classifiers, a column `label` (one
-    class id) or `labels` (a list of class ids). A single chunk is not copied. `layout` maps rows to sequences.
+    class id) or `labels` (a list of class ids). A single chunk is not copied. `layout` maps rows to sequences. Rows of
+    a part of a split have their numbers in the split in a column `number`, which token dropout depends on.
     """
 
     def __init__(self, tables: Sequence[pa.Table], column: str = "input_ids", layout: Layout = WHOLE) -> None:
@@ -85,6 +88,10 @@ class TokenRows:
         labelled = [table["label"] for table in tables if "label" in table.column_names]
         labels = [np.from_dlpack(chunk) for column in labelled for chunk in column.chunks]
         self.labels: Int32s = np.concatenate([np.empty(0, np.int32), *labels]).astype(np.int32)
+        numbered = [chunk for table in tables if NUMBER in table.column_names for chunk in table[NUMBER].chunks]
+        self.numbers: Ints = (
+            np.concatenate([np.from_dlpack(chunk) for chunk in numbered]) if numbered else np.arange(len(self.lengths))
+        )
         is_multilabel = bool(tables) and all("labels" in table.column_names for table in tables)
         self.label_sets = LabelSets.from_tables(tables) if is_multilabel else None
 
@@ -93,12 +100,8 @@ class TokenRows:
 
     def tokens(self, rows: Ints) -> Int32s:
         """Return the token ids of the given rows, one row after another."""
-        tokens: Int32s = self.values[self._positions(rows)]
+        tokens: Int32s = self.values[concat_ranges(self.starts[rows], self.lengths[rows])]
         return tokens
-
-    def _positions(self, rows: Ints) -> Ints:
-        """Return the position of each token of the given rows in the flat array."""
-        return concat_ranges(self.starts[rows], self.lengths[rows])
 
     def step_size(self, rows: Ints) -> int:
         """Return the divisor of the loss of a step with these rows."""
@@ -110,20 +113,9 @@ class TokenRows:
         for chunk in np.array_split(np.flatnonzero(lengths), 1 + int(self.lengths.sum(dtype=np.int64)) // CHUNK_TOKENS):
             if len(chunk):
                 firsts = np.cumsum(self.lengths[chunk]) - self.lengths[chunk]
-                lengths[chunk] = np.add.reduceat(keep_mask(self._positions(chunk), token_dropout, key), firsts)
+                kept = keep_mask(self.numbers[chunk], self.lengths[chunk], token_dropout, key)
+                lengths[chunk] = np.add.reduceat(kept, firsts)
         return np.maximum(lengths, np.minimum(self.lengths, 1))
-
-    def padding_share(
-        self, batches: Ints, world_size: int, micro_batches: int, lengths: Lengths | None = None
-    ) -> float:
-        """Return the share of padding in the global batches (S, G).
-
-        `lengths` are the row lengths after token dropout. With windows they are ignored: rows count with all tokens.
-        """
-        lengths = None if self.layout.window is not None else lengths
-        return padding_share(
-            [self.lengths if lengths is None else lengths], batches, world_size, micro_batches, self.layout
-        )
 
     @property
     def costs(self) -> Ints | None:
@@ -143,22 +135,21 @@ class TokenRows:
         """Return the sequences of the given rows, padded to the longest of them.
 
         `token_dropout` removes that share of the tokens (word dropout, Iyyer et al., ACL 2015), which also makes
-        sequences shorter. Each sequence keeps at least one token. The choice depends on the token and `key` only, not
-        on the batch.
+        sequences shorter. Each sequence keeps at least one token. The choice depends on the number of the row, the
+        position of the token in it and `key` only, not on the batch.
         """
         lengths, layout = self.lengths[rows].astype(np.int64), self.layout
         tokens = self.tokens(rows)
         segments = None if layout.separator is None else columns(tokens, lengths, layout.separator)
         windows = None
-        positions = self._positions(rows) if token_dropout else None
+        kept = keep_mask(self.numbers[rows], lengths, token_dropout, key) if token_dropout else None
         if layout.window is not None and lengths.max() > layout.window:
             owners, starts, sizes = layout.spans(lengths)
             inside = concat_ranges((np.cumsum(lengths) - lengths)[owners] + starts, sizes)
             tokens, lengths, windows = tokens[inside], sizes, torch.from_numpy(owners)
             segments = None if segments is None else segments[inside]
-            positions = None if positions is None else positions[inside]
-        if positions is not None:
-            kept = keep_mask(positions, token_dropout, key)
+            kept = None if kept is None else kept[inside]
+        if kept is not None:
             firsts = np.cumsum(lengths) - lengths
             kept[firsts[np.add.reduceat(kept, firsts) == 0]] = True
             tokens, lengths = tokens[kept], np.add.reduceat(kept, firsts)
@@ -190,12 +181,6 @@ class PairRows:
         """Return the number of target tokens that these rows predict, the divisor of the loss of their step."""
         return int(self.target.lengths[rows].sum()) - len(rows)
 
-    def padding_share(
-        self, batches: Ints, world_size: int, micro_batches: int, lengths: Lengths | None = None
-    ) -> float:
-        """Return the share of padding in the global batches (S, G), sources and targets together."""
-        return padding_share([self.source.lengths, self.target.lengths], batches, world_size, micro_batches)
-
     def batch(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> PairBatch:
         """Return the given rows, each side padded to its longest. `token_dropout` removes tokens of the source."""
         source = self.source.pad(rows, token_dropout, key)
@@ -213,9 +198,13 @@ class PairRows:
 Rows = TokenRows | PairRows
 
 
-def keep_mask(positions: Ints, token_dropout: float, key: int) -> npt.NDArray[np.bool_]:
-    """Return a mask of the tokens at these positions that token dropout keeps."""
-    kept: npt.NDArray[np.bool_] = uniform(mix(positions.astype(np.uint64) ^ mix(np.uint64(key)))) >= token_dropout
+def keep_mask(
+    numbers: Ints, lengths: npt.NDArray[np.signedinteger[Any]], token_dropout: float, key: int
+) -> npt.NDArray[np.bool_]:
+    """Return a mask of the tokens that token dropout keeps, for rows of these numbers and lengths one after another."""
+    row_keys = mix(numbers.astype(np.uint64) ^ mix(np.uint64(key)))
+    positions = concat_ranges(np.zeros(len(lengths), np.int64), lengths).astype(np.uint64)
+    kept: npt.NDArray[np.bool_] = uniform(mix(np.repeat(row_keys, lengths) ^ positions)) >= token_dropout
     return kept
 
 

@@ -53,7 +53,7 @@ from txclf.data.word_cache import WordCache
 
 SHARD_BYTES = 64 * 2**20
 """Approximate number of raw bytes that become one shard."""
-FINGERPRINT_VERSION = 2
+FINGERPRINT_VERSION = 3
 
 
 def prepare(run: RunConfig, show: ReportProgress = lambda stage, rows: None) -> str:
@@ -107,7 +107,7 @@ def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:
         unused.add("label_delimiter")
     if run.data.truncation != "windows":
         unused |= {"window_overlap", "max_windows"}
-    data = run.data.model_dump(exclude={*shards.SPLITS, "ingest", *unused})
+    data = run.data.model_dump(exclude={*shards.SPLITS, "shuffle_window", *unused})
     tokenizer = run.tokenizer.model_dump(exclude={"file", *unused})
     settings = [FINGERPRINT_VERSION, run.seed, run.task, data, tokenizer, tokenizer_file, stamps]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

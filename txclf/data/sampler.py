@@ -1,11 +1,12 @@
 """Assignment of rows to steps and ranks, as pure functions.
 
-The unit is the global batch: `batch_size` rows per optimizer step over all ranks. One epoch is
+The unit is the global batch: `batch_size` rows per optimizer step over all ranks. An epoch consists of shuffle windows
+(`txclf.data.shuffle_windows`). The steps of one window are
 
-    permutation of all rows, drawn from (seed, epoch)         rows that fill no batch are left out
-      ─▶ buckets of `bucket_batches` global batches           each sorted by length and split into batches
+    permutation of its rows, drawn from (seed, epoch, window)   rows that fill no batch are left out
+      ─▶ buckets of `bucket_batches` global batches             each sorted by length and split into batches
       ─▶ the batches of a bucket in an order drawn from the same generator
-      ─▶ rank r of W takes rows r, r + W, r + 2 W … of each   so batch k is about as long on every rank
+      ─▶ rank r of W takes rows r, r + W, r + 2 W … of each     so batch k is about as long on every rank
 
 With labels, the first line changes: rows are drawn so that all classes come equally often (`balanced_order`).
 
@@ -17,7 +18,7 @@ Shapes: S steps, G rows of a global batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,22 +90,23 @@ def balanced_order(labels: Int32s, size: int, generator: np.random.Generator) ->
     return order, int(counts.min()) * len(classes)
 
 
-def epoch_batches(
+def window_batches(
     lengths: Lengths,
     batch_size: int,
     *,
     bucket_batches: int,
     seed: int,
     epoch: int,
+    window: int = 0,
     labels: Int32s | None = None,
 ) -> Ints:
-    """Return the row numbers of every global batch of an epoch, (S, G).
+    """Return the positions, in a window of an epoch, of the rows of every global batch, (S, G).
 
-    Each row occurs at most once, and at most G - 1 rows are left out. With `labels`, all classes come equally often in
-    the same number of steps, so rows of rare classes occur several times. A bucket is then at most as long as the
-    distance between copies, because sorting by length would bring the copies of a row together.
+    Each row occurs at most once, and at most G - 1 rows are left out. With `labels`, all classes of the window come
+    equally often in the same number of steps, so rows of rare classes occur several times. A bucket is then at most as
+    long as the distance between copies, because sorting by length would bring the copies of a row together.
     """
-    generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+    generator = np.random.Generator(np.random.PCG64([seed, epoch, window]))
     steps = steps_per_epoch(len(lengths), batch_size)
     if labels is None:
         order = generator.permutation(len(lengths))[: steps * batch_size]
@@ -118,52 +120,6 @@ def epoch_batches(
         by_length = bucket[np.argsort(lengths[bucket], kind="stable")].reshape(-1, batch_size)
         batches[start:stop] = by_length[generator.permutation(stop - start)]
     return batches
-
-
-class BatchSampler:
-    """Rows of every step of a run, the same on any number of ranks."""
-
-    def __init__(
-        self,
-        lengths: Lengths,
-        batch_size: int,
-        *,
-        bucket_batches: int,
-        seed: int,
-        labels: Int32s | None = None,
-        lengths_of: Callable[[int], Lengths] | None = None,
-    ) -> None:
-        """Set up the sampler.
-
-        `labels` asks for balanced classes. `lengths_of` returns the row lengths of an epoch from its key; set it if
-        token dropout changes the lengths from epoch to epoch.
-        """
-        self.lengths, self.batch_size, self.bucket_batches, self.seed = lengths, batch_size, bucket_batches, seed
-        self.labels, self.lengths_of, self.epoch_lengths = labels, lengths_of, lengths
-        self.steps_per_epoch = steps_per_epoch(len(lengths), batch_size)
-        self.epoch, self.batches = -1, np.empty((0, 0), np.int64)
-
-    def key(self, epoch: int) -> int:
-        """Return the key of the token dropout of an epoch."""
-        return self.seed ^ (epoch << 32)
-
-    def rows(self, step: int) -> Ints:
-        """Return the row numbers (G,) of a step, counted from 0 over all epochs."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self.epoch:
-            if self.lengths_of:
-                self.epoch_lengths = self.lengths_of(self.key(epoch))
-            self.batches = epoch_batches(
-                self.epoch_lengths,
-                self.batch_size,
-                bucket_batches=self.bucket_batches,
-                seed=self.seed,
-                epoch=epoch,
-                labels=self.labels,
-            )
-            self.epoch = epoch
-        rows: Ints = self.batches[position]
-        return rows
 
 
 def rank_parts(rows: Ints, rank: int, world_size: int, micro_batches: int) -> list[Ints]:
@@ -191,20 +147,3 @@ def scoring_batches(
             batch = batch[: max(1, int(np.searchsorted(np.cumsum(costs[batch]), batch_size, side="right")))]
         yield batch
         start += len(batch)
-
-
-def padding_share(
-    sides: Sequence[Lengths], batches: Ints, world_size: int, micro_batches: int, layout: Layout = WHOLE
-) -> float:
-    """Return the share of padding in the global batches (S, G).
-
-    `sides` are the row lengths of each padded tensor: one for a classifier, source and target for `seq2seq`.
-    """
-    padded = tokens = 0
-    for rows in batches:
-        for rank in range(world_size):
-            parts = [part for part in rank_parts(rows, rank, world_size, micro_batches) if len(part)]
-            for spans in (layout.spans(lengths[part])[2] for part in parts for lengths in sides):
-                padded += int(spans.max()) * len(spans)
-                tokens += int(spans.sum())
-    return 1.0 - tokens / padded if padded else 0.0

@@ -12,7 +12,6 @@ a cluster write the same shards from the same files.
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -89,6 +88,8 @@ class Shard(_Record):
     truncated_targets: int = 0
     length_histogram: list[int]
     """Rows per bin of the length before truncation; bins start at the manifest's `length_edges`."""
+    group_tokens: list[int]
+    """Tokens of each row group."""
 
 
 class Split(_Record):
@@ -193,6 +194,7 @@ def write_shard(folder: str, split: str, table: pa.Table, num_labels: int) -> Sh
         label_counts=np.bincount(labels.to_numpy(), minlength=num_labels)[:num_labels].tolist(),
         unlabelled_rows=int((_lengths(table["labels"]) == 0).sum()) if is_multilabel else 0,
         length_histogram=histogram.tolist(),
+        group_tokens=np.add.reduceat(lengths, np.arange(0, len(lengths), GROUP_ROWS)).tolist(),
     )
 
 
@@ -207,25 +209,31 @@ def read_shard(folder: str, shard: Shard, columns: Sequence[str]) -> pa.Table:
     return pa.concat_tables(read_groups(folder, shard, columns))
 
 
-def read_groups(folder: str, shard: Shard, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield `GROUP_ROWS` rows of one shard at a time. Raises `DataError` if the shard is damaged or missing."""
+def read_groups(
+    folder: str, shard: Shard, columns: Sequence[str], groups: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """Yield row groups of one shard, up to `GROUP_ROWS` rows each; all of them in order by default.
+
+    Raises `DataError` if the shard is damaged or missing.
+    """
     path = storage.join(folder, shard.file)
     filesystem, inner = storage.resolve(path)
     schema = pa.schema([_FIELDS.field(column) for column in columns])
-    rows = tokens = 0
     try:
         with pq.ParquetFile(inner, filesystem=filesystem, page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
+            if (file.metadata.num_rows, file.num_row_groups) != (shard.rows, len(shard.group_tokens)):
+                found = f"{file.metadata.num_rows} rows in {file.num_row_groups} row groups"
+                raise ValueError(f"{found}, the manifest says {shard.rows} in {len(shard.group_tokens)}")
+            for group in range(file.num_row_groups) if groups is None else groups:
                 table = file.read_row_group(group, list(columns)).cast(schema)
-                rows += table.num_rows
-                tokens += int(_lengths(table["input_ids"]).sum()) if "input_ids" in columns else 0
+                expected = (min(GROUP_ROWS, shard.rows - group * GROUP_ROWS), shard.group_tokens[group])
+                tokens = int(_lengths(table["input_ids"]).sum()) if "input_ids" in columns else expected[1]
+                if (len(table), tokens) != expected:  # page checksums do not cover the headers of pages
+                    found = f"{len(table)} rows of {tokens} tokens in row group {group}"
+                    raise ValueError(f"{found}, the manifest says {expected[0]} of {expected[1]}")
                 yield table
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"`{path}`: the shard cannot be read: {error}. {_advice(folder)}") from None
-    expected = (shard.rows, shard.tokens if "input_ids" in columns else 0)
-    if (rows, tokens) != expected:  # page checksums do not cover the headers of pages
-        found = f"{rows} rows of {tokens} tokens, the manifest says {expected[0]} of {expected[1]}"
-        raise DataError(f"`{path}`: damaged: {found}. {_advice(folder)}")
 
 
 def _advice(folder: str) -> str:
@@ -257,5 +265,5 @@ def shuffle_keys(hashes: UInt64s, source: int, positions: npt.NDArray[np.int64],
 
 
 def _lengths(lists: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    offsets = itertools.chain.from_iterable(np.diff(np.from_dlpack(chunk.offsets)) for chunk in lists.chunks)
-    return np.fromiter(offsets, np.int64, len(lists))
+    lengths = [np.diff(np.from_dlpack(chunk.offsets)) for chunk in lists.chunks]
+    return np.concatenate([np.empty(0, np.int64), *lengths])

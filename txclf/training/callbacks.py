@@ -22,7 +22,7 @@ from txclf.artifacts.metric_logger import MetricLogger
 from txclf.config.run_config import RunConfig
 from txclf.config.train import Train
 from txclf.core.errors import TxclfError
-from txclf.data.sampler import BatchSampler
+from txclf.data.sampler import Ints
 from txclf.training.early_stopping import out_of_patience
 from txclf.training.ema import EMA
 from txclf.training.module import TrainingModule
@@ -55,7 +55,9 @@ class StepCounter(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        targets = batch.get("target_ids")
         self.state.timing.tokens += batch["num_tokens"]
+        self.state.timing.positions += batch["input_ids"].numel() + (0 if targets is None else targets[:, 1:].numel())
         self.state.in_step = (batch_idx + 1) % self.micro_batches != 0
         self.state.step += not self.state.in_step
 
@@ -87,8 +89,9 @@ class EMACallback(pl.Callback):
 class GradientGuard(pl.Callback):
     """Ends a run whose gradient or validation loss is not finite, naming the step and its rows."""
 
-    def __init__(self, run: RunConfig, state: TrainState, sampler: BatchSampler) -> None:
-        self.train, self.state, self.sampler = run.train, state, sampler
+    def __init__(self, run: RunConfig, state: TrainState, step_rows: Callable[[int], Ints]) -> None:
+        """`step_rows` returns the numbers in the training split of the rows of a step."""
+        self.train, self.state, self.step_rows = run.train, state, step_rows
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -110,7 +113,7 @@ class GradientGuard(pl.Callback):
         skips = self.train.on_nan == "skip" or self.train.precision == "fp16"
         if not first or (skips and self.state.step - first + 1 < MAX_SKIPPED):
             return
-        rows = self.sampler.rows(first - 1)
+        rows = self.step_rows(first - 1)
         shown = ", ".join(map(str, rows[:10])) + (" …" if len(rows) > 10 else "")
         after = f"{MAX_SKIPPED} steps in a row" if skips else "the weights are those of the step before"
         raise TxclfError(
@@ -269,7 +272,7 @@ class HeartbeatCallback(pl.Callback):
         self.state, self.heartbeat = state, heartbeat
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.heartbeat.beat("training", self.state.step)
+        self.heartbeat.beat("waiting for data", self.state.step)
 
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self.heartbeat.beat("training", self.state.step)

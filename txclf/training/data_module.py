@@ -11,17 +11,15 @@ lasts from the step reached to the next validation.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
 
 from txclf.config.run_config import RunConfig
-from txclf.data import sampler as samplers
-from txclf.data import shards
-from txclf.data.batches import Batch, PairBatch, Rows, TokenRows
-from txclf.data.sampler import BatchSampler
+from txclf.data import sampler
+from txclf.data.batches import Batch, PairBatch
+from txclf.data.window_reader import LocalWindows, Window, WindowSource
 from txclf.data.word_vectors import Coverage
 from txclf.training import mfu
 from txclf.training.job import WorkerConfig
@@ -44,46 +42,25 @@ class ShardsDataModule(pl.LightningDataModule):
         *,
         state: TrainState | None = None,
         vectors: Coverage | None = None,
-        read_rows: Callable[[str], Rows] | None = None,
+        source: WindowSource | None = None,
     ) -> None:
-        """`read_rows(split)` returns the rows of a split; by default they are read into memory.
+        """`source` yields the rows; by default the shards are read in this process.
 
         `vectors` are word vectors that were matched with the vocabulary before.
         """
         super().__init__()
         self.run, self.prepared, self.state, self.vectors = run, prepared, state, vectors
-        self.manifest = WorkerConfig(run, prepared).manifest()
-        self._read_rows = read_rows or self._read_into_memory
-        self._rows: dict[str, Rows] = {}
-
-    def rows(self, split: str) -> Rows:
-        """Return the rows of `train`, `valid` or `test`, read once."""
-        if split not in self._rows:
-            self._rows[split] = self._read_rows(split)
-        return self._rows[split]
-
-    @cached_property
-    def sampler(self) -> BatchSampler:
-        """The rows of every step."""
-        rows, train = self.rows("train"), self.run.train
-        labels = shortened = None
-        if train.sampling == "balanced" and isinstance(rows, TokenRows):
-            labels = rows.labels
-        if train.token_dropout and isinstance(rows, TokenRows):
-            shortened = partial(rows.kept_lengths, train.token_dropout)
-        return BatchSampler(
-            rows.lengths,
-            train.batch_size,
-            bucket_batches=train.bucket_batches,
-            seed=self.run.seed,
-            labels=labels,
-            lengths_of=shortened,
+        config = WorkerConfig(run, prepared)
+        self.manifest = config.manifest()
+        self.reader = config.train_reader()
+        self.source = source or LocalWindows(
+            self.reader, {split: config.scoring_reader(split) for split in self.manifest.splits}
         )
 
-    def setup(self, stage: str) -> None:
-        """Read the splits that a stage of the trainer needs."""
-        for split in {"fit": ("train", "valid"), "validate": ("valid",), "test": ("test",)}.get(stage, ()):
-            self.rows(split)
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch of the data."""
+        return self.reader.windows.steps_per_epoch
 
     def train_dataloader(self) -> TrainBatches:
         """Return this rank's training batches."""
@@ -97,54 +74,59 @@ class ShardsDataModule(pl.LightningDataModule):
         """Return this rank's share of the test rows."""
         return self._scoring_batches("test")
 
-    def padding_share(self, world_size: int) -> float:
-        """Return the share of positions without a token in the first steps of the first epoch."""
-        self.sampler.rows(0)
-        batches, lengths = self.sampler.batches[:1000], self.sampler.epoch_lengths
-        return self.rows("train").padding_share(batches, world_size, self.run.train.micro_batches, lengths)
-
     def _scoring_batches(self, split: str) -> ScoringBatches:
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return ScoringBatches(self.rows(split), self.run.train.batch_size, rank, world_size)
-
-    def _read_into_memory(self, split: str) -> Rows:
-        config = WorkerConfig(self.run, self.prepared)
-        return config.rows([shards.read_split(self.prepared, self.manifest, split, config.columns)])
+        return ScoringBatches(self.source, split, self.run.train.batch_size, rank, world_size)
 
 
 class TrainBatches:
     """This rank's batches from the step that the `TrainState` has reached to the next validation, at each pass.
 
-    It has no length, because the passes differ.
+    It has no length, because the passes differ. All passes read one stream of windows, so none waits for the start of
+    another.
     """
 
     def __init__(self, data: ShardsDataModule) -> None:
         self.data = data
+        self.windows: Iterator[Window] | None = None
+        self.window: Window | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         state = self.data.state
         assert state is not None
-        steps = range(state.step, state.schedule.next_validation(state.step))
+        schedule, timing = state.schedule, state.timing
+        steps = range(state.step, schedule.next_validation(state.step))
+        if self.windows is None:
+            self.windows = self._open(range(state.step, schedule.total_steps))
         target_vocab, run = self.data.manifest.target_vocab_size, self.data.run
         batches, start = self._batches(steps), time.perf_counter()
         for batch in batches:
-            state.timing.flops += mfu.training_flops(run.model, run.train, batch, target_vocab)  # type: ignore[arg-type]
-            state.timing.data += time.perf_counter() - start
+            timing.flops += mfu.training_flops(run.model, run.train, batch, target_vocab)  # type: ignore[arg-type]
+            timing.data += time.perf_counter() - start
             yield batch
             start = time.perf_counter()
 
+    def _open(self, steps: range) -> Iterator[Window]:
+        trainer = self.data.trainer
+        assert trainer is not None
+        return self.data.source.train(steps, trainer.global_rank, trainer.world_size)
+
     def _batches(self, steps: range) -> Iterator[dict[str, Any]]:
-        data, train = self.data, self.data.run.train
-        assert data.trainer is not None
-        rank, world_size = data.trainer.global_rank, data.trainer.world_size
-        rows, sampler = data.rows("train"), data.sampler
+        train = self.data.run.train
         for step in steps:
-            chosen = sampler.rows(step)
-            step_size = rows.step_size(chosen)
-            for part in samplers.rank_parts(chosen, rank, world_size, train.micro_batches):
-                batch = rows.batch(part, train.token_dropout, sampler.key(sampler.epoch))
-                yield {**batch, "step_size": step_size}
+            window = self._window(step)
+            for part in window.parts(step, train.micro_batches):
+                batch = window.rows.batch(part, train.token_dropout, window.token_key)
+                yield {**batch, "step_size": window.step_size(step)}
+
+    def _window(self, step: int) -> Window:
+        """Return the window of a step, which follows the step before."""
+        assert self.windows is not None
+        while self.window is None or step not in self.window.steps:
+            self.window = None  # its rows are freed before the next window comes
+            self.window = next(self.windows)
+        return self.window
 
 
 class EpochBatches(TrainBatches):
@@ -152,21 +134,23 @@ class EpochBatches(TrainBatches):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         assert self.data.trainer is not None
-        steps = self.data.sampler.steps_per_epoch
-        first = self.data.trainer.current_epoch * steps
-        return self._batches(range(first, first + steps))
+        first = self.data.trainer.current_epoch * self.data.steps_per_epoch
+        steps = range(first, first + self.data.steps_per_epoch)
+        self.window, self.windows = None, self._open(steps)
+        return self._batches(steps)
 
     def __len__(self) -> int:
-        return self.data.sampler.steps_per_epoch * self.data.run.train.micro_batches
+        return self.data.steps_per_epoch * self.data.run.train.micro_batches
 
 
 class ScoringBatches:
-    """A rank's share of rows to score, each row once over all ranks."""
+    """A rank's share of a split to score, each row once over all ranks."""
 
-    def __init__(self, rows: Rows, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.rows, self.batch_size, self.rank, self.world_size = rows, batch_size, rank, world_size
+    def __init__(self, source: WindowSource, split: str, batch_size: int, rank: int, world_size: int) -> None:
+        self.source, self.split, self.batch_size = source, split, batch_size
+        self.rank, self.world_size = rank, world_size
 
     def __iter__(self) -> Iterator[Batch | PairBatch]:
-        rows = self.rows
-        for part in samplers.scoring_batches(rows.lengths, self.batch_size, self.rank, self.world_size, rows.costs):
-            yield rows.batch(part)
+        for rows in self.source.scoring(self.split, self.rank, self.world_size):
+            for part in sampler.scoring_batches(rows.lengths, self.batch_size, 0, 1, rows.costs):
+                yield rows.batch(part)

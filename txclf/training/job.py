@@ -5,16 +5,15 @@ Light, so that the driver of a run on Ray does not import what only workers use.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
-
-import pyarrow as pa
 
 from txclf.config.run_config import RunConfig
 from txclf.data import shards
-from txclf.data.batches import PairRows, Rows, TokenRows
 from txclf.data.sampler import Layout
+from txclf.data.shuffle_windows import ShuffleWindows
+from txclf.data.window_reader import ScoringReader, TrainReader
 from txclf.data.word_vectors import Coverage
 from txclf.training.progress import Heartbeat
 
@@ -31,8 +30,6 @@ class WorkerConfig:
     """Path or URI of the prepared folder."""
     started: float = 0.0
     """Wall-clock time at which the command began."""
-    id: str = ""
-    """Name of this command's temporary files."""
     vectors: Coverage | None = None
     """Word vectors that initialize the token embeddings."""
 
@@ -40,12 +37,6 @@ class WorkerConfig:
     def columns(self) -> tuple[str, ...]:
         """Columns of the shards that a worker reads."""
         return self.run.task_spec.shard_columns
-
-    def rows(self, tables: Sequence[pa.Table]) -> Rows:
-        """Return tables of these columns as rows to make batches of."""
-        if self.run.task_spec.is_seq2seq:
-            return PairRows.from_tables(tables)
-        return TokenRows(tables, layout=self.layout())
 
     def layout(self) -> Layout:
         """Return how rows become sequences."""
@@ -58,8 +49,31 @@ class WorkerConfig:
 
     def manifest(self) -> shards.Manifest:
         """Return the manifest of the prepared data, as this run trains on them."""
+        return self._manifest
+
+    @cached_property
+    def _manifest(self) -> shards.Manifest:
         manifest = shards.load_manifest(self.prepared)
         return shards.with_valid(manifest) if self.run.train.train_on_valid else manifest
+
+    def train_reader(self) -> TrainReader:
+        """Return the reader of the training rows."""
+        run, train, split = self.run, self.run.train, self.manifest().splits["train"]
+        return TrainReader(
+            self.prepared,
+            tuple(split.shards),
+            self.columns,
+            self.layout(),
+            windows=ShuffleWindows.of_split(split, train.batch_size, run.data.shuffle_window, run.seed),
+            bucket_batches=train.bucket_batches,
+            is_balanced=train.sampling == "balanced",
+            token_dropout=train.token_dropout,
+        )
+
+    def scoring_reader(self, split: str) -> ScoringReader:
+        """Return the reader of a split to score."""
+        shards = tuple(self.manifest().splits[split].shards)
+        return ScoringReader(self.prepared, shards, self.columns, self.layout(), self.run.data.shuffle_window)
 
 
 @dataclass(frozen=True)

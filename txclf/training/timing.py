@@ -22,6 +22,8 @@ class Timing:
     """Seconds saving checkpoints."""
     tokens: int = 0
     """Real tokens trained on."""
+    positions: int = 0
+    """Positions trained on, padding included."""
     flops: float = 0.0
     """Floating-point operations that these tokens need (`txclf.training.mfu`)."""
     started: float = 0.0

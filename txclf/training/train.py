@@ -17,9 +17,7 @@ Ray Train.
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -30,8 +28,7 @@ from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError
-from txclf.data import disk_cache, shards, word_vectors
-from txclf.data.batches import Rows
+from txclf.data import shards, word_vectors
 from txclf.data.word_vectors import Coverage
 from txclf.inference import bundle
 from txclf.inference.metadata import Calibration
@@ -107,7 +104,6 @@ def _kept_by_resume(run: RunConfig) -> dict[str, Any]:
     """Return the settings that a resumed run must keep: all but where it runs and how it handles failures."""
     sections = run.model_dump(include={"seed", "task", "data", "tokenizer", "model", "train"})
     free = {
-        "data": ["ingest"],
         "train": ["checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps", "trackers"],
     }
     for section, keys in free.items():
@@ -141,13 +137,11 @@ def train(
     prepared: str,
     report: Report = lambda progress: False,
     started: float | None = None,
-    share: int = 1,
 ) -> RunSummary:
     """Train a run on prepared data, from its last checkpoint if there is one, and write the bundle.
 
     `report` receives the progress a few times a second; if it returns True, a checkpoint is saved and `Interrupted` is
-    raised. `started` is the wall-clock time at which the command began. `share` is the number of runs that share the
-    memory of this machine.
+    raised. `started` is the wall-clock time at which the command began.
 
     Raises `ConfigError` if the data changed since the run began.
     """
@@ -156,10 +150,10 @@ def train(
     if began and began["fingerprint"] != manifest.fingerprint:
         raise ConfigError(f"`{run.run_folder}` began with `{began['folder']}`, and the data changed. Start a new run.")
     coverage = _vectors(run, prepared)
-    config = WorkerConfig(run, prepared, time.time() if started is None else started, uuid.uuid4().hex, coverage)
+    config = WorkerConfig(run, prepared, time.time() if started is None else started, coverage)
     check_fit(run, config.manifest())
     notes = coverage.describe() if coverage else []
-    fit = _fit_on_ray if run.compute.on_ray else partial(_fit_here, share=share)
+    fit = _fit_on_ray if run.compute.on_ray else _fit_here
     return _finish(config, fit(config, report, notes))
 
 
@@ -253,19 +247,12 @@ def _begin(config: WorkerConfig) -> None:
     storage.write_bytes(storage.join(folder, "run.yaml"), run_config.dump(config.run).encode())
 
 
-def _fit_here(config: WorkerConfig, report: Report, notes: list[str], share: int = 1) -> RunStats:
+def _fit_here(config: WorkerConfig, report: Report, notes: list[str]) -> RunStats:
     from txclf.training import worker  # and Lightning
 
-    budget = disk_cache.machine_memory() // 4 // share
-    streams, note = disk_cache.streams(config.run.data.ingest, config.manifest(), budget)
-    report(Progress(notes=[*notes, note]))
+    report(Progress(notes=[*notes, _describe_data(config)]))
     _begin(config)
-    context = DistributedContext()
-
-    def stream(split: str) -> Rows:
-        return worker.streamed_rows(config, split, context.heartbeat)
-
-    return worker.fit(config, stream if streams else None, report, context)
+    return worker.fit(config, None, report, DistributedContext())
 
 
 def _fit_on_ray(config: WorkerConfig, report: Report, notes: list[str]) -> RunStats:
@@ -275,8 +262,13 @@ def _fit_on_ray(config: WorkerConfig, report: Report, notes: list[str]) -> RunSt
     compute = config.run.compute
     with ray_cluster.connected(compute):
         ray_cluster.require(compute)
-        budget = ray_cluster.data_budget(compute)
-        streams, note = disk_cache.streams(config.run.data.ingest, config.manifest(), budget)
-        report(Progress(notes=[*notes, note]))
+        report(Progress(notes=[*notes, _describe_data(config)]))
         _begin(config)
-        return ray_trainer.fit(config, streams, report)
+        return ray_trainer.fit(config, report)
+
+
+def _describe_data(config: WorkerConfig) -> str:
+    """Describe the size of the training data and the shuffle windows of an epoch."""
+    split, windows = config.manifest().splits["train"], config.train_reader().windows.windows_per_epoch
+    size = f"{split.rows:,} rows, {split.tokens + split.target_tokens:,} tokens"
+    return f"training data: {size}, shuffled {'as a whole' if windows == 1 else f'in {windows:,} windows an epoch'}"

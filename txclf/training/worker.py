@@ -6,15 +6,12 @@ Only the source of the rows and the receiver of the progress differ between the 
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 
@@ -22,9 +19,8 @@ from txclf import upstream
 from txclf.artifacts import checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
-from txclf.data import disk_cache, shards
-from txclf.data.batches import Rows
-from txclf.data.sampler import BatchSampler
+from txclf.data.sampler import Ints
+from txclf.data.window_reader import WindowSource
 from txclf.training import mfu
 from txclf.training.callbacks import (
     EMACallback,
@@ -59,29 +55,28 @@ MODULES: dict[str, type[ClassifierModule | MultilabelModule | Seq2SeqModule]] = 
 
 def fit(
     config: WorkerConfig,
-    read_rows: Callable[[str], Rows] | None,
+    source: WindowSource | None,
     report: Callable[[Progress], bool],
     context: DistributedContext,
 ) -> RunStats:
     """Train from the last committed checkpoint until done, stopped early or interrupted.
 
-    `read_rows(split)` returns the rows of a split; None reads them into memory.
+    `source` yields the rows; None reads the shards in this process.
 
     Raises `Interrupted` on every rank if `report` asked for a stop.
     """
     run = config.run
-    data = ShardsDataModule(run, config.prepared, vectors=config.vectors, read_rows=read_rows)
-    data.setup("fit")
+    data = ShardsDataModule(run, config.prepared, vectors=config.vectors, source=source)
     checkpoint = _last_checkpoint(run)
     train = run.train
-    schedule = StepSchedule(data.sampler.steps_per_epoch, train.epochs, train.eval_every, train.checkpoint_every)
+    schedule = StepSchedule(data.steps_per_epoch, train.epochs, train.eval_every, train.checkpoint_every)
     state = data.state = TrainState.from_checkpoint(schedule, checkpoint)
     torch.manual_seed(run.seed)  # the same first weights on every rank
     module: TrainingModule = MODULES[run.task].from_data(data, total_steps=schedule.total_steps, start_step=state.step)
     if checkpoint:
         module.model.load_state_dict(checkpoint["model"])
     precision, _ = choose_precision(train.precision, uses_gpu(run.compute))
-    callbacks = run_callbacks(run, state, data.sampler, checkpoint, heartbeat=context.heartbeat, report=report)
+    callbacks = run_callbacks(run, state, data.reader.step_rows, checkpoint, heartbeat=context.heartbeat, report=report)
     with _quiet():
         trainer = _trainer(run, context, precision, callbacks)
         began = time.time()
@@ -94,16 +89,19 @@ def fit(
 def run_callbacks(
     run: RunConfig,
     state: TrainState,
-    sampler: BatchSampler,
+    step_rows: Callable[[int], Ints],
     checkpoint: Mapping[str, Any] | None,
     *,
     heartbeat: Heartbeat,
     report: Callable[[Progress], bool],
 ) -> list[pl.Callback]:
-    """Return the callbacks of a run in their order. `checkpoint` is the one it resumes from, or None."""
+    """Return the callbacks of a run in their order.
+
+    `step_rows` returns the numbers of the rows of a step. `checkpoint` is the one the run resumes from, or None.
+    """
     saved = checkpoint or {}
     average = EMACallback(state, run.train.ema_decay, saved.get("average")) if run.train.ema_decay else None
-    guard = GradientGuard(run, state, sampler)
+    guard = GradientGuard(run, state, step_rows)
     return [
         *([OptimizerRestore(checkpoint)] if checkpoint else []),
         StepCounter(run, state),
@@ -116,29 +114,6 @@ def run_callbacks(
         Stopping(run, state),
         HeartbeatCallback(state, heartbeat),
     ]
-
-
-def streamed_rows(
-    config: WorkerConfig,
-    split: str,
-    heartbeat: Heartbeat,
-    first: bool = True,
-    barrier: Callable[[], None] = lambda: None,
-) -> Rows:
-    """Return the rows of a split on this node's disk, read from its shards by the first worker of the node."""
-    part = config.manifest().splits[split]
-
-    def tables() -> Iterator[pa.Table]:
-        for shard in part.shards:
-            for table in shards.read_groups(config.prepared, shard, config.columns):
-                heartbeat.beat("reading data", 0)
-                yield table
-
-    folder = os.path.join(tempfile.gettempdir(), f"txclf-{config.id}-{split}")
-    size = part.tokens + part.target_tokens
-    return disk_cache.spooled(
-        tables, folder, size, config.columns, first=first, barrier=barrier, layout=config.layout()
-    )
 
 
 def _last_checkpoint(run: RunConfig) -> dict[str, Any] | None:
@@ -181,7 +156,8 @@ def _stats(
     run, state, device = config.run, data.state, trainer.strategy.root_device
     assert state is not None
     timing, worked = state.timing, state.timing.worked
-    rate = mfu.matrix_rate(device, trainer.precision) if worked else None
+    # Only the stats of rank 0 are kept, so the others measure nothing.
+    rate = mfu.matrix_rate(device, trainer.precision) if worked and trainer.is_global_zero else None
     startup = timing.first_step - config.started if timing.first_step else seconds[0]
     return RunStats(
         workers=trainer.world_size if run.compute.on_ray else 0,
@@ -193,7 +169,7 @@ def _stats(
         rows_seen=state.step * run.train.batch_size,
         steps_skipped=state.skipped,
         stopped_early=not state.complete,
-        padding_share=data.padding_share(trainer.world_size),
+        padding_share=1.0 - timing.tokens / timing.positions if timing.positions else 0.0,
         data_share=timing.data / worked if worked else 0.0,
         tokens_per_second=timing.tokens * trainer.world_size / worked if worked else 0.0,
         mfu=timing.flops / worked / rate if rate else None,

@@ -61,7 +61,7 @@ def run_trials(run: RunConfig, plan: SearchPlan, results: list[Result], pending:
     space, settings = _trial_source(run, plan, results, pending)
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(
-            ray_tune.with_parameters(Trainable, run=run, prepared=plan.prepared, flag=flag, at_a_time=plan.at_a_time),
+            ray_tune.with_parameters(Trainable, run=run, prepared=plan.prepared, flag=flag),
             _resources(run),
         ),
         param_space=space,

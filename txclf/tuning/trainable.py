@@ -53,10 +53,10 @@ class Trainable(tune.Trainable):
     """One trial of a search."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], run: RunConfig, prepared: dict[str, str], flag: Any, at_a_time: int
+        self, config: dict[str, Any], run: RunConfig, prepared: dict[str, str], flag: Any
     ) -> None:
-        """Take the search, the folder of each preparation, the `Flag` actor and the number of concurrent trials."""
-        self.search, self.prepared, self.flag, self.at_a_time = run, prepared, flag, at_a_time
+        """Take the search, the folder of each preparation and the `Flag` actor."""
+        self.search, self.prepared, self.flag = run, prepared, flag
         if not run.compute.gpus_per_worker:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the GPUs belong to trials that request them
         self._begin(config["trial"])
@@ -73,7 +73,7 @@ class Trainable(tune.Trainable):
         prepared = self.prepared[trials.preparation(run)]
         if run.compute.max_workers <= 1:
             run = run_config.with_overrides(run, {"compute.workers": 0})
-        self.training = Training(self.search, run, trial["number"], prepared, self.flag, self.at_a_time)
+        self.training = Training(self.search, run, trial["number"], prepared, self.flag)
 
     def step(self) -> dict[str, Any]:
         """Return the next validation. `done` marks the end of the trial, `failed` holds the reason of a failure."""
@@ -129,12 +129,10 @@ class Training(threading.Thread):
     It puts each validation into `results`, then None, or a result with `failed`, at the end.
     """
 
-    def __init__(
-        self, search: RunConfig, run: RunConfig, number: int, prepared: str, flag: Any, at_a_time: int
-    ) -> None:
+    def __init__(self, search: RunConfig, run: RunConfig, number: int, prepared: str, flag: Any) -> None:
         super().__init__(daemon=True)
         self.search, self.run_config, self.number, self.prepared = search.run_folder, run, number, prepared
-        self.metric, self.flag, self.at_a_time = trials.metric(search), flag, at_a_time
+        self.metric, self.flag = trials.metric(search), flag
         self.results: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.turn = threading.Semaphore(0)
         """Released when Tune asks for the next validation or for the end."""
@@ -149,7 +147,7 @@ class Training(threading.Thread):
             self.reported_step = trials.read_one(self.search, self.number).judged
             saved = checkpoints.committed(storage.join(self.run_config.run_folder, "checkpoints"))
             self._report_validations(saved[-1].step if saved else 0)  # validations that were not judged before a resume
-            train(self.run_config, self.prepared, self._report, share=self.at_a_time)
+            train(self.run_config, self.prepared, self._report)
         except Interrupted:
             pass
         except BaseException as error:

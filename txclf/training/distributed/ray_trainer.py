@@ -1,4 +1,4 @@
-"""Training on Ray: Ray Train holds the workers, Ray Data's blocks their rows, and the driver monitors them.
+"""Training on Ray: Ray Train holds the workers, Ray Data streams their rows, and the driver monitors them.
 
 A fault ends in one of two ways. If a worker or node dies, hangs or stalls, all workers restart from the last committed
 checkpoint, up to `compute.max_failures` times. If the fault would only come back (a damaged shard, a full disk, a loss
@@ -23,12 +23,10 @@ import torch
 from ray import PlacementGroupID
 from ray.train import (
     ControllerError,
-    DataConfig,
     FailureConfig,
     RunConfig,
     ScalingConfig,
     get_context,
-    get_dataset_shard,
 )
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup
@@ -38,11 +36,11 @@ from txclf import ray_cluster
 from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, TxclfError
-from txclf.data import shards
-from txclf.data.batches import Rows
+from txclf.training.distributed import ray_data
 from txclf.training.distributed.gloo import GlooTorchConfig
 from txclf.training.distributed.monitor import StalledWorker
 from txclf.training.distributed.prometheus import PrometheusMonitor
+from txclf.training.distributed.ray_data import RayWindows, WindowsDataConfig
 from txclf.training.job import DistributedContext, WorkerConfig
 from txclf.training.progress import Heartbeat, Interrupted, Progress
 from txclf.training.run_stats import RunStats
@@ -67,10 +65,8 @@ class Outcome:
     error: BaseException | None = None
 
 
-def fit(config: WorkerConfig, streams: bool, report: Callable[[Progress], bool]) -> RunStats:
+def fit(config: WorkerConfig, report: Callable[[Progress], bool]) -> RunStats:
     """Train on the Ray that this process is connected to and return the measurements of rank 0.
-
-    `streams` is True if the rows go to the disk of each node instead of the object store.
 
     Raises `Interrupted` if `report` asked for a stop, the workers' own `TxclfError`, or `ClusterError` if they failed
     more often than `compute.max_failures`.
@@ -81,7 +77,7 @@ def fit(config: WorkerConfig, streams: bool, report: Callable[[Progress], bool])
     actor = ray.remote(PrometheusMonitor).options(num_cpus=0, scheduling_strategy=here)
     monitor: Any = actor.remote(config.run.name)
     outcome = Outcome()
-    thread = threading.Thread(target=_run_trainer, args=(config, streams, monitor, outcome), daemon=True)
+    thread = threading.Thread(target=_run_trainer, args=(config, monitor, outcome), daemon=True)
     thread.start()
     shown, notes = Progress(), list[str]()
     stalled: StalledWorker | None = None
@@ -118,7 +114,7 @@ def fit(config: WorkerConfig, streams: bool, report: Callable[[Progress], bool])
     return outcome.stats
 
 
-def _run_trainer(config: WorkerConfig, streams: bool, monitor: Any, outcome: Outcome) -> None:
+def _run_trainer(config: WorkerConfig, monitor: Any, outcome: Outcome) -> None:
     """Run Ray Train to its end and leave the result of rank 0 or the error in `outcome`."""
     compute = config.run.compute
     # Ray's own state goes to a new folder each time, because Ray resumes by name and our checkpoints know better.
@@ -131,7 +127,7 @@ def _run_trainer(config: WorkerConfig, streams: bool, monitor: Any, outcome: Out
         trainer = TorchTrainer(
             _work,  # type: ignore[arg-type]
             # As bytes: the controller would import Lightning to look at it, seconds before it starts the workers.
-            train_loop_config={"config": pickle.dumps(config), "monitor": monitor, "streams": streams},
+            train_loop_config={"config": pickle.dumps(config), "monitor": monitor},
             torch_config=GlooTorchConfig(timeout_s=int(2 * config.run.train.stall_timeout_s) + 1),
             scaling_config=_scaling(compute),
             run_config=RunConfig(
@@ -143,9 +139,8 @@ def _run_trainer(config: WorkerConfig, streams: bool, monitor: Any, outcome: Out
                     controller_failure_limit=30,
                 ),
             ),
-            datasets={} if streams else {split: _dataset(config, split) for split in ("train", "valid")},
-            # Each rank picks its rows of each global batch itself, so Ray's splitting drops or repeats none.
-            dataset_config=DataConfig(datasets_to_split=[]),
+            datasets=ray_data.datasets(config),
+            dataset_config=WindowsDataConfig(config),
         )
         outcome.stats = trainer.fit().return_value  # type: ignore[attr-defined]
     except BaseException as error:
@@ -210,23 +205,6 @@ def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | N
     return None
 
 
-def _dataset(config: WorkerConfig, split: str) -> Any:
-    """Return the rows of a split in the object store, in prepared order: one copy for all workers of a node.
-
-    Read by tasks without a CPU, because blocks lost with their node are read again while workers hold all CPUs.
-    """
-    read = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(shards.read_shard)
-    max_running = int(ray.cluster_resources().get("CPU", 1)) + 1  # type: ignore[no-untyped-call]
-    blocks: list[Any] = []
-    running: list[Any] = []
-    for shard in config.manifest().splits[split].shards:
-        if len(running) == max_running:
-            _, running = ray.wait(running, fetch_local=False)
-        blocks.append(read.remote(config.prepared, shard, config.columns))
-        running.append(blocks[-1])
-    return ray.data.from_arrow_refs(blocks)
-
-
 def _work(settings: dict[str, Any]) -> RunStats | None:
     """Run one worker of Ray Train; return None if it was interrupted."""
     from txclf.training import worker  # and Lightning: not in the driver
@@ -244,17 +222,6 @@ def _work(settings: dict[str, Any]) -> RunStats | None:
         pending.append(monitor.report.remote(progress))
         return stop
 
-    def read_rows(split: str) -> Rows:
-        heartbeat.beat("reading data", 0)
-        if settings["streams"]:
-            barrier = torch.distributed.barrier if world_size > 1 else lambda: None
-            return worker.streamed_rows(config, split, heartbeat, context.get_local_rank() == 0, barrier)
-        tables = []
-        for table in get_dataset_shard(split).iter_batches(batch_size=None, batch_format="pyarrow"):
-            heartbeat.beat("reading data", 0)
-            tables.append(table)
-        return config.rows(tables)
-
     held = ray.util.get_current_placement_group()
     if rank == 0 and held:
         path = storage.join(config.run.run_folder, SCRATCH, HELD)
@@ -263,7 +230,8 @@ def _work(settings: dict[str, Any]) -> RunStats | None:
         return None  # Ray Train restarts workers after any error, and this one would only come back
     try:
         with _heartbeats(monitor, rank, world_size, heartbeat):
-            return worker.fit(config, read_rows, report, _context(config.run.compute, rank, world_size, heartbeat))
+            place = _context(config.run.compute, rank, world_size, heartbeat)
+            return worker.fit(config, RayWindows(config), report, place)
     except Interrupted:
         return None
     except TxclfError as error:

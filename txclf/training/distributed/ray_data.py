@@ -1,0 +1,163 @@
+"""The shards of a run as streams of Ray Data to the workers of Ray Train.
+
+    from_items    numbers of the windows still to train, chosen whenever a group of workers starts
+      ─▶ map_batches      a task reads a window and cuts it into one block per rank
+      ─▶ streaming_split  block r of a window goes to rank r
+
+A worker holds its own rows of a few windows, wherever they were read. A group that starts reads from the window of the
+last committed step. The stream lasts for the rest of the run, so workers do not wait for each other between epochs.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.train import DataConfig, get_dataset_shard
+
+from txclf.artifacts import checkpoints
+from txclf.core import storage
+from txclf.core.errors import TxclfError
+from txclf.data.batches import Rows
+from txclf.data.window_reader import Reader, Window
+from txclf.training.job import WorkerConfig
+
+READERS_PER_NODE = 2
+"""Reading tasks that run at once per node, for each split."""
+
+
+def datasets(config: WorkerConfig) -> dict[str, Any]:
+    """Return the datasets of a run for Ray Train, which calls them at each start of a group of workers."""
+
+    def train() -> Any:
+        windows = config.train_reader().windows
+        saved = checkpoints.committed(storage.join(config.run.run_folder, "checkpoints"))
+        first = windows.window_of(saved[-1].step if saved else 0)
+        return _numbers(range(first, max(first + 1, windows.windows_per_epoch * config.run.train.epochs)))
+
+    def valid() -> Any:
+        return _numbers(range(config.scoring_reader("valid").num_windows))
+
+    return {"train": train, "valid": valid}
+
+
+def _numbers(numbers: range) -> Any:
+    return ray.data.from_items([{"window": number} for number in numbers], override_num_blocks=len(numbers))
+
+
+class WindowsDataConfig(DataConfig):
+    """The `DataConfig` that turns window numbers into blocks of rows, one per rank."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        super().__init__()
+        self.readers: dict[str, Reader] = {
+            "train": config.train_reader(),
+            "valid": config.scoring_reader("valid"),
+        }
+
+    def configure(
+        self,
+        datasets: dict[str, Any],
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: Any,
+        **kwargs: Any,
+    ) -> list[dict[str, Any]]:
+        """Return the streams of each rank."""
+        output: list[dict[str, Any]] = [{} for _ in range(world_size)]
+        nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+        for name, numbers in datasets.items():
+            context = numbers.context
+            # The splitter gives a block to the rank that has the fewest rows. Blocks of one row, in order, go round.
+            context.execution_options.preserve_order = True
+            context.target_max_block_size = 1
+            # A pause of the workers, as in a validation, is no progress of the stream either.
+            context.execution_no_progress_timeout_s = -1
+            blocks = numbers.map_batches(
+                cut_blocks(self.readers[name], world_size),
+                batch_size=1,
+                # No CPU, because the workers may hold them all. Without `concurrency` all windows are read at once.
+                num_cpus=0,
+                concurrency=READERS_PER_NODE * max(1, nodes),
+                scheduling_strategy="SPREAD",
+            )
+            for rank, stream in enumerate(blocks.streaming_split(world_size, equal=False)):
+                output[rank][name] = stream
+        return output
+
+
+def cut_blocks(reader: Reader, world_size: int) -> Callable[[dict[str, Any]], Iterator[pa.Table]]:
+    """Return the function of the reading tasks: window numbers to one block per rank, or its error as a block."""
+
+    def cut(batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for number in batch["window"].tolist():
+            try:
+                rows = reader.read(number)
+                for rank, table in enumerate(reader.cut(number, rows, range(world_size), world_size)):
+                    yield _block(number, rank, _ipc(table))
+            except TxclfError as error:  # as a value, because Ray Data keeps only the text of a raised error
+                for rank in range(world_size):
+                    yield _block(number, rank, None, pickle.dumps(error))
+
+    return cut
+
+
+class RayWindows:
+    """Source of the windows of one worker of Ray Train."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._train, self._valid = config.train_reader(), config.scoring_reader("valid")
+        self._valid_rows: list[Rows] = []
+        """The validation rows of this rank, if they fit one window."""
+
+    def train(self, steps: range, rank: int, world_size: int) -> Iterator[Window]:
+        """Yield the windows of these steps."""
+        expected = self._train.windows.window_of(steps.start)
+        for number, table in _received("train", rank):
+            if number < expected:  # the step of a checkpoint that came after the stream was set up
+                continue
+            assert number == expected, f"window {number} came instead of {expected}"
+            yield self._train.window(number, table)
+            del table
+            expected += 1
+
+    def scoring(self, split: str, rank: int, world_size: int) -> Iterator[Rows]:
+        """Yield this rank's validation rows."""
+        if self._valid_rows:
+            yield from self._valid_rows
+            return
+        for _, table in _received(split, rank):
+            rows = self._valid.rows([table])
+            if self._valid.num_windows == 1:
+                self._valid_rows = [rows]
+            yield rows
+
+
+def _received(split: str, rank: int) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the window numbers and rows of the blocks that this rank receives. Raises the error of a reading task."""
+    shard = get_dataset_shard(split)
+    for block in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        error = block["error"][0].as_py()
+        if error is not None:
+            raise pickle.loads(error)
+        assert block["rank"][0].as_py() == rank, "the block of another rank"
+        with pa.ipc.open_stream(block["content"].chunk(0)[0].as_buffer()) as reader:
+            yield block["window"][0].as_py(), reader.read_all()
+
+
+def _ipc(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _block(window: int, rank: int, content: pa.Buffer | None, error: bytes | None = None) -> pa.Table:
+    """Return a block of one row; the content is not copied."""
+    size = 0 if content is None else content.size
+    offsets = pa.py_buffer(memoryview(bytes(8) + size.to_bytes(8, "little")))
+    data = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, content or pa.py_buffer(b"")])
+    return pa.table({"window": [window], "rank": [rank], "content": data, "error": pa.array([error], pa.binary())})
