@@ -86,7 +86,7 @@ def test_streams_have_the_rows_of_one_process(tmp_path: Path, data: str, local_r
     TorchTrainer(
         receive,
         train_loop_config={"config": config, "start": saved.step, "folder": str(tmp_path)},
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1 / workers}),  # type: ignore[call-arg]
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1 / workers}),
         run_config=TrainRunConfig(name="streams", storage_path=str(tmp_path / "ray")),
         datasets=ray_data.datasets(config),
         dataset_config=WindowsDataConfig(config),
