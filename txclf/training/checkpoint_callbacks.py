@@ -12,14 +12,12 @@ from txclf.artifacts import attempts, checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.training import sharded_tensors
-from txclf.training.callbacks import EMACallback, GradientGuard, any_rank
+from txclf.training.callbacks import EMACallback, GradientGuard
+from txclf.training.decisions import Decision, DecisionBroadcast
 from txclf.training.module import TrainingModule
 from txclf.training.optim import restore_optimizer
 from txclf.training.progress import Heartbeat, Interrupted
 from txclf.training.train_state import TrainState
-
-ASK_EVERY_STEPS = 10
-"""Steps between two exchanges among ranks about a timed checkpoint or a stop."""
 
 
 class CheckpointSaver(pl.Callback):
@@ -30,9 +28,11 @@ class CheckpointSaver(pl.Callback):
     ) -> None:
         self.train, self.folder = run.train, run.run_folder
         self.state, self.guard, self.average, self.heartbeat = state, guard, average, heartbeat
+        self.decisions: DecisionBroadcast | None = None
         self.saved = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.decisions = DecisionBroadcast(self.decide, trainer.world_size, 2 * self.train.stall_timeout_s + 1)
         self.saved = time.time()
 
     def on_train_batch_end(
@@ -42,21 +42,28 @@ class CheckpointSaver(pl.Callback):
         # A validation must come before the checkpoint of its step, or a resumed run would skip it.
         if state.in_step or state.at_validation:
             return
+        assert self.decisions is not None
+        decision = self.decisions.receive()
         due = bool(schedule.checkpoint_steps) and state.step % schedule.checkpoint_steps == 0
-        stop = False
-        if trainer.world_size == 1 or state.step % ASK_EVERY_STEPS == 0:
-            asked = state.stop_requested or time.time() - self.saved > schedule.checkpoint_seconds
-            if any_rank(trainer, trainer.is_global_zero and asked):
-                due, stop = True, any_rank(trainer, state.stop_requested)
-        if due:
+        if due or decision:
             self.save(trainer, pl_module, {})
-        if stop:
+        if decision & Decision.STOP:
             raise Interrupted
+        self.decisions.send()
+
+    def decide(self) -> Decision:
+        """Return the decision of this rank; that of rank 0 counts."""
+        if self.state.stop_requested:
+            return Decision.SAVE | Decision.STOP
+        timed = time.time() - self.saved > self.state.schedule.checkpoint_seconds
+        return Decision.SAVE if timed else Decision.CONTINUE
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         metrics = {name: value for name, value in pl_module.valid_metrics.items() if name != "valid_rows"}
         self.save(trainer, pl_module, metrics)
+        assert self.decisions is not None
+        self.decisions.receive()  # answered by this checkpoint; `Stopping` ends the run where that is due
 
     def save(self, trainer: pl.Trainer, module: pl.LightningModule, metrics: dict[str, float]) -> None:
         """Commit a checkpoint of this step and remove those that are no longer needed. All ranks call it together."""
