@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,12 +20,14 @@ from txclf.artifacts import checkpoints
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
+from txclf.core.errors import DataError
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
 from txclf.evaluation import evaluate
 from txclf.inference.classifier import softmax
 from txclf.metrics import calibration
+from txclf.training import checkpoint_selection
 from txclf.training.checkpoint_selection import chosen
 from txclf.training.train import RunSummary, check_folder, train
 
@@ -208,3 +211,58 @@ def test_train_on_valid_averages_nothing(tmp_path: Path, data: tuple[str, str]) 
     run, summary = trained(tmp_path, data, "train.average_checkpoints=3", "train.train_on_valid=true")
     assert summary.averaged == []
     assert all(torch.equal(weight, mean_of(run, [summary.steps])[name]) for name, weight in bundled(run).items())
+
+
+def damaged_end(path: Path) -> None:
+    """Overwrite the pages of the last row group of a Parquet file."""
+    groups = pq.ParquetFile(path).metadata
+    last = groups.row_group(groups.num_row_groups - 1)
+    with path.open("r+b") as file:
+        for number in range(last.num_columns):
+            column = last.column(number)
+            file.seek(column.dictionary_page_offset or column.data_page_offset)
+            file.write(b"\xff" * column.total_compressed_size)
+
+
+@pytest.mark.parametrize("task", ["classify", "multilabel", "seq2seq"])
+def test_chosen_scores_a_sample_and_reads_no_further(
+    tmp_path: Path,
+    data: tuple[str, str],
+    tag_data: tuple[str, str],
+    pair_data: str,
+    task: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = {"classify": data[0], "multilabel": tag_data[0], "seq2seq": pair_data}
+    labels = {"classify": [], "multilabel": ["data.label=tags"], "seq2seq": ["data.text=source"]}
+    words = [*labels[task], "train.epochs=1", "train.average_checkpoints=2", "train.eval_every=0.5"]
+    run = tiny(tmp_path, files[task], f"task={task}", "data.valid_fraction=0.3", *words)
+    monkeypatch.setattr(shards, "GROUP_ROWS", 16)
+    prepared = prepare(run)
+    check_folder(run, resume=False)
+    summary = train(run, prepared, go_on)
+    saved = checkpoints.committed(f"{run.run_folder}/checkpoints")
+    manifest = shards.load_manifest(prepared)
+    assert manifest.splits["valid"].rows > 64
+    damaged_end(Path(prepared, manifest.splits["valid"].shards[-1].file))
+    with pytest.raises(DataError, match="the shard cannot be read"):
+        chosen(run, prepared, saved)
+    monkeypatch.setattr(checkpoint_selection, "MAX_ROWS", 40)
+    found = chosen(run, prepared, saved)
+    assert found.step == summary.best_step
+    if task == "seq2seq":
+        return
+    assert summary.calibration
+    assert summary.calibration.rows == manifest.splits["valid"].rows
+    assert found.calibration
+    assert found.calibration.rows == 40
+    first = next(shards.read_groups(prepared, manifest.splits["valid"].shards[0], list(run.task_spec.shard_columns)))
+    assert first.num_rows == 16
+    tokenizer = Path(prepared, "tokenizer.json").read_text()
+    classifier = Classifier.from_config(run, found.weights, manifest.labels, tokenizer)
+    tables = list(checkpoint_selection._sample(prepared, manifest, run.task_spec.shard_columns))
+    assert [table.num_rows for table in tables] == [16, 16, 8]
+    rows = classifier.rows(tables)
+    targets = rows.labels if rows.label_sets is None else rows.label_sets.matrix(len(manifest.labels))
+    expected = calibration.temperature(classifier.logits(rows), targets)
+    assert found.calibration.temperature == pytest.approx(expected, rel=1e-4)

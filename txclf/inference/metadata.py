@@ -54,7 +54,7 @@ class Calibration(BaseModel):
     error_after: float
     """Expected calibration error with `temperature`."""
     rows: int
-    """Number of validation rows."""
+    """Validation rows that the temperature was fitted on: all of them, or a sample of 50,000."""
 
 
 class BundleMetadata(BaseModel):

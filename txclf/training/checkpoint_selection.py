@@ -1,15 +1,16 @@
 """The selection of what a bundle is made of: the best checkpoint or the mean of several, and its calibration.
 
-A run on Ray does this in the process of the command too, because checkpoints and shards are on storage.
+At most `MAX_ROWS` validation rows are scored again, so time and memory do not grow with the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,9 +26,12 @@ from txclf.inference.metadata import Calibration
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.metrics import binned, calibration, thresholds
 
+MAX_ROWS = 50_000
+"""Max validation rows that are scored. The first rows are a uniform sample, because prepared rows are shuffled."""
+
 
 class Scored(NamedTuple):
-    """Scores of the N validation rows."""
+    """Scores of N validation rows, at most `MAX_ROWS`."""
 
     metrics: dict[str, float]
     """Metrics by the names of a validation."""
@@ -42,7 +46,7 @@ class Chosen(NamedTuple):
 
     step: int
     metrics: dict[str, float]
-    """Metrics on the validation rows; empty if the run trained on them."""
+    """Metrics on the validation rows; empty if the run trained on them. Those of a mean are from `MAX_ROWS` rows."""
     weights: Mapping[str, Tensor]
     calibration: Calibration | None
     averaged: list[int]
@@ -120,25 +124,36 @@ def _weights(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
 
 
 def _score(run: RunConfig, prepared: str, weights: Mapping[str, Tensor]) -> Scored:
-    """Score the validation rows in this process, one row group at a time; memory holds their logits."""
+    """Score the sampled validation rows in this process; memory holds their logits, or the tokens of `seq2seq`."""
     manifest, tokenizers = shards.load_manifest(prepared), shards.tokenizers(prepared)
+    sample = _sample(prepared, manifest, run.task_spec.shard_columns)
     if run.task_spec.is_seq2seq:
-        pairs = shards.read_split(prepared, manifest, "valid", list(run.task_spec.shard_columns))
-        scores = Seq2Seq.from_config(run, weights, tokenizers).teacher_forced(PairRows.from_tables([pairs]))
+        rows = PairRows.from_tables(list(sample))
+        scores = Seq2Seq.from_config(run, weights, tokenizers).teacher_forced(rows)
         names = {"teacher_forced_match": "exact_match"}  # as the validations call it
         metrics = {f"valid_{names.get(name, name)}": value for name, value in scores.items()}
         return Scored(metrics, np.empty((0, 0), np.float32), np.empty(0, np.int32))
     classifier = Classifier.from_config(run, weights, manifest.labels, tokenizers[0])
     logits: list[Any] = []
     labels: list[Any] = []
-    for shard in manifest.splits["valid"].shards:
-        for table in shards.read_groups(prepared, shard, list(run.task_spec.shard_columns)):
-            rows = classifier.rows([table])
-            logits.append(classifier.logits(rows))
-            sets = rows.label_sets
-            labels.append(rows.labels if sets is None else sets.matrix(len(manifest.labels)))
+    for table in sample:
+        token_rows = classifier.rows([table])
+        logits.append(classifier.logits(token_rows))
+        sets = token_rows.label_sets
+        labels.append(token_rows.labels if sets is None else sets.matrix(len(manifest.labels)))
     all_logits, all_labels = np.concatenate(logits), np.concatenate(labels)
     return Scored(_metrics(all_logits, all_labels), all_logits, all_labels)
+
+
+def _sample(prepared: str, manifest: shards.Manifest, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield the first `MAX_ROWS` validation rows, one row group at a time. Later row groups are not read."""
+    left = MAX_ROWS
+    for shard in manifest.splits["valid"].shards:
+        for table in shards.read_groups(prepared, shard, columns):
+            yield table.slice(0, left)
+            left -= table.num_rows
+            if left <= 0:
+                return
 
 
 def _calibrate(scored: Scored) -> Calibration:

@@ -153,8 +153,12 @@ def train(
     config = WorkerConfig(run, prepared, time.time() if started is None else started, coverage)
     check_fit(run, config.manifest())
     notes = coverage.describe() if coverage else []
-    fit = _fit_on_ray if run.compute.on_ray else _fit_here
-    return _finish(config, fit(config, report, notes))
+    if not run.compute.on_ray:
+        return _finish(config, _fit_here(config, report, notes))
+    from txclf import ray_cluster
+
+    with ray_cluster.connected(run.compute):
+        return _finish(config, _fit_on_ray(config, report, notes))
 
 
 def _vectors(run: RunConfig, prepared: str) -> Coverage | None:
@@ -176,7 +180,8 @@ def _finish(config: WorkerConfig, stats: RunStats) -> RunSummary:
     """Write the bundle from the best checkpoint, then the summary, which marks the run as finished."""
     run = config.run
     saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
-    winner = save_bundle(storage.join(run.run_folder, "model"), run, config.prepared, saved)
+    folder = storage.join(run.run_folder, "model")
+    winner = save_bundle(folder, run, config.prepared, saved, on_ray=run.compute.on_ray)
     begun = attempts.read(run.run_folder)
     chosen = {
         "version": __version__,
@@ -195,8 +200,22 @@ def _finish(config: WorkerConfig, stats: RunStats) -> RunSummary:
     return summary
 
 
-def save_bundle(folder: str, run: RunConfig, prepared: str, saved: list[checkpoints.Checkpoint]) -> Chosen:
-    """Write the bundle of a run from its checkpoints; return what was chosen for it."""
+def save_bundle(
+    folder: str, run: RunConfig, prepared: str, saved: list[checkpoints.Checkpoint], *, on_ray: bool
+) -> Chosen:
+    """Write the bundle of a run from its checkpoints; return what was chosen for it, without the weights.
+
+    With `on_ray` a task with the resources of a worker does it, because the driver may have no GPU. Ray must be
+    connected.
+    """
+    if not on_ray:
+        return _write_bundle(folder, run, prepared, saved)
+    from txclf.training.distributed import worker_task
+
+    return worker_task.call(run.compute, _write_bundle, folder, run, prepared, saved)
+
+
+def _write_bundle(folder: str, run: RunConfig, prepared: str, saved: list[checkpoints.Checkpoint]) -> Chosen:
     from txclf.training import checkpoint_selection  # and torchmetrics, which nothing needs before
 
     winner, manifest = checkpoint_selection.chosen(run, prepared, saved), shards.load_manifest(prepared)
@@ -214,7 +233,7 @@ def save_bundle(folder: str, run: RunConfig, prepared: str, saved: list[checkpoi
         calibration=winner.calibration,
         thresholds=winner.thresholds,
     )
-    return winner
+    return winner._replace(weights={})
 
 
 def recorded_data(run: RunConfig) -> str | None:

@@ -259,7 +259,8 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
     if math.isnan(winner.best) or not checkpoints.ranked(saved, metric):
         raise ClusterError(f"no trial came to a validation; the first failed because: {winner.trial.reason}")
     storage.write_bytes(storage.join(search, "best.yaml"), run_config.dump(best).encode())
-    chosen = save_bundle(storage.join(search, "model"), best, prepared[trials.preparation(source)], saved)
+    model, data = storage.join(search, "model"), prepared[trials.preparation(source)]
+    chosen = save_bundle(model, best, data, saved, on_ray=True)
     states = [one.trial.state for one in results]
     summary = Search(
         version=__version__,

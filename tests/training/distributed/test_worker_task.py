@@ -1,0 +1,73 @@
+"""Functions as tasks with the resources of a worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from txclf.config.sections import Compute
+from txclf.core.errors import ClusterError, DataError
+from txclf.training.distributed import worker_task
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def _where(value: int) -> tuple[int, int, dict[str, Any], int]:
+    context: Any = ray.get_runtime_context()
+    return value, os.getpid(), context.get_assigned_resources(), torch.get_num_threads()
+
+
+def _refuse() -> None:
+    raise DataError("`a.parquet`: damaged. Copy it again.")
+
+
+def _die(marks: str) -> None:
+    Path(marks, str(os.getpid())).touch()
+    if len(os.listdir(marks)) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_always() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_call_has_the_resources_of_a_worker_and_keeps_the_type_of_errors() -> None:
+    compute = Compute(workers=2, cpus_per_worker=2)
+    value, process, resources, threads = worker_task.call(compute, _where, 7)
+    assert (value, resources, threads) == (7, {"CPU": 2.0}, 2)
+    assert process != os.getpid()
+    with pytest.raises(DataError, match="Copy it again") as caught:
+        worker_task.call(compute, _refuse)
+    assert type(caught.value) is DataError
+
+
+def test_call_in_a_placement_group_without_room_runs_outside_of_it() -> None:
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = placement_group([{"CPU": 0.01}])
+    inside = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+
+    @ray.remote(num_cpus=0.01, scheduling_strategy=inside)
+    def trial() -> dict[str, Any]:
+        return worker_task.call(Compute(workers=1), _where, 0)[2]
+
+    assert ray.get(trial.remote(), timeout=60) == {"CPU": 1.0}
+    ray.util.remove_placement_group(group)
+
+
+def test_call_killed_process_is_started_again(tmp_path: Path) -> None:
+    worker_task.call(Compute(workers=1), _die, str(tmp_path))
+    assert len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.faults
+def test_call_process_that_always_dies_says_how_to_continue() -> None:
+    with pytest.raises(ClusterError, match="pass --resume to continue"):
+        worker_task.call(Compute(workers=1), _die_always)
