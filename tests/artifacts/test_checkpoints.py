@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,11 @@ def state_of(step: int) -> dict[str, Any]:
 
 def save(folder: Path, step: int, **metrics: float) -> None:
     checkpoints.save(str(folder), step, metrics, state_of(step))
+
+
+def state_file(folder: Path, step: int) -> Path:
+    (path,) = (folder / f"step-{step:08d}").glob("state*.pt")
+    return path
 
 
 def steps(folder: Path) -> list[int]:
@@ -55,12 +64,13 @@ def test_committed_sorts_by_step(tmp_path: Path) -> None:
     assert steps(tmp_path / "none") == []
 
 
-@pytest.mark.parametrize("written", [[], [checkpoints.STATE]])
-def test_committed_checkpoint_without_mark_is_ignored(tmp_path: Path, written: list[str]) -> None:
+@pytest.mark.parametrize("has_state", [False, True])
+def test_committed_checkpoint_without_mark_is_ignored(tmp_path: Path, has_state: bool) -> None:
     save(tmp_path, 5)
     save(tmp_path, 6)
-    for name in {checkpoints.STATE, checkpoints.MARK} - set(written):
-        (tmp_path / "step-00000006" / name).unlink()
+    (tmp_path / "step-00000006" / checkpoints.MARK).unlink()
+    if not has_state:
+        state_file(tmp_path, 6).unlink()
     (tmp_path / "notes.txt").write_text("not a checkpoint")
     assert steps(tmp_path) == [5]
     save(tmp_path, 6)
@@ -73,6 +83,48 @@ def test_save_same_step_again_replaces_the_state(tmp_path: Path) -> None:
     (checkpoint,) = checkpoints.committed(str(tmp_path))
     assert checkpoint.metrics == {"valid_loss": 2.0}
     assert checkpoints.load(checkpoint) == {"step": 5, "again": True}
+    assert len(os.listdir(checkpoint.path)) == 2
+
+
+def test_load_state_of_a_mark_without_file_name(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    state_file(tmp_path, 5).rename(tmp_path / "step-00000005" / "state.pt")
+    mark_path = tmp_path / "step-00000005" / checkpoints.MARK
+    mark = json.loads(mark_path.read_text())
+    del mark["state"]
+    mark_path.write_text(json.dumps(mark))
+    assert torch.equal(loaded_weight(tmp_path), state_of(5)["model"]["weight"])
+    save(tmp_path, 5)
+    assert not (tmp_path / "step-00000005" / "state.pt").exists()
+    assert torch.equal(loaded_weight(tmp_path), state_of(5)["model"]["weight"])
+
+
+def loaded_weight(folder: Path) -> torch.Tensor:
+    (checkpoint,) = checkpoints.committed(str(folder))
+    weight = checkpoints.load(checkpoint)["model"]["weight"]
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+SAVE_WITHOUT_MARK = """
+import sys, time
+from txclf.artifacts import checkpoints
+from txclf.core import storage
+storage.write_json = lambda path, value: (print("state written", flush=True), time.sleep(60))
+checkpoints.save(sys.argv[1], 5, {}, {"step": 5, "attempt": "earlier"})
+"""
+
+
+def test_save_of_an_earlier_attempt_leaves_the_committed_state(tmp_path: Path) -> None:
+    checkpoints.save(str(tmp_path), 5, {}, {"step": 5, "attempt": "current"})
+    words = [sys.executable, "-c", SAVE_WITHOUT_MARK, str(tmp_path)]
+    with subprocess.Popen(words, text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "state written\n"
+        process.kill()
+    (checkpoint,) = checkpoints.committed(str(tmp_path))
+    assert len(os.listdir(checkpoint.path)) == 3
+    assert checkpoints.load(checkpoint)["attempt"] == "current"
 
 
 def test_save_unpicklable_state_leaves_no_mark(tmp_path: Path) -> None:
@@ -90,11 +142,12 @@ def damage(content: bytes, way: str) -> bytes:
 @pytest.mark.parametrize("way", ["empty", "half", "flipped", "more"])
 def test_load_damaged_state_raises(tmp_path: Path, way: str) -> None:
     save(tmp_path, 5)
-    path = tmp_path / "step-00000005" / checkpoints.STATE
+    path = state_file(tmp_path, 5)
     path.write_bytes(damage(path.read_bytes(), way))
     (checkpoint,) = checkpoints.committed(str(tmp_path))
     with pytest.raises(
-        StorageError, match=r"step-00000005/state\.pt`: damaged: .*\. Remove its folder to resume from the previous"
+        StorageError,
+        match=r"step-00000005/state-\w+\.pt`: damaged: .*\. Remove its folder to use the checkpoint before",
     ):
         checkpoints.load(checkpoint)
 
@@ -102,12 +155,81 @@ def test_load_damaged_state_raises(tmp_path: Path, way: str) -> None:
 def test_load_missing_state_or_damaged_mark_raises(tmp_path: Path) -> None:
     save(tmp_path, 5)
     (checkpoint,) = checkpoints.committed(str(tmp_path))
-    (tmp_path / "step-00000005" / checkpoints.STATE).unlink()
-    with pytest.raises(StorageError, match=r"state\.pt`: cannot be read"):
+    state_file(tmp_path, 5).unlink()
+    with pytest.raises(StorageError, match=r"state-\w+\.pt`: cannot be read"):
         checkpoints.load(checkpoint)
     (tmp_path / "step-00000005" / checkpoints.MARK).write_text("{")
     with pytest.raises(StorageError, match=r"checkpoint\.json`: not valid JSON"):
         checkpoints.committed(str(tmp_path))
+
+
+# -------------------------------------------------------------------------------------------------------- last intact
+
+
+def break_state(folder: Path) -> None:
+    state_file(folder, 6).write_bytes(damage(state_file(folder, 6).read_bytes(), "flipped"))
+
+
+def make_state_a_folder(folder: Path) -> None:
+    path = state_file(folder, 6)
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "state changed": break_state,
+    "state missing": lambda folder: state_file(folder, 6).unlink(),
+    "state unreadable": make_state_a_folder,
+    "mark no JSON": lambda folder: (folder / "step-00000006" / checkpoints.MARK).write_text("{"),
+    "mark of something else": lambda folder: (folder / "step-00000006" / checkpoints.MARK).write_text("[1]"),
+}
+
+
+@pytest.mark.parametrize("load_state", [False, True])
+@pytest.mark.parametrize("way", DAMAGES)
+def test_last_intact_skips_a_damaged_checkpoint(tmp_path: Path, way: str, load_state: bool) -> None:
+    for step in (4, 5, 6):
+        save(tmp_path, step)
+    assert checkpoints.last_intact(str(tmp_path)).damaged == []
+    DAMAGES[way](tmp_path)
+    found = checkpoints.last_intact(str(tmp_path), load_state)
+    assert found.checkpoint is not None
+    assert found.checkpoint.step == 5
+    assert (found.state or {}).get("step") == (5 if load_state else None)
+    (note,) = found.notes()
+    assert "step-00000006" in note
+    assert note.endswith(". The run resumes from the last intact checkpoint, step 5.")
+    assert "Remove" not in note
+
+
+def test_last_intact_without_checkpoints_is_none(tmp_path: Path) -> None:
+    assert checkpoints.last_intact(str(tmp_path / "none"), load_state=True) == (None, None, [])
+
+
+def test_last_intact_all_damaged_raises(tmp_path: Path) -> None:
+    for step in (5, 6):
+        save(tmp_path, step)
+        state_file(tmp_path, step).unlink()
+    with pytest.raises(StorageError, match=r"all checkpoints are damaged \(.*00000006.*; .*00000005.*\)\. Restore"):
+        checkpoints.last_intact(str(tmp_path))
+
+
+def test_remove_after_keeps_the_step_and_those_before(tmp_path: Path) -> None:
+    for step in (4, 5, 6, 7):
+        save(tmp_path, step)
+    (tmp_path / "step-00000006" / checkpoints.MARK).write_text("{")
+    checkpoints.remove_after(str(tmp_path), 5)
+    assert steps(tmp_path) == [4, 5]
+
+
+def test_last_intact_does_not_import_torch(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    program = (
+        "import sys; from txclf.artifacts import checkpoints; found = checkpoints.last_intact(sys.argv[1]); "
+        "print(found.checkpoint.step); assert 'torch' not in sys.modules"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    assert subprocess.run(words, check=True, capture_output=True, text=True).stdout == "5\n"
 
 
 # ------------------------------------------------------------------------------------------------------------- ranking

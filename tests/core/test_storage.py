@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,14 @@ def test_read_bytes_returns_what_was_written(
     storage.write_bytes(place, content)
     assert storage.read_bytes(place) == content
     assert os.listdir(tmp_path / "new" / "folder") == ["f.gz"]
+
+
+@pytest.mark.parametrize("content", [b"", b"text\n", bytes(range(256)) * 200_000])
+def test_sha256_is_that_of_the_content(tmp_path: Path, content: bytes) -> None:
+    storage.write_bytes(tmp_path / "f.gz", content)
+    assert storage.sha256(tmp_path / "f.gz") == hashlib.sha256(content).hexdigest()
+    with pytest.raises(StorageError, match="none`: cannot be read: "):
+        storage.sha256(tmp_path / "none")
 
 
 def test_exists_and_list_folder_see_files_and_folders(tmp_path: Path, name: Callable[[Path], str | Path]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.runs import go_on, lines, stopped_at, tiny, trained
 from txclf import Classifier
-from txclf.artifacts import checkpoints
+from txclf.artifacts import attempts, checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, StorageError
@@ -52,6 +52,27 @@ def test_train_killed_between_checkpoints_logs_each_step_once(tmp_path: Path, da
     Path(run.run_folder, "summary.json").unlink()
     train(run, prepare(run), go_on)
     assert lines(run) == expected
+
+
+def test_train_damaged_last_checkpoint_resumes_from_the_one_before(
+    tmp_path: Path, data: str, whole: tuple[RunConfig, RunSummary]
+) -> None:
+    unbroken, expected = whole
+    run, notes = tiny(tmp_path, data, *STATEFUL), list[str]()
+    stopped_at(run, 20)
+    before, last = checkpoints.committed(f"{run.run_folder}/checkpoints")[-2:]
+    path = Path(last.path, last.state)
+    path.write_bytes(path.read_bytes()[:-1])
+
+    def listen(progress: Progress) -> bool:
+        notes.extend(progress.notes)
+        return False
+
+    summary = train(run, prepare(run), listen)
+    assert f"`{path}`: damaged: its content changed. The run resumes from the last intact" in " ".join(notes)
+    assert attempts.read(run.run_folder)[-1].step == before.step < last.step
+    assert lines(run) == lines(unbroken)
+    assert summary.best == expected.best
 
 
 def test_check_folder_taken_name_or_changed_settings_raises(tmp_path: Path, data: str) -> None:

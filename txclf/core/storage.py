@@ -6,6 +6,7 @@ temporary name and a rename, on object stores by design. So a reader sees a comp
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -111,6 +112,19 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             return bytes(stream.read())
     except OSError as error:
         raise StorageError(f"`{os.fspath(path)}`: cannot be read: {_reason(error)}") from error
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits. Raises `StorageError` if it cannot be read."""
+    filesystem, inner = resolve(path)
+    digest = hashlib.sha256()
+    try:
+        with filesystem.open_input_stream(inner, compression=None) as stream:
+            while piece := stream.read(1 << 24):
+                digest.update(piece)
+    except OSError as error:
+        raise StorageError(f"`{os.fspath(path)}`: cannot be read: {_reason(error)}") from error
+    return digest.hexdigest()
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

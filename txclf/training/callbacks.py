@@ -194,7 +194,7 @@ class ProgressReport(pl.Callback):
 
     def __init__(self, state: TrainState, report: Callable[[Progress], bool]) -> None:
         self.state, self.report = state, report
-        self.progress = Progress("training", state.step, state.schedule.total_steps, state.epoch)
+        self.progress = Progress("training", state.step, state.schedule.total_steps, state.epoch, notes=state.notes)
         self.reported, self.reported_tokens = 0.0, 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -34,6 +34,11 @@ class CheckpointSaver(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.decisions = DecisionBroadcast(self.decide, trainer.world_size, 2 * self.train.stall_timeout_s + 1)
         self.saved = time.time()
+        step = self.state.step
+        if any_rank(trainer, trainer.strategy.broadcast(step) != step):
+            raise RuntimeError("the ranks resumed from different checkpoints")  # one could not read the last: restart
+        if trainer.is_global_zero:
+            checkpoints.remove_after(storage.join(self.folder, "checkpoints"), step)  # damaged ones
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

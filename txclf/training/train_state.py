@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,15 +36,20 @@ class TrainState:
     attempt: Attempt | None = None
     """The attempt that owns the run folder."""
     timing: Timing = field(default_factory=Timing)
+    notes: list[str] = field(default_factory=list)
+    """Messages for the user about the start of this attempt."""
 
     @classmethod
-    def from_checkpoint(cls, schedule: StepSchedule, checkpoint: Mapping[str, Any] | None) -> TrainState:
+    def from_checkpoint(
+        cls, schedule: StepSchedule, checkpoint: Mapping[str, Any] | None, notes: Sequence[str] = ()
+    ) -> TrainState:
         """Return the state at a checkpoint, or that of a new run."""
         if checkpoint is None:
-            return cls(schedule)
+            return cls(schedule, notes=list(notes))
         step = checkpoint["step"]
         logged_step = checkpoint.get("unlogged", {"step": step})["step"]
-        return cls(schedule, step, checkpoint["history"], checkpoint.get("skipped", 0), logged_step)
+        skipped = checkpoint.get("skipped", 0)
+        return cls(schedule, step, checkpoint["history"], skipped, logged_step, notes=list(notes))
 
     @property
     def epoch(self) -> float:

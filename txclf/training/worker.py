@@ -67,10 +67,11 @@ def fit(
     """
     run = config.run
     data = ShardsDataModule(run, config.prepared, vectors=config.vectors, source=source)
-    checkpoint = _last_checkpoint(run)
+    last = checkpoints.last_intact(storage.join(run.run_folder, "checkpoints"), load_state=True)
+    checkpoint = last.state
     train = run.train
     schedule = StepSchedule(data.steps_per_epoch, train.epochs, train.eval_every, train.checkpoint_every)
-    state = data.state = TrainState.from_checkpoint(schedule, checkpoint)
+    state = data.state = TrainState.from_checkpoint(schedule, checkpoint, last.notes())
     torch.manual_seed(run.seed)  # the same first weights on every rank
     module: TrainingModule = MODULES[run.task].from_data(data, total_steps=schedule.total_steps, start_step=state.step)
     if checkpoint:
@@ -114,11 +115,6 @@ def run_callbacks(
         Stopping(run, state),
         HeartbeatCallback(state, heartbeat),
     ]
-
-
-def _last_checkpoint(run: RunConfig) -> dict[str, Any] | None:
-    saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
-    return checkpoints.load(saved[-1]) if saved else None
 
 
 def _trainer(

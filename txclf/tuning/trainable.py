@@ -30,8 +30,8 @@ from txclf.training.train import train
 
 STOP_S = 120.0
 """Maximum seconds for a stopped trial to save a checkpoint and end."""
-DONOR = "donor.json"
-"""File in a checkpoint of Tune that names the trial it comes from."""
+DONOR, DONOR_STATE = "donor.json", "state.pt"
+"""Files in a checkpoint of Tune: the trial it comes from, and the state of that trial."""
 
 
 class Flag:
@@ -98,10 +98,12 @@ class Trainable(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save the last checkpoint of the run, from which another trial can continue."""
-        saved = checkpoints.committed(storage.join(self.training.run_config.run_folder, "checkpoints"))[-1]
+        folder = storage.join(self.training.run_config.run_folder, "checkpoints")
+        saved, state, _ = checkpoints.last_intact(folder, load_state=True)
+        assert saved, "a trial is saved after a validation"
         content = {"number": self.trial["number"], "step": saved.step, "metrics": saved.metrics}
         storage.write_json(storage.join(checkpoint_dir, DONOR), content)
-        torch.save(checkpoints.load(saved), os.path.join(checkpoint_dir, checkpoints.STATE))
+        torch.save(state, os.path.join(checkpoint_dir, DONOR_STATE))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Take over the checkpoint of another trial, once.
@@ -115,10 +117,8 @@ class Trainable(tune.Trainable):
         if donor["number"] == number or self.trial["takeover"]["id"] in taken:
             return
         folder = storage.join(run.run_folder, "checkpoints")
-        for saved in checkpoints.committed(folder):
-            if saved.step > donor["step"]:
-                storage.remove_folder(saved.path)
-        state = torch.load(os.path.join(checkpoint, checkpoints.STATE), map_location="cpu", weights_only=True)
+        checkpoints.remove_after(folder, donor["step"])
+        state = torch.load(os.path.join(checkpoint, DONOR_STATE), map_location="cpu", weights_only=True)
         checkpoints.save(folder, donor["step"], donor["metrics"], state)
         storage.write_bytes(storage.join(run.run_folder, "run.yaml"), run_config.dump(run).encode())
 
@@ -145,8 +145,8 @@ class Training(threading.Thread):
         try:
             torch.set_num_threads(max(1, int(self.run_config.compute.cpus_per_worker)))
             self.reported_step = trials.read_one(self.search, self.number).judged
-            saved = checkpoints.committed(storage.join(self.run_config.run_folder, "checkpoints"))
-            self._report_validations(saved[-1].step if saved else 0)  # validations that were not judged before a resume
+            saved = checkpoints.last_intact(storage.join(self.run_config.run_folder, "checkpoints")).checkpoint
+            self._report_validations(saved.step if saved else 0)  # validations that were not judged before a resume
             train(self.run_config, self.prepared, self._report)
         except Interrupted:
             pass

@@ -91,6 +91,7 @@ def fit(config: WorkerConfig, report: Callable[[Progress], bool]) -> RunStats:
         elif time.monotonic() - last_seen > WAITING_S:
             notes.append(ray_cluster.waiting(compute))
             last_seen = math.inf  # reported once
+        notes += [note for note in shown.notes if note not in notes]
         shown.notes = notes
         if report(shown):
             monitor.request_stop.remote()
