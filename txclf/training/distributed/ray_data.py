@@ -34,8 +34,8 @@ def datasets(config: WorkerConfig) -> dict[str, Any]:
 
     def train() -> Any:
         windows = config.train_reader().windows
-        saved = checkpoints.committed(storage.join(config.run.run_folder, "checkpoints"))
-        first = windows.window_of(saved[-1].step if saved else 0)
+        saved = checkpoints.last_intact(storage.join(config.run.run_folder, "checkpoints")).checkpoint
+        first = windows.window_of(saved.step if saved else 0)
         return _numbers(range(first, max(first + 1, windows.windows_per_epoch * config.run.train.epochs)))
 
     def valid() -> Any:
