@@ -12,7 +12,7 @@ from txclf.artifacts import attempts, checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.training import sharded_tensors
-from txclf.training.callbacks import EMACallback, GradientGuard
+from txclf.training.callbacks import EMACallback, GradientGuard, any_rank
 from txclf.training.decisions import Decision, DecisionBroadcast
 from txclf.training.module import TrainingModule
 from txclf.training.optim import restore_optimizer
