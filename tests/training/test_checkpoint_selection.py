@@ -21,7 +21,7 @@ from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import DataError
-from txclf.data import shards
+from txclf.data import shards, shuffle_windows
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
 from txclf.evaluation import evaluate
@@ -237,7 +237,8 @@ def test_chosen_scores_a_sample_and_reads_no_further(
     labels = {"classify": [], "multilabel": ["data.label=tags"], "seq2seq": ["data.text=source"]}
     words = [*labels[task], "train.epochs=1", "train.average_checkpoints=2", "train.eval_every=0.5"]
     run = tiny(tmp_path, files[task], f"task={task}", "data.valid_fraction=0.3", *words)
-    monkeypatch.setattr(shards, "GROUP_ROWS", 16)
+    for module in (shards, shuffle_windows):
+        monkeypatch.setattr(module, "GROUP_ROWS", 16)
     prepared = prepare(run)
     check_folder(run, resume=False)
     summary = train(run, prepared, go_on)
