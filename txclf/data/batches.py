@@ -9,18 +9,19 @@ windows), T tokens of a sequence, U tokens of a target, K labels of the row with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from txclf.core.hashing import mix, uniform
 from txclf.core.ragged import concat_ranges
 from txclf.data.labels import LabelSets
 from txclf.data.sampler import WHOLE, Int32s, Ints, Layout, Lengths
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK_TOKENS = 2**20
 """Tokens processed at a time in a pass over all tokens. Each takes about 100 bytes meanwhile."""
@@ -124,10 +125,8 @@ class TokenRows:
 
     def batch(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> Batch:
         """Return the given rows and their labels, padded as in `pad`."""
-        if self.label_sets is None:
-            labels = torch.from_numpy(self.labels[rows].astype(np.int64))
-        else:
-            labels = self.label_sets.padded(rows)
+        sets = self.label_sets
+        labels = tensor(self.labels[rows].astype(np.int64)) if sets is None else sets.padded(rows)
         ids, mask, segments, windows, num_tokens = self.pad(rows, token_dropout, key)
         return Batch(input_ids=ids, mask=mask, segments=segments, windows=windows, labels=labels, num_tokens=num_tokens)
 
@@ -146,7 +145,7 @@ class TokenRows:
         if layout.window is not None and lengths.max() > layout.window:
             owners, starts, sizes = layout.spans(lengths)
             inside = concat_ranges((np.cumsum(lengths) - lengths)[owners] + starts, sizes)
-            tokens, lengths, windows = tokens[inside], sizes, torch.from_numpy(owners)
+            tokens, lengths, windows = tokens[inside], sizes, tensor(owners)
             segments = None if segments is None else segments[inside]
             kept = None if kept is None else kept[inside]
         if kept is not None:
@@ -190,7 +189,7 @@ class PairRows:
             input_ids=source.input_ids,
             mask=source.mask,
             target_ids=target_ids,
-            target_lengths=torch.from_numpy(lengths),
+            target_lengths=tensor(lengths),
             num_tokens=source.num_tokens + int(lengths.sum()) - len(rows),
         )
 
@@ -220,9 +219,16 @@ def columns(tokens: Int32s, lengths: Ints, separator: int) -> Int32s:
     return numbers
 
 
+def tensor(array: npt.NDArray[Any]) -> Tensor:
+    """Return an array as a tensor of the same memory."""
+    import torch  # not by the tasks that only read rows
+
+    return torch.from_numpy(array)
+
+
 def padded(tokens: Int32s, lengths: Ints) -> tuple[Tensor, Tensor | None]:
     """Return rows stored one after another as (B, T) int64, 0 at padding, and their mask; None without padding."""
     inside = np.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
     ids = np.zeros(inside.shape, np.int64)
     ids[inside] = tokens
-    return torch.from_numpy(ids), None if bool(inside.all()) else torch.from_numpy(inside)
+    return tensor(ids), None if bool(inside.all()) else tensor(inside)

@@ -6,15 +6,16 @@ Shapes: B rows, K labels of the row with the most labels, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from txclf.core.ragged import concat_ranges
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Ints = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
@@ -117,6 +118,8 @@ class LabelSets:
         inside = np.arange(int(lengths.max(initial=0))) < lengths[:, None]  # (B, K)
         numbers = np.full(inside.shape, NONE, np.int64)
         numbers[inside] = self.values[concat_ranges(self.starts[rows], lengths)]
+        import torch  # not by the tasks that only read rows
+
         return torch.from_numpy(numbers)
 
     def matrix(self, classes: int) -> npt.NDArray[np.bool_]:
@@ -128,6 +131,8 @@ class LabelSets:
 
 def targets(numbers: Tensor, classes: int) -> Tensor:
     """Return targets (B, C) float32 from class ids (B, K) of `LabelSets.padded`: 1 at the labels, otherwise 0."""
+    import torch
+
     padded = torch.zeros(len(numbers), classes + 1, device=numbers.device)
     # Padding, -1, goes to the first column, which is removed.
     return padded.scatter_(1, numbers + 1, 1.0)[:, 1:]

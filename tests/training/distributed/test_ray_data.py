@@ -1,12 +1,10 @@
-"""Blocks of the reading tasks, and the streams of a run on Ray with the rows of one process."""
+"""The streams of a run on Ray have the rows of one process."""
 
 from __future__ import annotations
 
 import pickle
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import ray
 from ray.train import RunConfig as TrainRunConfig
@@ -16,45 +14,13 @@ from ray.train.torch import TorchTrainer
 import txclf
 from tests.helpers.runs import stopped_at, tiny
 from txclf.artifacts import checkpoints
-from txclf.core.errors import DataError
 from txclf.data.batches import TokenRows
 from txclf.data.window_reader import LocalWindows
 from txclf.training.distributed import ray_data
-from txclf.training.distributed.ray_data import RayWindows, WindowsDataConfig, cut_blocks
+from txclf.training.distributed.ray_data import RayWindows, WindowsDataConfig
 from txclf.training.job import WorkerConfig
 
 WORDS = ["data.shuffle_window=1000", "train.token_dropout=0.2", "train.epochs=3"]
-
-
-def content(block: pa.Table) -> pa.Table:
-    return pa.ipc.open_stream(block["content"][0].as_buffer()).read_all()
-
-
-def test_cut_blocks_yields_the_rows_of_each_rank(tmp_path: Path, data: str) -> None:
-    run = tiny(tmp_path, data, *WORDS)
-    reader = WorkerConfig(run, txclf.prepare(run)).train_reader()
-    blocks = list(cut_blocks(reader, 3)({"window": np.array([1, 4])}))
-    assert [(block["window"][0].as_py(), block["rank"][0].as_py()) for block in blocks] == [
-        (window, rank) for window in (1, 4) for rank in range(3)
-    ]
-    assert {len(block) for block in blocks} == {1}
-    for block, expected in zip(blocks, reader.cut(1, reader.read(1), range(3), 3), strict=False):
-        assert content(block).equals(expected)
-        assert content(block).schema.metadata == expected.schema.metadata
-
-
-def test_cut_blocks_passes_the_error_of_a_damaged_shard_to_each_rank(tmp_path: Path, data: str) -> None:
-    run = tiny(tmp_path, data, *WORDS)
-    prepared = txclf.prepare(run)
-    reader = WorkerConfig(run, prepared).train_reader()
-    (shard,) = Path(prepared, "train").iterdir()
-    shard.write_bytes(shard.read_bytes()[:-100])
-    blocks = list(cut_blocks(reader, 2)({"window": np.array([0])}))
-    assert [block["rank"][0].as_py() for block in blocks] == [0, 1]
-    for block in blocks:
-        error = pickle.loads(block["error"][0].as_py())
-        assert isinstance(error, DataError)
-        assert shard.name in str(error)
 
 
 def receive(settings: dict[str, object]) -> None:

@@ -10,8 +10,7 @@ last committed step. The stream lasts for the rest of the run, so workers do not
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +19,7 @@ from ray.train import DataConfig, get_dataset_shard
 
 from txclf.artifacts import checkpoints
 from txclf.core import storage
-from txclf.core.errors import TxclfError
+from txclf.data import window_blocks
 from txclf.data.batches import Rows
 from txclf.data.window_reader import Reader, Window
 from txclf.training.job import WorkerConfig
@@ -77,7 +76,7 @@ class WindowsDataConfig(DataConfig):
             # A pause of the workers, as in a validation, is no progress of the stream either.
             context.execution_no_progress_timeout_s = -1
             blocks = numbers.map_batches(
-                cut_blocks(self.readers[name], world_size),
+                window_blocks.cut(self.readers[name], world_size),
                 batch_size=1,
                 # No CPU, because the workers may hold them all. Without `concurrency` all windows are read at once.
                 num_cpus=0,
@@ -87,22 +86,6 @@ class WindowsDataConfig(DataConfig):
             for rank, stream in enumerate(blocks.streaming_split(world_size, equal=False)):
                 output[rank][name] = stream
         return output
-
-
-def cut_blocks(reader: Reader, world_size: int) -> Callable[[dict[str, Any]], Iterator[pa.Table]]:
-    """Return the function of the reading tasks: window numbers to one block per rank, or its error as a block."""
-
-    def cut(batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for number in batch["window"].tolist():
-            try:
-                rows = reader.read(number)
-                for rank, table in enumerate(reader.cut(number, rows, range(world_size), world_size)):
-                    yield _block(number, rank, _ipc(table))
-            except TxclfError as error:  # as a value, because Ray Data keeps only the text of a raised error
-                for rank in range(world_size):
-                    yield _block(number, rank, None, pickle.dumps(error))
-
-    return cut
 
 
 class RayWindows:
@@ -140,24 +123,4 @@ def _received(split: str, rank: int) -> Iterator[tuple[int, pa.Table]]:
     """Yield the window numbers and rows of the blocks that this rank receives. Raises the error of a reading task."""
     shard = get_dataset_shard(split)
     for block in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-        error = block["error"][0].as_py()
-        if error is not None:
-            raise pickle.loads(error)
-        assert block["rank"][0].as_py() == rank, "the block of another rank"
-        with pa.ipc.open_stream(block["content"].chunk(0)[0].as_buffer()) as reader:
-            yield block["window"][0].as_py(), reader.read_all()
-
-
-def _ipc(table: pa.Table) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-def _block(window: int, rank: int, content: pa.Buffer | None, error: bytes | None = None) -> pa.Table:
-    """Return a block of one row; the content is not copied."""
-    size = 0 if content is None else content.size
-    offsets = pa.py_buffer(memoryview(bytes(8) + size.to_bytes(8, "little")))
-    data = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, content or pa.py_buffer(b"")])
-    return pa.table({"window": [window], "rank": [rank], "content": data, "error": pa.array([error], pa.binary())})
+        yield window_blocks.unpack(block, rank)
