@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -62,7 +65,7 @@ def test_prefetch_error_of_an_item_is_raised_at_its_turn() -> None:
         next(stream)
 
 
-@pytest.mark.parametrize("num_partitions", [1, 3, 50])
+@pytest.mark.parametrize("num_partitions", [1, 3, 50, 500])
 def test_external_sort_partitions_have_disjoint_key_ranges_in_order(num_partitions: int) -> None:
     written: list[list[int]] = []
 
@@ -76,6 +79,41 @@ def test_external_sort_partitions_have_disjoint_key_ranges_in_order(num_partitio
     assert [int(count) for count in counts] == [len(keys) for keys in written]
     assert 1 <= len(written) <= num_partitions
     assert [key for keys in written for key in keys] == sorted(mix(np.arange(200, dtype=np.uint64)).tolist())
+
+
+def test_external_sort_thousands_of_partitions_keep_to_a_limit_of_256_open_files() -> None:
+    program = """
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        import numpy as np
+        import pyarrow as pa
+        from txclf.core.hashing import mix
+        from txclf.data import pipeline
+
+        ROWS, PARTITIONS = 20_000, 5_000
+        pipeline.BUFFER_BYTES = 100_000  # several buffers per file
+
+        def small_tables(item):
+            for start in range(0, ROWS, 100):
+                rows = np.arange(start, start + 100, dtype=np.uint64)
+                yield pa.table({"key": mix(rows), "text": [f"row {row}" for row in rows]})
+
+        written = []
+        names = pipeline.external_sort(
+            small_tables, [0], on_ray=False, write=lambda table: written.append(table) or "", num_partitions=PARTITIONS
+        )
+        assert len(list(names)) == len(written)
+        keys = mix(np.arange(ROWS, dtype=np.uint64))
+        partition = (keys / 2.0**64 * PARTITIONS).astype(np.int64)
+        expected = [np.flatnonzero(partition == number) for number in np.unique(partition)]
+        assert len(written) == len(expected) > 4_800
+        for table, rows in zip(written, expected):
+            assert table["key"].to_pylist() == keys[rows].tolist()
+            assert table["text"].to_pylist() == [f"row {row}" for row in rows]
+        print("sorted")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    assert done.stdout == "sorted\n", done.stderr
 
 
 def test_external_sort_without_rows_writes_nothing() -> None:
