@@ -54,6 +54,10 @@ class Reader(Protocol):
     def num_windows(self) -> int:
         """Number of windows in one pass over the split."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Approximate size of the split in memory."""
+
     def read(self, window: int) -> pa.Table:
         """Return the rows of a window, with their numbers in the split. Raises `DataError` for a damaged shard."""
 
@@ -70,6 +74,11 @@ class SplitReader:
     shards: tuple[Shard, ...]
     columns: tuple[str, ...]
     layout: Layout
+
+    @property
+    def num_bytes(self) -> int:
+        """Approximate size of the split in memory."""
+        return sum(4 * (shard.tokens + shard.target_tokens) + 20 * shard.rows for shard in self.shards)
 
     def rows(self, tables: Sequence[pa.Table]) -> Rows:
         """Return tables of these columns as rows to make batches of."""

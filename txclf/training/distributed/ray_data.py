@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.data import ExecutionResources
 from ray.train import DataConfig, get_dataset_shard
 
 from txclf.artifacts import checkpoints
@@ -26,6 +27,8 @@ from txclf.training.job import WorkerConfig
 
 READERS_PER_NODE = 2
 """Reading tasks that run at once per node, for each split."""
+BUFFERED_WINDOWS = 8
+"""Windows per reading task that limit the object store. Ray Data fills about a quarter of a limit."""
 
 
 def datasets(config: WorkerConfig) -> dict[str, Any]:
@@ -75,12 +78,16 @@ class WindowsDataConfig(DataConfig):
             context.target_max_block_size = 1
             # A pause of the workers, as in a validation, is no progress of the stream either.
             context.execution_no_progress_timeout_s = -1
+            reader, concurrency = self.readers[name], READERS_PER_NODE * max(1, nodes)
+            window_bytes = reader.num_bytes // reader.num_windows
+            limit = concurrency * BUFFERED_WINDOWS * max(window_bytes, 2**20)
+            context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=limit)
             blocks = numbers.map_batches(
-                window_blocks.cut(self.readers[name], world_size),
+                window_blocks.cut(reader, world_size),
                 batch_size=1,
                 # No CPU, because the workers may hold them all. Without `concurrency` all windows are read at once.
                 num_cpus=0,
-                concurrency=READERS_PER_NODE * max(1, nodes),
+                concurrency=concurrency,
                 scheduling_strategy="SPREAD",
             )
             for rank, stream in enumerate(blocks.streaming_split(world_size, equal=False)):
