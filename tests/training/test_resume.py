@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.runs import go_on, lines, stopped_at, tiny, trained
 from txclf import Classifier
-from txclf.artifacts import attempts, checkpoints
+from txclf.artifacts import attempts, checkpoints, lease
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, StorageError
@@ -102,7 +102,25 @@ def test_train_copied_run_resumes_in_its_new_place(tmp_path: Path, data: str) ->
     assert lines(moved) == lines(run)
 
 
-def test_train_second_process_ends_the_first(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_second_driver_in_a_folder_is_refused(tmp_path: Path, data: str) -> None:
+    run, refusals = tiny(tmp_path, data, "train.epochs=1"), list[str]()
+    prepared = prepare(run)
+
+    def meanwhile(progress: Progress) -> bool:
+        if progress.step and not refusals:
+            with pytest.raises(ConfigError, match=r"process \d+ on `.*` works in it since") as info:
+                train(run, prepared, go_on)
+            refusals.append(str(info.value))
+        return False
+
+    assert train(run, prepared, meanwhile).attempts == 1
+    assert refusals
+    assert not Path(run.run_folder, lease.FILE).exists()
+
+
+def test_train_second_driver_after_an_expired_lease_ends_the_first(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(callbacks, "REPORT_INTERVAL_S", 0.0)
     run = tiny(tmp_path, data, "train.checkpoint_every=1")
     prepared = prepare(run)
@@ -110,6 +128,7 @@ def test_train_second_process_ends_the_first(tmp_path: Path, data: str, monkeypa
 
     def meanwhile(progress: Progress) -> bool:
         if progress.step == 5 and not second:
+            Path(run.run_folder, lease.FILE).unlink()
             second.append(train(run, prepared, go_on))
         return False
 

@@ -137,6 +137,9 @@ def test_tune_killed_driver_resumes_to_the_same_result(tmp_path: Path, data: str
     def ended() -> list[Trial]:
         return [one for one in trials.read(broken.run_folder) if one.state in ("finished", "stopped")]
 
+    wait_until(lambda: len(ended()) >= 3, 120, process)
+    assert start(broken, tmp_path, data, "--resume").wait(timeout=60) == 2
+    assert f"process {process.pid} on `" in (tmp_path / "driver.log").read_text()
     wait_until(lambda: len(ended()) >= 4, 120, process)
     process.send_signal(signal.SIGKILL)
     process.wait()

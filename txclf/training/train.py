@@ -3,6 +3,7 @@
     run folder/run.yaml         resolved run file, written before the first step
                prepared.json    prepared folder and its fingerprint
                vectors.json     coverage of the vocabulary by `model.word_vectors`
+               lease.json       driver that works in the folder; removed when it ends
                attempts.jsonl   one line for each time that workers began
                metrics.jsonl    one line per log interval and per validation
                checkpoints/     the best few and the last
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from txclf._version import __version__
-from txclf.artifacts import attempts, checkpoints, trackers
+from txclf.artifacts import attempts, checkpoints, lease, trackers
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -35,7 +36,7 @@ from txclf.inference.metadata import Calibration
 from txclf.training.class_weights import label_weights
 from txclf.training.job import DistributedContext, WorkerConfig
 from txclf.training.precision import choose_precision, uses_gpu
-from txclf.training.progress import Progress
+from txclf.training.progress import Interrupted, Progress
 from txclf.training.run_stats import RunStats
 
 if TYPE_CHECKING:
@@ -137,13 +138,15 @@ def train(
     prepared: str,
     report: Report = lambda progress: False,
     started: float | None = None,
+    patience_s: float = 0.0,
 ) -> RunSummary:
     """Train a run on prepared data, from its last checkpoint if there is one, and write the bundle.
 
     `report` receives the progress a few times a second; if it returns True, a checkpoint is saved and `Interrupted` is
-    raised. `started` is the wall-clock time at which the command began.
+    raised. `started` is the wall-clock time at which the command began. `patience_s` is how long another driver of the
+    run may take to end.
 
-    Raises `ConfigError` if the data changed since the run began.
+    Raises `ConfigError` if the data changed since the run began, or if another driver works in the run folder.
     """
     manifest = shards.load_manifest(prepared)
     began = _began_with(run)
@@ -153,12 +156,22 @@ def train(
     config = WorkerConfig(run, prepared, time.time() if started is None else started, coverage)
     check_fit(run, config.manifest())
     notes = coverage.describe() if coverage else []
-    if not run.compute.on_ray:
-        return _finish(config, _fit_here(config, report, notes))
-    from txclf import ray_cluster
 
-    with ray_cluster.connected(run.compute):
-        return _finish(config, _fit_on_ray(config, report, notes))
+    def wait(note: str) -> None:
+        if note not in notes:
+            notes.append(note)
+        if report(Progress(notes=notes)):
+            raise Interrupted
+
+    with lease.held(run.run_folder, wait, patience_s):
+        if not began and _began_with(run):
+            raise ConfigError(f"`{run.run_folder}`: another process started this run meanwhile. Pass --resume.")
+        if not run.compute.on_ray:
+            return _finish(config, _fit_here(config, report, notes))
+        from txclf import ray_cluster
+
+        with ray_cluster.connected(run.compute):
+            return _finish(config, _fit_on_ray(config, report, notes))
 
 
 def _vectors(run: RunConfig, prepared: str) -> Coverage | None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from txclf import ray_cluster
 from txclf._version import __version__
-from txclf.artifacts import checkpoints, trials
+from txclf.artifacts import checkpoints, lease, trials
 from txclf.artifacts.trials import Trial
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
@@ -142,6 +142,7 @@ def open_folder(run: RunConfig, resume: bool = False, extend: int = 0) -> RunCon
     count = was.tune.trials + extend
     if extend and was.tune.search == "grid":
         raise ConfigError("--extend: `search: grid` already tries every combination. Use --resume.")
+    lease.require_free(folder)
     run = run.model_copy(update={"tune": run.tune.model_copy(update={"trials": count})})
     storage.write_bytes(saved, run_config.dump(run).encode())
     return run
@@ -208,8 +209,13 @@ def plan(run: RunConfig, note: Callable[[str], None] = lambda text: None) -> Sea
 def tune(run: RunConfig, plan: SearchPlan, show: Show = lambda state: False) -> Search:
     """Run a search to its end in a folder of `open_folder` and return its summary. Ray must be connected.
 
-    Raises `Interrupted` if `show` asked for a stop.
+    Raises `Interrupted` if `show` asked for a stop, or `ConfigError` if another driver works in the folder.
     """
+    with lease.held(run.run_folder):
+        return _tune(run, plan, show)
+
+
+def _tune(run: RunConfig, plan: SearchPlan, show: Show) -> Search:
     started = time.time()
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
