@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
+import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -92,6 +97,87 @@ def test_batcher_full_queue_refuses_and_failure_is_isolated() -> None:
         assert model.batches == [["a"], ["b", "bad", "c"], ["b"], ["bad"], ["c"]]
 
     run(case)
+
+
+def test_batcher_request_right_after_an_answer_is_computed() -> None:
+    async def case(model: Model) -> None:
+        batcher = DynamicBatcher(model.ask, max_batch_size=3)
+        model.free.set()
+        for name in "abc":  # without a step of the event loop between the answer and the next request
+            assert (await asyncio.wait_for(batcher.answer([(name,)]), 10)).outputs == [name]
+
+    run(case)
+
+
+def test_batcher_call_that_was_cancelled_ends_its_requests() -> None:
+    async def case(model: Model) -> None:
+        cancelled: list[bool] = []
+
+        async def ask(rows: Sequence[Row]) -> Answers:
+            if not cancelled:
+                cancelled.append(True)
+                raise asyncio.CancelledError
+            return await model.ask(rows)
+
+        batcher = DynamicBatcher(ask, max_batch_size=3)
+        model.free.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(batcher.answer([("a",)]), 10)
+        assert (await asyncio.wait_for(batcher.answer([("b",)]), 10)).outputs == ["b"]
+
+    run(case)
+
+
+@pytest.mark.parametrize("in_flight", [[1], [3], [1, 4, 2, 0]])
+def test_batcher_under_load_answers_every_request(in_flight: list[int]) -> None:
+    """Send requests from many threads at a model that computes in threads; some of them are cancelled, some invalid."""
+    answered, limits = Counter[str](), itertools.cycle(in_flight)
+    ends = time.monotonic() + 2.0
+
+    def compute(texts: list[str]) -> Answers:
+        time.sleep(random.choice([0.0, 0.0, 0.0005]))
+        if any(text.startswith("bad") for text in texts):
+            raise ValueError
+        return Answers(np.empty((len(texts), 0), np.float32), [], texts, len(texts), 0.0)
+
+    async def ask(rows: Sequence[Row]) -> Answers:
+        return await asyncio.get_running_loop().run_in_executor(None, compute, [row[0] for row in rows])
+
+    def client(number: int, loop: asyncio.AbstractEventLoop, batcher: DynamicBatcher) -> None:
+        chance = random.Random(number)
+        for count in itertools.count():
+            if time.monotonic() > ends:
+                return
+            texts = [f"{number}-{count}-{row}" for row in range(chance.randrange(1, 6))]
+            kind = chance.choice(["good", "good", "good", "bad", "cancelled"])
+            request = batcher.answer([(f"bad{text}" if kind == "bad" else text,) for text in texts])
+            future = asyncio.run_coroutine_threadsafe(request, loop)
+            if kind == "cancelled":
+                time.sleep(chance.choice([0.0, 0.0003]))
+                future.cancel()
+            elif kind == "bad":
+                assert isinstance(future.exception(timeout=20), ValueError)
+            else:
+                assert future.result(timeout=20).outputs == texts
+            answered[kind] += 1
+
+    async def main() -> None:
+        batcher = DynamicBatcher(ask, max_batch_size=8, max_in_flight=lambda: next(limits))
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(12) as pool:
+            # One client alone finds what the requests of others would hide.
+            for clients in (1, 12):
+                nonlocal ends
+                ends = time.monotonic() + 2.0
+                await asyncio.gather(
+                    *(loop.run_in_executor(pool, client, number, loop, batcher) for number in range(clients))
+                )
+        await asyncio.sleep(0.1)
+        assert not batcher.running
+        assert not batcher.queue
+
+    asyncio.run(main())
+    assert min(answered[kind] for kind in ("good", "bad", "cancelled")) > 50
 
 
 def test_batcher_cancelled_requests_are_not_computed() -> None:

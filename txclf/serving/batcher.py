@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from itertools import accumulate
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,15 +80,20 @@ class DynamicBatcher:
             raise QueueFull
         future: asyncio.Future[Answers] = asyncio.get_running_loop().create_future()
         self.queue.append((rows, future))
-        if len(self.running) < self.max_in_flight():
+        if len(self.running) < max(1, self.max_in_flight()):
             task = asyncio.create_task(self._work())
             self.running.add(task)
             task.add_done_callback(self.running.discard)
         return await future
 
     async def _work(self) -> None:
-        while len(self.running) <= self.max_in_flight() and (batch := self._next_batch()):
-            await self._run(batch)
+        try:
+            while len(self.running) <= max(1, self.max_in_flight()) and (batch := self._next_batch()):
+                await self._run(batch)
+        finally:
+            # In the same step of the event loop as the look at the queue. A done callback runs in a later step, and a
+            # request that comes between the two would count on this task.
+            self.running.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def _next_batch(self) -> list[QueuedRequest]:
         """Take the oldest requests from the queue: at most `max_batch_size` rows, but at least one request."""
@@ -111,8 +117,12 @@ class DynamicBatcher:
             future.add_done_callback(cancel_unneeded)
         try:
             answers = await call
+            parts = _split(answers, [len(rows) for rows, _ in batch])
         except asyncio.CancelledError:
-            if not all(future.done() for _, future in batch):
+            for _, future in batch:  # nobody else would end these requests
+                future.cancel()
+            if not call.cancelled():  # this task was cancelled, not the call
+                call.cancel()
                 raise
         except Exception as error:
             if len(batch) > 1:  # an invalid request must not fail its neighbours, so each is computed alone
@@ -120,8 +130,12 @@ class DynamicBatcher:
             elif not batch[0][1].done():
                 batch[0][1].set_exception(error)
         else:
-            start = 0
-            for rows, future in batch:
+            for part, (_, future) in zip(parts, batch, strict=True):
                 if not future.done():
-                    future.set_result(answers.rows(start, start + len(rows)))
-                start += len(rows)
+                    future.set_result(part)
+
+
+def _split(answers: Answers, sizes: Sequence[int]) -> list[Answers]:
+    """Return the answers of consecutive requests of these sizes."""
+    ends = list(accumulate(sizes))
+    return [answers.rows(end - size, end) for size, end in zip(sizes, ends, strict=True)]
