@@ -205,14 +205,17 @@ while sum(node["Alive"] for node in ray.nodes()) < {count}:
         )
 
     def _environment(self) -> dict[str, str]:
-        return {**environment(), "RAY_enable_metrics_collection": "1" if self.with_dashboard else "0"}
+        """Return the environment of the nodes: Ray is started by its path, without an activated environment."""
+        path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if part != str(Path(RAY).parent))
+        enabled = "1" if self.with_dashboard else "0"
+        return {**environment(), "PATH": path, "RAY_enable_metrics_collection": enabled}
 
     def _ip(self, *words: str) -> None:
         subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of every process of the cluster and its drivers."""
+    """Return the environment of the drivers, which also holds for the nodes but for PATH."""
     quick = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",

@@ -61,6 +61,31 @@ def test_submit_checks_the_run_file_first(tmp_path: Path) -> None:
         jobs.submit("http://127.0.0.1:1", "serve", [run_file(tmp_path)], str(tmp_path))
 
 
+def run_below(parent: str, path: str) -> subprocess.CompletedProcess[str]:
+    """Run the entrypoint of `txclf config --schema` as the child of a Python program, as Ray's job supervisor does."""
+    command = jobs.entrypoint(["config", "--schema"])
+    program = f"{parent}\nimport subprocess, sys\nsys.exit(subprocess.run({command!r}, shell=True).returncode)"
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={"PATH": path, "PYTHONPATH": str(Path(_version.__file__).parents[1])},
+        timeout=60,
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_entrypoint_below_ray_runs_the_interpreter_of_ray(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("#!/bin/sh\necho another python\n")
+    (tmp_path / "python").chmod(0o755)
+    done = run_below("import ray", f"{tmp_path}:/usr/bin:/bin")
+    assert done.returncode == 0, done.stderr
+    assert '"properties"' in done.stdout
+    # Without Ray in the parent it is the `python` of the PATH.
+    assert run_below("", f"{tmp_path}:/usr/bin:/bin").stdout == "another python\n"
+
+
 # ------------------------------------------------------------------------------------------------------- on a cluster
 
 

@@ -27,6 +27,15 @@ STOP_S = 120
 """Maximum seconds for a stopped job to save a checkpoint; Ray's default is 3."""
 MAX_MB = 100.0
 """Maximum size of an uploaded working folder, in MB."""
+INTERPRETER = (
+    r"p=$(sed -n 's|^[^/]*\(/.*\)/lib/python[^/]*/site-packages/ray/_raylet\.so$|\1/bin/python|p' "
+    r'"/proc/$PPID/maps" 2>/dev/null | head -n 1); [ -x "$p" ] || p=python; exec "$p"'
+)
+"""Shell words that run the interpreter of the environment that the node's Ray is installed in.
+
+Its parent is a process of Ray, which has Ray's library mapped into memory. `python` of the node's PATH may be another
+one, if Ray was started without activating its environment; it is the fallback, for example on macOS.
+"""
 
 
 def submit(address: str, verb: str, words: Sequence[str], folder: str = ".", max_mb: float = MAX_MB) -> str:
@@ -57,7 +66,7 @@ def submit(address: str, verb: str, words: Sequence[str], folder: str = ".", max
                 words.append("compute.address=auto")
         return str(
             connect(address).submit_job(
-                entrypoint=shlex.join(["python", "-m", "txclf", verb, *words]),
+                entrypoint=entrypoint([verb, *words]),
                 runtime_env={
                     "working_dir": staging,
                     "py_modules": [os.path.dirname(_version.__file__)],
@@ -67,6 +76,11 @@ def submit(address: str, verb: str, words: Sequence[str], folder: str = ".", max
                 metadata={"run": name, "verb": verb},
             )
         )
+
+
+def entrypoint(words: Sequence[str]) -> str:
+    """Return the shell command by which a job runs `txclf` with these words."""
+    return f"{INTERPRETER} {shlex.join(['-m', 'txclf', *words])}"
 
 
 def connect(address: str) -> Any:
