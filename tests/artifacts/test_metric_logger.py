@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from txclf.artifacts import metric_logger
-from txclf.artifacts.metric_logger import MetricLogger
+from txclf.artifacts.metric_logger import LogReader, MetricLogger
 from txclf.artifacts.trackers import Status
 from txclf.core.errors import StorageError
 
@@ -80,3 +81,51 @@ def test_read_ignores_an_incomplete_last_line(tmp_path: Path) -> None:
     assert metric_logger.read(str(path)) == []
     path.write_text('{"step": 1}\n{"step": 2}\n{"step"')
     assert metric_logger.read(str(path)) == [{"step": 1}, {"step": 2}]
+
+
+def validations(folder: Path) -> list[dict[str, float]]:
+    return [line for line in metric_logger.read(str(folder / "metrics.jsonl")) if "valid_loss" in line]
+
+
+def test_log_reader_follows_a_growing_log_and_reads_only_what_was_appended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = LogReader(str(tmp_path))
+    assert reader.read() == []
+    parsed: list[bytes] = []
+    loads = json.loads
+
+    def counted(line: bytes) -> object:
+        parsed.append(line)
+        return loads(line)
+
+    monkeypatch.setattr(json, "loads", counted)
+    logger = MetricLogger(str(tmp_path), 0)
+    for step in range(1, 30):
+        logger.write({"step": step, "valid_loss": 1 / step} if step % 3 == 0 else {"step": step, "train_loss": 1.0})
+        found = reader.read()
+        assert [line["step"] for line in found] == list(range(3, step + 1, 3))
+    logger.close()
+    assert len(parsed) == 9
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "valid_')  # half a line
+        file.flush()
+        assert len(reader.read()) == 9
+        file.write('loss": 0.5}\n')
+    assert reader.read() == validations(tmp_path)
+
+
+@pytest.mark.parametrize("steps", [2, 50])
+def test_log_reader_of_a_resumed_run_starts_again(tmp_path: Path, steps: int) -> None:
+    reader = LogReader(str(tmp_path))
+    logger = MetricLogger(str(tmp_path), 0)
+    for step in range(1, 10):
+        logger.write({"step": step, "valid_loss": 1.0})
+    logger.close()
+    assert len(reader.read()) == 9
+    again = MetricLogger(str(tmp_path), 4)  # drops the lines of the steps after 4
+    for step in range(5, 5 + steps):
+        again.write({"step": step, "valid_loss": 2.0})
+    again.close()
+    assert reader.read() == validations(tmp_path)
+    assert len(reader.read()) == 4 + steps

@@ -102,3 +102,35 @@ def read(path: str) -> list[dict[str, float]]:
     """Return the complete lines of a `metrics.jsonl`, none if there is no file."""
     lines = storage.read_bytes(path).decode().splitlines(keepends=True) if storage.exists(path) else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class LogReader:
+    """Reader of the validations of a growing `metrics.jsonl`, which reads only what was appended since last time."""
+
+    def __init__(self, run_folder: str) -> None:
+        self.path = storage.join(run_folder, "metrics.jsonl")
+        self.validations: list[dict[str, float]] = []
+        self.end, self.last = 0, b""
+        """Position after the last complete line, and that line."""
+
+    def read(self) -> list[dict[str, float]]:
+        """Return the validations of all complete lines. A log that a resumed run rewrote is read from its start."""
+        if not storage.exists(self.path):
+            self.validations, self.end, self.last = [], 0, b""
+            return []
+        filesystem, inner = storage.resolve(self.path)
+        with filesystem.open_input_file(inner) as file:
+            start = self.end - len(self.last)
+            content = b""
+            if file.size() >= self.end:
+                file.seek(start)
+                content = file.read()
+            if file.size() < self.end or not content.startswith(self.last):
+                self.validations, self.end, self.last = [], 0, b""
+                file.seek(0)
+                content = file.read()
+        new = content[len(self.last) : content.rfind(b"\n") + 1]
+        lines = new.splitlines(keepends=True)
+        self.validations += [json.loads(line) for line in lines if b'"valid_loss"' in line]
+        self.end, self.last = self.end + len(new), lines[-1] if lines else self.last
+        return self.validations

@@ -139,9 +139,9 @@ def validations(search: str, number: int) -> list[dict[str, float]]:
     ]
 
 
-def result(search: str, trial: Trial, monitor: str) -> Result:
-    """Return a trial with its best validation, the earliest of equals."""
-    history = validations(search, trial.number)
+def result(search: str, trial: Trial, monitor: str, history: Sequence[dict[str, float]] | None = None) -> Result:
+    """Return a trial with its best validation, the earliest of equals. `history` are its validations if known."""
+    history = validations(search, trial.number) if history is None else history
     if not history:
         return Result(trial, 0.0, math.nan, 0, 0.0)
     best = history[checkpoints.best(history, monitor)]

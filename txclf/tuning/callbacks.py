@@ -9,6 +9,7 @@ import ray
 from ray import cloudpickle, tune
 
 from txclf.artifacts import trials
+from txclf.artifacts.metric_logger import LogReader
 from txclf.artifacts.trials import Result, Trial
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -41,6 +42,7 @@ class Watcher(tune.Callback):
         self.stopping = False
         self.live = set[int]()
         """Numbers of the running trials."""
+        self.logs: dict[int, LogReader] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Mark a trial as running."""
@@ -101,7 +103,8 @@ class Watcher(tune.Callback):
     def _note(self, trial: Trial, write: bool = True) -> None:
         if write:
             trials.write(self.search, trial)
-        result = trials.result(self.search, trial, self.state.metric)
+        log = self.logs.setdefault(trial.number, LogReader(self._folder(trial.number)))
+        result = trials.result(self.search, trial, self.state.metric, log.read())
         self.state.results[trial.number] = result
         self.state.events.append(result)
 

@@ -20,6 +20,7 @@ import torch
 from ray import tune
 
 from txclf.artifacts import checkpoints, trials
+from txclf.artifacts.metric_logger import LogReader
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -136,6 +137,7 @@ class Training(threading.Thread):
         self.results: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.turn = threading.Semaphore(0)
         """Released when Tune asks for the next validation or for the end."""
+        self.log = LogReader(run.run_folder)
         self.stopping = False
         self.asked: Any = None
         self.seen = self.reported_step = 0
@@ -169,7 +171,7 @@ class Training(threading.Thread):
 
     def _report_validations(self, up_to: float = float("inf")) -> None:
         """Report the validations to Tune that it has not received."""
-        for entry in trials.validations(self.search, self.number):
+        for entry in self.log.read():
             if self.reported_step < entry["step"] <= up_to and not self.stopping:
                 self.reported_step = int(entry["step"])
                 self.results.put({**entry, "done": False})
