@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_score, recall_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    matthews_corrcoef,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
-from txclf.metrics.multiclass import scores, short_scores
+from txclf.metrics import multiclass
+from txclf.metrics.multiclass import Confusion, scores, short_scores
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -48,6 +59,41 @@ def test_scores_single_class_has_no_auroc_and_zero_correlation() -> None:
     assert found["auroc_macro"] is None
     assert found["mcc"] == 0.0
     assert found["accuracy"] == 1.0
+
+
+def test_confusion_equals_that_of_sklearn() -> None:
+    draw = np.random.default_rng(1)
+    predicted, labels = draw.integers(0, 30, 500), draw.integers(0, 30, 500) // 2
+    found = Confusion.of(predicted, labels, 31)
+    expected = confusion_matrix(labels, predicted, labels=range(31))
+    assert found.listed() == {"confusion": expected.tolist()}
+    assert [(i, j, expected[i, j]) for i, j in zip(*np.nonzero(expected), strict=True)] == list(
+        map(tuple, found.cells.tolist())
+    )
+    assert found.hits.tolist() == np.diag(expected).tolist()
+
+
+def test_scores_many_classes_list_the_most_frequent_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(2)
+    labels = draw.integers(0, 1500, 3000)
+    predicted = np.where(draw.random(3000) < 0.5, labels, draw.integers(0, 5, 3000))
+    found = Confusion.of(predicted, labels, 1500).listed()["confusion_cells"]
+    assert sum(rows for _, _, rows in found) == 3000
+    expected = confusion_matrix(labels, predicted, labels=range(1500))
+    assert all(expected[i, j] == rows > 0 for i, j, rows in found)
+    monkeypatch.setattr(multiclass, "MAX_CELLS", 100)
+    top = Confusion.of(predicted, labels, 1500).listed()["confusion_cells"]
+    assert sorted(rows for _, _, rows in top) == sorted(rows for _, _, rows in found)[-100:]
+    assert top == sorted(top)
+
+
+def test_scores_ten_thousand_classes_need_no_square_of_memory() -> None:
+    labels = np.arange(10_000)
+    tracemalloc.start()
+    found = Confusion.of(labels[::-1].copy(), labels, 10_000)
+    assert len(found.listed()["confusion_cells"]) == 10_000
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
 
 
 def test_short_scores_equal_scores() -> None:

@@ -21,6 +21,8 @@ function learning() {
   document.getElementById("axis")?.addEventListener("change", () => redraw(["loss", "scores", "rate", "speed", "waiting"]));
 }
 
+const MAX_CLASSES = 1000;  // of the heat map; the order selects which
+
 function confusion(split, box) {
   const order = query(box, "[data-order]"), shade = query(box, "[data-shade]"), names = split.labels, size = names.length;
   const support = Array(size).fill(0), wrong = Array(size).fill(0), id = "confusion-" + split.id;
@@ -30,10 +32,11 @@ function confusion(split, box) {
     name: (a, b) => names[a].localeCompare(names[b]) };
   let sorted = [];
   charts[id] = (element) => {
-    sorted = names.map((_, number) => number).sort(by[order.value]);
+    sorted = names.map((_, number) => number).sort(by[order.value]).slice(0, MAX_CLASSES);
     const positions = []; sorted.forEach((number, position) => { positions[number] = position; });
-    const z = sorted.map(() => Array(size).fill(null)), text = sorted.map(() => Array(size).fill(""));
+    const z = sorted.map(() => Array(sorted.length).fill(null)), text = sorted.map(() => Array(sorted.length).fill(""));
     for (const [i, j, rows] of split.confusion) {
+      if (!(i in positions && j in positions)) continue;
       if (i === j && shade.value === "mistakes") continue;
       z[positions[i]][positions[j]] = shade.value === "share" ? rows / support[i] : rows;
       text[positions[i]][positions[j]] = "true " + label(names[i]) + "<br>predicted " + label(names[j]) + "<br>" + rows.toLocaleString("en") + " rows, " + percent(rows / support[i]) + " of the true class";

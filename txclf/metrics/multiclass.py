@@ -5,19 +5,64 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchmetrics.functional.classification import (
-    multiclass_auroc,
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-)
+from torchmetrics.functional.classification import multiclass_auroc, multiclass_calibration_error
+
+MAX_MATRIX_CLASSES = 1000
+"""Max classes of a confusion matrix with all its cells, 8 MB; with more classes only the non-zero cells are listed."""
+MAX_CELLS = 100_000
+"""Max non-zero cells that are listed, the most frequent ones."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+
+
+class Confusion(NamedTuple):
+    """Counts of rows by true class and predicted class. Memory grows with the rows and classes, not with C x C."""
+
+    cells: Ints
+    """(K, 3), true class, predicted class and rows of each non-zero cell, by true class, then predicted class."""
+    support: Ints
+    """(C,), rows of each class."""
+    predicted: Ints
+    """(C,), rows that are predicted to be of each class."""
+    hits: Ints
+    """(C,), rows of each class that are predicted right."""
+
+    @classmethod
+    def of(cls, predicted: Ints, labels: Ints, classes: int) -> Self:
+        """Count predicted classes (rows,) against labels (rows,)."""
+        numbers, counts = np.unique(labels * classes + predicted, return_counts=True)
+        cells = np.stack([numbers // classes, numbers % classes, counts], axis=1)
+        support, guesses, hits = (
+            np.bincount(values, minlength=classes) for values in (labels, predicted, labels[labels == predicted])
+        )
+        return cls(cells, support, guesses, hits)
+
+    @property
+    def seen(self) -> npt.NDArray[np.bool_]:
+        """(C,), True for the classes that occur in the labels or in the predictions."""
+        return (self.support + self.predicted) > 0
+
+    @property
+    def f1(self) -> npt.NDArray[np.float64]:
+        """(C,), F1 of each class; 0 for a class that does not occur."""
+        scores: npt.NDArray[np.float64] = 2 * self.hits / np.maximum(self.support + self.predicted, 1)
+        return scores
+
+    def listed(self) -> dict[str, list[list[int]]]:
+        """Return the matrix (C, C) as `confusion`, or of many classes the most frequent cells as `confusion_cells`."""
+        classes = len(self.support)
+        if classes > MAX_MATRIX_CLASSES:
+            frequent = np.sort(np.argsort(-self.cells[:, 2], kind="stable")[:MAX_CELLS])
+            return {"confusion_cells": self.cells[frequent].tolist()}
+        matrix = np.zeros((classes, classes), np.int64)
+        matrix[self.cells[:, 0], self.cells[:, 1]] = self.cells[:, 2]
+        return {"confusion": matrix.tolist()}
 
 
 def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[str, Any]:
@@ -30,9 +75,9 @@ def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[st
     classes = len(names)
     predicted = probabilities.argmax(axis=1)
     probabilities_t, labels_t = torch.from_numpy(probabilities), torch.from_numpy(labels)
-    confusion = _confusion(predicted, labels, classes)
-    precision, recall, f1, support = _by_class(confusion)
-    seen = (confusion.sum(axis=0) + support) > 0
+    confusion = Confusion.of(predicted, labels, classes)
+    support, f1, seen = confusion.support, confusion.f1, confusion.seen
+    precision, recall = confusion.hits / np.maximum(confusion.predicted, 1), confusion.hits / np.maximum(support, 1)
     scorable = (support > 0) & (support < len(labels))
     auroc = math.nan
     if scorable.any():
@@ -62,19 +107,18 @@ def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[st
             }
             for i, name in enumerate(names)
         },
-        "confusion": confusion.tolist(),
+        **confusion.listed(),
     }
 
 
 def short_scores(predicted: Ints, labels: Ints, classes: int) -> dict[str, float]:
     """Return the accuracy, the macro F1 and the F1 of the rarest class of predicted classes (rows,)."""
-    confusion = _confusion(predicted, labels, classes)
-    _, _, f1, support = _by_class(confusion)
-    seen = (confusion.sum(axis=0) + support) > 0
+    confusion = Confusion.of(predicted, labels, classes)
+    f1 = confusion.f1
     return {
         "accuracy": float((predicted == labels).mean()),
-        "f1_macro": float(f1[seen].mean()),
-        "f1_minority": float(f1[_rarest(f1, support)]),
+        "f1_macro": float(f1[confusion.seen].mean()),
+        "f1_minority": float(f1[_rarest(f1, confusion.support)]),
     }
 
 
@@ -83,21 +127,8 @@ def _rarest(f1: Any, support: Ints) -> int:
     return min(np.flatnonzero(support).tolist(), key=lambda number: (support[number], f1[number]))
 
 
-def _confusion(predicted: Ints, labels: Ints, classes: int) -> Ints:
-    """Count rows by true class (first axis) and predicted class."""
-    matrix = multiclass_confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(labels), classes)
-    return np.asarray(matrix.numpy(), np.int64)
-
-
-def _matthews(confusion: Ints) -> float:
+def _matthews(confusion: Confusion) -> float:
     """Return the multiclass Matthews correlation (Gorodkin, 2004), 0 if all labels or all predictions are equal."""
-    support, predicted, rows = confusion.sum(axis=1), confusion.sum(axis=0), int(confusion.sum())
+    support, predicted, rows = confusion.support, confusion.predicted, int(confusion.support.sum())
     spread = float(rows**2 - (predicted**2).sum()) * float(rows**2 - (support**2).sum())
-    return float(np.trace(confusion) * rows - support @ predicted) / math.sqrt(spread) if spread else 0.0
-
-
-def _by_class(confusion: Ints) -> tuple[Any, Any, Any, Any]:
-    hits, support, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    precision, recall = hits / np.maximum(predicted, 1), hits / np.maximum(support, 1)
-    f1 = 2 * hits / np.maximum(support + predicted, 1)
-    return precision, recall, f1, support
+    return float(confusion.hits.sum() * rows - support @ predicted) / math.sqrt(spread) if spread else 0.0

@@ -134,7 +134,9 @@ def label_split(
         wrong = label_mistakes(scored, probabilities, names, classifier.thresholds)
     else:
         metrics = multiclass.scores(probabilities, scored.labels, names)
-        cells = _nonzero_cells(np.asarray(metrics.pop("confusion")))
+        confusion = multiclass.Confusion.of(probabilities.argmax(axis=1), scored.labels, len(names))
+        cells = [(true, predicted, rows) for true, predicted, rows in confusion.cells.tolist()]
+        metrics = {key: value for key, value in metrics.items() if not key.startswith("confusion")}
         targets = scored.labels[:, None] == np.arange(len(names))
         bins = [
             reliability(matrix.max(axis=1), matrix.argmax(axis=1) == scored.labels)
@@ -156,11 +158,6 @@ def label_split(
         curves=curves(probabilities, targets),
         mistakes=wrong,
     )
-
-
-def _nonzero_cells(confusion: Ints) -> list[tuple[int, int, int]]:
-    """Return (true class, predicted class, rows) of the cells of a confusion matrix (C, C) that are not zero."""
-    return [(int(i), int(j), int(confusion[i, j])) for i, j in zip(*np.nonzero(confusion), strict=True)]
 
 
 def reliability(confidence: Floats, right: Bools, num_bins: int = 15) -> list[list[float]]:

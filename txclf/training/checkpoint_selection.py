@@ -14,7 +14,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_f1_score
 
 from txclf.artifacts import checkpoints
 from txclf.artifacts.checkpoints import Checkpoint
@@ -24,7 +23,7 @@ from txclf.data.batches import PairRows
 from txclf.inference.classifier import Classifier
 from txclf.inference.metadata import Calibration
 from txclf.inference.seq2seq import Seq2Seq
-from txclf.metrics import binned, calibration, thresholds
+from txclf.metrics import binned, calibration, multiclass, thresholds
 
 MAX_ROWS = 50_000
 """Max validation rows that are scored. The first rows are a uniform sample, because prepared rows are shuffled."""
@@ -109,10 +108,11 @@ def _metrics(
             "valid_subset_accuracy": float(((logits >= 0) == (targets > 0)).all(dim=1).double().mean()),
         }
     logits, labels = torch.from_numpy(row_logits), torch.from_numpy(row_labels.astype(np.int64))
+    predicted = logits.argmax(dim=1)
     return {
         "valid_loss": float(F.cross_entropy(logits.double(), labels)),
-        "valid_accuracy": float((logits.argmax(dim=1) == labels).double().mean()),
-        "valid_f1_macro": float(multiclass_f1_score(logits, labels, logits.shape[1], average="macro")),
+        "valid_accuracy": float((predicted == labels).double().mean()),
+        "valid_f1_macro": multiclass.short_scores(predicted.numpy(), labels.numpy(), logits.shape[1])["f1_macro"],
     }
 
 
