@@ -35,7 +35,7 @@ pytestmark = [
 ]
 
 TXCLF = str(Path(sys.executable).with_name("txclf"))
-LONG = ["train.epochs=20", "train.early_stopping_patience=0", "train.checkpoint_every=10"]
+LONG = ["train.epochs=20", "train.early_stopping_patience=0", "train.checkpoint_every=10", "data.shuffle_window=1000"]
 Figure = Callable[[str], None]
 
 
@@ -254,7 +254,7 @@ def test_train_failing_storage_is_one_message_and_keeps_checkpoints(
 
 
 def test_train_missing_data_is_an_error_that_names_the_rank(tmp_path: Path, data: str, figure: Figure) -> None:
-    words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "compute.max_failures=0", "train.stall_timeout_s=6"]
+    words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "compute.max_failures=0", "train.stall_timeout_s=10"]
     run = tiny(tmp_path / "runs", data, *words)
     Path(run.storage).mkdir()
     (shard,) = Path(prepare(run), "train").iterdir()
@@ -324,7 +324,7 @@ def test_train_lost_node_is_replaced(tmp_path: Path, data: str, unbroken: RunCon
 
 
 def test_train_elastic_run_shrinks_and_grows_with_the_same_steps(tmp_path: Path, data: str, figure: Figure) -> None:
-    words = ["train.epochs=5000", "compute.workers=[1, 2]"]
+    words = ["train.epochs=5000", "compute.workers=[1, 2]", "data.shuffle_window=10000"]
     with training_on_two_nodes(tmp_path, data, *words) as (bed, run, two, process):
         bed.kill(two)
         killed = time.time()
