@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ExecutionResources
+from ray.data import ExecutionResources, TaskPoolStrategy
 from ray.train import DataConfig, get_dataset_shard
 
 from txclf.artifacts import checkpoints
@@ -85,9 +85,9 @@ class WindowsDataConfig(DataConfig):
             blocks = numbers.map_batches(
                 window_blocks.cut(reader, world_size),
                 batch_size=1,
-                # No CPU, because the workers may hold them all. Without `concurrency` all windows are read at once.
+                # No CPU, because the workers may hold them all. Without a size all windows are read at once.
                 num_cpus=0,
-                concurrency=concurrency,
+                compute=TaskPoolStrategy(concurrency),
                 scheduling_strategy="SPREAD",
             )
             for rank, stream in enumerate(blocks.streaming_split(world_size, equal=False)):
