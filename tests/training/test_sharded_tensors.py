@@ -1,9 +1,14 @@
-"""Plain tensors pass through; sharded ones are tested with the strategies."""
+"""Plain tensors pass through; sharded ones are gathered."""
 
 from __future__ import annotations
 
+import socket
+
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.multiprocessing.spawn import spawn
 
 from txclf.training import sharded_tensors
 
@@ -16,6 +21,28 @@ def test_plain_tensors_are_their_own_part_and_whole() -> None:
     assert whole["a"] is tensor
     assert whole["b"][1] == 3
     assert whole["c"] == {"d": None}
+
+
+def work(rank: int, port: int) -> None:
+    """Check on one of two ranks that a sharded tensor is gathered on rank 0 only."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    tensor = torch.arange(10.0).reshape(5, 2)
+    sharded = distribute_tensor(tensor, init_device_mesh("cpu", (2,)), [Shard(0)])
+    state = {"weight": sharded, "state": {0: {"step": torch.tensor(3.0), "moments": [sharded]}}}
+    found = sharded_tensors.whole(state, keep=rank == 0)
+    for gathered in (found["weight"], found["state"][0]["moments"][0]):
+        assert torch.equal(gathered, tensor) if rank == 0 else gathered is None
+    assert float(found["state"][0]["step"]) == 3.0
+    assert torch.equal(sharded_tensors.whole(sharded), tensor)
+    distributed.destroy_process_group()
+
+
+def test_whole_keeps_gathered_tensors_where_asked() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn(work, (port,), 2)  # type: ignore[no-untyped-call]
 
 
 def test_like_keeps_a_tensor_for_a_plain_parameter() -> None:

@@ -77,14 +77,14 @@ class CheckpointSaver(pl.Callback):
         self.heartbeat.beat("saving a checkpoint", state.step)
         self.guard.require_finite(module)
         loss_sum = trainer.strategy.reduce(module.train_loss_sum.clone(), reduce_op="sum")
-        average = self.average.average if self.average else None
+        average, keep = self.average.average if self.average else None, trainer.is_global_zero
         content = {
             "step": state.step,
-            "model": whole(module.model.state_dict()),
-            "optimizer": whole(trainer.optimizers[0].state_dict()),
+            "model": whole(module.model.state_dict(), keep),
+            "optimizer": whole(trainer.optimizers[0].state_dict(), keep),
             "scaler": trainer.precision_plugin.state_dict(),
             "history": state.history,
-            "average": whole(average.state()) if average else None,
+            "average": whole(average.state(), keep) if average else None,
             "unlogged": {
                 "step": state.logged_step,
                 "good_steps": int(module.good_steps),

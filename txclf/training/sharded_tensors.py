@@ -34,13 +34,18 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(value: Any) -> Any:
-    """Return a state with every sharded tensor gathered, on the CPU. All ranks call it together."""
+def whole(value: Any, keep: bool = True) -> Any:
+    """Return a state with every sharded tensor gathered, on the CPU. All ranks call it together.
+
+    Tensors are gathered one after the other. A rank without `keep` drops each of them at once and returns None for it,
+    so only the rank that needs the whole state holds it.
+    """
     if isinstance(value, DTensor):
-        return value.full_tensor().cpu()
+        tensor = value.full_tensor()
+        return tensor.cpu() if keep else None
     if isinstance(value, Mapping):
-        return {key: whole(inner) for key, inner in value.items()}
-    return [whole(inner) for inner in value] if isinstance(value, list) else value
+        return {key: whole(inner, keep) for key, inner in value.items()}
+    return [whole(inner, keep) for inner in value] if isinstance(value, list) else value
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:

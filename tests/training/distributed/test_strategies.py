@@ -1,15 +1,20 @@
-"""The exchange of non-zero gradient rows gives the result of an all-reduce of all rows."""
+"""DDP exchanges the non-zero gradient rows with the result of an all-reduce of all rows; FSDP shards early."""
 
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
-from txclf.training.distributed.strategies import exchange_rows
+from txclf.config import run_config
+from txclf.model.classifier import TransformerClassifier
+from txclf.training.distributed.strategies import FSDPStrategy, exchange_rows
 
 WORLD = 3
 
@@ -38,9 +43,51 @@ def work(rank: int, port: int, kind: str) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", ["rows", "nan", "zero"])
-def test_exchange_rows_gives_the_mean_gradient(kind: str) -> None:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn(work, (port, kind), WORLD)  # type: ignore[no-untyped-call]
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("kind", ["rows", "nan", "zero"])
+def test_exchange_rows_gives_the_mean_gradient(kind: str) -> None:
+    spawn(work, (free_port(), kind), WORLD)  # type: ignore[no-untyped-call]
+
+
+class Module(pl.LightningModule):
+    """A model that records which of its parameters are sharded when it is moved to the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        run = run_config.parse({"model": {"num_layers": 2, "hidden_size": 16, "num_heads": 2}})
+        self.model = TransformerClassifier(run.model, 50, 3, 8)
+        self.sharded: list[bool] = []
+
+    def to(self, *args: Any, **kwargs: Any) -> Module:
+        self.sharded = [isinstance(parameter, DTensor) for parameter in self.parameters()]
+        return super().to(*args, **kwargs)
+
+
+class CPUStrategy(FSDPStrategy):
+    root_device = torch.device("cpu")
+    world_size = 2
+
+
+def shard(rank: int, port: int) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    strategy, module = CPUStrategy("fp32"), Module()
+    strategy.connect(module)
+    strategy._lightning_module = module
+    strategy.model_to_device()
+    strategy.configure_ddp()
+    assert module.sharded
+    assert all(module.sharded)
+    assert strategy.model is module
+    parts = sum(parameter.to_local().numel() for parameter in module.parameters() if isinstance(parameter, DTensor))
+    assert parts < 0.6 * sum(parameter.numel() for parameter in module.parameters())
+    distributed.destroy_process_group()
+
+
+def test_fsdp_shards_the_model_before_it_is_moved_to_the_device() -> None:
+    spawn(shard, (free_port(),), 2)  # type: ignore[no-untyped-call]

@@ -91,8 +91,19 @@ class FSDPStrategy(RayDDPStrategy):
         super().__init__()  # type: ignore[no-untyped-call]
         self.reduce_dtype = torch.bfloat16 if gradient_dtype == "bf16" else None
 
+    def model_to_device(self) -> None:
+        """Shard the model, then move the rest to the device.
+
+        `fully_shard` moves one block at a time to the device and keeps this rank's shard there, so a model may be
+        larger than a device.
+        """
+        self._shard()
+        super().model_to_device()
+
     def configure_ddp(self) -> None:
-        """Shard the model instead of wrapping it."""
+        """Leave the model unwrapped, because it is sharded."""
+
+    def _shard(self) -> None:
         assert self.lightning_module is not None
         model: Any = self.lightning_module.model
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
