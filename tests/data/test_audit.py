@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import DataError
-from txclf.data.audit import MAX_SHOWN_REJECTS, Audit, check
+from txclf.data.audit import MAX_REASONS, MAX_SHOWN_REJECTS, OTHER_REASONS, Audit, check
 from txclf.data.records import Reject
 
 
@@ -19,9 +20,14 @@ def make_run(**settings: Any) -> RunConfig:
     return run_config.parse({"data": {"train": "a.csv", "test": "b.csv"}, **settings})
 
 
-def make_audit(rows: int = 10, labels: dict[str, int] | None = None, **facts: Any) -> Audit:
+def make_audit(
+    rows: int = 10, labels: dict[str, int] | None = None, rejects: Sequence[Reject] = (), **facts: Any
+) -> Audit:
     counts = Counter({"a": 5, "b": 5} if labels is None else labels)
-    return Audit(hashes=np.arange(rows, dtype=np.uint64), labels=counts, **facts)
+    audit = Audit(labels=counts, **facts)
+    audit.hashes.append(np.arange(rows, dtype=np.uint64))
+    audit.reject(rejects)
+    return audit
 
 
 def test_check_good_rows_pass() -> None:
@@ -68,3 +74,14 @@ def test_check_multilabel_rows_without_any_label_are_refused() -> None:
 
 def test_check_seq2seq_needs_no_labels() -> None:
     check(make_run(task="seq2seq"), "train", make_audit(labels={}))
+
+
+def test_audit_of_many_rejects_keeps_the_first_rows_and_some_reasons() -> None:
+    audit = Audit()
+    for start in range(0, 5_000, 500):
+        audit.reject([Reject("/a.csv", row, f"label `{row}` is unknown") for row in range(start, start + 500)])
+    audit.reject([Reject("/a.csv", 5_000, "label `7` is unknown")])
+    assert [reject.row for reject in audit.rejects] == list(range(MAX_SHOWN_REJECTS))
+    assert audit.rejected == audit.reasons.total() == 5_001
+    assert audit.reasons["label `7` is unknown"] == 2
+    assert audit.reasons[OTHER_REASONS] == 5_000 - MAX_REASONS

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +31,13 @@ def scan_split(run: RunConfig, split: str = "train", **options: Any) -> pa.Table
 def test_scan_accepted_rows_have_hash_and_labels(tmp_path: Path) -> None:
     rows = make_rows(100)
     table = scan_split(make_run(tmp_path, train=write_csv(tmp_path / "a.csv", rows)))
-    assert table.column_names == [*scan.ACCEPTED_SCHEMA.names, *scan.REJECTED_SCHEMA.names]
-    assert table["hash"].to_pylist() == shards.text_hashes((text,) for text, _ in rows).tolist()
-    assert table["labels"].to_pylist() == [[label] for _, label in rows]
-    assert table["reason"].null_count == 100
-    assert table["sample"].null_count == 100
+    schemas = (scan.ACCEPTED_SCHEMA, scan.LABELS_SCHEMA, scan.REJECTED_SCHEMA)
+    assert table.column_names == [name for schema in schemas for name in schema.names]
+    assert table["hash"].drop_null().to_pylist() == shards.text_hashes((text,) for text, _ in rows).tolist()
+    assert table["answer_hash"].drop_null().to_pylist() == shards.text_hashes((label,) for _, label in rows).tolist()
+    counts = dict(zip(table["label"].drop_null().to_pylist(), table["label_rows"].drop_null().to_pylist(), strict=True))
+    assert counts == Counter(label for _, label in rows)
+    assert table["reason"].drop_null().to_pylist() == table["sample"].drop_null().to_pylist() == []
 
 
 def test_scan_bad_rows_and_unknown_labels_are_rejected_in_order(tmp_path: Path) -> None:
@@ -42,8 +47,12 @@ def test_scan_bad_rows_and_unknown_labels_are_rejected_in_order(tmp_path: Path) 
     rejected = table.filter(table["reason"].is_valid())
     assert rejected["row"].to_pylist() == [2, 3]
     assert rejected["reason"][0].as_py() == "label `new` is not among the training labels"
-    assert table.num_rows == 4
-    assert table["hash"].null_count == 2
+    assert len(table["hash"].drop_null()) == 2
+    assert dict(zip(table["label"].to_pylist(), table["label_rows"].to_pylist(), strict=True)) == {
+        None: None,
+        "a": 1,
+        "b": 1,
+    }
 
 
 def test_scan_sample_holds_out_validation_rows(tmp_path: Path) -> None:
@@ -52,7 +61,8 @@ def test_scan_sample_holds_out_validation_rows(tmp_path: Path) -> None:
     table = scan_split(run, sample_share=1.0)
     hashes = shards.text_hashes((text,) for text, _ in rows)
     held_out = shards.validation_rows(hashes, run.seed, 0.3)
-    assert [text is None for text in table["sample"].to_pylist()] == held_out.tolist()
+    accepted = table.filter(table["hash"].is_valid())
+    assert [text is None for text in accepted["sample"].to_pylist()] == held_out.tolist()
 
 
 def test_file_tasks_number_files_over_all_splits(tmp_path: Path) -> None:
@@ -66,15 +76,31 @@ def test_file_tasks_number_files_over_all_splits(tmp_path: Path) -> None:
 def test_scan_all_stops_at_bad_rows(tmp_path: Path) -> None:
     run = make_run(tmp_path, train=write_csv(tmp_path / "a.csv", [*make_rows(10), ("", "pos")]))
     with pytest.raises(DataError, match="row 11: no text"):
-        scan.scan_all(run, find_sources(run), lambda stage, rows: None)
+        scan.scan_all(run, find_sources(run), lambda stage, rows: None, io.BytesIO())
 
 
 def test_scan_all_reports_rows_and_counts_labels(tmp_path: Path) -> None:
     rows = make_rows(60)
     reports: list[tuple[str, int]] = []
     run = make_run(tmp_path, train=write_csv(tmp_path / "a.csv", rows))
-    audits, sample = scan.scan_all(run, find_sources(run), lambda *report: reports.append(report))
+    audits, sample = scan.scan_all(run, find_sources(run), lambda *report: reports.append(report), io.BytesIO())
     assert reports[-1] == ("read", 60)
     assert audits["train"].labels.total() == 60
     assert 0 < len(sample.texts) < 60
     assert sample.targets == []
+
+
+def test_scan_all_writes_every_reject_to_the_file_in_order(tmp_path: Path) -> None:
+    rows = [("", "a") if number % 3 == 0 else (f"text {number}", "ab"[number % 2]) for number in range(6_000)]
+    train, test = write_csv(tmp_path / "a.csv", rows), write_csv(tmp_path / "b.csv", [("one", "a"), ("two", "new")])
+    run = make_run(tmp_path, train=train, test=test, on_bad_row="skip")
+    file = io.BytesIO()
+    audits, _ = scan.scan_all(run, find_sources(run), lambda stage, rows: None, file)
+    rejects = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [(reject["file"], reject["row"]) for reject in rejects] == [
+        *((train, row) for row in range(1, 6_000, 3)),
+        (test, 2),
+    ]
+    assert audits["train"].rejected == 2_000
+    assert audits["train"].reasons == {"no text: `text` missing or blank": 2_000}
+    assert audits["test"].rejects == [(test, 2, "label `new` is not among the training labels")]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import DataError
-from txclf.core.hashing import UInt64s
+from txclf.data.duplicates import RowHashes
 from txclf.data.records import Reject
 
 MAX_SHOWN_REJECTS = 20
+MAX_REASONS = 1000
+"""Distinct reasons that are counted separately, because a reason may name a value of its row."""
+OTHER_REASONS = "other reasons"
 
 
 @dataclass
@@ -20,15 +22,25 @@ class Audit:
     """Result of scanning the files of one split."""
 
     rejects: list[Reject] = field(default_factory=list)
-    """Rejected rows, in the order of the files."""
-    hashes: UInt64s = field(default_factory=lambda: np.empty(0, np.uint64))
-    """Hash of the text of each accepted row, (rows,)."""
-    label_hashes: UInt64s = field(default_factory=lambda: np.empty(0, np.uint64))
-    """Hash of the labels, or of the target, of each accepted row, (rows,)."""
+    """First rejected rows, in the order of the files."""
+    rejected: int = 0
+    """Number of all rejected rows."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Rejected rows by reason."""
+    hashes: RowHashes = field(default_factory=RowHashes)
+    """Hash of the text of each accepted row; for the training files also that of the labels, or of the target."""
     labels: Counter[str] = field(default_factory=Counter)
     """Rows per label; empty if the task has no labels."""
     float_labels: bool = False
     """True if a file holds labels that are floating-point numbers."""
+
+    def reject(self, rejects: Sequence[Reject]) -> None:
+        """Count rejected rows, and keep the first ones."""
+        self.rejected += len(rejects)
+        self.rejects += rejects[: max(0, MAX_SHOWN_REJECTS - len(self.rejects))]
+        for reject in rejects:
+            is_counted = reject.reason in self.reasons or len(self.reasons) < MAX_REASONS
+            self.reasons[reject.reason if is_counted else OTHER_REASONS] += 1
 
 
 def check(run: RunConfig, split: str, audit: Audit) -> None:
@@ -39,11 +51,9 @@ def check(run: RunConfig, split: str, audit: Audit) -> None:
     """
     key = f"`data.{split}`"
     if audit.rejects and run.data.on_bad_row == "fail":
-        shown = audit.rejects[:MAX_SHOWN_REJECTS]
-        lines = "\n".join(f"  {reject.file}: row {reject.row:,}: {reject.reason}" for reject in shown)
-        more = (
-            f"the first {MAX_SHOWN_REJECTS} bad rows" if len(shown) == MAX_SHOWN_REJECTS else f"{len(shown)} bad row(s)"
-        )
+        lines = "\n".join(f"  {reject.file}: row {reject.row:,}: {reject.reason}" for reject in audit.rejects)
+        shown = len(audit.rejects)
+        more = f"the first {shown} bad rows" if shown == MAX_SHOWN_REJECTS else f"{shown} bad row(s)"
         raise DataError(f"{key}: {more}:\n{lines}\nFix them, or skip them with `data.on_bad_row=skip`.")
     rows, labels = len(audit.hashes), sorted(audit.labels)
     if not rows:

@@ -5,13 +5,16 @@
     tokenize   read every row again and write shards in shuffled order
 
 Both passes are plain functions over one file. They run in this process (`compute.workers: 0`) or as stages of Ray
-Data. Between them only hashes (16 bytes per row) and the sample are in memory, so raw text may be larger than memory.
+Data. Between them only hashes (16 bytes per training row) and the sample are in memory, so raw text may be larger than
+memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 from collections import Counter
 from functools import partial
 from itertools import chain
@@ -23,9 +26,10 @@ import pyarrow.compute as pc
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
-from txclf.core.hashing import UInt64s
-from txclf.data import pipeline, records, shards
+from txclf.data import pipeline, records, shards, writers
 from txclf.data.audit import Audit
+from txclf.data.duplicates import Duplicates
+from txclf.data.duplicates import count as count_duplicates
 from txclf.data.pipeline import Tables
 from txclf.data.scan import (
     FileTask,
@@ -71,15 +75,16 @@ def prepare(run: RunConfig, show: ReportProgress = lambda stage, rows: None) -> 
     if storage.exists(storage.join(folder, shards.MANIFEST)):
         return folder
     storage.require_writable(folder)
-    audits, sample = scan_all(run, sources, show)
+    with tempfile.TemporaryFile(prefix="txclf-rejected-") as rejected:
+        audits, sample = scan_all(run, sources, show, rejected)
+        rejected.seek(0)
+        with writers.atomic_stream(storage.join(folder, shards.REJECTED), None) as stream:
+            shutil.copyfileobj(rejected, stream)
     labels = records.sort_labels(audits["train"].labels)
     tokenizers = _train_tokenizers(run, sample, show)
     for name, content in zip((shards.TOKENIZER, shards.TARGET_TOKENIZER), tokenizers, strict=False):
         storage.write_bytes(storage.join(folder, name), content.encode())
     written = _write_all(run, sources, labels=labels, tokenizers=tokenizers, folder=folder, report=show)
-    rejects = [reject for audit in audits.values() for reject in audit.rejects]
-    lines = [json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in rejects]
-    storage.write_bytes(storage.join(folder, shards.REJECTED), "".join(lines).encode("utf-8", "replace"))
     manifest = _manifest(
         run, fingerprint=fingerprint, labels=labels, tokenizers=tokenizers, audits=audits, written=written
     )
@@ -226,18 +231,16 @@ def _manifest(
     written: dict[str, list[Shard]],
 ) -> Manifest:
     """Sum up the scan and the shards of all splits."""
-    train = audits["train"].hashes
-    hashes = {split: audit.hashes for split, audit in audits.items()}
-    if run.data.valid is None:
-        held_out = shards.validation_rows(train, run.seed, run.data.valid_fraction)
-        hashes |= {"train": train[~held_out], "valid": train[held_out]}
+    held_out = partial(shards.validation_rows, seed=run.seed, fraction=run.data.valid_fraction)
+    duplicates, conflicting_texts = count_duplicates(
+        {split: audit.hashes for split, audit in audits.items()}, held_out if run.data.valid is None else None
+    )
     splits = {
         split: _split_record(
             split_shards,
             labels=labels,
-            hashes=hashes[split],
-            train_hashes=None if split == "train" else hashes["train"],
-            rejected=len(audits[split].rejects) if split in audits else 0,
+            duplicates=duplicates[split],
+            rejected=audits[split].rejected if split in audits else 0,
             is_multilabel=run.task_spec.is_multilabel,
         )
         for split, split_shards in written.items()
@@ -253,8 +256,8 @@ def _manifest(
         separator_id=separator_id(encoder) if len(run.data.text) > 1 else None,
         length_edges=list(shards.LENGTH_EDGES),
         splits=splits,
-        reject_reasons=dict(Counter(reject.reason for audit in audits.values() for reject in audit.rejects)),
-        conflicting_texts=_num_conflicting_texts(audits["train"]),
+        reject_reasons=dict(sum((audit.reasons for audit in audits.values()), Counter[str]())),
+        conflicting_texts=conflicting_texts,
     )
 
 
@@ -262,14 +265,13 @@ def _split_record(
     split_shards: list[Shard],
     *,
     labels: list[str],
-    hashes: UInt64s,
-    train_hashes: UInt64s | None,
+    duplicates: Duplicates,
     rejected: int,
     is_multilabel: bool,
 ) -> Split:
-    """Sum up the shards of a split. `train_hashes` is None for the train split itself."""
+    """Sum up the shards of a split."""
     rows = sum(shard.rows for shard in split_shards)
-    assert rows == len(hashes), f"{rows} rows written, {len(hashes)} scanned"
+    assert rows == duplicates.rows, f"{rows} rows written, {duplicates.rows} scanned"
     tokens = sum(shard.tokens for shard in split_shards)
     label_counts = np.sum([shard.label_counts for shard in split_shards], axis=0).tolist()
     return Split(
@@ -286,14 +288,6 @@ def _split_record(
         unlabelled_rows=sum(shard.unlabelled_rows for shard in split_shards),
         label_cardinality=sum(label_counts) / rows if is_multilabel else 0.0,
         length_histogram=np.sum([shard.length_histogram for shard in split_shards], axis=0).tolist(),
-        duplicates=rows - len(np.unique(hashes)),
-        duplicates_of_train=0 if train_hashes is None else int(np.isin(hashes, train_hashes).sum()),
+        duplicates=duplicates.within,
+        duplicates_of_train=duplicates.of_train,
     )
-
-
-def _num_conflicting_texts(audit: Audit) -> int:
-    """Count the texts that occur with more than one label, set of labels or target."""
-    order = np.lexsort((audit.label_hashes, audit.hashes))
-    hashes, label_hashes = audit.hashes[order], audit.label_hashes[order]
-    conflicting = (hashes[1:] == hashes[:-1]) & (label_hashes[1:] != label_hashes[:-1])
-    return len(np.unique(hashes[1:][conflicting]))

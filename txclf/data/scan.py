@@ -1,16 +1,18 @@
 """First pass of `txclf prepare`: read every row once.
 
-The scan of a file yields, for each row, the hash of its text and its labels, or the reason why the row is rejected.
-It also yields the sample of texts that the tokenizer is trained on. Only hashes (16 bytes per row) and the sample stay
-in memory.
+The scan of a file yields, for each row, the hashes of its text and its labels, or the reason why the row is rejected.
+It also yields the number of rows of each label, and the sample of texts that the tokenizer is trained on. Memory holds
+the hashes, 16 bytes per training row and 8 per other row, the label counts and the sample. Rejected rows go to a file.
 """
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +29,16 @@ from txclf.data.sources import Source, stamp
 ACCEPTED_SCHEMA = pa.schema(
     [
         ("hash", pa.uint64()),  # of the text
-        ("labels", pa.list_(pa.string())),  # one label; any number of labels if multilabel; the target if seq2seq
-        ("float_label", pa.bool_()),
+        ("answer_hash", pa.uint64()),  # of the labels, or of the target if seq2seq; null unless a training file
         ("sample", pa.string()),  # text for training the tokenizer, null if it is not drawn
         ("target_sample", pa.string()),
+    ]
+)
+LABELS_SCHEMA = pa.schema(
+    [
+        ("label", pa.string()),
+        ("label_rows", pa.int64()),  # accepted rows with this label
+        ("float_label", pa.bool_()),  # True if a label of the batch is a floating-point number
     ]
 )
 REJECTED_SCHEMA = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
@@ -80,9 +88,9 @@ def file_tasks(
 
 
 def scan_all(
-    run: RunConfig, sources: dict[str, list[Source]], report: ReportProgress
+    run: RunConfig, sources: dict[str, list[Source]], report: ReportProgress, rejected: IO[bytes]
 ) -> tuple[dict[str, Audit], TokenizerSample]:
-    """Scan every split and check it.
+    """Scan every split and check it. Rejected rows are written to `rejected` as JSON lines.
 
     The training files come first, because the labels of the other splits must be among the training labels. Raises
     `DataError` as `audit.check` does.
@@ -92,38 +100,40 @@ def scan_all(
     train_share = 0.0
     if run.tokenizer.kind != "file":
         train_share = min(1.0, run.tokenizer.training_megabytes * 2**20 / max(1, num_bytes(sources["train"])))
-    has_labels = run.task_spec.has_labels
     num_rows = 0
     for split in sources:
-        labels = tuple(audits["train"].labels) if has_labels and split != "train" else None
+        labels = tuple(audits["train"].labels) if run.task_spec.has_labels and split != "train" else None
         share = train_share if split == "train" else 0.0
         audit = audits[split] = Audit()
-        hashes, label_hashes = [audit.hashes], [audit.label_hashes]
         tasks = file_tasks(run, sources, split, labels=labels, sample_share=share)
         for table in pipeline.tables(scan, tasks, run.compute.on_ray):
-            accepted, rejected = table.filter(table["hash"].is_valid()), table.filter(table["reason"].is_valid())
-            audit.rejects += map(Reject, *(rejected[name].to_pylist() for name in REJECTED_SCHEMA.names))
-            row_labels = accepted["labels"].to_pylist()
-            if has_labels:
-                audit.labels.update(chain.from_iterable(row_labels))
-                audit.float_labels |= any(accepted["float_label"].to_pylist())
+            accepted = table.filter(table["hash"].is_valid())
+            answers = accepted["answer_hash"].to_numpy() if split == "train" else None
+            audit.hashes.append(accepted["hash"].to_numpy(), answers)
+            for counted in table.filter(table["label"].is_valid()).select(LABELS_SCHEMA.names).to_pylist():
+                audit.labels[counted["label"]] += counted["label_rows"]
+                audit.float_labels |= counted["float_label"]
+            rejects = [
+                Reject(**row)
+                for row in table.filter(table["reason"].is_valid()).select(REJECTED_SCHEMA.names).to_pylist()
+            ]
+            audit.reject(rejects)
+            lines = "".join(json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in rejects)
+            rejected.write(lines.encode("utf-8", "replace"))
             sample.texts.extend(accepted["sample"].drop_null().to_pylist())
             sample.targets.extend(accepted["target_sample"].drop_null().to_pylist())
-            hashes.append(accepted["hash"].to_numpy())
-            label_hashes.append(_label_hashes([tuple(row) for row in row_labels]))
-            num_rows += table.num_rows
+            num_rows += accepted.num_rows + len(rejects)
             report("read", num_rows)
-            if run.data.on_bad_row == "fail" and len(audit.rejects) >= MAX_SHOWN_REJECTS:
+            if run.data.on_bad_row == "fail" and audit.rejected >= MAX_SHOWN_REJECTS:
                 break
-        audit.hashes, audit.label_hashes = np.concatenate(hashes), np.concatenate(label_hashes)
         check(run, split, audit)
     return audits, sample
 
 
 def scan(task: FileTask) -> Tables:
-    """Yield the accepted rows (`ACCEPTED_SCHEMA`) and the rejected rows (`REJECTED_SCHEMA`) of a file.
+    """Yield the accepted rows (`ACCEPTED_SCHEMA`), their labels (`LABELS_SCHEMA`) and the rejects (`REJECTED_SCHEMA`).
 
-    Each table has the columns of both schemas; those of the other schema are null.
+    Each table has the columns of all three schemas; those of the other schemas are null.
     """
     known = None if task.labels is None else set(task.labels)
     spec = task.run.task_spec
@@ -138,19 +148,26 @@ def scan(task: FileTask) -> Tables:
             ]
             rejects = sorted([*rejects, *unseen_rejects], key=lambda reject: reject.row)
             kept = np.setdiff1d(kept, np.fromiter(unseen, np.int64, len(unseen)))
+        labels = [labels[i] for i in kept]
         hashes = shards.text_hashes(rows.texts[i] for i in kept)
         sampled = shards.sampled_rows(hashes, task.run.seed, task.sample_share) & ~held_out_rows(task, hashes)
         samples = [(i, bool(is_sampled)) for i, is_sampled in zip(kept, sampled, strict=True)]
         accepted = {
             "hash": hashes,
-            "labels": [labels[i] for i in kept],
-            "float_label": ["float" in rows.label_kinds] * len(kept),
+            "answer_hash": _label_hashes(labels) if task.split == "train" else [None] * len(kept),
             "sample": ["\n".join(rows.texts[i]) if is_sampled else None for i, is_sampled in samples],
             "target_sample": [rows.labels[i] if is_sampled and spec.is_seq2seq else None for i, is_sampled in samples],
+        }
+        counts = Counter(chain.from_iterable(labels)) if spec.has_labels else Counter[str]()
+        counted = {
+            "label": list(counts),
+            "label_rows": list(counts.values()),
+            "float_label": ["float" in rows.label_kinds] * len(counts),
         }
         yield pa.concat_tables(
             [
                 pa.table(accepted, schema=ACCEPTED_SCHEMA),
+                pa.table(counted, schema=LABELS_SCHEMA),
                 pa.Table.from_pylist([reject._asdict() for reject in rejects], schema=REJECTED_SCHEMA),
             ],
             promote_options="default",
