@@ -21,8 +21,6 @@ from txclf.core.errors import ClusterError
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # A stage of Ray Data that can never run fails after two minutes instead of thirty.
-    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "120",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",

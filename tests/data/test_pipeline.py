@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.helpers.ray_cpus import every_cpu_taken
+from txclf.core.errors import ClusterError
 from txclf.core.hashing import mix
 from txclf.data import pipeline
 
@@ -121,3 +123,47 @@ def test_external_sort_without_rows_writes_nothing() -> None:
         yield from ()
 
     assert list(pipeline.external_sort(no_tables, [1], on_ray=False, write=str, num_partitions=2)) == []
+
+
+RAY = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@RAY
+@pytest.mark.usefixtures("local_ray")
+def test_tables_on_ray_hold_the_same_rows_in_the_order_of_the_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "BLOCK_BYTES", 100)
+
+    def function(item: int) -> Iterator[pa.Table]:
+        for start in range(10 * item, 10 * item + 10, 5):
+            yield pa.table({"row": [*range(start, start + 5)], "text": [None] * 5}, schema=schema)
+
+    schema = pa.schema([("row", pa.uint64()), ("text", pa.string())])
+    items = [2, 0, 1, 7, 3]
+    there, here = (pa.concat_tables(pipeline.tables(function, items, on_ray=on_ray)) for on_ray in (True, False))
+    assert there.equals(here)
+
+
+@RAY
+@pytest.mark.usefixtures("local_ray")
+def test_tables_on_ray_without_a_free_cpu_fail_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "NO_PROGRESS_TIMEOUT_S", 3.0)
+
+    def function(item: int) -> Iterator[pa.Table]:
+        yield pa.table({"item": [item]})
+
+    with every_cpu_taken():
+        start = time.monotonic()
+        with pytest.raises(ClusterError, match=r"made no progress on Ray for 3 s, and Ray has 0 of 3 CPUs free"):
+            list(pipeline.tables(function, [1, 2], on_ray=True))
+        assert time.monotonic() - start < 30
+
+
+def test_joined_yields_a_table_after_the_time_even_if_it_is_small() -> None:
+    def slow() -> Iterator[pa.Table]:
+        for number in range(4):
+            time.sleep(0.06)
+            yield pa.table({"number": [number]})
+
+    assert [table.num_rows for table in pipeline._joined(slow(), 10**9)] == [4]
+    assert [table.num_rows for table in pipeline._joined(slow(), 10**9, max_seconds=0.1)] == [2, 2]
+    assert [table.num_rows for table in pipeline._joined(slow(), 1)] == [1, 1, 1, 1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,14 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import pyarrow as pa
 
+from txclf.core.errors import ClusterError
+
 Item = TypeVar("Item")
 Tables = Iterator[pa.Table]
+NO_PROGRESS_TIMEOUT_S = 120.0
+"""Seconds without a table from any task on Ray until the work fails, for example because other work holds every CPU."""
+BLOCK_BYTES, BLOCK_SECONDS = 2**20, 10.0
+"""A task on Ray yields a table when it has this many bytes, or after this many seconds."""
 MAX_OPEN_FILES = 128
 """Files that a sort in this process writes at the same time."""
 BUFFER_BYTES = 32 * 2**20
@@ -27,25 +34,60 @@ BUFFER_BYTES = 32 * 2**20
 
 
 def dataset(function: Callable[[Item], Tables], items: Sequence[Item]) -> Any:
-    """Return a Ray Data dataset of the tables that `function` yields per item, in the order of the items."""
-    import ray
+    """Return a Ray Data dataset of the tables that `function` yields per item, in the order of the items.
 
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    Each task takes one CPU, so the cluster runs at most as many of them as it has CPUs.
+    """
+    import ray
 
     def read(batch: dict[str, Any]) -> Tables:
         for number in batch["id"]:
             yield from function(items[number])
 
-    return ray.data.range(len(items), override_num_blocks=len(items)).map_batches(read, batch_size=1)
+    numbers = ray.data.range(len(items), override_num_blocks=len(items))
+    numbers.context.execution_options.preserve_order = True
+    return numbers.map_batches(read, batch_size=1)
 
 
 def tables(function: Callable[[Item], Tables], items: Sequence[Item], on_ray: bool) -> Tables:
-    """Yield the tables that `function` yields per item, in the order of the items."""
-    if on_ray:
-        yield from dataset(function, items).iter_batches(batch_size=None, batch_format="pyarrow")
-    else:
+    """Yield the tables that `function` yields per item, in the order of the items. On Ray, small tables are joined.
+
+    Raises `ClusterError` if no task on Ray makes progress for `NO_PROGRESS_TIMEOUT_S`.
+    """
+    if not on_ray:
         for item in items:
             yield from function(item)
+        return
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    def packed(item: Item) -> Tables:
+        for table in _joined(function(item), BLOCK_BYTES, BLOCK_SECONDS):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
+            yield pa.table({"table": pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
+
+    blocks = dataset(packed, items)
+    blocks.context.target_max_block_size = 1  # one row per block, so that Ray passes each on at once
+    blocks.context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    try:
+        for block in blocks.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for cell in block["table"]:
+                yield pa.ipc.open_stream(cell.as_buffer()).read_all()
+    except ExecutionTimeoutError:
+        raise no_progress("preparing", NO_PROGRESS_TIMEOUT_S) from None
+
+
+def no_progress(what: str, seconds: float) -> ClusterError:
+    """Return the error for work on Ray that stands still, with the free CPUs."""
+    import ray
+
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return ClusterError(
+        f"`compute`: {what} made no progress on Ray for {seconds:g} s, and Ray has {free.get('CPU', 0):g} of "
+        f"{total.get('CPU', 0):g} CPUs free. Wait until other work on the cluster ends, or add nodes."
+    )
 
 
 def prefetch(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
@@ -118,7 +160,7 @@ def _distribute(rows: Tables, groups: Sequence[range], num_partitions: int, path
     starts = np.asarray([group.start for group in groups])
     with ExitStack() as stack:
         writers: dict[str, Any] = {}
-        for table in _buffered(rows):
+        for table in _joined(rows, BUFFER_BYTES):
             partition = (table["key"].to_numpy() / 2.0**64 * num_partitions).astype(np.int64)
             group_of_row = np.searchsorted(starts, partition, side="right") - 1
             order = np.argsort(group_of_row, kind="stable")
@@ -131,15 +173,15 @@ def _distribute(rows: Tables, groups: Sequence[range], num_partitions: int, path
                     writers[path].write_table(table.slice(start, stop - start))
 
 
-def _buffered(rows: Tables) -> Tables:
-    """Yield the same rows in tables of about `BUFFER_BYTES`."""
+def _joined(rows: Tables, min_bytes: int, max_seconds: float = math.inf) -> Tables:
+    """Yield the same rows in tables of at least `min_bytes`, or less after `max_seconds` and at the end."""
     waiting: list[pa.Table] = []
-    num_bytes = 0
+    num_bytes, start = 0, time.monotonic()
     for table in rows:
-        if waiting and num_bytes + table.nbytes > BUFFER_BYTES:
-            yield pa.concat_tables(waiting)
-            waiting, num_bytes = [], 0
         waiting.append(table)
         num_bytes += table.nbytes
+        if num_bytes >= min_bytes or time.monotonic() - start >= max_seconds:
+            yield pa.concat_tables(waiting)
+            waiting, num_bytes, start = [], 0, time.monotonic()
     if waiting:
         yield pa.concat_tables(waiting)
