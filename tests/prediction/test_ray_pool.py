@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,9 +17,10 @@ import pytest
 import torch
 
 from tests.helpers.prediction import Stop, part_files, stop, write_jsonl
+from tests.helpers.ray_cpus import every_cpu_taken
 from tests.helpers.testbed import Testbed, wait_until
 from txclf.config.sections import Compute
-from txclf.core.errors import DataError
+from txclf.core.errors import ClusterError, DataError
 from txclf.data.sources import Source
 from txclf.inference import bundle
 from txclf.prediction import parts, predict, ray_pool
@@ -80,6 +84,58 @@ def test_predict_on_ray_writes_the_same_file(tmp_path: Path, tiny_bundle: str, i
     assert predict.predict(tiny_bundle, inputs, out=str(there), compute=compute, chunk_rows=100) == done
     assert pq.read_table(there).equals(pq.read_table(here))
     assert Path(f"{there}.errors.jsonl").read_bytes() == Path(f"{here}.errors.jsonl").read_bytes()
+
+
+def reading_processes() -> int:
+    """Return the number of processes that read input files at this moment."""
+    found = 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # a process that has ended
+            found += path.read_bytes().startswith(b"ray::FlatMap(read)")
+    return found
+
+
+@RAY
+@pytest.mark.usefixtures("local_ray")
+def test_predict_on_ray_reads_many_files_in_few_processes(tmp_path: Path, tiny_bundle: str) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(40):
+        write_jsonl(tmp_path / "in" / f"{number:02}.jsonl", 100, first=number * 100)
+    counts: list[int] = []
+    done = threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.02):
+            counts.append(reading_processes())
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        out = str(tmp_path / "out.jsonl")
+        summary = predict.predict(
+            tiny_bundle, [str(tmp_path / "in")], out=out, compute=Compute(workers=2), chunk_rows=5
+        )
+    finally:
+        done.set()
+        thread.join()
+    assert summary.rows == 4_000
+    assert 1 <= max(counts) <= ray_pool.READERS_PER_NODE
+
+
+@RAY
+@pytest.mark.usefixtures("local_ray")
+def test_predict_on_ray_without_a_free_cpu_fails_in_time(
+    tmp_path: Path, tiny_bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_pool, "NO_PROGRESS_TIMEOUT_S", 3)
+    path = write_jsonl(tmp_path / "in.jsonl", 10)
+    with every_cpu_taken():
+        start = time.monotonic()
+        with pytest.raises(
+            ClusterError, match=r"the prediction made no progress on Ray for 3 s, and Ray has 0 of 3 CPUs"
+        ):
+            predict.predict(tiny_bundle, [path], out=str(tmp_path / "out.csv"), compute=Compute(workers=2))
+        assert time.monotonic() - start < 30
 
 
 @RAY

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from txclf.config.sections import Compute
 from txclf.core.errors import ClusterError, TxclfError
+from txclf.data import pipeline
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source
 from txclf.prediction import parts
@@ -21,6 +22,9 @@ from txclf.prediction.parts import ChunkKey, Count, PredictionPlan
 NO_PROGRESS_TIMEOUT_S = 3600
 """Seconds without a finished chunk until the prediction fails. Until then Ray replaces workers that die, for example
 because the model does not fit their memory."""
+
+READERS_PER_NODE = 2
+"""Tasks that read input files at the same time, per node. Each is a process."""
 
 
 class Worker:
@@ -67,7 +71,8 @@ def run(
 ) -> None:
     """Predict the missing chunks on Ray and add them to `finished`.
 
-    Raises `ClusterError` if actors or nodes die too often, and the `TxclfError` of a chunk that cannot be predicted.
+    Raises `ClusterError` if actors or nodes die too often or no chunk is finished for `NO_PROGRESS_TIMEOUT_S`, and the
+    `TxclfError` of a chunk that cannot be predicted.
     """
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
@@ -83,6 +88,7 @@ def run(
         except TxclfError as error:
             yield _row(ChunkKey(number, -1), Fault(error, error.__cause__))
 
+    num_nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
     items = ray.data.from_items(list(range(len(sources))), override_num_blocks=len(sources))
     items.context.execution_options.preserve_order = False
     items.context.target_max_block_size = 1  # one block per chunk, so an actor gets each chunk at once
@@ -92,6 +98,8 @@ def run(
         # Zero, so that the actors may use every CPU, and so that the resources differ from those of the actors:
         # with equal resources Ray Data would fuse both stages, and a single file would keep only one actor busy.
         num_cpus=0,
+        # Ray would start a process for every input file at once, because tasks without CPUs need no free resources.
+        concurrency=min(len(sources), READERS_PER_NODE * num_nodes),
     )
     counts = rows.map(
         Worker,  # type: ignore[arg-type]
@@ -111,7 +119,9 @@ def run(
             on_progress(total)
     except ray.exceptions.RayTaskError:
         raise  # a bug: keep its traceback
-    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+    except ExecutionTimeoutError:
+        raise pipeline.no_progress("the prediction", NO_PROGRESS_TIMEOUT_S) from None
+    except ray.exceptions.RayError as error:
         raise ClusterError(
             f"the prediction failed on Ray: {error}. Rerun the command to resume after the finished chunks."
         ) from None
