@@ -67,7 +67,7 @@ def test_every_public_name_is_importable() -> None:
 
 
 def test_examples_run_one_after_the_other(folder: Path) -> None:
-    for name in ("load_config", "prepare", "train", "evaluate", "predict"):
+    for name in ("load_config", "prepare", "train", "ray_result", "evaluate", "predict"):
         exec(example(name), {"txclf": txclf})
     assert (folder / "predictions.parquet").exists()
     assert (folder / "runs/trec/metrics.json").exists()

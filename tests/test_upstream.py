@@ -128,6 +128,26 @@ def test_torch_backend_runs_the_hook_before_the_process_group(monkeypatch: pytes
         assert upstream.torch_backend(keep) is upstream.torch_backend(keep)
 
 
+def test_store_in_separates_the_experiment_folder_from_the_name(tmp_path: Path) -> None:
+    with upgrade("ray"):
+        from ray import cloudpickle
+        from ray.train import Checkpoint, RunConfig
+        from ray.train.v2._internal.execution.context import is_managed_checkpoint
+
+        folder = tmp_path / "run"
+        config = RunConfig(name="run-2", storage_path=str(folder))
+        upstream.store_in(config, str(folder), ".ray")
+        assert [path.name for path in folder.iterdir()] == [".ray"]
+        sent: Any = cloudpickle.loads(cloudpickle.dumps(config))  # type: ignore[no-untyped-call]
+        assert sent.name == "run-2"
+        assert sent.storage_context.experiment_fs_path == str(folder)
+        assert sent.storage_context.checkpoint_manager_snapshot_path == f"{folder}/.ray/snapshot.json"
+        assert is_managed_checkpoint(sent.storage_context, Checkpoint(f"{folder}/checkpoints/step-1"))
+        # Without it Ray refuses the checkpoint; if not, the workaround can go.
+        plain: Any = RunConfig(name="run-2", storage_path=str(folder))
+        assert not is_managed_checkpoint(plain.storage_context, Checkpoint(f"{folder}/checkpoints/step-1"))
+
+
 def keep() -> None:
     """Stand for the hook of a worker."""
 

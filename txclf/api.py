@@ -25,6 +25,8 @@ from txclf.config.sections import Compute
 from txclf.core import storage
 
 if TYPE_CHECKING:
+    from ray.train import Result
+
     from txclf.inference.export import Exported
     from txclf.prediction.predict import PredictionSummary
     from txclf.training.progress import Progress
@@ -95,6 +97,25 @@ def train(
     with _ray(run.compute, run.storage):
         prepared = training.recorded_data(run) or prepare(run)
         return training.train(run, prepared, lambda progress: bool(on_progress and on_progress(progress)))
+
+
+def ray_result(run_folder: str | os.PathLike[str]) -> Result:
+    """Return a run, running or finished, as Ray Train's `Result`.
+
+    `checkpoint` is the last committed checkpoint, `metrics` the last validation. `best_checkpoints` holds the
+    checkpoints that still exist, `metrics_dataframe` every validation. Nothing is copied.
+
+    Raises `ConfigError` if the folder is not a run.
+
+        import glob, torch
+
+        result = txclf.ray_result("runs/trec")
+        with result.checkpoint.as_directory() as folder:
+            state = torch.load(glob.glob(f"{folder}/state*.pt")[0], weights_only=True)
+    """
+    from txclf.training.distributed.ray_result import ray_result as result_of
+
+    return result_of(os.fspath(run_folder))
 
 
 def tune(

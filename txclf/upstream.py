@@ -12,8 +12,11 @@ from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from txclf.core import storage
+
 if TYPE_CHECKING:
     import pytorch_lightning as pl
+    from ray.train import RunConfig
     from ray.train.torch.config import _TorchBackend
     from torch import nn
 
@@ -108,6 +111,27 @@ def torch_backend(before_start: Callable[[], None]) -> type[_TorchBackend]:
             super().on_start(worker_group, backend_config)
 
     return Backend
+
+
+def store_in(config: RunConfig, folder: str, state: str) -> None:
+    """Make `folder` the experiment folder of a run of Ray Train, and keep Ray's own state in its subfolder `state`.
+
+    Ray takes a checkpoint as it is only if it is stored in the experiment folder, which is always `storage_path/name`.
+    But `name` must be new for each start, because Ray resumes by name, and the dashboard shows it.
+    Source: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/train/v2/api/config.py
+    """
+    from ray.train.v2._internal.execution.storage import StorageContext
+
+    class Storage(StorageContext):
+        @property
+        def checkpoint_manager_snapshot_path(self) -> str:
+            return f"{self.experiment_fs_path}/{state}/snapshot.json"
+
+    filesystem, path = storage.resolve(folder)
+    filesystem.create_dir(f"{path}/{state}", recursive=True)
+    parent, _, name = path.rpartition("/")
+    # Read-only: Ray writes no marker file into the folder, and copies no checkpoint there.
+    config.__dict__["storage_context"] = Storage(parent, name, filesystem, read_only=True)  # a cached property
 
 
 def exclude_from_ddp(module: nn.Module, names: Sequence[str]) -> None:

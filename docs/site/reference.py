@@ -50,6 +50,7 @@ PYTHON: dict[str, dict[str, list[str] | None]] = {
         "txclf.load_config": None,
         "txclf.prepare": None,
         "txclf.train": None,
+        "txclf.ray_result": None,
         "txclf.tune": None,
         "txclf.evaluate": None,
         "txclf.predict": None,

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.ray_processes import workers_of_ray
 from tests.helpers.runs import TINY, go_on, lines, losses, tiny, trained
 from tests.helpers.testbed import Node, Testbed, namespaces_work, wait_until
 from txclf.artifacts import attempts, checkpoints
@@ -44,18 +45,6 @@ def line(fault: str, run: RunConfig, seconds: float) -> str:
     begun = attempts.read(run.run_folder)
     repeated = sum(attempt.repeated for attempt in begun)
     return f"{fault}: {len(begun)} attempts, {repeated} steps repeated, trains again after {seconds:.0f} s"
-
-
-def workers_of_ray() -> list[int]:
-    """Return the processes of Ray Train's workers on this machine."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if b"RayTrainWorker" in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return sorted(found)
 
 
 # ---------------------------------------------------------------------------------------------------- worker processes

@@ -58,11 +58,16 @@ class LastIntact(NamedTuple):
         return [f"{damage}. The run resumes from the last intact checkpoint, step {step:,}." for damage in self.damaged]
 
 
+def path_of(folder: str, step: int) -> str:
+    """Return the folder of the checkpoint of a step."""
+    return storage.join(folder, f"step-{step:08d}")
+
+
 def save(folder: str, step: int, metrics: Mapping[str, float], state: Mapping[str, Any]) -> None:
     """Write a checkpoint: first the state, then the mark that makes it complete."""
     import torch  # only here and in `load`: Ray's controller reads marks and must start quickly
 
-    path = storage.join(folder, f"step-{step:08d}")
+    path = path_of(folder, step)
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     content = buffer.getvalue()

@@ -5,6 +5,7 @@ Light, so that the driver of a run on Ray does not import what only workers use.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,13 @@ from txclf.data.word_vectors import Coverage
 from txclf.training.progress import Heartbeat
 
 if TYPE_CHECKING:
+    import pytorch_lightning as pl
     from pytorch_lightning.strategies import Strategy
+
+
+def _as_it_is(trainer: pl.Trainer) -> pl.Trainer:
+    """Return a trainer of one process, which needs no check."""
+    return trainer
 
 
 @dataclass(frozen=True)
@@ -86,3 +93,7 @@ class DistributedContext:
     plugins: tuple[Any, ...] = ()
     """Plugins for Lightning's trainer."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    callbacks: tuple[pl.Callback, ...] = ()
+    """Callbacks that run after those of every run."""
+    prepare: Callable[[pl.Trainer], pl.Trainer] = _as_it_is
+    """Check of Lightning's trainer before it fits."""

@@ -79,7 +79,7 @@ def fit(
     precision, _ = choose_precision(train.precision, uses_gpu(run.compute))
     callbacks = run_callbacks(run, state, data.reader.step_rows, checkpoint, heartbeat=context.heartbeat, report=report)
     with _quiet():
-        trainer = _trainer(run, context, precision, callbacks)
+        trainer = context.prepare(_trainer(run, context, precision, [*callbacks, *context.callbacks]))
         began = time.time()
         if not state.complete and not out_of_patience(state.history, train):
             trainer.fit(module, datamodule=data)

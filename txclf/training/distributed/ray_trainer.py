@@ -12,10 +12,10 @@ import os
 import pickle
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -32,7 +32,9 @@ from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from txclf import ray_cluster
+from txclf import ray_cluster, upstream
+from txclf.artifacts import attempts
+from txclf.config.run_config import RunConfig as TrainingRun
 from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, TxclfError
@@ -118,28 +120,21 @@ def fit(config: WorkerConfig, report: Callable[[Progress], bool]) -> RunStats:
 def _run_trainer(config: WorkerConfig, monitor: Any, outcome: Outcome) -> None:
     """Run Ray Train to its end and leave the result of rank 0 or the error in `outcome`."""
     compute = config.run.compute
-    # Ray's own state goes to a new folder each time, because Ray resumes by name and our checkpoints know better.
     release(config.run.run_folder)
     scratch = storage.join(config.run.run_folder, SCRATCH)
+    storage.remove_folder(scratch)  # Ray would resume from its own state, and our checkpoints know better
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # for the API of the dashboard
     if compute.elastic:
         # After a loss Ray first retries with as many workers as before, by default for a minute.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_S)
     try:
         trainer = TorchTrainer(
-            _work,  # type: ignore[arg-type]
             # As bytes: the controller would import Lightning to look at it, seconds before it starts the workers.
-            train_loop_config={"config": pickle.dumps(config), "monitor": monitor},
+            partial(_work, {"config": pickle.dumps(config), "monitor": monitor}),  # type: ignore[arg-type]
+            train_loop_config=config.run.model_dump(mode="json"),  # for the API of the dashboard
             torch_config=GlooTorchConfig(timeout_s=int(2 * config.run.train.stall_timeout_s) + 1),
             scaling_config=_scaling(compute),
-            run_config=RunConfig(
-                name=uuid.uuid4().hex,
-                storage_path=scratch,
-                failure_config=FailureConfig(  # type: ignore[call-arg]
-                    max_failures=compute.max_failures,
-                    # Workers that could not be started: half an hour without room, or one or two minutes of crashes.
-                    controller_failure_limit=30,
-                ),
-            ),
+            run_config=_run_config(config.run),
             datasets=ray_data.datasets(config),
             dataset_config=WindowsDataConfig(config),
         )
@@ -148,6 +143,21 @@ def _run_trainer(config: WorkerConfig, monitor: Any, outcome: Outcome) -> None:
         outcome.error = error
     finally:
         storage.remove_folder(scratch)
+
+
+def _run_config(run: TrainingRun) -> RunConfig:
+    """Return the name, the storage and the failure limits of a run, for Ray Train."""
+    config = RunConfig(
+        name=f"{run.name}-{len(attempts.read(run.run_folder)) + 1}",
+        storage_path=run.run_folder,
+        failure_config=FailureConfig(  # type: ignore[call-arg]
+            max_failures=run.compute.max_failures,
+            # Workers that could not be started: half an hour without room, or one or two minutes of crashes.
+            controller_failure_limit=30,
+        ),
+    )
+    upstream.store_in(config, run.run_folder, SCRATCH)
+    return config
 
 
 def _scaling(compute: Compute) -> ScalingConfig:
@@ -206,7 +216,7 @@ def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | N
     return None
 
 
-def _work(settings: dict[str, Any]) -> RunStats | None:
+def _work(settings: dict[str, Any], shown: dict[str, Any]) -> RunStats | None:
     """Run one worker of Ray Train; return None if it was interrupted."""
     from txclf.training import worker  # and Lightning: not in the driver
 
@@ -231,7 +241,7 @@ def _work(settings: dict[str, Any]) -> RunStats | None:
         return None  # Ray Train restarts workers after any error, and this one would only come back
     try:
         with _heartbeats(monitor, rank, world_size, heartbeat):
-            place = _context(config.run.compute, rank, world_size, heartbeat)
+            place = _context(config.run, rank, world_size, heartbeat)
             return worker.fit(config, RayWindows(config), report, place)
     except Interrupted:
         return None
@@ -240,15 +250,18 @@ def _work(settings: dict[str, Any]) -> RunStats | None:
         raise
 
 
-def _context(compute: Compute, rank: int, world_size: int, heartbeat: Heartbeat) -> DistributedContext:
-    from ray.train.lightning import RayLightningEnvironment  # imports slowly
+def _context(run: TrainingRun, rank: int, world_size: int, heartbeat: Heartbeat) -> DistributedContext:
+    from ray.train.lightning import RayLightningEnvironment, prepare_trainer  # imports slowly
 
-    from txclf.training.distributed import strategies
+    from txclf.training.distributed import ray_report, strategies
 
+    callbacks = (ray_report.RayReport(run.run_folder),)
     if world_size == 1:
-        return DistributedContext(heartbeat=heartbeat)
+        return DistributedContext(heartbeat=heartbeat, callbacks=callbacks)
     environment = RayLightningEnvironment()  # type: ignore[no-untyped-call]
-    return DistributedContext(rank, world_size, strategies.strategy(compute), (environment,), heartbeat)
+    return DistributedContext(
+        rank, world_size, strategies.strategy(run.compute), (environment,), heartbeat, callbacks, prepare_trainer
+    )
 
 
 @contextmanager
