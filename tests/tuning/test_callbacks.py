@@ -75,3 +75,9 @@ def test_stopper_when_asked_stops_all_trials_and_no_single_one() -> None:
     stopper.asked = True
     assert stopper.stop_all()
     assert not stopper("trial", {})
+
+
+def test_watcher_at_the_end_names_settings_as_the_run_file_does(watcher: Watcher) -> None:
+    trial = SimpleNamespace(config={"trial": {"number": 3, "settings": {"train.learning_rate": 0.1}}})
+    watcher.on_experiment_end([trial])
+    assert trial.config == {"trial": 3, "train.learning_rate": 0.1}

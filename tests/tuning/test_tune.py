@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
+from ray.tune import ExperimentAnalysis, ResultGrid
 
 from tests.helpers.runs import TINY, lines
 from tests.helpers.testbed import wait_until
@@ -63,9 +64,10 @@ def told(run: RunConfig) -> list[tuple[int, str, dict[str, Any], float]]:
 
 
 def test_tune_writes_tables_a_run_file_and_a_model(tmp_path: Path, data: str) -> None:
-    run = search(tmp_path, data, trials=6)
+    run = search(tmp_path, data, trials=6, keep_ray_folder=True)
     found = done(run)
     assert (found.trials, found.failed) == (6, 0)
+    check_ray_results(run, found)
     assert found.finished + found.stopped == 6
     assert found.epochs < found.epochs_to_the_end == 24
     table = pq.read_table(f"{run.run_folder}/trials.parquet").to_pylist()
@@ -87,6 +89,27 @@ def test_tune_writes_tables_a_run_file_and_a_model(tmp_path: Path, data: str) ->
     assert summary.calibration
     assert calibration.temperature == pytest.approx(summary.calibration.temperature, rel=1e-3) != 1.0
     assert calibration.rows == summary.calibration.rows
+
+
+def check_ray_results(run: RunConfig, found: Search) -> None:
+    """Check Ray Tune's results of a search, in memory and from its kept folder."""
+    table = {row["trial"]: row for row in pq.read_table(f"{run.run_folder}/trials.parquet").to_pylist()}
+    kept = ExperimentAnalysis(f"{run.run_folder}/ray/search-1")
+    for grid in (found.grid, ResultGrid(kept)):
+        assert grid is not None
+        assert len(grid) == 6
+        best = grid.get_best_result("valid_loss", "min", scope="all")
+        assert best.metrics
+        number = found.winner
+        assert best.metrics["run_folder"] == trials.folder(run.run_folder, number)
+        assert best.metrics["epoch"] == table[number]["epochs"]
+        assert {"step", "valid_accuracy", "valid_f1_macro", "valid_loss"} <= set(best.metrics)
+        assert best.config == {"trial": number, **found.settings}
+        shown = grid.get_dataframe(filter_metric="valid_loss", filter_mode="min")
+        for row in shown.to_dict("records"):
+            assert row["valid_loss"] == table[row["config/trial"]]["best_valid_loss"]
+            assert row["config/train.learning_rate"] == table[row["config/trial"]]["train.learning_rate"]
+    assert "grid" not in json.loads(Path(run.run_folder, "search.json").read_text())
 
 
 @pytest.mark.faults

@@ -160,6 +160,8 @@ class Tune(Section):
     for the others; the opposite is an error."""
     max_concurrent: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Trials that run at the same time. `auto` runs as many as the cluster has room for."""
+    keep_ray_folder: bool = False
+    """Keep Ray Tune's own folder of each attempt: `ray/<name>-<attempt>` in the search folder."""
     scheduler: Scheduler = Scheduler()
     search: Literal["random", "grid", "optuna"] = "random"
     """Search algorithm. `random` draws settings at random, `grid` runs every combination of `choice` and `grid` values,

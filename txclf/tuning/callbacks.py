@@ -90,6 +90,11 @@ class Watcher(tune.Callback):
         number = trial.config["trial"]["number"]
         self.state.notes.append(f"trial {number:04d}: its process died; it resumes from its last checkpoint")
 
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Name the settings of each trial in Ray Tune's results as the run file does."""
+        for trial in trials:
+            trial.config = flat_config(trial.config["trial"])
+
     def _read(self, trial: Any) -> Trial:
         return trials.read_one(self.search, trial.config["trial"]["number"])
 
@@ -107,6 +112,11 @@ class Watcher(tune.Callback):
         result = trials.result(self.search, trial, self.state.metric, log.read())
         self.state.results[trial.number] = result
         self.state.events.append(result)
+
+
+def flat_config(trial: dict[str, Any]) -> dict[str, Any]:
+    """Return the number and the settings of a trial as Ray Tune's results show them."""
+    return {"trial": trial["number"], **trial["settings"]}
 
 
 class Stopper(tune.Stopper):

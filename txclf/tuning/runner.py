@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
 from ray import tune as ray_tune
+from ray.tune.logger import JsonLoggerCallback
 
 from txclf.artifacts import trials
 from txclf.artifacts.trials import Result, Trial
@@ -23,6 +23,8 @@ from txclf.tuning import schedulers
 from txclf.tuning.callbacks import SearchState, Stopper, Watcher
 from txclf.tuning.trainable import STOP_S, Flag, Trainable
 
+SCRATCH, KEPT = ".ray", "ray"
+"""Folders of Ray Tune's state in the search folder: removed at the end, and kept for `tune.keep_ray_folder`."""
 POLL_S = 0.3
 """Seconds between two looks at the state of a search."""
 
@@ -49,15 +51,25 @@ class Controls:
     """Handle of the `Flag` actor, which the trials poll."""
 
 
-def run_trials(run: RunConfig, plan: SearchPlan, results: list[Result], pending: list[Trial], show: Show) -> None:
-    """Run the pending trials of a search, and with Optuna new ones, to their end.
+@dataclass
+class Outcome:
+    """End of Ray Tune, as its thread leaves it for the driver."""
+
+    grid: ray_tune.ResultGrid | None = None
+    error: BaseException | None = None
+
+
+def run_trials(
+    run: RunConfig, plan: SearchPlan, results: list[Result], pending: list[Trial], show: Show
+) -> ray_tune.ResultGrid | None:
+    """Run the pending trials of a search, and with Optuna new ones, to their end; return Ray Tune's results.
 
     Raises `Interrupted` if `show` asked for a stop, or the error of Ray Tune.
     """
     state = SearchState(run, results)
     flag = ray.remote(Flag).options(num_cpus=0).remote()
     controls = Controls(Watcher(run.run_folder, state), Stopper(), flag)
-    scratch = storage.join(run.run_folder, ".ray")
+    folder = storage.join(run.run_folder, KEPT if run.tune.keep_ray_folder else SCRATCH)
     space, settings = _trial_source(run, plan, results, pending)
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(
@@ -72,37 +84,38 @@ def run_trials(run: RunConfig, plan: SearchPlan, results: list[Result], pending:
             **settings,
         ),
         run_config=ray_tune.RunConfig(
-            name=uuid.uuid4().hex,
-            storage_path=scratch,
+            name=f"{run.name}-{len(storage.list_folder(folder)) + 1}",
+            storage_path=folder,
             stop=controls.stopper,
-            callbacks=[controls.watcher],
+            callbacks=[JsonLoggerCallback(), controls.watcher],  # type: ignore[no-untyped-call]
             verbose=0,
             checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=ray_tune.FailureConfig(max_failures=run.compute.max_failures),
         ),
     )
     try:
-        error = _fit(tuner, state, controls, show)
+        outcome = _fit(tuner, state, controls, show)
     finally:
         if run.compute.max_workers > 1:  # Tune kills the trials that it stops last before they release their workers
             for number in state.results:
                 ray_trainer.release(trials.folder(run.run_folder, number))
-        storage.remove_folder(scratch)
+        storage.remove_folder(storage.join(run.run_folder, SCRATCH))
     if controls.watcher.stopping:
         raise Interrupted
-    if error is not None:
-        raise error
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.grid
 
 
-def _fit(tuner: ray_tune.Tuner, state: SearchState, controls: Controls, show: Show) -> BaseException | None:
-    """Run Ray Tune in a thread, pass its state to `show`, and return its error."""
-    errors: list[BaseException] = []
+def _fit(tuner: ray_tune.Tuner, state: SearchState, controls: Controls, show: Show) -> Outcome:
+    """Run Ray Tune in a thread, pass its state to `show`, and return its end."""
+    outcome = Outcome()
 
     def fit() -> None:
         try:
-            tuner.fit()
+            outcome.grid = tuner.fit()
         except BaseException as error:
-            errors.append(error)
+            outcome.error = error
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
@@ -116,7 +129,7 @@ def _fit(tuner: ray_tune.Tuner, state: SearchState, controls: Controls, show: Sh
         if watcher.stopping and (not watcher.live or time.monotonic() - stopped_at > STOP_S):
             controls.stopper.asked = True
     show(state)
-    return errors[0] if errors else None
+    return outcome
 
 
 def _trial_source(

@@ -28,6 +28,7 @@ from txclf.core.errors import TxclfError
 from txclf.training.distributed import ray_trainer
 from txclf.training.progress import Interrupted, Progress
 from txclf.training.train import train
+from txclf.tuning.callbacks import flat_config
 
 STOP_S = 120.0
 """Maximum seconds for a stopped trial to save a checkpoint and end."""
@@ -70,6 +71,7 @@ class Trainable(tune.Trainable):
 
     def _begin(self, trial: dict[str, Any]) -> None:
         self.trial, self.last = trial, dict[str, Any]()
+        self.config = flat_config(trial)  # Ray Tune adds it to each result
         run = trials.run_of(self.search, trial["number"], trial["settings"])
         prepared = self.prepared[trials.preparation(run)]
         if run.compute.max_workers <= 1:
@@ -86,7 +88,8 @@ class Trainable(tune.Trainable):
             self.training.turn.release()
         result = self.training.results.get()
         self.last = {**self.last, "done": True} if result is None else result
-        return {**self.last, "takeover": self.trial.get("takeover", {}).get("id")}
+        takeover = self.trial.get("takeover", {}).get("id")
+        return {**self.last, "takeover": takeover, "run_folder": self.training.run_config.run_folder}
 
     def cleanup(self) -> None:
         """End the training at its next step."""

@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+from ray.tune import ResultGrid
 
 from txclf import ray_cluster
 from txclf._version import __version__
@@ -46,7 +47,7 @@ SETTINGS = {
 class Search(BaseModel):
     """The summary of a finished search, stored as `search.json`."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     version: str
     metric: str
@@ -66,6 +67,8 @@ class Search(BaseModel):
     importance: dict[str, float]
     seconds: float
     """Wall-clock time of this attempt."""
+    grid: ResultGrid | None = Field(default=None, exclude=True, repr=False)
+    """Ray Tune's results of the trials that ran in this attempt; None if there were none. Not in `search.json`."""
 
 
 def check(run: RunConfig) -> None:
@@ -151,7 +154,8 @@ def open_folder(run: RunConfig, resume: bool = False, extend: int = 0) -> RunCon
 def _kept(run: RunConfig) -> dict[str, Any]:
     """Return the settings that a resumed search must keep."""
     sections = run.model_dump(include={"seed", "task", "data", "tokenizer", "model", "train", "tune"})
-    del sections["tune"]["trials"], sections["tune"]["max_concurrent"]
+    for key in ("trials", "max_concurrent", "keep_ray_folder"):
+        del sections["tune"][key]
     return sections
 
 
@@ -231,11 +235,12 @@ def _tune(run: RunConfig, plan: SearchPlan, show: Show) -> Search:
     pending = [result.trial for result in results if result.trial.state in ("running", "waiting")]
     pending.sort(key=lambda trial: (trial.state != "running", trial.number))
     new = run.tune.total - len(results) if run.tune.search == "optuna" else 0
+    grid = None
     if pending or new > 0:
         for trial in pending:
             ray_trainer.release(trials.folder(search, trial.number))
-        run_trials(run, plan, results, pending, show)
-    return _finish(run, plan.prepared, started)
+        grid = run_trials(run, plan, results, pending, show)
+    return _finish(run, plan.prepared, started).model_copy(update={"grid": grid})
 
 
 def refit_run(run: RunConfig, search: Search, workers: int | None) -> RunConfig:
