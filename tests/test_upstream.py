@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,6 +147,23 @@ def test_store_in_separates_the_experiment_folder_from_the_name(tmp_path: Path) 
         # Without it Ray refuses the checkpoint; if not, the workaround can go.
         plain: Any = RunConfig(name="run-2", storage_path=str(folder))
         assert not is_managed_checkpoint(plain.storage_context, Checkpoint(f"{folder}/checkpoints/step-1"))
+
+
+@pytest.mark.parametrize(("deadline_ms", "expected"), [(90_500, 90.5), (None, math.inf)])
+def test_preemption_deadline_is_that_of_the_train_context(
+    monkeypatch: pytest.MonkeyPatch, deadline_ms: int | None, expected: float
+) -> None:
+    with upgrade("ray"):
+        from ray.train.v2._internal.execution import context
+        from ray.train.v2._internal.execution.preemption import PreemptionContext
+        from ray.train.v2.api.preemption import PreemptionInfo
+
+        assert "preemption_context" in {field.name for field in fields(context.TrainContext)}
+        notice = PreemptionContext()
+        monkeypatch.setattr(context, "_train_context", SimpleNamespace(preemption_context=notice))
+        assert upstream.preemption_deadline() is None
+        notice.preemption_info = PreemptionInfo(deadline_ms, {"node": [1]})
+        assert upstream.preemption_deadline() == expected
 
 
 def keep() -> None:

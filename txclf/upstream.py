@@ -7,6 +7,7 @@ without Ray Tune and the command line must stay quick. A mixin precedes the Ray 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from types import SimpleNamespace
@@ -132,6 +133,21 @@ def store_in(config: RunConfig, folder: str, state: str) -> None:
     parent, _, name = path.rpartition("/")
     # Read-only: Ray writes no marker file into the folder, and copies no checkpoint there.
     config.__dict__["storage_context"] = Storage(parent, name, filesystem, read_only=True)  # a cached property
+
+
+def preemption_deadline() -> float | None:
+    """Return the wall-clock time at which a node of this worker's group is taken away.
+
+    None: Ray gave no notice. Infinity: the time is unknown. The public `ray.train.get_preemption_info` waits for all
+    workers, so a thread cannot call it.
+    Source: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/train/v2/_internal/execution/preemption.py
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    info = get_train_context().preemption_context.preemption_info
+    if info is None:
+        return None
+    return info.deadline_ms / 1000 if info.deadline_ms else math.inf
 
 
 def exclude_from_ddp(module: nn.Module, names: Sequence[str]) -> None:

@@ -10,7 +10,8 @@ import txclf
 from tests.helpers.runs import go_on, lines, tiny
 from txclf.training import callbacks, worker
 from txclf.training.data_module import ShardsDataModule
-from txclf.training.progress import Heartbeat, Progress
+from txclf.training.job import DistributedContext
+from txclf.training.progress import Progress
 from txclf.training.step_schedule import StepSchedule
 from txclf.training.train_state import TrainState
 
@@ -19,7 +20,8 @@ def names(tmp_path: Path, data: str, *words: str) -> list[str]:
     run = tiny(tmp_path, data, *words)
     data_module = ShardsDataModule(run, txclf.prepare(run))
     state = TrainState(StepSchedule(data_module.steps_per_epoch, 2, 1.0, "10m"))
-    found = worker.run_callbacks(run, state, data_module.reader.step_rows, None, heartbeat=Heartbeat(), report=go_on)
+    context = DistributedContext()
+    found = worker.run_callbacks(run, state, data_module.reader.step_rows, None, context=context, report=go_on)
     return [type(callback).__name__ for callback in found]
 
 

@@ -14,26 +14,39 @@ from txclf.core import storage
 from txclf.training import sharded_tensors
 from txclf.training.callbacks import EMACallback, GradientGuard, any_rank
 from txclf.training.decisions import Decision, DecisionBroadcast
+from txclf.training.job import DistributedContext
 from txclf.training.module import TrainingModule
 from txclf.training.optim import restore_optimizer
-from txclf.training.progress import Heartbeat, Interrupted
+from txclf.training.progress import Interrupted
 from txclf.training.train_state import TrainState
+
+PAUSE_S = 30.0
+"""Seconds that paused workers wait to be ended before they continue."""
+PREEMPTION_MARGIN_S = 5.0
+"""Seconds from the last checkpoint to the end of a node, in addition to the time of three steps and checkpoints."""
 
 
 class CheckpointSaver(pl.Callback):
-    """Saves a checkpoint after each validation, when one is due, and when the driver wants a stop."""
+    """Saves a checkpoint after each validation, when one is due, and when the driver or Ray asks for one."""
 
     def __init__(
-        self, run: RunConfig, state: TrainState, guard: GradientGuard, average: EMACallback | None, heartbeat: Heartbeat
+        self,
+        run: RunConfig,
+        state: TrainState,
+        guard: GradientGuard,
+        average: EMACallback | None,
+        context: DistributedContext,
     ) -> None:
         self.train, self.folder = run.train, run.run_folder
-        self.state, self.guard, self.average, self.heartbeat = state, guard, average, heartbeat
+        self.state, self.guard, self.average = state, guard, average
+        self.heartbeat, self.requests = context.heartbeat, context.requests
         self.decisions: DecisionBroadcast | None = None
-        self.saved = 0.0
+        self.saved, self.decided, self.saving = 0.0, 0.0, 0.0
+        self.noticed: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.decisions = DecisionBroadcast(self.decide, trainer.world_size, 2 * self.train.stall_timeout_s + 1)
-        self.saved = time.time()
+        self.saved = self.decided = time.time()
         step = self.state.step
         if any_rank(trainer, trainer.strategy.broadcast(step) != step):
             raise RuntimeError("the ranks resumed from different checkpoints")  # one could not read the last: restart
@@ -54,14 +67,34 @@ class CheckpointSaver(pl.Callback):
             self.save(trainer, pl_module, {})
         if decision & Decision.STOP:
             raise Interrupted
+        if decision & Decision.PAUSE:
+            self.pause()
         self.decisions.send()
 
     def decide(self) -> Decision:
         """Return the decision of this rank; that of rank 0 counts."""
+        now = time.time()
+        step_seconds, self.decided = now - self.decided, now
         if self.state.stop_requested:
             return Decision.SAVE | Decision.STOP
-        timed = time.time() - self.saved > self.state.schedule.checkpoint_seconds
+        at = self.requests.preempted_at
+        if at is not None and at != self.noticed:
+            self.noticed = at
+            return Decision.SAVE
+        # The decision of now is carried out after the next step, and that checkpoint must be complete in time.
+        leaving = at is not None and now > at - PREEMPTION_MARGIN_S - 3 * (self.saving + step_seconds)
+        if (self.requests.pause or leaving) and not self.heartbeat.paused:
+            return Decision.SAVE | Decision.PAUSE
+        timed = now - self.saved > self.state.schedule.checkpoint_seconds
         return Decision.SAVE if timed else Decision.CONTINUE
+
+    def pause(self) -> None:
+        """Wait for Ray Train to end the workers, so that they train no step that the next workers would repeat."""
+        self.heartbeat.paused = True
+        until = time.monotonic() + PAUSE_S
+        while time.monotonic() < until:
+            self.heartbeat.beat("waiting for a restart", self.state.step)
+            time.sleep(0.1)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
@@ -99,8 +132,8 @@ class CheckpointSaver(pl.Callback):
             checkpoints.save(folder, state.step, metrics, content)
             checkpoints.prune(folder, self.train.monitor, self.train.keep_checkpoints)
         trainer.strategy.barrier()
-        self.saved = time.time()
-        state.timing.checkpoints += time.perf_counter() - start
+        self.saved, self.saving = time.time(), time.perf_counter() - start
+        state.timing.checkpoints += self.saving
 
 
 class OptimizerRestore(pl.Callback):

@@ -19,6 +19,8 @@ class Decision(enum.IntFlag):
     """Save a checkpoint."""
     STOP = 2
     """End the run."""
+    PAUSE = 4
+    """Train no further until Ray Train restarts the workers."""
 
 
 class DecisionBroadcast:

@@ -16,7 +16,7 @@ from txclf.data.sampler import Layout
 from txclf.data.shuffle_windows import ShuffleWindows
 from txclf.data.window_reader import ScoringReader, TrainReader
 from txclf.data.word_vectors import Coverage
-from txclf.training.progress import Heartbeat
+from txclf.training.progress import Heartbeat, Requests
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -93,6 +93,7 @@ class DistributedContext:
     plugins: tuple[Any, ...] = ()
     """Plugins for Lightning's trainer."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    requests: Requests = field(default_factory=Requests)
     callbacks: tuple[pl.Callback, ...] = ()
     """Callbacks that run after those of every run."""
     prepare: Callable[[pl.Trainer], pl.Trainer] = _as_it_is

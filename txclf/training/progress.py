@@ -30,6 +30,8 @@ class Progress:
     """Number of validations, those before a resume included."""
     notes: list[str] = field(default_factory=list)
     """Messages about the data and the workers so far."""
+    preempted_at: float | None = None
+    """Wall-clock time at which a node of the workers is taken away."""
 
 
 @dataclass
@@ -43,7 +45,21 @@ class Heartbeat:
     """Seconds spent waiting for training batches."""
     gpu_bytes: int = 0
     """Maximum GPU memory held."""
+    paused: bool = False
+    """True after the rank saved a checkpoint and stopped training, because Ray restarts the workers."""
 
     def beat(self, activity: str, step: int) -> None:
         """Record progress: what the rank does now, and at which step."""
         self.activity, self.step, self.beats = activity, step, self.beats + 1
+
+
+@dataclass
+class Requests:
+    """Requests to rank 0 from outside of the workers. A thread updates them between steps."""
+
+    stop: bool = False
+    """True if the driver asked for a stop."""
+    pause: bool = False
+    """True if the number of workers is about to change."""
+    preempted_at: float | None = None
+    """Wall-clock time at which a node of the workers is taken away; infinite if unknown, None without a notice."""

@@ -40,7 +40,7 @@ from txclf.training.module import ClassifierModule, TrainingModule
 from txclf.training.module_multilabel import MultilabelModule
 from txclf.training.module_seq2seq import Seq2SeqModule
 from txclf.training.precision import Precision, choose_precision, uses_gpu
-from txclf.training.progress import Heartbeat, Progress
+from txclf.training.progress import Progress
 from txclf.training.run_stats import RunStats
 from txclf.training.step_schedule import StepSchedule
 from txclf.training.train_state import TrainState
@@ -77,7 +77,7 @@ def fit(
     if checkpoint:
         module.model.load_state_dict(checkpoint["model"])
     precision, _ = choose_precision(train.precision, uses_gpu(run.compute))
-    callbacks = run_callbacks(run, state, data.reader.step_rows, checkpoint, heartbeat=context.heartbeat, report=report)
+    callbacks = run_callbacks(run, state, data.reader.step_rows, checkpoint, context=context, report=report)
     with _quiet():
         trainer = context.prepare(_trainer(run, context, precision, [*callbacks, *context.callbacks]))
         began = time.time()
@@ -93,7 +93,7 @@ def run_callbacks(
     step_rows: Callable[[int], Ints],
     checkpoint: Mapping[str, Any] | None,
     *,
-    heartbeat: Heartbeat,
+    context: DistributedContext,
     report: Callable[[Progress], bool],
 ) -> list[pl.Callback]:
     """Return the callbacks of a run in their order.
@@ -111,9 +111,9 @@ def run_callbacks(
         MetricLogging(run, state, saved.get("unlogged", {})),
         ProgressReport(state, report),
         StepTimer(state.timing),
-        CheckpointSaver(run, state, guard, average, heartbeat),
+        CheckpointSaver(run, state, guard, average, context),
         Stopping(run, state),
-        HeartbeatCallback(state, heartbeat),
+        HeartbeatCallback(state, context.heartbeat),
     ]
 
 

@@ -70,6 +70,25 @@ def test_stalled_worker_with_the_fewest_steps_is_returned(clock: list[float]) ->
     assert lost.message == "rank 1: no step for 12 s (saving a checkpoint, step 8)"
 
 
+def test_beat_brings_the_requests_to_stop_and_to_pause() -> None:
+    made = joined(2)
+    assert made.beat(0, Heartbeat()) == (False, False)
+    made.request_stop()
+    made.pause()
+    assert made.beat(0, Heartbeat()) == (True, True)
+
+
+def test_pause_is_true_when_all_workers_are_paused_and_ends_with_their_group() -> None:
+    made = joined(2)
+    assert not made.pause()
+    made.beat(0, Heartbeat(paused=True))
+    assert not made.pause()
+    made.beat(1, Heartbeat(paused=True))
+    assert made.pause()
+    made.join(0, 3, "of a larger group")
+    assert made.beat(0, Heartbeat()) == (False, False)
+
+
 def test_join_fewer_workers_forgets_the_others(clock: list[float]) -> None:
     made = joined(3)
     clock[0] += 8

@@ -39,18 +39,17 @@ class StalledWorker:
 
 
 class WorkerMonitor:
-    """Mailbox between the workers and the driver: progress, heartbeats, a request to stop, and a failure."""
+    """Mailbox between the workers and the driver: progress, heartbeats, requests to stop or pause, and a failure."""
 
     def __init__(self) -> None:
         self.progress: Progress | None = None
-        self.stop = False
+        self.stop, self.resizing = False, False
         self.failure: TxclfError | None = None
         self.ranks: dict[int, Rank] = {}
 
-    def report(self, progress: Progress) -> bool:
-        """Take the progress of rank 0; return True if the driver wants a stop."""
+    def report(self, progress: Progress) -> None:
+        """Take the progress of rank 0."""
         self.progress = progress
-        return self.stop
 
     def latest(self) -> tuple[Progress | None, int]:
         """Return the last progress and the number of workers."""
@@ -59,6 +58,11 @@ class WorkerMonitor:
     def request_stop(self) -> None:
         """Ask the workers to save a checkpoint and stop."""
         self.stop = True
+
+    def pause(self) -> bool:
+        """Ask the workers to save a checkpoint and pause; return True if all of them have."""
+        self.resizing = True
+        return bool(self.ranks) and all(known.heartbeat.paused for known in self.ranks.values())
 
     def fail(self, error: TxclfError) -> None:
         """Record the error of a worker; the first one counts."""
@@ -70,6 +74,7 @@ class WorkerMonitor:
 
     def join(self, rank: int, world_size: int, worker: Any) -> None:
         """Add a worker that begins."""
+        self.resizing = False  # this worker is one of the new number
         self.ranks = {number: known for number, known in self.ranks.items() if number < world_size}
         now = time.monotonic()
         self.ranks[rank] = Rank(worker, Heartbeat(), now, now)
@@ -78,14 +83,15 @@ class WorkerMonitor:
         """Forget all workers, because the group ends with the first of them."""
         self.ranks = {}
 
-    def beat(self, rank: int, heartbeat: Heartbeat) -> None:
-        """Take the heartbeat of a worker."""
+    def beat(self, rank: int, heartbeat: Heartbeat) -> tuple[bool, bool]:
+        """Take the heartbeat of a worker; return whether the workers must stop, and whether they must pause."""
         known = self.ranks.get(rank)
         if known:
             known.heard = time.monotonic()
             if heartbeat.beats != known.heartbeat.beats:
                 known.progressed = known.heard
             known.heartbeat = heartbeat
+        return self.stop, self.resizing
 
     def stalled(self, timeout: float) -> StalledWorker | None:
         """Return the stalled worker, or None.

@@ -24,7 +24,7 @@ class PrometheusMonitor(WorkerMonitor):
         self.waited = _gauge("data_wait_seconds", "Time that a worker waited for batches", "rank")
         self.gpu = _gauge("gpu_memory_bytes", "Maximum GPU memory that a worker held", "rank")
 
-    def report(self, progress: Progress) -> bool:
+    def report(self, progress: Progress) -> None:
         """Export and take the progress of rank 0."""
         tags = {"run": self.run}
         self.step.set(progress.step, tags)
@@ -34,14 +34,14 @@ class PrometheusMonitor(WorkerMonitor):
             self.train_loss.set(progress.train_loss, tags)
         for name, value in progress.valid.items():
             self.valid.set(value, {**tags, "metric": name.removeprefix("valid_")})
-        return super().report(progress)
+        super().report(progress)
 
-    def beat(self, rank: int, heartbeat: Heartbeat) -> None:
+    def beat(self, rank: int, heartbeat: Heartbeat) -> tuple[bool, bool]:
         """Export and take the heartbeat of a worker."""
         tags = {"run": self.run, "rank": str(rank)}
         self.waited.set(heartbeat.waited, tags)
         self.gpu.set(heartbeat.gpu_bytes, tags)
-        super().beat(rank, heartbeat)
+        return super().beat(rank, heartbeat)
 
 
 def _gauge(name: str, description: str, *tags: str) -> Gauge:

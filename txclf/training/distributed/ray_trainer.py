@@ -44,7 +44,7 @@ from txclf.training.distributed.monitor import StalledWorker
 from txclf.training.distributed.prometheus import PrometheusMonitor
 from txclf.training.distributed.ray_data import RayWindows, WindowsDataConfig
 from txclf.training.job import DistributedContext, WorkerConfig
-from txclf.training.progress import Heartbeat, Interrupted, Progress
+from txclf.training.progress import Heartbeat, Interrupted, Progress, Requests
 from txclf.training.run_stats import RunStats
 
 SCRATCH, HELD = ".ray", "placement_group"
@@ -83,7 +83,7 @@ def fit(config: WorkerConfig, report: Callable[[Progress], bool]) -> RunStats:
     thread.start()
     shown, notes = Progress(), list[str]()
     stalled: StalledWorker | None = None
-    last_seen = time.monotonic()
+    last_seen, preempted_at = time.monotonic(), None
     while thread.is_alive():
         thread.join(timeout=0.3)
         latest, workers = ray.get(monitor.latest.remote())
@@ -94,6 +94,9 @@ def fit(config: WorkerConfig, report: Callable[[Progress], bool]) -> RunStats:
             notes.append(ray_cluster.waiting(compute))
             last_seen = math.inf  # reported once
         notes += [note for note in shown.notes if note not in notes]
+        if shown.preempted_at not in (None, preempted_at):
+            preempted_at = shown.preempted_at
+            notes.append(_preemption_note(preempted_at))
         shown.notes = notes
         if report(shown):
             monitor.request_stop.remote()
@@ -172,6 +175,11 @@ def _scaling(compute: Compute) -> ScalingConfig:
     )
 
 
+def _preemption_note(at: float) -> str:
+    when = f" at {time.strftime('%H:%M:%S', time.localtime(at))}" if math.isfinite(at) else ""
+    return f"Ray takes a node of the workers away{when}. They save a checkpoint now and restart without the node."
+
+
 def release(run_folder: str) -> None:
     """Free the resources of a run whose driver was killed, because Ray keeps its placement group for ever."""
     path = storage.join(run_folder, SCRATCH, HELD)
@@ -224,14 +232,13 @@ def _work(settings: dict[str, Any], shown: dict[str, Any]) -> RunStats | None:
     monitor, context = settings["monitor"], get_context()
     torch.set_num_threads(max(1, int(config.run.compute.cpus_per_worker)))
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    heartbeat = Heartbeat()
-    pending: list[Any] = []
+    heartbeat, requests = Heartbeat(), Requests()
 
     def report(progress: Progress) -> bool:
-        """Report without waiting; the answer to the report before says whether to stop."""
-        stop = bool(ray.get(pending.pop())) if pending else False
-        pending.append(monitor.report.remote(progress))
-        return stop
+        """Report without waiting; the heartbeats bring the requests."""
+        progress.preempted_at = requests.preempted_at
+        monitor.report.remote(progress)
+        return requests.stop
 
     held = ray.util.get_current_placement_group()
     if rank == 0 and held:
@@ -240,8 +247,8 @@ def _work(settings: dict[str, Any], shown: dict[str, Any]) -> RunStats | None:
     if ray.get(monitor.failed.remote()) is not None:
         return None  # Ray Train restarts workers after any error, and this one would only come back
     try:
-        with _heartbeats(monitor, rank, world_size, heartbeat):
-            place = _context(config.run, rank, world_size, heartbeat)
+        with _heartbeats(monitor, rank, world_size, heartbeat, requests):
+            place = _context(config.run, rank, world_size, heartbeat, requests)
             return worker.fit(config, RayWindows(config), report, place)
     except Interrupted:
         return None
@@ -250,23 +257,32 @@ def _work(settings: dict[str, Any], shown: dict[str, Any]) -> RunStats | None:
         raise
 
 
-def _context(run: TrainingRun, rank: int, world_size: int, heartbeat: Heartbeat) -> DistributedContext:
+def _context(
+    run: TrainingRun, rank: int, world_size: int, heartbeat: Heartbeat, requests: Requests
+) -> DistributedContext:
     from ray.train.lightning import RayLightningEnvironment, prepare_trainer  # imports slowly
 
     from txclf.training.distributed import ray_report, strategies
 
     callbacks = (ray_report.RayReport(run.run_folder),)
     if world_size == 1:
-        return DistributedContext(heartbeat=heartbeat, callbacks=callbacks)
+        return DistributedContext(heartbeat=heartbeat, requests=requests, callbacks=callbacks)
     environment = RayLightningEnvironment()  # type: ignore[no-untyped-call]
     return DistributedContext(
-        rank, world_size, strategies.strategy(run.compute), (environment,), heartbeat, callbacks, prepare_trainer
+        rank,
+        world_size,
+        strategies.strategy(run.compute),
+        (environment,),
+        heartbeat,
+        requests,
+        callbacks,
+        prepare_trainer,
     )
 
 
 @contextmanager
-def _heartbeats(monitor: Any, rank: int, world_size: int, heartbeat: Heartbeat) -> Iterator[None]:
-    """Send the heartbeat of this worker every second from a thread, for as long as the block runs."""
+def _heartbeats(monitor: Any, rank: int, world_size: int, heartbeat: Heartbeat, requests: Requests) -> Iterator[None]:
+    """Send heartbeats and receive requests every second in a thread, for as long as the block runs."""
     ray.get(monitor.join.remote(rank, world_size, ray.get_runtime_context().current_actor))
     ended = threading.Event()
 
@@ -274,7 +290,10 @@ def _heartbeats(monitor: Any, rank: int, world_size: int, heartbeat: Heartbeat) 
         while not ended.wait(HEARTBEAT_S):
             if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 heartbeat.gpu_bytes = torch.cuda.max_memory_reserved()
-            monitor.beat.remote(rank, heartbeat)
+            answer = monitor.beat.remote(rank, heartbeat)
+            if rank == 0:
+                requests.preempted_at = upstream.preemption_deadline()
+                requests.stop, requests.pause = ray.get(answer)
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()

@@ -1,0 +1,91 @@
+"""Nodes that are taken away with notice while a run trains."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.files import make_rows, write_csv
+from tests.helpers.runs import TINY, lines, tiny
+from tests.helpers.testbed import Node, Testbed, environment, wait_until
+from txclf.artifacts import attempts, checkpoints
+from txclf.config.run_config import RunConfig
+from txclf.data.prepare import prepare
+
+pytestmark = pytest.mark.faults
+
+TXCLF, RAY = (str(Path(sys.executable).with_name(name)) for name in ("txclf", "ray"))
+NOTICE_S = 14
+
+
+def start(bed: Testbed, run: RunConfig, data: str, words: list[str]) -> subprocess.Popen[str]:
+    Path(run.storage).mkdir(parents=True, exist_ok=True)
+    path = Path(run.storage, "run.yaml")
+    path.write_text("name: run\n")
+    settings = [*TINY, f"data.train={data}", f"storage={run.storage}", *words, f"compute.address={bed.address}"]
+    with Path(run.storage, "driver.log").open("w") as log:
+        return bed.start(TXCLF, "train", str(path), *settings, stdout=log, stderr=subprocess.STDOUT)
+
+
+def drain(bed: Testbed, node: Node) -> None:
+    """Tell Ray, as a cloud does, that a node is taken away in `NOTICE_S` seconds."""
+    code = "import ray, sys; ray.init(address=sys.argv[1], logging_level=50, log_to_driver=False)\n"
+    code += "print('id', next(n['NodeID'] for n in ray.nodes() if n['Labels'].get('name') == sys.argv[2]))"
+    within: dict[str, Any] = {"check": True, "capture_output": True, "text": True, "env": environment(), "timeout": 60}
+    asked = subprocess.run([*bed.head.within, sys.executable, "-c", code, bed.address, node.name], **within)
+    (node_id,) = re.findall(r"^id (\w+)$", asked.stdout, re.MULTILINE)
+    words = ["--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    words += ["--reason-message", "spot", "--deadline-remaining-seconds", str(NOTICE_S), "--address", bed.address]
+    subprocess.run([*bed.head.within, RAY, "drain-node", *words], **within)
+
+
+def saved_step(run: RunConfig) -> int:
+    saved = checkpoints.committed(f"{run.run_folder}/checkpoints")
+    return saved[-1].step if saved else 0
+
+
+def last_step(run: RunConfig) -> int:
+    path = Path(run.run_folder, "metrics.jsonl")
+    return path.read_bytes().count(b'"train_loss"') if path.exists() else 0
+
+
+def test_train_preempted_node_is_replaced_and_no_step_repeated(tmp_path: Path, figure: Any) -> None:
+    # An epoch takes longer than the notice, so no validation saves a checkpoint.
+    data = write_csv(tmp_path / "long.csv", make_rows(20_000))
+    words = ["train.epochs=20", "train.checkpoint_every=1h", "train.batch_size=2", "compute.workers=2"]
+    words += ["compute.max_failures=0"]  # preemptions count apart
+    run = tiny(tmp_path / "runs", data, *words)
+    with Testbed(head_cpus=0) as bed:
+        bed.add("one", 1)
+        two = bed.add("two", 1)
+        process = start(bed, run, data, words)
+        wait_until(lambda: last_step(run) >= 10, 120, process)
+        before = saved_step(run)
+        drain(bed, two)
+        noticed, at_notice = time.time(), last_step(run)
+        wait_until(lambda: saved_step(run) > before, 20, process)
+        figure(f"notice of a preemption: saved after {time.time() - noticed:.1f} s, step {saved_step(run)}")
+        assert before == 0
+        wait_until(lambda: time.time() > noticed + NOTICE_S - 1, 60, process)
+        last = saved_step(run)
+        wait_until(lambda: time.time() > noticed + NOTICE_S + 3, 60, process)
+        bed.kill(two)
+        bed.add("three", 1)
+        wait_until(lambda: len(attempts.read(run.run_folder)) == 2, 120, process)
+        process.terminate()
+        assert process.wait(timeout=60) == 143, Path(run.storage, "driver.log").read_text()[-3000:]
+    first, second = attempts.read(run.run_folder)
+    assert first.step == 0
+    assert second.step >= last > at_notice > 0
+    assert second.repeated == 0
+    logged = [entry["step"] for entry in lines(run) if "train_loss" in entry]
+    assert logged == list(range(1, len(logged) + 1))
+    assert "takes a node of the workers away" in Path(run.storage, "driver.log").read_text()
+    after = second.time - noticed - NOTICE_S
+    figure(f"node preempted: {second.repeated} steps repeated, trains again {after:.0f} s after its time")
