@@ -149,6 +149,39 @@ def test_store_in_separates_the_experiment_folder_from_the_name(tmp_path: Path) 
         assert not is_managed_checkpoint(plain.storage_context, Checkpoint(f"{folder}/checkpoints/step-1"))
 
 
+def test_elastic_policy_holds_a_resize_until_it_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with upgrade("ray"):
+        from ray.train import ScalingConfig
+        from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
+
+        resize = ResizeDecision(2, {"CPU": 1})
+        scaling = ScalingConfig(num_workers=(1, 2))  # type: ignore[arg-type]
+        monkeypatch.setattr(ElasticScalingPolicy, "make_decision_for_running_worker_group", lambda *status: resize)
+        allowed = iter([False, False, True, False])
+        policy = upstream.delayed_policy(scaling, lambda: next(allowed))
+        status: Any = None
+        decisions = [policy.make_decision_for_running_worker_group(status, status) for _ in range(4)]
+        assert decisions == [NoopDecision(), NoopDecision(), resize, NoopDecision()]
+        monkeypatch.setattr(ElasticScalingPolicy, "make_decision_for_non_running_worker_group", lambda self: resize)
+        assert (
+            policy.make_decision_for_non_running_worker_group() is resize
+        )  # the workers are gone: nothing to wait for
+
+
+def test_trainer_passes_the_delayed_policy_to_its_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    with upgrade("ray"):
+        from ray.train import ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        started: dict[str, Any] = {}
+        monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda self, **given: started.update(given))
+        trainer = TorchTrainer(keep, scaling_config=ScalingConfig(num_workers=(1, 2)))  # type: ignore[arg-type]
+        upstream.delay_resizes(trainer, lambda: True)
+        trainer._initialize_and_run_controller(scaling_policy="Ray's", failure_policy="Ray's")  # type: ignore[attr-defined]
+        assert type(started["scaling_policy"]).__name__ == "DelayedPolicy"
+        assert started["failure_policy"] == "Ray's"
+
+
 @pytest.mark.parametrize(("deadline_ms", "expected"), [(90_500, 90.5), (None, math.inf)])
 def test_preemption_deadline_is_that_of_the_train_context(
     monkeypatch: pytest.MonkeyPatch, deadline_ms: int | None, expected: float

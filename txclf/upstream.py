@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
     from ray.train import RunConfig
     from ray.train.torch.config import _TorchBackend
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
     from torch import nn
 
 
@@ -133,6 +134,49 @@ def store_in(config: RunConfig, folder: str, state: str) -> None:
     parent, _, name = path.rpartition("/")
     # Read-only: Ray writes no marker file into the folder, and copies no checkpoint there.
     config.__dict__["storage_context"] = Storage(parent, name, filesystem, read_only=True)  # a cached property
+
+
+def delay_resizes(trainer: Any, may_resize: Callable[[], bool]) -> None:
+    """Have an elastic trainer ask `may_resize` before it ends running workers to start another number.
+
+    Ray Train ends them without notice and has no public hook for it. The controller calls `may_resize`, in its own
+    process, about once a second until it returns True.
+    Source: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/train/v2/api/data_parallel_trainer.py
+    """
+    start = trainer._initialize_and_run_controller
+
+    def start_with_policy(**arguments: Any) -> Any:
+        return start(**{**arguments, "scaling_policy": delayed_policy(trainer.scaling_config, may_resize)})
+
+    trainer._initialize_and_run_controller = start_with_policy
+
+
+def delayed_policy(scaling_config: Any, may_resize: Callable[[], bool]) -> ElasticScalingPolicy:
+    """Return Ray Train's elastic policy, extended to hold a resize of running workers until `may_resize` is True.
+
+    Source: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/train/v2/_internal/execution/scaling_policy/elastic.py
+    """
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
+
+    class DelayedPolicy(ElasticScalingPolicy):
+        due: ResizeDecision | None = None
+
+        def make_decision_for_non_running_worker_group(self) -> Any:
+            self.due = None
+            return super().make_decision_for_non_running_worker_group()
+
+        def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+            if self.due is None:
+                decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+                if not isinstance(decision, ResizeDecision):
+                    return decision
+                self.due = decision
+            if not may_resize():
+                return NoopDecision()
+            decision, self.due = self.due, None
+            return decision
+
+    return DelayedPolicy(scaling_config)
 
 
 def preemption_deadline() -> float | None:

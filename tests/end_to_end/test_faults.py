@@ -329,7 +329,7 @@ def test_train_elastic_run_shrinks_and_grows_with_the_same_steps(tmp_path: Path,
         assert process.wait(timeout=60) == 143
     begun = attempts.read(run.run_folder)
     assert [attempt.workers for attempt in begun] == [2, 1, 2]
-    assert all(attempt.repeated <= 11 for attempt in begun)
+    assert (begun[1].repeated <= 11, begun[2].repeated) == (True, 0)
     # Each step is logged once, with the same rows on any number of workers, so the losses form one curve.
     steps = [entry["step"] for entry in lines(run) if "train_loss" in entry]
     assert steps == list(range(1, len(steps) + 1))

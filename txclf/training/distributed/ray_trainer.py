@@ -54,6 +54,8 @@ HEARTBEAT_S = 1.0
 """Seconds between two heartbeats of a worker."""
 WAITING_S = 45.0
 """Seconds without any worker, start-up included, after which the driver reports what it waits for."""
+RESIZE_PATIENCE_S = 300.0
+"""Seconds that a resize waits for a checkpoint of the workers."""
 GROUP_START_S = "25"
 """Seconds that an elastic run waits for a lost node before it restarts with fewer workers."""
 
@@ -65,6 +67,24 @@ class Outcome:
     stats: RunStats | None = None
     """Result of rank 0; None if it was interrupted."""
     error: BaseException | None = None
+
+
+@dataclass
+class PauseForResize:
+    """Has the workers save a checkpoint and pause before a resize. The controller of Ray Train calls it repeatedly."""
+
+    monitor: Any
+    first: float = -math.inf
+    """Monotonic time of the first call for this resize."""
+    last: float = -math.inf
+
+    def __call__(self) -> bool:
+        """Return True if the workers are paused, or if they take too long."""
+        now = time.monotonic()
+        if now - self.last > 30:  # an earlier resize, which a failure has made pointless
+            self.first = now
+        self.last = now
+        return ray.get(self.monitor.pause.remote()) or now - self.first > RESIZE_PATIENCE_S
 
 
 def fit(config: WorkerConfig, report: Callable[[Progress], bool]) -> RunStats:
@@ -141,6 +161,8 @@ def _run_trainer(config: WorkerConfig, monitor: Any, outcome: Outcome) -> None:
             datasets=ray_data.datasets(config),
             dataset_config=WindowsDataConfig(config),
         )
+        if compute.elastic:
+            upstream.delay_resizes(trainer, PauseForResize(monitor))
         outcome.stats = trainer.fit().return_value  # type: ignore[attr-defined]
     except BaseException as error:
         outcome.error = error
