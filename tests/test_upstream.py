@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import math
 import signal
 from collections.abc import Iterator
@@ -180,6 +181,41 @@ def test_trainer_passes_the_delayed_policy_to_its_controller(monkeypatch: pytest
         trainer._initialize_and_run_controller(scaling_policy="Ray's", failure_policy="Ray's")  # type: ignore[attr-defined]
         assert type(started["scaling_policy"]).__name__ == "DelayedPolicy"
         assert started["failure_policy"] == "Ray's"
+
+
+@pytest.mark.parametrize(
+    ("types", "expected"),
+    [
+        (["ray.head.default", "gpu"], True),
+        (["node_f00d"], False),  # started by hand
+        (["local.cluster.node"], False),  # a fixed list of machines
+    ],
+)
+def test_autoscaler_is_known_by_the_node_types_that_it_reports(
+    monkeypatch: pytest.MonkeyPatch, types: list[str], expected: bool
+) -> None:
+    with upgrade("ray"):
+        import ray
+        from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+        from ray.autoscaler._private.autoscaler import AutoscalerSummary
+        from ray.autoscaler._private.util import format_readonly_node_type
+        from ray.autoscaler.v2 import utils
+        from ray.autoscaler.v2.schema import ClusterStatus, NodeInfo, Stats
+        from ray.experimental import internal_kv
+
+        assert format_readonly_node_type("f00d") == "node_f00d"
+        assert "node_type_mapping" in {field.name for field in fields(AutoscalerSummary)}
+        assert {"active_nodes", "idle_nodes", "stats"} <= {field.name for field in fields(ClusterStatus)}
+        assert "ray_node_type_name" in {field.name for field in fields(NodeInfo)}
+        assert "autoscaler_version" in {field.name for field in fields(Stats)}
+        mapping = {str(number): name for number, name in enumerate(types)}
+        status = json.dumps({"autoscaler_report": {"node_type_mapping": mapping}}).encode()
+        monkeypatch.setattr(internal_kv, "_internal_kv_get", {DEBUG_AUTOSCALING_STATUS: status}.get)
+        monkeypatch.setattr(utils, "is_autoscaler_v2", lambda: False)
+        monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "f00d"}])
+        assert upstream.has_autoscaler() is expected
+        monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key: None)  # no monitor at all
+        assert upstream.has_autoscaler() is False
 
 
 @pytest.mark.parametrize(("deadline_ms", "expected"), [(90_500, 90.5), (None, math.inf)])

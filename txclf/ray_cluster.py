@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import ray
 import ray.data  # sets its loggers up when imported, before they are quieted below
 
+from txclf import upstream
 from txclf.config.sections import Compute
 from txclf.core.errors import ClusterError
 
@@ -86,8 +87,21 @@ def _require_answer(address: str) -> None:
 def require(compute: Compute) -> None:
     """Raise `ClusterError`, with the numbers, if the cluster can never hold the workers.
 
-    The workers may take all CPUs, because reading and training need no others.
+    The workers may take all CPUs, because reading and training need no others. Where an autoscaler starts nodes, the
+    nodes of now prove nothing: the workers wait, and Ray asks the autoscaler for their resources.
     """
+    problem = _shortage(compute)
+    if problem and not autoscales():
+        raise ClusterError(problem)
+
+
+def autoscales() -> bool:
+    """Return True if the cluster has an autoscaler, which starts nodes when a run waits for them."""
+    return upstream.has_autoscaler(patience_s=15)
+
+
+def _shortage(compute: Compute) -> str:
+    """Describe why the nodes of now cannot hold the workers; empty if they can."""
     workers = compute.min_workers
     what = f"the minimum of `compute.workers` ({workers})" if compute.elastic else f"`compute.workers` ({workers})"
     nodes, needed = _nodes(), _resources_per_worker(compute)
@@ -95,17 +109,18 @@ def require(compute: Compute) -> None:
     for resource, each in needed.items():
         total = sum(node.get(resource, 0.0) for node in nodes)
         if workers * each > total + 1e-9:
-            raise ClusterError(
+            return (
                 f"{what} x `compute.{keys[resource]}` ({each:g}) = {workers * each:g} {resource}s, but Ray has "
                 f"{total:g}. Lower one of them, or add nodes."
             )
     fit = room(compute)
-    if workers > fit:
-        sizes = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-        raise ClusterError(
-            f"{what} with {needed['CPU']:g} CPUs and {needed['GPU']:g} GPUs each: the nodes have room for {fit} "
-            f"({sizes}). Lower one of them, or add nodes; a worker must fit on one node."
-        )
+    if workers <= fit:
+        return ""
+    sizes = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+    return (
+        f"{what} with {needed['CPU']:g} CPUs and {needed['GPU']:g} GPUs each: the nodes have room for {fit} "
+        f"({sizes}). Lower one of them, or add nodes; a worker must fit on one node."
+    )
 
 
 def room(compute: Compute) -> int:
@@ -122,7 +137,8 @@ def waiting(compute: Compute) -> str:
     if compute.gpus_per_worker:
         needs += f" and {compute.min_workers * compute.gpus_per_worker:g} GPUs"
         has += f" and {free.get('GPU', 0):g} of {total.get('GPU', 0):g} GPUs"
-    return f"waiting for workers: {compute.min_workers} of them need {needs}, and Ray has {has} free"
+    asked = "; the autoscaler is asked for nodes (`ray status` lists those that it starts)" if autoscales() else ""
+    return f"waiting for workers: {compute.min_workers} of them need {needs}, and Ray has {has} free{asked}"
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -7,7 +7,9 @@ without Ray Tune and the command line must stay quick. A mixin precedes the Ray 
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from types import SimpleNamespace
@@ -177,6 +179,35 @@ def delayed_policy(scaling_config: Any, may_resize: Callable[[], bool]) -> Elast
             return decision
 
     return DelayedPolicy(scaling_config)
+
+
+def has_autoscaler(patience_s: int = 0) -> bool:
+    """Return True if an autoscaler can start nodes for the cluster that this process is connected to.
+
+    A monitor reports on clusters started by hand too, but names each node's type by the id of the node. On a new
+    cluster it needs some seconds for its first report, for which `patience_s` waits.
+    Source: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/autoscaler/_private/monitor.py
+    """
+    import ray
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.autoscaler.v2 import sdk, utils
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if utils.is_autoscaler_v2():
+        cluster = sdk.get_cluster_status(ray.get_runtime_context().gcs_address)
+        nodes = [*cluster.active_nodes, *cluster.idle_nodes] if int(cluster.stats.autoscaler_version or 0) else []
+        types = {node.ray_node_type_name for node in nodes}
+    else:
+        report = None
+        for _ in range(patience_s + 1):
+            status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+            report = json.loads(status).get("autoscaler_report") if status else {}
+            if report is not None or not patience_s:
+                break
+            time.sleep(1)
+        types = set((report or {}).get("node_type_mapping", {}).values())
+    # The nodes of the local provider are a fixed list of machines.
+    return bool(types - {"", "local.cluster.node"} - {f"node_{node['NodeID']}" for node in ray.nodes()})  # type: ignore[no-untyped-call]
 
 
 def preemption_deadline() -> float | None:

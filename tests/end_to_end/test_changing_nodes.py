@@ -1,4 +1,4 @@
-"""Nodes that are taken away with notice while a run trains."""
+"""Nodes that are taken away with notice, and nodes that an autoscaler starts for a run."""
 
 from __future__ import annotations
 
@@ -89,3 +89,20 @@ def test_train_preempted_node_is_replaced_and_no_step_repeated(tmp_path: Path, f
     assert "takes a node of the workers away" in Path(run.storage, "driver.log").read_text()
     after = second.time - noticed - NOTICE_S
     figure(f"node preempted: {second.repeated} steps repeated, trains again {after:.0f} s after its time")
+
+
+def test_train_waits_for_the_nodes_of_the_autoscaler(tmp_path: Path, data: str, figure: Any) -> None:
+    node_type = {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2}
+    words = ["train.epochs=1", "compute.workers=2", "compute.cpus_per_worker=2"]
+    run = tiny(tmp_path / "runs", data, *words)
+    prepare(tiny(tmp_path / "runs", data))  # without Ray, or its tasks would ask the autoscaler for nodes first
+    with Testbed(head_cpus=0, autoscaling={"worker": node_type}) as bed:
+        started = time.time()
+        process = start(bed, run, data, words)
+        code = process.wait(timeout=200)
+        log = Path(run.storage, "driver.log").read_text()
+        assert code == 0, log[-3000:]
+    assert "waiting for workers: 2 of them need 4 CPUs, and Ray has 0 of" in log
+    (attempt,) = attempts.read(run.run_folder)
+    assert attempt.workers == 2
+    figure(f"no node at first: the autoscaler starts two, training begins after {attempt.time - started:.0f} s")

@@ -8,6 +8,7 @@ the network can be cut. Elsewhere the nodes share the loopback address, and `nam
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import secrets
 import shutil
@@ -65,7 +66,11 @@ class Testbed:
 
     __test__ = False  # not a test, whatever its name
 
-    def __init__(self, head_cpus: int, dashboard: bool = False) -> None:
+    def __init__(
+        self, head_cpus: int, dashboard: bool = False, autoscaling: dict[str, dict[str, Any]] | None = None
+    ) -> None:
+        """Start the head. `autoscaling`: node types of Ray's autoscaler, which then starts nodes on this machine."""
+        self.autoscaling = autoscaling
         self.with_dashboard = dashboard
         # Short, because the paths of Ray's sockets in it are limited in length.
         self.folder = Path(tempfile.mkdtemp(prefix="tx"))
@@ -119,6 +124,7 @@ class Testbed:
                 words += [f"--dashboard-port={self.dashboard.rpartition(':')[2]}"]
                 words += [f"--metrics-export-port={METRICS}"] if self.namespaces else []
             words += [f"--temp-dir={self.folder}/ray"]
+            words += [f"--autoscaling-config={self._autoscaling_config(cpus)}"] if self.autoscaling else []
             if not self.namespaces:
                 words += [f"--ray-client-server-port={_free_port()}"]
         else:
@@ -186,6 +192,42 @@ class Testbed:
             found += children.get(pid, [])
         return found
 
+    def _autoscaling_config(self, head_cpus: int) -> Path:
+        """Write the configuration of an autoscaler whose provider starts nodes on this machine."""
+        path = self.folder / "autoscaling.json"
+        head: dict[str, Any] = {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0}
+        names = ["initialization", "setup", "head_setup", "worker_setup"]
+        commands: dict[str, list[str]] = {f"{name}_commands": [] for name in names}
+        path.write_text(
+            json.dumps(
+                {
+                    "cluster_name": "testbed",
+                    "max_workers": 8,
+                    "idle_timeout_minutes": 10,
+                    "upscaling_speed": 1.0,
+                    "docker": {},
+                    "auth": {},
+                    "file_mounts": {},
+                    "cluster_synced_files": [],
+                    "rsync_exclude": [],
+                    "rsync_filter": [],
+                    "file_mounts_sync_continuously": False,
+                    "provider": {
+                        "type": "fake_multinode",
+                        "disable_node_updaters": True,
+                        "disable_launch_config_check": True,
+                        "use_node_id_as_ip": True,
+                    },
+                    "head_node_type": "ray.head.default",
+                    "available_node_types": {**(self.autoscaling or {}), "ray.head.default": head},
+                    "head_start_ray_commands": [],
+                    "worker_start_ray_commands": [],
+                    **commands,
+                }
+            )
+        )
+        return path
+
     def _wait_for(self, count: int, cpus: int) -> None:
         """Wait until that many nodes are alive, by asking the cluster from the head node."""
         code = f"""
@@ -208,7 +250,8 @@ while sum(node["Alive"] for node in ray.nodes()) < {count}:
         """Return the environment of the nodes: Ray is started by its path, without an activated environment."""
         path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if part != str(Path(RAY).parent))
         enabled = "1" if self.with_dashboard else "0"
-        return {**environment(), "PATH": path, "RAY_enable_metrics_collection": enabled}
+        fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"} if self.autoscaling else {}
+        return {**environment(), **fake, "PATH": path, "RAY_enable_metrics_collection": enabled}
 
     def _ip(self, *words: str) -> None:
         subprocess.run(["ip", *words], check=True, capture_output=True)

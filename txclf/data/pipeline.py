@@ -19,12 +19,15 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import pyarrow as pa
 
+from txclf import upstream
 from txclf.core.errors import ClusterError
 
 Item = TypeVar("Item")
 Tables = Iterator[pa.Table]
 NO_PROGRESS_TIMEOUT_S = 120.0
 """Seconds without a table from any task on Ray until the work fails, for example because other work holds every CPU."""
+AUTOSCALER_TIMEOUT_S = 3600.0
+"""The same where an autoscaler may have to start nodes first."""
 BLOCK_BYTES, BLOCK_SECONDS = 2**20, 10.0
 """A task on Ray yields a table when it has this many bytes, or after this many seconds."""
 MAX_OPEN_FILES = 128
@@ -69,13 +72,14 @@ def tables(function: Callable[[Item], Tables], items: Sequence[Item], on_ray: bo
 
     blocks = dataset(packed, items)
     blocks.context.target_max_block_size = 1  # one row per block, so that Ray passes each on at once
-    blocks.context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    timeout = AUTOSCALER_TIMEOUT_S if upstream.has_autoscaler() else NO_PROGRESS_TIMEOUT_S
+    blocks.context.execution_no_progress_timeout_s = timeout
     try:
         for block in blocks.iter_batches(batch_size=None, batch_format="pyarrow"):
             for cell in block["table"]:
                 yield pa.ipc.open_stream(cell.as_buffer()).read_all()
     except ExecutionTimeoutError:
-        raise no_progress("preparing", NO_PROGRESS_TIMEOUT_S) from None
+        raise no_progress("preparing", timeout) from None
 
 
 def no_progress(what: str, seconds: float) -> ClusterError:

@@ -210,6 +210,8 @@ def _request(run: RunConfig) -> Finding:
     asked = f"{compute.max_workers} x {compute.cpus_per_worker:g} CPUs"
     asked += f" and {compute.gpus_per_worker:g} GPUs" if compute.gpus_per_worker else ""
     room = ray_cluster.room(compute)
+    if room < compute.min_workers:
+        return Finding("warn", "workers", f"{asked}: room for {room} now", "the run waits for the autoscaler")
     if room < compute.max_workers:
         return Finding("warn", "workers", f"{asked}: room for {room} now", "the run starts with these and grows")
     return Finding("pass", "workers", f"{asked}: the cluster has room for {room}")

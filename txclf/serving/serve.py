@@ -197,7 +197,9 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
         from ray import serve as ray_serve
 
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # it logs every change of every replica
-        _require_resources(settings, ray_cluster.room(compute))
+        room = ray_cluster.room(compute)
+        if room < settings.replicas and not ray_cluster.autoscales():
+            _require_resources(settings, room)
         in_shared_cluster = settings.address or os.environ.get("RAY_ADDRESS")
         name = f"txclf-{uuid.uuid4().hex[:8]}"
         ray_serve.start(proxy_location="Disabled")

@@ -168,8 +168,10 @@ def concurrency(run: RunConfig) -> tuple[int, str]:
     workers = max(1, compute.max_workers)
     one = compute.model_copy(update={"workers": workers})
     ray_cluster.require(one)
-    room = ray_cluster.room(one) // workers
-    wanted = room if run.tune.max_concurrent == "auto" else min(room, run.tune.max_concurrent)
+    room, most = ray_cluster.room(one) // workers, run.tune.max_concurrent
+    wanted = max(1, room) if most == "auto" else most
+    if wanted > room and not ray_cluster.autoscales():  # an autoscaler starts the nodes that the trials wait for
+        wanted = room
     each = f"{workers} x {compute.cpus_per_worker:g} CPUs"
     if compute.gpus_per_worker:
         each += f" and {workers} x {compute.gpus_per_worker:g} GPUs"

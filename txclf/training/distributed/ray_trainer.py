@@ -54,6 +54,8 @@ HEARTBEAT_S = 1.0
 """Seconds between two heartbeats of a worker."""
 WAITING_S = 45.0
 """Seconds without any worker, start-up included, after which the driver reports what it waits for."""
+AUTOSCALER_START_S = "1200"
+"""Seconds that Ray waits at a time for the nodes of an autoscaler."""
 RESIZE_PATIENCE_S = 300.0
 """Seconds that a resize waits for a checkpoint of the workers."""
 GROUP_START_S = "25"
@@ -104,6 +106,8 @@ def fit(config: WorkerConfig, report: Callable[[Progress], bool]) -> RunStats:
     shown, notes = Progress(), list[str]()
     stalled: StalledWorker | None = None
     last_seen, preempted_at = time.monotonic(), None
+    if ray_cluster.room(compute) < compute.min_workers:
+        last_seen -= WAITING_S - 1  # an autoscaler must start nodes first: report in a second what the run waits for
     while thread.is_alive():
         thread.join(timeout=0.3)
         latest, workers = ray.get(monitor.latest.remote())
@@ -150,6 +154,9 @@ def _run_trainer(config: WorkerConfig, monitor: Any, outcome: Outcome) -> None:
     if compute.elastic:
         # After a loss Ray first retries with as many workers as before, by default for a minute.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_S)
+    elif ray_cluster.room(compute) < compute.min_workers:
+        # The autoscaler may take many minutes to start a node, and each timeout counts towards the limit below.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", AUTOSCALER_START_S)
     try:
         trainer = TorchTrainer(
             # As bytes: the controller would import Lightning to look at it, seconds before it starts the workers.
