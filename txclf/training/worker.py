@@ -16,12 +16,11 @@ import pytorch_lightning as pl
 import torch
 
 from txclf import upstream
-from txclf.artifacts import checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.data.sampler import Ints
 from txclf.data.window_reader import WindowSource
-from txclf.training import mfu
+from txclf.training import mfu, shared_checkpoint
 from txclf.training.callbacks import (
     EMACallback,
     GradientGuard,
@@ -67,7 +66,7 @@ def fit(
     """
     run = config.run
     data = ShardsDataModule(run, config.prepared, vectors=config.vectors, source=source)
-    last = checkpoints.last_intact(storage.join(run.run_folder, "checkpoints"), load_state=True)
+    last = shared_checkpoint.last_intact(storage.join(run.run_folder, "checkpoints"), context.world_size)
     checkpoint = last.state
     train = run.train
     schedule = StepSchedule(data.steps_per_epoch, train.epochs, train.eval_every, train.checkpoint_every)
