@@ -177,6 +177,11 @@ class MetricLogging(pl.Callback):
             self.writer.write({**entry, "valid_rows": rows})
             self.writer.sync()
 
+    def sync(self) -> None:
+        """Write to storage what was logged so far."""
+        if self.writer:
+            self.writer.sync()
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close("FINISHED")
 

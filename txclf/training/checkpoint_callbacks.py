@@ -12,7 +12,7 @@ from txclf.artifacts import attempts, checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.training import sharded_tensors
-from txclf.training.callbacks import EMACallback, GradientGuard, any_rank
+from txclf.training.callbacks import EMACallback, GradientGuard, MetricLogging, any_rank
 from txclf.training.decisions import Decision, DecisionBroadcast
 from txclf.training.job import DistributedContext
 from txclf.training.module import TrainingModule
@@ -35,10 +35,12 @@ class CheckpointSaver(pl.Callback):
         state: TrainState,
         guard: GradientGuard,
         average: EMACallback | None,
+        log: MetricLogging,
+        *,
         context: DistributedContext,
     ) -> None:
         self.train, self.folder = run.train, run.run_folder
-        self.state, self.guard, self.average = state, guard, average
+        self.state, self.guard, self.average, self.metrics = state, guard, average, log
         self.heartbeat, self.requests = context.heartbeat, context.requests
         self.decisions: DecisionBroadcast | None = None
         self.saved, self.decided, self.saving = 0.0, 0.0, 0.0
@@ -128,6 +130,7 @@ class CheckpointSaver(pl.Callback):
         if trainer.is_global_zero:
             assert state.attempt
             attempts.require_current(self.folder, state.attempt)
+            self.metrics.sync()  # before the mark: a resumed run keeps the lines up to its checkpoint
             folder = storage.join(self.folder, "checkpoints")
             checkpoints.save(folder, state.step, metrics, content)
             checkpoints.prune(folder, self.train.monitor, self.train.keep_checkpoints)

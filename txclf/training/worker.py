@@ -102,15 +102,16 @@ def run_callbacks(
     saved = checkpoint or {}
     average = EMACallback(state, run.train.ema_decay, saved.get("average")) if run.train.ema_decay else None
     guard = GradientGuard(run, state, step_rows)
+    log = MetricLogging(run, state, saved.get("unlogged", {}))
     return [
         *([OptimizerRestore(checkpoint)] if checkpoint else []),
         StepCounter(run, state),
         *([average] if average else []),
         guard,
-        MetricLogging(run, state, saved.get("unlogged", {})),
+        log,
         ProgressReport(state, report),
         StepTimer(state.timing),
-        CheckpointSaver(run, state, guard, average, context),
+        CheckpointSaver(run, state, guard, average, log, context=context),
         Stopping(run, state),
         HeartbeatCallback(state, context.heartbeat),
     ]
