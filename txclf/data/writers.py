@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs as pafs
 
 from txclf.core import storage
 from txclf.core.errors import ConfigError, StorageError
@@ -24,6 +25,8 @@ from txclf.data import sources
 GROUP_BYTES = 2**24
 """Size of a Parquet row group in memory."""
 BLOCK_BYTES = 2**20
+COPY_BYTES = 5 * 10**9
+"""Size of the largest object that S3 copies by itself. Uploads have no such limit, because pyarrow sends parts."""
 
 
 def style(out: str) -> tuple[str, str | None]:
@@ -122,7 +125,7 @@ def atomic_stream(out: str, codec: str | None) -> Iterator[Any]:
         try:
             with filesystem.open_output_stream(temporary, compression=codec) as stream:
                 yield stream
-            filesystem.move(temporary, inner)
+            _move(filesystem, temporary, inner)
         except BaseException:
             with suppress(OSError):
                 filesystem.delete_file(temporary)
@@ -131,3 +134,22 @@ def atomic_stream(out: str, codec: str | None) -> Iterator[Any]:
         raise StorageError(
             f"`{out}`: cannot be written: {error.strerror or error}. Check the folder and the disk."
         ) from error
+
+
+def _move(filesystem: pafs.FileSystem, source: str, target: str) -> None:
+    """Move a file within a file system. A large object is sent through this process in parts."""
+    if isinstance(filesystem, pafs.LocalFileSystem) or filesystem.get_file_info(source).size <= COPY_BYTES:
+        filesystem.move(source, target)
+        return
+    try:
+        with (
+            filesystem.open_input_stream(source, compression=None) as whole,
+            filesystem.open_output_stream(target, compression=None) as stream,
+        ):
+            while block := whole.read(BLOCK_BYTES):
+                stream.write(block)
+    except BaseException:
+        with suppress(OSError):
+            filesystem.delete_file(target)  # closing the stream completed it with what it had
+        raise
+    filesystem.delete_file(source)
