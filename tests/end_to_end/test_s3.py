@@ -16,24 +16,29 @@ from tests.helpers.runs import TINY
 from tests.helpers.serving import Server
 from tests.helpers.testbed import wait_until
 from txclf import Classifier
+from txclf.artifacts import checkpoints, metric_logger
 from txclf.core import storage
 from txclf.core.errors import StorageError
+from txclf.data import writers
 
 BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[dict[str, str]]:
+def requests_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file to which the server writes a line per request."""
+    return tmp_path_factory.mktemp("server") / "requests.log"
+
+
+@pytest.fixture(scope="module")
+def server(requests_log: Path) -> Iterator[dict[str, str]]:
     """Return the environment of a process that reaches the server, which has a bucket `bucket`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [str(BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    with requests_log.open("w") as log:
+        command = [str(BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, text=True)
 
     def answers() -> bool:
         with socket.socket() as probe:
@@ -90,6 +95,56 @@ def test_storage_on_s3_reads_writes_and_removes(bucket: str) -> None:
     assert not storage.exists(f"{bucket}/a/b/c.json")
     with pytest.raises(StorageError, match=r"`s3://bucket/none\.json`: cannot be read"):
         storage.read_bytes(f"{bucket}/none.json")
+
+
+def test_write_bytes_uploads_large_content_in_parts(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/large", bytes(25 * 2**20))
+    assert boto3.client("s3").head_object(Bucket="bucket", Key="large", PartNumber=1)["PartsCount"] == 3
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_output_above_the_copy_limit_is_uploaded_in_parts(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, requests_log: Path, large: bool
+) -> None:
+    monkeypatch.setattr(writers, "COPY_BYTES", 2**24 if large else 2**30)
+    chunks = [f"{bucket}/parts/{number}" for number in range(3)]
+    for number, chunk in enumerate(chunks):
+        storage.write_bytes(chunk, bytes([97 + number]) * (8 * 2**20) + b"\n")
+    before = requests_log.read_text()
+    writers.join(chunks, f"{bucket}/out/out.csv", "csv", None, ["text"])
+    requests = requests_log.read_text().removeprefix(before)
+    assert requests.count("PUT /bucket/out/out.csv HTTP") == (0 if large else 1)  # a copy by the server
+    assert requests.count("PUT /bucket/out/out.csv?") == (3 if large else 0)  # parts of 10 MB
+    assert storage.list_folder(f"{bucket}/out") == ["out.csv"]
+    expected = b"text\n" + b"".join(storage.read_bytes(chunk) for chunk in chunks)
+    assert storage.read_bytes(f"{bucket}/out/out.csv") == expected
+
+
+def test_output_of_a_failed_join_leaves_nothing(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writers, "COPY_BYTES", 0)
+    storage.write_bytes(f"{bucket}/parts/0", b"a\n")
+    with pytest.raises(StorageError, match=r"out\.csv`: cannot be written"):
+        writers.join([f"{bucket}/parts/{number}" for number in (0, 1)], f"{bucket}/out/out.csv", "csv", None, ["text"])
+    assert storage.list_folder(f"{bucket}/out") == []
+
+
+def test_train_killed_between_validations_keeps_the_log_of_its_checkpoint(bucket: str, tmp_path: Path) -> None:
+    words = [*TINY, f"storage={bucket}/runs", f"data.train={bucket}/train.csv", "train.checkpoint_every=7"]
+    command = [str(BIN / "txclf"), "train", run_file(tmp_path), *words, "train.epochs=40", "train.batch_size=2"]
+    folder = f"{bucket}/runs/mine"
+    process = subprocess.Popen(command, cwd=tmp_path, text=True, stdout=subprocess.DEVNULL)
+
+    def saved() -> list[checkpoints.Checkpoint]:
+        return checkpoints.committed(f"{folder}/checkpoints")
+
+    try:
+        wait_until(lambda: bool(saved()) and saved()[-1].step >= 14, 120, process)
+    finally:
+        process.kill()
+        process.wait()
+    last, log = saved()[-1].step, metric_logger.read(f"{folder}/metrics.jsonl")
+    assert not any("valid_loss" in line for line in log)
+    assert [line["step"] for line in log][:last] == list(range(1, last + 1))
 
 
 def test_all_commands_on_s3(bucket: str, tmp_path: Path) -> None:
