@@ -6,7 +6,9 @@ import sys
 
 import pytest
 from ray.train.torch import TorchConfig
+from torch import distributed
 
+from txclf.training.distributed import gloo
 from txclf.training.distributed.gloo import GlooTorchConfig, interface_of
 
 
@@ -17,6 +19,26 @@ def test_interface_of_loopback_is_lo() -> None:
 
 def test_interface_of_a_foreign_address_is_none() -> None:
     assert interface_of("192.0.2.1") is None  # TEST-NET-1, RFC 5737
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            RuntimeError("[/a/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 2ms for recv operation"),
+            "Timed out waiting 2ms for recv operation",
+        ),
+        (
+            RuntimeError("[/a/gloo/transport/tcp/pair.cc:5] Connection closed by peer [::1]:2. This is typically"),
+            "Connection closed by peer [::1]:2",
+        ),
+        (distributed.DistBackendError("NCCL error in: a.cpp\nmore"), "NCCL error in: a.cpp"),
+        (RuntimeError("out of memory"), None),
+        (ValueError("gloo/transport"), None),
+    ],
+)
+def test_reason_is_the_first_line_of_a_failed_collective(error: Exception, expected: str | None) -> None:
+    assert gloo.reason(error) == expected
 
 
 def test_backend_of_the_config_extends_that_of_ray() -> None:

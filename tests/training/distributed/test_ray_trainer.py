@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import ray
-from ray.train import ControllerError, WorkerGroupError
+import torch
+from ray.train import ControllerError, FailureConfig, RunConfig, WorkerGroupError, get_context
+from ray.train.torch import TorchTrainer
+from torch import distributed
 
 from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, DataError
 from txclf.training.distributed import ray_trainer
+from txclf.training.distributed.gloo import GlooTorchConfig
 from txclf.training.distributed.monitor import StalledWorker
 
 COMPUTE = Compute(workers=2, max_failures=1)
@@ -42,6 +49,45 @@ def test_explain_returns_an_unknown_error_as_it_is() -> None:
     error = ValueError("a defect")
     assert ray_trainer._explain(error, None, COMPUTE) is error
     assert ray_trainer._cause(ControllerError(error), DataError) is None
+
+
+def hang(settings: dict[str, str]) -> None:
+    """Work of two ranks of which the second does not come to the second collective in time."""
+    with open(settings["starts"], "a") as file:
+        file.write(f"{get_context().get_world_rank()}\n")
+    distributed.all_reduce(torch.ones(1))
+    if get_context().get_world_rank() == 1:
+        time.sleep(8)
+    distributed.all_reduce(torch.ones(1))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_explain_collective_that_times_out_on_every_attempt(tmp_path: Path, local_ray: None) -> None:
+    trainer = TorchTrainer(
+        hang,
+        train_loop_config={"starts": str(tmp_path / "starts")},
+        torch_config=GlooTorchConfig(timeout_s=2),
+        scaling_config=ray_trainer._scaling(Compute(workers=2, cpus_per_worker=0.5)),
+        run_config=RunConfig(
+            name="hang", storage_path=str(tmp_path / "ray"), failure_config=FailureConfig(max_failures=1)
+        ),
+    )
+    with pytest.raises(WorkerGroupError) as info:
+        trainer.fit()
+    assert (tmp_path / "starts").read_text().split() in (list("0101"), list("0110"), list("1001"), list("1010"))
+    error = ray_trainer._explain(info.value, None, COMPUTE)
+    assert isinstance(error, ClusterError)
+    assert re.match(
+        r"rank \d: lost contact with another worker \((Timed out waiting|Connection|Read error)", str(error)
+    )
+    assert "That was failure 2 (`compute.max_failures`)" in str(error)
+    assert "__w/" not in str(error)
+
+
+def test_explain_prefers_the_error_that_is_no_lost_contact() -> None:
+    lost, defect = RuntimeError("[/w/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]"), ValueError("x")
+    wrapped = WorkerGroupError("failed", worker_failures={0: lost, 1: defect})
+    assert ray_trainer._explain(wrapped, None, COMPUTE) is wrapped
 
 
 def test_scaling_asks_for_what_a_worker_takes() -> None:

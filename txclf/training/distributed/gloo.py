@@ -1,4 +1,4 @@
-"""Gloo process groups of torch on the network interface that the Ray cluster uses.
+"""Gloo process groups of torch on the network interface that the Ray cluster uses, and the errors of collectives.
 
 By default gloo binds to the address that the host name resolves to. On many machines that is 127.0.0.1 or 127.0.1.1:
 workers on one node find each other, workers on two nodes do not.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import struct
 
 import ray
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
+from torch import distributed
 
 from txclf import upstream
 
@@ -34,6 +36,16 @@ def _use_cluster_interface() -> None:
     name = interface_of(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
     if name:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def reason(error: BaseException) -> str | None:
+    """Return the reason of a failed collective, such as a peer that hangs or is gone; None for any other error."""
+    text = str(error).strip()
+    # Gloo's errors have no type of their own, but they name its source file.
+    if not (isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in text)):
+        return None
+    line = text.splitlines()[0] if text else type(error).__name__
+    return re.sub(r"^\[[^\]]*\][: ]*", "", line).partition(". This is")[0][:200]
 
 
 def interface_of(address: str) -> str | None:

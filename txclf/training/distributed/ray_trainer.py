@@ -38,7 +38,7 @@ from txclf.config.run_config import RunConfig as TrainingRun
 from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, TxclfError
-from txclf.training.distributed import ray_data
+from txclf.training.distributed import gloo, ray_data
 from txclf.training.distributed.gloo import GlooTorchConfig
 from txclf.training.distributed.monitor import StalledWorker
 from txclf.training.distributed.prometheus import PrometheusMonitor
@@ -224,8 +224,8 @@ def _explain(error: BaseException, stalled: StalledWorker | None, compute: Compu
     known = _cause(error, TxclfError)
     if known:
         return known
+    count = compute.max_failures + 1
     if stalled:
-        count = compute.max_failures + 1
         return ClusterError(f"{stalled.message}. That was failure {count} (`compute.max_failures`).")
     if isinstance(error, ControllerError):
         reason = str(error.controller_failure).strip().splitlines()[-1]
@@ -233,8 +233,16 @@ def _explain(error: BaseException, stalled: StalledWorker | None, compute: Compu
     died = _cause(error, ray.exceptions.RayError)
     if isinstance(died, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError | ray.exceptions.OutOfMemoryError):
         return ClusterError(
-            f"workers died {compute.max_failures + 1} times (`compute.max_failures`): killed, out of memory, or with "
+            f"workers died {count} times (`compute.max_failures`): killed, out of memory, or with "
             "their node. The checkpoints are kept: pass --resume to continue."
+        )
+    reasons = {rank: gloo.reason(failure) for rank, failure in getattr(error, "worker_failures", {}).items()}
+    if reasons and all(reasons.values()):  # else one of the ranks has the cause, and the others only lost it
+        rank = min(reasons)
+        return ClusterError(
+            f"rank {rank}: lost contact with another worker ({reasons[rank]}). That was failure {count} "
+            "(`compute.max_failures`). A worker hangs, or the network between the nodes is slow or broken. Check the "
+            "nodes, or raise `train.stall_timeout_s`, then pass --resume."
         )
     return error
 
