@@ -294,9 +294,10 @@ def _fit_on_ray(config: WorkerConfig, report: Report, notes: list[str]) -> RunSt
     compute = config.run.compute
     with ray_cluster.connected(compute):
         ray_cluster.require(compute)
-        report(Progress(notes=[*notes, _describe_data(config)]))
+        notes = [*notes, _describe_data(config)]
+        report(Progress(notes=notes))
         _begin(config)
-        return ray_trainer.fit(config, report)
+        return ray_trainer.fit(config, report, notes)
 
 
 def _describe_data(config: WorkerConfig) -> str:

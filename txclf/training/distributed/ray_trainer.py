@@ -12,7 +12,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -89,8 +89,10 @@ class PauseForResize:
         return ray.get(self.monitor.pause.remote()) or now - self.first > RESIZE_PATIENCE_S
 
 
-def fit(config: WorkerConfig, report: Callable[[Progress], bool]) -> RunStats:
+def fit(config: WorkerConfig, report: Callable[[Progress], bool], notes: Sequence[str] = ()) -> RunStats:
     """Train on the Ray that this process is connected to and return the measurements of rank 0.
+
+    `notes` are the messages reported so far.
 
     Raises `Interrupted` if `report` asked for a stop, the workers' own `TxclfError`, or `ClusterError` if they failed
     more often than `compute.max_failures`.
@@ -103,11 +105,11 @@ def fit(config: WorkerConfig, report: Callable[[Progress], bool]) -> RunStats:
     outcome = Outcome()
     thread = threading.Thread(target=_run_trainer, args=(config, monitor, outcome), daemon=True)
     thread.start()
-    shown, notes = Progress(), list[str]()
+    shown, notes = Progress(), list(notes)
     stalled: StalledWorker | None = None
     last_seen, preempted_at = time.monotonic(), None
     if ray_cluster.room(compute) < compute.min_workers:
-        last_seen -= WAITING_S - 1  # an autoscaler must start nodes first: report in a second what the run waits for
+        last_seen -= WAITING_S  # an autoscaler must start nodes first: report at once what the run waits for
     while thread.is_alive():
         thread.join(timeout=0.3)
         latest, workers = ray.get(monitor.latest.remote())
