@@ -31,7 +31,7 @@ def values(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], float]:
 def test_report_sets_the_gauges_of_the_run(values: dict[tuple[str, Any], float]) -> None:
     monitor = PrometheusMonitor("trec")
     progress = Progress(step=7, epoch=0.5, train_loss=math.nan, tokens_per_second=9.0, valid={"valid_loss": 0.25})
-    monitor.report(progress)
+    assert monitor.report(progress) is False
     assert values == {
         ("txclf_step", "trec"): 7,
         ("txclf_epoch", "trec"): 0.5,
@@ -39,7 +39,8 @@ def test_report_sets_the_gauges_of_the_run(values: dict[tuple[str, Any], float])
         ("txclf_valid", "loss"): 0.25,
     }
     progress.train_loss = 1.5
-    monitor.report(progress)
+    monitor.request_stop()
+    assert monitor.report(progress) is True
     assert values["txclf_train_loss", "trec"] == 1.5
 
 

@@ -47,9 +47,10 @@ class WorkerMonitor:
         self.failure: TxclfError | None = None
         self.ranks: dict[int, Rank] = {}
 
-    def report(self, progress: Progress) -> None:
-        """Take the progress of rank 0."""
+    def report(self, progress: Progress) -> bool:
+        """Take the progress of rank 0; return True if the driver wants a stop."""
         self.progress = progress
+        return self.stop
 
     def latest(self) -> tuple[Progress | None, int]:
         """Return the last progress and the number of workers."""

@@ -24,7 +24,7 @@ class PrometheusMonitor(WorkerMonitor):
         self.waited = _gauge("data_wait_seconds", "Time that a worker waited for batches", "rank")
         self.gpu = _gauge("gpu_memory_bytes", "Maximum GPU memory that a worker held", "rank")
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: Progress) -> bool:
         """Export and take the progress of rank 0."""
         tags = {"run": self.run}
         self.step.set(progress.step, tags)
@@ -34,7 +34,7 @@ class PrometheusMonitor(WorkerMonitor):
             self.train_loss.set(progress.train_loss, tags)
         for name, value in progress.valid.items():
             self.valid.set(value, {**tags, "metric": name.removeprefix("valid_")})
-        super().report(progress)
+        return super().report(progress)
 
     def beat(self, rank: int, heartbeat: Heartbeat) -> tuple[bool, bool]:
         """Export and take the heartbeat of a worker."""

@@ -272,12 +272,14 @@ def _work(settings: dict[str, Any], shown: dict[str, Any]) -> RunStats | None:
     torch.set_num_threads(max(1, int(config.run.compute.cpus_per_worker)))
     rank, world_size = context.get_world_rank(), context.get_world_size()
     heartbeat, requests = Heartbeat(), Requests()
+    pending: list[Any] = []
 
     def report(progress: Progress) -> bool:
-        """Report without waiting; the heartbeats bring the requests."""
+        """Report without waiting; the answer to the report before, or to the last heartbeat, says whether to stop."""
         progress.preempted_at = requests.preempted_at
-        monitor.report.remote(progress)
-        return requests.stop
+        stop = requests.stop or (bool(ray.get(pending.pop())) if pending else False)
+        pending[:] = [monitor.report.remote(progress)]
+        return stop
 
     held = ray.util.get_current_placement_group()
     if rank == 0 and held:
