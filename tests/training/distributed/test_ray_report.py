@@ -19,9 +19,10 @@ from txclf.data.prepare import prepare
 from txclf.training.progress import Progress
 from txclf.training.train import train
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"),
+]
 
 
 def test_ray_train_gets_every_validation_also_after_a_killed_worker(
