@@ -54,6 +54,8 @@ HEARTBEAT_S = 1.0
 """Seconds between two heartbeats of a worker."""
 WAITING_S = 45.0
 """Seconds without any worker, start-up included, after which the driver reports what it waits for."""
+STOP_S = 20.0
+"""Seconds that the driver waits for Ray Train to end after the workers have stopped."""
 AUTOSCALER_START_S = "1200"
 """Seconds that Ray waits at a time for the nodes of an autoscaler."""
 RESIZE_PATIENCE_S = 300.0
@@ -126,8 +128,11 @@ def fit(config: WorkerConfig, report: Callable[[Progress], bool], notes: Sequenc
         shown.notes = notes
         if report(shown):
             monitor.request_stop.remote()
-            if not workers:  # there is nothing to save before the first worker starts
-                raise Interrupted
+            if not workers:
+                # Either they have just saved and left, and Ray Train ends in a moment, or there is nothing to save.
+                thread.join(timeout=STOP_S if latest else 0)
+                if thread.is_alive():
+                    raise Interrupted
         found = ray.get(monitor.stalled.remote(stall_timeout))
         if found:
             stalled = found
