@@ -143,11 +143,16 @@ def tune(
 
 
 def evaluate(
-    run_folder: str | os.PathLike[str], data: Sequence[str] | None = None, *, baseline: bool = True
+    run_folder: str | os.PathLike[str],
+    data: Sequence[str] | None = None,
+    *,
+    baseline: bool = True,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Score a finished run on its test split, or on the labelled files `data`; write and return `metrics.json`.
 
-    With `baseline` the majority class and an n-gram logistic regression are scored too.
+    With `baseline` the majority class and an n-gram logistic regression are scored too. `workers` is the number of Ray
+    workers that score; 0 = this process.
 
     Raises `ConfigError` if the folder is not a finished run or has no test split, `DataError` for bad rows.
 
@@ -156,7 +161,10 @@ def evaluate(
     """
     from txclf.evaluation.evaluate import evaluate as score
 
-    return score(os.fspath(run_folder), None if data is None else _as_list(data), baseline)
+    compute = load_config(None, [f"compute.workers={workers}"]).compute
+    files = None if data is None else _as_list(data)
+    with _ray(compute, storage.absolute(os.fspath(run_folder))):
+        return score(os.fspath(run_folder), files, baseline, compute if workers else None)
 
 
 def predict(

@@ -69,6 +69,11 @@ def test_train_and_evaluate_print_summary_and_scores(tmp_path: Path, folder: Pat
     scored = invoke("evaluate", f"{tmp_path}/tiny", "--no-baseline")
     assert "Scores on 100 rows" in scored.stdout
     assert f"all scores: {tmp_path}/tiny/metrics.json\n" in scored.stdout
+    refused = invoke("evaluate", f"{tmp_path}/tiny", "--cpus-per-worker", "2")
+    assert str(refused.exception).startswith("--cpus-per-worker: needs Ray workers. Pass --workers")
+    on_ray = txclf(tmp_path, "evaluate", f"{tmp_path}/tiny", "--no-baseline", "--workers", "1")
+    assert on_ray.returncode == 0, on_ray.stderr
+    assert "Scores on 100 rows" in on_ray.stdout
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
+CpusPerWorker = Annotated[
+    float | None, typer.Option("--cpus-per-worker", min=0.01, help="CPUs per Ray worker; 1 if not given.")
+]
+GpusPerWorker = Annotated[float | None, typer.Option("--gpus-per-worker", min=0, help="GPUs per Ray worker.")]
+Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join: `auto` or `host:port`.")]
+
 
 @commands.command()
 def predict(
@@ -35,13 +41,9 @@ def predict(
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="Ray workers; 0 predicts in this process, without Ray.")
     ] = 0,
-    cpus: Annotated[
-        float | None, typer.Option("--cpus-per-worker", min=0.01, help="CPUs per Ray worker; 1 if not given.")
-    ] = None,
-    gpus: Annotated[float | None, typer.Option("--gpus-per-worker", min=0, help="GPUs per Ray worker.")] = None,
-    address: Annotated[
-        str | None, typer.Option("--address", help="Ray cluster to join: `auto` or `host:port`.")
-    ] = None,
+    cpus: CpusPerWorker = None,
+    gpus: GpusPerWorker = None,
+    address: Address = None,
     chunk_rows: Annotated[
         int, typer.Option("--chunk-rows", min=1, help="Rows per chunk; an interrupted chunk is predicted again.")
     ] = 4096,
@@ -54,11 +56,12 @@ def predict(
     An interrupted prediction resumes if the command is run again with the same arguments.
     """
     from txclf.cli import console, displays
+    from txclf.core import storage
     from txclf.prediction import predict as verb
 
     started = time.monotonic()
-    compute = _compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
-    with _workers(compute, out), console.Bar("predicting") as bar, _exit_on_signal(out):
+    compute = worker_compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
+    with connected_workers(compute, storage.folder_of(out)), console.Bar("predicting") as bar, _exit_on_signal(out):
         display = displays.PredictionDisplay(bar, started)
         summary = verb.predict(
             model,
@@ -81,7 +84,7 @@ def predict(
         )
 
 
-def _compute(workers: int, options: dict[str, Any]) -> Compute | None:
+def worker_compute(workers: int, options: dict[str, Any]) -> Compute | None:
     """Return the settings of Ray, or None without workers. Raises `ConfigError` for an option that needs workers."""
     from txclf.config.sections import Compute
     from txclf.core.errors import ConfigError
@@ -109,20 +112,19 @@ def _exit_on_signal(out: str) -> Iterator[None]:
 
 
 @contextmanager
-def _workers(compute: Compute | None, out: str) -> Iterator[None]:
-    """Connect to a Ray cluster with enough resources for the workers, if there are any."""
+def connected_workers(compute: Compute | None, shared: str) -> Iterator[None]:
+    """Connect to a Ray cluster with enough resources for the workers, if there are any; all nodes reach `shared`."""
     if compute is None:
         yield
         return
     from txclf import ray_cluster
-    from txclf.core import storage
     from txclf.launch import preflight
 
     # Ray warns that the arguments of each Ray Data actor could be lost, which cannot happen while this process lives.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with ray_cluster.connected(compute):
         ray_cluster.require(compute)
-        preflight.require_shared(storage.folder_of(out))
+        preflight.require_shared(shared)
         yield
 
 

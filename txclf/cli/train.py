@@ -17,6 +17,7 @@ from txclf.core.signals import stop_signals
 
 if TYPE_CHECKING:
     from txclf.config.run_config import RunConfig
+    from txclf.config.sections import Compute
     from txclf.training.progress import Progress
     from txclf.tuning.callbacks import SearchState
     from txclf.tuning.tune import Search
@@ -100,10 +101,19 @@ def evaluate(
     data: Annotated[
         list[str] | None, typer.Option("--data", help="Labelled files to score instead of the test split.")
     ] = None,
+    *,
     baseline: Annotated[bool, typer.Option(help="Also train and score the baselines.")] = True,
+    workers: Annotated[
+        int, typer.Option("--workers", min=0, help="Ray workers; 0 scores in this process, without Ray.")
+    ] = 0,
+    cpus: results.CpusPerWorker = None,
+    gpus: results.GpusPerWorker = None,
+    address: results.Address = None,
 ) -> None:
     """Score a run on its test split, next to the majority class and an n-gram logistic regression."""
-    evaluate_run(run, data, with_baseline=baseline)
+    compute = results.worker_compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
+    with results.connected_workers(compute, run):
+        evaluate_run(run, data, with_baseline=baseline, compute=compute)
     results.write_report(run)
 
 
@@ -194,12 +204,14 @@ def tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
     return search
 
 
-def evaluate_run(run: str, data: list[str] | None = None, *, with_baseline: bool = True) -> None:
+def evaluate_run(
+    run: str, data: list[str] | None = None, *, with_baseline: bool = True, compute: Compute | None = None
+) -> None:
     """Score a run folder and print the scores."""
     from txclf.cli import tables
     from txclf.evaluation import evaluate as verb
 
-    tables.print_scores(verb.evaluate(run, data, with_baseline))
+    tables.print_scores(verb.evaluate(run, data, with_baseline, compute))
     print(f"all scores: {os.path.join(run, verb.METRICS)}")
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +15,15 @@ import pyarrow as pa
 
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
+from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ConfigError
-from txclf.data import shards
-from txclf.data.batches import PairRows
+from txclf.data import shards, sources
 from txclf.data.labels import LabelSets
-from txclf.evaluation import baselines
-from txclf.evaluation.labelled_files import Rows, read_labels, read_targets
-from txclf.inference.classifier import Classifier, sigmoid, softmax
-from txclf.inference.seq2seq import Seq2Seq
+from txclf.evaluation import baselines, labelled_files, ray_pool, scoring
+from txclf.evaluation.scoring import ScoredRows, ScoringPlan
+from txclf.inference import bundle
+from txclf.inference.classifier import label_thresholds, sigmoid, softmax
 from txclf.metrics import calibration, multiclass, multilabel, thresholds
 from txclf.metrics.text import text_scores
 
@@ -47,22 +46,51 @@ class Evaluation:
     """Labelled files to score; None for the test split."""
     with_baseline: bool
     """True to score the baselines too. Seq2seq has none."""
+    compute: Compute | None = None
+    """Ray workers that score; None for this process."""
 
-    def split(self, name: str, columns: Sequence[str]) -> pa.Table:
-        """Return columns of a prepared split."""
-        return shards.read_split(self.prepared, self.manifest, name, columns)
+    def scored(self) -> ScoredRows:
+        """Score all rows. Raises `DataError` for bad rows that the run does not skip, and if there is no row."""
+        plan = ScoringPlan(
+            run=self.run,
+            model=self.model,
+            prepared=self.prepared,
+            sources=self.manifest.splits["test"].shards if self.data is None else sources.find_sources(self.data),
+            with_text=self.with_baseline,
+        )
+        parts = scoring.score_here(plan) if self.compute is None else ray_pool.score(plan, self.compute)
+        rows = scoring.joined(parts)
+        if self.data is not None:
+            labelled_files.require_usable(self.run, self.data, rows.answers.num_rows, rows.rejects)
+        return rows
 
-    def test_rows(self, columns: Sequence[str]) -> Rows:
-        """Return columns of the test split."""
-        return Rows(self.split("test", columns), self.manifest.splits["test"].rejected)
+    def first_rows(self, name: str, columns: Sequence[str]) -> pa.Table:
+        """Return the first rows of a prepared split, at most as many as the baselines use."""
+        tables, left = list[pa.Table](), baselines.MAX_ROWS
+        for shard in self.manifest.splits[name].shards:
+            for table in shards.read_groups(self.prepared, shard, columns):
+                tables.append(table.slice(0, left))
+                left -= table.num_rows
+                if left <= 0:
+                    return pa.concat_tables(tables)
+        return pa.concat_tables(tables)
 
-    def source(self, skipped: int) -> dict[str, Any]:
+    def source(self, rows: ScoredRows) -> dict[str, Any]:
         """Return the part of the result that names the scored rows."""
-        return {"data": "test" if self.data is None else list(self.data), "skipped": skipped}
+        if self.data is None:
+            return {"data": "test", "skipped": self.manifest.splits["test"].rejected}
+        return {"data": list(self.data), "skipped": len(rows.rejects)}
 
 
-def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: bool = True) -> dict[str, Any]:
+def evaluate(
+    run_folder: str,
+    data: Sequence[str] | None = None,
+    with_baseline: bool = True,
+    compute: Compute | None = None,
+) -> dict[str, Any]:
     """Score every row of the test split, or of the files `data`; write `metrics.json` and return its content.
+
+    `compute` distributes the rows over Ray workers; Ray must be connected, and every node must reach all paths.
 
     Raises `ConfigError` if the folder is not a finished run or has no test split, `DataError` for bad rows.
     """
@@ -82,6 +110,7 @@ def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: 
         manifest=shards.load_manifest(prepared),
         data=data,
         with_baseline=with_baseline,
+        compute=compute,
     )
     if data is None and "test" not in evaluation.manifest.splits:
         raise ConfigError(f"`{run_folder}`: the run has no `data.test`. Pass other labelled files with --data FILE.")
@@ -92,26 +121,27 @@ def evaluate(run_folder: str, data: Sequence[str] | None = None, with_baseline: 
 
 def evaluate_classes(evaluation: Evaluation) -> dict[str, Any]:
     """Score a single-label classifier."""
-    classifier = Classifier.load(evaluation.model)
-    table, skipped = _label_rows(evaluation, classifier)
-    labels = _class_ids(table)
-    logits = classifier.logits(classifier.rows([table]))
-    scores = multiclass.scores(softmax(logits, classifier.temperature), labels, classifier.labels)
+    metadata = bundle.read_metadata(evaluation.model)
+    rows = evaluation.scored()
+    labels = _class_ids(rows.answers)
+    probabilities = softmax(rows.logits, metadata.temperature)
     return {
-        **evaluation.source(skipped),
-        "labels": classifier.labels,
-        **scores,
-        "temperature": classifier.temperature,
-        "calibration_error_before": calibration.error(logits, labels),
-        **(_class_baselines(evaluation, table) if evaluation.with_baseline else {}),
+        **evaluation.source(rows),
+        "labels": metadata.labels,
+        **multiclass.scores(probabilities, labels, metadata.labels),
+        "temperature": metadata.temperature,
+        "calibration_error_before": calibration.error(rows.logits, labels),
+        **(_class_baselines(evaluation, rows.answers) if evaluation.with_baseline else {}),
     }
 
 
 def _class_baselines(evaluation: Evaluation, table: pa.Table) -> dict[str, Any]:
     """Score the majority class and the n-gram logistic regression on the rows of a table."""
-    train = evaluation.split("train", ["label", "text"])
+    train = evaluation.first_rows("train", ["label", "text"])
     train_labels, labels, classes = _class_ids(train), _class_ids(table), len(evaluation.manifest.labels)
-    majority = baselines.majority(train_labels, len(labels))
+    counts = evaluation.manifest.splits["train"].label_counts
+    most_frequent = np.argmax([counts[label] for label in evaluation.manifest.labels])
+    majority = np.full(len(labels), most_frequent, np.int64)
     lowercase = evaluation.run.tokenizer.lowercase
     texts = table["text"].to_pylist()
     linear = baselines.logistic_regression(train["text"].to_pylist(), train_labels, texts, lowercase)
@@ -128,24 +158,24 @@ def _class_baselines(evaluation: Evaluation, table: pa.Table) -> dict[str, Any]:
 
 def evaluate_label_sets(evaluation: Evaluation) -> dict[str, Any]:
     """Score a multilabel classifier at its thresholds."""
-    classifier = Classifier.load(evaluation.model)
-    table, skipped = _label_rows(evaluation, classifier)
-    logits, targets = classifier.logits(classifier.rows([table])), _targets(table, len(classifier.labels))
-    probabilities = classifier.calibrated(logits)
+    metadata = bundle.read_metadata(evaluation.model)
+    rows = evaluation.scored()
+    targets = _targets(rows.answers, len(metadata.labels))
+    probabilities = sigmoid(rows.logits, metadata.temperature)
     return {
-        **evaluation.source(skipped),
-        "labels": classifier.labels,
-        **multilabel.scores(probabilities, targets, classifier.thresholds, classifier.labels),
-        "temperature": classifier.temperature,
-        "calibration_error_before": calibration.error(logits, targets),
-        **(_label_set_baselines(evaluation, table) if evaluation.with_baseline else {}),
+        **evaluation.source(rows),
+        "labels": metadata.labels,
+        **multilabel.scores(probabilities, targets, label_thresholds(metadata), metadata.labels),
+        "temperature": metadata.temperature,
+        "calibration_error_before": calibration.error(rows.logits, targets),
+        **(_label_set_baselines(evaluation, rows.answers) if evaluation.with_baseline else {}),
     }
 
 
 def _label_set_baselines(evaluation: Evaluation, table: pa.Table) -> dict[str, Any]:
     """Score the most frequent set of labels and one n-gram logistic regression per label on the rows of a table."""
     labels = len(evaluation.manifest.labels)
-    train, valid = (evaluation.split(name, ["labels", "text"]) for name in ("train", "valid"))
+    train, valid = (evaluation.first_rows(name, ["labels", "text"]) for name in ("train", "valid"))
     train_targets, targets = _targets(train, labels), _targets(table, labels)
     sets, counts = np.unique(train_targets, axis=0, return_counts=True)
     majority = np.tile(sets[counts.argmax()], (len(targets), 1))
@@ -167,20 +197,15 @@ def _label_set_baselines(evaluation: Evaluation, table: pa.Table) -> dict[str, A
 
 def evaluate_targets(evaluation: Evaluation) -> dict[str, Any]:
     """Score a seq2seq model: the targets with teacher forcing, the generated texts with BLEU, chrF and exact match."""
-    model = Seq2Seq.load(evaluation.model)
-    if evaluation.data is None:
-        table, skipped = evaluation.test_rows(["input_ids", "target_ids", "target"])
-    else:
-        table, skipped = read_targets(evaluation.run, model, evaluation.data)
-    start = time.monotonic()
-    outputs = model.generate(model.rows([table]))
-    seconds = time.monotonic() - start
+    generate = bundle.read_metadata(evaluation.model).generate
+    assert generate is not None
+    rows = evaluation.scored()
     return {
-        **evaluation.source(skipped),
-        "beams": model.settings.num_beams,
-        "seconds": round(seconds, 2),
-        **model.teacher_forced(PairRows.from_tables([table])),
-        **text_scores(outputs, table["target"].to_pylist()),
+        **evaluation.source(rows),
+        "beams": generate.num_beams,
+        "seconds": round(rows.seconds, 2),
+        **rows.forced.scores(),
+        **text_scores(rows.outputs, rows.answers["target"].to_pylist()),
     }
 
 
@@ -190,13 +215,6 @@ EVALUATORS: dict[str, Callable[[Evaluation], dict[str, Any]]] = {
     "seq2seq": evaluate_targets,
 }
 """Evaluator by `TaskSpec.name`."""
-
-
-def _label_rows(evaluation: Evaluation, classifier: Classifier) -> Rows:
-    """Return the rows to score as `input_ids`, `text` and the column with the answer."""
-    if evaluation.data is not None:
-        return read_labels(evaluation.run, classifier, evaluation.data)
-    return evaluation.test_rows([*evaluation.run.task_spec.shard_columns, "text"])
 
 
 def _class_ids(table: pa.Table) -> npt.NDArray[np.int64]:

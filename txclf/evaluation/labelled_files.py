@@ -1,15 +1,17 @@
-"""Labelled files other than those of the run, read and tokenized as the run's model needs them."""
+"""Labelled files other than those of the run, read in chunks and tokenized as the run's model needs them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import DataError
-from txclf.data import records, sources
+from txclf.data import records
+from txclf.data.records import Reject
+from txclf.data.sources import Source
 from txclf.data.tokenizer import encode_targets
 from txclf.data.word_cache import WordCache
 from txclf.inference.classifier import Classifier
@@ -19,71 +21,61 @@ MAX_SHOWN_REJECTS = 20
 """Bad rows that an error lists."""
 
 
-class Rows(NamedTuple):
-    """Rows to score, in the columns of the token shards."""
+class Answers(NamedTuple):
+    """Usable rows of a chunk of a file, and its bad rows."""
 
-    table: pa.Table
-    skipped: int
-    """Bad rows that were left out."""
-
-
-class _Answers(NamedTuple):
     texts: list[tuple[str, ...]]
     """Values of the text columns of each row."""
     answers: list[tuple[str, ...]]
     """Labels of each row, or its target."""
-    skipped: int
+    rejects: list[Reject]
 
 
-def read_labels(run: RunConfig, classifier: Classifier, paths: Sequence[str]) -> Rows:
-    """Read rows whose labels the classifier knows, as `input_ids`, `text` and `label` or `labels`.
-
-    Raises `DataError` for bad rows, unless the run skips them, and if no row is left.
-    """
-    numbers = {label: number for number, label in enumerate(classifier.labels)}
-    texts, answers, skipped = _read_answers(run, paths, known=numbers)
-    if classifier.is_multilabel:
-        labels = pa.array([sorted(numbers[label] for label in row) for row in answers], pa.list_(pa.int32()))
-    else:
-        labels = pa.array([numbers[label] for (label,) in answers], pa.int32())
-    columns = {
-        "input_ids": classifier.encode(texts),
-        run.task_spec.shard_column: labels,
-        "text": pa.array(["\n".join(text) for text in texts]),
-    }
-    return Rows(pa.table(columns), skipped)
-
-
-def read_targets(run: RunConfig, model: Seq2Seq, paths: Sequence[str]) -> Rows:
-    """Read rows with a target text, as `input_ids`, `target_ids` and `target`. Raises `DataError` as `read_labels`."""
-    texts, answers, skipped = _read_answers(run, paths)
-    targets = [target for (target,) in answers]
-    columns = {
-        "input_ids": model.encode(texts),
-        "target_ids": encode_targets(WordCache(model.target_tokenizer), targets, model.metadata.max_length)[0],
-        "target": pa.array(targets),
-    }
-    return Rows(pa.table(columns), skipped)
-
-
-def _read_answers(run: RunConfig, paths: Sequence[str], *, known: Collection[str] | None = None) -> _Answers:
-    """Return the texts and answers of all usable rows. Rows with an answer outside of `known` are bad."""
-    texts: list[tuple[str, ...]] = []
-    answers: list[tuple[str, ...]] = []
-    rejects: list[records.Reject] = []
+def read_answers(run: RunConfig, source: Source, known: Collection[str] | None = None) -> Iterator[Answers]:
+    """Yield the chunks of a file. Rows with an answer outside of `known` are bad, if that is given."""
     column = getattr(run.data, run.task_spec.answer_key)
     delimiter = run.data.label_delimiter if run.task_spec.is_multilabel else None
-    for source in sources.find_sources(paths):
-        for rows, bad in records.read_rows(source, run.data.text, column, label_delimiter=delimiter):
-            rejects += bad
-            row_answers = rows.label_sets or [(label,) for label in rows.labels]
-            for text, answer, file, row in zip(rows.texts, row_answers, rows.files, rows.rows, strict=True):
-                unknown = [] if known is None else [label for label in answer if label not in known]
-                if unknown:
-                    rejects.append(records.Reject(file, row, f"label `{unknown[0]}` is not one of the model's"))
-                else:
-                    texts.append(text)
-                    answers.append(answer)
+    for rows, bad in records.read_rows(source, run.data.text, column, label_delimiter=delimiter):
+        chunk = Answers([], [], list(bad))
+        row_answers = rows.label_sets or [(label,) for label in rows.labels]
+        for text, answer, file, row in zip(rows.texts, row_answers, rows.files, rows.rows, strict=True):
+            unknown = [] if known is None else [label for label in answer if label not in known]
+            if unknown:
+                chunk.rejects.append(Reject(file, row, f"label `{unknown[0]}` is not one of the model's"))
+            else:
+                chunk.texts.append(text)
+                chunk.answers.append(answer)
+        yield chunk
+
+
+def label_table(run: RunConfig, classifier: Classifier, chunk: Answers) -> pa.Table:
+    """Return the rows of a chunk as `input_ids`, `text` and `label` or `labels`."""
+    numbers = {label: number for number, label in enumerate(classifier.labels)}
+    if classifier.is_multilabel:
+        labels = pa.array([sorted(numbers[label] for label in row) for row in chunk.answers], pa.list_(pa.int32()))
+    else:
+        labels = pa.array([numbers[label] for (label,) in chunk.answers], pa.int32())
+    columns = {
+        "input_ids": classifier.encode(chunk.texts),
+        run.task_spec.shard_column: labels,
+        "text": pa.array(["\n".join(text) for text in chunk.texts], pa.string()),
+    }
+    return pa.table(columns)
+
+
+def target_table(model: Seq2Seq, chunk: Answers) -> pa.Table:
+    """Return the rows of a chunk as `input_ids`, `target_ids` and `target`."""
+    targets = [target for (target,) in chunk.answers]
+    columns = {
+        "input_ids": model.encode(chunk.texts),
+        "target_ids": encode_targets(WordCache(model.target_tokenizer), targets, model.metadata.max_length)[0],
+        "target": pa.array(targets, pa.string()),
+    }
+    return pa.table(columns)
+
+
+def require_usable(run: RunConfig, paths: Sequence[str], rows: int, rejects: Sequence[Reject]) -> None:
+    """Raise `DataError` if there are bad rows that the run does not skip, or no row."""
     if rejects and run.data.on_bad_row == "fail":
         shown = "\n".join(
             f"  {reject.file}: row {reject.row:,}: {reject.reason}" for reject in rejects[:MAX_SHOWN_REJECTS]
@@ -92,6 +84,5 @@ def _read_answers(run: RunConfig, paths: Sequence[str], *, known: Collection[str
             f"`{', '.join(paths)}`: {len(rejects):,} bad row(s) and the run has `data.on_bad_row: fail`. "
             f"Fix these rows, the first of them:\n{shown}"
         )
-    if not texts:
+    if not rows:
         raise DataError(f"`{', '.join(paths)}`: no usable row. Pass files with labelled rows.")
-    return _Answers(texts, answers, len(rejects))

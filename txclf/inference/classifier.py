@@ -75,7 +75,7 @@ class Classifier:
     @property
     def temperature(self) -> float:
         """Divisor of the logits; 1 without calibration."""
-        return self.metadata.calibration.temperature if self.metadata.calibration else 1.0
+        return self.metadata.temperature
 
     @property
     def is_multilabel(self) -> bool:
@@ -85,8 +85,7 @@ class Classifier:
     @property
     def thresholds(self) -> Floats:
         """Minimum probabilities (classes,) at which a multilabel model predicts each label."""
-        thresholds = self.metadata.thresholds or {}
-        return np.array([thresholds.get(label, DEFAULT) for label in self.labels], np.float32)
+        return label_thresholds(self.metadata)
 
     def __call__(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
         """Return the predictions for texts, in their order. Raises `TypeError` for a bare string."""
@@ -149,6 +148,12 @@ class Classifier:
             logits_WC = self.model(ids.to(self.device), mask, segments=segments).cpu()
             output[batch] = by_row(logits_WC, windows, len(batch)).numpy()
         return output
+
+
+def label_thresholds(metadata: BundleMetadata) -> Floats:
+    """Return the minimum probabilities (classes,) at which a multilabel model predicts each label."""
+    thresholds = metadata.thresholds or {}
+    return np.array([thresholds.get(label, DEFAULT) for label in metadata.labels], np.float32)
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> Floats:

@@ -102,6 +102,11 @@ class BundleMetadata(BaseModel):
         """Facts about `task`."""
         return TASKS[self.task]
 
+    @property
+    def temperature(self) -> float:
+        """Divisor of the logits; 1 without calibration."""
+        return self.calibration.temperature if self.calibration else 1.0
+
 
 def summary(name: str, metadata: BundleMetadata) -> str:
     """Return the metadata of a model as Markdown, the first part of its card."""

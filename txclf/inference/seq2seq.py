@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import pyarrow as pa
 import torch
@@ -25,6 +25,29 @@ from txclf.inference import bundle
 from txclf.inference.metadata import BundleMetadata
 from txclf.model.beam_search import generate
 from txclf.model.seq2seq import Seq2SeqTransformer
+
+
+class TeacherForced(NamedTuple):
+    """Sums over target tokens and rows; those of several sets of rows add up."""
+
+    loss: float = 0.0
+    """Summed cross-entropy of the tokens."""
+    correct: int = 0
+    """Tokens that are predicted correctly."""
+    tokens: int = 0
+    correct_rows: int = 0
+    """Rows whose tokens are all predicted correctly."""
+    rows: int = 0
+
+    def scores(self) -> dict[str, float]:
+        """Return loss, perplexity and accuracy per token, and the share of correct rows: `teacher_forced_match`."""
+        loss = self.loss / self.tokens
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "token_accuracy": self.correct / self.tokens,
+            "teacher_forced_match": self.correct_rows / self.rows,
+        }
 
 
 class Seq2Seq:
@@ -82,12 +105,13 @@ class Seq2Seq:
         """Return tables of `input_ids` as input rows of this model."""
         return TokenRows(tables)
 
-    @torch.inference_mode()
     def teacher_forced(self, rows: PairRows, batch_size: int = 64) -> dict[str, float]:
-        """Return loss, perplexity and accuracy of the target tokens, each predicted from the true tokens before it.
+        """Return the scores of the target tokens, each predicted from the true tokens before it."""
+        return self.teacher_forced_sums(rows, batch_size).scores()
 
-        `teacher_forced_match` is the share of rows whose tokens are all predicted correctly.
-        """
+    @torch.inference_mode()
+    def teacher_forced_sums(self, rows: PairRows, batch_size: int = 64) -> TeacherForced:
+        """Return the sums that the scores of the target tokens follow from."""
         loss, correct, tokens, correct_rows = 0.0, 0, 0, 0
         for numbers in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
             batch = rows.batch(numbers)
@@ -101,12 +125,7 @@ class Seq2Seq:
             correct += int((correct_BU & valid_BU).sum())
             tokens += int(valid_BU.sum())
             correct_rows += int((correct_BU | ~valid_BU).all(dim=1).sum())
-        return {
-            "loss": loss / tokens,
-            "perplexity": math.exp(min(loss / tokens, 700.0)),
-            "token_accuracy": correct / tokens,
-            "teacher_forced_match": correct_rows / len(rows),
-        }
+        return TeacherForced(loss, correct, tokens, correct_rows, len(rows))
 
     def generate(self, rows: TokenRows, batch_size: int = 64) -> list[str]:
         """Return the output for each row of tokens, in batches by length that do not change the outputs."""
