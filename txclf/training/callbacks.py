@@ -276,8 +276,8 @@ class HeartbeatCallback(pl.Callback):
     def __init__(self, state: TrainState, heartbeat: Heartbeat) -> None:
         self.state, self.heartbeat = state, heartbeat
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.heartbeat.beat("waiting for data", self.state.step)
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.heartbeat.beat("waiting for data", self.state.step)  # Lightning fetches a batch before `on_train_start`
 
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self.heartbeat.beat("training", self.state.step)
