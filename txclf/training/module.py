@@ -12,11 +12,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import MulticlassAccuracy
 
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
 from txclf.data import word_vectors
+from txclf.metrics.macro_f1 import MacroF1
 from txclf.model.classifier import TransformerClassifier, by_row
 from txclf.training import sharded_tensors
 from txclf.training.class_weights import label_weights
@@ -305,7 +306,7 @@ class ClassifierModule(EncoderModule):
     def add_states(self) -> None:
         """Make the states of the scores."""
         self.accuracy = MulticlassAccuracy(self.num_classes, average="micro")
-        self.f1_macro = MulticlassF1Score(self.num_classes, average="macro")
+        self.f1_macro = MacroF1(self.num_classes)
         self.loss_sum: Tensor
         self.row_count: Tensor
         for name in ("loss_sum", "row_count"):
