@@ -112,7 +112,7 @@ class Peak:
         self.thread.start()
 
     def _sample(self) -> None:
-        while not self.ended.wait(0.5):
+        while not self.ended.wait(0.05):
             lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
             private = sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
             self.value = max(self.value, private * 1024 / 1e6)

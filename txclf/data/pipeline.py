@@ -103,6 +103,7 @@ def prefetch(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
             while (item := waiting.popleft().result()) is not end:
                 waiting.append(pool.submit(next, items, end))
                 yield cast(Item, item)
+                del item  # before the next one comes
         finally:
             pool.shutdown(cancel_futures=True)
 

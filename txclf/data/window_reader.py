@@ -88,7 +88,7 @@ class SplitReader:
 
     def read_pieces(self, pieces: Sequence[Piece]) -> pa.Table:
         """Return the rows of some pieces, in one chunk, with their numbers in the split."""
-        tables = []
+        tables: list[pa.Table] = []
         for shard in dict.fromkeys(piece.shard for piece in pieces):
             wanted = [piece for piece in pieces if piece.shard == shard]
             groups = [piece.group for piece in wanted]
@@ -96,7 +96,10 @@ class SplitReader:
             for piece, table in zip(wanted, found, strict=True):
                 numbers = pa.array(np.arange(piece.number, piece.number + piece.stop - piece.start))
                 tables.append(table.slice(piece.start, piece.stop - piece.start).append_column(NUMBER, numbers))
-        return pa.concat_tables(tables).combine_chunks()
+        table = pa.concat_tables(tables).combine_chunks()
+        del tables
+        pa.default_memory_pool().release_unused()  # which would grow to several windows otherwise
+        return table
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,7 @@ class LocalWindows:
         numbers = range(windows.window_of(steps.start), windows.window_of(steps.stop - 1) + 1) if steps else range(0)
         for number, table in self._cut("train", reader, numbers, rank, world_size):
             yield reader.window(number, table)
+            del table
 
     def scoring(self, split: str, rank: int, world_size: int) -> Iterator[Rows]:
         reader = self._scoring[split]
@@ -219,13 +223,19 @@ class LocalWindows:
     def _cut(
         self, split: str, reader: Reader, numbers: range, rank: int, world_size: int
     ) -> Iterator[tuple[int, pa.Table]]:
+        def own_rows(number: int) -> pa.Table:
+            table = self._tables.get(split)
+            if table is None:
+                table = reader.read(number)
+                if reader.num_windows == 1:
+                    self._tables[split] = table
+            return next(reader.cut(number, table, [rank], world_size))
+
         def cut() -> Iterator[tuple[int, pa.Table]]:
             for number in numbers:
-                table = self._tables.get(split)
-                if table is None:
-                    table = reader.read(number)
-                    if reader.num_windows == 1:
-                        self._tables[split] = table
-                yield number, next(reader.cut(number, table, [rank], world_size))
+                rows = own_rows(number)
+                pa.default_memory_pool().release_unused()
+                yield number, rows
+                del rows  # this generator waits for a whole window here
 
         return pipeline.prefetch(cut(), depth=1)

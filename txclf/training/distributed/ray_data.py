@@ -113,6 +113,8 @@ class RayWindows:
             yield self._train.window(number, table)
             del table
             expected += 1
+            if self._train.windows.steps(number).stop >= steps.stop:
+                return
 
     def scoring(self, split: str, rank: int, world_size: int) -> Iterator[Rows]:
         """Yield this rank's validation rows."""
