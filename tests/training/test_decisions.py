@@ -14,6 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
+from tests.helpers import ranks
 from tests.helpers.runs import tiny
 from txclf.artifacts import checkpoints
 from txclf.config.run_config import RunConfig
@@ -43,7 +44,7 @@ def exchange(rank: int, port: int) -> None:
     received += [decisions.receive(), decisions.receive()]
     expected = [Decision.CONTINUE, Decision.CONTINUE, Decision.SAVE, Decision.SAVE | Decision.STOP, Decision.CONTINUE]
     assert received == expected
-    distributed.destroy_process_group()
+    ranks.leave()
 
 
 def test_broadcast_gives_each_rank_the_decision_of_rank_zero_one_step_later() -> None:

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.multiprocessing.spawn import spawn
 
+from tests.helpers import ranks
 from txclf.training import sharded_tensors
 
 
@@ -35,7 +36,7 @@ def work(rank: int, port: int) -> None:
         assert torch.equal(gathered, tensor) if rank == 0 else gathered is None
     assert float(found["state"][0]["step"]) == 3.0
     assert torch.equal(sharded_tensors.whole(sharded), tensor)
-    distributed.destroy_process_group()
+    ranks.leave()
 
 
 def test_whole_keeps_gathered_tensors_where_asked() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
+from tests.helpers import ranks
 from txclf.artifacts import checkpoints
 from txclf.core import storage
 from txclf.core.errors import StorageError
@@ -55,7 +56,7 @@ def receive(rank: int, folder: str) -> None:
     assert (none.checkpoint, none.state, none.damaged) == (None, None, [])
     with pytest.raises(StorageError, match="all checkpoints are damaged"):
         shared_checkpoint.last_intact(f"{folder}-damaged", RANKS)
-    distributed.destroy_process_group()
+    ranks.leave()
 
 
 def test_last_intact_rank_zero_reads_for_all_ranks(tmp_path: Path) -> None:

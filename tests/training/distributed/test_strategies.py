@@ -12,6 +12,7 @@ from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
+from tests.helpers import ranks
 from txclf.config import run_config
 from txclf.model.classifier import TransformerClassifier
 from txclf.training.distributed.strategies import FSDPStrategy, exchange_rows
@@ -40,7 +41,7 @@ def work(rank: int, port: int, kind: str) -> None:
     torch.testing.assert_close(mine, expected, rtol=0, atol=0, equal_nan=True)
     assert mine[45:].count_nonzero() == 0
     assert bool(mine.isnan().any()) == (kind == "nan")
-    distributed.destroy_process_group()
+    ranks.leave()
 
 
 def free_port() -> int:
@@ -86,7 +87,7 @@ def shard(rank: int, port: int) -> None:
     assert strategy.model is module
     parts = sum(parameter.to_local().numel() for parameter in module.parameters() if isinstance(parameter, DTensor))
     assert parts < 0.6 * sum(parameter.numel() for parameter in module.parameters())
-    distributed.destroy_process_group()
+    ranks.leave()
 
 
 def test_fsdp_shards_the_model_before_it_is_moved_to_the_device() -> None:
