@@ -75,7 +75,7 @@ def score(plan: ScoringPlan, compute: Compute) -> Iterator[Part]:
         fn_constructor_args=(plan, max(1, math.floor(compute.cpus_per_worker))),
         num_cpus=compute.cpus_per_worker,
         num_gpus=compute.gpus_per_worker or None,
-        compute=ray.data.ActorPoolStrategy(size=compute.max_workers),
+        compute=ray.data.ActorPoolStrategy(size=int(min(compute.max_workers, plan.max_chunks))),
     )
     try:
         for row in scored.iter_rows():

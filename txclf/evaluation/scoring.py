@@ -7,6 +7,7 @@ A chunk is the unit of reading and of memory. The chunks are the same in this pr
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,12 @@ class ScoringPlan:
     """Shards of the test split, or labelled files."""
     with_text: bool
     """True to return the texts, which the baselines read."""
+
+    @property
+    def max_chunks(self) -> int | float:
+        """Number of chunks; infinite for labelled files, which are read to find out."""
+        shard_groups = [len(source.group_tokens) for source in self.sources if isinstance(source, Shard)]
+        return sum(shard_groups) if shard_groups else math.inf
 
     def chunks(self, number: int) -> Iterator[Chunk]:
         """Yield the chunks of a source."""

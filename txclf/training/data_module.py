@@ -103,7 +103,8 @@ class TrainBatches:
         batches, start = self._batches(steps), time.perf_counter()
         for batch in batches:
             timing.flops += mfu.training_flops(run.model, run.train, batch, target_vocab)  # type: ignore[arg-type]
-            timing.data += time.perf_counter() - start
+            if timing.first_step:  # before it, Lightning fetches the first batch: that is part of the start
+                timing.data += time.perf_counter() - start
             yield batch
             start = time.perf_counter()
 
