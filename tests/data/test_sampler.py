@@ -209,7 +209,7 @@ def test_window_batches_larger_buckets_have_less_padding() -> None:
     assert share[3] < 0.05
 
 
-def test_window_batches_of_each_window_are_drawn_anew() -> None:
+def test_window_batches_of_each_window_have_their_own_draw() -> None:
     lengths = lengths_of(64)
     plans = [planner.window_batches(lengths, 8, bucket_batches=4, seed=3, epoch=1, window=window) for window in (0, 1)]
     assert (plans[0] != plans[1]).any()
