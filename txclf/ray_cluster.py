@@ -128,6 +128,14 @@ def room(compute: Compute) -> int:
     return sum(_room(node, _resources_per_worker(compute)) for node in _nodes())
 
 
+def num_readers() -> int:
+    """Return the number of tasks without a CPU that may read at the same time: two per node.
+
+    Ray starts such tasks without bound, because they need no free resources. Each is a process.
+    """
+    return 2 * max(1, len(_nodes()))
+
+
 def waiting(compute: Compute) -> str:
     """Describe the resources that a run without workers waits for."""
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]

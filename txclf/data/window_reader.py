@@ -170,7 +170,9 @@ class ScoringReader(SplitReader):
     def _windows(self) -> list[list[Piece]]:
         """The row groups of each window."""
         groups = row_groups(tuple(shard.rows for shard in self.shards))
-        tokens = [np.array(shard.group_tokens) * (1 + shard.target_tokens / shard.tokens) for shard in self.shards]
+        tokens = [
+            np.array(shard.group_tokens) * (1 + shard.target_tokens / max(1, shard.tokens)) for shard in self.shards
+        ]
         ends = np.cumsum(np.concatenate(tokens))
         windows: dict[int, list[Piece]] = {}
         for (shard, group, first, rows), end in zip(groups.tolist(), ends.tolist(), strict=True):

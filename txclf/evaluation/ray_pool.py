@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from txclf.config.sections import Compute
 from txclf.core.errors import ClusterError, TxclfError
@@ -17,12 +17,6 @@ from txclf.evaluation.scoring import Chunk, Part, ScoringPlan
 
 NO_PROGRESS_TIMEOUT_S = 3600
 """Seconds without a scored chunk until the evaluation fails. Until then Ray replaces workers that die."""
-
-
-class Fault(NamedTuple):
-    """Error that the user can fix, passed as a value because Ray Data keeps only the text of a raised error."""
-
-    error: TxclfError
 
 
 class Scorer:
@@ -35,18 +29,18 @@ class Scorer:
         self.score = plan.scorer()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Score the chunk of a row; errors of the user are returned as `Fault`."""
-        content: Chunk | Fault = pickle.loads(row["content"])
-        if isinstance(content, Fault):
+        """Score the chunk of a row; errors of the user are returned."""
+        content: Chunk | TxclfError = pickle.loads(row["content"])
+        if isinstance(content, TxclfError):
             return row
         try:
             return _row(self.score(content))
         except TxclfError as error:
-            return _row(Fault(error))
+            return _row(error)
 
 
-def _row(content: Chunk | Part | Fault) -> dict[str, Any]:
-    """Return a chunk, its part or its error as a row of the Ray Data stream."""
+def _row(content: Chunk | Part | TxclfError) -> dict[str, Any]:
+    """Return a chunk, its part or its error as a row of the stream; Ray Data keeps only the text of a raised error."""
     return {"content": pickle.dumps(content)}
 
 
@@ -58,18 +52,21 @@ def score(plan: ScoringPlan, compute: Compute) -> Iterator[Part]:
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
 
+    from txclf import ray_cluster
+
     def read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         try:
             yield from map(_row, plan.chunks(row["item"]))
         except TxclfError as error:
-            yield _row(Fault(error))
+            yield _row(error)
 
     items = ray.data.from_items(list(range(len(plan.sources))), override_num_blocks=len(plan.sources))
     items.context.execution_options.preserve_order = False
     items.context.target_max_block_size = 1  # one block per chunk, so an actor gets each chunk at once
     items.context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    readers = min(len(plan.sources), ray_cluster.num_readers())
     # Zero CPUs, so that the actors may use every CPU, and Ray Data does not fuse the two stages.
-    chunks = items.flat_map(read, num_cpus=0, concurrency=min(compute.max_workers, len(plan.sources)))
+    chunks = items.flat_map(read, num_cpus=0, compute=ray.data.TaskPoolStrategy(readers))
     scored = chunks.map(
         Scorer,  # type: ignore[arg-type]
         fn_constructor_args=(plan, max(1, math.floor(compute.cpus_per_worker))),
@@ -80,8 +77,8 @@ def score(plan: ScoringPlan, compute: Compute) -> Iterator[Part]:
     try:
         for row in scored.iter_rows():
             content = pickle.loads(row["content"])
-            if isinstance(content, Fault):
-                raise content.error
+            if isinstance(content, TxclfError):
+                raise content
             yield content
     except ray.exceptions.RayTaskError:
         raise  # a bug: keep its traceback

@@ -23,9 +23,6 @@ NO_PROGRESS_TIMEOUT_S = 3600
 """Seconds without a finished chunk until the prediction fails. Until then Ray replaces workers that die, for example
 because the model does not fit their memory."""
 
-READERS_PER_NODE = 2
-"""Tasks that read input files at the same time, per node. Each is a process."""
-
 
 class Worker:
     """Ray actor that holds one model."""
@@ -77,6 +74,8 @@ def run(
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
 
+    from txclf import ray_cluster
+
     skipped = set(finished)
 
     def read(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -88,7 +87,6 @@ def run(
         except TxclfError as error:
             yield _row(ChunkKey(number, -1), Fault(error, error.__cause__))
 
-    num_nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
     items = ray.data.from_items(list(range(len(sources))), override_num_blocks=len(sources))
     items.context.execution_options.preserve_order = False
     items.context.target_max_block_size = 1  # one block per chunk, so an actor gets each chunk at once
@@ -98,8 +96,7 @@ def run(
         # Zero, so that the actors may use every CPU, and so that the resources differ from those of the actors:
         # with equal resources Ray Data would fuse both stages, and a single file would keep only one actor busy.
         num_cpus=0,
-        # Ray would start a process for every input file at once, because tasks without CPUs need no free resources.
-        concurrency=min(len(sources), READERS_PER_NODE * num_nodes),
+        compute=ray.data.TaskPoolStrategy(min(len(sources), ray_cluster.num_readers())),
     )
     counts = rows.map(
         Worker,  # type: ignore[arg-type]

@@ -6,7 +6,6 @@ import pickle
 from pathlib import Path
 
 import pytest
-import ray
 from ray.train import RunConfig as TrainRunConfig
 from ray.train import ScalingConfig, get_context
 from ray.train.torch import TorchTrainer
@@ -77,4 +76,3 @@ def test_streams_have_the_rows_of_one_process(tmp_path: Path, data: str, local_r
     rows = config.manifest().splits["valid"].rows
     for name in ("first", "second"):
         assert sorted(number for own in found for number in own[name]) == list(range(rows))
-    assert ray.is_initialized()

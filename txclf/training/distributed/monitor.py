@@ -12,8 +12,8 @@ from typing import Any
 from txclf.core.errors import TxclfError
 from txclf.training.progress import Heartbeat, Progress
 
-DATA_ACTIVITIES = ("reading data", "waiting for data")
-"""Activities of a worker that has no batch."""
+WAITING_FOR_DATA = "waiting for data"
+"""Activity of a worker that has no batch."""
 
 
 @dataclass
@@ -106,7 +106,9 @@ class WorkerMonitor:
         progressing = any(now - known.progressed <= timeout for known in self.ranks.values())
         if not self.ranks or (progressing and not silent):
             return None
-        waiting = {number: known for number, known in self.ranks.items() if known.heartbeat.activity in DATA_ACTIVITIES}
+        waiting = {
+            number: known for number, known in self.ranks.items() if known.heartbeat.activity == WAITING_FOR_DATA
+        }
         candidates = silent or waiting or self.ranks
         number, worst = min(candidates.items(), key=lambda item: (item[1].heartbeat.step, item[0]))
         missing = "heartbeat" if silent else "batch" if waiting else "step"

@@ -18,6 +18,7 @@ import ray
 from ray.data import ExecutionResources, TaskPoolStrategy
 from ray.train import DataConfig, get_dataset_shard
 
+from txclf import ray_cluster
 from txclf.artifacts import checkpoints
 from txclf.core import storage
 from txclf.data import window_blocks
@@ -25,8 +26,6 @@ from txclf.data.batches import Rows
 from txclf.data.window_reader import Reader, Window
 from txclf.training.job import WorkerConfig
 
-READERS_PER_NODE = 2
-"""Reading tasks that run at once per node, for each split."""
 BUFFERED_WINDOWS = 8
 """Windows per reading task that limit the object store. Ray Data fills about a quarter of a limit."""
 
@@ -70,7 +69,6 @@ class WindowsDataConfig(DataConfig):
     ) -> list[dict[str, Any]]:
         """Return the streams of each rank."""
         output: list[dict[str, Any]] = [{} for _ in range(world_size)]
-        nodes = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
         for name, numbers in datasets.items():
             context = numbers.context
             # The splitter gives a block to the rank that has the fewest rows. Blocks of one row, in order, go round.
@@ -78,16 +76,16 @@ class WindowsDataConfig(DataConfig):
             context.target_max_block_size = 1
             # A pause of the workers, as in a validation, is no progress of the stream either.
             context.execution_no_progress_timeout_s = -1
-            reader, concurrency = self.readers[name], READERS_PER_NODE * max(1, nodes)
+            reader, num_readers = self.readers[name], ray_cluster.num_readers()
             window_bytes = reader.num_bytes // reader.num_windows
-            limit = concurrency * BUFFERED_WINDOWS * max(window_bytes, 2**20)
+            limit = num_readers * BUFFERED_WINDOWS * max(window_bytes, 2**20)
             context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=limit)
             blocks = numbers.map_batches(
                 window_blocks.cut(reader, world_size),
                 batch_size=1,
                 # No CPU, because the workers may hold them all. Without a size all windows are read at once.
                 num_cpus=0,
-                compute=TaskPoolStrategy(concurrency),
+                compute=TaskPoolStrategy(num_readers),
                 scheduling_strategy="SPREAD",
             )
             for rank, stream in enumerate(blocks.streaming_split(world_size, equal=False)):
