@@ -101,7 +101,7 @@ def forward(model: nn.Module, rows: TokenRows, part: np.ndarray) -> tuple[Tensor
 @torch.no_grad()
 def accuracy(model: nn.Module, rows: TokenRows) -> float:
     right = 0
-    for part in scoring_batches(rows.lengths, BATCH, rank=0, world_size=1):
+    for part in scoring_batches(rows.lengths, BATCH):
         logits, labels = forward(model, rows, part)
         right += int((logits.argmax(dim=1) == labels).sum())
     return right / len(rows)

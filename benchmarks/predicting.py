@@ -85,7 +85,7 @@ def main() -> None:
 def bare(folder: str, texts: list[str], size: int) -> float:
     classifier = Classifier.load(folder)
     rows = classifier.rows([pa.table({"input_ids": classifier.encode([(text,) for text in texts])})])
-    ready = [rows.pad(part) for part in scoring_batches(rows.lengths, size, 0, 1)]
+    ready = [rows.pad(part) for part in scoring_batches(rows.lengths, size)]
     seconds = []
     for _ in range(2):
         start = time.perf_counter()

@@ -35,7 +35,7 @@ from txclf.core import storage
 from txclf.data import shards
 from txclf.data.batches import NUMBER, TokenRows
 from txclf.data.prepare import prepare
-from txclf.data.sampler import rank_parts
+from txclf.data.sampler import micro_batches
 from txclf.training import mfu
 from txclf.training.job import WorkerConfig
 from txclf.training.module import ClassifierModule
@@ -120,7 +120,7 @@ def bare(run: RunConfig, work: Work, marks: Marks) -> dict[str, Any]:
     optimizer = module.configure_optimizers()["optimizer"]
     batches = []
     for rows in work.steps:
-        parts = rank_parts(rows, 0, 1, run.train.micro_batches)
+        parts = micro_batches(rows, run.train.micro_batches)
         batches.append([(work.rows.batch(part), len(rows)) for part in parts])
     for parts_of_step, tokens in zip(batches, work.tokens, strict=True):
         for batch, size in parts_of_step:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from tests.helpers.lengths import RANKS, lengths_of
+from tests.helpers.lengths import lengths_of
 from txclf.data import batches, sampler
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import Layout
@@ -182,10 +182,9 @@ def test_pad_windows_do_not_depend_on_other_rows(long_rows: TokenRows) -> None:
 def test_scoring_batches_costs_bound_the_sequences() -> None:
     lengths = lengths_of(300)
     costs = Layout(5, 1).counts(lengths)
-    for ranks in RANKS:
-        found = [list(sampler.scoring_batches(lengths, 8, rank, ranks, costs)) for rank in range(ranks)]
-        assert sorted(np.concatenate([part for own in found for part in own]).tolist()) == list(range(300))
-        assert all(costs[part].sum() <= 8 or len(part) == 1 for own in found for part in own)
+    found = list(sampler.scoring_batches(lengths, 8, costs))
+    assert sorted(np.concatenate(found).tolist()) == list(range(300))
+    assert all(costs[part].sum() <= 8 or len(part) == 1 for part in found)
 
 
 def test_pad_segments_are_the_columns_of_the_tokens() -> None:

@@ -37,10 +37,12 @@ def test_window_batches_each_row_at_most_once(rows: int, batch_size: int, window
 
 @pytest.mark.parametrize(("rows", "batch_size", "window"), GRID)
 @pytest.mark.parametrize("micro_batches", [1, 2, 3])
-def test_rank_parts_of_all_ranks_are_the_batch(rows: int, batch_size: int, window: int, micro_batches: int) -> None:
+def test_micro_batches_of_all_ranks_are_the_batch(rows: int, batch_size: int, window: int, micro_batches: int) -> None:
     plan = planner.window_batches(lengths_of(rows), batch_size, bucket_batches=window, seed=0, epoch=0)
     for step_rows, ranks in product(plan[:4], RANKS):
-        parts = [planner.rank_parts(step_rows, rank, ranks, micro_batches) for rank in range(ranks)]
+        parts = [
+            planner.micro_batches(planner.rank_share(step_rows, rank, ranks), micro_batches) for rank in range(ranks)
+        ]
         assert {len(own) for own in parts} == {micro_batches}
         together = np.concatenate([part for own in parts for part in own])
         assert sorted(together.tolist()) == sorted(step_rows.tolist())
@@ -50,19 +52,19 @@ def test_rank_parts_of_all_ranks_are_the_batch(rows: int, batch_size: int, windo
             assert min(sizes) >= 1
 
 
-def test_rank_parts_ranks_have_similar_lengths() -> None:
+def test_rank_share_ranks_have_similar_lengths() -> None:
     lengths = lengths_of(5000)
     plan = planner.window_batches(lengths, 50, bucket_batches=32, seed=0, epoch=0)
     for step_rows in plan:
-        longest = [lengths[np.concatenate(planner.rank_parts(step_rows, rank, 5, 2))].max() for rank in range(5)]
+        longest = [lengths[planner.rank_share(step_rows, rank, 5)].max() for rank in range(5)]
         ordered = np.sort(lengths[step_rows])
         assert min(longest) >= ordered[-5]
 
 
-def test_rank_parts_micro_batches_have_similar_lengths() -> None:
+def test_micro_batches_have_similar_lengths() -> None:
     lengths = lengths_of(600)
     (step_rows,) = planner.window_batches(lengths, 600, bucket_batches=1, seed=0, epoch=0)
-    for parts in (planner.rank_parts(step_rows, rank, 2, 3) for rank in range(2)):
+    for parts in (planner.micro_batches(planner.rank_share(step_rows, rank, 2), 3) for rank in range(2)):
         assert all(lengths[one].max() <= lengths[two].min() for one, two in pairwise(parts))
 
 
@@ -222,17 +224,12 @@ def test_window_batches_of_each_window_have_their_own_draw() -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 4, 5, 64, 101])
-@pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_scoring_batches_each_row_once_longest_first(rows: int, ranks: int, batch_size: int) -> None:
+def test_scoring_batches_each_row_once_longest_first(rows: int, batch_size: int) -> None:
     lengths = lengths_of(rows)
-    shares = [list(planner.scoring_batches(lengths, batch_size, rank, ranks)) for rank in range(ranks)]
-    met = [row for share in shares for part in share for row in part.tolist()]
-    assert sorted(met) == list(range(rows))
-    for share in shares:
-        assert all(1 <= len(part) <= batch_size for part in share)
-        assert all(len(part) == batch_size for part in share[:-1])
-        order = [length for part in share for length in lengths[part].tolist()]
-        assert order == sorted(order, reverse=True)
-    counts = [sum(map(len, share)) for share in shares]
-    assert max(counts) - min(counts) <= 1
+    batches = list(planner.scoring_batches(lengths, batch_size))
+    order = [row for batch in batches for row in batch.tolist()]
+    assert sorted(order) == list(range(rows))
+    assert lengths[order].tolist() == sorted(lengths.tolist(), reverse=True)
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    assert all(1 <= len(batch) <= batch_size for batch in batches)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tests.helpers.modules import DRAW, LISTS, make_run
 from txclf.config.run_config import RunConfig
 from txclf.data.batches import TokenRows
-from txclf.data.sampler import rank_parts, scoring_batches
+from txclf.data.sampler import micro_batches, rank_share, scoring_batches
 from txclf.training.lr_schedule import learning_rate_factor
 from txclf.training.module import ClassifierModule
 
@@ -52,7 +52,9 @@ def test_training_step_parts_sum_to_the_mean_of_the_batch(
     module = make_module(run, weight, world_size=world_size)
     batch = np.arange(20, 20 + size)
     # Lightning divides by the accumulated parts, DDP takes the mean over the ranks.
-    parts = [part for rank in range(world_size) for part in rank_parts(batch, rank, world_size, accumulate)]
+    parts = [
+        part for rank in range(world_size) for part in micro_batches(rank_share(batch, rank, world_size), accumulate)
+    ]
     losses = [
         module.training_step({**rows.batch(part), "step_size": 17}, 0) / accumulate / world_size
         for part in parts
@@ -78,7 +80,9 @@ def test_focal_loss_parts_sum_to_the_mean_of_the_batch(
     run = make_run("train.batch_size=17", f"train.micro_batches={accumulate}", f"train.focal_gamma={gamma}")
     module = make_module(run, None if weights is None else torch.tensor(weights), world_size=world_size)
     batch = np.arange(20, 37)
-    parts = [part for rank in range(world_size) for part in rank_parts(batch, rank, world_size, accumulate)]
+    parts = [
+        part for rank in range(world_size) for part in micro_batches(rank_share(batch, rank, world_size), accumulate)
+    ]
     losses = [
         module.training_step({**rows.batch(part), "step_size": 17}, 0) / accumulate / world_size
         for part in parts
@@ -103,7 +107,9 @@ def test_adversarial_step_is_the_same_on_any_number_of_ranks(rows: TokenRows, wo
     whole = make_module(make_run(*words))
     expected = whole.training_step({**rows.batch(batch), "step_size": 17}, 0)
     module = make_module(make_run(*words, f"train.micro_batches={accumulate}"), world_size=world_size)
-    parts = [part for rank in range(world_size) for part in rank_parts(batch, rank, world_size, accumulate)]
+    parts = [
+        part for rank in range(world_size) for part in micro_batches(rank_share(batch, rank, world_size), accumulate)
+    ]
     total = sum(
         module.training_step({**rows.batch(part), "step_size": 17}, 0) / accumulate / world_size for part in parts
     )
@@ -125,7 +131,7 @@ def test_validation_scores_all_rows_together(size: int) -> None:
     for half in (slice(0, 30), slice(30, 60)):  # the second time, nothing of the first is left
         table = pa.table({"input_ids": pa.array(LISTS[half], pa.list_(pa.int32())), "label": LABELS[half]})
         rows = TokenRows([table])
-        batches: Any = [rows.batch(part) for part in scoring_batches(rows.lengths, size, 0, 1)]
+        batches: Any = [rows.batch(part) for part in scoring_batches(rows.lengths, size)]
         trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)
         whole = rows.batch(np.arange(30))
         with torch.no_grad():

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tests.helpers.modules import LISTS, make_run
 from txclf.data.batches import TokenRows
 from txclf.data.labels import targets
-from txclf.data.sampler import rank_parts, scoring_batches
+from txclf.data.sampler import micro_batches, rank_share, scoring_batches
 from txclf.metrics import binned
 from txclf.training.module_multilabel import MultilabelModule
 
@@ -51,7 +51,9 @@ def test_training_step_parts_sum_to_the_mean_of_the_batch(
     words = [f"train.label_smoothing={smoothing}", f"train.focal_gamma={gamma}", f"train.micro_batches={accumulate}"]
     module = make_module("train.batch_size=17", *words, weights=weights, world_size=world_size)
     batch = np.arange(20, 37)
-    parts = [part for rank in range(world_size) for part in rank_parts(batch, rank, world_size, accumulate)]
+    parts = [
+        part for rank in range(world_size) for part in micro_batches(rank_share(batch, rank, world_size), accumulate)
+    ]
     losses = [
         module.training_step({**rows.batch(part), "step_size": 17}, 0) / accumulate / world_size
         for part in parts
@@ -86,7 +88,7 @@ def test_validation_scores_all_rows_together(size: int) -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     for half in (slice(0, 30), slice(30, 60)):  # the second time, nothing of the first is left
         rows = TokenRows([table(half)])
-        batches: Any = [rows.batch(part) for part in scoring_batches(rows.lengths, size, 0, 1)]
+        batches: Any = [rows.batch(part) for part in scoring_batches(rows.lengths, size)]
         trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)
         whole = rows.batch(np.arange(30))
         with torch.no_grad():
@@ -112,7 +114,8 @@ def test_scores_of_two_ranks_add_up() -> None:
     for world_size in (1, 2, 3):
         module.on_validation_epoch_start()
         for rank in range(world_size):
-            for part in scoring_batches(rows.lengths, 8, rank, world_size):
+            own = rank_share(np.arange(len(rows)), rank, world_size)
+            for part in (own[batch] for batch in scoring_batches(rows.lengths[own], 8)):
                 with torch.no_grad():
                     module.validation_step(rows.batch(part), 0)
         found.append((module.counts.clone(), module.sums.clone()))

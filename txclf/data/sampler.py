@@ -122,24 +122,26 @@ def window_batches(
     return batches
 
 
-def rank_parts(rows: Ints, rank: int, world_size: int, micro_batches: int) -> list[Ints]:
-    """Return the rows of this rank in a global batch (G,), split into micro-batches of similar lengths.
+def rank_share(rows: Ints, rank: int, world_size: int) -> Ints:
+    """Return the rows of this rank in a global batch (G,), or in each of several (S, G): every `world_size`-th."""
+    return rows[..., rank::world_size]
 
-    Every rank gets the same number of micro-batches. Their sizes differ by at most one row, and one is empty only if
-    the batch has fewer than `world_size * micro_batches` rows.
+
+def micro_batches(rows: Ints, count: int) -> list[Ints]:
+    """Return the rows of a rank in a step, sorted by length, in `count` micro-batches of similar lengths.
+
+    Their sizes differ by at most one row, and one is empty only if there are fewer than `count` rows.
     """
-    return np.array_split(rows[rank::world_size], micro_batches)
+    return np.array_split(rows, count)
 
 
-def scoring_batches(
-    lengths: Lengths, batch_size: int, rank: int, world_size: int, costs: Ints | None = None
-) -> Iterator[Ints]:
-    """Yield the rows of this rank for scoring, in batches. Over all ranks each row comes exactly once.
+def scoring_batches(lengths: Lengths, batch_size: int, costs: Ints | None = None) -> Iterator[Ints]:
+    """Yield all rows in batches for scoring.
 
     The longest rows come first, so that memory peaks in the first batch. `costs` are the sequences per row: a batch
     then has at most `batch_size` sequences, or a single row.
     """
-    by_length = np.argsort(-lengths, kind="stable")[rank::world_size]
+    by_length = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(by_length):
         batch = by_length[start : start + batch_size]

@@ -40,7 +40,7 @@ class Window:
     def parts(self, step: int, micro_batches: int) -> list[Ints]:
         """Return the positions in `rows` of a step, split into micro-batches of similar lengths."""
         size, index = len(self.rows) // len(self.steps), step - self.steps.start
-        return np.array_split(np.arange(index * size, (index + 1) * size), micro_batches)
+        return sampler.micro_batches(np.arange(index * size, (index + 1) * size), micro_batches)
 
     def step_size(self, step: int) -> int:
         """Return the divisor of the loss of a step: its rows over all ranks, or its target tokens."""
@@ -142,7 +142,7 @@ class TrainReader(SplitReader):
         batches = self.batches(window, rows)
         sizes = np.array([rows.step_size(step_rows) for step_rows in batches], np.int64)
         for rank in ranks:
-            own = table.take(pa.array(batches[:, rank::world_size].reshape(-1)))
+            own = table.take(pa.array(sampler.rank_share(batches, rank, world_size).reshape(-1)))
             yield own.replace_schema_metadata({STEP_SIZES: sizes.tobytes()})
 
     def window(self, number: int, table: pa.Table) -> Window:
@@ -189,7 +189,7 @@ class ScoringReader(SplitReader):
     def cut(self, window: int, table: pa.Table, ranks: Sequence[int], world_size: int) -> Iterator[pa.Table]:
         by_length = np.argsort(-self.rows([table]).lengths.astype(np.int64), kind="stable")
         for rank in ranks:
-            yield table.take(pa.array(by_length[rank::world_size]))
+            yield table.take(pa.array(sampler.rank_share(by_length, rank, world_size)))
 
 
 class WindowSource(Protocol):

@@ -142,7 +142,7 @@ class Classifier:
         Rows are batched by length, and the logits of a row do not depend on the other rows of its batch.
         """
         output = np.empty((len(rows), len(self.labels)), np.float32)
-        for batch in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1, costs=rows.costs):
+        for batch in scoring_batches(rows.lengths, batch_size, rows.costs):
             ids, mask, segments, windows, _ = rows.pad(batch)
             mask, segments = (None if tensor is None else tensor.to(self.device) for tensor in (mask, segments))
             logits_WC = self.model(ids.to(self.device), mask, segments=segments).cpu()

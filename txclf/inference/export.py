@@ -246,7 +246,7 @@ def _compare(model: Model, modules: Sequence[Runner], runners: Sequence[Runner],
     """Compare the answers of the exported graphs (`runners`) with those of the bundle (`modules`), and time both."""
     difference, equal, answers = 0.0, 0, 0
     bundle_seconds = export_seconds = 0.0
-    for batch in scoring_batches(rows.lengths, BATCH_ROWS, rank=0, world_size=1, costs=rows.costs):
+    for batch in scoring_batches(rows.lengths, BATCH_ROWS, rows.costs):
         compute = _seq2seq_logits(model, rows, batch) if isinstance(model, Seq2Seq) else _logits(rows, batch)
         expected, seconds = _timed(compute, modules)
         bundle_seconds += seconds

@@ -113,7 +113,7 @@ class Seq2Seq:
     def teacher_forced_sums(self, rows: PairRows, batch_size: int = 64) -> TeacherForced:
         """Return the sums that the scores of the target tokens follow from."""
         loss, correct, tokens, correct_rows = 0.0, 0, 0, 0
-        for numbers in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
+        for numbers in scoring_batches(rows.lengths, batch_size):
             batch = rows.batch(numbers)
             mask = None if batch["mask"] is None else batch["mask"].to(self.device)
             target_BU = batch["target_ids"].to(self.device)
@@ -130,7 +130,7 @@ class Seq2Seq:
     def generate(self, rows: TokenRows, batch_size: int = 64) -> list[str]:
         """Return the output for each row of tokens, in batches by length that do not change the outputs."""
         outputs: list[list[int]] = [[] for _ in range(len(rows))]
-        for batch in scoring_batches(rows.lengths, batch_size, rank=0, world_size=1):
+        for batch in scoring_batches(rows.lengths, batch_size):
             for row, output in zip(batch.tolist(), self.output_ids(rows, batch), strict=True):
                 outputs[row] = output
         return decode(self.target_tokenizer, outputs)

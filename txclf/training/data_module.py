@@ -153,5 +153,5 @@ class ScoringBatches:
 
     def __iter__(self) -> Iterator[Batch | PairBatch]:
         for rows in self.source.scoring(self.split, self.rank, self.world_size):
-            for part in sampler.scoring_batches(rows.lengths, self.batch_size, 0, 1, rows.costs):
+            for part in sampler.scoring_batches(rows.lengths, self.batch_size, rows.costs):
                 yield rows.batch(part)
