@@ -15,8 +15,6 @@ from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from txclf.core import storage
-
 if TYPE_CHECKING:
     import pytorch_lightning as pl
     from ray.train import RunConfig
@@ -126,6 +124,8 @@ def store_in(config: RunConfig, folder: str, state: str) -> None:
     """
     from ray.train.v2._internal.execution.storage import StorageContext
 
+    from txclf.core import storage  # and pyarrow
+
     class Storage(StorageContext):
         @property
         def checkpoint_manager_snapshot_path(self) -> str:
@@ -223,6 +223,28 @@ def preemption_deadline() -> float | None:
     if info is None:
         return None
     return info.deadline_ms / 1000 if info.deadline_ms else math.inf
+
+
+def hide_transformers_from_torchmetrics() -> None:
+    """Keep torchmetrics from importing Transformers, which takes over a second and only BERTScore and CLIP need.
+
+    torchmetrics asks for the version of Transformers when it is imported, and has no other switch. Without effect if it
+    was imported before.
+    Source: https://github.com/Lightning-AI/torchmetrics/blob/v1.9.0/src/torchmetrics/utilities/imports.py
+    """
+    from lightning_utilities.core.imports import RequirementCache
+
+    check = RequirementCache._check_requirement
+    if check.__module__ == __name__:
+        return
+
+    def check_requirement(self: RequirementCache) -> None:
+        if (self.requirement or "").startswith("transformers>="):
+            self.available, self.message = False, "txclf has hidden Transformers from torchmetrics"
+        else:
+            check(self)
+
+    RequirementCache._check_requirement = check_requirement  # type: ignore[method-assign]
 
 
 def exclude_from_ddp(module: nn.Module, names: Sequence[str]) -> None:

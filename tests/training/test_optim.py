@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.helpers.modules import make_run
+from txclf.config.train import Train
 from txclf.model.classifier import TransformerClassifier
 from txclf.training.optim import parameter_groups, restore_optimizer
 
@@ -20,7 +21,7 @@ def test_parameter_groups_decay_weight_matrices_only(pooling: str, positions: st
         "model.classifier_hidden_size=8",
     )
     model = TransformerClassifier(run.model, 50, 3, run.tokenizer.max_length)
-    decayed, others = parameter_groups(model, 0.3)
+    decayed, others = parameter_groups(model, Train(weight_decay=0.3))
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     names = [[name_of[id(parameter)] for parameter in group["params"]] for group in (decayed, others)]

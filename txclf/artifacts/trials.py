@@ -110,7 +110,9 @@ def draw(run: RunConfig, number: int) -> Settings:
 
 def preparation(run: RunConfig) -> str:
     """Return the settings that determine the prepared data, as JSON; trials with equal ones share the data."""
-    return run.model_dump_json(include={"seed": True, "data": True, "tokenizer": True})
+    return run.model_dump_json(
+        include={"seed": True, "data": True, "tokenizer": True, "model": {"pretrained": True, "revision": True}}
+    )
 
 
 def read(search: str) -> list[Trial]:

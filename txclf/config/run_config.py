@@ -18,6 +18,7 @@ from typing import Annotated, Any, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from txclf.config import finetuning
 from txclf.config.base import Section
 from txclf.config.dotted import Settings, set_dotted
 from txclf.config.search_space import Tune
@@ -78,6 +79,8 @@ class RunConfig(Section):
             )
         if self.model.segment_embeddings and len(self.data.text) < 2:
             raise ValueError("`model.segment_embeddings: true` needs several text columns. Name them in `data.text`.")
+        if problem := finetuning.problem(self.model, self.tokenizer, self.train):
+            raise ValueError(problem)
         overlap, length = self.data.window_overlap, self.tokenizer.max_length
         if self.data.truncation == "windows" and overlap >= length:
             raise ValueError(f"`data.window_overlap` ({overlap}) must be less than `tokenizer.max_length` ({length})")
@@ -174,7 +177,7 @@ def parse(settings: dict[str, Any], name: str = "run file") -> RunConfig:
 
 def with_overrides(run: RunConfig, settings: Settings) -> RunConfig:
     """Return a run with other values for dotted keys. Raises `ConfigError` naming every key that is wrong."""
-    return parse(set_dotted(settings, run.model_dump()), run.name)
+    return parse(set_dotted(settings, finetuning.set_keys(run)), run.name)
 
 
 def _resolve_paths(run: RunConfig) -> RunConfig:
@@ -185,20 +188,24 @@ def _resolve_paths(run: RunConfig) -> RunConfig:
         if (paths := getattr(run.data, split)) is not None
     }
     file = run.tokenizer.file and storage.absolute(run.tokenizer.file)
-    vectors = run.model.word_vectors and storage.absolute(run.model.word_vectors)
+    model: dict[str, str | None] = {}
+    if run.model.word_vectors is not None:
+        model["word_vectors"] = storage.absolute(run.model.word_vectors)
+    if run.model.pretrained is not None and storage.exists(run.model.pretrained):  # otherwise an id of the hub
+        model["pretrained"] = storage.absolute(run.model.pretrained)
     return run.model_copy(
         update={
             "storage": storage.absolute(run.storage),
             "data": run.data.model_copy(update=data),
-            "tokenizer": run.tokenizer.model_copy(update={"file": file}),
-            "model": run.model.model_copy(update={"word_vectors": vectors}),
+            "tokenizer": run.tokenizer.model_copy(update={"file": file} if file else {}),
+            "model": run.model.model_copy(update=model),
         }
     )
 
 
 def dump(config: RunConfig) -> str:
-    """Return the resolved run file as YAML, with every key."""
-    return written(config.model_dump(mode="json"))
+    """Return the resolved run file as YAML, with every key; of a pretrained run, with those that are settled."""
+    return written(finetuning.set_keys(config, mode="json"))
 
 
 def written(settings: dict[str, Any]) -> str:
@@ -253,7 +260,7 @@ def _apply_override(settings: dict[str, Any], text: str) -> None:
 
 def _space_problems(run: RunConfig) -> list[str]:
     """Return the problems of the values in the search space, each value checked by itself."""
-    settings = run.model_dump(exclude={"tune"})
+    settings = finetuning.set_keys(run, exclude={"tune"})
     problems = []
     for key, value in run.tune.probes():
         parts = key.split(".")

@@ -81,7 +81,7 @@ class Truncation(Section):
 
 
 class Tokenizer(Section):
-    """Tokenizer, trained on the train split or read from `file`."""
+    """Tokenizer, trained on the train split or read from `file`. With `model.pretrained`, only `max_length` counts."""
 
     kind: Literal["bpe", "wordpiece", "unigram", "word", "file"] = "bpe"
     """Kind of tokenizer: `bpe` (on bytes, without unknown tokens), `wordpiece`, `unigram`, `word` (whole words), or
@@ -96,7 +96,7 @@ class Tokenizer(Section):
     """Unicode normal form applied to the text first; `none` keeps the text as it is."""
     max_length: Annotated[int, Field(ge=1, le=65_536)] = 256
     """Maximum number of tokens per text, or per window with `data.truncation: windows`. Longer texts are truncated, and
-    the manifest counts them."""
+    the manifest counts them. The special tokens of a pretrained model count too."""
     min_frequency: Annotated[int, Field(ge=1)] = 2
     """Occurrences that a token needs to enter the vocabulary. `unigram` ignores it."""
     training_megabytes: Annotated[int, Field(ge=1)] = 200
@@ -115,9 +115,46 @@ class Tokenizer(Section):
         return self
 
 
-class Model(Section):
-    """Transformer encoder with a pooling and a head; an encoder and a decoder for `task: seq2seq`."""
+class SpecialTokens(Section):
+    """Tokens that a pretrained model expects around a text, which are added when rows become sequences."""
 
+    prefix: tuple[int, ...] = ()
+    """Token ids in front of a sequence, such as `[CLS]`."""
+    separator: tuple[int, ...] = ()
+    """Token ids between two text columns. They are part of the prepared rows."""
+    suffix: tuple[int, ...] = ()
+    """Token ids behind a sequence, such as `[SEP]`."""
+    pad: int = 0
+    """Token id of padding."""
+    token_types: int = 0
+    """Token types that tell text columns apart; 0 if the model does not."""
+
+    @property
+    def added(self) -> int:
+        """Number of tokens that are added to each sequence."""
+        return len(self.prefix) + len(self.suffix)
+
+
+class Model(Section):
+    """Transformer encoder with a pooling and a head; an encoder and a decoder for `task: seq2seq`.
+
+    With `pretrained`, the keys of the architecture follow from the pretrained model.
+    """
+
+    pretrained: str | None = None
+    """Pretrained model to fine-tune, with its tokenizer: a folder or URI, or an id of the Hugging Face hub. Any model
+    that `AutoModelForSequenceClassification` of Transformers loads, in the safetensors format. A path is tried first.
+    Needs the extra `pretrained`. null trains from scratch. Not for `task: seq2seq`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id. A run records the commit."""
+    freeze: Literal["none", "embeddings", "encoder"] | Annotated[int, Field(ge=1)] = "none"
+    """Part of the pretrained model that is not trained: `embeddings`, the embeddings and the first layers (`4`), or the
+    whole `encoder`. A frozen part has no dropout. With `encoder`, the rows pass through it only once."""
+    reinitialize_layers: Annotated[int, Field(ge=0)] = 0
+    """Top layers of the pretrained encoder that start from random weights (arXiv:2006.05987)."""
+    gradient_checkpointing: bool = False
+    """Recompute the activations of each layer in the backward pass (arXiv:1604.06174), which saves memory and takes
+    about a third longer. Only with `pretrained`."""
     num_layers: Annotated[int, Field(ge=1)] = 2
     """Encoder blocks."""
     hidden_size: Annotated[int, Field(ge=1)] = 128
@@ -134,9 +171,10 @@ class Model(Section):
     intermediate_size: Annotated[int, Field(ge=1)] = 512
     """Hidden size of the feed-forward layer in each block."""
     dropout: Fraction = 0.1
-    """Dropout probability on each residual branch and in the head."""
+    """Dropout probability on each residual branch and in the head. A pretrained model keeps its own unless set."""
     attention_dropout: Fraction = 0.0
-    """Dropout probability on attention weights. 0 allows the fastest attention kernel."""
+    """Dropout probability on attention weights. 0 allows the fastest attention kernel. A pretrained model keeps its own
+    unless set."""
     embedding_dropout: Fraction | None = None
     """Dropout probability on the token embeddings. null takes `dropout`."""
     position_encoding: Literal["rotary", "sinusoidal", "learned", "none"] = "rotary"

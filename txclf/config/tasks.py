@@ -94,10 +94,13 @@ TASKS: dict[str, TaskSpec] = {
             is_seq2seq=True,
             restrictions=(
                 Restriction("data.truncation", ("head", "tail", "head_tail")),
+                Restriction("model.pretrained", (None,)),
                 Restriction("model.word_vectors", (None,)),
                 Restriction("model.segment_embeddings", (None, False)),
                 Restriction("model.pooling", ("mean", "max", "mean_max", "attention")),
                 Restriction("train.adversarial", (0.0,)),
+                Restriction("train.head_learning_rate", (None,)),
+                Restriction("train.layer_decay", (1.0,)),
                 Restriction("train.class_weights", ("none",)),
                 Restriction("train.focal_gamma", (0.0,)),
                 Restriction("train.sampling", ("shuffle",)),

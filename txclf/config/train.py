@@ -10,7 +10,10 @@ from txclf.config.base import CheckpointEvery, Fraction, Monitor, Section, Weigh
 
 
 class Train(Section):
-    """Optimization, validation and checkpoints."""
+    """Optimization, validation and checkpoints.
+
+    With `model.pretrained`, some keys have other defaults, which depend on the number of training rows.
+    """
 
     epochs: Annotated[int, Field(ge=1)] = 3
     """Passes over the training rows. Early stopping may end the run sooner; the schedule is made for all epochs."""
@@ -23,6 +26,11 @@ class Train(Section):
     """Chunks that each worker splits its share of a batch into, to save memory. The step is the same."""
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
     """Peak learning rate."""
+    head_learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    """Peak learning rate of the head. null takes `learning_rate`. Not for `task: seq2seq`."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Factor of the learning rate from one layer to the layer below it, down to the embeddings (arXiv:1801.06146).
+    Not for `task: seq2seq`."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     """Decoupled weight decay (arXiv:1711.05101) of the weight matrices. Norms, biases and embeddings have none."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)

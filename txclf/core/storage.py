@@ -148,6 +148,27 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         raise StorageError(f"`{os.fspath(path)}`: cannot be written: {_reason(error)}") from error
 
 
+def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copy a file atomically, in pieces, and create the folder of its copy.
+
+    Raises `StorageError` if it cannot be read or written.
+    """
+    (read_from, source_path), (write_to, target_path) = resolve(source), resolve(target)
+    is_here = isinstance(write_to, pafs.LocalFileSystem)
+    folder, _, name = target_path.rpartition("/")
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}" if is_here else target_path
+    try:
+        write_to.create_dir(folder, recursive=True)
+        pafs.copy_files(source_path, temporary, source_filesystem=read_from, destination_filesystem=write_to)
+        if is_here:
+            os.replace(temporary, target_path)
+    except OSError as error:
+        raise StorageError(f"`{os.fspath(source)}`: cannot be copied to `{target}`: {_reason(error)}") from error
+    finally:
+        if is_here:
+            Path(temporary).unlink(missing_ok=True)
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the value of a JSON file. Raises `StorageError` if it cannot be read or is not JSON."""
     try:

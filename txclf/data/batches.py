@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from txclf.config.sections import SpecialTokens
 from txclf.core.hashing import mix, uniform
 from txclf.core.ragged import concat_ranges
 from txclf.data.labels import LabelSets
@@ -33,7 +34,7 @@ class Batch(TypedDict):
     """Input of a training or scoring step of a classifier."""
 
     input_ids: Tensor
-    """(W, T) int64, 0 at padding."""
+    """(W, T) int64, 0 or the padding token of a pretrained model at padding."""
     mask: Tensor | None
     """(W, T) bool, True at real tokens; None if there is no padding."""
     segments: Tensor | None
@@ -150,10 +151,16 @@ class TokenRows:
             kept = None if kept is None else kept[inside]
         if kept is not None:
             firsts = np.cumsum(lengths) - lengths
-            kept[firsts[np.add.reduceat(kept, firsts) == 0]] = True
-            tokens, lengths = tokens[kept], np.add.reduceat(kept, firsts)
+            kept[firsts[(counts(kept, lengths) == 0) & (lengths > 0)]] = True
+            tokens, lengths = tokens[kept], counts(kept, lengths)
             segments = None if segments is None else segments[kept]
-        ids, mask = padded(tokens, lengths)
+        fill = 0
+        if layout.special is not None:
+            if segments is not None:
+                segments = segments_with_special(tokens, lengths, segments, layout.special)
+            tokens, lengths = with_special(tokens, lengths, layout.special)
+            fill = layout.special.pad
+        ids, mask = padded(tokens, lengths, fill)
         padded_segments = None if segments is None else padded(segments, lengths)[0]
         return Sequences(ids, mask, padded_segments, windows, int(lengths.sum()))
 
@@ -213,10 +220,48 @@ def columns(tokens: Int32s, lengths: Ints, separator: int) -> Int32s:
     A separator belongs to the column before it.
     """
     is_separator = tokens == separator
-    before = np.cumsum(is_separator) - is_separator
+    before = np.append(0, np.cumsum(is_separator))
     firsts = np.cumsum(lengths) - lengths
-    numbers: Int32s = (before - np.repeat(before[firsts], lengths)).astype(np.int32)
+    numbers: Int32s = (before[:-1] - np.repeat(before[firsts], lengths)).astype(np.int32)
     return numbers
+
+
+def counts(mask: npt.NDArray[np.bool_], lengths: Ints) -> Ints:
+    """Return the number of True values in each of the rows, which are stored one after another."""
+    before, ends = np.append(0, np.cumsum(mask)), np.cumsum(lengths)
+    numbers: Ints = before[ends] - before[ends - lengths]
+    return numbers
+
+
+def with_special(tokens: Int32s, lengths: Ints, special: SpecialTokens) -> tuple[Int32s, Ints]:
+    """Return sequences stored one after another, and their lengths, with the special tokens around each."""
+    return _surrounded(tokens, lengths, special.prefix, special.suffix), lengths + special.added
+
+
+def segments_with_special(tokens: Int32s, lengths: Ints, segments: Int32s, special: SpecialTokens) -> Int32s:
+    """Return the token types of `with_special`: those of the text columns, and of the special tokens around them."""
+    last_types = np.zeros(len(lengths), np.int32)
+    inside = lengths > 0
+    lasts = np.cumsum(lengths)[inside] - 1
+    last_types[inside] = segments[lasts] + (tokens[lasts] == special.separator[-1])  # it belongs to the column before
+    types = _surrounded(segments, lengths, (0,) * len(special.prefix), (0,) * len(special.suffix))
+    ends = np.cumsum(lengths + special.added)
+    for offset in range(len(special.suffix)):
+        types[ends - 1 - offset] = last_types
+    return np.minimum(types, special.token_types - 1)
+
+
+def _surrounded(values: Int32s, lengths: Ints, before: Sequence[int], after: Sequence[int]) -> Int32s:
+    totals = lengths + len(before) + len(after)
+    ends = np.cumsum(totals)
+    starts = ends - totals
+    result = np.empty(int(totals.sum()), np.int32)
+    result[concat_ranges(starts + len(before), lengths)] = values
+    for offset, value in enumerate(before):
+        result[starts + offset] = value
+    for offset, value in enumerate(after):
+        result[ends - len(after) + offset] = value
+    return result
 
 
 def tensor(array: npt.NDArray[Any]) -> Tensor:
@@ -226,9 +271,9 @@ def tensor(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(array)
 
 
-def padded(tokens: Int32s, lengths: Ints) -> tuple[Tensor, Tensor | None]:
-    """Return rows stored one after another as (B, T) int64, 0 at padding, and their mask; None without padding."""
+def padded(tokens: Int32s, lengths: Ints, fill: int = 0) -> tuple[Tensor, Tensor | None]:
+    """Return rows stored one after another as (B, T) int64, `fill` at padding, and their mask; None without padding."""
     inside = np.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
-    ids = np.zeros(inside.shape, np.int64)
+    ids = np.full(inside.shape, fill, np.int64)
     ids[inside] = tokens
     return tensor(ids), None if bool(inside.all()) else tensor(inside)

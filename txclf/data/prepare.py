@@ -24,9 +24,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from txclf.config.run_config import RunConfig
+from txclf.config.sections import SpecialTokens
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
-from txclf.data import pipeline, records, shards, writers
+from txclf.data import pipeline, pretrained_tokenizer, records, shards, writers
 from txclf.data.audit import Audit
 from txclf.data.duplicates import Duplicates
 from txclf.data.duplicates import count as count_duplicates
@@ -70,7 +71,8 @@ def prepare(run: RunConfig, show: ReportProgress = lambda stage, rows: None) -> 
     under `on_bad_row: fail`, and for data that cannot train a model.
     """
     sources = find_sources(run)
-    fingerprint = _fingerprint(run, sources)
+    encoder = pretrained_tokenizer.load(run) if run.model.pretrained is not None else None
+    fingerprint = _fingerprint(run, sources, encoder)
     folder = storage.join(run.storage, "prepared", fingerprint)
     if storage.exists(storage.join(folder, shards.MANIFEST)):
         return folder
@@ -81,12 +83,21 @@ def prepare(run: RunConfig, show: ReportProgress = lambda stage, rows: None) -> 
         with writers.atomic_stream(storage.join(folder, shards.REJECTED), None) as stream:
             shutil.copyfileobj(rejected, stream)
     labels = records.sort_labels(audits["train"].labels)
-    tokenizers = _train_tokenizers(run, sample, show)
+    tokenizers = [encoder[0]] if encoder else _train_tokenizers(run, sample, show)
+    special = encoder[1] if encoder else None
     for name, content in zip((shards.TOKENIZER, shards.TARGET_TOKENIZER), tokenizers, strict=False):
         storage.write_bytes(storage.join(folder, name), content.encode())
-    written = _write_all(run, sources, labels=labels, tokenizers=tokenizers, folder=folder, report=show)
+    written = _write_all(
+        run, sources, labels=labels, tokenizers=tokenizers, special=special, folder=folder, report=show
+    )
     manifest = _manifest(
-        run, fingerprint=fingerprint, labels=labels, tokenizers=tokenizers, audits=audits, written=written
+        run,
+        fingerprint=fingerprint,
+        labels=labels,
+        tokenizers=tokenizers,
+        special=special,
+        audits=audits,
+        written=written,
     )
     storage.write_bytes(storage.join(folder, shards.MANIFEST), (manifest.model_dump_json(indent=2) + "\n").encode())
     return folder
@@ -103,8 +114,11 @@ def find_sources(run: RunConfig) -> dict[str, list[Source]]:
     return {split: list_sources(paths) for split, paths in paths_by_split.items() if paths is not None}
 
 
-def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:
-    """Hash everything that the prepared data depend on: settings, seed, and each file's size and modification time."""
+def _fingerprint(run: RunConfig, sources: dict[str, list[Source]], encoder: tuple[str, SpecialTokens] | None) -> str:
+    """Hash everything that the prepared data depend on: settings, seed, and each file's size and modification time.
+
+    `encoder` is the tokenizer of a pretrained model, which replaces the settings of `tokenizer`.
+    """
     stamps = {split: [[source.path, *map(list, stamp(source))] for source in files] for split, files in sources.items()}
     tokenizer_file = run.tokenizer.file and hashlib.sha256(storage.read_bytes(run.tokenizer.file)).hexdigest()
     unused = {"label", "target"} - {run.task_spec.answer_key}
@@ -115,6 +129,8 @@ def _fingerprint(run: RunConfig, sources: dict[str, list[Source]]) -> str:
     data = run.data.model_dump(exclude={*shards.SPLITS, "shuffle_window", *unused})
     tokenizer = run.tokenizer.model_dump(exclude={"file", *unused})
     settings = [FINGERPRINT_VERSION, run.seed, run.task, data, tokenizer, tokenizer_file, stamps]
+    if encoder is not None:
+        settings += [hashlib.sha256(encoder[0].encode()).hexdigest(), encoder[1].model_dump()]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -138,6 +154,7 @@ def _write_all(
     *,
     labels: list[str],
     tokenizers: list[str],
+    special: SpecialTokens | None,
     folder: str,
     report: ReportProgress,
 ) -> dict[str, list[Shard]]:
@@ -147,7 +164,7 @@ def _write_all(
     num_rows = 0
     for file_split in sources:
         contents = pipeline.external_sort(
-            partial(_tokenize, tokenizers=tokenizers),
+            partial(_tokenize, tokenizers=tokenizers, special=special),
             file_tasks(run, sources, file_split, labels=tuple(labels)),
             on_ray=run.compute.on_ray,
             write=partial(_write, folder=folder, split=file_split, num_labels=len(labels)),
@@ -183,7 +200,7 @@ def _write(table: pa.Table, folder: str, split: str, num_labels: int) -> str:
     return json.dumps(written)
 
 
-def _tokenize(task: FileTask, tokenizers: list[str]) -> Tables:
+def _tokenize(task: FileTask, tokenizers: list[str], special: SpecialTokens | None) -> Tables:
     """Yield the tokenized rows of a file, with the column `held_out`: True if a row is held out for validation."""
     assert task.labels is not None
     run, spec = task.run, task.run.task_spec
@@ -197,7 +214,7 @@ def _tokenize(task: FileTask, tokenizers: list[str]) -> Tables:
         kept = np.flatnonzero(is_kept)
         hashes = shards.text_hashes(rows.texts)[kept]
         texts = [rows.texts[i] for i in kept]
-        input_ids, full_lengths = encode(encoder, texts, run.tokenizer.max_length, run.truncation)
+        input_ids, full_lengths = encode(encoder, texts, run.tokenizer.max_length, run.truncation, special)
         columns = {
             "input_ids": input_ids,
             "label": [label_ids[rows.labels[i]] if spec.is_single_label else 0 for i in kept],
@@ -227,6 +244,7 @@ def _manifest(
     fingerprint: str,
     labels: list[str],
     tokenizers: list[str],
+    special: SpecialTokens | None,
     audits: dict[str, Audit],
     written: dict[str, list[Shard]],
 ) -> Manifest:
@@ -253,7 +271,8 @@ def _manifest(
         vocab_size=vocab_size(encoder),
         target_vocab_size=vocab_size(target_encoder) if run.task_spec.is_seq2seq else 0,
         max_length=run.tokenizer.max_length,
-        separator_id=separator_id(encoder) if len(run.data.text) > 1 else None,
+        separator_id=separator_id(encoder) if len(run.data.text) > 1 and special is None else None,
+        special_tokens=special,
         length_edges=list(shards.LENGTH_EDGES),
         splits=splits,
         reject_reasons=dict(sum((audit.reasons for audit in audits.values()), Counter[str]())),

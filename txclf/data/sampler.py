@@ -20,10 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from txclf.config.sections import SpecialTokens, Truncation
 
 Ints = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
@@ -40,6 +42,23 @@ class Layout:
     """Tokens shared by neighbouring windows."""
     separator: int | None = None
     """Token between text columns; None without segment embeddings."""
+    special: SpecialTokens | None = None
+    """Tokens that a pretrained model expects around each sequence; None for a model from scratch."""
+
+    @classmethod
+    def of_model(
+        cls, max_length: int, truncation: Truncation, special: SpecialTokens | None, separator: int | None
+    ) -> Self:
+        """Return the layout of a model that reads `max_length` tokens at once.
+
+        `separator` is the token between text columns that have a segment embedding each, for a model from scratch.
+        """
+        return cls(
+            window=max_length - (special.added if special else 0) if truncation.mode == "windows" else None,
+            overlap=truncation.window_overlap,
+            separator=special.separator[-1] if special and special.token_types else separator,
+            special=special,
+        )
 
     def counts(self, lengths: Lengths) -> Ints:
         """Return the sequences per row, from the lengths of the rows."""

@@ -98,7 +98,7 @@ def scan_all(
     audits: dict[str, Audit] = {}
     sample = TokenizerSample([], [])
     train_share = 0.0
-    if run.tokenizer.kind != "file":
+    if run.tokenizer.kind != "file" and run.model.pretrained is None:
         train_share = min(1.0, run.tokenizer.training_megabytes * 2**20 / max(1, num_bytes(sources["train"])))
     num_rows = 0
     for split in sources:

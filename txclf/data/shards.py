@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from txclf.config.sections import SpecialTokens
 from txclf.config.tasks import TaskSpec
 from txclf.core import storage
 from txclf.core.errors import DataError
@@ -130,7 +131,9 @@ class Manifest(_Record):
     """Target vocabulary; equals `vocab_size` if it is shared, 0 unless seq2seq."""
     max_length: int
     separator_id: int | None = None
-    """Token between text columns; None for a single column."""
+    """Token between text columns; None for a single column, and for the tokenizer of a pretrained model."""
+    special_tokens: SpecialTokens | None = None
+    """Special tokens of the tokenizer of a pretrained model; None for a model from scratch."""
     length_edges: list[int]
     splits: dict[str, Split]
     reject_reasons: dict[str, int]

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordLevelTrainer, WordPieceTrainer
 
-from txclf.config.sections import Tokenizer, Truncation
+from txclf.config.sections import SpecialTokens, Tokenizer, Truncation
 from txclf.core import storage
 from txclf.core.errors import DataError
 from txclf.data.sampler import Int32s, Ints
@@ -142,19 +142,26 @@ def tokenizer_hash(tokenizer: FastTokenizer) -> str:
 
 
 def encode(
-    cache: WordCache, texts: Sequence[tuple[str, ...]], max_length: int, truncation: Truncation = HEAD
+    cache: WordCache,
+    texts: Sequence[tuple[str, ...]],
+    max_length: int,
+    truncation: Truncation = HEAD,
+    special: SpecialTokens | None = None,
 ) -> tuple[pa.ListArray, Ints]:
     """Return the token ids of rows of text columns (list<int32>) and each row's length before truncation (int64).
 
     Several columns become one sequence with `[SEP]` between them. Rows are truncated to `max_length` tokens, or to as
     many as fit the windows of `truncation`. Every row has at least one token: `[UNK]` if its text has none. Raises
     `DataError` if a tokenizer from a file lacks a token that is needed.
+
+    `special` are the special tokens of a pretrained model: the separator between columns is theirs, `max_length` counts
+    what is added later, and a text without tokens stays empty.
     """
-    capacity = truncation.capacity(max_length)
+    capacity = truncation.capacity(max_length - (special.added if special else 0))
     columns = len(texts[0]) if texts else 1
     ids, lengths = cache.encode([text for row in texts for text in row])
     if columns > 1:
-        separator = separator_id(cache.tokenizer)
+        separator = special.separator if special else (separator_id(cache.tokenizer),)
         ids, lengths, full_lengths = _join_columns(
             ids, lengths, columns=columns, separator=separator, capacity=capacity, truncation=truncation
         )
@@ -162,7 +169,7 @@ def encode(
         full_lengths = lengths
     ids, lengths = _truncate(ids, lengths, capacity, truncation.mode)
     empty = np.flatnonzero(full_lengths == 0)
-    if len(empty):
+    if len(empty) and special is None:
         token = _token_id(cache.tokenizer, (UNKNOWN, "<unk>", PAD, "<pad>"), "represents a text without tokens")
         ids, lengths = np.insert(ids, np.cumsum(lengths)[empty], token), np.maximum(lengths, 1)
     return pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)).astype(np.int32), ids), full_lengths
@@ -187,21 +194,23 @@ def column_sizes(lengths: Sequence[int], capacity: int) -> list[int]:
 
 
 def _join_columns(
-    ids: Int32s, lengths: Ints, *, columns: int, separator: int, capacity: int, truncation: Truncation
+    ids: Int32s, lengths: Ints, *, columns: int, separator: Sequence[int], capacity: int, truncation: Truncation
 ) -> tuple[Int32s, Ints, Ints]:
-    """Join the columns of each row with a separator, truncated so that they fit together.
+    """Join the columns of each row with separator tokens, truncated so that they fit together.
 
     Returns the ids, the length of each row, and its length before truncation.
     """
     by_row = lengths.reshape(-1, columns)
-    full_lengths = by_row.sum(axis=1) + columns - 1
-    free = capacity - (columns - 1)
+    added = len(separator) * (columns - 1)
+    full_lengths = by_row.sum(axis=1) + added
+    free = capacity - added
     if truncation.columns != "end" and free >= columns and (over := full_lengths > capacity).any():
         sizes = by_row.copy()
         sizes[over] = [column_sizes(row, free) for row in by_row[over].tolist()]
         ids, lengths = _truncate(ids, lengths, sizes.ravel(), truncation.mode)
     column_ends = np.cumsum(lengths).reshape(-1, columns)[:, :-1].ravel()  # without the last column of each row
-    return np.insert(ids, column_ends, separator), lengths.reshape(-1, columns).sum(axis=1) + columns - 1, full_lengths
+    joined = np.insert(ids, np.repeat(column_ends, len(separator)), np.tile(separator, len(column_ends)))
+    return joined, lengths.reshape(-1, columns).sum(axis=1) + added, full_lengths
 
 
 def _truncate(ids: Int32s, lengths: Ints, capacity: int | Ints, mode: str) -> tuple[Int32s, Ints]:

@@ -26,11 +26,13 @@ from torch import nn
 
 from txclf._version import __version__
 from txclf.config.run_config import RunConfig
+from txclf.config.sections import SpecialTokens
 from txclf.core import storage
 from txclf.core.errors import BundleError, StorageError
 from txclf.data.tokenizer import parse_tokenizer, vocab_size
-from txclf.inference import model_card
+from txclf.inference import model_card, transformers_folder
 from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, summary, upgrade
+from txclf.model.pretrained import PretrainedClassifier
 
 WEIGHTS, TOKENIZER, TARGET_TOKENIZER, CARD, METADATA = (
     "model.safetensors",
@@ -55,13 +57,21 @@ def save(
     rows: Mapping[str, int],
     calibration: Calibration | None = None,
     thresholds: Mapping[str, float] | None = None,
+    special: SpecialTokens | None = None,
+    transformers_files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a bundle; `model.json` is written last and marks it as complete.
 
     `tokenizers` holds the tokenizer of the texts and, if the targets have their own, that of the targets. `metrics` are
-    those of the validation split, `rows` counts the rows of each split.
+    those of the validation split, `rows` counts the rows of each split. `special` and `transformers_files` are those of
+    a pretrained model.
     """
-    files = {WEIGHTS: save_safetensors({name: weight.contiguous() for name, weight in weights.items()})}
+    files = dict(transformers_files or {})
+    if transformers_files is not None:
+        temperature = calibration.temperature if calibration else 1.0
+        weights = transformers_folder.exported(weights, transformers_files, temperature)
+    marked = {"format": "pt"} if transformers_files is not None else None  # Transformers wants to know
+    files[WEIGHTS] = save_safetensors({name: weight.contiguous() for name, weight in weights.items()}, marked)
     files |= {name: text.encode() for name, text in zip((TOKENIZER, TARGET_TOKENIZER), tokenizers, strict=False)}
     metadata = metadata_from_config(run, labels, tokenizers).model_copy(
         update={
@@ -71,6 +81,8 @@ def save(
             "calibration": calibration,
             "thresholds": None if thresholds is None else dict(thresholds),
             "num_segments": num_segments(weights),
+            "special_tokens": special,
+            "folded_temperature": transformers_files is not None and calibration is not None,
         }
     )
     for name, content in files.items():
@@ -118,9 +130,7 @@ def read(folder: str, *, seq2seq: bool | None = None) -> tuple[BundleMetadata, d
         loader = "Classifier" if seq2seq else "Seq2Seq"
         raise BundleError(f"`{folder}`: a model of `task: {metadata.task}`. Load it with `{loader}.load`.")
     content = {}
-    for name in (WEIGHTS, TOKENIZER, TARGET_TOKENIZER):
-        if name == TARGET_TOKENIZER and name not in metadata.sha256:
-            continue
+    for name in (WEIGHTS, TOKENIZER, *metadata.sha256.keys() - {WEIGHTS, TOKENIZER}):
         path = storage.join(folder, name)
         if not storage.exists(path):
             raise BundleError(f"`{path}`: missing, so the bundle is damaged. Copy the whole folder again.")
@@ -133,8 +143,10 @@ def read(folder: str, *, seq2seq: bool | None = None) -> tuple[BundleMetadata, d
 def build(make: Callable[[], Network], content: Mapping[str, bytes], folder: str) -> Network:
     """Return the network that `make` constructs, with the weights of a bundle. Raises `BundleError` if they differ."""
     try:
-        model = make()
-        model.load_state_dict(load_safetensors(content[WEIGHTS]))
+        model, weights = make(), load_safetensors(content[WEIGHTS])
+        model.load_state_dict(
+            transformers_folder.imported(weights) if isinstance(model, PretrainedClassifier) else weights
+        )
         return model
     except (SafetensorError, RuntimeError) as error:
         raise BundleError(

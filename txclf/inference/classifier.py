@@ -11,14 +11,17 @@ import torch
 from tokenizers import Tokenizer as FastTokenizer
 
 from txclf.config.run_config import RunConfig
+from txclf.config.sections import SpecialTokens
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import Layout, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, separator_id
 from txclf.data.word_cache import WordCache
+from txclf.inference import transformers_folder
 from txclf.inference.bundle import TOKENIZER, Floats, build, metadata_from_config, num_segments, read
 from txclf.inference.metadata import BundleMetadata
 from txclf.metrics.thresholds import DEFAULT
 from txclf.model.classifier import TransformerClassifier, by_row
+from txclf.model.pretrained import PretrainedClassifier
 
 
 class Prediction(NamedTuple):
@@ -38,7 +41,9 @@ class Prediction(NamedTuple):
 class Classifier:
     """Trained classifier that predicts labels and probabilities of texts."""
 
-    def __init__(self, metadata: BundleMetadata, tokenizer: FastTokenizer, model: TransformerClassifier) -> None:
+    def __init__(
+        self, metadata: BundleMetadata, tokenizer: FastTokenizer, model: TransformerClassifier | PretrainedClassifier
+    ) -> None:
         self.metadata = metadata
         self.tokenizer = tokenizer
         self.word_cache = WordCache(tokenizer)
@@ -52,18 +57,28 @@ class Classifier:
         Raises `BundleError` if the folder is not a bundle, is damaged, or holds a sequence-to-sequence model.
         """
         metadata, content = read(folder, seq2seq=False)
-        model = build(lambda: _network(metadata), content, folder)
+        model = build(lambda: _network(metadata, content), content, folder)
         return cls(metadata, parse_tokenizer(content[TOKENIZER].decode()), model)
 
     @classmethod
     def from_config(
-        cls, run: RunConfig, weights: Mapping[str, torch.Tensor], labels: Sequence[str], tokenizer: str
+        cls,
+        run: RunConfig,
+        weights: Mapping[str, torch.Tensor],
+        labels: Sequence[str],
+        tokenizer: str,
+        *,
+        special: SpecialTokens | None = None,
+        transformers_files: Mapping[str, bytes] | None = None,
     ) -> Self:
-        """Return the classifier with the weights of a run, without a bundle and not calibrated."""
+        """Return the classifier with the weights of a run, without a bundle and not calibrated.
+
+        `special` and `transformers_files` are those of a pretrained model.
+        """
         metadata = metadata_from_config(run, labels, [tokenizer]).model_copy(
-            update={"num_segments": num_segments(weights)}
+            update={"num_segments": num_segments(weights), "special_tokens": special}
         )
-        model = _network(metadata)
+        model = _network(metadata, transformers_files)
         model.load_state_dict(weights)
         return cls(metadata, parse_tokenizer(tokenizer), model)
 
@@ -123,17 +138,16 @@ class Classifier:
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> pa.ListArray:
         """Return the token ids of rows of text columns, truncated as in training."""
-        return encode(self.word_cache, texts, self.metadata.max_length, self.metadata.truncation)[0]
+        meta = self.metadata
+        return encode(self.word_cache, texts, meta.max_length, meta.truncation, meta.special_tokens)[0]
 
     def rows(self, tables: Sequence[pa.Table]) -> TokenRows:
         """Return tables of `input_ids` and labels as input rows of this model."""
-        truncation = self.metadata.truncation
-        layout = Layout(
-            window=self.metadata.max_length if truncation.mode == "windows" else None,
-            overlap=truncation.window_overlap,
-            separator=separator_id(self.tokenizer) if self.metadata.num_segments else None,
+        meta = self.metadata
+        separator = separator_id(self.tokenizer) if meta.num_segments else None
+        return TokenRows(
+            tables, layout=Layout.of_model(meta.max_length, meta.truncation, meta.special_tokens, separator)
         )
-        return TokenRows(tables, layout=layout)
 
     @torch.inference_mode()
     def logits(self, rows: TokenRows, batch_size: int = 64) -> Floats:
@@ -174,8 +188,13 @@ def sigmoid(logits: Floats, temperature: float = 1.0) -> Floats:
     return probabilities
 
 
-def _network(metadata: BundleMetadata) -> TransformerClassifier:
+def _network(
+    metadata: BundleMetadata, transformers_files: Mapping[str, bytes] | None
+) -> TransformerClassifier | PretrainedClassifier:
     """Return the network that the metadata describe, with random weights."""
+    if metadata.model.pretrained is not None:
+        assert transformers_files is not None
+        return transformers_folder.network(transformers_files)
     return TransformerClassifier(
         metadata.model,
         metadata.vocab_size,

@@ -153,7 +153,7 @@ def _record(model: Model, model_graphs: Sequence[Graph], exported: Sequence[Expo
         "labels": metadata.labels,
         "max_length": metadata.max_length,
         "truncation": metadata.truncation.model_dump(),
-        "temperature": metadata.calibration.temperature if metadata.calibration else 1.0,
+        "temperature": metadata.temperature,
         "thresholds": metadata.thresholds,
         "opset": OPSET,
         "graphs": {graph.name: {"inputs": list(graph.inputs), "outputs": graph.outputs} for graph in model_graphs},

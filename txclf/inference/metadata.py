@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from txclf.config.sections import Generate, Model, Truncation
+from txclf.config.sections import Generate, Model, SpecialTokens, Truncation
 from txclf.config.tasks import TASKS, Task, TaskSpec
 
 FORMAT = 2
@@ -75,7 +75,9 @@ class BundleMetadata(BaseModel):
     truncation: Truncation
     """Truncation of longer rows."""
     num_segments: int = 0
-    """Number of text columns that segment embeddings distinguish; 0 without them."""
+    """Number of text columns that segment embeddings distinguish; 0 without them, and for a pretrained model."""
+    special_tokens: SpecialTokens | None = None
+    """Tokens around each text that a pretrained model expects; None for a model from scratch."""
     vocab_size: PositiveInt
     """Tokens of the tokenizer."""
     target_vocab_size: int = 0
@@ -92,6 +94,8 @@ class BundleMetadata(BaseModel):
     """SHA-256 checksums of the weights and tokenizers, by file name."""
     calibration: Calibration | None = None
     """Temperature scaling; None for uncalibrated probabilities."""
+    folded_temperature: bool = False
+    """True if the last layer of the network has the temperature in its weights."""
     label_delimiter: str = ","
     """Separator of the labels of a `multilabel` model in csv and tsv files."""
     thresholds: dict[str, float] | None = None
@@ -104,8 +108,8 @@ class BundleMetadata(BaseModel):
 
     @property
     def temperature(self) -> float:
-        """Divisor of the logits; 1 without calibration."""
-        return self.calibration.temperature if self.calibration else 1.0
+        """Divisor of the logits; 1 without calibration, or if the network itself divides."""
+        return self.calibration.temperature if self.calibration and not self.folded_temperature else 1.0
 
 
 def summary(name: str, metadata: BundleMetadata) -> str:

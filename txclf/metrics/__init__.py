@@ -1,0 +1,3 @@
+from txclf import upstream
+
+upstream.hide_transformers_from_torchmetrics()

@@ -80,6 +80,19 @@ class TransformerClassifier(nn.Module):
         if self.segments is not None:
             nn.init.normal_(self.segments.weight, std=SEGMENT_STD * self.config.hidden_size**-0.5)
 
+    def layer_depths(self) -> dict[str, int | None]:
+        """Return the depth of each parameter by name: 0 for embeddings, then the blocks, None for pooling and head."""
+        depths: dict[str, int | None] = {}
+        for name, _ in self.named_parameters():
+            part, _, rest = name.partition(".")
+            if part in ("pooling", "head"):
+                depths[name] = None
+            elif part == "blocks":
+                depths[name] = 1 + int(rest.partition(".")[0])
+            else:
+                depths[name] = len(self.blocks) if part == "final_norm" else 0
+        return depths
+
     def set_embeddings(self, vectors_VD: Tensor, frozen_V: Tensor | None = None) -> None:
         """Set the token embeddings to pre-trained vectors. Embeddings with `frozen_V` True are not trained."""
         with torch.no_grad():

@@ -29,6 +29,11 @@ class Dropout(nn.Module):
         kept: Tensor = _Dropped.apply(values, RandomBytes().draw(values.shape), in_256ths(self.rate))  # type: ignore[no-untyped-call]
         return kept
 
+    @property
+    def p(self) -> float:
+        """The rate, as `nn.Dropout` calls it."""
+        return self.rate
+
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
 

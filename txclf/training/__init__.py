@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from txclf import upstream
+
 if TYPE_CHECKING:
     from txclf.training.data_module import ShardsDataModule
     from txclf.training.module import ClassifierModule
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClassifierModule", "MultilabelModule", "Seq2SeqModule", "ShardsDataModule"]
 
+upstream.hide_transformers_from_torchmetrics()
 _HOMES = {
     "ClassifierModule": "module",
     "MultilabelModule": "module_multilabel",

@@ -54,12 +54,15 @@ class Chosen(NamedTuple):
     """Threshold of each label's calibrated probability (`multilabel`); None if the run trained on the rows."""
 
 
-def chosen(run: RunConfig, prepared: str, saved: list[Checkpoint]) -> Chosen:
+def chosen(
+    run: RunConfig, prepared: str, saved: list[Checkpoint], transformers_files: Mapping[str, bytes] | None = None
+) -> Chosen:
     """Choose the best of a run's checkpoints by `train.monitor` and calibrate it on the validation rows.
 
     With `train.average_checkpoints` it is the mean of the best few (Wortsman et al., arXiv:2203.05482) if that scores
     at least as well. With `train.train_on_valid` it is the last, because scores on training rows choose and calibrate
-    nothing. A `multilabel` model gets the thresholds that the validation rows give.
+    nothing. A `multilabel` model gets the thresholds that the validation rows give. `transformers_files` describe the
+    network of a pretrained run.
     """
     train, spec = run.train, run.task_spec
     if train.train_on_valid:
@@ -68,11 +71,13 @@ def chosen(run: RunConfig, prepared: str, saved: list[Checkpoint]) -> Chosen:
     best, candidates = ranked[0], ranked[: train.average_checkpoints]
     metrics, weights = {name: float(value) for name, value in best.metrics.items()}, _weights(best)
     averages, calibrates = len(candidates) > 1, train.calibrate and spec.has_labels
-    scored = _score(run, prepared, weights) if averages or calibrates or spec.is_multilabel else None
+    scored = None
+    if averages or calibrates or spec.is_multilabel:
+        scored = _score(run, prepared, weights, transformers_files)
     averaged: list[int] = []
     if scored and averages:
         mean = _mean(candidates)
-        scored_mean = _score(run, prepared, mean)
+        scored_mean = _score(run, prepared, mean, transformers_files)
         # Both as scored here, because the log may have scored the best in another precision.
         if not checkpoints.better(train.monitor, scored.metrics[train.monitor], scored_mean.metrics[train.monitor]):
             metrics, weights, scored = scored_mean.metrics, mean, scored_mean
@@ -123,7 +128,9 @@ def _weights(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     return weights
 
 
-def _score(run: RunConfig, prepared: str, weights: Mapping[str, Tensor]) -> Scored:
+def _score(
+    run: RunConfig, prepared: str, weights: Mapping[str, Tensor], transformers_files: Mapping[str, bytes] | None
+) -> Scored:
     """Score the sampled validation rows in this process; memory holds their logits, or the tokens of `seq2seq`."""
     manifest, tokenizers = shards.load_manifest(prepared), shards.tokenizers(prepared)
     sample = _sample(prepared, manifest, run.task_spec.shard_columns)
@@ -133,7 +140,14 @@ def _score(run: RunConfig, prepared: str, weights: Mapping[str, Tensor]) -> Scor
         names = {"teacher_forced_match": "exact_match"}  # as the validations call it
         metrics = {f"valid_{names.get(name, name)}": value for name, value in scores.items()}
         return Scored(metrics, np.empty((0, 0), np.float32), np.empty(0, np.int32))
-    classifier = Classifier.from_config(run, weights, manifest.labels, tokenizers[0])
+    classifier = Classifier.from_config(
+        run,
+        weights,
+        manifest.labels,
+        tokenizers[0],
+        special=manifest.special_tokens,
+        transformers_files=transformers_files,
+    )
     logits: list[Any] = []
     labels: list[Any] = []
     for table in sample:

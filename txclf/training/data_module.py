@@ -15,13 +15,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import distributed
 
 from txclf.config.run_config import RunConfig
 from txclf.data import sampler
 from txclf.data.batches import Batch, PairBatch
 from txclf.data.window_reader import LocalWindows, Window, WindowSource
 from txclf.data.word_vectors import Coverage
-from txclf.training import mfu
+from txclf.model.pretrained import PretrainedClassifier
+from txclf.training import mfu, pretrained_network
 from txclf.training.job import WorkerConfig
 from txclf.training.train_state import TrainState
 
@@ -43,19 +45,28 @@ class ShardsDataModule(pl.LightningDataModule):
         state: TrainState | None = None,
         vectors: Coverage | None = None,
         source: WindowSource | None = None,
+        encoder: str | None = None,
     ) -> None:
         """`source` yields the rows; by default the shards are read in this process.
 
-        `vectors` are word vectors that were matched with the vocabulary before.
+        `vectors` are word vectors that were matched with the vocabulary before. `encoder` is the stored folder of a
+        pretrained model; by default it is found by its name.
         """
         super().__init__()
-        self.run, self.prepared, self.state, self.vectors = run, prepared, state, vectors
+        self.run, self.prepared, self.state, self.vectors, self.encoder = run, prepared, state, vectors, encoder
         config = WorkerConfig(run, prepared)
         self.manifest = config.manifest()
         self.reader = config.train_reader()
         self.source = source or LocalWindows(
             self.reader, {split: config.scoring_reader(split) for split in self.manifest.splits}
         )
+
+    def pretrained_network(self) -> PretrainedClassifier:
+        """Return the network of `model.pretrained`. All ranks call it together."""
+        stored = self.encoder or pretrained_network.store(self.run)[0]
+        world_size = distributed.get_world_size() if distributed.is_initialized() else 1
+        resumed = self.state is not None and self.state.step > 0
+        return pretrained_network.network(stored, self.run, self.manifest, world_size=world_size, resumed=resumed)
 
     @property
     def steps_per_epoch(self) -> int:

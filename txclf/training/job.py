@@ -39,6 +39,8 @@ class WorkerConfig:
     """Wall-clock time at which the command began."""
     vectors: Coverage | None = None
     """Word vectors that initialize the token embeddings."""
+    encoder: str | None = None
+    """Folder of the pretrained model in the storage of the run; None for a model from scratch."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -47,12 +49,10 @@ class WorkerConfig:
 
     def layout(self) -> Layout:
         """Return how rows become sequences."""
-        run, windows = self.run, self.run.data.truncation == "windows"
-        return Layout(
-            window=run.tokenizer.max_length if windows else None,
-            overlap=run.data.window_overlap if windows else 0,
-            separator=self.manifest().separator_id if run.num_segments else None,
-        )
+        run, manifest = self.run, self.manifest()
+        separator = manifest.separator_id if run.num_segments else None
+        special = manifest.special_tokens
+        return Layout.of_model(run.tokenizer.max_length, run.truncation, special, separator)
 
     def manifest(self) -> shards.Manifest:
         """Return the manifest of the prepared data, as this run trains on them."""

@@ -19,6 +19,7 @@ from txclf.core.errors import ConfigError
 from txclf.data import word_vectors
 from txclf.metrics.macro_f1 import MacroF1
 from txclf.model.classifier import TransformerClassifier, by_row
+from txclf.model.pretrained import PretrainedClassifier
 from txclf.training import sharded_tensors
 from txclf.training.class_weights import label_weights
 from txclf.training.data_module import ShardsDataModule
@@ -194,7 +195,7 @@ class TrainingModule(pl.LightningModule):
         """Return AdamW (arXiv:1711.05101) and the learning-rate schedule of the run file."""
         train = self.config.train
         optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, train.weight_decay),
+            parameter_groups(self.model, train),
             lr=train.learning_rate,
             betas=train.betas,
             fused=self.fused,
@@ -207,7 +208,7 @@ class TrainingModule(pl.LightningModule):
 
 
 class EncoderModule(TrainingModule):
-    """Base of the classifiers: trains a `TransformerClassifier`, which gives logits (B, C).
+    """Base of the classifiers: trains a `TransformerClassifier` or `PretrainedClassifier`, which gives logits (B, C).
 
     A subclass has `training_loss` and the scores, whose states `add_states` makes.
     """
@@ -220,12 +221,15 @@ class EncoderModule(TrainingModule):
         num_classes: int,
         class_weights: Tensor | None = None,
         num_segments: int = 0,
+        model: PretrainedClassifier | None = None,
         total_steps: int | None = None,
         start_step: int = 0,
     ) -> None:
-        """`class_weights` is (C,) or None."""
-        length = config.tokenizer.max_length
-        model = TransformerClassifier(config.model, vocab_size, num_classes, length, num_segments)
+        """`class_weights` is (C,) or None. Without `model`, a model from scratch is made."""
+        model = model or TransformerClassifier(  # type: ignore[assignment]
+            config.model, vocab_size, num_classes, config.tokenizer.max_length, num_segments
+        )
+        assert model is not None
         super().__init__(config, model, total_steps=total_steps, start_step=start_step)
         self.num_classes = num_classes
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -248,6 +252,7 @@ class EncoderModule(TrainingModule):
             class_weights=label_weights(run, manifest.splits["train"]),
             # Data prepared before there were segments do not tell columns apart.
             num_segments=0 if manifest.separator_id is None else run.num_segments,
+            model=None if run.model.pretrained is None else data.pretrained_network(),
             total_steps=total_steps,
             start_step=start_step,
         )

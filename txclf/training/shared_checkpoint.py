@@ -1,9 +1,9 @@
-"""The checkpoint that a group of workers resumes from: rank 0 reads it from storage and sends it to the other ranks."""
+"""Weights that a group of workers starts from: rank 0 reads them from storage and sends them to the other ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -11,6 +11,8 @@ from torch import Tensor, distributed
 from txclf.artifacts import checkpoints
 from txclf.artifacts.checkpoints import LastIntact
 from txclf.core.errors import TxclfError
+
+Content = TypeVar("Content")
 
 
 class _Place(NamedTuple):
@@ -23,31 +25,45 @@ class _Place(NamedTuple):
 def last_intact(folder: str, world_size: int) -> LastIntact:
     """Return the last checkpoint that is not damaged, with its state. All ranks call it together.
 
-    The tensors are sent one by one over gloo, so a rank needs no more memory than for the state.
-
     Raises `StorageError` on every rank if all checkpoints are damaged.
     """
+
+    def read() -> tuple[Any, LastIntact]:
+        found = checkpoints.last_intact(folder, load_state=True)
+        return found.state, found._replace(state=None)
+
+    state, found = shared(read, world_size)
+    return found._replace(state=state)
+
+
+def shared(read: Callable[[], tuple[Any, Content]], world_size: int) -> tuple[Any, Content]:
+    """Return what `read` returns on rank 0: a state with tensors, and any other content. All ranks call it together.
+
+    The tensors are sent one by one over gloo, so a rank needs no more memory than for the state. An error of txclf is
+    raised on every rank.
+    """
     if world_size == 1 or not distributed.is_initialized():
-        return checkpoints.last_intact(folder, load_state=True)
+        return read()
     group = distributed.new_group(backend="gloo")  # tensors on the CPU, also in a group of NCCL
-    found, tensors = LastIntact(None, None, []), list[Tensor]()
+    state, tensors = None, list[Tensor]()
     sent: list[Any] = [None]
     if distributed.get_rank() == 0:
         try:
-            found = checkpoints.last_intact(folder, load_state=True)
-            sent = [found._replace(state=_without_tensors(found.state, tensors))]
+            state, content = read()
+            sent = [(_without_tensors(state, tensors), content)]
         except TxclfError as error:
             sent = [error]
     distributed.broadcast_object_list(sent, 0, group=group)
     if isinstance(sent[0], TxclfError):
         raise sent[0]
+    places, content = sent[0]
     if distributed.get_rank() == 0:
         for tensor in tensors:
             _broadcast(tensor.contiguous(), group)
     else:
-        found = sent[0]._replace(state=_received(sent[0].state, group))
+        state = _received(places, group)
     distributed.destroy_process_group(group)
-    return found
+    return state, content
 
 
 def _without_tensors(value: Any, tensors: list[Tensor]) -> Any:

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from txclf._version import __version__
 from txclf.artifacts import attempts, checkpoints, lease, trackers
-from txclf.config import run_config
+from txclf.config import finetuning, run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError
@@ -92,7 +92,8 @@ def check_folder(run: RunConfig, resume: bool) -> RunSummary | None:
         raise ConfigError(f"`{folder}` holds a search of `txclf tune`. Choose another `name`.")
     if not resume:
         raise ConfigError(f"`{folder}` exists already. Pass --resume to continue it, or choose another `name`.")
-    was, wanted = (_kept_by_resume(one) for one in (run_config.load(saved), run))
+    began = run_config.load(saved)
+    was, wanted = _kept_by_resume(began), _kept_by_resume(finetuning.as_begun(run, began))
     changed = [key for key in was if was[key] != wanted[key]]
     if changed:
         names = ", ".join(f"`{key}`" for key in changed)
@@ -153,7 +154,8 @@ def train(
     if began and began["fingerprint"] != manifest.fingerprint:
         raise ConfigError(f"`{run.run_folder}` began with `{began['folder']}`, and the data changed. Start a new run.")
     coverage = _vectors(run, prepared)
-    config = WorkerConfig(run, prepared, time.time() if started is None else started, coverage)
+    run, encoder = _settled(run, manifest)
+    config = WorkerConfig(run, prepared, time.time() if started is None else started, coverage, encoder)
     check_fit(run, config.manifest())
     notes = coverage.describe() if coverage else []
 
@@ -189,12 +191,27 @@ def _vectors(run: RunConfig, prepared: str) -> Coverage | None:
     return word_vectors.matched(run.model.word_vectors, run.model.hidden_size, prepared, run.seed)
 
 
+def _settled(run: RunConfig, manifest: shards.Manifest) -> tuple[RunConfig, str | None]:
+    """Return a run with all its settings, and the folder of its pretrained model.
+
+    A started run keeps its own, so the original model may be gone.
+    """
+    if run.model.pretrained is None:
+        return run, None
+    encoder = recorded_encoder(run)
+    if encoder is not None and storage.exists(encoder):
+        return finetuning.as_begun(run, run_config.load(storage.join(run.run_folder, "run.yaml"))), encoder
+    from txclf.training import pretrained_network  # and Transformers
+
+    return pretrained_network.settled(run, manifest)
+
+
 def _finish(config: WorkerConfig, stats: RunStats) -> RunSummary:
     """Write the bundle from the best checkpoint, then the summary, which marks the run as finished."""
     run = config.run
     saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
     folder = storage.join(run.run_folder, "model")
-    winner = save_bundle(folder, run, config.prepared, saved, on_ray=run.compute.on_ray)
+    winner = save_bundle(folder, run, config.prepared, saved, encoder=config.encoder, on_ray=run.compute.on_ray)
     begun = attempts.read(run.run_folder)
     chosen = {
         "version": __version__,
@@ -214,24 +231,38 @@ def _finish(config: WorkerConfig, stats: RunStats) -> RunSummary:
 
 
 def save_bundle(
-    folder: str, run: RunConfig, prepared: str, saved: list[checkpoints.Checkpoint], *, on_ray: bool
+    folder: str,
+    run: RunConfig,
+    prepared: str,
+    saved: list[checkpoints.Checkpoint],
+    *,
+    encoder: str | None,
+    on_ray: bool,
 ) -> Chosen:
     """Write the bundle of a run from its checkpoints; return what was chosen for it, without the weights.
 
-    With `on_ray` a task with the resources of a worker does it, because the driver may have no GPU. Ray must be
-    connected.
+    `encoder` is the folder of the stored pretrained model. With `on_ray` a task with the resources of a worker does it,
+    because the driver may have no GPU. Ray must be connected.
     """
     if not on_ray:
-        return _write_bundle(folder, run, prepared, saved)
+        return _write_bundle(folder, run, prepared, saved, encoder)
     from txclf.training.distributed import worker_task
 
-    return worker_task.call(run.compute, _write_bundle, folder, run, prepared, saved)
+    return worker_task.call(run.compute, _write_bundle, folder, run, prepared, saved, encoder)
 
 
-def _write_bundle(folder: str, run: RunConfig, prepared: str, saved: list[checkpoints.Checkpoint]) -> Chosen:
+def _write_bundle(
+    folder: str, run: RunConfig, prepared: str, saved: list[checkpoints.Checkpoint], encoder: str | None
+) -> Chosen:
     from txclf.training import checkpoint_selection  # and torchmetrics, which nothing needs before
 
-    winner, manifest = checkpoint_selection.chosen(run, prepared, saved), shards.load_manifest(prepared)
+    manifest = shards.load_manifest(prepared)
+    files = None
+    if encoder is not None:
+        from txclf.training import pretrained_network
+
+        files = pretrained_network.bundle_files(encoder, run, manifest)
+    winner = checkpoint_selection.chosen(run, prepared, saved, files)
     seen = run.train.train_on_valid
     if seen:
         manifest = shards.with_valid(manifest)
@@ -245,6 +276,8 @@ def _write_bundle(folder: str, run: RunConfig, prepared: str, saved: list[checkp
         rows={split: part.rows for split, part in manifest.splits.items() if not (seen and split == "valid")},
         calibration=winner.calibration,
         thresholds=winner.thresholds,
+        special=manifest.special_tokens,
+        transformers_files=files,
     )
     return winner._replace(weights={})
 
@@ -261,6 +294,11 @@ def recorded_data(run: RunConfig) -> str | None:
     return next((place for place in places if storage.exists(storage.join(place, shards.MANIFEST))), None)
 
 
+def recorded_encoder(run: RunConfig) -> str | None:
+    """Return the folder of the stored pretrained model that a run began with; None for a run from scratch."""
+    return (_began_with(run) or {}).get("encoder")
+
+
 def _began_with(run: RunConfig) -> dict[str, str] | None:
     """Return `prepared.json`: the prepared folder that a run began with, and its fingerprint."""
     path = storage.join(run.run_folder, PREPARED)
@@ -273,7 +311,8 @@ def _begin(config: WorkerConfig) -> None:
     if storage.exists(storage.join(folder, "run.yaml")):
         return
     fingerprint = config.manifest().fingerprint
-    storage.write_json(storage.join(folder, PREPARED), {"folder": config.prepared, "fingerprint": fingerprint})
+    data = {"folder": config.prepared, "fingerprint": fingerprint}
+    storage.write_json(storage.join(folder, PREPARED), data | ({"encoder": config.encoder} if config.encoder else {}))
     if config.vectors:
         storage.write_json(storage.join(folder, VECTORS), config.vectors.model_dump())
     storage.write_bytes(storage.join(folder, "run.yaml"), run_config.dump(config.run).encode())

@@ -21,7 +21,7 @@ from txclf import ray_cluster
 from txclf._version import __version__
 from txclf.artifacts import checkpoints, lease, trials
 from txclf.artifacts.trials import Trial
-from txclf.config import run_config
+from txclf.config import finetuning, run_config
 from txclf.config.run_config import RunConfig
 from txclf.config.search_space import Tune
 from txclf.core import storage
@@ -29,7 +29,7 @@ from txclf.core.errors import ClusterError, ConfigError
 from txclf.data import shards
 from txclf.data.prepare import prepare
 from txclf.training.distributed import ray_trainer
-from txclf.training.train import check_fit, save_bundle
+from txclf.training.train import check_fit, recorded_encoder, save_bundle
 from txclf.tuning.runner import SearchPlan, Show, run_trials
 
 SUMMARY = "search.json"
@@ -223,6 +223,8 @@ def tune(run: RunConfig, plan: SearchPlan, show: Show = lambda state: False) -> 
 
 def _tune(run: RunConfig, plan: SearchPlan, show: Show) -> Search:
     started = time.time()
+    rows = shards.load_manifest(next(iter(plan.prepared.values()))).splits["train"].rows
+    run = finetuning.with_recipe(run, rows)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are reported as the trial's reason
@@ -271,9 +273,11 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
     saved = checkpoints.committed(storage.join(source.run_folder, "checkpoints"))
     if math.isnan(winner.best) or not checkpoints.ranked(saved, metric):
         raise ClusterError(f"no trial came to a validation; the first failed because: {winner.trial.reason}")
-    storage.write_bytes(storage.join(search, "best.yaml"), run_config.dump(best).encode())
     model, data = storage.join(search, "model"), prepared[trials.preparation(source)]
-    chosen = save_bundle(model, best, data, saved, on_ray=True)
+    best = finetuning.as_begun(best, run_config.load(storage.join(source.run_folder, "run.yaml")))
+    storage.write_bytes(storage.join(search, "best.yaml"), run_config.dump(best).encode())
+    encoder = recorded_encoder(source)
+    chosen = save_bundle(model, best, data, saved, encoder=encoder, on_ray=True)
     states = [one.trial.state for one in results]
     summary = Search(
         version=__version__,

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from txclf import upstream
 from txclf.config.sections import Compute
 from txclf.model.classifier import TransformerClassifier
+from txclf.model.pretrained import PretrainedClassifier
 
 
 def strategy(compute: Compute) -> RayDDPStrategy:
@@ -52,10 +53,11 @@ class SparseEmbeddingDDP(RayDDPStrategy):
     def configure_ddp(self) -> None:
         """Wrap the model in DDP without its embedding, which `exchange_rows` handles."""
         module: Any = self.lightning_module
-        if self.root_device.type == "cpu" and isinstance(module.model, TransformerClassifier):
+        if self.root_device.type == "cpu" and isinstance(module.model, TransformerClassifier | PretrainedClassifier):
             self.embedding = module.model.embedding.weight
             distributed.broadcast(self.embedding.detach(), 0)  # DDP does this for the other parameters
-            upstream.exclude_from_ddp(module, ["model.embedding.weight"])
+            name = next(name for name, parameter in module.named_parameters() if parameter is self.embedding)
+            upstream.exclude_from_ddp(module, [name])
         super().configure_ddp()
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:

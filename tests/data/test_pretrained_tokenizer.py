@@ -1,0 +1,89 @@
+"""Tokenizers of pretrained models: the same tokens as Transformers gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.helpers.encoders import ARCHITECTURES, TEXTS, write_encoder
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+from txclf.core.errors import ConfigError
+from txclf.data import pretrained_tokenizer
+from txclf.data.batches import TokenRows
+from txclf.data.sampler import Layout
+from txclf.data.tokenizer import encode, parse_tokenizer
+from txclf.data.word_cache import WordCache
+
+HOSTILE = ["", " ", "\u200b", "a\u0301b  c", "[SEP] [CLS]</s><pad>", "\ufeffx\u00a0y", "tab\tnew\nline ", "\u200d"]
+
+
+def make_run(encoder: str, **settings: Any) -> RunConfig:
+    """Return a run on a pretrained model."""
+    return run_config.parse({"model": {"pretrained": encoder}, "tokenizer": {"max_length": 40}, **settings})
+
+
+def sequences(run: RunConfig, texts: list[tuple[str, ...]]) -> list[tuple[list[int], list[int]]]:
+    """Return the token ids and token types of rows of text columns, as the network receives them."""
+    content, special = pretrained_tokenizer.load(run)
+    ids, _ = encode(WordCache(parse_tokenizer(content)), texts, run.tokenizer.max_length, run.truncation, special)
+    layout = Layout.of_model(run.tokenizer.max_length, run.truncation, special, None)
+    rows = TokenRows([pa.table({"input_ids": ids})], layout=layout)
+    result = []
+    for row in range(len(texts)):
+        padded = rows.pad(np.array([row]))
+        types = padded.segments if padded.segments is not None else padded.input_ids * 0
+        result.append((padded.input_ids[0].tolist(), types[0].tolist()))
+    return result
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gpt2"])
+def test_tokens_are_those_of_transformers(tmp_path: Path, architecture: str) -> None:
+    from transformers import AutoTokenizer
+
+    encoder = write_encoder(tmp_path, architecture)
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    texts = [*TEXTS, *HOSTILE]
+    ours = sequences(make_run(encoder), [(text,) for text in texts])
+    # Special tokens inside a text are ordinary characters.
+    expected = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts]
+    assert [ids for ids, _ in ours] == [ids if len(ids) <= 40 else [*ids[:39], ids[-1]] for ids in expected]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pairs_are_those_of_transformers(tmp_path: Path, architecture: str) -> None:
+    from transformers import AutoTokenizer
+
+    encoder = write_encoder(tmp_path, architecture)
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    pairs = [("the quick fox", "jumps"), ("", "lazy dog"), ("boxing", ""), ("", "")]
+    ours = sequences(make_run(encoder, data={"text": ["first", "second"]}), list(pairs))
+    for (ids, types), pair in zip(ours, pairs, strict=True):
+        expected = tokenizer([pair[0]], [pair[1]])  # alone, an empty second text would count as none
+        assert ids == expected["input_ids"][0]
+        assert types == expected.get("token_type_ids", [[0] * len(ids)])[0]
+
+
+@pytest.mark.parametrize("mode", ["head", "tail", "head_tail", "windows"])
+def test_each_sequence_has_the_special_tokens(tmp_path: Path, mode: str) -> None:
+    run = make_run(write_encoder(tmp_path), data={"truncation": mode, "window_overlap": 2}, tokenizer={"max_length": 8})
+    content, special = pretrained_tokenizer.load(run)
+    text = "the quick brown fox jumps over the lazy dog five boxing wizards"
+    ids, _ = encode(WordCache(parse_tokenizer(content)), [(text,)], 8, run.truncation, special)
+    plain = parse_tokenizer(content).encode(text, add_special_tokens=False).ids
+    rows = TokenRows([pa.table({"input_ids": ids})], layout=Layout.of_model(8, run.truncation, special, None))
+    padded = rows.pad(np.array([0])).input_ids.tolist()
+    assert all(row[0] == 2 and row[-1] == 3 and len(row) == 8 for row in padded)
+    starts = {"head": [plain[:6]], "tail": [plain[-6:]], "head_tail": [plain[:2] + plain[-4:]]}
+    assert [row[1:-1] for row in padded][:1] == starts.get(mode, [plain[:6]])
+    assert len(padded) == (1 if mode != "windows" else len(rows.layout.spans(rows.lengths)[0]))
+
+
+def test_length_above_the_positions_is_refused(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path, "roberta")
+    with pytest.raises(ConfigError, match=r"`tokenizer.max_length` \(41\) is more than the 40 tokens"):
+        pretrained_tokenizer.load(make_run(encoder, tokenizer={"max_length": 41}))

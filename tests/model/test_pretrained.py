@@ -1,0 +1,150 @@
+"""Pretrained networks: the same logits and gradients as Transformers, whatever the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers.encoders import ARCHITECTURES, write_encoder
+from txclf.config.sections import Model
+from txclf.core.errors import ConfigError
+from txclf.model.pretrained import PretrainedClassifier, read_config, with_sizes
+
+LABELS = ["low", "mid", "high"]
+
+
+def config_of(folder: str, **settings: Any) -> tuple[Any, Model]:
+    """Return the configuration of a folder and the settings of a run."""
+    model = Model(pretrained=folder, **settings)
+    return read_config(folder, model, labels=LABELS, is_multilabel=False, pad=1), model
+
+
+def load(folder: str, **settings: Any) -> PretrainedClassifier:
+    """Load a folder with a seeded head."""
+    torch.manual_seed(0)
+    return PretrainedClassifier.load(folder, *config_of(folder, **settings))
+
+
+def reference(folder: str, model: PretrainedClassifier) -> Any:
+    """Return the same network as Transformers makes it, without anything of txclf."""
+    from transformers import AutoModelForSequenceClassification
+
+    loader: Any = AutoModelForSequenceClassification
+    network = loader.from_pretrained(folder, num_labels=3, attn_implementation="eager")
+    network.config.pad_token_id = model.network.config.pad_token_id
+    network.load_state_dict(model.network.state_dict())
+    return network.eval()
+
+
+def batch(model: PretrainedClassifier) -> tuple[Tensor, Tensor]:
+    """Return token ids (4, 12) and their mask; the third row has padding."""
+    ids = torch.randint(10, 80, (4, 12), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones(4, 12, dtype=torch.bool)
+    mask[2, 7:] = False
+    return ids.masked_fill(~mask, model.network.config.pad_token_id), mask
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gpt2"])
+def test_logits_and_gradients_are_those_of_transformers(tmp_path: Path, architecture: str) -> None:
+    folder = write_encoder(tmp_path, architecture)
+    model = load(folder).eval()
+    other = reference(folder, model)
+    ids, mask = batch(model)
+    logits, expected = model(ids, mask), other(input_ids=ids, attention_mask=mask.long()).logits
+    torch.testing.assert_close(logits, expected, atol=2e-6, rtol=1e-5)
+    assert logits.std() > 1e-3
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    (logits * weights).sum().backward()
+    (expected * weights).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in other.named_parameters()}
+    for name, parameter in model.network.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gpt2"])
+def test_logits_of_a_row_do_not_depend_on_the_batch(tmp_path: Path, architecture: str) -> None:
+    model = load(write_encoder(tmp_path, architecture)).eval()
+    ids, mask = batch(model)
+    torch.testing.assert_close(model(ids, mask)[2:3], model(ids[2:3, :7]), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(model(ids, mask)[:1], model(ids[:1]), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_depths_go_from_the_embeddings_to_the_head(tmp_path: Path, architecture: str) -> None:
+    model = load(write_encoder(tmp_path, architecture))
+    depths = model.layer_depths()
+    assert depths.keys() == dict(model.named_parameters()).keys()
+    assert set(depths.values()) == {0, 1, 2, 3, None}
+    assert all(depth == 0 for name, depth in depths.items() if "embed" in name)
+    assert all(depth is None for name, depth in depths.items() if "classifier" in name or "pooler" in name)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "frozen"), [("none", set()), ("embeddings", {0}), (2, {0, 1, 2}), ("encoder", {0, 1, 2, 3})]
+)
+def test_frozen_layers_neither_train_nor_drop(tmp_path: Path, freeze: Any, frozen: set[int]) -> None:
+    model = load(write_encoder(tmp_path), freeze=freeze).train()
+    parameters = dict(model.named_parameters())
+    assert {depth for name, depth in model.layer_depths().items() if not parameters[name].requires_grad} == frozen
+    assert [block.training for block in model.blocks] == [depth not in frozen for depth in (1, 2, 3)]
+    assert model.network.training
+
+
+def test_dropout_is_that_of_the_model_unless_set(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.2)
+    kept, _ = config_of(folder)
+    assert (kept.hidden_dropout_prob, kept.attention_probs_dropout_prob) == (0.3, 0.2)
+    replaced, _ = config_of(folder, dropout=0.0, attention_dropout=0.5)
+    assert (replaced.hidden_dropout_prob, replaced.attention_probs_dropout_prob) == (0.0, 0.5)
+
+
+def test_sizes_are_those_of_the_model(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path)
+    config, model = config_of(folder)
+    settled = with_sizes(model, config)
+    assert (settled.num_layers, settled.hidden_size, settled.num_heads, settled.intermediate_size) == (3, 32, 4, 48)
+    assert with_sizes(settled, config) == settled
+    with pytest.raises(ConfigError, match=r"`model.hidden_size` \(64\) is not that of `model.pretrained` \(32\)"):
+        with_sizes(model.model_copy(update={"hidden_size": 64}), config)
+
+
+def test_top_layers_start_again(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path)
+    plain, renewed = load(folder), load(folder, reinitialize_layers=1)
+    same = [
+        all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+        for one, other in zip(plain.blocks, renewed.blocks, strict=True)
+    ]
+    assert same == [True, True, False]
+    new_layer: Any = renewed.blocks[2]
+    assert 0.01 < float(new_layer.attention.output.dense.weight.detach().std()) < 0.03
+    with pytest.raises(ConfigError, match=r"`model.reinitialize_layers` \(4\) is more than the 3 layers"):
+        load(folder, reinitialize_layers=4)
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path)
+    gradients = []
+    for enabled in (False, True):
+        model = load(folder, gradient_checkpointing=enabled).train()
+        torch.manual_seed(5)
+        model(*batch(model)).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_a_missing_layer_is_an_error(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = write_encoder(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lacks weights of its layers: `bert.encoder.layer.1.output.dense.weight`"):
+        load(folder)

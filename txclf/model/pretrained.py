@@ -1,0 +1,304 @@
+"""Classifier made of a pretrained model: a network of Transformers with a new head.
+
+Its dropout and, on a CPU, its attention are those of txclf, which compute the same faster. Everything else is left as
+Transformers has it, so the weights can be loaded there again.
+
+Shapes: B sequences, T tokens, C classes, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from txclf import pretrained
+from txclf.config.sections import Model
+from txclf.core.errors import ConfigError
+from txclf.model.attention import attend
+from txclf.model.dropout import Dropout
+
+ATTENTION = "txclf"
+"""Name of `_attention` in the registry of Transformers."""
+_logger = logging.getLogger(__name__)
+_DROPOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "dropout",
+        ("hidden_dropout_prob", "dropout", "mlp_dropout", "embedding_dropout", "resid_pdrop", "embd_pdrop"),
+    ),
+    ("attention_dropout", ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")),
+)
+"""Keys of `model` and their names in the configurations of Transformers."""
+_SIZES = {"num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "num_heads": "num_attention_heads"}
+"""Keys of `model` and their names in a configuration of Transformers."""
+
+
+class PretrainedClassifier(nn.Module):
+    """Classifier on a pretrained model: `forward(input_ids (B, T), mask (B, T) or None)` returns logits (B, C).
+
+    It has the interface of `TransformerClassifier`. `config` is a configuration of Transformers.
+    """
+
+    def __init__(self, config: Any, settings: Model | None = None) -> None:
+        super().__init__()
+        from transformers import AutoModelForSequenceClassification
+
+        _register_attention()
+        with _quiet():
+            make: Any = AutoModelForSequenceClassification.from_config
+            self.network = make(copy.deepcopy(config), **_attention_option(config))
+        self.frozen: list[nn.Module] = []
+        self._adapt(settings or Model())
+
+    @classmethod
+    def load(cls, folder: str, config: Any, settings: Model) -> Self:
+        """Return a classifier with the weights of a folder and a head that starts at random.
+
+        Raises `ConfigError` if the weights of a layer are missing or of another shape.
+        """
+        from transformers import AutoModelForSequenceClassification
+
+        _register_attention()
+        loader: Any = AutoModelForSequenceClassification
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        with _quiet():
+            try:
+                model.network, info = loader.from_pretrained(
+                    folder,
+                    config=copy.deepcopy(config),
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                    dtype=torch.float32,
+                    **_attention_option(config),
+                )
+            except Exception as error:  # safetensors and Transformers raise several kinds for damaged files
+                raise ConfigError(
+                    f"`model.pretrained`: the weights of `{settings.pretrained}` cannot be loaded: "
+                    f"{str(error).strip().splitlines()[0]} Copy the folder again."
+                ) from None
+        model.frozen = []
+        model._check(info, settings)
+        model._renew(settings.reinitialize_layers)
+        model._adapt(settings)
+        return model
+
+    def _check(self, info: Mapping[str, Any], settings: Model) -> None:
+        """Raise `ConfigError` if anything but the head is missing, and log what was not taken over."""
+        mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}
+        depths = self.depths()
+        new = sorted(set(info["missing_keys"]) | mismatched)
+        if lost := [name for name in new if depths.get(name) is not None]:
+            raise ConfigError(
+                f"`model.pretrained`: `{settings.pretrained}` lacks weights of its layers: {_shortened(lost)}. "
+                "Copy the folder again, or correct its `config.json`."
+            )
+        unused = sorted(info["unexpected_keys"])
+        _logger.info("new weights: %s; unused weights: %s", _shortened(new), _shortened(unused))
+
+    def _renew(self, top_layers: int) -> None:
+        """Start the top layers from random weights."""
+        layers = self.blocks
+        if top_layers > len(layers):
+            raise ConfigError(
+                f"`model.reinitialize_layers` ({top_layers}) is more than the {len(layers)} layers of the model."
+            )
+        for layer in layers[len(layers) - top_layers :]:
+            _initialize(self.network, layer)
+
+    def _adapt(self, settings: Model) -> None:
+        for module in list(self.network.modules()):
+            for name, child in module.named_children():
+                if type(child) is nn.Dropout:
+                    setattr(module, name, Dropout(child.p))
+        if settings.gradient_checkpointing:
+            self.network.activation_checkpointing_enable()
+        self._freeze(settings.freeze)
+
+    def _freeze(self, freeze: str | int) -> None:
+        """Freeze the parameters up to a depth, and take the modules that are frozen as a whole out of training."""
+        count = len(self.blocks)
+        if isinstance(freeze, int) and freeze > count:
+            raise ConfigError(f"`model.freeze` ({freeze}) is more than the {count} layers of the model.")
+        deepest = freeze if isinstance(freeze, int) else {"none": -1, "embeddings": 0, "encoder": count}[freeze]
+        depths = self.depths()
+        for name, parameter in self.network.named_parameters():
+            depth = depths[name]
+            if depth is not None and depth <= deepest:
+                parameter.requires_grad_(False)
+        if deepest >= 0:
+            for module in self.network.modules():
+                parameters = list(module.parameters())
+                if parameters and not any(parameter.requires_grad for parameter in parameters):
+                    self.frozen.append(module)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The layers of the encoder; empty for a model that shares one layer."""
+        count = self.network.config.num_hidden_layers
+        base = self.network.base_model
+        lists = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+        return list(lists[0]) if lists else []
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embeddings."""
+        module: nn.Embedding = self.network.get_input_embeddings()
+        return module
+
+    def depths(self) -> dict[str, int | None]:
+        """Return the depth of each parameter by its name in `network`: 0 for embeddings, then the layers.
+
+        The head has None. What follows the layers, such as a last norm, belongs to the top layer.
+        """
+        blocks = self.blocks
+        layer_of = {id(parameter): i for i, block in enumerate(blocks, 1) for parameter in block.parameters()}
+        base = {id(parameter) for parameter in self.network.base_model.parameters()}
+        pooler = getattr(self.network.base_model, "pooler", None)
+        pooled = {id(parameter) for parameter in pooler.parameters()} if isinstance(pooler, nn.Module) else set()
+        depths: dict[str, int | None] = {}
+        outside = 0
+        for name, parameter in self.network.named_parameters():
+            key = id(parameter)
+            if key not in base or key in pooled:
+                depths[name] = None
+            elif key in layer_of:
+                depths[name] = layer_of[key]
+                outside = len(blocks)
+            else:
+                depths[name] = outside
+        return depths
+
+    def layer_depths(self) -> dict[str, int | None]:
+        """Return `depths` by the name of the parameter in this module."""
+        return {f"network.{name}": depth for name, depth in self.depths().items()}
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; what is frozen stays in evaluation mode, without dropout."""
+        super().train(mode)
+        for module in self.frozen:
+            module.training = False
+        return self
+
+    def forward(
+        self, input_ids: Tensor, mask: Tensor | None = None, shift: Tensor | None = None, segments: Tensor | None = None
+    ) -> Tensor:
+        assert shift is None, "embeddings of pretrained models are not shifted"
+        types = {} if segments is None else {"token_type_ids": segments}
+        attention_mask = None if mask is None else mask.long()
+        logits: Tensor = self.network(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+        return logits.float()
+
+
+def read_config(folder: str, settings: Model, *, labels: Sequence[str], is_multilabel: bool, pad: int) -> Any:
+    """Return the configuration of a folder for these labels, with the dropout that the run file sets."""
+    from transformers import AutoConfig
+
+    pretrained.require_package()
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    config.problem_type = "multi_label_classification" if is_multilabel else "single_label_classification"
+    if config.pad_token_id is None:
+        config.pad_token_id = pad
+    for key, names in _DROPOUTS:
+        if key in settings.model_fields_set:
+            for name in names:
+                if hasattr(config, name):
+                    setattr(config, name, getattr(settings, key))
+    return config
+
+
+def with_sizes(settings: Model, config: Any) -> Model:
+    """Return the settings with the sizes of a pretrained model. Raises `ConfigError` if a run file sets others."""
+    sizes = {key: getattr(config, name) for key, name in _SIZES.items()}
+    # Some architectures name it otherwise; 4 is what those without a name multiply by.
+    inner = (getattr(config, name, None) for name in ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim"))
+    sizes["intermediate_size"] = next(filter(None, inner), 4 * config.hidden_size)
+    for key in settings.model_fields_set & sizes.keys():
+        if getattr(settings, key) != sizes[key]:
+            raise ConfigError(
+                f"`model.{key}` ({getattr(settings, key)}) is not that of `model.pretrained` ({sizes[key]}). Remove it."
+            )
+    return settings.model_copy(update=sizes)
+
+
+def _initialize(network: Any, module: nn.Module) -> None:
+    """Give a part of a network new random weights, as its architecture prescribes."""
+    for part in module.modules():
+        for mark in (part, *part.parameters(recurse=False)):
+            vars(mark).pop("_is_hf_initialized", None)
+        network._init_weights(part)
+
+
+def _attention_option(config: Any) -> dict[str, str]:
+    """Return the option that selects `_attention`, unless the architecture has an attention of its own."""
+    from transformers import AutoModelForSequenceClassification
+
+    architecture: Any = AutoModelForSequenceClassification._model_mapping[type(config)]
+    return {"attn_implementation": ATTENTION} if getattr(architecture, "_supports_sdpa", False) else {}
+
+
+def _register_attention() -> None:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Return the attention output (B, T, H, E) of an encoder by `attend`; that of other models by SDPA."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    is_plain = query.shape[1] == key.shape[1] and scaling in (None, query.shape[-1] ** -0.5)
+    if causal or not is_plain:
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **options
+        )
+        return output, None
+    mask = attention_mask
+    if mask is not None and mask.stride(2) == 0:  # the same for all queries
+        mask = mask[:, :, :1]
+    return attend(query, key, value, mask, dropout=dropout).transpose(1, 2).contiguous(), None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the reports of Transformers, which are made for interactive use."""
+    from transformers.utils import logging as reports_
+
+    reports: Any = reports_
+    level, has_bar = reports.get_verbosity(), reports.is_progress_bar_enabled()
+    reports.set_verbosity_error()
+    reports.disable_progress_bar()
+    try:
+        yield
+    finally:
+        reports.set_verbosity(level)
+        if has_bar:
+            reports.enable_progress_bar()
+
+
+def _shortened(names: Sequence[str], shown: int = 4) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(f"`{name}`" for name in names[:shown]) + more if names else "none"

@@ -1,0 +1,84 @@
+"""The network of a run that fine-tunes a pretrained model.
+
+Rank 0 reads the weights from the copy in the storage of the run and sends them to the other ranks. A resumed run needs
+the configuration alone, because its checkpoint has all weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from txclf import pretrained
+from txclf.config.finetuning import with_recipe
+from txclf.config.run_config import RunConfig
+from txclf.data.shards import Manifest
+from txclf.inference import transformers_folder
+from txclf.model.pretrained import PretrainedClassifier, read_config, with_sizes
+from txclf.training import shared_checkpoint
+
+
+def config_of(folder: str, run: RunConfig, manifest: Manifest) -> Any:
+    """Return the configuration of a pretrained model for the labels of a run."""
+    assert manifest.special_tokens is not None
+    return read_config(
+        folder,
+        run.model,
+        labels=manifest.labels,
+        is_multilabel=run.task_spec.is_multilabel,
+        pad=manifest.special_tokens.pad,
+    )
+
+
+def network(
+    stored: str, run: RunConfig, manifest: Manifest, *, world_size: int = 1, resumed: bool = False
+) -> PretrainedClassifier:
+    """Return the network of a stored model; with `resumed`, without its weights. All ranks call it together.
+
+    Raises `ConfigError` on every rank if weights are missing or damaged.
+    """
+    with pretrained.local_copy(stored, weights=False) as folder:
+        config = config_of(folder, run, manifest)
+    if resumed:
+        return PretrainedClassifier(config, run.model)
+
+    def read() -> tuple[dict[str, Any], list[str]]:
+        with pretrained.local_copy(stored, weights=True) as folder:
+            model = PretrainedClassifier.load(folder, config, run.model)
+        return model.state_dict(), []
+
+    state, _ = shared_checkpoint.shared(read, world_size)
+    model = PretrainedClassifier(config, run.model)
+    model.load_state_dict(state)
+    torch.manual_seed(run.seed)  # the ranks have drawn different amounts of random numbers
+    return model
+
+
+def bundle_files(stored: str, run: RunConfig, manifest: Manifest) -> dict[str, bytes]:
+    """Return the files that make the bundle of a run a folder of Transformers, without weights and tokenizer."""
+    with pretrained.local_copy(stored, weights=False) as folder:
+        return transformers_folder.files(folder, config_of(folder, run, manifest), run.tokenizer.max_length)
+
+
+def store(run: RunConfig) -> tuple[str, str | None]:
+    """Copy the pretrained model of a run to the storage, and return the folder of the copy and the commit of the hub.
+
+    Raises `ConfigError` if the model is not found or cannot be used.
+    """
+    name = run.model.pretrained
+    assert name is not None
+    with pretrained.located(name, run.model.revision) as found:
+        return pretrained.stored(found, name, run.storage), found.commit
+
+
+def settled(run: RunConfig, manifest: Manifest) -> tuple[RunConfig, str]:
+    """Return a run with all its settings and the folder of the stored model.
+
+    The rows give the settings of the recipe, the model its sizes and its commit.
+    """
+    stored, commit = store(run)
+    with pretrained.local_copy(stored, weights=False) as folder:
+        model = with_sizes(run.model, config_of(folder, run, manifest))
+    run = with_recipe(run, manifest.splits["train"].rows)
+    return run.model_copy(update={"model": model.model_copy(update={"revision": commit} if commit else {})}), stored
