@@ -1,0 +1,30 @@
+"""The shipped run files with a pretrained model train, here on a tiny encoder instead of MiniLM."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import txclf
+from tests.helpers.encoders import write_encoder
+
+JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("minilm_*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_encoder(tmp_path_factory.mktemp("encoder"), max_position_embeddings=256)
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.name)
+def test_job_trains_on_an_encoder_in_a_folder(
+    job: Path, tmp_path: Path, encoder: str, data: str, tag_data: tuple[str, str]
+) -> None:
+    rows = [f"data.train={data}"] if "goemotions" not in job.name else [f"data.train={tag_data[0]}", "data.label=tags"]
+    overrides = [*rows, "data.valid=null", "data.test=null", f"model.pretrained={encoder}", f"storage={tmp_path}"]
+    summary = txclf.train(job, [*overrides, "train.epochs=1"])
+    assert summary.steps > 0
+    classifier = txclf.Classifier.load(os.fspath(tmp_path / job.stem / "model"))
+    assert classifier(["a good day"])[0].label in classifier.metadata.labels
