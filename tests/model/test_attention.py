@@ -55,6 +55,22 @@ def test_attend_values_and_gradients_equal_the_formula(
         torch.testing.assert_close(mine, wanted)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_attend_in_bf16_is_that_of_torch(mask: Tensor | None, causal: bool) -> None:
+    exact = parts(KEYS, KEYS, torch.float32)
+    rounded = [part.detach().bfloat16().requires_grad_() for part in exact]
+    found = attend(rounded[0], rounded[1], rounded[2], mask, causal=causal)
+    seen = torch.ones(KEYS, KEYS, dtype=torch.bool)
+    seen = (seen.tril() if causal else seen) & (mask if mask is not None else True)
+    expected = F.scaled_dot_product_attention(*exact, attn_mask=seen)
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
+    slope = torch.randn_like(expected)
+    ours = torch.autograd.grad(found, rounded, slope.bfloat16())
+    for mine, wanted in zip(ours, torch.autograd.grad(expected, exact, slope), strict=True):
+        torch.testing.assert_close(mine.float(), wanted, atol=0.05, rtol=0.05)
+
+
 @pytest.mark.parametrize("mask", [None, MASK])
 def test_attend_causal_ignores_later_keys(mask: Tensor | None) -> None:
     given = parts(KEYS, KEYS)

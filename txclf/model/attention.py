@@ -1,8 +1,9 @@
-"""Scaled dot-product attention (arXiv:1706.03762) with dropout of the attention weights, for training on a CPU.
+"""Scaled dot-product attention (arXiv:1706.03762) for training on a CPU, with and without dropout of the weights.
 
 The fused kernel of torch has no dropout on a CPU. The fallback holds several matrices of all weights and draws a slow
-random number per weight, which took half of a step at 512 tokens. Here the weights are computed for a few heads at a
-time, so that they stay in the cache, and again in the backward pass, as in FlashAttention (arXiv:2205.14135).
+random number per weight, which took half of a step at 512 tokens. In bf16, the backward pass of the fused kernel takes
+up to ten times as long as the matrix products. Here the weights are computed for a few heads at a time, so that they
+stay in the cache, and again in the backward pass, as in FlashAttention (arXiv:2205.14135).
 
 Shapes: B rows, H heads, T queries, S keys, E head width, N = B H; a chunk has C of the N heads.
 """
@@ -30,12 +31,13 @@ def attend(
     `mask_B11S` is True at the keys to attend to. With `causal`, each query attends to the keys up to its own position.
     """
     dropped = in_256ths(dropout)
-    if not dropped or query.device.type != "cpu" or torch.compiler.is_compiling():
+    fused_is_slow = dropped > 0 or query.dtype == torch.bfloat16
+    if not fused_is_slow or query.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask_B11S, dropout_p=dropout, is_causal=causal
         )
     bias = _bias(query, key, mask_B11S, causal)
-    output: Tensor = _Dropped.apply(query, key, value, bias, dropped)  # type: ignore[no-untyped-call]
+    output: Tensor = _Chunked.apply(query, key, value, bias, dropped)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -52,8 +54,8 @@ def _bias(query: Tensor, key: Tensor, mask_B11S: Tensor | None, causal: bool) ->
     return bias[None] if mask_B11S is None else bias.expand(rows, heads, -1, -1).flatten(0, 1)
 
 
-class _Dropped(torch.autograd.Function):
-    """Attention with dropout, which keeps random bytes for the backward pass instead of the weights."""
+class _Chunked(torch.autograd.Function):
+    """Attention by chunks, which keeps random bytes for the backward pass instead of the weights."""
 
     @staticmethod
     def forward(
@@ -64,14 +66,17 @@ class _Dropped(torch.autograd.Function):
         key_NSE, value_NSE = key.flatten(0, 1), value.flatten(0, 1)
         output_NTE = torch.empty_like(query_NTE, memory_format=torch.contiguous_format)
         # Drawn at once, because the chunks depend on the number of threads and the bytes must not.
-        random_NTS = RandomBytes().draw(torch.Size([len(query_NTE), shape[2], key_NSE.shape[1]]))
+        size = torch.Size([len(query_NTE), shape[2], key_NSE.shape[1]])
+        random_NTS = RandomBytes().draw(size) if dropped else None
         weights = _Buffer(query_NTE, key_NSE)
         kept = _Buffer(query_NTE, key_NSE)
         for part in _chunks(query_NTE, key_NSE):
             weights_CTS = _weights(query_NTE[part], key_NSE[part], bias, part, weights.of(part))
-            weights_CTS.mul_(keep(random_NTS[part], dropped, kept.of(part)))
+            if random_NTS is not None:
+                weights_CTS.mul_(keep(random_NTS[part], dropped, kept.of(part)))
             torch.bmm(weights_CTS, value_NSE[part], out=output_NTE[part])
-        output_NTE.mul_(scale_of(dropped))
+        if dropped:
+            output_NTE.mul_(scale_of(dropped))
         ctx.save_for_backward(query_NTE, key_NSE, value_NSE, output_NTE, random_NTS, bias)  # type: ignore[arg-type]
         ctx.dropped, ctx.shape = dropped, shape  # type: ignore[attr-defined]
         return output_NTE.view(shape)
@@ -84,7 +89,8 @@ class _Dropped(torch.autograd.Function):
         slope_NTE = slope.reshape(query_NTE.shape)
         # The softmax subtracts from each gradient the weighted mean of its row, which equals this product.
         mean_NT1 = (slope_NTE * output_NTE).sum(dim=2, keepdim=True)
-        slope_NTE = slope_NTE * scale_of(dropped)
+        if dropped:
+            slope_NTE = slope_NTE * scale_of(dropped)
         of_query, of_key, of_value = (
             torch.empty(part.shape, dtype=part.dtype) for part in (query_NTE, key_NSE, value_NSE)
         )
@@ -92,9 +98,13 @@ class _Dropped(torch.autograd.Function):
         for part in _chunks(query_NTE, key_NSE):
             weights_CTS = _weights(query_NTE[part], key_NSE[part], bias, part, weights.of(part))
             slope_CTS = torch.bmm(slope_NTE[part], value_NSE[part].mT, out=slopes.of(part))
-            kept_CTS = keep(random_NTS[part], dropped, kept.of(part))
-            slope_CTS.mul_(kept_CTS).sub_(mean_NT1[part]).mul_(weights_CTS)
-            torch.bmm(kept_CTS.mul_(weights_CTS).mT, slope_NTE[part], out=of_value[part])
+            seen_CTS = weights_CTS  # the weights after dropout
+            if random_NTS is not None:
+                kept_CTS = keep(random_NTS[part], dropped, kept.of(part))
+                slope_CTS.mul_(kept_CTS)
+                seen_CTS = kept_CTS.mul_(weights_CTS)
+            slope_CTS.sub_(mean_NT1[part]).mul_(weights_CTS)
+            torch.bmm(seen_CTS.mT, slope_NTE[part], out=of_value[part])
             torch.bmm(slope_CTS, key_NSE[part], out=of_query[part])
             torch.bmm(slope_CTS.mT, query_NTE[part], out=of_key[part])
         of_query.mul_(shape[3] ** -0.5)
