@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.helpers.encoders import ARCHITECTURES, TEXTS, write_encoder
+from tests.helpers.encoders import ALL, TEXTS, write_encoder
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
@@ -41,7 +41,7 @@ def sequences(run: RunConfig, texts: list[tuple[str, ...]]) -> list[tuple[list[i
     return result
 
 
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gpt2"])
+@pytest.mark.parametrize("architecture", ALL)
 def test_tokens_are_those_of_transformers(tmp_path: Path, architecture: str) -> None:
     from transformers import AutoTokenizer
 
@@ -54,7 +54,7 @@ def test_tokens_are_those_of_transformers(tmp_path: Path, architecture: str) -> 
     assert [ids for ids, _ in ours] == [ids if len(ids) <= 40 else [*ids[:39], ids[-1]] for ids in expected]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ALL)
 def test_pairs_are_those_of_transformers(tmp_path: Path, architecture: str) -> None:
     from transformers import AutoTokenizer
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.encoders import ARCHITECTURES, write_encoder
+from tests.helpers.encoders import ALL, write_encoder
 from txclf.config.sections import Model
 from txclf.inference import transformers_folder
 from txclf.model.pretrained import PretrainedClassifier, read_config
 
 
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gpt2"])
+@pytest.mark.parametrize("architecture", ALL)
 def test_temperature_is_in_the_last_layer(tmp_path: Path, architecture: str) -> None:
     encoder = write_encoder(tmp_path, architecture)
     settings = Model(pretrained=encoder)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.encoders import ARCHITECTURES, write_encoder
+from tests.helpers.encoders import ALL, write_encoder
 from txclf.config.sections import Model
 from txclf.core.errors import ConfigError
 from txclf.model.pretrained import PretrainedClassifier, read_config, with_sizes
@@ -48,7 +48,7 @@ def batch(model: PretrainedClassifier) -> tuple[Tensor, Tensor]:
     return ids.masked_fill(~mask, model.network.config.pad_token_id), mask
 
 
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gpt2"])
+@pytest.mark.parametrize("architecture", ALL)
 def test_logits_and_gradients_are_those_of_transformers(tmp_path: Path, architecture: str) -> None:
     folder = write_encoder(tmp_path, architecture)
     model = load(folder).eval()
@@ -62,25 +62,25 @@ def test_logits_and_gradients_are_those_of_transformers(tmp_path: Path, architec
     (expected * weights).sum().backward()
     gradients = {name: parameter.grad for name, parameter in other.named_parameters()}
     for name, parameter in model.network.named_parameters():
+        assert parameter.grad is not None, name
         torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-3, msg=name)
+    # A row does not depend on the others of its batch.
+    torch.testing.assert_close(logits[2:3], model(ids[2:3, :7]), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(logits[:1], model(ids[:1]), atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "gpt2"])
-def test_logits_of_a_row_do_not_depend_on_the_batch(tmp_path: Path, architecture: str) -> None:
-    model = load(write_encoder(tmp_path, architecture)).eval()
-    ids, mask = batch(model)
-    torch.testing.assert_close(model(ids, mask)[2:3], model(ids[2:3, :7]), atol=2e-6, rtol=1e-5)
-    torch.testing.assert_close(model(ids, mask)[:1], model(ids[:1]), atol=2e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ALL)
 def test_depths_go_from_the_embeddings_to_the_head(tmp_path: Path, architecture: str) -> None:
-    model = load(write_encoder(tmp_path, architecture))
+    model = load(write_encoder(tmp_path, architecture), freeze="encoder")
     depths = model.layer_depths()
     assert depths.keys() == dict(model.named_parameters()).keys()
-    assert set(depths.values()) == {0, 1, 2, 3, None}
-    assert all(depth == 0 for name, depth in depths.items() if "embed" in name)
-    assert all(depth is None for name, depth in depths.items() if "classifier" in name or "pooler" in name)
+    layers = {1} if architecture == "albert" else {1, 2, 3}  # which shares one layer
+    assert set(depths.values()) == {0, None} | layers
+    assert all(depth == 0 for name, depth in depths.items() if "embeddings" in name or "attention_bias" in name)
+    heads = ("pre_classifier", "classifier", "pooler", "score", "head")
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, depth in depths.items() if depth is None}
+    assert trained == {name for name in depths if name.split(".")[1] in heads or ".pooler." in name}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,8 @@ def test_frozen_layers_neither_train_nor_drop(tmp_path: Path, freeze: Any, froze
     model = load(write_encoder(tmp_path), freeze=freeze).train()
     parameters = dict(model.named_parameters())
     assert {depth for name, depth in model.layer_depths().items() if not parameters[name].requires_grad} == frozen
-    assert [block.training for block in model.blocks] == [depth not in frozen for depth in (1, 2, 3)]
+    for depth, block in enumerate(model.blocks, 1):
+        assert {part.training for part in block.modules()} == {depth not in frozen}
     assert model.network.training
 
 
@@ -126,16 +127,17 @@ def test_top_layers_start_again(tmp_path: Path) -> None:
         load(folder, reinitialize_layers=4)
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("freeze", ["none", 1])
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path, freeze: Any) -> None:
     folder = write_encoder(tmp_path)
     gradients = []
     for enabled in (False, True):
-        model = load(folder, gradient_checkpointing=enabled).train()
+        model = load(folder, gradient_checkpointing=enabled, freeze=freeze).train()
         torch.manual_seed(5)
         model(*batch(model)).square().sum().backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, recomputed)
+        gradients.append({name: each.grad for name, each in model.named_parameters() if each.requires_grad})
+    assert any("layer.1" in name for name in gradients[0])
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_missing_layer_is_an_error(tmp_path: Path) -> None:
@@ -146,5 +148,58 @@ def test_a_missing_layer_is_an_error(tmp_path: Path) -> None:
     weights = load_file(path)
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, path, {"format": "pt"})
-    with pytest.raises(ConfigError, match=r"lacks weights of its layers: `bert.encoder.layer.1.output.dense.weight`"):
+    with pytest.raises(ConfigError, match=r"lacks weights, of its layers: `bert.encoder.layer.1.output.dense.weight`"):
+        load(folder)
+    weights["encoder.layer.1.output.dense.weight"] = torch.zeros(32, 47)
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"other shapes .*: `bert.encoder.layer.1.output.dense.weight`"):
+        load(folder)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"the weights of `.*` cannot be loaded: .* Copy the folder again"):
+        load(folder)
+
+
+def finetuned(folder: Path, labels: list[str], **settings: Any) -> str:
+    """Write a model that is fine-tuned for labels, with a head of ones."""
+    from transformers import AutoModelForSequenceClassification
+
+    write_encoder(folder, **settings)
+    loader: Any = AutoModelForSequenceClassification
+    model = loader.from_pretrained(folder, id2label=dict(enumerate(labels)), num_labels=len(labels))
+    model.classifier.weight.data.fill_(1.0)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("labels", [LABELS, LABELS[::-1], ["a", "b", "c"], ["a", "b"]])
+def test_head_is_kept_only_for_the_same_labels(tmp_path: Path, labels: list[str]) -> None:
+    model = load(finetuned(tmp_path, labels))
+    is_kept = bool((model.network.classifier.weight == 1.0).all())
+    assert is_kept == (labels == LABELS)
+    new = "none" if is_kept else "`classifier.bias`, `classifier.weight`"
+    assert model.notes == [f"pretrained weights: new {new}; not used none"]
+
+
+def test_notes_list_new_and_unused_weights(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = write_encoder(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path) | {f"cls.predictions.{number}": torch.zeros(1) for number in range(6)}
+    save_file({name: weight for name, weight in weights.items() if "pooler" not in name}, path, {"format": "pt"})
+    (note,) = load(folder).notes
+    assert note.startswith("pretrained weights: new `bert.pooler.dense.bias`, `bert.pooler.dense.weight`, `classifier.")
+    assert note.endswith("; not used " + ", ".join(f"`cls.predictions.{n}`" for n in range(4)) + " and 2 more")
+
+
+@pytest.mark.parametrize("architecture", ["fnet", "convbert"])
+def test_architecture_whose_logits_depend_on_padding_is_refused(tmp_path: Path, architecture: str) -> None:
+    folder = write_encoder(tmp_path, architecture, embedding_size=32)
+    with pytest.raises(ConfigError, match="padding changes the logits"):
+        load(folder)
+
+
+def test_network_that_does_not_run_is_refused(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path, "bart", d_model=32, encoder_layers=1, decoder_layers=1)
+    with pytest.raises(ConfigError, match="does not run as a classifier: Each example must contain"):
         load(folder)

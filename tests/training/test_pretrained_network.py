@@ -47,7 +47,10 @@ def test_bundle_gives_the_answers_of_transformers(tmp_path: Path, data: str, arc
 
 def test_run_file_records_what_was_settled(tmp_path: Path, data: str) -> None:
     run = make_run(tmp_path, data, write_encoder(tmp_path / "encoder"), "train.epochs=1")
-    txclf.train(run)
+    notes: list[str] = []
+    txclf.train(run, on_progress=lambda progress: notes.extend(progress.notes))
+    assert "pretrained weights: new `classifier.bias`, `classifier.weight`; not used none" in notes
+    assert any(note.startswith("training data: ") for note in notes)
     saved = run_config.load(f"{run.run_folder}/run.yaml")
     assert (saved.model.hidden_size, saved.model.num_layers) == (32, 3)
     assert (saved.train.epochs, saved.train.schedule, saved.train.batch_size) == (1, "linear", 16)

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from txclf import pretrained
 from txclf.model.pretrained import PretrainedClassifier
@@ -59,7 +59,7 @@ def exported(weights: Mapping[str, Tensor], content: Mapping[str, bytes], temper
 
     The weights of the last layer are divided by `temperature`, which divides the logits.
     """
-    last = _last_layer(network(content))
+    last = network(content).last_layer
     result = {}
     for name, weight in weights.items():
         plain = name.removeprefix(_PREFIX)
@@ -71,15 +71,3 @@ def exported(weights: Mapping[str, Tensor], content: Mapping[str, bytes], temper
 def imported(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights by the names of a `PretrainedClassifier`."""
     return {_PREFIX + name: weight for name, weight in weights.items()}
-
-
-def _last_layer(model: PretrainedClassifier) -> str:
-    """Return the name of the layer that gives the logits."""
-    classes, depths = model.network.config.num_labels, model.depths()
-    layers = [
-        name
-        for name, module in model.network.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == classes and depths[f"{name}.weight"] is None
-    ]
-    assert layers, f"a {type(model.network).__name__} has no linear layer for {classes} classes"
-    return str(layers[-1])

@@ -9,7 +9,7 @@ Shapes: B sequences, T tokens, C classes, H heads, E head width.
 from __future__ import annotations
 
 import copy
-import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from txclf import pretrained
 from txclf.config.sections import Model
+from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.model.attention import attend
 from txclf.model.dropout import Dropout
 
 ATTENTION = "txclf"
 """Name of `_attention` in the registry of Transformers."""
-_logger = logging.getLogger(__name__)
 _DROPOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "dropout",
@@ -53,13 +53,16 @@ class PretrainedClassifier(nn.Module):
             make: Any = AutoModelForSequenceClassification.from_config
             self.network = make(copy.deepcopy(config), **_attention_option(config))
         self.frozen: list[nn.Module] = []
+        self.notes: list[str] = []
+        """Messages for the user about the weights that were read."""
         self._adapt(settings or Model())
 
     @classmethod
     def load(cls, folder: str, config: Any, settings: Model) -> Self:
-        """Return a classifier with the weights of a folder and a head that starts at random.
+        """Return a classifier with the weights of a folder. The head is kept only if its labels are those of `config`.
 
-        Raises `ConfigError` if the weights of a layer are missing or of another shape.
+        Raises `ConfigError` if the weights of a layer are missing or of another shape, or if the network cannot be
+        used.
         """
         from transformers import AutoModelForSequenceClassification
 
@@ -83,26 +86,55 @@ class PretrainedClassifier(nn.Module):
             except Exception as error:  # safetensors and Transformers raise several kinds for damaged files
                 raise ConfigError(
                     f"`model.pretrained`: the weights of `{settings.pretrained}` cannot be loaded: "
-                    f"{str(error).strip().splitlines()[0]} Copy the folder again."
+                    f"{_first_line(error)} Copy the folder again."
                 ) from None
         model.frozen = []
-        model._check(info, settings)
+        new = model._check(info, settings)
+        last = model.last_layer
+        if not new & {f"{last}.weight"} and not _is_for_labels(folder, config):
+            _initialize(model.network, model.network.get_submodule(last))
+            new |= {name for name, _ in model.network.named_parameters() if name.rpartition(".")[0] == last}
+        model.notes = [
+            f"pretrained weights: new {_shortened(sorted(new))}; not used {_shortened(sorted(info['unexpected_keys']))}"
+        ]
         model._renew(settings.reinitialize_layers)
         model._adapt(settings)
+        model._try(settings)
         return model
 
-    def _check(self, info: Mapping[str, Any], settings: Model) -> None:
-        """Raise `ConfigError` if anything but the head is missing, and log what was not taken over."""
+    def _check(self, info: Mapping[str, Any], settings: Model) -> set[str]:
+        """Return the names of weights that start at random. Raise `ConfigError` if others than the head's do."""
         mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}
-        depths = self.depths()
-        new = sorted(set(info["missing_keys"]) | mismatched)
-        if lost := [name for name in new if depths.get(name) is not None]:
+        depths, missing = self.depths(), set(info["missing_keys"])
+        for names, problem in ((missing, "lacks weights"), (mismatched, "has other shapes than `config.json` says")):
+            if lost := sorted(name for name in names if depths.get(name) is not None):
+                raise ConfigError(
+                    f"`model.pretrained`: `{settings.pretrained}` {problem}, of its layers: {_shortened(lost)}. "
+                    "Copy the folder again, or correct its `config.json`."
+                )
+        return missing | mismatched
+
+    def _try(self, settings: Model) -> None:
+        """Raise `ConfigError` if the network does not run, or if padding changes its logits."""
+        pad, is_training = self.network.config.pad_token_id, self.training
+        tokens = [token for token in range(self.embedding.num_embeddings) if token != pad]
+        ids = torch.tensor([tokens[len(tokens) // 3 :][:6]])
+        padded = torch.cat([ids, torch.full_like(ids, pad)], dim=1)
+        self.eval()
+        try:
+            with torch.no_grad():
+                alone, beside = self(ids), self(padded, padded != pad)
+        except Exception as error:  # architectures raise any kind
             raise ConfigError(
-                f"`model.pretrained`: `{settings.pretrained}` lacks weights of its layers: {_shortened(lost)}. "
-                "Copy the folder again, or correct its `config.json`."
+                f"`model.pretrained`: `{settings.pretrained}` does not run as a classifier: {_first_line(error)} "
+                "Choose a model of another architecture."
+            ) from None
+        self.train(is_training)
+        if (alone - beside).abs().max() > 0.01 * alone.abs().max():
+            raise ConfigError(
+                f"`model.pretrained`: padding changes the logits of `{settings.pretrained}`, so a row would depend on "
+                "the others of its batch. Choose a model of another architecture."
             )
-        unused = sorted(info["unexpected_keys"])
-        _logger.info("new weights: %s; unused weights: %s", _shortened(new), _shortened(unused))
 
     def _renew(self, top_layers: int) -> None:
         """Start the top layers from random weights."""
@@ -119,6 +151,7 @@ class PretrainedClassifier(nn.Module):
             for name, child in module.named_children():
                 if type(child) is nn.Dropout:
                     setattr(module, name, Dropout(child.p))
+        self.network.config.use_cache = False  # of keys and values, for generating text
         if settings.gradient_checkpointing:
             self.network.activation_checkpointing_enable()
         self._freeze(settings.freeze)
@@ -142,11 +175,29 @@ class PretrainedClassifier(nn.Module):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """The layers of the encoder; empty for a model that shares one layer."""
+        """The layers of the encoder. One that shares its weights among all layers, as ALBERT does, counts as one."""
         count = self.network.config.num_hidden_layers
         base = self.network.base_model
         lists = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
-        return list(lists[0]) if lists else []
+        if lists:
+            return list(lists[0])
+        return [base.encoder] if isinstance(getattr(base, "encoder", None), nn.Module) else []
+
+    @property
+    def last_layer(self) -> str:
+        """The name of the linear layer that gives the logits. Raises `ConfigError` if there is none."""
+        classes, depths = self.network.config.num_labels, self.depths()
+        layers = [
+            name
+            for name, module in self.network.named_modules()
+            if isinstance(module, nn.Linear) and module.out_features == classes and depths[f"{name}.weight"] is None
+        ]
+        if not layers:
+            raise ConfigError(
+                f"`model.pretrained`: a `{type(self.network).__name__}` has no linear layer that gives the logits. "
+                "Choose a model of another architecture."
+            )
+        return str(layers[-1])
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -157,12 +208,14 @@ class PretrainedClassifier(nn.Module):
     def depths(self) -> dict[str, int | None]:
         """Return the depth of each parameter by its name in `network`: 0 for embeddings, then the layers.
 
-        The head has None. What follows the layers, such as a last norm, belongs to the top layer.
+        The head has None. What follows the layers, such as a last norm, belongs to the top layer. Embeddings of
+        relative positions count as embeddings.
         """
-        blocks = self.blocks
+        blocks, base_model = self.blocks, self.network.base_model
         layer_of = {id(parameter): i for i, block in enumerate(blocks, 1) for parameter in block.parameters()}
-        base = {id(parameter) for parameter in self.network.base_model.parameters()}
-        pooler = getattr(self.network.base_model, "pooler", None)
+        base = {id(parameter) for parameter in base_model.parameters()}
+        embeddings = {id(module.weight) for module in base_model.modules() if isinstance(module, nn.Embedding)}
+        pooler = getattr(base_model, "pooler", None)
         pooled = {id(parameter) for parameter in pooler.parameters()} if isinstance(pooler, nn.Module) else set()
         depths: dict[str, int | None] = {}
         outside = 0
@@ -174,7 +227,7 @@ class PretrainedClassifier(nn.Module):
                 depths[name] = layer_of[key]
                 outside = len(blocks)
             else:
-                depths[name] = outside
+                depths[name] = 0 if key in embeddings else outside
         return depths
 
     def layer_depths(self) -> dict[str, int | None]:
@@ -185,7 +238,7 @@ class PretrainedClassifier(nn.Module):
         """Set training mode; what is frozen stays in evaluation mode, without dropout."""
         super().train(mode)
         for module in self.frozen:
-            module.training = False
+            module.eval()
         return self
 
     def forward(
@@ -229,6 +282,13 @@ def with_sizes(settings: Model, config: Any) -> Model:
                 f"`model.{key}` ({getattr(settings, key)}) is not that of `model.pretrained` ({sizes[key]}). Remove it."
             )
     return settings.model_copy(update=sizes)
+
+
+def _is_for_labels(folder: str, config: Any) -> bool:
+    """Return True if the model of a folder was fine-tuned for the labels of `config`, in their order."""
+    saved = storage.read_json(os.path.join(folder, pretrained.CONFIG))
+    labels = {int(number): label for number, label in (saved.get("id2label") or {}).items()}
+    return labels == config.id2label and saved.get("problem_type") in (None, config.problem_type)
 
 
 def _initialize(network: Any, module: nn.Module) -> None:
@@ -297,6 +357,10 @@ def _quiet() -> Iterator[None]:
         reports.set_verbosity(level)
         if has_bar:
             reports.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _shortened(names: Sequence[str], shown: int = 4) -> str:

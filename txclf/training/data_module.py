@@ -66,7 +66,10 @@ class ShardsDataModule(pl.LightningDataModule):
         stored = self.encoder or pretrained_network.store(self.run)[0]
         world_size = distributed.get_world_size() if distributed.is_initialized() else 1
         resumed = self.state is not None and self.state.step > 0
-        return pretrained_network.network(stored, self.run, self.manifest, world_size=world_size, resumed=resumed)
+        network = pretrained_network.network(stored, self.run, self.manifest, world_size=world_size, resumed=resumed)
+        if self.state is not None:
+            self.state.notes += network.notes  # those of rank 0 are shown
+        return network
 
     @property
     def steps_per_epoch(self) -> int:

@@ -43,14 +43,17 @@ def network(
     if resumed:
         return PretrainedClassifier(config, run.model)
 
+    loaded: list[PretrainedClassifier] = []  # on rank 0
+
     def read() -> tuple[dict[str, Any], list[str]]:
         with pretrained.local_copy(stored, weights=True) as folder:
-            model = PretrainedClassifier.load(folder, config, run.model)
-        return model.state_dict(), []
+            loaded.append(PretrainedClassifier.load(folder, config, run.model))
+        return loaded[0].state_dict(), []
 
     state, _ = shared_checkpoint.shared(read, world_size)
-    model = PretrainedClassifier(config, run.model)
-    model.load_state_dict(state)
+    model = loaded[0] if loaded else PretrainedClassifier(config, run.model)
+    if not loaded:
+        model.load_state_dict(state)
     torch.manual_seed(run.seed)  # the ranks have drawn different amounts of random numbers
     return model
 

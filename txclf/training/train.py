@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -321,9 +322,14 @@ def _begin(config: WorkerConfig) -> None:
 def _fit_here(config: WorkerConfig, report: Report, notes: list[str]) -> RunStats:
     from txclf.training import worker  # and Lightning
 
-    report(Progress(notes=[*notes, _describe_data(config)]))
+    notes = [*notes, _describe_data(config)]
+    report(Progress(notes=notes))
     _begin(config)
-    return worker.fit(config, None, report, DistributedContext())
+
+    def show(progress: Progress) -> bool:
+        return report(replace(progress, notes=[*notes, *progress.notes]))
+
+    return worker.fit(config, None, show, DistributedContext())
 
 
 def _fit_on_ray(config: WorkerConfig, report: Report, notes: list[str]) -> RunStats:
