@@ -7,6 +7,8 @@ Each sample is a process of its own. The variants of a comparison take turns, `-
 ratio of their medians, because single times mean little on a shared machine. Run nothing else meanwhile. Every sample
 is written to the JSON file at once, with the machine, the versions and the date.
 
+The suite `finetuning` takes a folder with a pretrained model, `--pretrained`, and runs only if it is named.
+
 `--short` is a Parquet file of short texts with the columns `text` and `label` (the targets were set on AG News),
 `--long` one of long texts (IMDB). Without them the corpus of `txclf demo` is used for both.
 """
@@ -28,8 +30,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SHAPE = str(HERE.parent / "jobs" / "seed_classifier.yaml")
-SEARCH = str(HERE.parent / "jobs" / "agnews_tune.yaml")
+JOBS = HERE.parent / "jobs"
+SHAPE = str(JOBS / "seed_classifier.yaml")
+SEARCH = str(JOBS / "agnews_tune.yaml")
 PACKAGES = ("torch", "pytorch-lightning", "ray", "pyarrow", "tokenizers", "numpy", "transformers", "accelerate")
 
 
@@ -50,8 +53,10 @@ class Comparison:
     """One variant over another, and the most that it should be."""
 
 
-def comparisons(short: list[str], long: list[str], cores: int) -> dict[str, list[Comparison]]:
-    """By suite. `short` and `long` are the words that give the data."""
+def comparisons(
+    short: list[str], long: list[str], cores: int, pretrained: str | None = None
+) -> dict[str, list[Comparison]]:
+    """By suite. `short` and `long` are the words that give the data, `pretrained` is the folder of an encoder."""
     one_step = ["train.micro_batches=1"]
     on_short = [SHAPE, *short, *one_step, "train.batch_size=64", "--threads", str(cores)]
     on_long = [SHAPE, *long, *one_step, "train.batch_size=16", "tokenizer.max_length=512", "--threads", str(cores)]
@@ -62,7 +67,27 @@ def comparisons(short: list[str], long: list[str], cores: int) -> dict[str, list
     targets = [("txclf", "original", 8.0), ("txclf", "transformers", 1.5), ("txclf", "bare", 0.95)]
     half = [*on_short[:-1], "1", *longer]
     serial = [SEARCH, *short, "data.valid_fraction=0.1", "train.epochs=2"]
+    encoder = [f"model.pretrained={pretrained}", "--threads", str(cores)]
+    tuned_short = [str(JOBS / "minilm_agnews.yaml"), *short, *encoder]
+    tuned_long = [str(JOBS / "minilm_imdb.yaml"), *long, *encoder, "--steps", "48"]
+    peers = ("txclf", "trainer", "grouped")
+    parts = [f"without-{part}" for part in ("buckets", "dropout", "attention", "optimizer")]
     return {
+        "finetuning": [
+            Comparison(
+                "fine-tuning, short texts",
+                "tokens/s",
+                {name: ["finetuning.py", name, *tuned_short] for name in (*peers, *parts, "loop")},
+                [("txclf", "trainer", 1.3), ("txclf", "grouped", 1.0), ("loop", "trainer", 1.0)]
+                + [("txclf", part, 1.0) for part in parts],
+            ),
+            Comparison(
+                "fine-tuning, long texts",
+                "tokens/s",
+                {name: ["finetuning.py", name, *tuned_long] for name in peers},
+                [("txclf", "trainer", 1.3), ("txclf", "grouped", 1.0)],
+            ),
+        ],
         "training": [
             Comparison(
                 "training, short texts",
@@ -245,10 +270,13 @@ def main() -> None:
     parser.add_argument("--short")
     parser.add_argument("--short-test")
     parser.add_argument("--long")
-    parser.add_argument("--suites", default="training,ray,startup,prepare,predict,tune")
+    parser.add_argument("--suites", default="training,ray,startup,prepare,predict,tune", help="also: finetuning")
+    parser.add_argument("--pretrained", metavar="FOLDER", help="an encoder, for the suite finetuning")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", default="bench.json")
     chosen = parser.parse_args()
+    if "finetuning" in chosen.suites.split(",") and chosen.pretrained is None:
+        parser.error("the suite finetuning needs --pretrained FOLDER")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="txclf-bench-") as scratch:
         corpus = demo_corpus(scratch) if not (chosen.short and chosen.short_test and chosen.long) else {}
@@ -258,7 +286,7 @@ def main() -> None:
         }
         short = [f"storage={scratch}", f"data.train={data['short'][0]}", f"data.test={data['short'][1]}"]
         long = [f"storage={scratch}", f"data.train={data['long'][0]}", "data.test=null"]
-        suites = comparisons(short, long, cores)
+        suites = comparisons(short, long, cores, chosen.pretrained)
         result: dict[str, Any] = {
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "machine": machine(),
