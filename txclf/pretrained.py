@@ -35,10 +35,10 @@ class Pretrained(NamedTuple):
     """Commit of the hub; None for a folder."""
 
 
-def require_package() -> None:
+def require_package(needed_by: str = "`model.pretrained`") -> None:
     """Raise `ConfigError` if Transformers is not installed."""
     if find_spec("transformers") is None:
-        raise ConfigError("`model.pretrained` needs the package `transformers`. Run `pip install 'txclf[pretrained]'`.")
+        raise ConfigError(f"{needed_by} needs the package `transformers`. Run `pip install 'txclf[pretrained]'`.")
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def test_classifier_predicts_labels_above_their_thresholds(trained: RunConfig) -
     for one in (both, none):
         assert set(one.labels) == {label for label, p in one.probabilities.items() if p >= limits[label]}
     assert classifier(["drum"])[0].labels == classifier(["drum", "the " * 9])[0].labels
-    card = Path(trained.run_folder, "model/card.md").read_text()
+    card = Path(trained.run_folder, "model/README.md").read_text()
     assert "(minimum probability of a predicted label): chosen on the validation rows, from 0." in card
 
 
@@ -241,7 +241,7 @@ def test_train_on_valid_chooses_no_thresholds(tmp_path: Path, data: tuple[str, s
     assert summary.thresholds is None
     classifier = Classifier.load(f"{run.run_folder}/model")
     assert classifier.thresholds.tolist() == [0.5] * 4
-    assert "(minimum probability of a predicted label): 0.5" in Path(run.run_folder, "model/card.md").read_text()
+    assert "(minimum probability of a predicted label): 0.5" in Path(run.run_folder, "model/README.md").read_text()
 
 
 @pytest.mark.faults

@@ -36,14 +36,14 @@ def copy(tmp_path: Path, tiny_bundle: str) -> Path:
 
 
 def test_save_writes_files_metadata_and_card(tiny_bundle: str, classifier: Classifier) -> None:
-    assert sorted(os.listdir(tiny_bundle)) == ["card.md", "model.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(os.listdir(tiny_bundle)) == ["README.md", "model.json", "model.safetensors", "tokenizer.json"]
     metadata = classifier.metadata
     assert (metadata.format, metadata.version, metadata.task) == (2, txclf.__version__, "classify")
     assert metadata.labels == classifier.labels == ["low", "mid", "high"]
     assert (metadata.text_columns, metadata.max_length) == (["text"], 16)
     assert metadata.vocab_size == classifier.tokenizer.get_vocab_size()
     assert (metadata.metrics, metadata.rows) == ({"valid_loss": 1.25}, {"train": 1234, "valid": 56})
-    card = Path(tiny_bundle, "card.md").read_text()
+    card = Path(tiny_bundle, "README.md").read_text()
     for text in (
         "# tiny",
         "`low`, `mid`, `high`",

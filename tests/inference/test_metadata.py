@@ -12,7 +12,7 @@ from tests.helpers.serving import untrained
 from txclf.config.tasks import TASKS
 from txclf.core import storage
 from txclf.inference import bundle
-from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, summary, upgrade
+from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, hub_metadata, summary, upgrade
 
 FORMAT_1 = Path(__file__).parent / "bundle_format_1" / bundle.METADATA
 
@@ -47,6 +47,37 @@ def test_metadata_unknown_key_is_refused(tiny_bundle: str) -> None:
 
 def test_task_spec_is_that_of_the_task(tiny_bundle: str) -> None:
     assert bundle.read_metadata(tiny_bundle).task_spec is TASKS["classify"]
+
+
+def test_hub_metadata_is_that_of_the_task(tiny_bundle: str, tmp_path: Path) -> None:
+    assert hub_metadata("tiny", bundle.read_metadata(tiny_bundle)) == {
+        "library_name": "txclf",
+        "pipeline_tag": "text-classification",
+        "tags": ["txclf"],
+    }
+    tags = hub_metadata("tags", bundle.read_metadata(untrained(tmp_path, task="multilabel")))["tags"]
+    assert tags == ["txclf", "multi-label-classification"]
+
+
+def test_hub_metadata_name_a_base_model_of_the_hub_only(tiny_bundle: str) -> None:
+    metadata = bundle.read_metadata(tiny_bundle)
+
+    def of(**model: str | None) -> dict[str, Any]:
+        return hub_metadata("x", metadata.model_copy(update={"model": metadata.model.model_copy(update=model)}))
+
+    hub = of(pretrained="org/name", revision="0" * 40)
+    assert (hub["library_name"], hub["base_model"]) == ("transformers", "org/name")
+    assert "base_model" not in of(pretrained="/data/name", revision=None)
+
+
+def test_hub_metadata_have_the_validation_scores(tiny_bundle: str) -> None:
+    metrics = {"valid_loss": 1.0, "valid_accuracy": 0.5, "valid_f1_macro": 0.25}
+    metadata = bundle.read_metadata(tiny_bundle).model_copy(update={"metrics": metrics})
+    (index,) = hub_metadata("x", metadata)["model-index"]
+    assert index["results"][0]["metrics"] == [
+        {"type": "accuracy", "name": "accuracy", "value": 0.5},
+        {"type": "f1", "name": "f1_macro", "value": 0.25},
+    ]
 
 
 def test_summary_names_labels_rows_and_metrics(tiny_bundle: str) -> None:

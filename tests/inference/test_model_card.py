@@ -6,35 +6,30 @@ from pathlib import Path
 
 import pytest
 
-from txclf.config.tasks import TASKS
 from txclf.inference import model_card
 
 
-@pytest.mark.parametrize(
-    ("task", "tag"),
-    [("classify", "text-classification"), ("multilabel", "text-classification"), ("seq2seq", "text2text-generation")],
-)
-def test_write_new_card_has_tag_body_and_empty_notes(tmp_path: Path, task: str, tag: str) -> None:
-    path = tmp_path / "card.md"
-    model_card.write(str(path), TASKS[task], "# name\n")
+def test_write_new_card_has_metadata_body_and_empty_notes(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    model_card.write(str(path), {"library_name": "txclf", "tags": ["a: b", "c"]}, "# name\n")
     text = path.read_text()
     assert text.startswith(
-        f"---\nlicense: {model_card.UNKNOWN_LICENSE}\nlibrary_name: txclf\npipeline_tag: {tag}\n---\n"
+        f"---\nlicense: {model_card.UNKNOWN_LICENSE}\nlibrary_name: txclf\ntags:\n- 'a: b'\n- c\n---\n"
     )
     assert text.endswith(f"# name\n\n{model_card.MARK}\n{model_card.NOTES}")
 
 
 def test_write_again_keeps_license_and_notes(tmp_path: Path) -> None:
-    path = tmp_path / "card.md"
-    model_card.write(str(path), TASKS["classify"], "# first")
+    path = tmp_path / "README.md"
+    model_card.write(str(path), {"library_name": "txclf"}, "# first")
     edited = path.read_text().replace(model_card.UNKNOWN_LICENSE, "mit") + "Ask Ada.\n"
     path.write_text(edited)
-    model_card.write(str(path), TASKS["classify"], "# second")
+    model_card.write(str(path), {"library_name": "txclf"}, "# second")
     assert path.read_text() == edited.replace("# first", "# second")
 
 
 def test_kept_parts_of_an_earlier_card_are_found(tmp_path: Path) -> None:
-    path = tmp_path / "card.md"
+    path = tmp_path / "README.md"
     path.write_text(f"---\nlicense: mit\n---\n# x\n\n{model_card._EARLIER_MARK}\n## Notes\n\nMine.\n")
     assert model_card.kept_parts(str(path)) == ("mit", "## Notes\n\nMine.\n")
 
@@ -52,7 +47,7 @@ def test_kept_parts_of_an_earlier_card_are_found(tmp_path: Path) -> None:
 def test_kept_parts_of_other_cards_are_license_and_initial_notes(
     tmp_path: Path, text: str | None, license_: str
 ) -> None:
-    path = tmp_path / "card.md"
+    path = tmp_path / "README.md"
     if text is not None:
         path.write_bytes(text.encode())
     assert model_card.kept_parts(str(path)) == (license_, model_card.NOTES)

@@ -76,7 +76,7 @@ def test_write_existing_card_keeps_license_and_notes(tmp_path: Path) -> None:
 
 
 def test_kept_parts_any_card_returns_license_and_notes(tmp_path: Path) -> None:
-    path = str(tmp_path / "card.md")
+    path = str(tmp_path / "README.md")
     assert model_card.kept_parts(path) == (model_card.UNKNOWN_LICENSE, model_card.NOTES)
     for text, license_ in (
         ("---\r\nlicense: mit\r\ntags: [x]\r\n---\r\n# x", "mit"),

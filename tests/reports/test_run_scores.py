@@ -66,7 +66,7 @@ def test_scored_splits_multilabel_run_shows_thresholds_and_label_mistakes(tmp_pa
         assert mistake["label_probability"] == pytest.approx(probabilities[classifier.labels.index(label)], abs=1e-5)
     assert content["headline"]["value"] == found["f1_macro"]
     assert content["headline"]["bars"][1]["value"] == found["baseline"]["f1_macro"]
-    assert "any number of labels per text" in Path(run.run_folder, "model/card.md").read_text()
+    assert "any number of labels per text" in Path(run.run_folder, "model/README.md").read_text()
 
 
 def test_scored_splits_seq2seq_run_shows_examples(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_chosen_is_calibrated_on_the_validation_rows(tmp_path: Path, data: tuple
     assert found.error_before == pytest.approx(calibration.error(logits, labels), abs=1e-3)
     assert found.error_after == pytest.approx(calibration.error(logits, labels, found.temperature), abs=1e-3)
     assert loss(logits, labels, found.temperature) < loss(logits, labels, 1.0)
-    card = Path(run.run_folder, "model/card.md").read_text()
+    card = Path(run.run_folder, "model/README.md").read_text()
     assert f"calibrated on {len(labels)} validation rows: temperature {found.temperature:.3f}" in card
     assert RunSummary.model_validate(storage.read_json(f"{run.run_folder}/summary.json")) == summary
     # Evaluation applies the temperature, and reports the error before and after it.
@@ -101,7 +101,7 @@ def test_chosen_without_calibration_has_none(tmp_path: Path, data: tuple[str, st
     assert summary.calibration is None
     assert json.loads(Path(run.run_folder, "model/model.json").read_text())["calibration"] is None
     assert Classifier.load(f"{run.run_folder}/model").temperature == 1.0
-    assert "not calibrated" in Path(run.run_folder, "model/card.md").read_text()
+    assert "not calibrated" in Path(run.run_folder, "model/README.md").read_text()
     result = evaluate.evaluate(run.run_folder, with_baseline=False)
     assert result["calibration_error_before"] == pytest.approx(result["calibration_error"], abs=1e-7)
 

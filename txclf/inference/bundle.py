@@ -2,7 +2,7 @@
 
 model.safetensors    weights
 tokenizer.json       tokenizer in the format of the `tokenizers` library
-card.md              model card
+README.md            model card
 model.json           format, settings, labels, metrics; written last
 
 from txclf import Classifier
@@ -31,14 +31,14 @@ from txclf.core import storage
 from txclf.core.errors import BundleError, StorageError
 from txclf.data.tokenizer import parse_tokenizer, vocab_size
 from txclf.inference import model_card, transformers_folder
-from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, summary, upgrade
+from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, hub_metadata, summary, upgrade
 from txclf.model.pretrained import PretrainedClassifier
 
 WEIGHTS, TOKENIZER, TARGET_TOKENIZER, CARD, METADATA = (
     "model.safetensors",
     "tokenizer.json",
     "target_tokenizer.json",
-    "card.md",
+    "README.md",
     "model.json",
 )
 
@@ -87,7 +87,7 @@ def save(
     )
     for name, content in files.items():
         storage.write_bytes(storage.join(folder, name), content)
-    model_card.write(storage.join(folder, CARD), run.task_spec, summary(run.name, metadata))
+    model_card.write(storage.join(folder, CARD), hub_metadata(run.name, metadata), summary(run.name, metadata))
     storage.write_json(storage.join(folder, METADATA), metadata.model_dump())
 
 

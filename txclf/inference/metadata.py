@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
@@ -112,10 +113,31 @@ class BundleMetadata(BaseModel):
         return self.calibration.temperature if self.calibration and not self.folded_temperature else 1.0
 
 
+def hub_metadata(name: str, metadata: BundleMetadata) -> dict[str, Any]:
+    """Return the metadata that hubs read in the head of a model card, without the license."""
+    spec, model = metadata.task_spec, metadata.model
+    content: dict[str, Any] = {
+        "library_name": "transformers" if model.pretrained else "txclf",
+        "pipeline_tag": spec.pipeline_tag,
+    }
+    if model.pretrained and model.revision:  # only a model of the hub has a revision
+        content |= {"base_model": model.pretrained, "base_model_relation": "finetune"}
+    content["tags"] = ["txclf", *(["multi-label-classification"] if spec.is_multilabel else [])]
+    scores = {key.removeprefix("valid_"): value for key, value in metadata.metrics.items() if "loss" not in key}
+    if scores:
+        metrics = [
+            {"type": "f1" if key.startswith("f1") else key, "name": key, "value": value}
+            for key, value in scores.items()
+        ]
+        dataset = {"type": name, "name": f"validation split of {name}", "split": "validation"}
+        result = {"task": {"type": spec.pipeline_tag}, "dataset": dataset, "metrics": metrics}
+        content["model-index"] = [{"name": name, "results": [result]}]
+    return content
+
+
 def summary(name: str, metadata: BundleMetadata) -> str:
     """Return the metadata of a model as Markdown, the first part of its card."""
     spec, model = metadata.task_spec, metadata.model
-    cls = "Seq2Seq" if spec.is_seq2seq else "Classifier"
     kind = "sequence-to-sequence transformer" if spec.is_seq2seq else "transformer text classifier"
     if spec.is_multilabel:
         kind += " with any number of labels per text"
@@ -124,7 +146,7 @@ def summary(name: str, metadata: BundleMetadata) -> str:
     return f"""# {name}
 
 A {kind} ({model.num_layers} layer{"s" * (model.num_layers > 1)} of size {model.hidden_size}, {model.num_heads} heads),
-trained with txclf {metadata.version}.
+{_origin(model)} with txclf {metadata.version}.
 
 {_answers(metadata)}
 - **Rows**: {rows}
@@ -136,13 +158,47 @@ trained with txclf {metadata.version}.
 | --- | --- |
 {metrics}
 
-```python
+{_usage(metadata)}
+"""
+
+
+def _origin(model: Model) -> str:
+    """Return how the weights came about."""
+    if model.pretrained is None:
+        return "trained"
+    if model.revision is None:
+        return f"fine-tuned from `{os.path.basename(model.pretrained.rstrip('/'))}`"
+    return f"fine-tuned from `{model.pretrained}` (revision `{model.revision}`)"
+
+
+def _usage(metadata: BundleMetadata) -> str:
+    """Return how to load a bundle, as Markdown."""
+    count, spec = len(metadata.text_columns), metadata.task_spec
+    cls = "Seq2Seq" if spec.is_seq2seq else "Classifier"
+    call = 'model(["some text"])'
+    if count > 1:
+        row = ", ".join(f'"text {number}"' for number in range(1, count + 1))
+        call = f"model.{'outputs' if spec.is_seq2seq else 'probabilities'}([({row})])"
+    usage = f"""```python
 from txclf import {cls}
 
 model = {cls}.load("this/folder")
-print(model(["some text"]))
-```
-"""
+print({call})
+```"""
+    if metadata.model.pretrained is None or count > 2:  # Transformers takes two texts at most
+        return usage
+    text = '"some text"' if count == 1 else '{"text": "text 1", "text_pair": "text 2"}'
+    cut = metadata.truncation.mode not in ("head", "tail")
+    return f"""{usage}
+
+Or with Transformers alone{", which reads the start of a long text only" * cut}:
+
+```python
+from transformers import pipeline
+
+model = pipeline("text-classification", model="this/folder", top_k=None)
+print(model({text}, truncation=True))
+```"""
 
 
 def _answers(metadata: BundleMetadata) -> str:

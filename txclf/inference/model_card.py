@@ -1,7 +1,8 @@
-"""Model card, `card.md` of a bundle: a generated part, and a part of the user that is kept.
+"""Model card, `README.md` of a bundle: a generated part, and a part of the user that is kept.
 
 ---
 license: unknown        kept
+library_name: …         metadata that hubs read, generated again each time
 …
 ---
 # name                  generated again each time
@@ -13,8 +14,11 @@ license: unknown        kept
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
-from txclf.config.tasks import TaskSpec
+import yaml
+
 from txclf.core import storage
 
 MARK = "<!-- Edit below this line. The text below and the license above are kept when the card is written again. -->"
@@ -27,11 +31,11 @@ Intended use, uses out of scope, and a contact for questions.
 UNKNOWN_LICENSE = "unknown  # set the license of the model"
 
 
-def write(path: str, task_spec: TaskSpec, body: str) -> None:
-    """Write a card; the license and the notes of an existing card are kept."""
+def write(path: str, metadata: Mapping[str, Any], body: str) -> None:
+    """Write a card with the metadata that hubs read; the license and the notes of an existing card are kept."""
     license_, notes = kept_parts(path)
-    tag = task_spec.pipeline_tag
-    head = f"---\nlicense: {license_}\nlibrary_name: txclf\npipeline_tag: {tag}\n---\n\n"
+    block = yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True)
+    head = f"---\nlicense: {license_}\n{block}---\n\n"
     storage.write_bytes(path, (head + body.strip() + f"\n\n{MARK}\n{notes}").encode("utf-8", "replace"))
 
 

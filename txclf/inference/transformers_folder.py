@@ -9,26 +9,40 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from txclf import pretrained
+from txclf.config.sections import Truncation
+from txclf.core.errors import BundleError
 from txclf.model.pretrained import PretrainedClassifier
 
 _PREFIX = "network."
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_OF_THE_ORIGINAL = (
+    "is_local",
+    "local_files_only",
+    "max_length",
+    "pad_to_multiple_of",
+    "stride",
+    "truncation_strategy",
+)
+"""Keys of `tokenizer_config.json` that say how the pretrained tokenizer was read, truncated and padded."""
 
 
-def files(encoder: str, config: Any, max_length: int) -> dict[str, bytes]:
+def files(encoder: str, config: Any, max_length: int, truncation: Truncation) -> dict[str, bytes]:
     """Return the files of a Transformers folder, without weights and `tokenizer.json`.
 
-    `encoder` is a local folder with the tokenizer of the pretrained model.
+    `encoder` is a local folder with the tokenizer of the pretrained model. Transformers truncates at one side only, so
+    `head_tail` and `windows` become the start of a text there.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(encoder, local_files_only=True, trust_remote_code=False)
+    tokenizer: Any = AutoTokenizer.from_pretrained(encoder, local_files_only=True, trust_remote_code=False)
     tokenizer.model_max_length = max_length
+    tokenizer.truncation_side = "left" if truncation.mode == "tail" else "right"
     architecture: Any = AutoModelForSequenceClassification._model_mapping[type(config)]
     config.architectures = [architecture.__name__]
     found = {}
@@ -38,20 +52,40 @@ def files(encoder: str, config: Any, max_length: int) -> dict[str, bytes]:
             if name != "tokenizer.json":
                 with open(os.path.join(folder, name), "rb") as file:
                     found[name] = file.read()
-    return found | {pretrained.CONFIG: config.to_json_string(use_diff=False).encode()}
+    found[_TOKENIZER_CONFIG] = _changed(
+        found[_TOKENIZER_CONFIG],
+        removed=_OF_THE_ORIGINAL,
+        split_special_tokens=True,  # a `[SEP]` in a text is five characters
+    )
+    content = config.to_json_string(use_diff=False).encode()
+    return found | {pretrained.CONFIG: _changed(content, removed=("_name_or_path",))}
 
 
 def network(content: Mapping[str, bytes]) -> PretrainedClassifier:
-    """Return the network that the `config.json` of a bundle describes, with random weights.
+    """Return the network that the `config.json` of a bundle describes. Its weights are arbitrary until they are loaded.
 
-    Raises `ConfigError` if Transformers is not installed.
+    Raises `ConfigError` if Transformers is not installed, `BundleError` if it cannot make the network.
     """
-    pretrained.require_package()
-    from transformers import AutoConfig
+    pretrained.require_package("this model bundle")
+    from transformers import AutoConfig, __version__
+    from transformers.initialization import no_init_weights
 
-    settings = json.loads(content[pretrained.CONFIG])
-    config: Any = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    return PretrainedClassifier(config)
+    try:
+        settings = json.loads(content[pretrained.CONFIG])
+        config: Any = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        with no_init_weights():
+            return PretrainedClassifier(config)
+    except Exception as error:  # Transformers raises any kind for settings that it does not know
+        raise BundleError(
+            f"`{pretrained.CONFIG}`: Transformers {__version__} cannot make a model of it: {error!r}. "
+            "Copy the whole bundle again, or install the version of Transformers that it names."
+        ) from None
+
+
+def _changed(content: bytes, *, removed: Sequence[str], **added: Any) -> bytes:
+    """Return a JSON object without some keys, and with others."""
+    kept = {key: value for key, value in json.loads(content).items() if key not in removed}
+    return (json.dumps(kept | added, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def exported(weights: Mapping[str, Tensor], content: Mapping[str, bytes], temperature: float) -> dict[str, Tensor]:

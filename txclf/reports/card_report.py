@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from txclf.core import storage
 from txclf.inference import bundle, model_card
-from txclf.inference.metadata import BundleMetadata, summary
+from txclf.inference.metadata import BundleMetadata, hub_metadata, summary
 from txclf.reports.content import DataAudit, ExampleSplit, LabelSplit, RunPage
 from txclf.reports.formatting import number, share, titled
 
@@ -21,7 +21,7 @@ MAX_NAMED = 10
 
 
 def write(folder: str, page: RunPage) -> None:
-    """Write `card.md` of a bundle. The license and the notes of an existing card are kept."""
+    """Write the model card of a bundle. The license and the notes of an existing card are kept."""
     description = bundle.read_metadata(folder)
     parts = [
         summary(page.name, description),
@@ -32,7 +32,7 @@ def write(folder: str, page: RunPage) -> None:
         _settings(page),
     ]
     path = storage.join(folder, bundle.CARD)
-    model_card.write(path, description.task_spec, "\n\n".join(part.strip() for part in parts if part))
+    model_card.write(path, hub_metadata(page.name, description), "\n\n".join(part.strip() for part in parts if part))
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

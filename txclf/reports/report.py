@@ -4,7 +4,7 @@
     search folder/report.html     page of a search
     comparison.html               comparison of several runs, in the working directory
 
-The model card of a finished run, `model/card.md`, is rewritten from the same content. Reports do not need Ray.
+The model card of a finished run, `model/README.md`, is rewritten from the same content. Reports do not need Ray.
 """
 
 from __future__ import annotations

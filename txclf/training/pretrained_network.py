@@ -61,7 +61,9 @@ def network(
 def bundle_files(stored: str, run: RunConfig, manifest: Manifest) -> dict[str, bytes]:
     """Return the files that make the bundle of a run a folder of Transformers, without weights and tokenizer."""
     with pretrained.local_copy(stored, weights=False) as folder:
-        return transformers_folder.files(folder, config_of(folder, run, manifest), run.tokenizer.max_length)
+        return transformers_folder.files(
+            folder, config_of(folder, run, manifest), run.tokenizer.max_length, run.truncation
+        )
 
 
 def store(run: RunConfig) -> tuple[str, str | None]:
