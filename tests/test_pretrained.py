@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
 from tests.helpers.encoders import write_encoder
 from txclf import pretrained
+from txclf.core import storage
 from txclf.core.errors import ConfigError
 
 
@@ -29,6 +33,33 @@ def test_a_folder_is_stored_once(tmp_path: Path) -> None:
     assert set(os.listdir(stored[0])) == names
 
 
+def test_processes_that_store_at_once_leave_one_whole_copy(tmp_path: Path) -> None:
+    encoder, root = write_encoder(tmp_path / "encoder"), os.fspath(tmp_path / "runs")
+    barrier = Barrier(4)
+
+    def store(_: int) -> str:
+        with pretrained.located(encoder) as found:
+            barrier.wait()
+            return pretrained.stored(found, encoder, root)
+
+    with ThreadPoolExecutor(4) as pool:
+        (folder,) = set(pool.map(store, range(4)))
+    names = sorted({*os.listdir(encoder), "source.json"})
+    assert sorted(os.listdir(folder)) == names
+    for name in os.listdir(encoder):
+        assert storage.sha256(f"{folder}/{name}") == storage.sha256(f"{encoder}/{name}")
+
+
+def test_copy_that_was_not_finished_is_made_again(tmp_path: Path) -> None:
+    encoder, root = write_encoder(tmp_path / "encoder"), os.fspath(tmp_path / "runs")
+    with pretrained.located(encoder) as found:
+        folder = pretrained.stored(found, encoder, root)
+        os.truncate(f"{folder}/model.safetensors", 100)
+        os.unlink(f"{folder}/source.json")  # it is written last
+        assert pretrained.stored(found, encoder, root) == folder
+    assert storage.sha256(f"{folder}/model.safetensors") == storage.sha256(f"{encoder}/model.safetensors")
+
+
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     encoder = Path(write_encoder(tmp_path))
     (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")
@@ -41,6 +72,32 @@ def test_code_of_a_model_is_refused(tmp_path: Path) -> None:
     config |= {"model_type": "own", "auto_map": {"AutoModel": "modeling.Own"}}
     (encoder / "config.json").write_text(json.dumps(config))
     assert "It brings its own code, which txclf does not run." in refused(os.fspath(encoder))
+
+
+def test_configuration_that_is_not_one_is_refused(tmp_path: Path) -> None:
+    path = Path(write_encoder(tmp_path)) / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in config.items() if key != "model_type"}))
+    assert "config.json` names no `model_type`" in refused(os.fspath(tmp_path))
+    path.write_text("{")
+    assert "config.json` is not valid JSON" in refused(os.fspath(tmp_path))
+    path.write_text(json.dumps({"model_type": "new"}))
+    assert "Install a version of Transformers that knows it" in refused(os.fspath(tmp_path))
+    for model_type in ("vit", "bart"):
+        path.write_text(json.dumps({"model_type": model_type, "is_encoder_decoder": model_type == "bart"}))
+        assert f"is a model of the type `{model_type}`, which does not classify texts" in refused(os.fspath(tmp_path))
+
+
+def test_adapter_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    assert "is an adapter. Merge it" in refused(os.fspath(tmp_path))
+
+
+def test_missing_package_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it was not installed
+    assert "Run `pip install 'txclf[pretrained]'`" in refused(encoder)
 
 
 def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:

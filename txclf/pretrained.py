@@ -12,13 +12,13 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from txclf.core import storage
-from txclf.core.errors import ConfigError
+from txclf.core.errors import ConfigError, StorageError
 
 CONFIG, SOURCE = "config.json", "source.json"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
@@ -42,8 +42,10 @@ def require_package(needed_by: str = "`model.pretrained`") -> None:
 
 
 @contextmanager
-def located(name: str, revision: str | None = None) -> Iterator[Pretrained]:
+def located(name: str, revision: str | None = None, *, weights: bool = True) -> Iterator[Pretrained]:
     """Find a pretrained model and check its files. A folder is tried first, then the hub.
+
+    Without `weights`, those of a URI are not copied to this machine.
 
     Raises `ConfigError` if it is not found, has no weights in the safetensors format, or needs code of its own.
     """
@@ -52,33 +54,41 @@ def located(name: str, revision: str | None = None) -> Iterator[Pretrained]:
         if storage.exists(name):
             if revision is not None:
                 raise ConfigError(f"`model.revision`: `{name}` is a folder, without revisions. Remove the key.")
-            found = Pretrained(_local(name, scratch), None)
+            files = _files(name)
+            found = Pretrained(_local(name, files, scratch, weights), None)
         elif _HUB_ID.match(name):
             found = _from_hub(name, revision)
+            files = os.listdir(found.folder)
         else:
             raise ConfigError(
                 f"`model.pretrained`: `{name}` does not exist. Set a folder or an id of the hub such as `org/name`."
             )
-        _check(found.folder, name)
+        _check(found.folder, files, name)
         yield found
 
 
-def _local(name: str, scratch: str) -> str:
+def _files(name: str) -> list[str]:
+    """Return the names of the files of a folder or URI."""
+    if "://" in name:
+        return storage.list_folder(name)
+    if not os.path.isdir(name):
+        raise ConfigError(f"`model.pretrained`: `{name}` is a file. Set the folder that holds `{CONFIG}`.")
+    return os.listdir(name)
+
+
+def _local(name: str, files: Iterable[str], scratch: str, weights: bool) -> str:
     """Return a folder of this machine with the files of a folder or URI."""
     if "://" not in name:
-        if not os.path.isdir(name):
-            raise ConfigError(f"`model.pretrained`: `{name}` is a file. Set the folder that holds `config.json`.")
         return name
-    for file in storage.list_folder(name):
-        if file.endswith((*_TEXT_ENDINGS, _WEIGHTS)):
+    for file in files:
+        if file.endswith((*_TEXT_ENDINGS, _WEIGHTS) if weights else _TEXT_ENDINGS):
             storage.copy_file(storage.join(name, file), os.path.join(scratch, file))
     return scratch
 
 
 def _from_hub(name: str, revision: str | None) -> Pretrained:
     """Return a snapshot of the hub: its cache on this machine, or a download unless `HF_HUB_OFFLINE` is set."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import constants, snapshot_download
 
     options: dict[str, Any] = {
         "revision": revision,
@@ -87,18 +97,37 @@ def _from_hub(name: str, revision: str | None) -> Pretrained:
     }
     try:
         folder = snapshot_download(name, **options)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"`model.pretrained`: `{name}` is no folder here, and the hub did not give it: {reason} "
-            "Set the path of a folder with its files, or check the id and the network."
-        ) from None
+    except Exception as error:  # of the hub, of its HTTP client, of the file system
+        raise ConfigError(_hub_problem(name, revision, error, constants.HF_HUB_OFFLINE)) from None
     return Pretrained(folder, os.path.basename(folder))
 
 
-def _check(folder: str, name: str) -> None:
-    """Raise `ConfigError` unless a folder has a configuration and safetensors."""
-    files = set(os.listdir(folder))
+def _hub_problem(name: str, revision: str | None, error: Exception, is_offline: bool) -> str:
+    """Return the message for an error of the hub."""
+    from huggingface_hub import errors
+
+    what = f"`model.pretrained`: `{name}` is no folder here"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"`model.revision`: `{name}` has no revision `{revision}` on the hub. Set a branch, tag or commit."
+    if isinstance(error, errors.GatedRepoError):
+        return f"{what}, and gated on the hub. Accept its terms there, and set `HF_TOKEN` to your access token."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{what}, and the hub has no such model, or it is private. Correct the id, or set `HF_TOKEN`."
+    if is_offline:
+        return (
+            f"{what}, and not whole in the cache of the hub, which alone is read while `HF_HUB_OFFLINE` is set. "
+            f"Unset it, or set the path of a folder with its files."
+        )
+    cause = error.__cause__ or error
+    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
+    return f"{what}, and the hub did not give it: {reason}. Set the path of a folder, or check the network."
+
+
+def _check(folder: str, files: Iterable[str], name: str) -> None:
+    """Raise `ConfigError` unless a folder has a known configuration, and `files` are those of a model."""
+    files = set(files)
+    if "adapter_config.json" in files:
+        raise ConfigError(f"`model.pretrained`: `{name}` is an adapter. Merge it into its model and save that.")
     if CONFIG not in files:
         raise ConfigError(f"`model.pretrained`: `{name}` has no `{CONFIG}`. Set the folder of a Transformers model.")
     if not any(file.endswith(_WEIGHTS) for file in files):
@@ -108,21 +137,34 @@ def _check(folder: str, name: str) -> None:
             f"`model.pretrained`: `{name}` has no weights in the safetensors format.{found} "
             "Load it with Transformers where you trust it, and save it with `save_pretrained`."
         )
-    if "adapter_config.json" in files:
-        raise ConfigError(f"`model.pretrained`: `{name}` is an adapter. Merge it into its model and save that.")
-    config = storage.read_json(os.path.join(folder, CONFIG))
+    try:
+        config = storage.read_json(os.path.join(folder, CONFIG))
+    except StorageError:
+        raise ConfigError(f"`model.pretrained`: `{name}/{CONFIG}` is not valid JSON. Copy the folder again.") from None
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ConfigError(f"`model.pretrained`: `{name}/{CONFIG}` names no `model_type`. Set a Transformers model.")
-    from transformers import CONFIG_MAPPING
+    _check_type(config, name)
 
-    if config["model_type"] not in CONFIG_MAPPING:
+
+def _check_type(config: dict[str, Any], name: str) -> None:
+    """Raise `ConfigError` unless Transformers has a classifier for a configuration."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
+
+    model_type = config["model_type"]
+    if model_type not in CONFIG_MAPPING:
         advice = (
-            "It brings its own code, which txclf does not run."
+            "It brings its own code, which txclf does not run. Choose a model without `auto_map`."
             if "auto_map" in config
             else "Install a version of Transformers that knows it."
         )
         raise ConfigError(
-            f"`model.pretrained`: Transformers has no model of the type `{config['model_type']}` of `{name}`. {advice}"
+            f"`model.pretrained`: Transformers has no model of the type `{model_type}` of `{name}`. {advice}"
+        )
+    if model_type not in CLASSIFIERS or config.get("is_encoder_decoder"):
+        raise ConfigError(
+            f"`model.pretrained`: `{name}` is a model of the type `{model_type}`, which does not classify texts. "
+            "Choose an encoder, or a decoder with a classification head."
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,11 @@ def test_tokens_are_those_of_transformers(tmp_path: Path, architecture: str) -> 
     ours = sequences(make_run(encoder), [(text,) for text in texts])
     # Special tokens inside a text are ordinary characters.
     expected = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts]
-    assert [ids for ids, _ in ours] == [ids if len(ids) <= 40 else [*ids[:39], ids[-1]] for ids in expected]
+    _, special = pretrained_tokenizer.load(make_run(encoder))
+    end = list(special.suffix)
+    truncated = [ids if len(ids) <= 40 else ids[: 40 - len(end)] + end for ids in expected]
+    # A network needs a token, also where the tokenizer gives none.
+    assert [ids for ids, _ in ours] == [ids or [special.pad] for ids in truncated]
 
 
 @pytest.mark.parametrize("architecture", ALL)
@@ -64,7 +70,7 @@ def test_pairs_are_those_of_transformers(tmp_path: Path, architecture: str) -> N
     ours = sequences(make_run(encoder, data={"text": ["first", "second"]}), list(pairs))
     for (ids, types), pair in zip(ours, pairs, strict=True):
         expected = tokenizer([pair[0]], [pair[1]])  # alone, an empty second text would count as none
-        assert ids == expected["input_ids"][0]
+        assert ids == (expected["input_ids"][0] or [pretrained_tokenizer.load(make_run(encoder))[1].pad])
         assert types == expected.get("token_type_ids", [[0] * len(ids)])[0]
 
 
@@ -87,3 +93,54 @@ def test_length_above_the_positions_is_refused(tmp_path: Path) -> None:
     encoder = write_encoder(tmp_path, "roberta")
     with pytest.raises(ConfigError, match=r"`tokenizer.max_length` \(41\) is more than the 40 tokens"):
         pretrained_tokenizer.load(make_run(encoder, tokenizer={"max_length": 41}))
+
+
+def changed(folder: str, name: str, **values: Any) -> None:
+    """Change values in a JSON file of a folder."""
+    path = Path(folder, name)
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def refused(folder: str) -> str:
+    """Return the message of the error."""
+    with pytest.raises(ConfigError) as raised:
+        pretrained_tokenizer.load(make_run(folder))
+    return str(raised.value)
+
+
+def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
+        assert re.search(r"the tokenizer of `.*` cannot be loaded: .* Set a folder with a `tok", refused(encoder))
+
+
+def test_tokenizer_in_python_is_refused(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text('{"<unk>": 0, "<pad>": 1, "<s>": 2, "</s>": 3, "a</w>": 4}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    changed(encoder, "tokenizer_config.json", tokenizer_class="CTRLTokenizer")
+    assert "written in Python" in refused(encoder)
+
+
+def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path)
+    size = 1 + max(json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"].values())
+    changed(encoder, "config.json", vocab_size=size)
+    pretrained_tokenizer.load(make_run(encoder))
+    changed(encoder, "config.json", vocab_size=size - 1)
+    assert f"has tokens up to number {size - 1}, but the model has only {size - 1} embeddings" in refused(encoder)
+
+
+def test_configuration_with_impossible_values_is_refused(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path)
+    changed(encoder, "config.json", hidden_size="wide")
+    assert re.search(r"the `config.json` of `.*` cannot be used: .* Copy the folder again", refused(encoder))
+
+
+def test_tokenizer_without_padding_takes_another_special_token(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path, "llama")
+    assert pretrained_tokenizer.load(make_run(encoder))[1].pad == 2  # </s>
+    changed(encoder, "tokenizer_config.json", eos_token=None)
+    assert "has no token for padding" in refused(encoder)

@@ -6,6 +6,7 @@ Transformers reads the folder once, because a `tokenizer.json` alone does not ho
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from txclf import pretrained
@@ -14,7 +15,18 @@ from txclf.config.sections import SpecialTokens
 from txclf.core.errors import ConfigError
 from txclf.data.tokenizer import parse_tokenizer
 
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm")
+_OFFSET_POSITIONS = (
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "mpnet",
+    "xlm-roberta-xl",
+    "roberta-prelayernorm",
+    "longformer",
+    "data2vec-text",
+    "ibert",
+    "xmod",
+)
 """Types of models that number positions from the padding id + 1, as RoBERTa does."""
 
 
@@ -26,41 +38,77 @@ def load(run: RunConfig) -> tuple[str, SpecialTokens]:
     """
     name = run.model.pretrained
     assert name is not None
-    with pretrained.located(name, run.model.revision) as found:
+    with pretrained.located(name, run.model.revision, weights=False) as found:
         from transformers import AutoConfig, AutoTokenizer
 
-        config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False, local_files_only=True)
+        try:
+            config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # Transformers raises any kind for values that it cannot use
+            raise ConfigError(
+                f"`model.pretrained`: the `{pretrained.CONFIG}` of `{name}` cannot be used: {_first_line(error)}. "
+                "Copy the folder again."
+            ) from None
         try:
             tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=False, local_files_only=True)
-            content = parse_tokenizer(tokenizer.backend_tokenizer.to_str()).to_str()
+            content = _content(tokenizer)
         except Exception as error:  # Transformers and tokenizers raise any kind for files that they cannot read
             raise ConfigError(
-                f"`model.pretrained`: the tokenizer of `{name}` cannot be loaded: {_first_line(error)} "
+                f"`model.pretrained`: the tokenizer of `{name}` cannot be loaded: {_first_line(error)}. "
                 "Set a folder with a `tokenizer.json`."
             ) from None
     special = special_tokens(tokenizer, config)
+    _check_vocabulary(content, special, config.vocab_size, name)
     _check_length(run, special, max_positions(config))
     return content, special
 
 
+def _content(tokenizer: Any) -> str:
+    """Return the `tokenizer.json` of a tokenizer of Transformers, without truncation and padding."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError("it is written in Python, so it has no `tokenizer.json`")
+    content = parse_tokenizer(tokenizer.backend_tokenizer.to_str()).to_str()
+    if not _tokens_of_texts(content):  # Transformers makes an empty tokenizer where there is no file of one
+        raise ValueError("it has no vocabulary")
+    return content
+
+
+def _tokens_of_texts(content: str) -> set[int]:
+    """Return the token ids that a text can have: all but those of special tokens."""
+    special = {token["id"] for token in json.loads(content)["added_tokens"] if token["special"]}
+    return {*parse_tokenizer(content).get_vocab(with_added_tokens=True).values()} - special
+
+
 def special_tokens(tokenizer: Any, config: Any) -> SpecialTokens:
-    """Return what a tokenizer of Transformers puts around a text and between two texts."""
+    """Return what a tokenizer of Transformers puts around a text and between two texts.
+
+    Raises `ConfigError` for a tokenizer that does more than that.
+    """
     single, pair = tokenizer("a", add_special_tokens=True), tokenizer("a", "a", add_special_tokens=True)
-    (inner,) = {tuple(tokenizer("a", add_special_tokens=False)["input_ids"])}
+    inner = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     ids, pair_ids = list(single["input_ids"]), list(pair["input_ids"])
-    start = _find(ids, list(inner))
+    start = _find(ids, inner)
     prefix, suffix = ids[:start], ids[start + len(inner) :]
     between = pair_ids[len(prefix) + len(inner) : len(pair_ids) - len(suffix) - len(inner)]
-    pad = tokenizer.pad_token_id
-    if pad is None:  # models that generate text have none; any token will do, because padding is masked
-        pad = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
-    types = pair.get("token_type_ids", [0])
+    if pair_ids != [*prefix, *inner, *between, *inner, *suffix]:
+        raise ConfigError("`model.pretrained`: its tokenizer puts two texts together in a way that is not supported.")
+    named = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)  # decoders have no padding
+    pad = next((token for token in named if token is not None), None)
+    if pad is None:
+        raise ConfigError(
+            "`model.pretrained`: its tokenizer has no token for padding. Set `pad_token` in its "
+            "`tokenizer_config.json`."
+        )
+    types = list(pair.get("token_type_ids", [0]))
+    has_types = max(types) > 0 and getattr(config, "type_vocab_size", 0) > 1
+    usual = [0] * (len(prefix) + len(inner) + 1) + [1] * (len(inner) + len(suffix))  # as BERT has them
+    if has_types and (max(single["token_type_ids"]) or types != usual):
+        raise ConfigError("`model.pretrained`: its tokenizer numbers two texts in a way that is not supported.")
     return SpecialTokens(
         prefix=tuple(prefix),
         separator=tuple(between),
         suffix=tuple(suffix),
         pad=int(pad),
-        token_types=1 + max(types) if max(types) and getattr(config, "type_vocab_size", 0) > 1 else 0,
+        token_types=1 + max(types) if has_types else 0,
     )
 
 
@@ -70,6 +118,17 @@ def max_positions(config: Any) -> int | None:
     if not isinstance(positions, int) or positions <= 0:
         return None
     return positions - (config.pad_token_id or 0) - 1 if config.model_type in _OFFSET_POSITIONS else positions
+
+
+def _check_vocabulary(content: str, special: SpecialTokens, size: int, name: str) -> None:
+    """Raise `ConfigError` if a text can have a token that the model has no embedding for."""
+    added = {*special.prefix, *special.separator, *special.suffix, special.pad}
+    highest = max(_tokens_of_texts(content) | added)
+    if highest >= size:
+        raise ConfigError(
+            f"`model.pretrained`: the tokenizer of `{name}` has tokens up to number {highest}, but the model has only "
+            f"{size} embeddings. Set a folder whose tokenizer and `{pretrained.CONFIG}` belong together."
+        )
 
 
 def _check_length(run: RunConfig, special: SpecialTokens, positions: int | None) -> None:
@@ -91,4 +150,4 @@ def _find(ids: list[int], inner: list[int]) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -155,7 +155,7 @@ def encode(
     `DataError` if a tokenizer from a file lacks a token that is needed.
 
     `special` are the special tokens of a pretrained model: the separator between columns is theirs, `max_length` counts
-    what is added later, and a text without tokens stays empty.
+    what is added later, and a text without tokens stays empty if a token is added later, else it is one of padding.
     """
     capacity = truncation.capacity(max_length - (special.added if special else 0))
     columns = len(texts[0]) if texts else 1
@@ -169,8 +169,9 @@ def encode(
         full_lengths = lengths
     ids, lengths = _truncate(ids, lengths, capacity, truncation.mode)
     empty = np.flatnonzero(full_lengths == 0)
-    if len(empty) and special is None:
-        token = _token_id(cache.tokenizer, (UNKNOWN, "<unk>", PAD, "<pad>"), "represents a text without tokens")
+    if len(empty) and not (special and special.added):
+        names = UNKNOWN, "<unk>", PAD, "<pad>"
+        token = special.pad if special else _token_id(cache.tokenizer, names, "represents a text without tokens")
         ids, lengths = np.insert(ids, np.cumsum(lengths)[empty], token), np.maximum(lengths, 1)
     return pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)).astype(np.int32), ids), full_lengths
 

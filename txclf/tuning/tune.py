@@ -196,7 +196,8 @@ def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
     folders = {}
     for number, (key, one) in enumerate(wanted.items(), 1):
         folders[key] = prepare(one)
-        check_fit(one, shards.load_manifest(folders[key]))
+        manifest = shards.load_manifest(folders[key])
+        check_fit(finetuning.with_recipe(one, manifest.splits["train"].rows), manifest)
         if len(wanted) > 1:
             note(f"prepared data {number} of {len(wanted)}: {folders[key]}")
     return folders
