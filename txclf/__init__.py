@@ -1,4 +1,4 @@
-"""Train transformer text classifiers, from labelled files to a measured, usable model, by one run file.
+"""Fine-tune or train transformer text classifiers, from labelled files to a usable model, by one run file.
 
 The public functions and classes are imported on first use: torch takes seconds, and `txclf --help` needs none of it.
 """

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.helpers.docs import ROOT, anchors, blocks, calls, each_page, find_command, prose, require_key
-from txclf.config import run_config
+from txclf.config import finetuning, run_config
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
 
@@ -126,3 +126,23 @@ def test_fault_tests_named_in_the_docs_exist() -> None:
     tests = (ROOT / "tests/end_to_end/test_faults.py").read_text()
     assert len(names) > 8
     assert [name for name in names if f"def {name}" not in tests] == []
+
+
+def test_the_table_of_the_recipe_is_that_of_the_code() -> None:
+    table = (
+        (ROOT / "docs/how-to/pretrained.md").read_text().partition("## What the recipe sets")[2].partition("\n- ")[0]
+    )
+    rows = {
+        key: cells.split(" | ") for key, cells in re.findall(r"^\| `train\.(\w+)` \| (.+) \|$", table, re.MULTILINE)
+    }
+    many, few = finetuning.recipe(finetuning.SMALL_ROWS), finetuning.recipe(finetuning.SMALL_ROWS - 1)
+    assert rows.keys() == many.keys() | few.keys()
+    for key, (scratch, pretrained, small) in rows.items():
+        default = getattr(RunConfig().train, key)
+        expected = [default, many.get(key, default), few.get(key, default)]
+        shown = [
+            None if cell == "as `learning_rate`" else yaml.safe_load(cell.strip("`"))
+            for cell in (scratch, pretrained, small)
+        ]
+        assert shown == expected, key
+    assert f"below {finetuning.SMALL_ROWS:,} training rows" in table
