@@ -12,7 +12,7 @@ import pytest
 import txclf
 from txclf.config import run_config
 from txclf.config.search_space import Domain, Scheduler, Tune
-from txclf.config.sections import Compute, Data, Generate, Model, Tokenizer
+from txclf.config.sections import Compute, Data, Distill, Generate, Model, Tokenizer
 from txclf.config.train import Train
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,19 @@ def test_changelog_has_the_current_version() -> None:
 
 
 def test_every_key_is_documented() -> None:
-    sections = {"data", "tokenizer", "model", "train", "generate", "compute", "tune", "scheduler"}
-    for section in (Data, Tokenizer, Model, Train, Generate, Compute, Tune, Scheduler, Domain, run_config.RunConfig):
+    sections = {"data", "tokenizer", "model", "train", "distill", "generate", "compute", "tune", "scheduler"}
+    for section in (
+        Data,
+        Tokenizer,
+        Model,
+        Train,
+        Distill,
+        Generate,
+        Compute,
+        Tune,
+        Scheduler,
+        Domain,
+        run_config.RunConfig,
+    ):
         for name, field in section.model_fields.items():
             assert field.description or name in sections, f"`{section.__name__}.{name}` has no docstring"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from txclf._version import __version__
 
 if TYPE_CHECKING:
-    from txclf.api import evaluate, export, load_config, predict, prepare, ray_result, serve, train, tune
+    from txclf.api import distill, evaluate, export, load_config, predict, prepare, ray_result, serve, train, tune
     from txclf.core.errors import BundleError, ClusterError, ConfigError, DataError, StorageError, TxclfError
     from txclf.inference.classifier import Classifier, Prediction
     from txclf.inference.seq2seq import Seq2Seq
@@ -30,6 +30,7 @@ __all__ = [
     "StorageError",
     "TxclfError",
     "__version__",
+    "distill",
     "evaluate",
     "export",
     "load_config",
@@ -42,7 +43,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "txclf.api": ("evaluate", "export", "load_config", "predict", "prepare", "ray_result", "serve", "train", "tune"),
+    "txclf.api": (
+        "distill",
+        "evaluate",
+        "export",
+        "load_config",
+        "predict",
+        "prepare",
+        "ray_result",
+        "serve",
+        "train",
+        "tune",
+    ),
     "txclf.core.errors": (
         "BundleError",
         "ClusterError",

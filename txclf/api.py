@@ -99,6 +99,24 @@ def train(
         return training.train(run, prepared, lambda progress: bool(on_progress and on_progress(progress)))
 
 
+def distill(
+    teacher: str | os.PathLike[str],
+    run: Run,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    on_progress: Callable[[Progress], bool | None] | None = None,
+) -> RunSummary:
+    """Train a run on the answers of the bundle `teacher`: `train` with the key `distill.teacher`.
+
+    Raises `ConfigError` as `train` does, and for a teacher of another task or with other labels.
+
+        summary = txclf.distill("runs/large/model", "small.yaml", overrides=["name=small"])
+    """
+    taught = run_config.with_overrides(load_config(run, overrides), {"distill.teacher": os.fspath(teacher)})
+    return train(taught, resume=resume, on_progress=on_progress)
+
+
 def ray_result(run_folder: str | os.PathLike[str]) -> Result:
     """Return a run, running or finished, as Ray Train's `Result`.
 

@@ -55,6 +55,19 @@ def test_prepare_prints_the_splits(tmp_path: Path, folder: Path) -> None:
     assert "duplicates" in done.stdout
 
 
+def test_distill_trains_on_the_answers_of_a_bundle(tmp_path: Path, folder: Path) -> None:
+    arguments = [str(ROOT / "jobs/tiny.yaml"), f"storage={tmp_path}", f"data.train={folder}/train.csv", *TINY]
+    arguments += [f"data.test={folder}/test.csv", "train.epochs=1"]
+    assert invoke("train", *arguments, "name=large").exit_code == 0
+    words = ["name=small", f"data.unlabelled={folder}/test.csv", "distill.weight=0.5"]
+    done = invoke("distill", str(tmp_path / "large" / "model"), *arguments, *words)
+    assert done.exit_code == 0, done.output
+    assert "unlabelled" in done.stdout
+    assert (tmp_path / "small" / "model" / "model.json").exists()
+    assert f"teacher: {tmp_path}/large/model" in (tmp_path / "small" / "run.yaml").read_text()
+    assert f"{tmp_path}/large/model" in (tmp_path / "small" / "report.html").read_text()
+
+
 def test_train_and_evaluate_print_summary_and_scores(tmp_path: Path, folder: Path) -> None:
     arguments = ["train", str(ROOT / "jobs/tiny.yaml"), f"storage={tmp_path}", f"data.train={folder}/train.csv"]
     arguments += [*TINY, f"data.test={folder}/test.csv"]

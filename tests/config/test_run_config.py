@@ -152,7 +152,7 @@ def test_load_reports_every_problem_with_its_key() -> None:
 
 
 def test_load_unknown_section_lists_the_sections() -> None:
-    known = "name, storage, seed, task, data, tokenizer, model, train, generate, compute"
+    known = "name, storage, seed, task, data, tokenizer, model, train, distill, generate, compute"
     assert any(line.startswith(f"`optimizer`: unknown key. Known keys: {known}") for line in problems("optimizer.lr=1"))
 
 

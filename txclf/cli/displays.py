@@ -34,7 +34,9 @@ class TrainingDisplay:
         for note in progress.notes[self.shown_notes :]:
             self.bar.line(note)
         self.shown_notes = len(progress.notes)
-        if progress.total_steps:
+        if progress.stage == "distilling":
+            self.bar.update(progress.step, progress.total_steps, "the teacher answers the training rows")
+        elif progress.total_steps:
             self.bar.update(progress.step, progress.total_steps, _describe(progress))
         else:
             self.bar.update(0, None, "waiting for the workers")

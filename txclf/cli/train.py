@@ -1,4 +1,4 @@
-"""Commands that make a model: config, prepare, train, tune, evaluate."""
+"""Commands that make a model: config, prepare, train, distill, tune, evaluate."""
 
 from __future__ import annotations
 
@@ -64,6 +64,23 @@ def train(
     from txclf.config import run_config
 
     train_run(run_config.load(run_file, overrides or []), resume=resume, started=started)
+
+
+@commands.command()
+def distill(
+    teacher: Annotated[
+        str, typer.Argument(metavar="TEACHER", help="Bundle of the teacher, RUN/model.", show_default=False)
+    ],
+    run_file: RunFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
+) -> None:
+    """Train a model on the answers of a larger one, as `train` with `distill.teacher=TEACHER`."""
+    started = time.time()
+    from txclf.config import run_config
+
+    run = run_config.load(run_file, overrides or [])
+    train_run(run_config.with_overrides(run, {"distill.teacher": teacher}), resume=resume, started=started)
 
 
 @commands.command()

@@ -22,13 +22,13 @@ from txclf.config import finetuning
 from txclf.config.base import Section
 from txclf.config.dotted import Settings, set_dotted
 from txclf.config.search_space import Tune
-from txclf.config.sections import Compute, Data, Generate, Model, Tokenizer, Truncation
+from txclf.config.sections import Compute, Data, Distill, Generate, Model, Tokenizer, Truncation
 from txclf.config.tasks import TASKS, Task, TaskSpec
 from txclf.config.train import Train
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 
-SEARCHABLE = ("seed", "data", "tokenizer", "model", "train")
+SEARCHABLE = ("seed", "data", "tokenizer", "model", "train", "distill")
 """Sections and keys that a search may change."""
 
 
@@ -49,6 +49,7 @@ class RunConfig(Section):
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()
     train: Train = Train()
+    distill: Distill = Distill()
     generate: Generate = Generate()
     compute: Compute = Compute()
     tune: Tune = Tune()
@@ -81,6 +82,11 @@ class RunConfig(Section):
             raise ValueError("`model.segment_embeddings: true` needs several text columns. Name them in `data.text`.")
         if problem := finetuning.problem(self.model, self.tokenizer, self.train):
             raise ValueError(problem)
+        if self.data.unlabelled is not None and self.train.sampling == "balanced":
+            raise ValueError(
+                "`train.sampling: balanced` needs a label in each row, and those of `data.unlabelled` have none. Set "
+                "`train.sampling: shuffle`."
+            )
         overlap, length = self.data.window_overlap, self.tokenizer.max_length
         if self.data.truncation == "windows" and overlap >= length:
             raise ValueError(f"`data.window_overlap` ({overlap}) must be less than `tokenizer.max_length` ({length})")
@@ -184,7 +190,7 @@ def _resolve_paths(run: RunConfig) -> RunConfig:
     """Return the same run with absolute paths, which mean the same in every process."""
     data = {
         split: tuple(map(storage.absolute, paths))
-        for split in ("train", "valid", "test")
+        for split in ("train", "valid", "test", "unlabelled")
         if (paths := getattr(run.data, split)) is not None
     }
     file = run.tokenizer.file and storage.absolute(run.tokenizer.file)
@@ -193,12 +199,14 @@ def _resolve_paths(run: RunConfig) -> RunConfig:
         model["word_vectors"] = storage.absolute(run.model.word_vectors)
     if run.model.pretrained is not None and storage.exists(run.model.pretrained):  # otherwise an id of the hub
         model["pretrained"] = storage.absolute(run.model.pretrained)
+    teacher = run.distill.teacher and storage.absolute(run.distill.teacher)
     return run.model_copy(
         update={
             "storage": storage.absolute(run.storage),
             "data": run.data.model_copy(update=data),
             "tokenizer": run.tokenizer.model_copy(update={"file": file} if file else {}),
             "model": run.model.model_copy(update=model),
+            "distill": run.distill.model_copy(update={"teacher": teacher} if teacher else {}),
         }
     )
 
@@ -264,7 +272,7 @@ def _space_problems(run: RunConfig) -> list[str]:
     problems = []
     for key, value in run.tune.probes():
         parts = key.split(".")
-        if parts[0] not in SEARCHABLE or key == "train.monitor":
+        if parts[0] not in SEARCHABLE or key in ("train.monitor", "distill.teacher"):
             problems.append(f"`tune.space.{key}`: cannot be searched. Name a key of {', '.join(SEARCHABLE)}.")
             continue
         try:

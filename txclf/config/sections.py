@@ -22,6 +22,9 @@ class Data(Section):
     """Validation files, named as in `train`. null holds out `valid_fraction` of the training rows."""
     test: Paths | None = None
     """Test files, named as in `train`. They are used for the final score of `txclf evaluate` only."""
+    unlabelled: Paths | None = None
+    """Files without labels, named as in `train`, whose rows only the teacher of `distill` answers. A label column in
+    them is ignored. The tokenizer is trained on them too. Not for `task: seq2seq`."""
     valid_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Share of the training rows held out for validation. The choice is a hash of the text, so rows with the same text
     stay together. Without effect if `valid` is set."""
@@ -211,6 +214,25 @@ class Model(Section):
         if self.position_encoding == "sinusoidal" and self.hidden_size % 2:
             raise ValueError(f"`position_encoding: sinusoidal` needs an even `hidden_size`, not {self.hidden_size}")
         return self
+
+
+class Distill(Section):
+    """Knowledge distillation (arXiv:1503.02531): the model learns the probabilities of a trained model, its teacher.
+
+    The loss of a labelled row is `weight` x the teacher's loss + (1 - `weight`) x the loss of the label. A row of
+    `data.unlabelled` has the teacher's loss alone. The teacher's loss is the Kullback-Leibler divergence from its
+    probabilities, times `temperature` squared; with `task: multilabel`, its mean over the labels.
+    """
+
+    teacher: str | None = None
+    """Path or URI of the teacher: a bundle of the same task with the same labels, such as `runs/large/model`. It reads
+    the training rows once, and all runs on the same prepared data share its answers. null trains on labels alone. Not
+    for `task: seq2seq`."""
+    temperature: Annotated[float, Field(gt=0.0)] = 2.0
+    """Divisor of the logits of both models in the teacher's loss. A higher one shows more of what the teacher thinks of
+    the less likely labels."""
+    weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
+    """Share of the teacher's loss in the loss of a labelled row."""
 
 
 class Generate(Section):

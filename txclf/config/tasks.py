@@ -94,6 +94,8 @@ TASKS: dict[str, TaskSpec] = {
             is_seq2seq=True,
             restrictions=(
                 Restriction("data.truncation", ("head", "tail", "head_tail")),
+                Restriction("data.unlabelled", (None,)),
+                Restriction("distill.teacher", (None,)),
                 Restriction("model.pretrained", (None,)),
                 Restriction("model.word_vectors", (None,)),
                 Restriction("model.segment_embeddings", (None, False)),

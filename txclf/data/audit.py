@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import DataError
+from txclf.data import shards
 from txclf.data.duplicates import RowHashes
 from txclf.data.records import Reject
 
@@ -58,7 +59,8 @@ def check(run: RunConfig, split: str, audit: Audit) -> None:
     rows, labels = len(audit.hashes), sorted(audit.labels)
     if not rows:
         paths = ", ".join(getattr(run.data, split))
-        raise DataError(f"{key}: no usable row in {paths}. Name files with labelled rows.")
+        kind = "rows" if split == shards.UNLABELLED else "labelled rows"
+        raise DataError(f"{key}: no usable row in {paths}. Name files with {kind}.")
     if split != "train" or not run.task_spec.has_labels:
         return
     if run.task_spec.is_multilabel and not labels:

@@ -9,7 +9,7 @@ windows), T tokens of a sequence, U tokens of a target, K labels of the row with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import pyarrow as pa
 from txclf.config.sections import SpecialTokens
 from txclf.core.hashing import mix, uniform
 from txclf.core.ragged import concat_ranges
+from txclf.data import sidecars
 from txclf.data.labels import LabelSets
 from txclf.data.sampler import WHOLE, Int32s, Ints, Layout, Lengths
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 CHUNK_TOKENS = 2**20
 """Tokens processed at a time in a pass over all tokens. Each takes about 100 bytes meanwhile."""
+TEACHER = "teacher_logits"
+"""Column with the logits of a teacher, of a sidecar."""
 NUMBER = "number"
 """Column with the number of each row in its split, int64."""
 
@@ -45,6 +48,10 @@ class Batch(TypedDict):
     """(B,) int64 class ids; (B, K) if multilabel, padded with -1."""
     num_tokens: int
     """Real tokens. A token in several windows counts once per window."""
+    teacher_logits: NotRequired[Tensor]
+    """(B, C) float32, if a teacher is distilled."""
+    labelled: NotRequired[Tensor | None]
+    """(B,) bool, False at rows that only the teacher answers; None if there are none."""
 
 
 class PairBatch(TypedDict):
@@ -96,6 +103,8 @@ class TokenRows:
         )
         is_multilabel = bool(tables) and all("labels" in table.column_names for table in tables)
         self.label_sets = LabelSets.from_tables(tables) if is_multilabel else None
+        is_taught = bool(tables) and all(TEACHER in table.column_names for table in tables)
+        self.teacher_logits = sidecars.values(tables, TEACHER) if is_taught else None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -129,7 +138,14 @@ class TokenRows:
         sets = self.label_sets
         labels = tensor(self.labels[rows].astype(np.int64)) if sets is None else sets.padded(rows)
         ids, mask, segments, windows, num_tokens = self.pad(rows, token_dropout, key)
-        return Batch(input_ids=ids, mask=mask, segments=segments, windows=windows, labels=labels, num_tokens=num_tokens)
+        batch = Batch(
+            input_ids=ids, mask=mask, segments=segments, windows=windows, labels=labels, num_tokens=num_tokens
+        )
+        if self.teacher_logits is not None:
+            labelled = self.labels[rows] >= 0
+            batch["teacher_logits"] = tensor(self.teacher_logits[rows])
+            batch["labelled"] = None if labelled.all() else tensor(labelled)
+        return batch
 
     def pad(self, rows: Ints, token_dropout: float = 0.0, key: int = 0) -> Sequences:
         """Return the sequences of the given rows, padded to the longest of them.

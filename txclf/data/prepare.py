@@ -40,6 +40,7 @@ from txclf.data.scan import (
     held_out_rows,
     num_bytes,
     read_rows,
+    row_labels,
     scan_all,
 )
 from txclf.data.shards import Manifest, Shard, Split
@@ -110,7 +111,7 @@ def find_sources(run: RunConfig) -> dict[str, list[Source]]:
     """
     if run.data.train is None:
         raise ConfigError("`data.train`: not set. Name the training files, as in `data.train=train.csv`.")
-    paths_by_split = {"train": run.data.train, "valid": run.data.valid, "test": run.data.test}
+    paths_by_split = {split: getattr(run.data, split) for split in shards.SPLITS}
     return {split: list_sources(paths) for split, paths in paths_by_split.items() if paths is not None}
 
 
@@ -209,7 +210,7 @@ def _tokenize(task: FileTask, tokenizers: list[str], special: SpecialTokens | No
     schema = shards.row_schema(spec).append(pa.field("held_out", pa.bool_()))
     rows_done = 0
     for rows, _ in pipeline.prefetch(read_rows(task)):
-        labels = rows.label_sets or [(label,) for label in rows.labels]
+        labels = row_labels(rows)
         is_kept = [not spec.has_labels or all(label in label_ids for label in row) for row in labels]
         kept = np.flatnonzero(is_kept)
         hashes = shards.text_hashes(rows.texts)[kept]
@@ -217,7 +218,10 @@ def _tokenize(task: FileTask, tokenizers: list[str], special: SpecialTokens | No
         input_ids, full_lengths = encode(encoder, texts, run.tokenizer.max_length, run.truncation, special)
         columns = {
             "input_ids": input_ids,
-            "label": [label_ids[rows.labels[i]] if spec.is_single_label else 0 for i in kept],
+            "label": [
+                -1 if task.split == shards.UNLABELLED else label_ids[rows.labels[i]] if spec.is_single_label else 0
+                for i in kept
+            ],
             "text": ["\n".join(text) for text in texts],
             "file": [rows.files[i] for i in kept],
             "row": [rows.rows[i] for i in kept],

@@ -97,13 +97,15 @@ def scan_all(
     """
     audits: dict[str, Audit] = {}
     sample = TokenizerSample([], [])
-    train_share = 0.0
+    sample_share = 0.0
+    sampled = [split for split in ("train", shards.UNLABELLED) if split in sources]
     if run.tokenizer.kind != "file" and run.model.pretrained is None:
-        train_share = min(1.0, run.tokenizer.training_megabytes * 2**20 / max(1, num_bytes(sources["train"])))
+        size = sum(num_bytes(sources[split]) for split in sampled)
+        sample_share = min(1.0, run.tokenizer.training_megabytes * 2**20 / max(1, size))
     num_rows = 0
     for split in sources:
         labels = tuple(audits["train"].labels) if run.task_spec.has_labels and split != "train" else None
-        share = train_share if split == "train" else 0.0
+        share = sample_share if split in sampled else 0.0
         audit = audits[split] = Audit()
         tasks = file_tasks(run, sources, split, labels=labels, sample_share=share)
         for table in pipeline.tables(scan, tasks, run.compute.on_ray):
@@ -138,7 +140,7 @@ def scan(task: FileTask) -> Tables:
     known = None if task.labels is None else set(task.labels)
     spec = task.run.task_spec
     for rows, rejects in pipeline.prefetch(read_rows(task)):
-        labels = rows.label_sets or [(label,) for label in rows.labels]
+        labels = row_labels(rows)
         kept = np.arange(len(rows.rows))
         if known is not None:
             unseen = {i: label for i, row in enumerate(labels) for label in row if label not in known}
@@ -178,7 +180,13 @@ def read_rows(task: FileTask) -> Iterator[tuple[records.Rows, list[Reject]]]:
     """Yield the usable rows and the rejected rows of a file, batch by batch."""
     data, spec = task.run.data, task.run.task_spec
     delimiter = data.label_delimiter if spec.is_multilabel else None
-    return records.read_rows(task.source, data.text, getattr(data, spec.answer_key), label_delimiter=delimiter)
+    answers = None if task.split == shards.UNLABELLED else getattr(data, spec.answer_key)
+    return records.read_rows(task.source, data.text, answers, label_delimiter=delimiter)
+
+
+def row_labels(rows: records.Rows) -> list[tuple[str, ...]]:
+    """Return the labels of each row, none if they were not read."""
+    return rows.label_sets or [(label,) for label in rows.labels] or [()] * len(rows.rows)
 
 
 def held_out_rows(task: FileTask, hashes: UInt64s) -> npt.NDArray[np.bool_]:

@@ -1,9 +1,9 @@
 """Prepared data: Parquet shards of token ids, and the manifest that marks a folder as complete.
 
-    <prepared>/{train,valid,test}/part-*.parquet    columns of `SCHEMA`, in shuffled order
+    <prepared>/{train,valid,test,unlabelled}/part-*.parquet    columns of `SCHEMA`, in shuffled order
     <prepared>/tokenizer.json
-    <prepared>/rejected.jsonl                       bad rows that were skipped
-    <prepared>/manifest.json                        written last; it lists the shards
+    <prepared>/rejected.jsonl                                  bad rows that were skipped
+    <prepared>/manifest.json                                   written last; it lists the shards
 
 The split and the position of a row are pure functions of (seed, text, file and number of the row). So one process and
 a cluster write the same shards from the same files.
@@ -29,14 +29,16 @@ from txclf.core.hashing import UInt64s, mix, uniform
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 REJECTED = "rejected.jsonl"
-SPLITS = ("train", "valid", "test")
+SPLITS = ("train", "valid", "test", "unlabelled")
+UNLABELLED = "unlabelled"
+"""Split of the rows that only a teacher answers."""
 GROUP_ROWS = 8192
 """Rows of a Parquet row group, the unit of reading."""
 
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
-        ("label", pa.int32()),  # index into the manifest's labels
+        ("label", pa.int32()),  # index into the manifest's labels; -1 for a row of the split `unlabelled`
         ("text", pa.string()),  # raw text; several columns are joined by newlines
         ("file", pa.string()),  # path or URI of the raw file
         ("row", pa.int64()),  # record number in that file, from 1
@@ -83,7 +85,7 @@ class Shard(_Record):
     truncated_rows: int
     label_counts: list[int]
     unlabelled_rows: int = 0
-    """Rows without any label; 0 unless multilabel."""
+    """Rows without any label; 0 unless multilabel or of the split `unlabelled`."""
     target_tokens: int = 0
     """Target tokens, `[BOS]` and `[EOS]` included; 0 unless seq2seq."""
     truncated_targets: int = 0
@@ -91,6 +93,11 @@ class Shard(_Record):
     """Rows per bin of the length before truncation; bins start at the manifest's `length_edges`."""
     group_tokens: list[int]
     """Tokens of each row group."""
+
+    @property
+    def split(self) -> str:
+        """Split that the file was written for."""
+        return self.file.partition("/")[0]
 
 
 class Split(_Record):
@@ -108,7 +115,7 @@ class Split(_Record):
     truncated_targets: int = 0
     label_counts: dict[str, int]
     unlabelled_rows: int = 0
-    """Rows without any label; 0 unless multilabel."""
+    """Rows without any label; 0 unless multilabel or of the split `unlabelled`."""
     label_cardinality: float = 0.0
     """Mean number of labels per row; 0 unless multilabel."""
     length_histogram: list[int]
@@ -116,6 +123,11 @@ class Split(_Record):
     """Rows whose text occurs earlier in this split."""
     duplicates_of_train: int
     """Rows whose text also occurs in the train split; 0 for the train split."""
+
+    @property
+    def labelled_rows(self) -> int:
+        """Rows that are not of the split `unlabelled`, which may be part of the training rows."""
+        return sum(shard.rows for shard in self.shards if shard.split != UNLABELLED)
 
 
 class Manifest(_Record):
@@ -161,11 +173,11 @@ def tokenizers(folder: str) -> list[str]:
     return [storage.read_bytes(path).decode() for path in paths if storage.exists(path)]
 
 
-def with_valid(manifest: Manifest) -> Manifest:
-    """Return the manifest with the validation rows appended to the training split."""
-    train, valid = manifest.splits["train"], manifest.splits["valid"]
-    counts = {label: count + valid.label_counts[label] for label, count in train.label_counts.items()}
-    sums = {name: getattr(train, name) + getattr(valid, name) for name in ("shards", "rows", "tokens")}
+def with_rows_of(manifest: Manifest, split: str) -> Manifest:
+    """Return the manifest with the rows of a split appended to the training split."""
+    train, other = manifest.splits["train"], manifest.splits[split]
+    counts = {label: count + other.label_counts[label] for label, count in train.label_counts.items()}
+    sums = {name: getattr(train, name) + getattr(other, name) for name in ("shards", "rows", "tokens")}
     return manifest.model_copy(
         update={"splits": {**manifest.splits, "train": train.model_copy(update={**sums, "label_counts": counts})}}
     )
@@ -184,7 +196,7 @@ def write_shard(folder: str, split: str, table: pa.Table, num_labels: int) -> Sh
     target_lengths = _lengths(table["target_ids"]) if has_targets else np.zeros(0, np.int64)
     truncated_targets = (table["target_full_length"].to_numpy() > target_lengths - 1).sum() if has_targets else 0
     is_multilabel = "labels" in table.column_names
-    labels = table["labels"].combine_chunks().flatten() if is_multilabel else table["label"]
+    labels = (table["labels"].combine_chunks().flatten() if is_multilabel else table["label"]).to_numpy()
     histogram, _ = np.histogram(full, bins=[0, *LENGTH_EDGES[1:], np.inf])
     return Shard(
         file=file,
@@ -194,8 +206,8 @@ def write_shard(folder: str, split: str, table: pa.Table, num_labels: int) -> Sh
         truncated_rows=int((full > lengths).sum()),
         target_tokens=int(target_lengths.sum()),
         truncated_targets=int(truncated_targets),
-        label_counts=np.bincount(labels.to_numpy(), minlength=num_labels)[:num_labels].tolist(),
-        unlabelled_rows=int((_lengths(table["labels"]) == 0).sum()) if is_multilabel else 0,
+        label_counts=np.bincount(labels[labels >= 0], minlength=num_labels)[:num_labels].tolist(),
+        unlabelled_rows=int((_lengths(table["labels"]) == 0).sum() if is_multilabel else (labels < 0).sum()),
         length_histogram=histogram.tolist(),
         group_tokens=np.add.reduceat(lengths, np.arange(0, len(lengths), GROUP_ROWS)).tolist(),
     )

@@ -8,7 +8,7 @@ run in tasks of Ray Data (`txclf.training.distributed.ray_data`). Both give the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from txclf.data.batches import NUMBER, PairRows, Rows, TokenRows
 from txclf.data.sampler import Ints, Layout
 from txclf.data.shards import Shard
 from txclf.data.shuffle_windows import Piece, ShuffleWindows, row_groups
+from txclf.data.sidecars import RowGroup, Sidecar
 
 STEP_SIZES = b"step_sizes"
 """Key in the metadata of a cut table with the divisor of the loss of each step, int64."""
@@ -74,11 +75,14 @@ class SplitReader:
     shards: tuple[Shard, ...]
     columns: tuple[str, ...]
     layout: Layout
+    sidecars: tuple[Sidecar, ...] = field(default=(), kw_only=True)
+    """Further columns."""
 
     @property
     def num_bytes(self) -> int:
         """Approximate size of the split in memory."""
-        return sum(4 * (shard.tokens + shard.target_tokens) + 20 * shard.rows for shard in self.shards)
+        per_row = 20 + 4 * sum(sidecar.width for sidecar in self.sidecars)
+        return sum(4 * (shard.tokens + shard.target_tokens) + per_row * shard.rows for shard in self.shards)
 
     def rows(self, tables: Sequence[pa.Table]) -> Rows:
         """Return tables of these columns as rows to make batches of."""
@@ -94,6 +98,9 @@ class SplitReader:
             groups = [piece.group for piece in wanted]
             found = shards.read_groups(self.folder, self.shards[shard], self.columns, groups)
             for piece, table in zip(wanted, found, strict=True):
+                for sidecar in self.sidecars:
+                    column = sidecar.read(self.folder, RowGroup(self.shards[shard], piece.group))
+                    table = table.append_column(sidecar.column, column)
                 numbers = pa.array(np.arange(piece.number, piece.number + piece.stop - piece.start))
                 tables.append(table.slice(piece.start, piece.stop - piece.start).append_column(NUMBER, numbers))
         table = pa.concat_tables(tables).combine_chunks()

@@ -129,8 +129,11 @@ class Classifier:
 
     def probabilities(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Floats:
         """Return the calibrated class probabilities (rows, classes) of rows of text columns."""
-        table = pa.table({"input_ids": self.encode(texts), "label": pa.array(np.zeros(len(texts), np.int32))})
-        return self.calibrated(self.logits(self.rows([table]), batch_size))
+        return self.calibrated(self.logits(self.text_rows(texts), batch_size))
+
+    def text_rows(self, texts: Sequence[tuple[str, ...]]) -> TokenRows:
+        """Return rows of text columns as input rows of this model."""
+        return self.rows([pa.table({"input_ids": self.encode(texts)})])
 
     def calibrated(self, logits: Floats) -> Floats:
         """Return class probabilities (rows, classes) from logits; rows sum to 1 unless the model is multilabel."""
@@ -159,7 +162,7 @@ class Classifier:
         for batch in scoring_batches(rows.lengths, batch_size, rows.costs):
             ids, mask, segments, windows, _ = rows.pad(batch)
             mask, segments = (None if tensor is None else tensor.to(self.device) for tensor in (mask, segments))
-            logits_WC = self.model(ids.to(self.device), mask, segments=segments).cpu()
+            logits_WC = self.model(ids.to(self.device), mask, segments=segments).float().cpu()
             output[batch] = by_row(logits_WC, windows, len(batch)).numpy()
         return output
 

@@ -93,6 +93,8 @@ def facts(state: RunState) -> list[Fact]:
             lines.append(Fact("labels", f"{len(manifest.labels):,}"))
         lines.append(Fact("vocabulary", f"{manifest.vocab_size:,} tokens, {run.tokenizer.kind}"))
     lines.append(Fact("model", f"{model.num_layers} x {model.hidden_size}, {model.num_heads} heads"))
+    if run.distill.teacher is not None:
+        lines.append(Fact("teacher", run.distill.teacher))
     if summary:
         early = ", stopped early" if summary["stopped_early"] else ""
         lines += [

@@ -18,7 +18,7 @@ MAX_POSITIVE_WEIGHT = 100.0
 def label_weights(run: RunConfig, train: Split) -> Tensor | None:
     """Return `train.class_weights` for the training rows. Raises `ConfigError` for an unknown label."""
     if run.task_spec.is_multilabel:
-        return positive_weights(run.train.class_weights, train.label_counts, train.rows)
+        return positive_weights(run.train.class_weights, train.label_counts, train.labelled_rows)
     return class_weights(run.train.class_weights, train.label_counts)
 
 

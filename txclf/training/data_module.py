@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,10 +21,11 @@ from torch import distributed
 from txclf.config.run_config import RunConfig
 from txclf.data import sampler
 from txclf.data.batches import Batch, PairBatch
+from txclf.data.sidecars import Sidecar
 from txclf.data.window_reader import LocalWindows, Window, WindowSource
 from txclf.data.word_vectors import Coverage
 from txclf.model.pretrained import PretrainedClassifier
-from txclf.training import mfu, pretrained_network
+from txclf.training import distill, mfu, pretrained_network
 from txclf.training.job import WorkerConfig
 from txclf.training.train_state import TrainState
 
@@ -46,15 +48,20 @@ class ShardsDataModule(pl.LightningDataModule):
         vectors: Coverage | None = None,
         source: WindowSource | None = None,
         encoder: str | None = None,
+        teacher: Sidecar | None = None,
     ) -> None:
         """`source` yields the rows; by default the shards are read in this process.
 
         `vectors` are word vectors that were matched with the vocabulary before. `encoder` is the stored folder of a
-        pretrained model; by default it is found by its name.
+        pretrained model; by default it is found by its name. `teacher` are the logits of `distill.teacher`; by default
+        they are computed if they are not stored yet.
         """
         super().__init__()
         self.run, self.prepared, self.state, self.vectors, self.encoder = run, prepared, state, vectors, encoder
-        config = WorkerConfig(run, prepared)
+        config = WorkerConfig(run, prepared, teacher=teacher)
+        if teacher is None and run.distill.teacher is not None:
+            config = replace(config, teacher=distill.sidecar(config))
+            distill.compute(config)
         self.manifest = config.manifest()
         self.reader = config.train_reader()
         self.source = source or LocalWindows(

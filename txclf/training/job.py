@@ -14,6 +14,7 @@ from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.data.sampler import Layout
 from txclf.data.shuffle_windows import ShuffleWindows
+from txclf.data.sidecars import Sidecar
 from txclf.data.window_reader import ScoringReader, TrainReader
 from txclf.data.word_vectors import Coverage
 from txclf.training.progress import Heartbeat, Requests
@@ -41,6 +42,8 @@ class WorkerConfig:
     """Word vectors that initialize the token embeddings."""
     encoder: str | None = None
     """Folder of the pretrained model in the storage of the run; None for a model from scratch."""
+    teacher: Sidecar | None = None
+    """Logits of the teacher for the training rows; None without a teacher."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -61,16 +64,23 @@ class WorkerConfig:
     @cached_property
     def _manifest(self) -> shards.Manifest:
         manifest = shards.load_manifest(self.prepared)
-        return shards.with_valid(manifest) if self.run.train.train_on_valid else manifest
+        if self.run.train.train_on_valid:
+            manifest = shards.with_rows_of(manifest, "valid")
+        if self.run.distill.teacher is not None and shards.UNLABELLED in manifest.splits:
+            manifest = shards.with_rows_of(manifest, shards.UNLABELLED)
+        return manifest
 
     def train_reader(self) -> TrainReader:
         """Return the reader of the training rows."""
         run, train, split = self.run, self.run.train, self.manifest().splits["train"]
+        # The column `label` says which rows have no label, which an empty list of `labels` does not.
+        columns = self.columns if self.teacher is None else tuple(dict.fromkeys([*self.columns, "label"]))
         return TrainReader(
             self.prepared,
             tuple(split.shards),
-            self.columns,
+            columns,
             self.layout(),
+            sidecars=() if self.teacher is None else (self.teacher,),
             windows=ShuffleWindows.of_split(split, train.batch_size, run.data.shuffle_window, run.seed),
             bucket_batches=train.bucket_batches,
             is_balanced=train.sampling == "balanced",

@@ -35,3 +35,23 @@ def binary_loss(
         # Where a row is surely right, the slope of a power below 1 is infinite.
         losses_BC = wrong_BC.clamp(min=1e-12) ** focal_gamma * losses_BC
     return losses_BC.mean(dim=1).sum()
+
+
+def distillation_loss(
+    logits_BC: Tensor, teacher_BC: Tensor, temperature: float, *, is_multilabel: bool = False
+) -> Tensor:
+    """Return temperature^2 x the Kullback-Leibler divergence from the teacher's probabilities, of each row (B,).
+
+    Both logits are divided by the temperature (Hinton et al., arXiv:1503.02531). If multilabel, the divergence is that
+    of each label, averaged over the labels.
+    """
+    student_BC, teacher_BC = logits_BC.float() / temperature, teacher_BC.float() / temperature
+    if is_multilabel:
+        targets_BC = torch.sigmoid(teacher_BC)
+        crossed, least = (
+            F.binary_cross_entropy_with_logits(logits, targets_BC, reduction="none")
+            for logits in (student_BC, teacher_BC)
+        )
+        return temperature**2 * (crossed - least).mean(dim=1)
+    logs_BC, targets_BC = F.log_softmax(student_BC, dim=1), F.log_softmax(teacher_BC, dim=1)
+    return temperature**2 * F.kl_div(logs_BC, targets_BC, reduction="none", log_target=True).sum(dim=1)

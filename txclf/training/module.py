@@ -23,7 +23,7 @@ from txclf.model.pretrained import PretrainedClassifier
 from txclf.training import sharded_tensors
 from txclf.training.class_weights import label_weights
 from txclf.training.data_module import ShardsDataModule
-from txclf.training.losses import focal_loss
+from txclf.training.losses import distillation_loss, focal_loss
 from txclf.training.lr_schedule import schedule_learning_rate
 from txclf.training.optim import parameter_groups
 
@@ -273,7 +273,21 @@ class EncoderModule(TrainingModule):
 
     def summed_loss(self, batch: Any, shift_BTD: Tensor | None = None) -> Tensor:
         """Return the training loss, summed over the rows; `shift_BTD` moves the token vectors."""
-        return self.training_loss(self.logits(batch, shift_BTD), batch["labels"])
+        logits_BC, labels = self.logits(batch, shift_BTD), batch["labels"]
+        if "teacher_logits" not in batch:
+            return self.training_loss(logits_BC, labels)
+        distill, labelled_B = self.config.distill, batch["labelled"]
+        losses_B = distillation_loss(
+            logits_BC,
+            batch["teacher_logits"],
+            distill.temperature,
+            is_multilabel=self.config.task_spec.is_multilabel,
+        )
+        if labelled_B is None:
+            return distill.weight * losses_B.sum() + (1 - distill.weight) * self.training_loss(logits_BC, labels)
+        of_labels = self.training_loss(logits_BC[labelled_B], labels[labelled_B])
+        shares_B = torch.where(labelled_B, distill.weight, 1.0)
+        return (shares_B * losses_B).sum() + (1 - distill.weight) * of_labels
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a part of a batch; with `train.adversarial` half of it is that of shifted rows."""

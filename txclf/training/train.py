@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -31,9 +31,11 @@ from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.data import shards, word_vectors
+from txclf.data.sidecars import Sidecar
 from txclf.data.word_vectors import Coverage
 from txclf.inference import bundle
 from txclf.inference.metadata import Calibration
+from txclf.training import distill
 from txclf.training.class_weights import label_weights
 from txclf.training.job import DistributedContext, WorkerConfig
 from txclf.training.precision import choose_precision, uses_gpu
@@ -81,6 +83,7 @@ def check_folder(run: RunConfig, resume: bool) -> RunSummary | None:
     Raises `ConfigError` if the folder is taken, is missing, or began with other settings.
     """
     trackers.require(run)
+    distill.require_teacher(run)
     folder = run.run_folder
     saved = storage.join(folder, "run.yaml")
     if not storage.exists(saved):
@@ -105,7 +108,7 @@ def check_folder(run: RunConfig, resume: bool) -> RunSummary | None:
 
 def _kept_by_resume(run: RunConfig) -> dict[str, Any]:
     """Return the settings that a resumed run must keep: all but where it runs and how it handles failures."""
-    sections = run.model_dump(include={"seed", "task", "data", "tokenizer", "model", "train"})
+    sections = run.model_dump(include={"seed", "task", "data", "tokenizer", "model", "train", "distill"})
     free = {
         "train": ["checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps", "trackers"],
     }
@@ -170,10 +173,12 @@ def train(
         if not began and _began_with(run):
             raise ConfigError(f"`{run.run_folder}`: another process started this run meanwhile. Pass --resume.")
         if not run.compute.on_ray:
+            config = _with_teacher(config, report, notes)
             return _finish(config, _fit_here(config, report, notes))
         from txclf import ray_cluster
 
         with ray_cluster.connected(run.compute):
+            config = _with_teacher(config, report, notes)
             return _finish(config, _fit_on_ray(config, report, notes))
 
 
@@ -190,6 +195,27 @@ def _vectors(run: RunConfig, prepared: str) -> Coverage | None:
         if storage.exists(storage.join(prepared, coverage.matrix)):
             return coverage
     return word_vectors.matched(run.model.word_vectors, run.model.hidden_size, prepared, run.seed)
+
+
+def _with_teacher(config: WorkerConfig, report: Report, notes: list[str]) -> WorkerConfig:
+    """Return the configuration with the teacher's logits, which are computed if they are not stored yet.
+
+    A started run keeps its own, so the teacher may be gone afterwards. Raises `ConfigError` if it changed before.
+    """
+    if config.run.distill.teacher is None:
+        return config
+    began = _began_with(config.run) or {}
+    if "teacher" in began:
+        config = replace(config, teacher=Sidecar(**began["teacher"]))
+        if not distill.missing(config):
+            return config
+    teacher = distill.sidecar(config)
+    if config.teacher not in (None, teacher):
+        raise ConfigError(f"`{config.run.distill.teacher}`: changed since the run began. Start a new run.")
+    config = replace(config, teacher=teacher)
+    _begin(config)  # so that the run can be stopped and resumed meanwhile
+    distill.compute(config, report, notes)
+    return config
 
 
 def _settled(run: RunConfig, manifest: shards.Manifest) -> tuple[RunConfig, str | None]:
@@ -266,7 +292,7 @@ def _write_bundle(
     winner = checkpoint_selection.chosen(run, prepared, saved, files)
     seen = run.train.train_on_valid
     if seen:
-        manifest = shards.with_valid(manifest)
+        manifest = shards.with_rows_of(manifest, "valid")
     bundle.save(
         folder,
         run,
@@ -300,8 +326,8 @@ def recorded_encoder(run: RunConfig) -> str | None:
     return (_began_with(run) or {}).get("encoder")
 
 
-def _began_with(run: RunConfig) -> dict[str, str] | None:
-    """Return `prepared.json`: the prepared folder that a run began with, and its fingerprint."""
+def _began_with(run: RunConfig) -> dict[str, Any] | None:
+    """Return `prepared.json`: what a run began with, such as its prepared folder and the fingerprint of the data."""
     path = storage.join(run.run_folder, PREPARED)
     return dict(storage.read_json(path)) if storage.exists(path) else None
 
@@ -311,9 +337,12 @@ def _begin(config: WorkerConfig) -> None:
     folder = config.run.run_folder
     if storage.exists(storage.join(folder, "run.yaml")):
         return
-    fingerprint = config.manifest().fingerprint
-    data = {"folder": config.prepared, "fingerprint": fingerprint}
-    storage.write_json(storage.join(folder, PREPARED), data | ({"encoder": config.encoder} if config.encoder else {}))
+    data: dict[str, Any] = {"folder": config.prepared, "fingerprint": config.manifest().fingerprint}
+    if config.encoder:
+        data["encoder"] = config.encoder
+    if config.teacher:
+        data["teacher"] = asdict(config.teacher)
+    storage.write_json(storage.join(folder, PREPARED), data)
     if config.vectors:
         storage.write_json(storage.join(folder, VECTORS), config.vectors.model_dump())
     storage.write_bytes(storage.join(folder, "run.yaml"), run_config.dump(config.run).encode())

@@ -65,7 +65,14 @@ def fit(
     Raises `Interrupted` on every rank if `report` asked for a stop.
     """
     run = config.run
-    data = ShardsDataModule(run, config.prepared, vectors=config.vectors, source=source, encoder=config.encoder)
+    data = ShardsDataModule(
+        run,
+        config.prepared,
+        vectors=config.vectors,
+        source=source,
+        encoder=config.encoder,
+        teacher=config.teacher,
+    )
     last = shared_checkpoint.last_intact(storage.join(run.run_folder, "checkpoints"), context.world_size)
     checkpoint = last.state
     train = run.train

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,7 +29,9 @@ from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.data import shards
 from txclf.data.prepare import prepare
+from txclf.training import distill
 from txclf.training.distributed import ray_trainer
+from txclf.training.job import WorkerConfig
 from txclf.training.train import check_fit, recorded_encoder, save_bundle
 from txclf.tuning.runner import SearchPlan, Show, run_trials
 
@@ -124,6 +127,7 @@ def open_folder(run: RunConfig, resume: bool = False, extend: int = 0) -> RunCon
     Raises `ConfigError` for an existing folder, a missing one to resume, or changed settings.
     """
     check(run)
+    distill.require_teacher(run)
     folder = run.run_folder
     saved = storage.join(folder, "run.yaml")
     if not storage.exists(saved):
@@ -153,7 +157,7 @@ def open_folder(run: RunConfig, resume: bool = False, extend: int = 0) -> RunCon
 
 def _kept(run: RunConfig) -> dict[str, Any]:
     """Return the settings that a resumed search must keep."""
-    sections = run.model_dump(include={"seed", "task", "data", "tokenizer", "model", "train", "tune"})
+    sections = run.model_dump(include={"seed", "task", "data", "tokenizer", "model", "train", "distill", "tune"})
     for key in ("trials", "max_concurrent", "keep_ray_folder"):
         del sections["tune"][key]
     return sections
@@ -198,6 +202,9 @@ def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
         folders[key] = prepare(one)
         manifest = shards.load_manifest(folders[key])
         check_fit(finetuning.with_recipe(one, manifest.splits["train"].rows), manifest)
+        if one.distill.teacher is not None:  # once for all trials
+            config = WorkerConfig(one, folders[key])
+            distill.compute(replace(config, teacher=distill.sidecar(config)), on_ray=True)
         if len(wanted) > 1:
             note(f"prepared data {number} of {len(wanted)}: {folders[key]}")
     return folders

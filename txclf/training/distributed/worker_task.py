@@ -31,7 +31,7 @@ def call(compute: Compute, function: Callable[..., Result], *arguments: Any) -> 
         raise  # a bug: keep its traceback
     except ray.exceptions.RayError as failure:
         raise ClusterError(
-            f"the task that writes the bundle died: {failure}. The checkpoints are kept: pass --resume to continue."
+            f"a task of the run died: {failure}. Finished work is kept: pass --resume to continue."
         ) from None
     if error is not None:
         raise error
