@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
 import pytest
 
+import txclf
 from tests.helpers.encoders import write_encoder
+from tests.helpers.hub import Hub, served
 from txclf import pretrained
+from txclf.config import run_config
 from txclf.core import storage
 from txclf.core.errors import ConfigError
+from txclf.training.progress import Interrupted
 
 
 def refused(name: str, revision: str | None = None) -> str:
@@ -106,3 +113,87 @@ def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
     assert "is a file" in refused(os.fspath(tmp_path / "file"))
     assert "does not exist" in refused(os.fspath(tmp_path / "missing"))
     assert "is a folder, without revisions" in refused(write_encoder(tmp_path / "encoder"), "main")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Give a hub with the model `org/tiny`."""
+    with served(monkeypatch, tmp_path / "cache") as found:
+        found.push("main", write_encoder(tmp_path / "first"))
+        yield found
+
+
+def commit_of(name: str, revision: str | None = None) -> str | None:
+    """Return the commit of a model of the hub."""
+    with pretrained.located(name, revision) as found:
+        assert "model.safetensors" in os.listdir(found.folder)
+        return found.commit
+
+
+def test_revisions_of_the_hub_are_resolved_to_commits(tmp_path: Path, hub: Hub) -> None:
+    first = hub.names["main"]
+    hub.names["v1"] = first
+    (tmp_path / "first" / "pytorch_model.bin").write_bytes(b"pickle")
+    second = hub.push("main", write_encoder(tmp_path / "second", "roberta"))
+    commits = [commit_of("org/tiny", revision) for revision in (None, "main", "v1", first)]
+    assert commits == [second, second, first, first]
+    assert not any(".bin" in path for path in hub.requests)
+
+
+def test_offline_hub_gives_what_is_cached(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    commit = commit_of("org/tiny")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.requests.clear()
+    assert commit_of("org/tiny") == commit_of("org/tiny", commit) == commit
+    assert "not whole in the cache of the hub, which alone is read while `HF_HUB_OFFLINE`" in refused("org/other")
+    assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "message"),
+    [
+        ("org/other", None, "`org/other` is no folder here, and the hub has no such model, or it is private."),
+        ("org/gated", None, "`org/gated` is no folder here, and gated on the hub. Accept its terms there"),
+        ("org/broken", None, "`org/broken` is no folder here, and the hub did not give it: Server error '500"),
+        ("org/tiny", "v9", "`model.revision`: `org/tiny` has no revision `v9` on the hub."),
+    ],
+)
+def test_error_of_the_hub_is_explained(hub: Hub, name: str, revision: str | None, message: str) -> None:
+    assert message in refused(name, revision)
+
+
+def test_unreachable_hub_is_refused_at_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    commit = commit_of("org/tiny")
+    with socket.socket() as closed:  # bound, but nothing listens
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        start = time.monotonic()
+        assert "and the hub did not give it: [Errno 111] Connection refused." in refused("org/other")
+        assert commit_of("org/tiny") == commit  # from the cache
+        assert time.monotonic() - start < 5
+
+
+def test_run_keeps_the_commit_it_began_with(tmp_path: Path, data: str, hub: Hub) -> None:
+    settings = {
+        "name": "tuned",
+        "storage": os.fspath(tmp_path / "runs"),
+        "data": {"train": data},
+        "tokenizer": {"max_length": 16},
+        "model": {"pretrained": "org/tiny"},
+        "train": {"epochs": 2, "precision": "fp32"},
+    }
+    first = hub.names["main"]
+    with pytest.raises(Interrupted):
+        txclf.train(settings, on_progress=lambda progress: progress.step >= 5)
+    hub.push("main", write_encoder(tmp_path / "second", hidden_size=16))
+    hub.requests.clear()
+    txclf.train(settings, resume=True)
+    saved = run_config.load(f"{tmp_path}/runs/tuned/run.yaml")
+    assert (saved.model.pretrained, saved.model.revision, saved.model.hidden_size) == ("org/tiny", first, 32)
+    assert not hub.requests
+    txclf.train(run_config.with_overrides(saved, {"name": "again", "train.epochs": 1}))
+    assert run_config.load(f"{tmp_path}/runs/again/run.yaml").model.revision == first
