@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 import txclf
 from tests.helpers.encoders import write_encoder
 from tests.helpers.hub import Hub, served
+from tests.helpers.runs import TINY
 from txclf import pretrained
 from txclf.config import run_config
 from txclf.core import storage
@@ -197,3 +199,21 @@ def test_run_keeps_the_commit_it_began_with(tmp_path: Path, data: str, hub: Hub)
     assert not hub.requests
     txclf.train(run_config.with_overrides(saved, {"name": "again", "train.epochs": 1}))
     assert run_config.load(f"{tmp_path}/runs/again/run.yaml").model.revision == first
+
+
+def test_commands_from_scratch_import_no_transformers(tmp_path: Path, data: str) -> None:
+    words = [*TINY, f"data.train={data}", f"data.test={data}", f"storage={tmp_path}", "name=scratch", "train.epochs=1"]
+    code = f"""
+import sys
+import txclf
+from txclf.cli import main
+from txclf.tuning import tune, trainable
+run = txclf.load_config(None, {words!r})
+txclf.train(run)
+txclf.evaluate(run.run_folder)
+txclf.predict(run.run_folder + "/model", [{data!r}], out={os.fspath(tmp_path / "out.csv")!r})
+assert "torchmetrics" in sys.modules
+print([name for name in sys.modules if name.partition(".")[0] in ("transformers", "huggingface_hub")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
