@@ -13,4 +13,4 @@ if [[ ! -x .venv/bin/python ]]; then
         uv venv --seed --python 3.11 .venv
     fi
 fi
-.venv/bin/python -m pip install --quiet --constraint requirements.lock '.[cluster]'
+.venv/bin/python -m pip install --quiet --constraint requirements.lock '.[cluster,pretrained]'

@@ -150,8 +150,8 @@ def test_versions_equal_those_of_the_lock() -> None:
         for version in re.findall(r"txclf:(\d[\d.]+\d)", path.read_text()):
             assert version == txclf.__version__, path
     docker = (CLUSTER / "Dockerfile").read_text()
-    assert "--constraint requirements.lock '.[cluster]'" in docker
-    assert "--constraint requirements.lock '.[cluster]'" in (CLUSTER / "setup.sh").read_text()
+    assert "--constraint requirements.lock '.[cluster,pretrained]'" in docker
+    assert "--constraint requirements.lock '.[cluster,pretrained]'" in (CLUSTER / "setup.sh").read_text()
     locked = (ROOT / "requirements.lock").read_text().splitlines()[0]
     assert re.findall(r"^FROM python:([\d.]+)-slim$", docker, re.MULTILINE) == re.findall(r"Python ([\d.]+)", locked)
 
