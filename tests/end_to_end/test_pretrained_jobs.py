@@ -1,4 +1,4 @@
-"""The shipped run files with a pretrained model train, here on a tiny encoder instead of MiniLM."""
+"""The shipped run files that fine-tune MiniLM, or distill it, train: here on a tiny encoder instead."""
 
 from __future__ import annotations
 
@@ -28,3 +28,12 @@ def test_job_trains_on_an_encoder_in_a_folder(
     assert summary.steps > 0
     classifier = txclf.Classifier.load(os.fspath(tmp_path / job.stem / "model"))
     assert classifier(["a good day"])[0].label in classifier.metadata.labels
+
+
+def test_distill_job_learns_from_the_bundle_of_its_teacher(tmp_path: Path, encoder: str, data: str) -> None:
+    overrides = [f"data.train={data}", "data.test=null", f"storage={tmp_path}", "train.epochs=1"]
+    jobs = JOBS[0].parent
+    txclf.train(jobs / "minilm_agnews.yaml", [*overrides, f"model.pretrained={encoder}"])
+    summary = txclf.distill(f"{tmp_path}/minilm_agnews/model", jobs / "distill_agnews.yaml", overrides=overrides)
+    assert summary.steps > 0
+    assert txclf.Classifier.load(f"{tmp_path}/distill_agnews/model").metadata.labels == ["neg", "pos"]
