@@ -13,7 +13,7 @@ from txclf.data import sidecars
 from txclf.data.shards import GROUP_ROWS, Shard
 from txclf.data.sidecars import RowGroup, Sidecar
 
-SIDECAR = Sidecar("teacher-1", "teacher_logits", 3)
+SIDECAR = Sidecar(name="teacher-1", column="teacher_logits", width=3, splits=("train",))
 
 
 def shard(name: str, rows: int) -> Shard:

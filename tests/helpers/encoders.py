@@ -12,6 +12,9 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
+from txclf.config import run_config
+from txclf.config.run_config import RunConfig
+
 ARCHITECTURES = ("bert", "roberta", "modernbert", "distilbert")
 """Encoders that most tests of parity go through."""
 DECODERS = ("gpt2", "llama", "qwen2")
@@ -204,3 +207,16 @@ def _byte_level(texts: list[str]) -> Tokenizer:
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def make_run(folder: Path, data: str, encoder: str, *overrides: str) -> RunConfig:
+    """Return a short run in full precision."""
+    settings = {
+        "name": "tuned",
+        "storage": os.fspath(folder / "runs"),
+        "data": {"train": data},
+        "tokenizer": {"max_length": 16},
+        "model": {"pretrained": encoder},
+        "train": {"epochs": 2, "precision": "fp32"},
+    }
+    return run_config.parse(run_config.override(settings, overrides))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +10,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import txclf
 from tests.helpers import multilabel
-from tests.helpers.files import WORDS, make_rows, write_csv
+from tests.helpers.files import make_rows, write_csv
 from tests.helpers.modules import DRAW, LISTS, make_run
 from tests.helpers.runs import go_on, tiny, trained
-from txclf import Classifier, ConfigError, Interrupted
-from txclf.config.run_config import RunConfig
+from tests.helpers.teachers import finish, save_teacher, student
+from txclf import Classifier, ConfigError
 from txclf.core import storage
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import micro_batches, rank_share
-from txclf.data.tokenizer import train_tokenizer
-from txclf.inference import bundle
-from txclf.inference.metadata import Calibration
-from txclf.model.classifier import TransformerClassifier
-from txclf.training import distill
 from txclf.training.data_module import ShardsDataModule
-from txclf.training.job import WorkerConfig
 from txclf.training.module import ClassifierModule
-from txclf.training.progress import Progress
-from txclf.training.train import check_folder, recorded_data, train
-
-
-def save_teacher(folder: Path, run: RunConfig, labels: list[str]) -> str:
-    """Write the bundle of an untrained, calibrated model with another tokenizer and return its folder."""
-    tokenizer = train_tokenizer(run.tokenizer.model_copy(update={"vocab_size": 280}), WORDS * 4)
-    torch.manual_seed(7)
-    model = TransformerClassifier(run.model, tokenizer.get_vocab_size(), len(labels), run.tokenizer.max_length)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    bundle.save(
-        str(folder),
-        run,
-        model.state_dict(),
-        labels=labels,
-        tokenizers=[tokenizer.to_str()],
-        metrics={},
-        rows={},
-        calibration=Calibration(temperature=1.7, error_before=0.1, error_after=0.1, rows=9),
-    )
-    return str(folder)
+from txclf.training.train import check_folder, train
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +40,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, data: str) -> str:
     """Return a teacher whose labels are in another order than those of the data."""
     folder = tmp_path_factory.mktemp("teacher")
     return save_teacher(folder / "model", tiny(folder, data), ["pos", "neg"])
-
-
-def student(folder: Path, data: str, teacher: str, *words: str) -> RunConfig:
-    return tiny(folder, data, f"distill.teacher={teacher}", *words)
-
-
-def finish(run: RunConfig) -> dict[str, torch.Tensor]:
-    """Train a run, resumed if it began, and return the weights of its bundle."""
-    check_folder(run, resume=storage.exists(f"{run.run_folder}/run.yaml"))
-    train(run, recorded_data(run) or txclf.prepare(run), go_on)
-    return load_file(f"{run.run_folder}/model/model.safetensors")
 
 
 def test_stored_logits_give_the_probabilities_of_the_teacher(
@@ -190,51 +148,6 @@ def test_student_of_noisy_labels_agrees_with_its_teacher_more_than_one_without(t
     assert agree[1] > agree[0] + 0.05, agree
 
 
-def test_train_stopped_while_the_teacher_answers_resumes(
-    tmp_path: Path, data: str, unlabelled: str, teacher: str
-) -> None:
-    words = ["name=one", f"data.unlabelled={unlabelled}"]
-    run = student(tmp_path / "a", data, teacher, *words)
-    rows = WorkerConfig(run, txclf.prepare(run)).manifest().splits["train"].rows
-    seen: list[int] = []
-
-    def stop_at_the_end(progress: Progress) -> bool:
-        if progress.stage == "distilling":
-            assert progress.total_steps == rows
-            seen.append(progress.step)
-        return progress.stage == "distilling" and progress.step == rows
-
-    with pytest.raises(Interrupted):
-        train(run, txclf.prepare(run), stop_at_the_end)
-    stored = sorted((tmp_path / "a" / "prepared").glob("*/teacher-*/*/*.parquet"))
-    assert len(stored) == len(seen) - 1 == 1  # the row groups before the last
-    written = stored[0].stat().st_mtime_ns
-    resumed = finish(run)
-    assert stored[0].stat().st_mtime_ns == written
-    whole = finish(student(tmp_path / "b", data, teacher, *words))
-    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
-
-
-def test_train_resumes_without_the_teacher(tmp_path: Path, data: str, teacher: str) -> None:
-    copied = shutil.copytree(teacher, tmp_path / "copied")
-    run = student(tmp_path, data, str(copied))
-    with pytest.raises(Interrupted):
-        train(run, txclf.prepare(run), lambda progress: progress.stage == "training" and progress.step >= 5)
-    shutil.rmtree(copied)
-    assert finish(run)
-
-
-def test_train_refuses_a_teacher_that_changed(tmp_path: Path, data: str, teacher: str) -> None:
-    copied = Path(shutil.copytree(teacher, tmp_path / "copied"))
-    run = student(tmp_path, data, str(copied))
-    with pytest.raises(Interrupted):
-        train(run, txclf.prepare(run), lambda progress: progress.stage == "distilling")
-    shutil.rmtree(copied)
-    save_teacher(copied, run.model_copy(update={"name": "other"}), ["neg", "pos"])
-    with pytest.raises(ConfigError, match="changed since the run began"):
-        train(run, txclf.prepare(run), go_on)
-
-
 def test_resume_refuses_another_temperature(tmp_path: Path, data: str, teacher: str) -> None:
     finish(student(tmp_path, data, teacher))
     with pytest.raises(ConfigError, match="differs in `distill`"):
@@ -306,17 +219,3 @@ def test_unlabelled_rows_need_a_teacher(tmp_path: Path, data: str, unlabelled: s
         check_folder(run, resume=False)
     with pytest.raises(ConfigError, match=r"`train.sampling: balanced` needs a label in each row"):
         tiny(tmp_path, data, f"data.unlabelled={unlabelled}", "train.sampling=balanced")
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
-def test_worker_of_ray_and_this_process_train_the_same_student(
-    tmp_path: Path, data: str, unlabelled: str, teacher: str, local_ray: None
-) -> None:
-    words = [f"data.unlabelled={unlabelled}"]
-    here = student(tmp_path / "here", data, teacher, *words)
-    there = student(tmp_path / "there", data, teacher, *words, "compute.workers=1")
-    one, two = finish(here), finish(there)
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value)
-    config = WorkerConfig(there, txclf.prepare(there))
-    assert not distill.missing(replace(config, teacher=distill.sidecar(config)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -10,24 +9,10 @@ import pytest
 import torch
 
 import txclf
-from tests.helpers.encoders import ARCHITECTURES, write_encoder
+from tests.helpers.encoders import ARCHITECTURES, make_run, write_encoder
 from txclf.config import run_config
-from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.training.progress import Interrupted
-
-
-def make_run(folder: Path, data: str, encoder: str, *overrides: str) -> RunConfig:
-    """Return a short run in full precision."""
-    settings = {
-        "name": "tuned",
-        "storage": os.fspath(folder / "runs"),
-        "data": {"train": data},
-        "tokenizer": {"max_length": 16},
-        "model": {"pretrained": encoder},
-        "train": {"epochs": 2, "precision": "fp32"},
-    }
-    return run_config.parse(run_config.override(settings, overrides))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

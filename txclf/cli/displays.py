@@ -34,8 +34,8 @@ class TrainingDisplay:
         for note in progress.notes[self.shown_notes :]:
             self.bar.line(note)
         self.shown_notes = len(progress.notes)
-        if progress.stage == "distilling":
-            self.bar.update(progress.step, progress.total_steps, "the teacher answers the training rows")
+        if progress.stage == "preparing":
+            self.bar.update(progress.step, progress.total_steps, "rows read")
         elif progress.total_steps:
             self.bar.update(progress.step, progress.total_steps, _describe(progress))
         else:

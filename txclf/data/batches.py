@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 CHUNK_TOKENS = 2**20
 """Tokens processed at a time in a pass over all tokens. Each takes about 100 bytes meanwhile."""
 TEACHER = "teacher_logits"
-"""Column with the logits of a teacher, of a sidecar."""
+"""Column of a sidecar with the logits of a teacher."""
+ENCODED = "encoded"
+"""Column of a sidecar with the vectors that a head reads."""
 NUMBER = "number"
 """Column with the number of each row in its split, int64."""
 
@@ -48,6 +50,8 @@ class Batch(TypedDict):
     """(B,) int64 class ids; (B, K) if multilabel, padded with -1."""
     num_tokens: int
     """Real tokens. A token in several windows counts once per window."""
+    encoded: NotRequired[Tensor]
+    """(B, D) float32, what the head reads of each row, if a frozen encoder has read the rows before."""
     teacher_logits: NotRequired[Tensor]
     """(B, C) float32, if a teacher is distilled."""
     labelled: NotRequired[Tensor | None]
@@ -103,8 +107,9 @@ class TokenRows:
         )
         is_multilabel = bool(tables) and all("labels" in table.column_names for table in tables)
         self.label_sets = LabelSets.from_tables(tables) if is_multilabel else None
-        is_taught = bool(tables) and all(TEACHER in table.column_names for table in tables)
-        self.teacher_logits = sidecars.values(tables, TEACHER) if is_taught else None
+        names = set(tables[0].column_names) if tables else set()
+        self.teacher_logits = sidecars.values(tables, TEACHER) if TEACHER in names else None
+        self.encoded = sidecars.values(tables, ENCODED) if ENCODED in names else None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -141,6 +146,8 @@ class TokenRows:
         batch = Batch(
             input_ids=ids, mask=mask, segments=segments, windows=windows, labels=labels, num_tokens=num_tokens
         )
+        if self.encoded is not None:
+            batch["encoded"] = tensor(self.encoded[rows])
         if self.teacher_logits is not None:
             labelled = self.labels[rows] >= 0
             batch["teacher_logits"] = tensor(self.teacher_logits[rows])

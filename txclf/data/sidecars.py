@@ -9,13 +9,13 @@ prepared data share them. Each file is written as a whole: an interrupted comput
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
 
 from txclf.core import storage
 from txclf.core.errors import DataError
@@ -39,14 +39,17 @@ class RowGroup(NamedTuple):
         return self.shard.group_tokens[self.number]
 
 
-@dataclass(frozen=True)
-class Sidecar:
+class Sidecar(BaseModel):
     """A column of `width` numbers per row."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     """Folder within the prepared folder."""
     column: str
     width: int
+    splits: tuple[str, ...]
+    """Splits whose rows have values; the training rows may include those of other splits."""
 
     def path(self, prepared: str, group: RowGroup) -> str:
         """Return the path of the values of a row group."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,7 +24,7 @@ from txclf.data.sidecars import Sidecar
 from txclf.data.window_reader import LocalWindows, Window, WindowSource
 from txclf.data.word_vectors import Coverage
 from txclf.model.pretrained import PretrainedClassifier
-from txclf.training import distill, mfu, pretrained_network
+from txclf.training import mfu, pretrained_network, row_sidecars
 from txclf.training.job import WorkerConfig
 from txclf.training.train_state import TrainState
 
@@ -48,20 +47,19 @@ class ShardsDataModule(pl.LightningDataModule):
         vectors: Coverage | None = None,
         source: WindowSource | None = None,
         encoder: str | None = None,
-        teacher: Sidecar | None = None,
+        sidecars: tuple[Sidecar, ...] | None = None,
     ) -> None:
         """`source` yields the rows; by default the shards are read in this process.
 
         `vectors` are word vectors that were matched with the vocabulary before. `encoder` is the stored folder of a
-        pretrained model; by default it is found by its name. `teacher` are the logits of `distill.teacher`; by default
-        they are computed if they are not stored yet.
+        pretrained model; by default it is found by its name. `sidecars` are further columns of the rows; by
+        default they are computed if they are not stored yet.
         """
         super().__init__()
         self.run, self.prepared, self.state, self.vectors, self.encoder = run, prepared, state, vectors, encoder
-        config = WorkerConfig(run, prepared, teacher=teacher)
-        if teacher is None and run.distill.teacher is not None:
-            config = replace(config, teacher=distill.sidecar(config))
-            distill.compute(config)
+        config = WorkerConfig(run, prepared, sidecars=sidecars or ())
+        if sidecars is None:
+            config = row_sidecars.ready(config)
         self.manifest = config.manifest()
         self.reader = config.train_reader()
         self.source = source or LocalWindows(
@@ -123,7 +121,8 @@ class TrainBatches:
         target_vocab, run = self.data.manifest.target_vocab_size, self.data.run
         batches, start = self._batches(steps), time.perf_counter()
         for batch in batches:
-            timing.flops += mfu.training_flops(run.model, run.train, batch, target_vocab)  # type: ignore[arg-type]
+            if "encoded" not in batch:  # the head alone is negligible
+                timing.flops += mfu.training_flops(run.model, run.train, batch, target_vocab)  # type: ignore[arg-type]
             if timing.first_step:  # before it, Lightning fetches the first batch: that is part of the start
                 timing.data += time.perf_counter() - start
             yield batch

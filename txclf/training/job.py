@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from txclf.config.run_config import RunConfig
 from txclf.data import shards
+from txclf.data.batches import TEACHER
 from txclf.data.sampler import Layout
 from txclf.data.shuffle_windows import ShuffleWindows
 from txclf.data.sidecars import Sidecar
@@ -42,8 +43,8 @@ class WorkerConfig:
     """Word vectors that initialize the token embeddings."""
     encoder: str | None = None
     """Folder of the pretrained model in the storage of the run; None for a model from scratch."""
-    teacher: Sidecar | None = None
-    """Logits of the teacher for the training rows; None without a teacher."""
+    sidecars: tuple[Sidecar, ...] = ()
+    """Further columns of the rows."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -74,13 +75,14 @@ class WorkerConfig:
         """Return the reader of the training rows."""
         run, train, split = self.run, self.run.train, self.manifest().splits["train"]
         # The column `label` says which rows have no label, which an empty list of `labels` does not.
-        columns = self.columns if self.teacher is None else tuple(dict.fromkeys([*self.columns, "label"]))
+        is_taught = any(sidecar.column == TEACHER for sidecar in self.sidecars)
+        columns = tuple(dict.fromkeys([*self.columns, "label"])) if is_taught else self.columns
         return TrainReader(
             self.prepared,
             tuple(split.shards),
             columns,
             self.layout(),
-            sidecars=() if self.teacher is None else (self.teacher,),
+            sidecars=self._sidecars("train"),
             windows=ShuffleWindows.of_split(split, train.batch_size, run.data.shuffle_window, run.seed),
             bucket_batches=train.bucket_batches,
             is_balanced=train.sampling == "balanced",
@@ -90,7 +92,17 @@ class WorkerConfig:
     def scoring_reader(self, split: str) -> ScoringReader:
         """Return the reader of a split to score."""
         shards = tuple(self.manifest().splits[split].shards)
-        return ScoringReader(self.prepared, shards, self.columns, self.layout(), self.run.data.shuffle_window)
+        return ScoringReader(
+            self.prepared,
+            shards,
+            self.columns,
+            self.layout(),
+            self.run.data.shuffle_window,
+            sidecars=self._sidecars(split),
+        )
+
+    def _sidecars(self, split: str) -> tuple[Sidecar, ...]:
+        return tuple(sidecar for sidecar in self.sidecars if split in sidecar.splits)
 
 
 @dataclass(frozen=True)

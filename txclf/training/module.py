@@ -18,6 +18,7 @@ from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
 from txclf.data import word_vectors
 from txclf.metrics.macro_f1 import MacroF1
+from txclf.model import pooled_vectors
 from txclf.model.classifier import TransformerClassifier, by_row
 from txclf.model.pretrained import PretrainedClassifier
 from txclf.training import sharded_tensors
@@ -312,6 +313,9 @@ class EncoderModule(TrainingModule):
 
     def logits(self, batch: Any, shift_WTD: Tensor | None = None) -> Tensor:
         """Return the logits (B, C) of the rows of a batch, each averaged over its windows."""
+        if "encoded" in batch:
+            assert isinstance(self.model, PretrainedClassifier)
+            return pooled_vectors.head_logits(self.model, batch["encoded"])
         logits_WC = self.network(batch["input_ids"], batch["mask"], shift_WTD, batch["segments"])
         return by_row(logits_WC, batch["windows"], len(batch["labels"]))
 

@@ -15,8 +15,8 @@ class Interrupted(Exception):
 class Progress:
     """Progress of a run as the driver shows it; plain numbers, so that it travels."""
 
-    stage: Literal["distilling", "training", "validating"] = "training"
-    """`distilling` while the teacher answers the training rows: `step` and `total_steps` count rows then."""
+    stage: Literal["preparing", "training", "validating"] = "training"
+    """`preparing` while a network reads the rows once: `step` and `total_steps` count rows then."""
     step: int = 0
     total_steps: int = 0
     epoch: float = 0.0

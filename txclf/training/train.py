@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -35,7 +35,7 @@ from txclf.data.sidecars import Sidecar
 from txclf.data.word_vectors import Coverage
 from txclf.inference import bundle
 from txclf.inference.metadata import Calibration
-from txclf.training import distill
+from txclf.training import distill, row_sidecars
 from txclf.training.class_weights import label_weights
 from txclf.training.job import DistributedContext, WorkerConfig
 from txclf.training.precision import choose_precision, uses_gpu
@@ -173,12 +173,12 @@ def train(
         if not began and _began_with(run):
             raise ConfigError(f"`{run.run_folder}`: another process started this run meanwhile. Pass --resume.")
         if not run.compute.on_ray:
-            config = _with_teacher(config, report, notes)
+            config = _with_sidecars(config, report, notes)
             return _finish(config, _fit_here(config, report, notes))
         from txclf import ray_cluster
 
         with ray_cluster.connected(run.compute):
-            config = _with_teacher(config, report, notes)
+            config = _with_sidecars(config, report, notes)
             return _finish(config, _fit_on_ray(config, report, notes))
 
 
@@ -197,25 +197,14 @@ def _vectors(run: RunConfig, prepared: str) -> Coverage | None:
     return word_vectors.matched(run.model.word_vectors, run.model.hidden_size, prepared, run.seed)
 
 
-def _with_teacher(config: WorkerConfig, report: Report, notes: list[str]) -> WorkerConfig:
-    """Return the configuration with the teacher's logits, which are computed if they are not stored yet.
+def _with_sidecars(config: WorkerConfig, report: Report, notes: list[str]) -> WorkerConfig:
+    """Return the configuration with the sidecars of the run.
 
-    A started run keeps its own, so the teacher may be gone afterwards. Raises `ConfigError` if it changed before.
+    The run can be stopped and resumed while they are computed.
     """
-    if config.run.distill.teacher is None:
-        return config
-    began = _began_with(config.run) or {}
-    if "teacher" in began:
-        config = replace(config, teacher=Sidecar(**began["teacher"]))
-        if not distill.missing(config):
-            return config
-    teacher = distill.sidecar(config)
-    if config.teacher not in (None, teacher):
-        raise ConfigError(f"`{config.run.distill.teacher}`: changed since the run began. Start a new run.")
-    config = replace(config, teacher=teacher)
-    _begin(config)  # so that the run can be stopped and resumed meanwhile
-    distill.compute(config, report, notes)
-    return config
+    recorded = (_began_with(config.run) or {}).get("sidecars", [])
+    began = [Sidecar.model_validate(sidecar) for sidecar in recorded]
+    return row_sidecars.ready(config, began, begin=_begin, report=report, notes=notes)
 
 
 def _settled(run: RunConfig, manifest: shards.Manifest) -> tuple[RunConfig, str | None]:
@@ -340,8 +329,8 @@ def _begin(config: WorkerConfig) -> None:
     data: dict[str, Any] = {"folder": config.prepared, "fingerprint": config.manifest().fingerprint}
     if config.encoder:
         data["encoder"] = config.encoder
-    if config.teacher:
-        data["teacher"] = asdict(config.teacher)
+    if config.sidecars:
+        data["sidecars"] = [sidecar.model_dump() for sidecar in config.sidecars]
     storage.write_json(storage.join(folder, PREPARED), data)
     if config.vectors:
         storage.write_json(storage.join(folder, VECTORS), config.vectors.model_dump())

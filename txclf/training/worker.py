@@ -71,7 +71,7 @@ def fit(
         vectors=config.vectors,
         source=source,
         encoder=config.encoder,
-        teacher=config.teacher,
+        sidecars=config.sidecars,
     )
     last = shared_checkpoint.last_intact(storage.join(run.run_folder, "checkpoints"), context.world_size)
     checkpoint = last.state
@@ -175,7 +175,7 @@ def _stats(
         padding_share=1.0 - timing.tokens / timing.positions if timing.positions else 0.0,
         data_share=timing.data / worked if worked else 0.0,
         tokens_per_second=timing.tokens * trainer.world_size / worked if worked else 0.0,
-        mfu=timing.flops / worked / rate if rate else None,
+        mfu=timing.flops / worked / rate if rate and timing.flops else None,
         matrix_rate=rate,
         seconds={
             "startup": startup,

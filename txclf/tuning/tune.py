@@ -12,7 +12,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,7 +28,7 @@ from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.data import shards
 from txclf.data.prepare import prepare
-from txclf.training import distill
+from txclf.training import distill, row_sidecars
 from txclf.training.distributed import ray_trainer
 from txclf.training.job import WorkerConfig
 from txclf.training.train import check_fit, recorded_encoder, save_bundle
@@ -202,9 +201,7 @@ def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
         folders[key] = prepare(one)
         manifest = shards.load_manifest(folders[key])
         check_fit(finetuning.with_recipe(one, manifest.splits["train"].rows), manifest)
-        if one.distill.teacher is not None:  # once for all trials
-            config = WorkerConfig(one, folders[key])
-            distill.compute(replace(config, teacher=distill.sidecar(config)), on_ray=True)
+        row_sidecars.ready(WorkerConfig(one, folders[key]), on_ray=True)  # once for all trials
         if len(wanted) > 1:
             note(f"prepared data {number} of {len(wanted)}: {folders[key]}")
     return folders
