@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,30 @@ from txclf.data.sampler import Layout
 from txclf.data.tokenizer import encode, parse_tokenizer
 from txclf.data.word_cache import WordCache
 
-HOSTILE = ["", " ", "\u200b", "a\u0301b  c", "[SEP] [CLS]</s><pad>", "\ufeffx\u00a0y", "tab\tnew\nline ", "\u200d"]
+HOSTILE = [
+    *["", " ", "  ", "\n", "\0", "\u200b", "\u200d", "\ufeff", "\u00ad", "\u0301", "\U000e0041", "\ufffd", "\uffff"],
+    *["a\u0301b  c", "\u0301a b\u0301 \u0301 c", "\ufeffx\u00a0y", "tab\tnew\nline ", "\r\n\v\f\x1c\x85\u2028\u2029z"],
+    *["[SEP] [CLS]</s><pad>", "a[MASK]b <s> <|endoftext|>", "[PAD", "##a ## a", "▁a ▁ _a", "Ġa Ċ"],
+    *[
+        "\u202eright to left\u202c",
+        "שלום עליכם",
+        "العَرَبِيَّة",
+        "हिन्दी",
+        "ไทยไม่มีช่องว่าง",
+        "한국어 \u1112\u1161\u11ab",
+        "東京 都 Tokyo東京",
+    ],
+    *["İstanbul ΣΊΣΥΦΟΣ ẞ ǅ ŉ", "ﬁ ½ ① ㎏ ㍿ Ⅷ", "Z̸̡͝a̴l̷g̶o̸ text", "👩‍👩‍👧‍👦 🇩🇪 👍🏽", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 ｆｕｌｌ　ｗｉｄｔｈ"],
+    *[
+        "don't can't it's 'tis we'll",
+        "3.14 1,000 10^6 -1 +1",
+        "http://x.y/z?q=1&r=%20#a",
+        "a" * 120,
+        "x " * 60,
+        "!" * 50,
+    ],
+]
+"""Texts whose tokens a cache of words may get wrong."""
 
 
 def make_run(encoder: str, **settings: Any) -> RunConfig:
@@ -49,7 +73,7 @@ def test_tokens_are_those_of_transformers(tmp_path: Path, architecture: str) -> 
 
     encoder = write_encoder(tmp_path, architecture)
     tokenizer = AutoTokenizer.from_pretrained(encoder)
-    texts = [*TEXTS, *HOSTILE]
+    texts = [*TEXTS, *HOSTILE, *(f"fox {text} dog" for text in HOSTILE), " ".join(HOSTILE)]
     ours = sequences(make_run(encoder), [(text,) for text in texts])
     # Special tokens inside a text are ordinary characters.
     expected = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in texts]
@@ -58,6 +82,22 @@ def test_tokens_are_those_of_transformers(tmp_path: Path, architecture: str) -> 
     truncated = [ids if len(ids) <= 40 else ids[: 40 - len(end)] + end for ids in expected]
     # A network needs a token, also where the tokenizer gives none.
     assert [ids for ids, _ in ours] == [ids or [special.pad] for ids in truncated]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "albert"])
+def test_each_odd_character_has_the_tokens_of_transformers(tmp_path: Path, architecture: str) -> None:
+    from transformers import AutoTokenizer
+
+    encoder = write_encoder(tmp_path, architecture)
+    odd = [sign for sign in map(chr, range(0x30000)) if unicodedata.category(sign) not in ("Lo", "Cs", "Cn", "Co")]
+    texts = [f"a{a} b {b}c {c} d {a}{b}" for a, b, c in zip(odd, odd[7:] + odd[:7], odd[::-1], strict=True)]
+    tokenizer: Any = AutoTokenizer.from_pretrained(encoder)
+    content, _ = pretrained_tokenizer.load(make_run(encoder))
+    cache = WordCache(parse_tokenizer(content))
+    assert cache.usable == (architecture == "bert")  # albert replaces runs of spaces first
+    ids, lengths = cache.encode(texts)
+    expected = tokenizer(texts, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+    assert [row.tolist() for row in np.split(ids, np.cumsum(lengths)[:-1])] == expected
 
 
 @pytest.mark.parametrize("architecture", ALL)

@@ -12,13 +12,14 @@ from pathlib import Path
 import boto3
 import pytest
 
+from tests.helpers.encoders import write_encoder
 from tests.helpers.runs import TINY
 from tests.helpers.serving import Server
 from tests.helpers.testbed import wait_until
-from txclf import Classifier
+from txclf import Classifier, pretrained
 from txclf.artifacts import checkpoints, metric_logger
 from txclf.core import storage
-from txclf.core.errors import StorageError
+from txclf.core.errors import ConfigError, StorageError
 from txclf.data import writers
 
 BIN = Path(sys.executable).parent
@@ -162,6 +163,29 @@ def test_all_commands_on_s3(bucket: str, tmp_path: Path) -> None:
     assert f"model:      {bucket}/runs/mine/model" in txclf(tmp_path, "train", *words, "--resume")
     assert storage.exists(f"{bucket}/runs/mine/model/model.safetensors")
     assert storage.exists(f"{bucket}/runs/mine/summary.json")
+
+
+def test_pretrained_model_on_s3_is_checked_and_stored(bucket: str, tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path / "encoder")
+    for file in Path(encoder).iterdir():
+        storage.copy_file(file, f"{bucket}/encoder/{file.name}")
+    with pretrained.located(f"{bucket}/encoder", weights=False) as found:
+        assert sorted(path.name for path in Path(found.folder).iterdir()) == [
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ]
+    with pretrained.located(f"{bucket}/encoder") as found:
+        folder = pretrained.stored(found, f"{bucket}/encoder", f"{bucket}/runs")
+    assert folder.startswith(f"{bucket}/runs/pretrained/")
+    with pretrained.local_copy(folder, weights=True) as copy:
+        assert storage.sha256(f"{copy}/model.safetensors") == storage.sha256(f"{encoder}/model.safetensors")
+    storage.remove_file(f"{bucket}/encoder/model.safetensors")
+    with (
+        pytest.raises(ConfigError, match="no weights in the safetensors format"),
+        pretrained.located(f"{bucket}/encoder", weights=False),
+    ):
+        pass
 
 
 def test_missing_bucket_raises(bucket: str, tmp_path: Path) -> None:
