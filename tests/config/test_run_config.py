@@ -198,7 +198,7 @@ def test_load_unknown_section_lists_the_sections() -> None:
         ("train.class_weights={good: -1}", "train.class_weights.good"),
         ("train.precision=fp8", "train.precision"),
         ("train.eval_every=0", "train.eval_every"),
-        ("train.eval_every=1.5", "train.eval_every"),
+        ("train.eval_every=-1", "train.eval_every"),
         ("train.early_stopping_patience=-1", "train.early_stopping_patience"),
         ("compute.workers=-1", "compute.workers"),
         ("compute.cpus_per_worker=0", "compute.cpus_per_worker"),

@@ -18,3 +18,10 @@ def test_next_validation_ends_each_epoch_and_never_repeats(steps: int, every: fl
     assert {steps, 2 * steps, 3 * steps} <= set(met)
     assert len(met) == 3 * min(steps, round(1 / every))
     assert all(course.next_validation(point - 1) == point for point in met)
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(2, [2, 4, 5]), (5, [5]), (8, [5]), (2.4, [2, 4, 5])])
+def test_validations_may_be_several_epochs_apart(every: float, epochs: list[int]) -> None:
+    course = StepSchedule(10, 5, every, "10m")
+    met = [step for step in range(1, 51) if course.next_validation(step - 1) == step]
+    assert met == [10 * epoch for epoch in epochs]

@@ -103,9 +103,9 @@ class Train(Section):
     calibrate: bool = True
     """Calibrate the probabilities of the bundle, by a temperature fitted on the validation rows (arXiv:1706.04599).
     Without effect with `train_on_valid`, because the model has learned these rows."""
-    eval_every: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of an epoch between validations. An epoch has `1 / eval_every` validations, rounded, at even distances, and
-    ends with one."""
+    eval_every: Annotated[float, Field(gt=0.0)] = 1.0
+    """Epochs between validations. Below 1 it is a share of an epoch, which then has `1 / eval_every` validations,
+    rounded, at even distances, and ends with one. Above 1 it is rounded, and the last epoch ends with a validation."""
     checkpoint_every: CheckpointEvery = "10m"
     """Interval between checkpoints, in addition to the one at each validation: steps (`200`), a share of an epoch
     (`0.25`) or a time (`90s`, `10m`, `1h`). A failure loses at most this much work."""

@@ -13,7 +13,7 @@ class StepSchedule:
     steps_per_epoch: int
     epochs: int
     eval_every: float
-    """Share of an epoch between validations."""
+    """Epochs between validations; below 1 the share of an epoch."""
     checkpoint_every: int | float | str
     """Steps, share of an epoch, or time such as `10m`."""
 
@@ -27,7 +27,10 @@ class StepSchedule:
         return step / self.steps_per_epoch
 
     def next_validation(self, step: int) -> int:
-        """Return the first validation after `step` steps; each epoch ends in one."""
+        """Return the first validation after `step` steps; the last epoch ends in one."""
+        if self.eval_every > 1:
+            steps = round(self.eval_every) * self.steps_per_epoch
+            return min((step // steps + 1) * steps, self.total_steps)
         epoch, done = divmod(step, self.steps_per_epoch)
         intervals = round(1 / self.eval_every)
         for part in range(1, intervals + 1):
