@@ -35,11 +35,11 @@ def recipe(rows: int) -> dict[str, Any]:
     """Return the defaults of `train` for a pretrained model and a number of training rows."""
     is_small = rows < SMALL_ROWS
     return {
-        "epochs": 20 if is_small else 3,
+        "epochs": 20 if is_small else 4,
         "batch_size": min(16, rows) if is_small else 32,
-        "learning_rate": 1e-4,
-        "head_learning_rate": 1e-3,
-        "layer_decay": 0.9,
+        "learning_rate": 1.5e-4,
+        "head_learning_rate": 1.5e-3,
+        "layer_decay": 0.85,
         "schedule": "linear",
         "start_factor": 0.0,
     }
