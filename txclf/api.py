@@ -233,18 +233,18 @@ def export(
 ) -> list[Exported]:
     """Write a bundle as ONNX, torch.export and 8-bit ONNX; keep each file that answers as the bundle does.
 
-    `out` is a folder, by default `export` in the bundle. `formats` are some of `onnx`, `torch` and `int8`. The files
-    are compared with the bundle on up to `rows` rows of `data`, by default the validation rows of its run; an 8-bit
-    file is kept if at least `min_agreement` of its answers are the same.
+    `out` is a folder, by default `export` in the bundle. `formats` are some of `onnx`, `torch`, `int8` and `mlflow`,
+    by default the first three. The files are compared with the bundle on up to `rows` rows of `data`, by default the
+    validation rows of its run; an 8-bit file is kept if at least `min_agreement` of its answers are the same.
 
     Raises `BundleError` for a folder that is not a bundle, `ConfigError` if there are no rows to compare.
 
         exported = txclf.export("runs/trec/model", formats=["onnx"])
     """
-    from txclf.inference.export import FORMATS, parse_format
+    from txclf.inference.export import DEFAULTS, parse_format
     from txclf.inference.export import export as export_bundle
 
-    wanted = [parse_format(name) for name in _as_list(formats or FORMATS)]
+    wanted = [parse_format(name) for name in _as_list(formats or DEFAULTS)]
     target = None if out is None else os.fspath(out)
     sample = None if data is None else _as_list(data)
     return export_bundle(os.fspath(model), target, formats=wanted, data=sample, rows=rows, min_agreement=min_agreement)

@@ -33,7 +33,7 @@ def test_export_prints_a_row_per_format_and_the_folder(tiny_bundle: str, tmp_pat
 def test_export_unknown_format_lists_the_known_ones(tiny_bundle: str, name: str) -> None:
     done = CliRunner().invoke(app, ["export", tiny_bundle, "--format", name])
     assert isinstance(done.exception, ConfigError)
-    assert f"--format {name}: unknown format. Pass one of onnx, torch, int8." in str(done.exception)
+    assert f"--format {name}: unknown format. Pass one of onnx, torch, int8, mlflow." in str(done.exception)
 
 
 def test_export_share_above_one_exits_with_2(tiny_bundle: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 from tests.helpers.command import txclf
+from tests.helpers.encoders import ARCHITECTURES
 from tests.helpers.files import make_rows, write_csv
+from tests.helpers.fine_tuned import fine_tuned
 from tests.helpers.multilabel import tagging
 from tests.helpers.pairs import pairs
 from tests.helpers.runs import go_on, tiny
@@ -116,6 +119,41 @@ def test_export_seq2seq_model_generates_the_same_texts(pair_data: str, tmp_path:
         assert decode(bundle.target_tokenizer, [output]) == bundle([text])
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_export_fine_tuned_model_with_two_columns_is_exact(tmp_path: Path, architecture: str) -> None:
+    from transformers import AutoTokenizer
+
+    folder = fine_tuned(tmp_path, architecture, data={"text": ["title", "body"]})
+    pairs = [(first, second) for first in TEXTS for second in reversed(TEXTS)]
+    rows = write_csv(tmp_path / "rows.csv", pairs, ("title", "body"))
+    out = tmp_path / "out"
+    for result in export(folder, str(out), formats=["onnx", "torch"], data=[rows]):
+        assert result.kept
+        assert result.rows == len(pairs)
+        assert result.agreement == 1.0
+        assert result.largest_difference < 1e-4
+    # The tokenizer of Transformers gives the inputs.
+    record = json.loads((out / "export.json").read_text())
+    tokenizer: Any = AutoTokenizer.from_pretrained(out)
+    encoded = tokenizer(*map(list, zip(*pairs, strict=True)), truncation=True, padding=True, return_tensors="np")
+    inputs = {"input_ids": encoded["input_ids"], "mask": encoded["attention_mask"].astype(bool)}
+    if architecture == "bert":
+        inputs["segments"] = encoded["token_type_ids"]
+    assert record["graphs"]["model"]["inputs"] == list(inputs)
+    (probabilities,) = onnxruntime.InferenceSession(out / "model.onnx").run(["probabilities"], inputs)
+    np.testing.assert_allclose(probabilities, Classifier.load(folder).probabilities(pairs), atol=1e-5)
+
+
+def test_export_fine_tuned_model_has_no_segments_with_one_column(tmp_path: Path) -> None:
+    rows = write_csv(tmp_path / "rows.csv", [(text, "") for text in TEXTS])
+    (result,) = export(fine_tuned(tmp_path), str(tmp_path / "out"), formats=["int8"], data=[rows], min_agreement=0.0)
+    assert result.kept
+    assert result.largest_difference > 0
+    record = json.loads((tmp_path / "out/export.json").read_text())
+    assert record["graphs"]["model"]["inputs"] == ["input_ids", "mask"]
+    assert record["special_tokens"] == {"prefix": [2], "separator": [3], "suffix": [3], "pad": 0, "token_types": 2}
+
+
 def test_export_file_below_min_agreement_is_not_kept(model: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -150,4 +188,4 @@ def test_export_invalid_bundle_or_format_raises(model: str, tmp_path: Path) -> N
         export(str(tmp_path))
     done = txclf(tmp_path, "export", model, "--format", "tflite")
     assert done.returncode == 2
-    assert done.stderr == "error: --format tflite: unknown format. Pass one of onnx, torch, int8.\n"
+    assert done.stderr == "error: --format tflite: unknown format. Pass one of onnx, torch, int8, mlflow.\n"

@@ -19,7 +19,7 @@ def export(
         str | None, typer.Option("--out", help="Folder for the files; without it, `export` in the bundle.")
     ] = None,
     form: Annotated[
-        list[str] | None, typer.Option("--format", help="onnx, torch or int8; without it, all three.")
+        list[str] | None, typer.Option("--format", help="onnx, torch, int8 or mlflow; without it, the first three.")
     ] = None,
     data: Annotated[list[str] | None, typer.Option("--data", help="Files with test rows; they need no labels.")] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Maximum number of test rows.")] = 1000,
@@ -30,13 +30,13 @@ def export(
         ),
     ] = 0.98,
 ) -> None:
-    """Write a model as ONNX, torch.export and 8-bit ONNX, and keep each file whose answers match the bundle's."""
+    """Write a model as ONNX, torch.export, 8-bit ONNX or for MLflow, and keep each that gives the bundle's answers."""
     from txclf.cli import console
     from txclf.core import storage
     from txclf.inference import export as verb
 
     out = out or storage.join(model, "export")
-    formats = [verb.parse_format(name) for name in form or verb.FORMATS]
+    formats = [verb.parse_format(name) for name in form or verb.DEFAULTS]
     exports = verb.export(model, out, formats=formats, data=data, rows=rows, min_agreement=min_agreement)
     console.table(
         f"{exports[0].rows:,} rows by each file and by the bundle",

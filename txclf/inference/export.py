@@ -1,10 +1,11 @@
-"""Export a bundle to other runtimes: ONNX, a `torch.export` program, and ONNX with 8-bit weights.
+"""Export a bundle to other runtimes: ONNX, a `torch.export` program, ONNX with 8-bit weights, and an MLflow model.
 
 Every file is compared with the bundle on real rows, and kept only if it gives the same answers. `export.json`, written
 last, records the inputs and outputs of each file and its difference from the bundle.
 
     model.onnx, model.pt2, model.int8.onnx               a classifier
     encoder.onnx, decoder.onnx and so on                 a `seq2seq` model: the source once, then one call per token
+    mlflow/                                              any model, as the pyfunc of MLflow
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -33,15 +34,17 @@ from txclf.data import records, shards, sources
 from txclf.data.batches import TokenRows, padded
 from txclf.data.sampler import Ints, scoring_batches
 from txclf.data.tokenizer import target_ends
-from txclf.inference import bundle
+from txclf.inference import bundle, export_mlflow
 from txclf.inference.classifier import Classifier
 from txclf.inference.export_graphs import Graph, graphs
 from txclf.inference.load import Model, load_model
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.model.classifier import by_row
 
-Format = Literal["onnx", "torch", "int8"]
-FORMATS: tuple[Format, ...] = ("onnx", "torch", "int8")
+Format = Literal["onnx", "torch", "int8", "mlflow"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+DEFAULTS: tuple[Format, ...] = ("onnx", "torch", "int8")
+"""Formats of an export that names none: those that need neither txclf nor its bundle."""
 ENDINGS = {"onnx": "onnx", "torch": "pt2", "int8": "int8.onnx"}
 OPSET = 20
 """Version of the ONNX operator set."""
@@ -68,7 +71,7 @@ class Exported(BaseModel):
     rows: int
     """Number of rows compared."""
     largest_difference: float
-    """Largest absolute difference of a logit."""
+    """Largest absolute difference of a logit; of a probability in an MLflow model."""
     agreement: float
     """Share of equal answers: predicted labels of a row, or most likely next tokens of a `seq2seq` model."""
     rows_per_second: float
@@ -80,7 +83,7 @@ def export(
     folder: str,
     out: str | None = None,
     *,
-    formats: Sequence[Format] = FORMATS,
+    formats: Sequence[Format] = DEFAULTS,
     data: Sequence[str] | None = None,
     rows: int = 1000,
     min_agreement: float = 0.98,
@@ -89,25 +92,31 @@ def export(
 
     The files are compared with the bundle on the rows of `data`, by default the validation rows of the run of the
     bundle. A full-precision file must give the same answer for each row; an 8-bit file for a share of `min_agreement`.
+    An MLflow model needs texts: without `data` it is compared on a made-up row.
 
     Raises `ConfigError` if there are no rows or a package is missing, `BundleError` if the folder is not a bundle.
     """
     _require_packages(formats)
     model = load_model(folder, on_cpu=True)
-    sample = _sample_rows(model, folder, data, rows)
+    texts = None if data is None else _texts(model, data, rows)
+    graph_formats = [name for name in formats if name != "mlflow"]
+    sample = _sample_rows(model, folder, texts, rows) if graph_formats else None
     out = out or storage.join(folder, "export")
     storage.require_writable(out)
     storage.remove_file(storage.join(out, RECORD))  # of an earlier export
-    model_graphs = graphs(model)
+    model_graphs = graphs(model) if graph_formats else []
+    exported = []
     with _quiet():
         programs = [(graph, _program(graph)) for graph in model_graphs]
-        exported = [
-            _export_format(name, model, programs, sample=sample, out=out, min_agreement=min_agreement)
-            for name in formats
-        ]
-    for name in (bundle.TOKENIZER, bundle.TARGET_TOKENIZER):
-        if name in model.metadata.sha256:
-            storage.write_bytes(storage.join(out, name), storage.read_bytes(storage.join(folder, name)))
+        for form in formats:
+            if sample is None or form == "mlflow":
+                exported.append(_export_mlflow(model, folder, out, texts))
+            else:
+                exported.append(
+                    _export_format(form, model, programs, sample=sample, out=out, min_agreement=min_agreement)
+                )
+    for name in model.metadata.sha256.keys() - {bundle.WEIGHTS}:
+        storage.copy_file(storage.join(folder, name), storage.join(out, name))
     storage.write_json(storage.join(out, RECORD), _record(model, model_graphs, exported))
     return exported
 
@@ -132,7 +141,7 @@ def _export_format(
     """Convert a model to one format, compare the files with it, and write them if they pass."""
     contents = [_content(name, graph, program) for graph, program in programs]
     runners = [_runner(name, graph, content) for (graph, _), content in zip(programs, contents, strict=True)]
-    result = _compare(model, [graph.module for graph, _ in programs], runners, sample)
+    result = _compare(model, [graph for graph, _ in programs], runners, sample)
     is_exact = result["agreement"] == 1.0 and result["largest_difference"] <= TOLERANCE
     kept = result["agreement"] >= min_agreement if name == "int8" else is_exact
     files = [f"{graph.name}.{ENDINGS[name]}" for graph, _ in programs]
@@ -145,6 +154,16 @@ def _export_format(
     return Exported(format=name, files=files, kept=kept, bytes=size, rows=len(sample), **result)
 
 
+def _export_mlflow(model: Model, folder: str, out: str, texts: Sequence[tuple[str, ...]] | None) -> Exported:
+    """Write a model as an MLflow model, and remove it again if it does not give the answers of the bundle."""
+    rows = texts or [("some text",) * len(model.metadata.text_columns)]
+    files, size, scores = export_mlflow.export(model, folder, out, rows)
+    kept = scores["agreement"] == 1.0 and scores["largest_difference"] <= TOLERANCE
+    if not kept:
+        storage.remove_folder(storage.join(out, export_mlflow.FOLDER))
+    return Exported(format="mlflow", files=files, kept=kept, bytes=size, rows=len(rows), **scores)
+
+
 def _record(model: Model, model_graphs: Sequence[Graph], exported: Sequence[Exported]) -> dict[str, Any]:
     """Return the content of `export.json`."""
     metadata = model.metadata
@@ -153,6 +172,7 @@ def _record(model: Model, model_graphs: Sequence[Graph], exported: Sequence[Expo
         "labels": metadata.labels,
         "max_length": metadata.max_length,
         "truncation": metadata.truncation.model_dump(),
+        "special_tokens": None if metadata.special_tokens is None else metadata.special_tokens.model_dump(),
         "temperature": metadata.temperature,
         "thresholds": metadata.thresholds,
         "opset": OPSET,
@@ -163,20 +183,25 @@ def _record(model: Model, model_graphs: Sequence[Graph], exported: Sequence[Expo
 
 def _require_packages(formats: Sequence[Format]) -> None:
     missing = [name for name in ("onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing and set(formats) != {"torch"}:
+    if "mlflow" in formats:
+        export_mlflow.require_package()
+    if missing and set(formats) & {"onnx", "int8"}:
         raise ConfigError(f"ONNX export needs the package `{missing[0]}`. Run `pip install 'txclf[export]'`.")
 
 
-def _sample_rows(model: Model, folder: str, data: Sequence[str] | None, count: int) -> TokenRows:
-    """Return the first rows of `data`, or of the validation split of the run that contains the bundle."""
-    if data is not None:
-        columns = tuple(model.metadata.text_columns)
-        batches = (
-            batch for source in sources.find_sources(data) for batch, _ in records.read_rows(source, columns, None)
-        )
-        texts = list(islice((text for batch in batches for text in batch.texts), count))
-        if not texts:
-            raise DataError(f"no usable row in {', '.join(data)}. Pass --data with files that have rows.")
+def _texts(model: Model, data: Sequence[str], count: int) -> list[tuple[str, ...]]:
+    """Return the text columns of the first rows of files."""
+    columns = tuple(model.metadata.text_columns)
+    batches = (batch for source in sources.find_sources(data) for batch, _ in records.read_rows(source, columns, None))
+    texts = list(islice((text for batch in batches for text in batch.texts), count))
+    if not texts:
+        raise DataError(f"no usable row in {', '.join(data)}. Pass --data with files that have rows.")
+    return texts
+
+
+def _sample_rows(model: Model, folder: str, texts: Sequence[tuple[str, ...]] | None, count: int) -> TokenRows:
+    """Return texts as rows of the model; without them, the validation rows of the run that contains the bundle."""
+    if texts is not None:
         return model.rows([pa.table({"input_ids": model.encode(texts)})])
     run = os.path.dirname(storage.absolute(folder).rstrip("/"))
     summary = storage.join(run, "summary.json")
@@ -217,7 +242,8 @@ def _content(name: Format, graph: Graph, program: torch.export.ExportedProgram) 
         full, small = os.path.join(scratch, "full.onnx"), os.path.join(scratch, "small.onnx")
         with open(full, "wb") as file:
             file.write(proto.SerializeToString())
-        quantize_dynamic(full, small, weight_type=QuantType.QInt8)
+        # A scale per channel in 7 bits loses least: sums of products of 8 bits overflow on some CPUs.
+        quantize_dynamic(full, small, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
         with open(small, "rb") as file:
             return file.read()
 
@@ -242,12 +268,19 @@ def _runner(name: Format, graph: Graph, content: bytes) -> Runner:
 
 
 @torch.inference_mode()
-def _compare(model: Model, modules: Sequence[Runner], runners: Sequence[Runner], rows: TokenRows) -> dict[str, float]:
-    """Compare the answers of the exported graphs (`runners`) with those of the bundle (`modules`), and time both."""
+def _compare(
+    model: Model, model_graphs: Sequence[Graph], runners: Sequence[Runner], rows: TokenRows
+) -> dict[str, float]:
+    """Compare the answers of the exported graphs (`runners`) with those of the bundle, and time both."""
+    modules = [graph.module for graph in model_graphs]
+    has_segments = "segments" in model_graphs[0].inputs
     difference, equal, answers = 0.0, 0, 0
     bundle_seconds = export_seconds = 0.0
     for batch in scoring_batches(rows.lengths, BATCH_ROWS, rows.costs):
-        compute = _seq2seq_logits(model, rows, batch) if isinstance(model, Seq2Seq) else _logits(rows, batch)
+        if isinstance(model, Seq2Seq):
+            compute = _seq2seq_logits(model, rows, batch)
+        else:
+            compute = _logits(rows, batch, has_segments)
         expected, seconds = _timed(compute, modules)
         bundle_seconds += seconds
         logits, seconds = _timed(compute, runners)
@@ -278,11 +311,11 @@ def _decisions(model: Model, logits: Tensor) -> np.ndarray:
     return logits.argmax(dim=1).numpy()
 
 
-def _logits(rows: TokenRows, batch: Ints) -> Compute:
+def _logits(rows: TokenRows, batch: Ints, has_segments: bool) -> Compute:
     """Return a function that computes the logits (rows, C) of a batch by the one graph of a classifier."""
     ids, mask, segments, windows, _ = rows.pad(batch)
     inputs = [ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask]
-    inputs += [] if segments is None else [segments]
+    inputs += [segments] if has_segments and segments is not None else []
     return lambda runners: by_row(runners[0](*inputs)[0], windows, len(batch))
 
 

@@ -14,6 +14,7 @@ from torch.export import Dim
 
 from txclf.inference.classifier import Classifier
 from txclf.inference.load import Model
+from txclf.inference.metadata import BundleMetadata
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.model.seq2seq import Memory, Seq2SeqTransformer
 
@@ -34,8 +35,8 @@ class Graph(NamedTuple):
 class ClassifierGraph(nn.Module):
     """Graph of a classifier.
 
-    Inputs: `input_ids` (B, T), `mask` (B, T) and, with segment embeddings, `segments` (B, T). Outputs: `logits` (B, C)
-    and calibrated `probabilities` (B, C).
+    Inputs: `input_ids` (B, T), `mask` (B, T) and, if the model tells text columns apart, `segments` (B, T). Outputs:
+    `logits` (B, C) and calibrated `probabilities` (B, C).
     """
 
     def __init__(self, classifier: Classifier) -> None:
@@ -97,10 +98,17 @@ def graphs(model: Model) -> list[Graph]:
     sequence = {0: rows, 1: tokens}
     if isinstance(model, Seq2Seq):
         return _seq2seq_graphs(model, inputs, sequence)
-    if model.metadata.num_segments:
+    if _has_segments(model.metadata):
         inputs["segments"] = torch.zeros_like(ids)
     shapes = dict.fromkeys(inputs, sequence)
     return [Graph("model", ClassifierGraph(model).eval(), inputs, shapes, ["logits", "probabilities"])]
+
+
+def _has_segments(metadata: BundleMetadata) -> bool:
+    """Return True if the network needs the text column of each token."""
+    if metadata.special_tokens is not None:
+        return metadata.special_tokens.token_types > 0 and len(metadata.text_columns) > 1
+    return metadata.num_segments > 0
 
 
 def _seq2seq_graphs(model: Seq2Seq, inputs: dict[str, Tensor], sequence: dict[int, Any]) -> list[Graph]:
