@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ from txclf.inference.export import export
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of mlflow, when it is imported
 
 TEXTS = ["the quick brown fox", "", "five boxing wizards jump", "dog " * 30]
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Hide the progress bar of MLflow."""
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    yield
-    del os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"]
 
 
 def predicted(folder: str, rows: Sequence[tuple[str, ...]], columns: Sequence[str]) -> Any:

@@ -23,6 +23,7 @@ from txclf.config.sections import Model, Truncation
 from txclf.core import storage
 from txclf.core.errors import BundleError
 from txclf.inference import bundle, transformers_folder
+from txclf.inference.classifier import sigmoid, softmax
 from txclf.model.pretrained import PretrainedClassifier, read_config
 
 TEXTS = [
@@ -69,7 +70,9 @@ def test_transformers_gives_the_answers_of_the_bundle(
     inputs = tokenizer(*columns_of_texts, truncation=True, padding=True, return_tensors="pt")
     with torch.inference_mode():
         logits = loader.from_pretrained(folder).eval()(**inputs).logits
-    np.testing.assert_allclose(classifier.calibrated(logits.numpy()), probabilities, atol=1e-5)
+    calibrated = sigmoid(logits.numpy()) if task == "multilabel" else softmax(logits.numpy())
+    np.testing.assert_allclose(calibrated, probabilities, atol=1e-5)
+    assert classifier.temperature != 1.0
 
 
 @pytest.mark.parametrize("truncation", ["head", "tail"])
@@ -102,9 +105,11 @@ def test_temperature_is_in_the_last_layer(tmp_path: Path, architecture: str) -> 
     files = transformers_folder.files(encoder, config, 16, Truncation())
     weights = transformers_folder.exported(model.state_dict(), files, 2.0)
     other = transformers_folder.network(files).eval()
-    other.load_state_dict(transformers_folder.imported(weights))
+    other.load_state_dict(transformers_folder.imported(weights, other, 1.0))
     ids = torch.arange(10, 20)[None]
     torch.testing.assert_close(other(ids) * 2.0, model(ids))
+    other.load_state_dict(transformers_folder.imported(weights, other, 2.0))
+    torch.testing.assert_close(other(ids), model(ids))
     assert json.loads(files["config.json"])["id2label"] == {"0": "a", "1": "b", "2": "c"}
 
 

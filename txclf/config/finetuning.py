@@ -18,7 +18,7 @@ SMALL_ROWS = 1000
 """Training rows below which the recipe takes more epochs and smaller batches."""
 SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
 """Keys of `model` that a pretrained model fixes and a run records."""
-_FREE_MODEL_KEYS = {
+MODEL_KEYS = {
     "pretrained",
     "revision",
     "freeze",
@@ -28,6 +28,7 @@ _FREE_MODEL_KEYS = {
     "attention_dropout",
     *SIZES,
 }
+"""Keys of `model` that have a meaning with a pretrained model."""
 _ONLY_PRETRAINED = ("revision", "freeze", "reinitialize_layers", "gradient_checkpointing")
 
 
@@ -77,7 +78,7 @@ def problem(model: Model, tokenizer: Tokenizer, train: Train) -> str | None:
             if getattr(model, key) != Model.model_fields[key].default:
                 return f"`model.{key}` needs a pretrained model. Set `model.pretrained`, or remove the key."
         return None
-    for section, values, free in (("model", model, _FREE_MODEL_KEYS), ("tokenizer", tokenizer, {"max_length"})):
+    for section, values, free in (("model", model, MODEL_KEYS), ("tokenizer", tokenizer, {"max_length"})):
         for key in values.model_fields_set - free:
             if getattr(values, key) != type(values).model_fields[key].default:
                 return f"`{section}.{key}` follows from `model.pretrained`. Remove the key."

@@ -140,13 +140,19 @@ def read(folder: str, *, seq2seq: bool | None = None) -> tuple[BundleMetadata, d
     return metadata, content
 
 
-def build(make: Callable[[], Network], content: Mapping[str, bytes], folder: str) -> Network:
-    """Return the network that `make` constructs, with the weights of a bundle. Raises `BundleError` if they differ."""
+def build(
+    make: Callable[[], Network], content: Mapping[str, bytes], folder: str, folded_temperature: float = 1.0
+) -> Network:
+    """Return the network that `make` constructs, with the weights of a bundle and logits before calibration.
+
+    `folded_temperature` is the temperature that the weights of a pretrained model contain. Raises `BundleError` if the
+    weights are not those of the network.
+    """
     try:
         model, weights = make(), load_safetensors(content[WEIGHTS])
-        model.load_state_dict(
-            transformers_folder.imported(weights) if isinstance(model, PretrainedClassifier) else weights
-        )
+        if isinstance(model, PretrainedClassifier):
+            weights = transformers_folder.imported(weights, model, folded_temperature)
+        model.load_state_dict(weights)
         return model
     except (SafetensorError, RuntimeError) as error:
         raise BundleError(

@@ -57,7 +57,8 @@ class Classifier:
         Raises `BundleError` if the folder is not a bundle, is damaged, or holds a sequence-to-sequence model.
         """
         metadata, content = read(folder, seq2seq=False)
-        model = build(lambda: _network(metadata, content), content, folder)
+        folded = metadata.temperature if metadata.folded_temperature else 1.0
+        model = build(lambda: _network(metadata, content), content, folder, folded)
         return cls(metadata, parse_tokenizer(content[TOKENIZER].decode()), model)
 
     @classmethod

@@ -45,6 +45,7 @@ def export(model: Model, folder: str, out: str, rows: Sequence[tuple[str, ...]])
 
     The first row becomes the input example. Returns the written files, their size in bytes, and the comparison.
     """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with tempfile.TemporaryDirectory(prefix="txclf-mlflow-") as scratch:
         local = os.path.join(scratch, FOLDER)
         _save(model.metadata, _copy_of(model.metadata, folder, scratch), local, rows[0])

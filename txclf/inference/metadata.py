@@ -96,7 +96,7 @@ class BundleMetadata(BaseModel):
     calibration: Calibration | None = None
     """Temperature scaling; None for uncalibrated probabilities."""
     folded_temperature: bool = False
-    """True if the last layer of the network has the temperature in its weights."""
+    """True if the stored weights of the last layer contain the temperature, for Transformers."""
     label_delimiter: str = ","
     """Separator of the labels of a `multilabel` model in csv and tsv files."""
     thresholds: dict[str, float] | None = None
@@ -109,8 +109,8 @@ class BundleMetadata(BaseModel):
 
     @property
     def temperature(self) -> float:
-        """Divisor of the logits; 1 without calibration, or if the network itself divides."""
-        return self.calibration.temperature if self.calibration and not self.folded_temperature else 1.0
+        """Divisor of the logits; 1 without calibration."""
+        return self.calibration.temperature if self.calibration else 1.0
 
 
 def hub_metadata(name: str, metadata: BundleMetadata) -> dict[str, Any]:

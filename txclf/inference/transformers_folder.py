@@ -94,14 +94,19 @@ def exported(weights: Mapping[str, Tensor], content: Mapping[str, bytes], temper
     The weights of the last layer are divided by `temperature`, which divides the logits.
     """
     last = network(content).last_layer
-    result = {}
-    for name, weight in weights.items():
-        plain = name.removeprefix(_PREFIX)
-        is_last = plain.rpartition(".")[0] == last
-        result[plain] = (weight / temperature if is_last else weight).contiguous()
-    return result
+    plain = {name.removeprefix(_PREFIX): weight for name, weight in weights.items()}
+    return _scaled(plain, last, 1 / temperature)
 
 
-def imported(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights by the names of a `PretrainedClassifier`."""
-    return {_PREFIX + name: weight for name, weight in weights.items()}
+def imported(weights: Mapping[str, Tensor], model: PretrainedClassifier, temperature: float) -> dict[str, Tensor]:
+    """Return the weights of `exported` by the names of a `PretrainedClassifier`, without the temperature."""
+    scaled = _scaled(weights, model.last_layer, temperature)
+    return {_PREFIX + name: weight for name, weight in scaled.items()}
+
+
+def _scaled(weights: Mapping[str, Tensor], layer: str, factor: float) -> dict[str, Tensor]:
+    """Return weights, with those of one layer multiplied by a factor."""
+    return {
+        name: (weight * factor if name.rpartition(".")[0] == layer else weight).contiguous()
+        for name, weight in weights.items()
+    }

@@ -16,6 +16,7 @@ from typing import Any
 from txclf.artifacts import checkpoints, run_folder, trials
 from txclf.artifacts.run_folder import RunState
 from txclf.config import run_config
+from txclf.config.finetuning import MODEL_KEYS
 from txclf.core import storage
 from txclf.core.errors import DataError, TxclfError
 from txclf.data import profile, shards, sources
@@ -157,7 +158,7 @@ def _bundle(path: str) -> dict[str, Any]:
         "text": metadata.text_columns,
         "max_length": metadata.max_length,
         "vocab_size": metadata.vocab_size,
-        "model": metadata.model.model_dump(mode="json"),
+        "model": metadata.model.model_dump(mode="json", include=MODEL_KEYS if metadata.model.pretrained else None),
         "metrics": metadata.metrics,
         "rows": metadata.rows,
         "temperature": metadata.calibration.temperature if metadata.calibration else None,
