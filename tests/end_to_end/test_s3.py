@@ -138,8 +138,14 @@ def test_train_killed_between_validations_keeps_the_log_of_its_checkpoint(bucket
     def saved() -> list[checkpoints.Checkpoint]:
         return checkpoints.committed(f"{folder}/checkpoints")
 
+    def is_between_validations() -> bool:
+        try:
+            return bool(saved()) and saved()[-1].step >= 14
+        except StorageError:  # the run removed a checkpoint that was just read
+            return False
+
     try:
-        wait_until(lambda: bool(saved()) and saved()[-1].step >= 14, 120, process)
+        wait_until(is_between_validations, 120, process)
     finally:
         process.kill()
         process.wait()
