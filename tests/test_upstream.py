@@ -10,6 +10,8 @@ import inspect
 import json
 import math
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -312,3 +314,11 @@ def _imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.ImportFrom):
         return [f"{node.module}.{alias.name}" for alias in node.names]
     return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+
+
+def test_torchmetrics_does_not_import_transformers() -> None:
+    """Transformers is installed, so torchmetrics would import it."""
+    for first, found in (("", "True"), ("import txclf.metrics; ", "False")):
+        code = f"import sys; {first}import torchmetrics; print('transformers' in sys.modules)"
+        result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        assert result.stdout.strip() == found
