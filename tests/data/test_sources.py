@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import pickle
 from pathlib import Path
 
@@ -114,6 +115,66 @@ def test_find_sources_keeps_the_order_of_paths(tmp_path: Path) -> None:
     assert [source.path for source in find_sources([first, second])] == [first, second]
 
 
+@pytest.mark.parametrize("pattern", ["", "**", "**/*.csv", "*/**/*.csv", "*"])
+def test_find_sources_links_are_read_once_and_loops_not_followed(tmp_path: Path, pattern: str) -> None:
+    root = tmp_path / "d"
+    first, second = put(root / "x" / "a.csv", as_csv(ROWS)), put(root / "x" / "deep" / "b.csv", as_csv(ROWS))
+    (root / "x" / "0.csv").symlink_to("a.csv")
+    (root / "x" / "c.csv").hardlink_to(second)
+    (root / "latest").symlink_to(".")
+    (root / "again").symlink_to("x")
+    (root / "x" / "deep" / "up").symlink_to(root)
+    found = [source.path for source in find_sources([f"{root}/{pattern}"])]
+    assert len(found) == 2
+    assert {Path(path).stat().st_ino for path in found} == {Path(path).stat().st_ino for path in (first, second)}
+    if not pattern:
+        assert found[0] == first
+
+
+def test_find_sources_links_to_other_folders_are_followed(tmp_path: Path) -> None:
+    put(tmp_path / "else" / "where" / "a.csv")
+    put(tmp_path / "d" / "b.csv")
+    (tmp_path / "d" / "far").symlink_to(tmp_path / "else")
+    assert [source.path for source in find_sources([str(tmp_path / "d")])] == [
+        str(tmp_path / "d" / "b.csv"),
+        str(tmp_path / "d" / "far" / "where" / "a.csv"),
+    ]
+
+
+def test_find_sources_text_files_that_are_links_are_read_once(tmp_path: Path) -> None:
+    first = Path(put(tmp_path / "pos" / "1.txt", "good"))
+    (tmp_path / "pos" / "2.txt").hardlink_to(first)
+    (tmp_path / "pos" / "0.txt").symlink_to("1.txt")
+    put(tmp_path / "neg" / "1.txt", "bad")
+    (tmp_path / "latest").symlink_to(".")
+    neg, pos = find_sources([str(tmp_path)])
+    assert pairs(checked(pos)[0]) == [("good", "pos")]
+    assert pairs(checked(neg)[0]) == [("bad", "neg")]
+
+
+def test_find_sources_folder_named_like_a_file_is_taken_by_a_glob(tmp_path: Path) -> None:
+    files = [put(tmp_path / "a.csv"), put(tmp_path / "b.csv" / "part-0.csv"), put(tmp_path / "b.csv" / "part-1.csv")]
+    for name in ("_SUCCESS", "._SUCCESS.crc", ".part-0.csv.crc"):
+        put(tmp_path / "b.csv" / name)
+    put(tmp_path / "other" / "c.csv")
+    for pattern in ("*.csv", "*"):
+        assert [source.path for source in find_sources([f"{tmp_path}/{pattern}"])] == files
+    assert [source.path for source in find_sources([str(tmp_path / "b.csv")])] == files[1:]
+
+
+@pytest.mark.parametrize("pattern", ["x.csv", "*.csv", "**", ""])
+def test_find_sources_entry_that_is_no_file_is_refused(tmp_path: Path, pattern: str) -> None:
+    put(tmp_path / "a.csv")
+    path = tmp_path / "x.csv"
+    path.symlink_to("gone.csv")
+    with pytest.raises(DataError, match=r"x\.csv`: a link to `gone\.csv`, which does not exist"):
+        find_sources([f"{tmp_path}/{pattern}"])
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"x\.csv`: neither a file nor a folder"):
+        find_sources([f"{tmp_path}/{pattern}"])
+
+
 def test_source_is_pickled(tmp_path: Path) -> None:
     source = Source("/x/pos", "text", "pos")
     assert pickle.loads(pickle.dumps(source)) == source
@@ -144,6 +205,7 @@ def test_source_is_pickled(tmp_path: Path) -> None:
         (["a.csv"], ["a.csv", "./a.csv"], r"a\.csv`: given twice, the second time by `\./a\.csv`"),
         (["d/a.csv"], ["d", "d/*.csv"], "given twice"),
         (["d/pos/1.txt"], ["d", "d"], "d/pos`: given twice"),
+        (["link:b.csv"], ["a.csv", "b.csv"], r"b\.csv`: the same file as `.*/a\.csv`, so it is given twice"),
     ],
 )
 def test_find_sources_invalid_path_is_refused(
@@ -151,7 +213,9 @@ def test_find_sources_invalid_path_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for file in files:
-        put(tmp_path / file)
+        if file.startswith("link:"):
+            Path("a.csv").symlink_to(tmp_path / file[5:])
+        put(tmp_path / file.removeprefix("link:"))
     with pytest.raises(DataError, match=message):
         find_sources(paths)
 

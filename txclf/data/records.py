@@ -30,7 +30,7 @@ from pyarrow import fs as pafs
 from txclf.core import storage
 from txclf.core.errors import DataError
 from txclf.data import labels as cells
-from txclf.data.sources import Source, ending, fault, list_files, public_name
+from txclf.data.sources import Source, distinct, ending, fault, list_files, public_name
 
 MAX_CHARS = 2**24
 """Maximum characters of a JSON line or csv field. It keeps a quote that is never closed from filling the memory."""
@@ -232,7 +232,8 @@ def _read_texts(source: Source, wanted: list[str] | None, batch_rows: int) -> It
     chosen = _choose(source, ["text", "label"], wanted)
     filesystem, inner = storage.resolve(source.path)
     with fault(source.path, "cannot be listed"):
-        infos = [info for info in list_files(filesystem, inner) if info.type == pafs.FileType.File]
+        files = [info for info in list_files(filesystem, inner) if info.type == pafs.FileType.File]
+        infos = distinct(filesystem, files)
     paths = [info.path for info in infos if info.base_name[0] not in "._" and ending(info.path)[0] == "text"]
     if not paths:
         raise DataError(f"`{source.path}`: holds no text files `<file>.txt`. Add some, or name another folder.")

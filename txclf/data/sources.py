@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -40,19 +41,24 @@ class Source:
 def find_sources(paths: Sequence[str]) -> list[Source]:
     """Return the sources of files, globs, folders and URIs: in the given order, the sources of one path sorted.
 
-    Globs have `*`, `?` (not in a URI), `[…]` and `**`. A glob takes the files that it matches or, if it matches none,
-    the folders. A folder holds data files at any depth, or text files as `<label>/<file>.txt`. Names that start with
-    `.` or `_` are skipped.
+    Globs have `*`, `?` (not in a URI), `[…]` and `**`. A glob takes the files that it matches and the folders named
+    like a data file, such as `out.csv` of Spark, or, if it matches none of these, the folders. A folder holds data
+    files at any depth, or text files as `<label>/<file>.txt`. Names that start with `.` or `_` are skipped.
 
-    Raises `DataError` if nothing matches, a file extension is unknown, a folder has neither layout or both, or a file
-    comes twice. Raises `StorageError` for a URI with an unknown scheme.
+    A file or folder that one path reaches several times, through links, is taken once.
+
+    Raises `DataError` if nothing matches, a file extension is unknown, an entry is no regular file, a folder has
+    neither layout or both, or two paths reach the same file. Raises `StorageError` for a URI with an unknown scheme.
     """
-    sources: dict[str, Source] = {}
+    sources: dict[Identity, Source] = {}
     for path in paths:
         for source in sorted(_expand(path), key=lambda source: source.path):
-            if source.path in sources:
-                raise DataError(f"`{source.path}`: given twice, the second time by `{path}`. Name each file once.")
-            sources[source.path] = source
+            known = sources.setdefault(_identity_of(source), source)
+            if known is not source:
+                same = "" if known.path == source.path else f"the same file as `{known.path}`, so it is "
+                raise DataError(
+                    f"`{source.path}`: {same}given twice, the second time by `{path}`. Name each file once."
+                )
     return list(sources.values())
 
 
@@ -68,12 +74,19 @@ def _expand(path: str) -> list[Source]:
     filesystem, inner = storage.resolve(base)
     name = partial(public_name, base, inner)
     with fault(path, "cannot be reached"):
-        matches = _glob(filesystem, inner, text[cut + 1 :].split("/")) if wild else [filesystem.get_file_info(inner)]
-        unique = {info.path: info for info in matches}.values()
-        if files := [info.path for info in unique if info.type == pafs.FileType.File]:
-            return [Source(name(file), _format(file)) for file in files]
-        if folders := [info.path for info in unique if info.type == pafs.FileType.Directory]:
-            return [source for folder in folders for source in _folder(filesystem, folder, name)]
+        pattern = text[cut + 1 :].split("/")
+        matches = _glob(filesystem, inner, pattern, set()) if wild else [filesystem.get_file_info(inner)]
+        unique = distinct(filesystem, matches)
+        files = [info.path for info in unique if info.type == pafs.FileType.File]
+        for info in unique:
+            _require_regular(info)
+        folders = [info.path for info in unique if info.type == pafs.FileType.Directory]
+        if files:
+            folders = [folder for folder in folders if ending(folder)[0]]
+        if files or folders:
+            below = (source for folder in folders for source in _folder(filesystem, folder, name))
+            every = [*(Source(name(file), _format(file)) for file in files), *below]
+            return list({_identity_of(source): source for source in reversed(every)}.values())
     where = "" if remote or os.path.isabs(path) else f" (working directory: `{os.getcwd()}`)"
     problem = "no file matches" if wild else "no such file or folder"
     raise DataError(f"`{path}`: {problem}{where}. Check the path.")
@@ -87,25 +100,103 @@ def stamp(source: Source) -> list[tuple[str, int, int]]:
     return [(info.path, info.size or 0, info.mtime_ns or 0) for info in infos]
 
 
-def list_files(filesystem: pafs.FileSystem, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
-    """Return the sorted entries of a folder; none if it does not exist."""
-    infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=recursive))
-    return sorted(infos, key=lambda info: str(info.path))
+Identity = tuple[int, int] | str
+"""Device and inode of a local file or folder, which all links to it share; the path of another one."""
 
 
-def _glob(filesystem: pafs.FileSystem, folder: str, parts: list[str]) -> Iterator[pafs.FileInfo]:
-    """Yield the matches below a folder, level by level. Folders that the pattern does not reach are not listed."""
+def identity(filesystem: pafs.FileSystem, path: str) -> Identity:
+    """Return the identity of a file or folder; the path if it does not exist."""
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        with suppress(OSError):
+            status = os.stat(path)
+            return status.st_dev, status.st_ino
+    return path
+
+
+def _identity_of(source: Source) -> Identity:
+    return source.path if "://" in source.path else identity(pafs.LocalFileSystem(), source.path)
+
+
+def distinct(filesystem: pafs.FileSystem, infos: Iterable[pafs.FileInfo]) -> list[pafs.FileInfo]:
+    """Return entries without those that are links to others of them, sorted by path."""
+    ordered = sorted(infos, key=lambda info: str(info.path))
+    is_local = isinstance(filesystem, pafs.LocalFileSystem)
+    links = {info.path for info in ordered if is_local and os.path.islink(info.path)}
+    unique: dict[Identity, pafs.FileInfo] = {}
+    for info in sorted(ordered, key=lambda info: info.path in links):
+        unique.setdefault(identity(filesystem, info.path), info)
+    return sorted(unique.values(), key=lambda info: str(info.path))
+
+
+def list_files(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
+    """Return the sorted entries of a folder, broken links among them; none if it does not exist."""
+    where: Any = pafs.FileSelector(folder, allow_not_found=True)
+    if isinstance(filesystem, pafs.LocalFileSystem):  # whose selector leaves out broken links
+        where = [os.path.join(folder, name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
+    return sorted(filesystem.get_file_info(where), key=lambda info: str(info.path))
+
+
+def _walk(filesystem: pafs.FileSystem, root: str) -> Iterator[pafs.FileInfo]:
+    """Yield the files at any depth of a folder, without hidden ones.
+
+    Each folder is entered once, and links to folders come last. So no loop of links is followed.
+    """
+    if not isinstance(filesystem, pafs.LocalFileSystem):  # one listing is faster there, and there are no links
+        for info in filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=True)):
+            is_hidden = any(part[0] in "._" for part in info.path[len(root.rstrip("/")) + 1 :].split("/"))
+            if info.type != pafs.FileType.Directory and not is_hidden:
+                yield info
+        return
+    folders, links = [root], list[str]()
+    entered = set[Identity]()
+    while folders or links:
+        folder = (folders or links).pop(0)
+        key = identity(filesystem, folder)
+        if key in entered:
+            continue
+        entered.add(key)
+        for info in list_files(filesystem, folder):
+            if info.base_name[0] in "._":
+                continue
+            if info.type == pafs.FileType.Directory:
+                (links if os.path.islink(info.path) else folders).append(info.path)
+            else:
+                yield info
+
+
+def _glob(
+    filesystem: pafs.FileSystem, folder: str, parts: list[str], entered: set[tuple[Identity, int]]
+) -> Iterator[pafs.FileInfo]:
+    """Yield the matches below a folder, level by level. Folders that the pattern does not reach are not listed.
+
+    `entered` has the folders that were listed, with the number of parts that were left: each pair is listed once.
+    """
+    key = (identity(filesystem, folder), len(parts))
+    if key in entered:
+        return
+    entered.add(key)
     head, rest = parts[0], parts[1:]
     if head == "**":
-        yield from _glob(filesystem, folder, rest or ["*"])
+        yield from _glob(filesystem, folder, rest or ["*"], entered)
     for info in list_files(filesystem, folder):
         is_folder = info.type == pafs.FileType.Directory
         if info.base_name[0] in "._" and info.base_name[0] != head[:1]:
             continue
         if head == "**" and is_folder:
-            yield from _glob(filesystem, info.path, parts)
+            yield from _glob(filesystem, info.path, parts, entered)
         elif fnmatchcase(info.base_name, head) and (is_folder or not rest):
-            yield from _glob(filesystem, info.path, rest) if rest else [info]
+            yield from _glob(filesystem, info.path, rest, entered) if rest else [info]
+
+
+def _require_regular(info: pafs.FileInfo) -> None:
+    """Raise `DataError` for a broken link, and for a pipe, a socket or a device."""
+    if info.type == pafs.FileType.NotFound and os.path.islink(info.path):
+        target = os.readlink(info.path)
+        raise DataError(
+            f"`{info.path}`: a link to `{target}`, which does not exist. Restore the file or remove the link."
+        )
+    if info.type == pafs.FileType.Unknown:
+        raise DataError(f"`{info.path}`: neither a file nor a folder. Write its content to a file first.")
 
 
 def public_name(base: str, inner: str, path: str) -> str:
@@ -136,11 +227,12 @@ def _format(path: str) -> str:
 def _folder(filesystem: pafs.FileSystem, root: str, name: Callable[[str], str]) -> list[Source]:
     data: list[Source] = []
     texts: list[list[str]] = []
-    for info in list_files(filesystem, root, recursive=True):
+    for info in distinct(filesystem, _walk(filesystem, root)):
         parts = info.path[len(root.rstrip("/")) + 1 :].split("/")
-        kind = ending(info.path)[0] if info.type == pafs.FileType.File else None
-        if kind is None or any(part[0] in "._" for part in parts):
+        kind = ending(info.path)[0]
+        if kind is None:
             continue
+        _require_regular(info)
         if kind != "text":
             data.append(Source(name(info.path), kind))
         elif len(parts) > 1:  # a `readme.txt` next to the data has no label
