@@ -155,8 +155,8 @@ def tune(
     """
     from txclf.tuning import tune as tuning
 
-    run = tuning.open_folder(load_config(run, overrides), resume, extend)
-    with _ray(run.compute, run.storage, always=True):
+    wanted = load_config(run, overrides)
+    with tuning.opened(wanted, resume, extend) as run, _ray(run.compute, run.storage, always=True):
         return tuning.tune(run, tuning.plan(run), lambda state: bool(on_progress and on_progress(state)))
 
 

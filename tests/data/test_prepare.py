@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.files import make_rows, read, write_csv
+from tests.helpers.processes import at_once
 from txclf.config import run_config as config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
-from txclf.core.errors import ConfigError, DataError
+from txclf.core.errors import ConfigError, DataError, StorageError
 from txclf.data import shards
 from txclf.data.prepare import prepare
 
@@ -193,3 +196,53 @@ def test_prepare_shards_are_plain_parquet(tmp_path: Path) -> None:
     folder = prepare(run_config(tmp_path, train=write_csv(tmp_path / "a.csv", make_rows(50))))
     (file,) = Path(folder, "train").iterdir()
     assert pq.read_schema(file).names == shards.SCHEMA.names
+
+
+def test_prepare_at_once_builds_the_data_once_and_the_others_wait(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", make_rows(20_000))
+    words = [f"storage={tmp_path}/runs", f"data.train={tmp_path}/a.csv", "tokenizer.vocab_size=400"]
+    imports = "from txclf.config import run_config\nfrom txclf.data.prepare import prepare"
+    call = "print(prepare(run_config.load(None, sys.argv[1:]), lambda stage, rows: print(stage)))"
+    results = at_once(imports, call, [words] * 3)
+    assert [code for code, _, _ in results] == [0, 0, 0], results
+    folders = {out.splitlines()[-1] for _, out, _ in results}
+    assert len(folders) == 1
+    built = [out for _, out, _ in results if "tokenized" in out]
+    waited = [out for _, out, _ in results if re.search(r"waiting for process \d+ on `.*`, which prepares", out)]
+    assert (len(built), len(waited)) == (1, 2)
+    assert [path.name for path in (tmp_path / "runs" / "prepared").iterdir()] == [Path(folders.pop()).name]
+
+
+def test_prepare_after_a_kill_leaves_nothing_of_the_first_attempt(tmp_path: Path) -> None:
+    run = run_config(tmp_path, train=write_csv(tmp_path / "a.csv", make_rows(500)))
+
+    class Killed(BaseException):
+        """Ends the process in which it is raised."""
+
+    def kill(stage: str, rows: int) -> None:
+        if stage == "tokenized":
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(run, kill)
+    prepared = tmp_path / "runs" / "prepared"
+    assert list(prepared.iterdir()) == []
+    folder = Path(prepare(run))
+    leftover = prepared / f".{folder.name}" / "0123" / "train"
+    leftover.mkdir(parents=True)
+    (leftover / "part-0.parquet").write_bytes(b"half")
+    shutil.rmtree(folder)
+    assert prepare(run) == str(folder)
+    assert list(prepared.iterdir()) == [folder]
+
+
+def test_prepare_taken_over_by_another_process_raises(tmp_path: Path) -> None:
+    run = run_config(tmp_path, train=write_csv(tmp_path / "a.csv", make_rows(500)))
+
+    def taken_over(stage: str, rows: int) -> None:
+        for path in (tmp_path / "runs" / "prepared").glob(".*/lease.json"):
+            path.unlink()
+
+    with pytest.raises(StorageError, match="stood still for so long that another process took its work over"):
+        prepare(run, taken_over)
+    assert not list((tmp_path / "runs" / "prepared").glob("*/manifest.json"))

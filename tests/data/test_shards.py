@@ -289,9 +289,13 @@ def test_read_shard_with_other_rows_is_refused(written: tuple[str, Shard, Path])
 
 def test_load_manifest_returns_what_was_written(tmp_path: Path) -> None:
     shard = shards.write_shard(str(tmp_path), "train", make_table(5), 3)
-    manifest = make_manifest([shard])
+    (tmp_path / shards.TOKENIZER).write_text("one")
+    manifest = make_manifest([shard], tokenizer_hash=hashlib.sha256(b"one").hexdigest())
     storage.write_bytes(tmp_path / shards.MANIFEST, manifest.model_dump_json().encode())
     assert shards.load_manifest(str(tmp_path)) == manifest
+    (tmp_path / shards.TOKENIZER).write_text("two")
+    with pytest.raises(DataError, match=r"tokenizer\.json`: not the tokenizer that the shards were made with"):
+        shards.load_manifest(str(tmp_path))
 
 
 def test_load_manifest_folder_without_one_is_refused(tmp_path: Path) -> None:

@@ -137,15 +137,14 @@ def test_search_follows_the_recipe_and_resumes(tmp_path: Path, data: str, encode
     path.write_text(yaml.safe_dump({"name": "search", "tune": settings}))
     words = [f"data.train={data}", f"storage={tmp_path}/runs", f"model.pretrained={encoder}", "train.epochs=2"]
     words += ["tokenizer.max_length=16", "train.precision=fp32"]
-    run = tune.open_folder(run_config.load(str(path), words))
 
     def one_is_finished(state: SearchState) -> bool:
         return any(one.trial.state == "finished" for one in state.results.values())
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), tune.opened(run_config.load(str(path), words)) as run:
         tune.tune(run, tune.plan(run), one_is_finished)
-    run = tune.open_folder(run_config.load(str(path), words), resume=True)
-    search = tune.tune(run, tune.plan(run), lambda state: False)
+    with tune.opened(run_config.load(str(path), words), resume=True) as run:
+        search = tune.tune(run, tune.plan(run), lambda state: False)
     assert (search.trials, search.finished, search.settings) == (2, 2, {"train.learning_rate": 1e-3})
     best = run_config.load(f"{run.run_folder}/best.yaml")
     small = finetuning.recipe(270)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.prediction import LONG_TEXT, Stop, part_files, stop, write_jsonl
+from tests.helpers.processes import at_once
 from tests.helpers.testbed import wait_until
-from txclf.core.errors import ConfigError
+from txclf.core.errors import ConfigError, StorageError
 from txclf.data.sources import Source
 from txclf.prediction import parts, predict
 from txclf.prediction.parts import ChunkKey
@@ -148,3 +150,29 @@ def test_read_yields_the_same_chunks_each_time(tmp_path: Path, chunk_rows: int) 
     assert [key for key, _ in chunks] == [ChunkKey(3, number) for number in range(-(-25 // chunk_rows))]
     assert [row for _, raw in chunks for row in raw.rows] == list(range(1, 26))
     assert list(parts.read(3, source, chunk_rows)) == chunks
+
+
+def test_predict_at_once_into_one_file_never_mixes_rows(tmp_path: Path, tiny_bundle: str) -> None:
+    inputs = [write_jsonl(tmp_path / f"in{number}.jsonl", 4_000 + number) for number in range(2)]
+    out = tmp_path / "out.jsonl"
+    call = "predict(sys.argv[1], [sys.argv[2]], out=sys.argv[3], chunk_rows=100)"
+    imports = "from txclf.prediction.predict import predict"
+    results = at_once(imports, call, [[tiny_bundle, path, str(out)] for path in inputs])
+    assert sorted(code for code, _, _ in results) == [0, 1], results
+    winner = [code for code, _, _ in results].index(0)
+    assert re.search(rf"process \d+ on `.*` predicts into `{out}` since", results[1 - winner][2])
+    rows = out.read_text().splitlines()
+    assert len(rows) == 4_000 + winner
+    assert predict.predict(tiny_bundle, [inputs[winner]], out=str(tmp_path / "alone.jsonl")).rows == len(rows)
+    assert out.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+
+
+def test_predict_taken_over_by_another_process_raises_and_writes_nothing(tmp_path: Path, tiny_bundle: str) -> None:
+    path, out = write_jsonl(tmp_path / "in.jsonl", 300), tmp_path / "out.jsonl"
+
+    def taken_over(rows: int) -> None:
+        (tmp_path / ".out.jsonl.parts" / "lease.json").unlink(missing_ok=True)
+
+    with pytest.raises(StorageError, match="another process took its work over"):
+        predict.predict(tiny_bundle, [path], out=str(out), chunk_rows=100, on_progress=taken_over)
+    assert not out.exists()

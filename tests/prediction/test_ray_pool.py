@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from tests.helpers.prediction import Stop, part_files, stop, write_jsonl
 from tests.helpers.ray_cpus import every_cpu_taken
 from tests.helpers.testbed import Testbed, wait_until
 from txclf.config.sections import Compute
+from txclf.core import lease
 from txclf.core.errors import ClusterError, DataError
 from txclf.data.sources import Source
 from txclf.inference import bundle
@@ -30,13 +32,14 @@ from txclf.prediction.ray_pool import Fault, Worker
 
 
 @pytest.fixture
-def worker(tmp_path: Path, tiny_bundle: str) -> Worker:
+def worker(tmp_path: Path, tiny_bundle: str) -> Iterator[Worker]:
     """Construct the actor class in this process, for an output of JSON lines."""
     source = Source(write_jsonl(tmp_path / "first.jsonl", 1), "jsonl")
     (_, first), *_ = parts.read(0, source, 1)
     columns = output_columns(bundle.read_metadata(tiny_bundle), first, style="jsonl", probabilities=False, texts=None)
-    plan = PredictionPlan(tiny_bundle, False, 100, columns, None, str(tmp_path / "parts"))
-    return Worker(plan, torch.get_num_threads())
+    with lease.held(str(tmp_path / "parts")) as holding:
+        plan = PredictionPlan(tiny_bundle, False, 100, columns, None, holding)
+        yield Worker(plan, torch.get_num_threads())
 
 
 def test_worker_writes_a_part_file_and_returns_its_count(tmp_path: Path, worker: Worker) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from tests.helpers.runs import go_on, lines, stopped_at, tiny, trained
 from txclf import Classifier
-from txclf.artifacts import attempts, checkpoints, lease
+from txclf.artifacts import attempts, checkpoints
 from txclf.config.run_config import RunConfig
-from txclf.core import storage
+from txclf.core import lease, storage
 from txclf.core.errors import ConfigError, StorageError
 from txclf.data.prepare import prepare
 from txclf.training import callbacks

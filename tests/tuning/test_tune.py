@@ -52,8 +52,13 @@ def go_on(standing: SearchState) -> bool:
 
 
 def done(run: RunConfig, show: Show = go_on) -> Search:
-    run = tune.open_folder(run, resume=False, extend=0)
-    return tune.tune(run, tune.plan(run, lambda note: None), show)
+    with tune.opened(run) as run:
+        return tune.tune(run, tune.plan(run, lambda note: None), show)
+
+
+def open_and_close(run: RunConfig, resume: bool = False) -> None:
+    with tune.opened(run, resume):
+        pass
 
 
 def told(run: RunConfig) -> list[tuple[int, str, dict[str, Any], float]]:
@@ -315,23 +320,24 @@ REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "words", "message"), REFUSED)
-def test_open_folder_impossible_search_raises_and_writes_nothing(
+def test_opened_impossible_search_raises_and_writes_nothing(
     tmp_path: Path, data: str, settings: dict[str, Any], words: list[str], message: str
 ) -> None:
     run = search(tmp_path, data, settings.pop("space", None), *words, **settings)
     with pytest.raises(ConfigError, match=message):
-        tune.open_folder(run, resume=False, extend=0)
+        open_and_close(run)
     assert not Path(run.run_folder).exists()
 
 
-def test_open_folder_taken_folder_raises(tmp_path: Path, data: str) -> None:
+def test_opened_taken_folder_raises(tmp_path: Path, data: str) -> None:
     run = search(tmp_path, data)
     with pytest.raises(ConfigError, match=r"no search to resume\. Start it without --resume"):
-        tune.open_folder(run, resume=True, extend=0)
-    tune.open_folder(run, resume=False, extend=0)
+        open_and_close(run, resume=True)
+    with tune.opened(run), pytest.raises(ConfigError, match=r"process \d+ on `.*` works in it since"):
+        open_and_close(run, resume=True)
     with pytest.raises(ConfigError, match=r"exists already\. Pass --resume to continue it"):
-        tune.open_folder(run, resume=False, extend=0)
+        open_and_close(run)
     with pytest.raises(ConfigError, match=r"differs in `train`, `tune`\. Pass the settings"):
-        tune.open_folder(search(tmp_path, data, None, "train.epochs=5", search="optuna"), resume=True, extend=0)
+        open_and_close(search(tmp_path, data, None, "train.epochs=5", search="optuna"), resume=True)
     with pytest.raises(ConfigError, match="nothing to search"):
-        tune.open_folder(search(tmp_path, data, None, "tune.space={}"), resume=True, extend=0)
+        open_and_close(search(tmp_path, data, None, "tune.space={}"), resume=True)

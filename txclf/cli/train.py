@@ -198,8 +198,7 @@ def tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
     from txclf.training.progress import Interrupted
     from txclf.tuning import tune as verb
 
-    run = verb.open_folder(run, resume, extend)
-    with ray_cluster.connected(run.compute):
+    with verb.opened(run, resume, extend) as run, ray_cluster.connected(run.compute):
         require_shared(run.storage)
         plan = verb.plan(run, lambda note: print(note, file=sys.stderr))
         with stop_signals() as signals, displays.SearchDisplay() as display:

@@ -196,6 +196,27 @@ def remove_folder(path: str | os.PathLike[str]) -> None:
         filesystem.delete_dir(inner)
 
 
+def move_folder(source: str, target: str, last: str) -> None:
+    """Move a folder to a path at which nothing is; on a local file system in one step.
+
+    Object stores cannot do that: there the file `last`, which marks the folder as complete, is moved last.
+
+    Raises `StorageError` if it cannot be moved.
+    """
+    (filesystem, old), (_, new) = resolve(source), resolve(target)
+    try:
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            filesystem.move(old, new)
+            return
+        infos = filesystem.get_file_info(pafs.FileSelector(old, recursive=True))
+        paths = sorted((info.path for info in infos if info.type == pafs.FileType.File), key=f"{old}/{last}".__eq__)
+        for path in paths:
+            filesystem.move(path, new + path.removeprefix(old))
+        filesystem.delete_dir(old)
+    except OSError as error:
+        raise StorageError(f"`{source}`: cannot be moved to `{target}`: {_reason(error)}") from error
+
+
 def require_writable(folder: str | os.PathLike[str]) -> None:
     """Raise `StorageError` if a folder cannot be created or written to. Called before long work."""
     probe = join(folder, f".probe-{uuid.uuid4().hex[:8]}")

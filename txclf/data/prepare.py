@@ -4,6 +4,8 @@
     train the tokenizer on the train split
     tokenize   read every row again and write shards in shuffled order
 
+A process builds the data in a folder of its own, which appears under its name when it is complete.
+
 Both passes are plain functions over one file. They run in this process (`compute.workers: 0`) or as stages of Ray
 Data. Between them only hashes (16 bytes per training row) and the sample are in memory, so raw text may be larger than
 memory.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections import Counter
@@ -25,7 +28,7 @@ import pyarrow.compute as pc
 
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import SpecialTokens
-from txclf.core import storage
+from txclf.core import lease, storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import pipeline, pretrained_tokenizer, records, shards, writers
 from txclf.data.audit import Audit
@@ -77,6 +80,37 @@ def prepare(run: RunConfig, show: ReportProgress = lambda stage, rows: None) -> 
     folder = storage.join(run.storage, "prepared", fingerprint)
     if storage.exists(storage.join(folder, shards.MANIFEST)):
         return folder
+    place = storage.join(run.storage, "prepared", f".{fingerprint}")
+
+    def wait(note: str) -> None:
+        show(note, 0)
+
+    with lease.held(place, wait, math.inf, work="prepares the same data", then="run the command again") as holding:
+        if storage.exists(storage.join(folder, shards.MANIFEST)):
+            return folder  # the other process was faster
+        for name in storage.list_folder(place):
+            if name != lease.FILE:
+                storage.remove_folder(storage.join(place, name))  # of a process that was killed
+        building = storage.join(place, holding.id)
+        try:
+            _build(run, sources, encoder, building, fingerprint, show)
+            holding.require()
+            storage.remove_folder(folder)  # of a version that built in place, or without its manifest
+            storage.move_folder(building, folder, last=shards.MANIFEST)
+        finally:
+            storage.remove_folder(building)
+    return folder
+
+
+def _build(
+    run: RunConfig,
+    sources: dict[str, list[Source]],
+    encoder: tuple[str, SpecialTokens] | None,
+    folder: str,
+    fingerprint: str,
+    show: ReportProgress,
+) -> None:
+    """Write the prepared data of a run to a folder that only this process writes, the manifest last."""
     storage.require_writable(folder)
     with tempfile.TemporaryFile(prefix="txclf-rejected-") as rejected:
         audits, sample = scan_all(run, sources, show, rejected)
@@ -101,7 +135,6 @@ def prepare(run: RunConfig, show: ReportProgress = lambda stage, rows: None) -> 
         written=written,
     )
     storage.write_bytes(storage.join(folder, shards.MANIFEST), (manifest.model_dump_json(indent=2) + "\n").encode())
-    return folder
 
 
 def find_sources(run: RunConfig) -> dict[str, list[Source]]:

@@ -138,6 +138,7 @@ class Manifest(_Record):
     labels: list[str]
     """Labels in the order of the model's outputs."""
     tokenizer_hash: str
+    """SHA-256 of `tokenizer.json`."""
     vocab_size: int
     target_vocab_size: int = 0
     """Target vocabulary; equals `vocab_size` if it is shared, 0 unless seq2seq."""
@@ -154,7 +155,10 @@ class Manifest(_Record):
 
 
 def load_manifest(folder: str) -> Manifest:
-    """Return the manifest of a prepared folder. Raises `DataError` if the folder is incomplete."""
+    """Return the manifest of a prepared folder.
+
+    Raises `DataError` if the folder is incomplete or its tokenizer is not that of the shards.
+    """
     path = storage.join(folder, MANIFEST)
     if not storage.exists(path):
         raise DataError(
@@ -162,9 +166,13 @@ def load_manifest(folder: str) -> Manifest:
             "Run `txclf prepare`."
         )
     try:
-        return Manifest.model_validate_json(storage.read_bytes(path))
+        manifest = Manifest.model_validate_json(storage.read_bytes(path))
     except ValidationError:
         raise DataError(f"`{path}`: not a manifest of this version. Run `txclf prepare` again.") from None
+    tokenizer = storage.join(folder, TOKENIZER)
+    if not storage.exists(tokenizer) or storage.sha256(tokenizer) != manifest.tokenizer_hash:
+        raise DataError(f"`{tokenizer}`: not the tokenizer that the shards were made with. {_advice(folder)}")
+    return manifest
 
 
 def tokenizers(folder: str) -> list[str]:

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from txclf.core import storage
-from txclf.core.errors import ConfigError, DataError, StorageError
+from txclf.core.errors import ConfigError, DataError
+from txclf.core.lease import FILE, Holding
 from txclf.data import records, writers
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source
@@ -62,8 +63,13 @@ class PredictionPlan:
     columns: Columns
     schema: pa.Schema | None
     """Schema of a Parquet output; None for other formats."""
-    folder: str
-    """Folder of the part files."""
+    holding: Holding
+    """Lease of the folder of the part files."""
+
+    @property
+    def folder(self) -> str:
+        """Folder of the part files."""
+        return self.holding.folder
 
     def load_answer(self) -> Answer:
         """Load the model and return the function that predicts with it."""
@@ -122,6 +128,7 @@ def write(plan: PredictionPlan, answer: Answer, key: ChunkKey, raw: RawBatch) ->
         bad = [{"file": raw.files[i], "row": raw.rows[i], "reason": reasons[i]} for i in sorted(reasons)]
         lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in bad)
         storage.write_bytes(plan.path(key, count, "errors.jsonl"), lines.encode("utf-8", "replace"))
+    plan.holding.require()
     storage.write_bytes(plan.path(key, count, plan.columns.style), content)
     return count
 
@@ -145,20 +152,22 @@ def trim_memory() -> None:
         trim(0)
 
 
-def finished_chunks(
-    out: str, plan: PredictionPlan, arguments: Mapping[str, Any], restart: bool
-) -> dict[ChunkKey, Count]:
+def clear(folder: str) -> None:
+    """Remove all part files, but not the lease of the process that writes them."""
+    for name in storage.list_folder(folder):
+        if name != FILE:
+            storage.remove_file(storage.join(folder, name))
+
+
+def finished_chunks(plan: PredictionPlan, arguments: Mapping[str, Any], restart: bool) -> dict[ChunkKey, Count]:
     """Return the chunks that an interrupted prediction finished; with `restart` delete them.
 
     Raises `ConfigError` if they come from a prediction with other arguments.
     """
     record = storage.join(plan.folder, RECORD)
     if restart or not storage.exists(record):
-        storage.remove_folder(plan.folder)
-        try:
-            storage.write_json(record, arguments)
-        except StorageError as error:
-            raise StorageError(f"`{out}`: cannot be written: {error}. Pass another --out.") from None
+        clear(plan.folder)
+        storage.write_json(record, arguments)
         return {}
     previous = storage.read_json(record)
     changed = [name for name, value in arguments.items() if previous.get(name) != value]

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from txclf._version import __version__
 from txclf.config.sections import Compute
-from txclf.core import storage
+from txclf.core import lease, storage
 from txclf.core.errors import DataError, StorageError
 from txclf.data import writers
 from txclf.data.records import RawBatch
@@ -69,8 +69,8 @@ def predict(
     `out` appears when it is complete. An interrupted prediction resumes when it is called with the same arguments;
     `restart` starts over.
 
-    Raises `ConfigError` if the output format is unknown or an interrupted prediction has other arguments, `DataError`
-    if an input cannot be read.
+    Raises `ConfigError` if the output format is unknown, another process predicts into `out` or an interrupted
+    prediction has other arguments, `DataError` if an input cannot be read.
     """
     style, codec = writers.style(out)
     if storage.is_folder(out):
@@ -82,20 +82,25 @@ def predict(
     if first is None:
         raise DataError(f"no row in {', '.join(inputs)}. Pass files that have rows.")
     columns = output_columns(metadata, first[1], style=style, probabilities=probabilities, texts=text_columns)
-    plan = PredictionPlan(model, probabilities, chunk_rows, columns, _schema(first[1], columns), _parts_folder(out))
-    finished = parts.finished_chunks(out, plan, _arguments(plan, sources), restart)
-    resumed_rows = sum(count.rows for count in finished.values())
     try:
-        if compute is None:
-            _predict_here(plan, chain([first], stream), finished, on_progress)
-        else:
-            ray_pool.run(plan, sources, compute, finished, on_progress)
-    except DataError as error:
-        if error.__cause__ is None:  # the rows themselves are invalid, so the prediction can never be resumed
-            storage.remove_folder(plan.folder)
-        raise
-    _join(plan, finished, out, codec)
-    storage.remove_folder(plan.folder)
+        storage.require_writable(storage.folder_of(out))
+    except StorageError as error:
+        raise StorageError(f"`{out}`: cannot be written: {error}. Pass another --out.") from None
+    with lease.held(_parts_folder(out), work=f"predicts into `{out}`", then="run the command again") as holding:
+        plan = PredictionPlan(model, probabilities, chunk_rows, columns, _schema(first[1], columns), holding)
+        finished = parts.finished_chunks(plan, _arguments(plan, sources), restart)
+        resumed_rows = sum(count.rows for count in finished.values())
+        try:
+            if compute is None:
+                _predict_here(plan, chain([first], stream), finished, on_progress)
+            else:
+                ray_pool.run(plan, sources, compute, finished, on_progress)
+        except DataError as error:
+            if error.__cause__ is None:  # the rows themselves are invalid, so the prediction can never be resumed
+                parts.clear(plan.folder)
+            raise
+        _join(plan, finished, out, codec)
+        parts.clear(plan.folder)
     rows, bad = (sum(counts) for counts in zip(*finished.values(), strict=True))
     return PredictionSummary(rows, bad, list(columns.added), resumed_rows)
 
@@ -120,6 +125,7 @@ def _predict_here(
 def _join(plan: PredictionPlan, finished: Mapping[ChunkKey, Count], out: str, codec: str | None) -> None:
     """Join the part files to `out`, and the reports of bad rows to `<out>.errors.jsonl`."""
     columns, keys = plan.columns, sorted(finished)
+    plan.holding.require()
     paths = (plan.path(key, finished[key], columns.style) for key in keys)
     writers.join(paths, out, columns.style, codec, [*columns.inputs, *columns.added])
     reports = [plan.path(key, finished[key], "errors.jsonl") for key in keys if finished[key].bad]

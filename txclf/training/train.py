@@ -3,7 +3,7 @@
     run folder/run.yaml         resolved run file, written before the first step
                prepared.json    prepared folder and its fingerprint
                vectors.json     coverage of the vocabulary by `model.word_vectors`
-               lease.json       driver that works in the folder; removed when it ends
+               lease.json       process that works in the folder; removed when it ends
                attempts.jsonl   one line for each time that workers began
                metrics.jsonl    one line per log interval and per validation
                checkpoints/     the best few and the last
@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from txclf._version import __version__
-from txclf.artifacts import attempts, checkpoints, lease, trackers
+from txclf.artifacts import attempts, checkpoints, trackers
 from txclf.config import finetuning, run_config
 from txclf.config.run_config import RunConfig
-from txclf.core import storage
+from txclf.core import lease, storage
 from txclf.core.errors import ConfigError
 from txclf.data import shards, word_vectors
 from txclf.data.sidecars import Sidecar
@@ -169,17 +169,17 @@ def train(
         if report(Progress(notes=notes)):
             raise Interrupted
 
-    with lease.held(run.run_folder, wait, patience_s):
-        if not began and _began_with(run):
+    with lease.held(run.run_folder, wait, patience_s) as holding:
+        if not began and storage.exists(storage.join(run.run_folder, "run.yaml")):
             raise ConfigError(f"`{run.run_folder}`: another process started this run meanwhile. Pass --resume.")
         if not run.compute.on_ray:
             config = _with_sidecars(config, report, notes)
-            return _finish(config, _fit_here(config, report, notes))
+            return _finish(config, _fit_here(config, report, notes), holding)
         from txclf import ray_cluster
 
         with ray_cluster.connected(run.compute):
             config = _with_sidecars(config, report, notes)
-            return _finish(config, _fit_on_ray(config, report, notes))
+            return _finish(config, _fit_on_ray(config, report, notes), holding)
 
 
 def _vectors(run: RunConfig, prepared: str) -> Coverage | None:
@@ -222,9 +222,10 @@ def _settled(run: RunConfig, manifest: shards.Manifest) -> tuple[RunConfig, str 
     return pretrained_network.settled(run, manifest)
 
 
-def _finish(config: WorkerConfig, stats: RunStats) -> RunSummary:
+def _finish(config: WorkerConfig, stats: RunStats, holding: lease.Holding) -> RunSummary:
     """Write the bundle from the best checkpoint, then the summary, which marks the run as finished."""
     run = config.run
+    holding.require()
     saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
     folder = storage.join(run.run_folder, "model")
     winner = save_bundle(folder, run, config.prepared, saved, encoder=config.encoder, on_ray=run.compute.on_ray)
@@ -242,6 +243,7 @@ def _finish(config: WorkerConfig, stats: RunStats) -> RunSummary:
         "attempts": len(begun),
     }
     summary = RunSummary.model_validate(dict(stats) | chosen)
+    holding.require()
     storage.write_json(storage.join(run.run_folder, SUMMARY), summary.model_dump())
     return summary
 
@@ -316,9 +318,13 @@ def recorded_encoder(run: RunConfig) -> str | None:
 
 
 def _began_with(run: RunConfig) -> dict[str, Any] | None:
-    """Return `prepared.json`: what a run began with, such as its prepared folder and the fingerprint of the data."""
+    """Return `prepared.json`: what a run began with, such as its prepared folder and the fingerprint of the data.
+
+    Return None for a run whose `run.yaml`, which is written after it, is missing.
+    """
     path = storage.join(run.run_folder, PREPARED)
-    return dict(storage.read_json(path)) if storage.exists(path) else None
+    began = storage.exists(storage.join(run.run_folder, "run.yaml")) and storage.exists(path)
+    return dict(storage.read_json(path)) if began else None
 
 
 def _begin(config: WorkerConfig) -> None:

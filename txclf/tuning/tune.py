@@ -11,7 +11,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,12 +20,12 @@ from ray.tune import ResultGrid
 
 from txclf import ray_cluster
 from txclf._version import __version__
-from txclf.artifacts import checkpoints, lease, trials
+from txclf.artifacts import checkpoints, trials
 from txclf.artifacts.trials import Trial
 from txclf.config import finetuning, run_config
 from txclf.config.run_config import RunConfig
 from txclf.config.search_space import Tune
-from txclf.core import storage
+from txclf.core import lease, storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.data import shards
 from txclf.data.prepare import prepare
@@ -120,13 +121,20 @@ PERTURBED = (
 """Keys that population-based training can change between two steps."""
 
 
-def open_folder(run: RunConfig, resume: bool = False, extend: int = 0) -> RunConfig:
-    """Create or reopen the folder of a search and return the run to use.
+@contextmanager
+def opened(run: RunConfig, resume: bool = False, extend: int = 0) -> Iterator[RunConfig]:
+    """Create or reopen the folder of a search, hold it while the block runs, and yield the run to use.
 
-    Raises `ConfigError` for an existing folder, a missing one to resume, or changed settings.
+    Raises `ConfigError` for an existing folder, a missing one to resume, changed settings, or if another driver works
+    in the folder.
     """
     check(run)
     distill.require_teacher(run)
+    with lease.held(run.run_folder):
+        yield _open(run, resume, extend)
+
+
+def _open(run: RunConfig, resume: bool, extend: int) -> RunConfig:
     folder = run.run_folder
     saved = storage.join(folder, "run.yaml")
     if not storage.exists(saved):
@@ -148,7 +156,6 @@ def open_folder(run: RunConfig, resume: bool = False, extend: int = 0) -> RunCon
     count = was.tune.trials + extend
     if extend and was.tune.search == "grid":
         raise ConfigError("--extend: `search: grid` already tries every combination. Use --resume.")
-    lease.require_free(folder)
     run = run.model_copy(update={"tune": run.tune.model_copy(update={"trials": count})})
     storage.write_bytes(saved, run_config.dump(run).encode())
     return run
@@ -218,15 +225,10 @@ def plan(run: RunConfig, note: Callable[[str], None] = lambda text: None) -> Sea
 
 
 def tune(run: RunConfig, plan: SearchPlan, show: Show = lambda state: False) -> Search:
-    """Run a search to its end in a folder of `open_folder` and return its summary. Ray must be connected.
+    """Run a search of `opened` to its end and return its summary. Ray must be connected.
 
-    Raises `Interrupted` if `show` asked for a stop, or `ConfigError` if another driver works in the folder.
+    Raises `Interrupted` if `show` asked for a stop.
     """
-    with lease.held(run.run_folder):
-        return _tune(run, plan, show)
-
-
-def _tune(run: RunConfig, plan: SearchPlan, show: Show) -> Search:
     started = time.time()
     rows = shards.load_manifest(next(iter(plan.prepared.values()))).splits["train"].rows
     run = finetuning.with_recipe(run, rows)

@@ -1,12 +1,14 @@
-"""`lease.json` of a run or search folder: the driver that works in it, so that a second one is refused.
+"""`lease.json` of a folder that one process at a time may write: a run, a search, prepared data, parts of a prediction.
 
-The driver renews its lease from a thread. A lease that its holder stopped renewing has expired. Its age is measured by
-the process that wants the folder, on its own clock, so the clocks of two machines need not agree.
+The process, called the driver, renews its lease from a thread. A lease that its holder stopped renewing has expired.
+Its age is measured by the process that wants the folder, on its own clock, so the clocks of two machines need not
+agree.
 """
 
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import socket
 import threading
@@ -15,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
@@ -64,12 +67,36 @@ class Lease(BaseModel):
         return time.time() - self.renewed > (EXPIRES_S if self.on_this_machine else CLOCKS_S)
 
 
+class Holding(NamedTuple):
+    """A folder and the lease that this process, and the workers that it starts, write by."""
+
+    folder: str
+    id: str
+
+    def require(self) -> None:
+        """Raise `StorageError` if another process took the lease over; called before a write that must not mix."""
+        holder = _read(self.folder)
+        if holder is None or holder.id != self.id:
+            raise StorageError(
+                f"`{self.folder}`: this process stood still for so long that {_named(holder)} took its work over. "
+                "Stop one of the two processes."
+            )
+
+
 @contextmanager
-def held(folder: str, waiting: Callable[[str], None] = lambda note: None, patience_s: float = 0.0) -> Iterator[None]:
+def held(
+    folder: str,
+    waiting: Callable[[str], None] = lambda note: None,
+    patience_s: float = 0.0,
+    *,
+    work: str = "works in it",
+    then: str = "pass --resume",
+) -> Iterator[Holding]:
     """Hold the lease of a folder while the block runs.
 
     The lease of a process that ended is taken over. `patience_s` is how long a living driver may take to end.
     `waiting` receives a note, again and again, while this process waits to know whether the other driver still lives.
+    `work` names what the driver does, and `then` what to do after its end, for the messages.
 
     Raises `ConfigError` if another driver holds the lease.
     """
@@ -84,41 +111,56 @@ def held(folder: str, waiting: Callable[[str], None] = lambda note: None, patien
         since=now,
         renewed=now,
     )
-    _take(folder, lease, waiting, patience_s)
+    _take(_Wanted(folder, work, then, waiting, patience_s), lease)
     ended = threading.Event()
     thread = threading.Thread(target=_renew, args=(folder, lease, ended), daemon=True)
     thread.start()
     try:
-        yield
+        yield Holding(folder, lease.id)
     finally:
         ended.set()
         thread.join()
         _release(folder, lease)
 
 
-def require_free(folder: str) -> None:
-    """Raise `ConfigError` if another driver holds the lease of a folder. Waits where that is not known at once."""
-    _wait_until_free(folder, lambda note: None, 0.0)
+class _Wanted(NamedTuple):
+    """Wish for the lease of a folder; the fields are the parameters of `held`."""
+
+    folder: str
+    work: str
+    then: str
+    waiting: Callable[[str], None]
+    patience_s: float
+
+    def refusal(self, holder: Lease) -> ConfigError:
+        """Return the error for a folder whose driver lives."""
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
+        return ConfigError(
+            f"`{self.folder}`: process {holder.pid} on `{holder.host}` {self.work} since {since}. Wait for its end, "
+            f"or stop it (`kill {holder.pid}` on `{holder.host}`), then {self.then}."
+        )
 
 
-def _take(folder: str, lease: Lease, waiting: Callable[[str], None], patience_s: float) -> None:
+def _take(wanted: _Wanted, lease: Lease) -> None:
     """Write the lease of this process once no other is valid."""
     while True:
-        seen = _wait_until_free(folder, waiting, patience_s)
-        with _locked(folder) as locked:
-            if _read(folder) != seen:
+        seen = _wait_until_free(wanted)
+        with _locked(wanted.folder) as locked:
+            if _read(wanted.folder) != seen:
                 continue  # another process was faster
-            _write(folder, lease)
+            _write(wanted.folder, lease)
         if not locked:
             time.sleep(SETTLE_S)
-        holder = _read(folder)
-        if holder is None or holder.id == lease.id:
+        holder = _read(wanted.folder)
+        if holder is not None and holder.id == lease.id:
             return
-        raise _refusal(folder, holder)
+        if holder is not None and not wanted.patience_s:
+            raise wanted.refusal(holder)
 
 
-def _wait_until_free(folder: str, waiting: Callable[[str], None], patience_s: float) -> Lease | None:
+def _wait_until_free(wanted: _Wanted) -> Lease | None:
     """Return the lease that is no longer valid, or None without one. Raises `ConfigError` if its holder lives."""
+    folder, patience_s = wanted.folder, wanted.patience_s
     seen, start = _read(folder), time.monotonic()
     unchanged_since = start
     while seen is not None and not (seen.ended or seen.expired):
@@ -126,10 +168,12 @@ def _wait_until_free(folder: str, waiting: Callable[[str], None], patience_s: fl
             break
         lives = seen.on_this_machine or unchanged_since > start
         if lives and time.monotonic() - start >= patience_s:
-            raise _refusal(folder, seen)
-        waiting(
-            f"`{folder}`: waiting up to {max(EXPIRES_S, patience_s):.0f} s to see whether process {seen.pid} on "
-            f"`{seen.host}` still works in it"
+            raise wanted.refusal(seen)
+        wanted.waiting(
+            f"`{folder}`: waiting for {_named(seen)}, which {wanted.work}"
+            if patience_s == math.inf
+            else f"`{folder}`: waiting up to {max(EXPIRES_S, patience_s):.0f} s to see whether {_named(seen)} still "
+            f"{wanted.work}"
         )
         time.sleep(POLL_S)
         now = _read(folder)
@@ -138,33 +182,31 @@ def _wait_until_free(folder: str, waiting: Callable[[str], None], patience_s: fl
     return seen
 
 
-def _refusal(folder: str, holder: Lease) -> ConfigError:
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
-    return ConfigError(
-        f"`{folder}`: process {holder.pid} on `{holder.host}` works in it since {since}. Wait for its end, or stop it "
-        f"(`kill {holder.pid}` on `{holder.host}`), then pass --resume."
-    )
+def _named(holder: Lease | None) -> str:
+    return f"process {holder.pid} on `{holder.host}`" if holder else "another process"
 
 
 def _renew(folder: str, lease: Lease, ended: threading.Event) -> None:
     """Renew the lease until the end of the block, or until another process took it over."""
     while not ended.wait(RENEW_S):
-        with suppress(TxclfError, OSError):  # storage may be away for a while
+        with suppress(TxclfError, OSError), _locked(folder):  # storage may be away for a while
             holder = _read(folder)
             if holder is None or holder.id != lease.id:
-                return  # the checkpoints of this attempt are refused (`attempts.require_current`)
-            if not ended.is_set():
-                _write(folder, lease.model_copy(update={"renewed": time.time()}))
+                return  # what this process writes from now on is refused (`Holding.require`)
+            _write(folder, lease.model_copy(update={"renewed": time.time()}))
 
 
 def _release(folder: str, lease: Lease) -> None:
     """Remove the lease if it is still that of this process."""
     with suppress(TxclfError, OSError):  # a full or lost disk has its own message, and the lease expires
-        holder = _read(folder)
-        if holder is not None and holder.id == lease.id:
-            storage.remove_file(storage.join(folder, FILE))
-            if storage.is_local(folder):
-                storage.local_path(folder).rmdir()  # only if a check failed before the first file was written
+        if not storage.exists(folder):
+            return
+        with _locked(folder):
+            holder = _read(folder)
+            if holder is not None and holder.id == lease.id:
+                storage.remove_file(storage.join(folder, FILE))
+                if storage.is_local(folder):
+                    storage.local_path(folder).rmdir()  # only if nothing else was written, or all of it was removed
 
 
 def _read(folder: str) -> Lease | None:
@@ -187,18 +229,30 @@ def _write(folder: str, lease: Lease) -> None:
 @contextmanager
 def _locked(folder: str) -> Iterator[bool]:
     """Lock a local folder against other processes while the block runs; yields False where there are no such locks."""
-    if not storage.is_local(folder):
-        yield False
-        return
-    path, descriptor, locked = storage.local_path(folder), -1, False
-    with suppress(OSError):  # network file systems lock no folders; a folder that cannot be written fails in the block
-        path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        locked = True
+    descriptor = _lock(storage.local_path(folder)) if storage.is_local(folder) else None
     try:
-        yield locked
+        yield descriptor is not None
     finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(path: Path) -> int | None:
+    """Create and lock a folder; return the descriptor that holds the lock, or None where folders cannot be locked."""
+    while True:
+        descriptor = -1
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except FileNotFoundError:
+            pass  # the last driver removed the folder meanwhile
+        except OSError:  # network file systems lock no folders; a folder that cannot be written fails in the block
+            if descriptor >= 0:
+                os.close(descriptor)
+            return None
         if descriptor >= 0:
             os.close(descriptor)
 
