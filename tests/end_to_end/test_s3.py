@@ -21,6 +21,7 @@ from txclf.artifacts import checkpoints, metric_logger
 from txclf.core import storage
 from txclf.core.errors import ConfigError, StorageError
 from txclf.data import writers
+from txclf.data.writers import Chunk
 
 BIN = Path(sys.executable).parent
 
@@ -112,7 +113,7 @@ def test_output_above_the_copy_limit_is_uploaded_in_parts(
     for number, chunk in enumerate(chunks):
         storage.write_bytes(chunk, bytes([97 + number]) * (8 * 2**20) + b"\n")
     before = requests_log.read_text()
-    writers.join(chunks, f"{bucket}/out/out.csv", "csv", None, ["text"])
+    writers.join([Chunk(chunk, "in.csv") for chunk in chunks], f"{bucket}/out/out.csv", "csv", None, ["text"])
     requests = requests_log.read_text().removeprefix(before)
     assert requests.count("PUT /bucket/out/out.csv HTTP") == (0 if large else 1)  # a copy by the server
     assert requests.count("PUT /bucket/out/out.csv?") == (3 if large else 0)  # parts of 10 MB
@@ -124,8 +125,9 @@ def test_output_above_the_copy_limit_is_uploaded_in_parts(
 def test_output_of_a_failed_join_leaves_nothing(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writers, "COPY_BYTES", 0)
     storage.write_bytes(f"{bucket}/parts/0", b"a\n")
+    chunks = [Chunk(f"{bucket}/parts/{number}", "in.csv") for number in (0, 1)]
     with pytest.raises(StorageError, match=r"out\.csv`: cannot be written"):
-        writers.join([f"{bucket}/parts/{number}" for number in (0, 1)], f"{bucket}/out/out.csv", "csv", None, ["text"])
+        writers.join(chunks, f"{bucket}/out/out.csv", "csv", None, ["text"])
     assert storage.list_folder(f"{bucket}/out") == []
 
 

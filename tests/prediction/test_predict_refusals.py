@@ -61,8 +61,36 @@ CLASH = [{"text": "fox"}, {"text": "dog", "label": "mine"}]
             DataError,
             r"b\.parquet`: an additional column `n` from row 1 on",
         ),
-        ({"a.jsonl": TWO, "b.jsonl": [{"text": "a", "n": "b"}]}, "out.parquet", DataError, "a column changes type"),
-        ({"a.jsonl": [{"text": "a", "n": 10**30}]}, "out.parquet", DataError, "a column changes type"),
+        (
+            {"a.jsonl": TWO, "b.jsonl": [{"text": "a", "n": "b"}]},
+            "out.parquet",
+            DataError,
+            r"b\.jsonl`: column `n`: string here, but int64 before",
+        ),
+        (
+            {"a.jsonl": TWO, "b.jsonl": [{"text": "a", "n": True}]},
+            "out.parquet",
+            DataError,
+            r"b\.jsonl`: column `n`: bool",
+        ),
+        (
+            {"a.jsonl": [{"text": "a", "n": 0.5}], "b.jsonl": [{"text": "a", "n": 2**53 + 1}]},
+            "out.parquet",
+            DataError,
+            r"b\.jsonl`: column `n`: cannot become double: Integer value 9007199254740993",
+        ),
+        (
+            {"a.jsonl": [*TWO, {"text": "a", "n": 10**30}]},
+            "out.parquet",
+            DataError,
+            r"a\.jsonl`: column `n`: rows 1 to 3: .*too large",
+        ),
+        (
+            {"a.jsonl": [{"text": "a", "n": {}}]},
+            "out.parquet",
+            DataError,
+            r"a\.jsonl`: column `n`: rows 1 to 1: .*no child field",
+        ),
         (
             {"a.jsonl": CLASH[:1], "b.jsonl": CLASH[1:]},
             "out.jsonl",

@@ -38,7 +38,7 @@ def worker(tmp_path: Path, tiny_bundle: str) -> Iterator[Worker]:
     (_, first), *_ = parts.read(0, source, 1)
     columns = output_columns(bundle.read_metadata(tiny_bundle), first, style="jsonl", probabilities=False, texts=None)
     with lease.held(str(tmp_path / "parts")) as holding:
-        plan = PredictionPlan(tiny_bundle, False, 100, columns, None, holding)
+        plan = PredictionPlan(tiny_bundle, False, 100, columns, {}, holding)
         yield Worker(plan, torch.get_num_threads())
 
 
@@ -81,8 +81,10 @@ def inputs(tmp_path: Path) -> list[str]:
 @RAY
 @pytest.mark.usefixtures("local_ray")
 def test_predict_on_ray_writes_the_same_file(tmp_path: Path, tiny_bundle: str, inputs: list[str]) -> None:
+    (tmp_path / "in" / "4.jsonl").write_text('{"n": 0.5, "text": "fox"}\n')  # the others have integers
     here, there = tmp_path / "here.parquet", tmp_path / "there.parquet"
     done = predict.predict(tiny_bundle, inputs, out=str(here), chunk_rows=100)
+    assert pq.read_table(here)["n"].to_pylist()[-2:] == [302_999, 0.5]
     compute = Compute(workers=2, cpus_per_worker=1.5)  # all CPUs of the local Ray
     assert predict.predict(tiny_bundle, inputs, out=str(there), compute=compute, chunk_rows=100) == done
     assert pq.read_table(there).equals(pq.read_table(here))
@@ -175,7 +177,7 @@ def test_predict_on_ray_survives_killed_workers_and_reports_bad_rows(
     assert pq.read_table(there).equals(pq.read_table(here))
 
     (tmp_path / "in" / "4.jsonl").write_text('{"n": "a word", "text": "fox"}\n')
-    with pytest.raises(DataError, match=r"4\.jsonl`: a column changes type from row 1 on: "):
+    with pytest.raises(DataError, match=r"4\.jsonl`: column `n`: string here, but int64 before"):
         predict.predict(tiny_bundle, inputs, out=str(there), compute=compute, chunk_rows=100)
     (tmp_path / "in" / "4.jsonl").write_text('{"m": 1}\n')
     with pytest.raises(DataError, match=r"4\.jsonl`: no column `text`"):

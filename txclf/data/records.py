@@ -80,8 +80,9 @@ class Rows:
 def read_raw(source: Source, columns: Sequence[str] | None = None, batch_rows: int = 2048) -> Iterator[RawBatch]:
     """Yield the rows of a source in batches of at most `batch_rows` rows, with the given columns or, for None, all.
 
-    `csv` has a header and may have quotes. `tsv` has a header and no quotes. `jsonl` has an object per line; a missing
-    key gives None. A compressed parquet file is decompressed as a whole, so it needs more memory than a batch.
+    `csv` has a header and may have quotes. `tsv` has a header; a quote is an ordinary character unless it begins the
+    header. `jsonl` has an object per line; a missing key gives None. A compressed parquet file is decompressed as a
+    whole, so it needs more memory than a batch.
 
     Raises `DataError` for a file that is missing, empty, damaged or of another format, and for a missing column. For
     `jsonl`, a column is missing if no row of the first batch has it.
@@ -93,9 +94,12 @@ def read_raw(source: Source, columns: Sequence[str] | None = None, batch_rows: i
 
 def _read_csv(source: Source, wanted: list[str] | None, batch_rows: int) -> Iterator[RawBatch]:
     is_tsv = source.format == "tsv"
-    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if is_tsv else {"strict": True}
     with _lines(source, newline="") as lines:
-        reader = csv.reader(lines, **dialect)
+        head = _take(source, lines, 1, 0)
+        dialect: dict[str, Any] = {"strict": True, "delimiter": "\t" if is_tsv else ","}
+        if is_tsv and not "".join(head).startswith('"'):
+            dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+        reader = csv.reader(chain(head, lines), **dialect)
         records = filter(None, _records(reader))
         header = _take_csv(source, records, 1, 0)
         if not header:

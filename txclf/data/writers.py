@@ -1,26 +1,28 @@
 """Output files of rows: csv, tsv, jsonl and Parquet, written as chunks that `join` combines into one file.
 
-A csv or tsv chunk has no header, so chunks of all formats except Parquet are joined as bytes.
+A csv or tsv chunk has no header, so chunks of all formats except Parquet are joined as bytes. A chunk of Parquet is a
+file of Arrow with the types of its own values, and `join` widens them to a common type.
+
+Every value comes back as it is, or as documented text: bytes as base64, nested values in csv and tsv as JSON, and other
+types that a format lacks as Python prints them. JSON has no NaN and no infinity, so they become null there.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import base64
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from txclf.core import storage
-from txclf.core.errors import ConfigError, StorageError
-from txclf.data import sources
+from txclf.core import storage, strict_json
+from txclf.core.errors import ConfigError, DataError, StorageError
+from txclf.data import column_types, sources
 
 GROUP_BYTES = 2**24
 """Size of a Parquet row group in memory."""
@@ -39,79 +41,177 @@ def style(out: str) -> tuple[str, str | None]:
     return kind, codec
 
 
-def infer(columns: dict[str, list[Any]]) -> pa.Schema:
-    """Return the types of columns from their first rows. A column with only nulls there counts as text."""
-    kinds = {name: pa.array(values).type for name, values in columns.items()}
-    return pa.schema({name: kind if kind != pa.null() else pa.string() for name, kind in kinds.items()}.items())
+class ColumnTypeError(Exception):
+    """Column whose values have no common type that a Parquet file can hold."""
+
+    def __init__(self, column: str, reason: object) -> None:
+        super().__init__(column, str(reason))
+        self.column, self.reason = column, str(reason)
 
 
-def encode(style: str, columns: dict[str, list[Any]], schema: pa.Schema | None) -> bytes:
+def chunk_ending(style: str) -> str:
+    """Return the file extension of a chunk."""
+    return "arrow" if style == "parquet" else style
+
+
+def encode(style: str, columns: Mapping[str, Sequence[Any]], types: Mapping[str, pa.DataType] | None = None) -> bytes:
     """Return rows as a chunk of a file.
 
-    Only Parquet needs the schema. Raises an error of pyarrow for values that do not fit it.
+    Only Parquet needs `types`; a column that it lacks gets the type of its values. Raises `ColumnTypeError` for values
+    that a Parquet column cannot hold unchanged.
     """
     if style == "parquet":
-        assert schema is not None
-        sink = pa.BufferOutputStream()
-        arrays = [pa.array(columns[field.name], field.type) for field in schema]
-        pq.write_table(pa.table(arrays, schema=schema), sink, compression="zstd")
-        return bytes(sink.getvalue())
+        return _encode_parquet(columns, types or {})
     rows = zip(*columns.values(), strict=True)
-    if style == "jsonl":  # values that JSON lacks (dates, bytes) become text
+    if style == "jsonl":
         names = list(columns)
-        lines = (json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=str) for row in rows)
-        return "".join(line + "\n" for line in lines).encode()
+        return "".join(_json_text(dict(zip(names, row, strict=True))) + "\n" for row in rows).encode()
     return _cells(style, rows)
 
 
-def _cells(style: str, rows: Iterable[Iterable[Any]]) -> bytes:
-    """Encode rows as csv or tsv. In tsv, only cells with tabs or line ends are quoted."""
-    text = io.StringIO()
-    if style == "csv":
-        csv.writer(text, lineterminator="\n").writerows(rows)
-    else:
-        text.writelines("\t".join(map(_tsv_cell, row)) + "\n" for row in rows)
-    return text.getvalue().encode()
+def _encode_parquet(columns: Mapping[str, Sequence[Any]], types: Mapping[str, pa.DataType]) -> bytes:
+    arrays = {}
+    for name, values in columns.items():
+        try:
+            arrays[name] = column_types.array(values, types.get(name))
+            schema = pa.schema([(name, column_types.settled(arrays[name].type))])
+            pq.ParquetWriter(pa.BufferOutputStream(), schema).close()  # some types of Arrow cannot be written
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise ColumnTypeError(name, error) from None
+    table, sink = pa.table(arrays), pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
 
 
-def _tsv_cell(value: object) -> str:
-    text = "" if value is None else str(value)
-    return '"' + text.replace('"', '""') + '"' if re.search(r"[\t\r\n]", text) else text
+def _json_text(value: Any) -> str:
+    """Return one line of strict JSON. Characters that some readers take for line ends are escaped."""
+    text = strict_json.dumps(value, default=_json_value)
+    return LINE_ENDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def join(chunks: Iterable[str], out: str, style: str, codec: str | None, names: Sequence[str]) -> None:
-    """Combine chunks (paths) into one file, with one chunk in memory. The file appears when it is complete.
+LINE_ENDS = re.compile("[\x7f\x85\u2028\u2029]")
+"""Characters other than JSON's own escapes that `str.splitlines` or a terminal takes for control characters."""
+QUOTED = {
+    "csv": re.compile('[",\\x00-\\x1f\x7f\x85\u2028\u2029\ufeff]|^\\s|\\s$|^$'),
+    "tsv": re.compile('["\\x00-\\x1f\x7f\x85\u2028\u2029\ufeff]|^\\s|\\s$|^$'),
+}
+"""Cells that are quoted: an empty text too, so that it differs from null."""
 
-    Raises `StorageError` if a chunk cannot be read or the file cannot be written.
+
+def _json_value(value: object) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _cells(style: str, rows: Iterable[Iterable[Any]], is_header: bool = False) -> bytes:
+    """Encode rows as csv or tsv. A tsv header is quoted, which tells readers that its cells may have quotes."""
+    delimiter, quoted = {"csv": ",", "tsv": "\t"}[style], QUOTED[style]
+    always = is_header and style == "tsv"
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return ""
+        text = value if isinstance(value, str) else _cell_text(value)
+        return '"' + text.replace('"', '""') + '"' if always or quoted.search(text) else text
+
+    return "".join(delimiter.join(map(cell, row)) + "\n" for row in rows).encode()
+
+
+def _cell_text(value: object) -> str:
+    """Return a value that is no string as text: booleans and nested values as JSON."""
+    return _json_text(value) if isinstance(value, bool | list | tuple | dict) else _json_value(value)
+
+
+class Chunk(NamedTuple):
+    """File of encoded rows."""
+
+    path: str
+    origin: str
+    """Input file of the rows, for errors."""
+
+
+def join(chunks: Sequence[Chunk], out: str, style: str, codec: str | None, names: Sequence[str]) -> None:
+    """Combine chunks into one file, with one chunk in memory. The file appears when it is complete.
+
+    Raises `StorageError` if a chunk cannot be read or the file cannot be written, `DataError` if a Parquet column has
+    values of different types.
     """
+    types = common_types((_read_schema(chunk), chunk.origin) for chunk in chunks) if style == "parquet" else {}
     with atomic_stream(out, codec) as stream:
         if style == "parquet":
-            _join_parquet(chunks, stream)
+            _join_parquet(chunks, stream, pa.schema([(name, column_types.settled(types[name])) for name in names]))
             return
         if style in ("csv", "tsv"):
-            stream.write(_cells(style, [names]))
+            stream.write(_cells(style, [names], is_header=True))
         for chunk in chunks:
-            filesystem, inner = storage.resolve(chunk)
+            filesystem, inner = storage.resolve(chunk.path)
             with filesystem.open_input_stream(inner, compression=None) as source:
                 while block := source.read(BLOCK_BYTES):
                     stream.write(block)
 
 
-def _join_parquet(chunks: Iterable[str], stream: Any) -> None:
+def common_types(schemas: Iterable[tuple[pa.Schema, str]]) -> dict[str, pa.DataType]:
+    """Return the types that hold the values of several files, each given by its schema and its name.
+
+    Raises `DataError` if a column has no such type.
+    """
+    types: dict[str, pa.DataType] = {}
+    for schema, origin in schemas:
+        types = widened(types, schema, origin)
+    return types
+
+
+def widened(types: Mapping[str, pa.DataType], schema: pa.Schema, origin: str) -> dict[str, pa.DataType]:
+    """Return types that hold the values of `types` and of a file. Raises `DataError` if a column has none."""
+    wide = dict(types)
+    for field in schema:
+        kind = column_types.common(wide.get(field.name, pa.null()), field.type)
+        if kind is None:
+            raise type_error(origin, field.name, f"{field.type} here, but {wide[field.name]} before")
+        wide[field.name] = kind
+    return wide
+
+
+def type_error(file: str, column: str, problem: str) -> DataError:
+    """Return the error for a column whose values have no common type."""
+    return DataError(
+        f"`{file}`: column `{column}`: {problem}. A Parquet column has one type. "
+        "Write .jsonl, which accepts every type, or fix the values."
+    )
+
+
+def _join_parquet(chunks: Iterable[Chunk], stream: Any, schema: pa.Schema) -> None:
     """Write small chunks as larger row groups, which are faster to read."""
     waiting: list[pa.Table] = []
-    writer: pq.ParquetWriter | None = None
-    for chunk in chunks:
-        filesystem, inner = storage.resolve(chunk)
-        waiting.append(pq.read_table(inner, filesystem=filesystem, partitioning=None))
-        writer = writer or pq.ParquetWriter(stream, waiting[0].schema, compression="zstd")
-        if sum(table.nbytes for table in waiting) >= GROUP_BYTES:
+    with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+        for chunk in chunks:
+            waiting.append(_read_chunk(chunk, schema))
+            if sum(table.nbytes for table in waiting) >= GROUP_BYTES:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+                pa.default_memory_pool().release_unused()
+        if waiting:
             writer.write_table(pa.concat_tables(waiting))
-            waiting = []
-    assert writer is not None
-    if waiting:
-        writer.write_table(pa.concat_tables(waiting))
-    writer.close()
+
+
+def _read_schema(chunk: Chunk) -> pa.Schema:
+    filesystem, inner = storage.resolve(chunk.path)
+    with filesystem.open_input_file(inner) as file:
+        return pa.ipc.open_file(file).schema
+
+
+def _read_chunk(chunk: Chunk, schema: pa.Schema) -> pa.Table:
+    """Read a chunk and convert its columns to the types of a schema. Raises `DataError` for a value that is lost."""
+    filesystem, inner = storage.resolve(chunk.path)
+    with filesystem.open_input_file(inner) as file:
+        table = pa.ipc.open_file(file).read_all()
+    columns = []
+    for field in schema:
+        try:
+            columns.append(table[field.name].cast(field.type))
+        except pa.ArrowException as error:
+            raise type_error(chunk.origin, field.name, f"cannot become {field.type}: {error}") from None
+    return pa.table(columns, schema=schema)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from txclf.core import storage
-from txclf.core.errors import ConfigError, DataError
+from txclf.core.errors import ConfigError
 from txclf.core.lease import FILE, Holding
 from txclf.data import records, writers
 from txclf.data.records import RawBatch
@@ -61,8 +61,8 @@ class PredictionPlan:
     chunk_rows: int
     """Rows per chunk."""
     columns: Columns
-    schema: pa.Schema | None
-    """Schema of a Parquet output; None for other formats."""
+    types: Mapping[str, pa.DataType]
+    """Known types of the input columns of a Parquet output, so that a chunk that does not fit fails at once."""
     holding: Holding
     """Lease of the folder of the part files."""
 
@@ -115,30 +115,31 @@ def _concatenated(batches: Sequence[RawBatch]) -> RawBatch:
 def write(plan: PredictionPlan, answer: Answer, key: ChunkKey, raw: RawBatch) -> Count:
     """Predict a chunk and write its part file, after the report of its bad rows.
 
-    Raises `DataError` if a column changes its type or the input changes its columns.
+    Raises `DataError` if a Parquet column cannot hold its values unchanged, or the input changes its columns.
     """
     inputs = input_columns(raw, plan.columns)
     added, reasons = added_columns(answer, raw, plan.columns)
-    try:
-        content = writers.encode(plan.columns.style, {**inputs, **added}, plan.schema)
-    except (pa.ArrowException, OverflowError) as error:
-        raise column_type_error(raw, error) from None
+    content = encoded(plan.columns, raw, {**inputs, **added})
+    if plan.columns.style == "parquet":
+        writers.widened(plan.types, pa.ipc.open_file(content).schema, raw.source.path)
     count = Count(len(raw.rows), len(reasons))
     if reasons:
         bad = [{"file": raw.files[i], "row": raw.rows[i], "reason": reasons[i]} for i in sorted(reasons)]
         lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in bad)
         storage.write_bytes(plan.path(key, count, "errors.jsonl"), lines.encode("utf-8", "replace"))
     plan.holding.require()
-    storage.write_bytes(plan.path(key, count, plan.columns.style), content)
+    storage.write_bytes(plan.path(key, count, writers.chunk_ending(plan.columns.style)), content)
     return count
 
 
-def column_type_error(raw: RawBatch, error: Exception) -> DataError:
-    """Return the error for a batch whose values do not fit the column types of the output."""
-    return DataError(
-        f"`{raw.source.path}`: a column changes type from row {raw.rows[0]:,} on: {error}. "
-        "Write .jsonl, which accepts every type, or fix the values."
-    )
+def encoded(columns: Columns, raw: RawBatch, values: Mapping[str, Sequence[object]]) -> bytes:
+    """Return columns of a batch in the format of the output. Raises `DataError` if a column cannot hold its values."""
+    types = {} if raw.schema is None else dict(zip(raw.schema.names, raw.schema.types, strict=True))
+    try:
+        return writers.encode(columns.style, values, {**types, **columns.added})
+    except writers.ColumnTypeError as error:
+        rows = f"rows {raw.rows[0]:,} to {raw.rows[-1]:,}"
+        raise writers.type_error(raw.source.path, error.column, f"{rows}: {error.reason}") from None
 
 
 def trim_memory() -> None:
@@ -178,7 +179,7 @@ def finished_chunks(plan: PredictionPlan, arguments: Mapping[str, Any], restart:
             "Rerun with the original arguments to resume it, or pass --restart to start over."
         )
     finished = {}
-    pattern = re.compile(rf"(\d+)-(\d+)-(\d+)-(\d+)\.{plan.columns.style}")
+    pattern = re.compile(rf"(\d+)-(\d+)-(\d+)-(\d+)\.{writers.chunk_ending(plan.columns.style)}")
     for name in storage.list_folder(plan.folder):
         if match := pattern.fullmatch(name):
             source, number, rows, bad = map(int, match.groups())

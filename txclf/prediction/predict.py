@@ -17,6 +17,7 @@ from itertools import chain
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from txclf._version import __version__
 from txclf.config.sections import Compute
@@ -24,7 +25,8 @@ from txclf.core import lease, storage
 from txclf.core.errors import DataError, StorageError
 from txclf.data import writers
 from txclf.data.records import RawBatch
-from txclf.data.sources import Source, find_sources, stamp
+from txclf.data.sources import Source, ending, fault, find_sources, stamp
+from txclf.data.writers import Chunk
 from txclf.inference import bundle
 from txclf.prediction import parts, ray_pool
 from txclf.prediction.columns import Columns, output_columns
@@ -82,12 +84,13 @@ def predict(
     if first is None:
         raise DataError(f"no row in {', '.join(inputs)}. Pass files that have rows.")
     columns = output_columns(metadata, first[1], style=style, probabilities=probabilities, texts=text_columns)
+    types = _types(sources, first[1], columns)
     try:
         storage.require_writable(storage.folder_of(out))
     except StorageError as error:
         raise StorageError(f"`{out}`: cannot be written: {error}. Pass another --out.") from None
     with lease.held(_parts_folder(out), work=f"predicts into `{out}`", then="run the command again") as holding:
-        plan = PredictionPlan(model, probabilities, chunk_rows, columns, _schema(first[1], columns), holding)
+        plan = PredictionPlan(model, probabilities, chunk_rows, columns, types, holding)
         finished = parts.finished_chunks(plan, _arguments(plan, sources), restart)
         resumed_rows = sum(count.rows for count in finished.values())
         try:
@@ -95,11 +98,11 @@ def predict(
                 _predict_here(plan, chain([first], stream), finished, on_progress)
             else:
                 ray_pool.run(plan, sources, compute, finished, on_progress)
+            _join(plan, sources, finished, out, codec)
         except DataError as error:
             if error.__cause__ is None:  # the rows themselves are invalid, so the prediction can never be resumed
                 parts.clear(plan.folder)
             raise
-        _join(plan, finished, out, codec)
         parts.clear(plan.folder)
     rows, bad = (sum(counts) for counts in zip(*finished.values(), strict=True))
     return PredictionSummary(rows, bad, list(columns.added), resumed_rows)
@@ -122,28 +125,42 @@ def _predict_here(
         on_progress(rows)
 
 
-def _join(plan: PredictionPlan, finished: Mapping[ChunkKey, Count], out: str, codec: str | None) -> None:
+def _join(
+    plan: PredictionPlan, sources: Sequence[Source], finished: Mapping[ChunkKey, Count], out: str, codec: str | None
+) -> None:
     """Join the part files to `out`, and the reports of bad rows to `<out>.errors.jsonl`."""
-    columns, keys = plan.columns, sorted(finished)
+    columns = plan.columns
     plan.holding.require()
-    paths = (plan.path(key, finished[key], columns.style) for key in keys)
-    writers.join(paths, out, columns.style, codec, [*columns.inputs, *columns.added])
-    reports = [plan.path(key, finished[key], "errors.jsonl") for key in keys if finished[key].bad]
-    if reports:
-        writers.join(reports, f"{out}.errors.jsonl", "jsonl", None, ())
+
+    def chunks(keys: Sequence[ChunkKey], ending: str) -> list[Chunk]:
+        return [Chunk(plan.path(key, finished[key], ending), sources[key.source].path) for key in keys]
+
+    keys = sorted(finished)
+    names = [*columns.inputs, *columns.added]
+    writers.join(chunks(keys, writers.chunk_ending(columns.style)), out, columns.style, codec, names)
+    if bad := [key for key in keys if finished[key].bad]:
+        writers.join(chunks(bad, "errors.jsonl"), f"{out}.errors.jsonl", "jsonl", None, ())
     else:
         storage.remove_file(f"{out}.errors.jsonl")  # of an earlier prediction
 
 
-def _schema(first: RawBatch, columns: Columns) -> pa.Schema | None:
-    """Return the schema of a Parquet output: the types of the input, or types inferred from its first rows."""
+def _types(sources: Sequence[Source], first: RawBatch, columns: Columns) -> Mapping[str, pa.DataType]:
+    """Return the types of the input columns of a Parquet output: of all Parquet inputs and of the first chunk.
+
+    Raises `DataError` if a column has no common type.
+    """
     if columns.style != "parquet":
-        return None
-    try:
-        inputs = writers.infer(first.columns) if first.schema is None else first.schema
-    except (pa.ArrowException, OverflowError) as error:
-        raise parts.column_type_error(first, error) from None
-    return pa.schema([*inputs.remove_metadata(), *(pa.field(name, kind) for name, kind in columns.added.items())])
+        return {}
+    schema = pa.ipc.open_file(parts.encoded(columns, first, first.columns)).schema
+    files = [source.path for source in sources if source.format == "parquet" and ending(source.path)[1] is None]
+    known = writers.common_types((_parquet_schema(path), path) for path in files)
+    return writers.widened(known, schema, first.source.path)
+
+
+def _parquet_schema(path: str) -> pa.Schema:
+    filesystem, inner = storage.resolve(path)
+    with fault(path, "cannot be read as parquet"):
+        return pq.read_schema(inner, filesystem=filesystem)
 
 
 def _parts_folder(out: str) -> str:

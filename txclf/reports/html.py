@@ -14,8 +14,6 @@ import gzip
 import hashlib
 import importlib.util
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -26,6 +24,7 @@ from typing import Any
 import jinja2
 
 from txclf._version import __version__
+from txclf.core import strict_json
 from txclf.core.errors import TxclfError
 from txclf.reports import formatting
 from txclf.reports.content import Page
@@ -64,19 +63,10 @@ def render(page: Page) -> bytes:
 
 def embedded(value: Any) -> str:
     """Return JSON that is safe in a script tag: without `<`, so that no text in it can end the tag or start another."""
-    text = json.dumps(_finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(strict_json.finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def _finite(value: Any) -> Any:
-    """Replace numbers that JSON cannot represent by None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 @cache
