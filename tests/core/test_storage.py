@@ -143,6 +143,12 @@ def test_read_json_returns_what_was_written(tmp_path: Path, value: object) -> No
     assert (tmp_path / "a.json").read_bytes().endswith(b"\n")
 
 
+def test_write_json_lines_has_one_key_per_line(tmp_path: Path) -> None:
+    storage.write_json_lines(tmp_path / "a.json", {"é": [[1, 2], [3, 4]], "b": {"c": None}})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n"é": [[1, 2], [3, 4]],\n"b": {"c": null}\n}\n'
+    assert storage.read_json(tmp_path / "a.json") == {"é": [[1, 2], [3, 4]], "b": {"c": None}}
+
+
 def test_write_json_is_indented(tmp_path: Path) -> None:
     storage.write_json(tmp_path / "a.json", {"é": [1]})
     assert (tmp_path / "a.json").read_text() == '{\n  "é": [\n    1\n  ]\n}\n'

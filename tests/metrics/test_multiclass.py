@@ -42,7 +42,12 @@ def test_scores_equal_those_of_sklearn() -> None:
     assert found["mcc"] == pytest.approx(matthews_corrcoef(labels, predicted))
     each = [roc_auc_score(labels == number, probabilities[:, number]) for number in range(3)]
     assert found["auroc_macro"] == pytest.approx(np.mean(each), abs=1e-5)
-    assert np.array(found["confusion"]).sum() == 400
+    assert np.array(found["confusion_cells"])[:, 2].sum() == 400
+    counts = confusion_matrix(labels, predicted, labels=range(4))
+    np.fill_diagonal(counts, 0)
+    assert [pair["rows"] for pair in found["confusions"]] == sorted(counts[counts > 0].tolist(), reverse=True)
+    worst = found["confusions"][0]
+    assert counts[NAMES.index(worst["label"]), NAMES.index(worst["predicted"])] == worst["rows"]
 
 
 def test_scores_minority_is_the_rarest_class_with_rows() -> None:
@@ -66,10 +71,7 @@ def test_confusion_equals_that_of_sklearn() -> None:
     predicted, labels = draw.integers(0, 30, 500), draw.integers(0, 30, 500) // 2
     found = Confusion.of(predicted, labels, 31)
     expected = confusion_matrix(labels, predicted, labels=range(31))
-    assert found.listed() == {"confusion": expected.tolist()}
-    assert [(i, j, expected[i, j]) for i, j in zip(*np.nonzero(expected), strict=True)] == list(
-        map(tuple, found.cells.tolist())
-    )
+    assert found.listed() == [[i, j, expected[i, j]] for i, j in zip(*np.nonzero(expected), strict=True)]
     assert found.hits.tolist() == np.diag(expected).tolist()
 
 
@@ -77,12 +79,12 @@ def test_scores_many_classes_list_the_most_frequent_cells(monkeypatch: pytest.Mo
     draw = np.random.default_rng(2)
     labels = draw.integers(0, 1500, 3000)
     predicted = np.where(draw.random(3000) < 0.5, labels, draw.integers(0, 5, 3000))
-    found = Confusion.of(predicted, labels, 1500).listed()["confusion_cells"]
+    found = Confusion.of(predicted, labels, 1500).listed()
     assert sum(rows for _, _, rows in found) == 3000
     expected = confusion_matrix(labels, predicted, labels=range(1500))
     assert all(expected[i, j] == rows > 0 for i, j, rows in found)
     monkeypatch.setattr(multiclass, "MAX_CELLS", 100)
-    top = Confusion.of(predicted, labels, 1500).listed()["confusion_cells"]
+    top = Confusion.of(predicted, labels, 1500).listed()
     assert sorted(rows for _, _, rows in top) == sorted(rows for _, _, rows in found)[-100:]
     assert top == sorted(top)
 
@@ -91,7 +93,7 @@ def test_scores_ten_thousand_classes_need_no_square_of_memory() -> None:
     labels = np.arange(10_000)
     tracemalloc.start()
     found = Confusion.of(labels[::-1].copy(), labels, 10_000)
-    assert len(found.listed()["confusion_cells"]) == 10_000
+    assert len(found.listed()) == 10_000
     assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
 

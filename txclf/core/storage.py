@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,18 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write indented JSON with a newline at the end. Raises `StorageError` if it cannot be written."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_json_lines(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+    """Write a JSON object with one key per line, so that a long list takes one line and not one per number.
+
+    Raises `StorageError` if it cannot be written.
+    """
+    lines = (
+        f"{json.dumps(key, ensure_ascii=False)}: {json.dumps(item, ensure_ascii=False, allow_nan=False)}"
+        for key, item in value.items()
+    )
+    write_bytes(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def remove_file(path: str | os.PathLike[str]) -> None:

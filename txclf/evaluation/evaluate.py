@@ -115,7 +115,7 @@ def evaluate(
     if data is None and "test" not in evaluation.manifest.splits:
         raise ConfigError(f"`{run_folder}`: the run has no `data.test`. Pass other labelled files with --data FILE.")
     result = EVALUATORS[run.task_spec.name](evaluation)
-    storage.write_json(storage.join(folder, METRICS), result)
+    storage.write_json_lines(storage.join(folder, METRICS), result)
     return result
 
 

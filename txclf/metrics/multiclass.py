@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from torchmetrics.functional.classification import multiclass_auroc, multiclass_calibration_error
 
-MAX_MATRIX_CLASSES = 1000
-"""Max classes of a confusion matrix with all its cells, 8 MB; with more classes only the non-zero cells are listed."""
 MAX_CELLS = 100_000
-"""Max non-zero cells that are listed, the most frequent ones."""
+"""Max cells of a confusion matrix that are listed, the most frequent ones."""
+MAX_CONFUSIONS = 20
+"""Max pairs of classes that are listed by name."""
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -54,15 +54,17 @@ class Confusion(NamedTuple):
         scores: npt.NDArray[np.float64] = 2 * self.hits / np.maximum(self.support + self.predicted, 1)
         return scores
 
-    def listed(self) -> dict[str, list[list[int]]]:
-        """Return the matrix (C, C) as `confusion`, or of many classes the most frequent cells as `confusion_cells`."""
-        classes = len(self.support)
-        if classes > MAX_MATRIX_CLASSES:
-            frequent = np.sort(np.argsort(-self.cells[:, 2], kind="stable")[:MAX_CELLS])
-            return {"confusion_cells": self.cells[frequent].tolist()}
-        matrix = np.zeros((classes, classes), np.int64)
-        matrix[self.cells[:, 0], self.cells[:, 1]] = self.cells[:, 2]
-        return {"confusion": matrix.tolist()}
+    def listed(self) -> list[list[int]]:
+        """Return the cells, or the most frequent of very many, as lists."""
+        frequent = np.sort(np.argsort(-self.cells[:, 2], kind="stable")[:MAX_CELLS])
+        listed: list[list[int]] = self.cells[frequent].tolist()
+        return listed
+
+    def mistakes(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the most frequent pairs of a true and another predicted class, with their rows."""
+        wrong = self.cells[self.cells[:, 0] != self.cells[:, 1]]
+        frequent = wrong[np.argsort(-wrong[:, 2], kind="stable")[:MAX_CONFUSIONS]].tolist()
+        return [{"label": names[true], "predicted": names[guess], "rows": rows} for true, guess, rows in frequent]
 
 
 def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[str, Any]:
@@ -107,7 +109,8 @@ def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[st
             }
             for i, name in enumerate(names)
         },
-        **confusion.listed(),
+        "confusions": confusion.mistakes(names),
+        "confusion_cells": confusion.listed(),
     }
 
 
