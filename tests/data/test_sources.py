@@ -5,15 +5,17 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pyarrow import fs as pafs
 
-from tests.helpers.data_files import ROWS, as_csv, as_tsv, checked, pairs, put
+from tests.helpers.data_files import ROWS, WRITERS, as_csv, as_tsv, checked, pairs, put
 from txclf.core import storage
 from txclf.core.errors import DataError, StorageError
-from txclf.data.sources import Source, find_sources
+from txclf.data.records import read_raw
+from txclf.data.sources import Source, find_sources, require_unchanged, state
 
 
 @pytest.mark.parametrize(
@@ -173,6 +175,51 @@ def test_find_sources_entry_that_is_no_file_is_refused(tmp_path: Path, pattern: 
     os.mkfifo(path)
     with pytest.raises(DataError, match=r"x\.csv`: neither a file nor a folder"):
         find_sources([f"{tmp_path}/{pattern}"])
+
+
+def rewrite(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+def replace(path: Path) -> None:
+    """Put another file of the same size and time in the place of a file."""
+    times, other = path.stat(), path.with_name("other")
+    other.write_bytes(path.read_bytes().swapcase())
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    os.replace(other, path)
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "grown": rewrite,
+    "replaced": replace,
+    "touched": lambda path: os.utime(path, ns=(1, 1)),
+    "removed": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_require_unchanged_names_the_changed_file(tmp_path: Path, change: str) -> None:
+    paths = [put(tmp_path / name, "text,label\na,x\n") for name in ("a.csv", "b.csv")]
+    sources = find_sources(paths)
+    before = state(sources)
+    require_unchanged(sources, before)
+    CHANGES[change](Path(paths[1]))
+    with pytest.raises(DataError, match=r"b\.csv`: changed while it was read"):
+        require_unchanged(sources, before)
+
+
+@pytest.mark.parametrize("change", ["grown", "replaced", "touched", "removed"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet", "pos/a.txt"])
+def test_read_raw_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, name: str, change: str) -> None:
+    kind = name.partition(".")[2]
+    content = WRITERS[kind](ROWS) if kind in WRITERS else b"fine"
+    path = Path(put(tmp_path / name, content))
+    (source,) = find_sources([str(tmp_path)])
+    batches = read_raw(source, batch_rows=1)
+    assert next(batches).rows == [1]
+    CHANGES[change](path)
+    with pytest.raises(DataError, match=rf"{name}`: changed while it was read"):
+        list(batches)
 
 
 def test_source_is_pickled(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ CLASH = [{"text": "fox"}, {"text": "dog", "label": "mine"}]
         ),
         ({"a.jsonl": '{"body": "fox"}\n'}, "out.csv", DataError, r"a\.jsonl`: no column `text`, it has `body`"),
         ({"a.csv": "text,n\n"}, "out.csv", DataError, r"no row in .*a\.csv"),
-        ({"a.csv": ""}, "out.csv", DataError, r"a\.csv`: is empty"),
+        ({"a.csv": ""}, "out.csv", DataError, r"no row in .*a\.csv"),
         ({"a.csv": "text\nfox\n", "b.csv": "body\nfox\n"}, "out.csv", DataError, r"b\.csv`: no column `text`"),
         (
             {"a.csv": "text,n\nfox,1\n", "b.csv": "text\nfox\n"},

@@ -60,7 +60,8 @@ def check(run: RunConfig, split: str, audit: Audit) -> None:
     if not rows:
         paths = ", ".join(getattr(run.data, split))
         kind = "rows" if split == shards.UNLABELLED else "labelled rows"
-        raise DataError(f"{key}: no usable row in {paths}. Name files with {kind}.")
+        problem = f"no usable row in {paths}" if audit.rejected else f"no row in {paths}: no bytes, or only a header"
+        raise DataError(f"{key}: {problem}. Name files with {kind}.")
     if split != "train" or not run.task_spec.has_labels:
         return
     if run.task_spec.is_multilabel and not labels:

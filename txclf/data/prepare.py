@@ -47,7 +47,7 @@ from txclf.data.scan import (
     scan_all,
 )
 from txclf.data.shards import Manifest, Shard, Split
-from txclf.data.sources import Source, stamp
+from txclf.data.sources import Source, require_unchanged, stamp, state
 from txclf.data.sources import find_sources as list_sources
 from txclf.data.tokenizer import (
     encode,
@@ -76,6 +76,8 @@ def prepare(run: RunConfig, show: ReportProgress = lambda stage, rows: None) -> 
     """
     sources = find_sources(run)
     encoder = pretrained_tokenizer.load(run) if run.model.pretrained is not None else None
+    every = [source for files in sources.values() for source in files]
+    before = state(every)
     fingerprint = _fingerprint(run, sources, encoder)
     folder = storage.join(run.storage, "prepared", fingerprint)
     if storage.exists(storage.join(folder, shards.MANIFEST)):
@@ -94,6 +96,7 @@ def prepare(run: RunConfig, show: ReportProgress = lambda stage, rows: None) -> 
         building = storage.join(place, holding.id)
         try:
             _build(run, sources, encoder, building, fingerprint, show)
+            require_unchanged(every, before)  # both passes read the same content
             holding.require()
             storage.remove_folder(folder)  # of a version that built in place, or without its manifest
             storage.move_folder(building, folder, last=shards.MANIFEST)

@@ -93,11 +93,36 @@ def _expand(path: str) -> list[Source]:
 
 
 def stamp(source: Source) -> list[tuple[str, int, int]]:
-    """Return path, bytes and modification time (nanoseconds) of each file of a source, to detect changes."""
+    """Return path, bytes and modification time (nanoseconds) of each file of a source; -1 bytes if it is missing."""
     filesystem, inner = storage.resolve(source.path)
-    where = pafs.FileSelector(inner) if source.format == "text" else [inner]
-    infos = sorted(filesystem.get_file_info(where), key=lambda info: str(info.path))
-    return [(info.path, info.size or 0, info.mtime_ns or 0) for info in infos]
+    with fault(source.path, "cannot be read"):
+        infos = list_files(filesystem, inner) if source.format == "text" else [filesystem.get_file_info(inner)]
+    return [(info.path, -1 if info.size is None else info.size, info.mtime_ns or 0) for info in infos]
+
+
+State = list[list[tuple[str, int, int, "Identity"]]]
+"""Stamp and identity of each file of some sources."""
+
+
+def state(sources: Sequence[Source]) -> State:
+    """Return the files of some sources, to compare them later by `require_unchanged`.
+
+    Other than `stamp`, it tells a file from another one that took its place with the same size and time.
+    """
+    local = pafs.LocalFileSystem()
+    return [
+        [(*entry, entry[0] if "://" in source.path else identity(local, entry[0])) for entry in stamp(source)]
+        for source in sources
+    ]
+
+
+def require_unchanged(sources: Sequence[Source], before: State) -> None:
+    """Raise `DataError` if a file changed since `before`, the state of the same sources."""
+    for source, old, new in zip(sources, before, state(sources), strict=True):
+        if old != new:
+            changed = sorted({entry[0] for entry in set(old) ^ set(new)})[0]
+            name = source.path if source.format != "text" else changed
+            raise DataError(f"`{name}`: changed while it was read. Wait until nothing writes to it, and start again.")
 
 
 Identity = tuple[int, int] | str

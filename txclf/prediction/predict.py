@@ -25,7 +25,7 @@ from txclf.core import lease, storage
 from txclf.core.errors import DataError, StorageError
 from txclf.data import writers
 from txclf.data.records import RawBatch
-from txclf.data.sources import Source, ending, fault, find_sources, stamp
+from txclf.data.sources import Source, ending, fault, find_sources, require_unchanged, stamp, state
 from txclf.data.writers import Chunk
 from txclf.inference import bundle
 from txclf.prediction import parts, ray_pool
@@ -78,6 +78,7 @@ def predict(
     if storage.is_folder(out):
         raise StorageError(f"`{out}`: cannot be written: it is a folder. Pass the path of a file.")
     model, sources = storage.absolute(model), find_sources(inputs)
+    before = state(sources)
     metadata = bundle.read_metadata(model)
     stream = (chunk for number, source in enumerate(sources) for chunk in parts.read(number, source, chunk_rows))
     first = next(stream, None)
@@ -98,6 +99,7 @@ def predict(
                 _predict_here(plan, chain([first], stream), finished, on_progress)
             else:
                 ray_pool.run(plan, sources, compute, finished, on_progress)
+            require_unchanged(sources, before)
             _join(plan, sources, finished, out, codec)
         except DataError as error:
             if error.__cause__ is None:  # the rows themselves are invalid, so the prediction can never be resumed
@@ -152,7 +154,11 @@ def _types(sources: Sequence[Source], first: RawBatch, columns: Columns) -> Mapp
     if columns.style != "parquet":
         return {}
     schema = pa.ipc.open_file(parts.encoded(columns, first, first.columns)).schema
-    files = [source.path for source in sources if source.format == "parquet" and ending(source.path)[1] is None]
+    files = [
+        source.path
+        for source in sources
+        if source.format == "parquet" and ending(source.path)[1] is None and stamp(source)[0][1] != 0
+    ]
     known = writers.common_types((_parquet_schema(path), path) for path in files)
     return writers.widened(known, schema, first.source.path)
 
