@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from txclf.cli import lines
+
 RunFile = Annotated[str, typer.Argument(metavar="RUN.yaml", help="Run file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -32,7 +34,6 @@ def check(run_file: RunFile, overrides: Overrides = None) -> None:
     """Check that every node of the cluster can execute a run; exit with code 1 if one cannot."""
     from contextlib import nullcontext
 
-    from txclf.cli import console
     from txclf.config import run_config
     from txclf.launch import preflight as verb
 
@@ -42,8 +43,8 @@ def check(run_file: RunFile, overrides: Overrides = None) -> None:
     with ray_cluster.connected(run.compute) if run.compute.on_ray else nullcontext():
         findings = verb.check(run)
     for finding in findings:
-        line = f"{finding.status}  {finding.what}: {finding.found}"
-        console.out.print(line + (f" -> {finding.advice}" if finding.advice else ""), markup=False)
+        advice = f" -> {finding.advice}" if finding.advice else ""
+        lines.out(f"{finding.status}  {finding.what}: {finding.found}{advice}")
     if any(finding.status == "fail" for finding in findings):
         raise typer.Exit(1)
 
@@ -61,7 +62,7 @@ def submit(
     from txclf.launch import jobs as launch_jobs
 
     job = launch_jobs.submit(address, command, arguments)
-    print(f"job {job}: txclf jobs logs {job} --address {address}", file=sys.stderr)
+    lines.err(f"job {job}: txclf jobs logs {job} --address {address}")
     if wait:
         _follow(address, job)
 
@@ -83,7 +84,7 @@ def status(job: Job, address: Address) -> None:
     """Print the state of a job: pending, running, succeeded, failed or stopped."""
     from txclf.launch import jobs as launch_jobs
 
-    print(launch_jobs.status(launch_jobs.connect(address), job))
+    lines.out(launch_jobs.status(launch_jobs.connect(address), job))
 
 
 @jobs.command()
@@ -100,7 +101,7 @@ def stop(job: Job, address: Address) -> None:
     client = launch_jobs.connect(address)
     launch_jobs.status(client, job)
     client.stop_job(job)
-    print(f"job {job} was asked to stop")
+    lines.out(f"job {job} was asked to stop")
 
 
 def _follow(address: str, job: str) -> None:
@@ -116,9 +117,9 @@ def _follow(address: str, job: str) -> None:
             f"\nstop job {job} too? (if not, it keeps running)", default=False, err=True
         ):
             client.stop_job(job)
-            print(f"job {job} was asked to stop", file=sys.stderr)
+            lines.err(f"job {job} was asked to stop")
         else:
-            print(f"job {job} keeps running: txclf jobs logs {job} --address {address}", file=sys.stderr)
+            lines.err(f"job {job} keeps running: txclf jobs logs {job} --address {address}")
         raise typer.Exit(130) from None
     if code:
         raise typer.Exit(code)

@@ -13,11 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from txclf.core.text import message
+
 WIDTH = 160
 """Width of a table in characters, without a terminal."""
 
 out = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else WIDTH)
-err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+err = Console(highlight=False, stderr=True, soft_wrap=not sys.stderr.isatty())
 
 PLAIN_SECONDS = 10.0
 """Seconds between two lines of progress, without a terminal."""
@@ -64,17 +66,22 @@ class Bar:
 
     def line(self, text: str) -> None:
         """Print a permanent line above the bar."""
-        err.print(text, markup=False)
+        note(text)
+
+
+def note(text: str) -> None:
+    """Print a line on standard error, above a bar or a live table."""
+    err.print(message(text), markup=False, emoji=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table on standard output, with the first column left-aligned and the others right-aligned."""
     # `Text` objects, because rich would interpret a label such as `[b]` as markup.
-    shown = Table(title=Text(title), title_justify="left", title_style="bold", header_style="")
+    shown = Table(title=Text(message(title)), title_justify="left", title_style="bold", header_style="")
     for number, column in enumerate(columns):
-        shown.add_column(Text(column), justify="right" if number else "left", overflow="fold")
+        shown.add_column(Text(message(column)), justify="right" if number else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*map(Text, row))
+        shown.add_row(*(Text(message(cell)) for cell in row))
     out.print(shown)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from txclf.cli import results, train
+from txclf.cli import lines, results, train
 
 if TYPE_CHECKING:
     from txclf.config.run_config import RunConfig
@@ -30,13 +30,13 @@ def demo(
 
     started = time.time()
     run = make_run(folder)
-    print(f"made a corpus of Python functions, each labelled with its package: {folder}/corpus")
+    lines.out(f"made a corpus of Python functions, each labelled with its package: {folder}/corpus")
     shutil.rmtree(run.run_folder, ignore_errors=True)
     train.train_run(run, resume=False, started=started, with_report=False)
     train.evaluate_run(run.run_folder)
     results.write_report(run.run_folder)
     print_predictions(run)
-    print(
+    lines.out(
         f"""
 Files in {folder}:
   corpus/             the data (train.jsonl, valid.jsonl, test.jsonl)

@@ -74,7 +74,7 @@ class SearchDisplay:
     def show(self, state: SearchState) -> None:
         """Update the table, or print the new events; print new notes."""
         for note in state.notes[self.shown_notes :]:
-            console.err.print(note, markup=False)
+            console.note(note)
         self.shown_notes = len(state.notes)
         if self.live:
             results = trials.ranked(list(state.results.values()), state.metric)
@@ -84,7 +84,7 @@ class SearchDisplay:
             self.live.update(table, refresh=True)
         else:
             for result in state.events[self.shown_events :]:
-                console.err.print(_event_line(result, state), markup=False)
+                console.note(_event_line(result, state))
             self.shown_events = len(state.events)
 
 

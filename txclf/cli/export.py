@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from txclf.cli import lines
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model bundle.", show_default=False)]
 
 commands = typer.Typer()
@@ -60,10 +62,9 @@ def export(
             expected = f"at least {min_agreement:.0%} are required"
         else:
             expected = f"all are required, with logits within {verb.TOLERANCE}"
-        console.err.print(
-            f"{exported.format} is not kept: {exported.agreement:.2%} of the answers match the bundle's, {expected}",
-            markup=False,
+        lines.err(
+            f"{exported.format} is not kept: {exported.agreement:.2%} of the answers match the bundle's, {expected}"
         )
-    print(f"in `{out}`, described by {verb.RECORD}")
+    lines.out(f"in `{out}`, described by {verb.RECORD}")
     if rejected:
         raise typer.Exit(1)

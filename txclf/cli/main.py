@@ -6,13 +6,12 @@ Each group of commands is a module of this package. Commands import heavy module
 from __future__ import annotations
 
 import gc
-import sys
 from typing import Annotated
 
 import typer
 
 from txclf._version import __version__
-from txclf.cli import cluster, demo, export, results, serve, train
+from txclf.cli import cluster, demo, export, lines, results, serve, train
 from txclf.core.errors import TxclfError
 
 GC_THRESHOLD = 50_000
@@ -32,7 +31,7 @@ for group in (train, demo, cluster, export, serve, results):
 
 def _version(value: bool) -> None:
     if value:
-        print(f"txclf {__version__}")
+        lines.out(f"txclf {__version__}")
         raise typer.Exit
 
 
@@ -48,10 +47,11 @@ def _options(
 def main() -> None:
     """Run the command of `sys.argv`. A `TxclfError` ends it with one message and exit code 2."""
     gc.set_threshold(GC_THRESHOLD)
+    lines.accept_every_character()
     try:
         app()
     except TxclfError as error:
-        print(f"error: {error}", file=sys.stderr)
+        lines.err(f"error: {error}")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from txclf.cli import lines
+from txclf.core import text as texts
 from txclf.core.signals import stop_signals
 
 if TYPE_CHECKING:
@@ -76,11 +77,10 @@ def predict(
         )
     resumed = f" ({summary.resumed_rows:,} of them by an earlier command)" if summary.resumed_rows else ""
     rate = display.rate(summary.rows - summary.resumed_rows)
-    print(f"{summary.rows:,} rows{resumed}, {rate} rows/s: `{out}` (added: {', '.join(summary.columns)})")
+    lines.out(f"{summary.rows:,} rows{resumed}, {rate} rows/s: `{out}` (added: {texts.listed(summary.columns, '')})")
     if summary.bad:
-        print(
-            f"`{out}`: {summary.bad:,} row(s) could not be read and have no prediction. See `{out}.errors.jsonl`.",
-            file=sys.stderr,
+        lines.err(
+            f"`{out}`: {summary.bad:,} row(s) could not be read and have no prediction. See `{out}.errors.jsonl`."
         )
 
 
@@ -104,10 +104,7 @@ def _exit_on_signal(out: str) -> Iterator[None]:
         try:
             yield
         except SystemExit:
-            print(
-                f"`{out}`: stopped, and the finished chunks are saved. Run the same command again to resume.",
-                file=sys.stderr,
-            )
+            lines.err(f"`{out}`: stopped, and the finished chunks are saved. Run the same command again to resume.")
             raise
 
 
@@ -138,7 +135,7 @@ def report(
     """Write a self-contained HTML report of a run or a search, or a comparison of several runs."""
     from txclf.reports import report as verb
 
-    print(f"report: {verb.report(runs, out)}")
+    lines.out(f"report: {verb.report(runs, out)}")
 
 
 @commands.command()
@@ -157,13 +154,15 @@ def inspect(
 
     description = verb.inspect(path, text or [], label)
     if as_json:
-        print(json.dumps(description, indent=2, ensure_ascii=False))
+        print(json.dumps(description, indent=2))
     else:
         print_description(description)
 
 
 MAX_ROWS = 30
 """Maximum number of rows of a table, or items of a list, on the screen."""
+MAX_VALUE_CHARS = 300
+"""Maximum number of characters of one value on the screen."""
 KINDS = {"data": "raw data", "prepared": "prepared data", "bundle": "model bundle"}
 """Titles of the kinds of `inspect` whose names do not say enough."""
 
@@ -190,10 +189,10 @@ def print_description(description: dict[str, Any]) -> None:
         cells = [[_format(value) for value in row.values()] for row in rows[:MAX_ROWS]]
         console.table(title + more, [name.replace("_", " ") for name in rows[0]], cells)
     if "suggested" in description:
-        print("a run file for it:\n")
-        print("\n".join(f"  {line}" for line in run_config.written(description["suggested"]).splitlines()))
+        lines.out("a run file for it:\n")
+        lines.out("\n".join(f"  {line}" for line in run_config.written(description["suggested"]).splitlines()))
     for command in description.get("next", []):
-        print(f"next: {command}")
+        lines.out(f"next: {command}")
 
 
 def _format(value: Any) -> str:
@@ -203,11 +202,11 @@ def _format(value: Any) -> str:
     if isinstance(value, int | float):
         return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_format(item)}" for key, item in value.items() if item is not None)
+        return ", ".join(f"{texts.shown(key)} {_format(item)}" for key, item in value.items() if item is not None)
     if isinstance(value, list):
         more = f" and {len(value) - MAX_ROWS:,} more" if len(value) > MAX_ROWS else ""
         return ", ".join(_format(item) for item in value[:MAX_ROWS]) + more
-    return str(value)
+    return texts.shown(value, MAX_VALUE_CHARS)
 
 
 def write_report(folder: str) -> None:
@@ -216,4 +215,4 @@ def write_report(folder: str) -> None:
 
     path = verb.after(folder)
     if path:
-        print(f"report:     {path}")
+        lines.out(f"report:     {path}")

@@ -6,11 +6,11 @@ import importlib.util
 import ipaddress
 import json
 import os
-import sys
 from typing import Annotated
 
 import typer
 
+from txclf.cli import lines
 from txclf.cli.export import Model
 from txclf.core.errors import ConfigError
 
@@ -77,9 +77,8 @@ def serve(
     if replicas == 0 and (max_replicas or address):
         raise ConfigError("--replicas 0: serves in this process, without Ray. Omit --max-replicas and --address.")
     if token is None and not _is_loopback(host):
-        print(
-            f"--host {host}: everyone on the network can send requests. Set a token with --token-file or {TOKEN}.",
-            file=sys.stderr,
+        lines.err(
+            f"--host {host}: everyone on the network can send requests. Set a token with --token-file or {TOKEN}."
         )
     from txclf.serving import serve as service
     from txclf.serving.middleware import Limits
@@ -101,13 +100,13 @@ def serve(
     def show(started: service.Started) -> None:
         where = "in this process" if replicas == 0 else f"{replicas} replica{'s' * (replicas > 1)}"
         where += f", up to {max_replicas}" if max_replicas > replicas else ""
-        print(f"serving `{model}` at {started.url} ({where}, {started.seconds:.1f} s); Ctrl-C ends it")
-        print(f"  {_curl(started.url, started.text_columns, token is not None)}", flush=True)
+        lines.out(f"serving `{model}` at {started.url} ({where}, {started.seconds:.1f} s); Ctrl-C ends it")
+        lines.out(f"  {_curl(started.url, started.text_columns, token is not None)}")
 
     if not service.serve(model, settings, show):
-        print("ended at once; open requests were not answered", file=sys.stderr)
+        lines.err("ended at once; open requests were not answered")
         raise typer.Exit(130)
-    print("ended; every request was answered")
+    lines.out("ended; every request was answered")
 
 
 def _token(path: str | None) -> str | None:

@@ -11,8 +11,9 @@ from rich.text import Text
 
 from txclf.artifacts import trials
 from txclf.artifacts.trials import Result
-from txclf.cli import console
+from txclf.cli import console, lines
 from txclf.config.run_config import RunConfig
+from txclf.core import text
 
 if TYPE_CHECKING:  # they import Ray
     from txclf.data.shards import Manifest
@@ -51,7 +52,7 @@ def print_run_summary(run: RunConfig, summary: RunSummary) -> None:
         *((f"time: {name}", console.seconds(value)) for name, value in summary.seconds.items()),
     ]
     console.table(f"Run {run.name}", ["", ""], rows)
-    print(f"run folder: {run.run_folder}\nmodel:      {run.run_folder}/model")
+    lines.out(f"run folder: {run.run_folder}\nmodel:      {run.run_folder}/model")
 
 
 def _matrix_rate(summary: RunSummary) -> str:
@@ -108,15 +109,15 @@ def print_search_summary(run: RunConfig, search: Search) -> None:
     ]
     console.table("Result", ["", ""], rows)
     folder = run.run_folder
-    print(f"run file of the winner: {folder}/best.yaml\nall trials:  {folder}/trials.csv, trials.parquet")
-    print(f"model:       {folder}/model")
+    lines.out(f"run file of the winner: {folder}/best.yaml\nall trials:  {folder}/trials.csv, trials.parquet")
+    lines.out(f"model:       {folder}/model")
 
 
 def trial_table(
     title: str, keys: Sequence[str], metric: str, results: Sequence[Result], seconds: Sequence[float]
 ) -> Table:
     """Return a table of the first trials, with a column for each searched key; `seconds` is each trial's time."""
-    table = Table(title=Text(title), title_justify="left", title_style="bold", header_style="")
+    table = Table(title=Text(text.message(title)), title_justify="left", title_style="bold", header_style="")
     short = [key.rpartition(".")[2] for key in keys]
     names = short if len(set(short)) == len(short) else keys
     for name in ("trial", "state", *names, "epoch", metric, "time"):
@@ -138,13 +139,13 @@ def format_best(result: Result) -> str:
 
 def format_value(value: Any) -> str:
     """Return the value of a run-file key, a float with four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else text.shown(value)
 
 
 def print_data_summary(run: RunConfig, folder: str, manifest: Manifest, seconds: float) -> None:
     """Print the splits and the labels of prepared data, and the `seconds` that preparing them took."""
     about = f"{len(manifest.labels)} labels" if manifest.labels else f"{manifest.target_vocab_size:,} target tokens"
-    print(f"prepared data: {folder} ({about}, {manifest.vocab_size:,} tokens, {console.seconds(seconds)})")
+    lines.out(f"prepared data: {folder} ({about}, {manifest.vocab_size:,} tokens, {console.seconds(seconds)})")
     console.table(
         "Data",
         ["split", "rows", "rejected", "tokens", "truncated", "lost", "duplicates", "in train"],
@@ -165,10 +166,10 @@ def print_data_summary(run: RunConfig, folder: str, manifest: Manifest, seconds:
     if run.task_spec.is_multilabel:
         for name, split in manifest.splits.items():
             unlabelled = f"{split.unlabelled_rows:,} of {split.rows:,} rows without a label"
-            print(f"{name}: {split.label_cardinality:.2f} labels per row, {unlabelled}")
+            lines.out(f"{name}: {split.label_cardinality:.2f} labels per row, {unlabelled}")
     if manifest.conflicting_texts:
         noun = run.task_spec.answer_noun
-        print(f"{manifest.conflicting_texts:,} text(s) appear in the training files with more than one {noun}")
+        lines.out(f"{manifest.conflicting_texts:,} text(s) appear in the training files with more than one {noun}")
 
 
 def print_scores(result: dict[str, Any]) -> None:
@@ -206,11 +207,11 @@ def print_label_scores(result: dict[str, Any]) -> None:
     if is_multilabel:
         titles = {"map": "mean average precision", "lrap": "LRAP", "hamming_loss": "Hamming loss", **titles}
     known = {title: result[key] for key, title in titles.items() if result.get(key) is not None}
-    print("  ".join(f"{title} {value:.4f}" for title, value in known.items()))
+    lines.out("  ".join(f"{title} {value:.4f}" for title, value in known.items()))
     if result["temperature"] != 1.0:
         before, after = result["calibration_error_before"], result["calibration_error"]
         errors = f"{before:.4f} before calibration, {after:.4f} after"
-        print(f"calibration error {errors} (temperature {result['temperature']:.3f})")
+        lines.out(f"calibration error {errors} (temperature {result['temperature']:.3f})")
     _print_class_scores(result["per_class"], is_multilabel)
 
 
@@ -224,7 +225,11 @@ def _print_class_scores(per_class: dict[str, dict[str, Any]], is_multilabel: boo
         f"Classes, worst first{more}",
         ["label", *columns.values(), "rows"],
         [
-            [name, *("" if score[key] is None else f"{score[key]:.3f}" for key in columns), f"{score['support']:,}"]
+            [
+                text.shown(name),
+                *("" if score[key] is None else f"{score[key]:.3f}" for key in columns),
+                f"{score['support']:,}",
+            ]
             for name, score in classes[:MAX_ROWS]
         ],
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from txclf.cli import results
+from txclf.cli import lines, results
 from txclf.cli.cluster import Overrides, RunFile
 from txclf.core.signals import stop_signals
 
@@ -160,7 +159,7 @@ def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool
 
     finished = verb.check_folder(run, resume)
     if finished:
-        print(f"`{run.run_folder}` is already finished")
+        lines.out(f"`{run.run_folder}` is already finished")
         tables.print_run_summary(run, finished)
         return
     with _ray(run):
@@ -169,7 +168,7 @@ def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool
         prepared = verb.recorded_data(run) or prepare_run(run)
         if not run.compute.on_ray:
             precision, reason = choose_precision(run.train.precision, uses_gpu(run.compute))
-            print(f"precision {precision}: {reason}")
+            lines.out(f"precision {precision}: {reason}")
         with stop_signals() as signals, console.Bar("training") as bar:
             display = displays.TrainingDisplay(bar)
 
@@ -180,10 +179,7 @@ def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool
             try:
                 summary = verb.train(run, prepared, show, started)
             except Interrupted:
-                print(
-                    f"`{run.run_folder}`: stopped, and the checkpoint is saved. Pass --resume to continue.",
-                    file=sys.stderr,
-                )
+                lines.err(f"`{run.run_folder}`: stopped, and the checkpoint is saved. Pass --resume to continue.")
                 raise typer.Exit(signals.exit_code) from None
     tables.print_run_summary(run, summary)
     if with_report:
@@ -200,7 +196,7 @@ def tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
 
     with verb.opened(run, resume, extend) as run, ray_cluster.connected(run.compute):
         require_shared(run.storage)
-        plan = verb.plan(run, lambda note: print(note, file=sys.stderr))
+        plan = verb.plan(run, lambda note: lines.err(note))
         with stop_signals() as signals, displays.SearchDisplay() as display:
 
             def show(state: SearchState) -> bool:
@@ -210,10 +206,7 @@ def tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
             try:
                 search = verb.tune(run, plan, show)
             except Interrupted:
-                print(
-                    f"`{run.run_folder}`: stopped, and the trials are saved. Pass --resume to continue.",
-                    file=sys.stderr,
-                )
+                lines.err(f"`{run.run_folder}`: stopped, and the trials are saved. Pass --resume to continue.")
                 raise typer.Exit(signals.exit_code) from None
         tables.print_search_summary(run, search)
     results.write_report(run.run_folder)
@@ -228,7 +221,7 @@ def evaluate_run(
     from txclf.evaluation import evaluate as verb
 
     tables.print_scores(verb.evaluate(run, data, with_baseline, compute))
-    print(f"all scores: {os.path.join(run, verb.METRICS)}")
+    lines.out(f"all scores: {os.path.join(run, verb.METRICS)}")
 
 
 @contextmanager

@@ -10,11 +10,21 @@
 Any other exception is a defect of txclf and shows its traceback.
 """
 
+from __future__ import annotations
+
+from txclf.core import text
+
 
 class TxclfError(Exception):
-    """Base class of the errors that a user can fix. The message names the cause and the fix."""
+    """Base class of the errors that a user can fix. The message names the cause and the fix.
+
+    Messages hold values of files, so they are shortened and escaped here, at one place for all of them.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(text.message(str(message)))
 
 
 class ConfigError(TxclfError):

@@ -22,6 +22,7 @@ from pyarrow import fs as pafs
 
 from txclf.core import storage, strict_json
 from txclf.core.errors import ConfigError, DataError, StorageError
+from txclf.core.text import shown
 from txclf.data import column_types, sources
 
 GROUP_BYTES = 2**24
@@ -175,7 +176,7 @@ def widened(types: Mapping[str, pa.DataType], schema: pa.Schema, origin: str) ->
 def type_error(file: str, column: str, problem: str) -> DataError:
     """Return the error for a column whose values have no common type."""
     return DataError(
-        f"`{file}`: column `{column}`: {problem}. A Parquet column has one type. "
+        f"`{file}`: column `{shown(column)}`: {shown(problem, 300)}. A Parquet column has one type. "
         "Write .jsonl, which accepts every type, or fix the values."
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from txclf.core.errors import ConfigError, DataError
+from txclf.core.text import listed, shown
 from txclf.data.records import RawBatch
 from txclf.inference.classifier import Classifier
 from txclf.inference.load import load_model
@@ -49,7 +50,7 @@ def output_columns(
     chosen = list(texts or trained)
     if len(chosen) != len(trained):
         raise ConfigError(
-            f"--text: {len(chosen)} column(s), but the model reads {len(trained)} ({', '.join(trained)}). "
+            f"--text: {len(chosen)} column(s), but the model reads {len(trained)} ({listed(trained, '')}). "
             "Pass --text once per column, in this order."
         )
     columns = Columns(chosen, list(first.columns), {}, style, metadata.label_delimiter)
@@ -73,7 +74,7 @@ def _added_columns(metadata: BundleMetadata, style: str, probabilities: bool) ->
     for label in metadata.labels:
         if delimiter in label:
             raise ConfigError(
-                f"`{label}`: the label contains the delimiter `{delimiter}`, so a {style} file cannot hold it. "
+                f"`{shown(label)}`: the label contains the delimiter `{delimiter}`, so a {style} file cannot hold it. "
                 "End --out in .jsonl or .parquet."
             )
     return {"labels": pa.string(), **each}
@@ -95,9 +96,9 @@ def text_columns(raw: RawBatch, columns: Columns) -> list[str]:
     # A later batch of JSON lines may lack a key in every row: its rows are reported as bad rows instead.
     is_later_jsonl = raw.source.format == "jsonl" and raw.rows[0] > 1
     if missing and not is_later_jsonl and len(raw.problems) < len(raw.rows):
-        present = ", ".join(f"`{name}`" for name in raw.columns)
         raise DataError(
-            f"`{raw.source.path}`: no column `{missing[0]}`, it has {present}. Name the text column with --text."
+            f"`{raw.source.path}`: no column `{shown(missing[0])}`, it has {listed(raw.columns)}. "
+            "Name the text column with --text."
         )
     return names
 
@@ -113,7 +114,7 @@ def input_columns(raw: RawBatch, columns: Columns) -> dict[str, list[object]]:
     new = [name for name in raw.columns if name not in columns.inputs]
     unwritable = [name for name in new if columns.style != "jsonl" or name in columns.added]
     if absent or unwritable:
-        problem = f"no column `{absent[0]}`" if absent else f"an additional column `{unwritable[0]}`"
+        problem = f"no column `{shown(absent[0])}`" if absent else f"an additional column `{shown(unwritable[0])}`"
         raise DataError(
             f"`{raw.source.path}`: {problem} from row {raw.rows[0]:,} on. "
             "Give all inputs the columns of the first row, or predict them separately."

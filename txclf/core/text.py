@@ -1,0 +1,69 @@
+"""Values from files, names and messages of others as text to show: short, and with hidden characters escaped.
+
+A control character can rewrite a terminal, and a bidirectional one can show a text in another order than it is stored.
+Both, and characters that have no shape, are shown as Python writes them: `\\x1b`, `\\u202e`, `\\u200b`.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection
+from itertools import islice
+
+MAX_CHARS = 100
+"""Characters of a value that are shown."""
+MAX_VALUES = 10
+"""Values of a list that are shown."""
+MAX_LINE_CHARS = 1_000
+"""Characters of a line of a message."""
+MAX_LINES = 100
+"""Lines of a message."""
+
+
+def shown(value: object, max_chars: int = MAX_CHARS) -> str:
+    """Return a value as a short text on one line: its beginning and its end, with hidden characters escaped."""
+    return _line(str(value), max_chars)
+
+
+def listed(values: Collection[object], mark: str = "`") -> str:
+    """Return the first values of a collection, each between two marks, and the number of the others."""
+    first = ", ".join(f"{mark}{shown(value)}{mark}" for value in islice(values, MAX_VALUES))
+    return first + (f" and {len(values) - MAX_VALUES:,} more" if len(values) > MAX_VALUES else "")
+
+
+def message(text: str) -> str:
+    """Return at most `MAX_LINES` lines of at most `MAX_LINE_CHARS` characters, with hidden characters escaped."""
+    lines = text.split("\n")
+    if len(lines) > MAX_LINES:
+        left_out = f"… ({len(lines) - MAX_LINES + 1:,} more lines)"
+        lines = [*lines[: MAX_LINES - 4], left_out, *lines[-3:]]
+    return "\n".join(_line(line, MAX_LINE_CHARS) for line in lines)
+
+
+def _line(text: str, max_chars: int) -> str:
+    return _shortened(escaped(_shortened(text, max_chars)), max_chars)
+
+
+def escaped(text: str, kept: str = "") -> str:
+    """Return a text with all characters escaped that have no shape, other than spaces and the `kept` ones."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if _is_visible(character) or character in kept else _escape(character) for character in text
+    )
+
+
+def _is_visible(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _shortened(text: str, max_chars: int) -> str:
+    """Return the beginning and the end of a long text."""
+    if len(text) <= max_chars:
+        return text
+    tail = max_chars // 3
+    return f"{text[: max_chars - tail - 3]} … {text[len(text) - tail :]}"
