@@ -270,3 +270,12 @@ def keep_signal_handlers(trainer: pl.Trainer) -> None:
 
 def _register_nothing() -> None:
     pass
+
+
+def is_rust_panic(error: BaseException) -> bool:
+    """Return True for a panic of a Rust extension such as `tokenizers`.
+
+    PyO3 derives its exception from `BaseException` and offers no module to import it from. Source:
+    https://github.com/PyO3/pyo3/blob/v0.25.0/src/panic.rs
+    """
+    return type(error).__module__ == "pyo3_runtime" and type(error).__name__ == "PanicException"

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordLevelTrainer, WordPieceTrainer
 
+from txclf import upstream
 from txclf.config.sections import SpecialTokens, Tokenizer, Truncation
 from txclf.core import storage
 from txclf.core.errors import DataError
@@ -62,9 +63,19 @@ def train_tokenizer(config: Tokenizer, texts: Iterable[str], for_targets: bool =
 DECODERS = {"bpe": decoders.ByteLevel(), "wordpiece": decoders.WordPiece(), "unigram": decoders.Metaspace()}
 
 
-def parse_tokenizer(content: str) -> FastTokenizer:
-    """Return a tokenizer from the content of a `tokenizer.json`, with its padding and truncation removed."""
-    tokenizer = FastTokenizer.from_str(content)
+def parse_tokenizer(content: str | bytes) -> FastTokenizer:
+    """Return a tokenizer from the content of a `tokenizer.json`, with its padding and truncation removed.
+
+    Raises `DataError` if the content is not a tokenizer or has no tokens.
+    """
+    try:
+        tokenizer = FastTokenizer.from_str(content if isinstance(content, str) else content.decode())
+        if not tokenizer.get_vocab_size():
+            raise ValueError("it has no tokens")
+    except BaseException as error:  # tokenizers raises bare Exception for anything that is not its format
+        if not isinstance(error, Exception) and not upstream.is_rust_panic(error):
+            raise
+        raise DataError(f"`tokenizer.json`: cannot be read by the `tokenizers` library: {error}") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
@@ -75,12 +86,10 @@ def _from_file(path: str) -> FastTokenizer:
     if not storage.exists(path):
         raise DataError(f"`tokenizer.file`: `{path}` does not exist. Set the path of a `tokenizer.json`.")
     try:
-        return parse_tokenizer(storage.read_bytes(path).decode())
-    except Exception as error:  # tokenizers raises bare Exception for anything that is not its format
-        raise DataError(
-            f"`tokenizer.file`: `{path}` cannot be read by the `tokenizers` library: {error}. "
-            "Set the path of a `tokenizer.json`."
-        ) from None
+        return parse_tokenizer(storage.read_bytes(path))
+    except DataError as error:
+        problem = str(error).removeprefix("`tokenizer.json`: ")
+        raise DataError(f"`tokenizer.file`: `{path}` {problem}. Set the path of a `tokenizer.json`.") from None
 
 
 def _untrained(config: Tokenizer) -> FastTokenizer:

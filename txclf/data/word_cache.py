@@ -21,7 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer as FastTokenizer
 
+from txclf import upstream
 from txclf.core import ragged
+from txclf.core.errors import DataError
 from txclf.data.sampler import Int32s, Ints
 
 MAX_WORDS = 500_000
@@ -159,7 +161,14 @@ class WordCache:
                 yield from (start + i for i in self._differing(words[inside], tokens[inside], neighbour, 1))
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        try:
+            return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        except BaseException as error:  # such as an unknown word without a token for it
+            if not isinstance(error, Exception) and not upstream.is_rust_panic(error):
+                raise
+            raise DataError(
+                f"`tokenizer.json`: the tokenizer fails on a text: {error}. Use a tokenizer that reads any text."
+            ) from None
 
 
 def _mark_breaks(text: str) -> str:

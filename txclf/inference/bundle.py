@@ -22,15 +22,16 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
+from tokenizers import Tokenizer as FastTokenizer
 from torch import nn
 
 from txclf._version import __version__
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import SpecialTokens
 from txclf.core import storage
-from txclf.core.errors import BundleError, StorageError
+from txclf.core.errors import BundleError, DataError, StorageError
 from txclf.data.tokenizer import parse_tokenizer, vocab_size
-from txclf.inference import model_card, transformers_folder
+from txclf.inference import model_card, soundness, transformers_folder
 from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, hub_metadata, summary, upgrade
 from txclf.model.pretrained import PretrainedClassifier
 
@@ -141,23 +142,46 @@ def read(folder: str, *, seq2seq: bool | None = None) -> tuple[BundleMetadata, d
 
 
 def build(
-    make: Callable[[], Network], content: Mapping[str, bytes], folder: str, folded_temperature: float = 1.0
+    make: Callable[[], Network],
+    content: Mapping[str, bytes],
+    folder: str,
+    *,
+    layers: int,
+    folded_temperature: float = 1.0,
 ) -> Network:
     """Return the network that `make` constructs, with the weights of a bundle and logits before calibration.
 
-    `folded_temperature` is the temperature that the weights of a pretrained model contain. Raises `BundleError` if the
-    weights are not those of the network.
+    `layers` bounds its number of layers. `folded_temperature` is the temperature that the weights of a pretrained model
+    contain. Raises `BundleError` if the weights are not those of the network or not finite.
     """
     try:
-        model, weights = make(), load_safetensors(content[WEIGHTS])
-        if isinstance(model, PretrainedClassifier):
-            weights = transformers_folder.imported(weights, model, folded_temperature)
+        weights = load_safetensors(content[WEIGHTS])
+        outline = soundness.outlined(make, layers, weights)
+        if isinstance(outline, PretrainedClassifier):
+            weights = transformers_folder.imported(weights, outline, folded_temperature)
+        soundness.require_shapes(outline, weights)
+        model = make()
         model.load_state_dict(weights)
-        return model
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, ValueError, TypeError, OverflowError, RuntimeError) as error:  # of sizes beyond 64 bits
         raise BundleError(
             f"`{folder}`: the weights do not match `{METADATA}`: {error}. Copy the whole folder again."
         ) from None
+    soundness.require_finite(model, folder)
+    return model
+
+
+def tokenizer(content: Mapping[str, bytes], name: str, folder: str, size: int) -> FastTokenizer:
+    """Return a tokenizer of a bundle. Raises `BundleError` if it is damaged or has tokens beyond the first `size`."""
+    try:
+        found = parse_tokenizer(content[name])
+    except DataError as error:
+        raise BundleError(f"`{folder}`: {error}. Copy the whole folder again.") from None
+    if vocab_size(found) > size:
+        raise BundleError(
+            f"`{storage.join(folder, name)}`: a token has the id {vocab_size(found) - 1:,}, but the model has {size:,} "
+            "tokens. Copy the whole folder again."
+        )
+    return found
 
 
 def read_metadata(folder: str) -> BundleMetadata:
@@ -185,8 +209,11 @@ def read_metadata(folder: str) -> BundleMetadata:
         return BundleMetadata.model_validate(upgrade(content))
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise BundleError(f"`{path}`: damaged at `{key}`: {problem['msg']}. Copy the whole folder again.") from None
+        key = ".".join(str(part)[:100] for part in problem["loc"])
+        place = f" at `{key}`" if key else ""
+        raise BundleError(f"`{path}`: damaged{place}: {problem['msg']}. Copy the whole folder again.") from None
+    except (AttributeError, TypeError, ValueError):  # a section of format 1 that is none
+        raise BundleError(f"`{path}`: damaged. Copy the whole folder again.") from None
 
 
 def _sha256(content: bytes) -> str:

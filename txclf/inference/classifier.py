@@ -12,12 +12,22 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import SpecialTokens
+from txclf.core.errors import BundleError
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import Layout, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, separator_id
 from txclf.data.word_cache import WordCache
-from txclf.inference import transformers_folder
-from txclf.inference.bundle import TOKENIZER, Floats, build, metadata_from_config, num_segments, read
+from txclf.inference import soundness, transformers_folder
+from txclf.inference.bundle import (
+    METADATA,
+    TOKENIZER,
+    Floats,
+    build,
+    metadata_from_config,
+    num_segments,
+    read,
+    tokenizer,
+)
 from txclf.inference.metadata import BundleMetadata
 from txclf.metrics.thresholds import DEFAULT
 from txclf.model.classifier import TransformerClassifier, by_row
@@ -45,6 +55,8 @@ class Classifier:
         self, metadata: BundleMetadata, tokenizer: FastTokenizer, model: TransformerClassifier | PretrainedClassifier
     ) -> None:
         self.metadata = metadata
+        self.folder = "model"
+        """Folder that the model was loaded from, for messages."""
         self.tokenizer = tokenizer
         self.word_cache = WordCache(tokenizer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,12 +66,45 @@ class Classifier:
     def load(cls, folder: str) -> Self:
         """Load a bundle from a path or URI.
 
-        Raises `BundleError` if the folder is not a bundle, is damaged, or holds a sequence-to-sequence model.
+        Raises `BundleError` if the folder is not a bundle, is damaged, cannot answer, or holds a sequence-to-sequence
+        model.
         """
         metadata, content = read(folder, seq2seq=False)
-        folded = metadata.temperature if metadata.folded_temperature else 1.0
-        model = build(lambda: _network(metadata, content), content, folder, folded)
-        return cls(metadata, parse_tokenizer(content[TOKENIZER].decode()), model)
+        pretrained = metadata.model.pretrained is not None
+        model = build(
+            lambda: _network(metadata, content),
+            content,
+            folder,
+            layers=transformers_folder.max_layers(content) if pretrained else metadata.model.num_layers,
+            folded_temperature=metadata.temperature if metadata.folded_temperature else 1.0,
+        )
+        size = model.embedding.num_embeddings
+        if problem := _special_problem(metadata, size):
+            raise BundleError(f"`{folder}`: `special_tokens` in `{METADATA}`: {problem}. Copy the whole folder again.")
+        classifier = cls(metadata, tokenizer(content, TOKENIZER, folder, size), model)
+        classifier.folder = folder
+        soundness.require_answer(classifier._trial, folder)
+        return classifier
+
+    @torch.inference_mode()
+    def _trial(self) -> Floats:
+        """Return the probabilities of a trial text and of the tokens with the largest embeddings."""
+        meta = self.metadata
+        ids = soundness.extreme_tokens(self.model.embedding.weight, meta.max_length)
+        has_segments = meta.num_segments > 0 or (
+            meta.special_tokens is not None and meta.special_tokens.token_types > 0
+        )
+        logits = self.model(ids, segments=torch.zeros_like(ids) if has_segments else None).float().cpu().numpy()
+        if logits.shape != (1, len(self.labels)):
+            raise BundleError(
+                f"`{self.folder}`: the network has {logits.shape[-1]} classes, but `{METADATA}` names "
+                f"{len(self.labels)} labels. Copy the whole folder again."
+            )
+        columns = (soundness.TRIAL_TEXT,) * len(meta.text_columns)
+        probabilities = np.concatenate([self.calibrated(logits), self.probabilities([columns])])
+        if not self.is_multilabel and abs(probabilities.sum(axis=1) - 1).max() > 1e-3:
+            raise soundness.not_finite(self.folder)
+        return probabilities
 
     @classmethod
     def from_config(
@@ -137,8 +182,15 @@ class Classifier:
         return self.rows([pa.table({"input_ids": self.encode(texts)})])
 
     def calibrated(self, logits: Floats) -> Floats:
-        """Return class probabilities (rows, classes) from logits; rows sum to 1 unless the model is multilabel."""
-        return sigmoid(logits, self.temperature) if self.is_multilabel else softmax(logits, self.temperature)
+        """Return class probabilities (rows, classes) from logits; rows sum to 1 unless the model is multilabel.
+
+        Raises `BundleError` if they are not finite.
+        """
+        with np.errstate(all="ignore"):  # what overflows is refused
+            found = sigmoid(logits, self.temperature) if self.is_multilabel else softmax(logits, self.temperature)
+        if not (np.isfinite(logits).all() and np.isfinite(found).all()):
+            raise soundness.not_finite(self.folder)
+        return found
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> pa.ListArray:
         """Return the token ids of rows of text columns, truncated as in training."""
@@ -166,6 +218,18 @@ class Classifier:
             logits_WC = self.model(ids.to(self.device), mask, segments=segments).float().cpu()
             output[batch] = by_row(logits_WC, windows, len(batch)).numpy()
         return output
+
+
+def _special_problem(metadata: BundleMetadata, size: int) -> str | None:
+    """Return what is wrong with the special tokens of a model of `size` tokens, or None."""
+    special = metadata.special_tokens
+    if (special is not None) != (metadata.model.pretrained is not None):
+        return "a pretrained model has them, and no other model"
+    if special is not None and not all(
+        0 <= token < size for token in (*special.prefix, *special.separator, *special.suffix, special.pad)
+    ):
+        return f"a token is not one of the {size:,} tokens of the model"
+    return None
 
 
 def label_thresholds(metadata: BundleMetadata) -> Floats:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from txclf.config.sections import Generate, Model, SpecialTokens, Truncation
 from txclf.config.tasks import TASKS, Task, TaskSpec
@@ -46,9 +47,9 @@ def upgrade(content: dict[str, Any]) -> dict[str, Any]:
 class Calibration(BaseModel):
     """Temperature scaling of a bundle, fitted on the validation split."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    temperature: PositiveFloat
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)]
     """Divisor of the logits (Guo et al., arXiv:1706.04599)."""
     error_before: float
     """Expected calibration error with a temperature of 1."""
@@ -58,30 +59,43 @@ class Calibration(BaseModel):
     """Validation rows that the temperature was fitted on: all of them, or a sample of 50,000."""
 
 
+def _distinct(names: Sequence[str]) -> Sequence[str]:
+    if len(set(names)) < len(names):
+        double = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"`{double[:100]}` is given twice")
+    return names
+
+
+def _file_name(name: str) -> str:
+    if "/" in name or "\\" in name or name.startswith(".") or not name:
+        raise ValueError("expected names of files in the folder of the bundle")
+    return name
+
+
 class BundleMetadata(BaseModel):
     """Content of `model.json`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: int
     version: str
     """Version of txclf that saved the bundle."""
     task: Task
-    labels: list[str]
+    labels: Annotated[list[str], AfterValidator(_distinct)]
     """Labels in the order of the outputs of the network; empty for a `seq2seq` model."""
-    text_columns: list[str]
+    text_columns: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
     """Columns of the training data that the model reads, in order."""
-    max_length: PositiveInt
+    max_length: Annotated[int, Field(ge=1, le=65_536)]
     """Maximum number of tokens per row."""
     truncation: Truncation
     """Truncation of longer rows."""
-    num_segments: int = 0
+    num_segments: NonNegativeInt = 0
     """Number of text columns that segment embeddings distinguish; 0 without them, and for a pretrained model."""
     special_tokens: SpecialTokens | None = None
     """Tokens around each text that a pretrained model expects; None for a model from scratch."""
     vocab_size: PositiveInt
     """Tokens of the tokenizer."""
-    target_vocab_size: int = 0
+    target_vocab_size: NonNegativeInt = 0
     """Tokens of the target tokenizer of a `seq2seq` model; 0 for other models."""
     generate: Generate | None = None
     """Default beam search of a `seq2seq` model."""
@@ -91,7 +105,7 @@ class BundleMetadata(BaseModel):
     """Metrics on the validation split."""
     rows: dict[str, int]
     """Number of rows of each split."""
-    sha256: dict[str, str]
+    sha256: dict[Annotated[str, AfterValidator(_file_name)], str]
     """SHA-256 checksums of the weights and tokenizers, by file name."""
     calibration: Calibration | None = None
     """Temperature scaling; None for uncalibrated probabilities."""
@@ -99,8 +113,26 @@ class BundleMetadata(BaseModel):
     """True if the stored weights of the last layer contain the temperature, for Transformers."""
     label_delimiter: str = ","
     """Separator of the labels of a `multilabel` model in csv and tsv files."""
-    thresholds: dict[str, float] | None = None
+    thresholds: dict[str, Annotated[float, Field(ge=0.0, le=1.0)]] | None = None
     """Minimum probability of each label of a `multilabel` model, chosen on the validation split; None for 0.5."""
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Self:
+        if self.task_spec.has_labels != bool(self.labels):
+            raise ValueError(f"a model of `task: {self.task}` has {'' if self.task_spec.has_labels else 'no '}labels")
+        if unknown := sorted(self.thresholds.keys() - set(self.labels)) if self.thresholds else []:
+            raise ValueError(f"`thresholds` name `{unknown[0][:100]}`, which is no label")
+        if self.num_segments not in (0, len(self.text_columns)):
+            raise ValueError("`num_segments` is not the number of text columns")
+        if self.task_spec.is_seq2seq != (self.generate is not None and self.target_vocab_size > 0):
+            raise ValueError("`generate` and `target_vocab_size` belong to a `seq2seq` model, which needs both")
+        cut = self.truncation
+        if not 0 <= cut.window_overlap < self.max_length or not 1 <= cut.max_windows <= 1024:
+            raise ValueError("`truncation` has windows that do not fit `max_length`")
+        special = self.special_tokens
+        if special is not None and special.added >= self.max_length:
+            raise ValueError("`special_tokens` leave no room for a text")
+        return self
 
     @property
     def task_spec(self) -> TaskSpec:

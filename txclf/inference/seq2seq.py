@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from tokenizers import Tokenizer as FastTokenizer
@@ -17,14 +19,17 @@ from torch.nn import functional as F
 
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Generate
+from txclf.core.errors import BundleError
 from txclf.data.batches import PairRows, TokenRows
 from txclf.data.sampler import Ints, scoring_batches
 from txclf.data.tokenizer import decode, encode, parse_tokenizer, target_ends
 from txclf.data.word_cache import WordCache
-from txclf.inference import bundle
+from txclf.inference import bundle, soundness
 from txclf.inference.metadata import BundleMetadata
 from txclf.model.beam_search import generate
 from txclf.model.seq2seq import Seq2SeqTransformer
+
+Floats = npt.NDArray[np.float32]
 
 
 class TeacherForced(NamedTuple):
@@ -58,6 +63,8 @@ class Seq2Seq:
     ) -> None:
         assert metadata.generate is not None
         self.metadata = metadata
+        self.folder = "model"
+        """Folder that the model was loaded from, for messages."""
         self.settings: Generate = metadata.generate
         """Settings of the beam search; assign to change them."""
         self.tokenizer, self.target_tokenizer = tokenizers[0], tokenizers[-1]
@@ -69,14 +76,33 @@ class Seq2Seq:
     def load(cls, folder: str) -> Self:
         """Load a bundle from a path or URI.
 
-        Raises `BundleError` if the folder is not a bundle, is damaged, or holds a classifier.
+        Raises `BundleError` if the folder is not a bundle, is damaged, cannot answer, or holds a classifier.
         """
         metadata, content = bundle.read(folder, seq2seq=True)
         shared = bundle.TARGET_TOKENIZER not in content
         sizes = metadata.vocab_size, metadata.target_vocab_size, metadata.max_length
-        model = bundle.build(lambda: Seq2SeqTransformer(metadata.model, *sizes, shared), content, folder)
-        names = [bundle.TOKENIZER] if shared else [bundle.TOKENIZER, bundle.TARGET_TOKENIZER]
-        return cls(metadata, [parse_tokenizer(content[name].decode()) for name in names], model)
+        layers = metadata.model.num_layers + (metadata.model.num_decoder_layers or metadata.model.num_layers)
+        model = bundle.build(lambda: Seq2SeqTransformer(metadata.model, *sizes, shared), content, folder, layers=layers)
+        tokenizers = [bundle.tokenizer(content, bundle.TOKENIZER, folder, metadata.vocab_size)]
+        if not shared:
+            size = metadata.target_vocab_size
+            tokenizers.append(bundle.tokenizer(content, bundle.TARGET_TOKENIZER, folder, size))
+        elif metadata.target_vocab_size != metadata.vocab_size:
+            raise BundleError(f"`{folder}`: one tokenizer for two vocabularies. Copy the whole folder again.")
+        loaded = cls(metadata, tokenizers, model)
+        loaded.folder = folder
+        soundness.require_answer(loaded._trial, folder)
+        return loaded
+
+    @torch.inference_mode()
+    def _trial(self) -> Floats:
+        """Return the logits after a trial text, and after the tokens with the largest embeddings."""
+        meta = self.metadata
+        rows = self.rows([pa.table({"input_ids": self.encode([(soundness.TRIAL_TEXT,) * len(meta.text_columns)])})])
+        text = rows.pad(np.arange(1))[0].to(self.device)
+        extreme = soundness.extreme_tokens(self.model.embedding.weight, meta.max_length)
+        begin = torch.tensor([target_ends(self.target_tokenizer)], device=self.device)
+        return np.concatenate([self.model(ids, None, begin).flatten().cpu().numpy() for ids in (text, extreme)])
 
     @classmethod
     def from_config(cls, run: RunConfig, weights: Mapping[str, torch.Tensor], tokenizers: Sequence[str]) -> Self:
@@ -141,12 +167,15 @@ class Seq2Seq:
         max_length = min(settings.max_length or self.metadata.max_length, self.metadata.max_length)
         ids, mask, *_ = rows.pad(batch)
         mask = None if mask is None else mask.to(self.device)
-        return generate(
-            self.model,
-            ids.to(self.device),
-            mask,
-            ends,
-            num_beams=settings.num_beams,
-            max_length=max_length,
-            length_penalty=settings.length_penalty,
-        )
+        try:
+            return generate(
+                self.model,
+                ids.to(self.device),
+                mask,
+                ends,
+                num_beams=settings.num_beams,
+                max_length=max_length,
+                length_penalty=settings.length_penalty,
+            )
+        except FloatingPointError:
+            raise soundness.not_finite(self.folder) from None

@@ -7,6 +7,7 @@ probabilities.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,20 @@ def network(content: Mapping[str, bytes]) -> PretrainedClassifier:
             f"`{pretrained.CONFIG}`: Transformers {__version__} cannot make a model of it: {error!r}. "
             "Copy the whole bundle again, or install the version of Transformers that it names."
         ) from None
+
+
+def max_layers(content: Mapping[str, bytes]) -> int:
+    """Return the largest number of layers that the `config.json` of a bundle names; 0 if it is no JSON."""
+
+    def largest(value: Any, key: str = "") -> int:
+        if isinstance(value, dict):
+            return max((largest(inner, name) for name, inner in value.items()), default=0)
+        return int(value) if isinstance(value, int | float) and "layer" in key and math.isfinite(value) else 0
+
+    try:
+        return largest(json.loads(content[pretrained.CONFIG]))
+    except (KeyError, ValueError, RecursionError):
+        return 0  # `network` reports it
 
 
 def _changed(content: bytes, *, removed: Sequence[str], **added: Any) -> bytes:

@@ -28,6 +28,8 @@ def generate(
     of tokens of an output. Hypotheses are ranked by log probability / ((5 + length) / 6) ** length_penalty
     (arXiv:1609.08144, eq. 14); the length counts `[EOS]`. A row is done if no open hypothesis can beat its best
     finished one. `num_beams=1` is greedy decoding.
+
+    Raises `FloatingPointError` if the logits are not finite.
     """
     begin, end = ends
     rows = len(input_ids)
@@ -77,4 +79,6 @@ def generate(
         if mask is not None:
             mask = mask[source]
         width, live, scores = scores.shape[1], live[open_rows], scores[open_rows]
+    if not best.isfinite().all():  # every row has a finished hypothesis
+        raise FloatingPointError("the logits are not finite")
     return results
