@@ -46,14 +46,6 @@ def test_token_file_wins_over_the_environment(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("host", "expected"),
-    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("example.org", False)],
-)
-def test_is_loopback(host: str, expected: bool) -> None:
-    assert serve._is_loopback(host) is expected
-
-
-@pytest.mark.parametrize(
     ("columns", "body"),
     [
         (["text"], {"text": "some text"}),

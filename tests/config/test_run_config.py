@@ -16,7 +16,7 @@ from txclf.config.base import Section
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Compute, Data, Model, Tokenizer
 from txclf.config.train import Train
-from txclf.core.errors import ConfigError
+from txclf.core.errors import ConfigError, StorageError
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").rglob("*.yaml"))
 
@@ -294,6 +294,23 @@ def test_run_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     assert run_config.load(None, ["name=a", "storage=my/runs"]).run_folder == f"{tmp_path}/my/runs/a"
     assert run_config.load(None, ["name=a", "storage=s3://b/runs/?region=x"]).run_folder == "s3://b/runs/a?region=x"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "storage=s3://user:hidden@bucket/runs",
+        "storage=s3://user:hid/den@bucket/runs",
+        "data.train=[a.csv, 's3://bucket/a.csv?region=x&access_key=hidden']",
+        "data.test=https://host/a.csv?sig=hidden",
+        "model.pretrained=gs://bucket/model?X-Goog-Signature=hidden",
+    ],
+)
+def test_load_uri_with_credentials_raises_without_showing_them(word: str) -> None:
+    with pytest.raises(StorageError, match=r"`\w+://…`: credentials do not belong into a URI") as info:
+        run_config.load(None, [word])
+    assert "hid" not in str(info.value)
+    run_config.load(None, ["storage=gs://anonymous@bucket/runs?retry_limit_seconds=3"])
 
 
 def violations(settings: object) -> list[str]:

@@ -19,7 +19,7 @@ from tests.helpers.runs import TINY
 from tests.helpers.testbed import METRICS, TOKEN, Testbed, environment, wait_until
 from txclf import Classifier, _version
 from txclf.artifacts import checkpoints
-from txclf.core.errors import ClusterError, ConfigError
+from txclf.core.errors import ConfigError, StorageError
 from txclf.launch import jobs
 
 TXCLF = str(Path(sys.executable).with_name("txclf"))
@@ -39,25 +39,25 @@ def test_submit_relative_storage_raises(tmp_path: Path) -> None:
         jobs.submit("http://127.0.0.1:1", "train", [run_file(tmp_path)], str(tmp_path))
 
 
-def test_submit_large_folder_raises_with_its_largest_files(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "large.csv").write_bytes(bytes(3_000_000))
-    (tmp_path / "small.csv").write_bytes(bytes(1000))
-    (tmp_path / ".hidden").write_bytes(bytes(5_000_000))
-    words = [run_file(tmp_path), "storage=/x"]
-    too_large = r"3 MB would travel, the maximum is 2 MB; the largest: data/large\.csv \(3 MB\)"
-    with pytest.raises(ConfigError, match=too_large):
-        jobs.submit("http://127.0.0.1:1", "train", words, str(tmp_path), max_mb=2)
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    (tmp_path / ".gitignore").write_text("data/\n.hidden\n")
-    with pytest.raises(ClusterError, match="no Ray dashboard answers there"):
-        jobs.submit("http://127.0.0.1:1", "train", words, str(tmp_path), max_mb=2)
+def test_submit_words_with_credentials_raise(tmp_path: Path) -> None:
+    for words in (["s3://me:very%2Fsecret@b/model", "in.csv"], ["in.csv", "--out=s3://b/o.csv?secret_key=hidden"]):
+        with pytest.raises(StorageError, match=r"`s3://…`: credentials do not belong into a URI") as info:
+            jobs.submit("http://127.0.0.1:1", "predict", words, str(tmp_path))
+        assert "secret@" not in str(info.value)
+        assert "hidden" not in str(info.value)
+
+
+def test_submit_distill_checks_the_run_file_after_the_teacher(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`storage: runs` would lie in the job's own folder"):
+        jobs.submit("http://127.0.0.1:1", "distill", ["/shared/model", run_file(tmp_path)], str(tmp_path))
+    with pytest.raises(ConfigError, match="`distill`: no run file"):
+        jobs.submit("http://127.0.0.1:1", "distill", ["/shared/model"], str(tmp_path))
 
 
 def test_submit_checks_the_run_file_first(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`train\.epoch`: unknown key"):
         jobs.submit("http://127.0.0.1:1", "train", [run_file(tmp_path), "train.epoch=3"], str(tmp_path))
-    with pytest.raises(ConfigError, match="`serve`: expected one of train, tune"):
+    with pytest.raises(ConfigError, match="`serve`: expected one of train, distill"):
         jobs.submit("http://127.0.0.1:1", "serve", [run_file(tmp_path)], str(tmp_path))
 
 

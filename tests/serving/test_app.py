@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.helpers.serving import TEXTS, counts, error_message, service_client, untrained
+from tests.helpers.testbed import wait_until
 from txclf import Classifier, Seq2Seq
 from txclf.inference import bundle
 from txclf.serving.app import PredictionService, Unavailable
 from txclf.serving.batcher import Answers, QueueFull
 from txclf.serving.middleware import Limits, Metrics
+from txclf.serving.occlusion import Row
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +113,12 @@ def test_errors_are_json(served: TestClient) -> None:
     assert error_message(served.get("/predict"), 405) == "Method Not Allowed"
     unknown = served.post("/explain", json={"text": "a", "label": "nope"})
     assert "no label `nope`" in error_message(unknown, 422)
-    deep = b"[" * 1900
-    assert served.post("/predict", content=deep, headers=headers).status_code in (400, 422)
+    for content, reason in (
+        (b"[" * 1900, "nested too deeply"),
+        (b'{"text": "\xff"}', "not UTF-8"),
+        (b'{"text": NaN}', "Input should be a valid string"),
+    ):
+        assert reason in error_message(served.post("/predict", content=content, headers=headers), 422)
     assert served.post("/predict", json={"text": "fox"}).status_code == 200
 
 
@@ -118,7 +127,7 @@ def test_errors_are_json(served: TestClient) -> None:
     [
         (QueueFull(), 503, "the queue is full. Retry in a second."),
         (Unavailable("gone"), 503, "gone"),
-        (RuntimeError("secret"), 500, "the service failed. Look for the traceback in its log."),
+        (RuntimeError("secret"), 500, "the service failed. Look for request ID in its log."),
     ],
 )
 def test_predict_failure_of_the_model_becomes_status(
@@ -132,8 +141,39 @@ def test_predict_failure_of_the_model_becomes_status(
     )
     with TestClient(service.build_app(), raise_server_exceptions=False) as client:
         response = client.post("/predict", json={"text": "fox"})
-        assert error_message(response, status) == message
+        assert error_message(response, status) == message.replace("ID", response.headers["x-request-id"])
+        assert "content-security-policy" in response.headers
+        counted = counts(client.get("/metrics").text)
+        assert counted[f'txclf_serve_requests_total{{path="/predict",status="{status}"}}'] == 1
         assert ("retry-after" in response.headers) == (status == 503)
+
+
+def test_explain_queue_is_bounded_and_predict_is_answered_meanwhile(tiny_bundle: str) -> None:
+    """Hold the rows of /explain, whose text has two words, until a prediction was answered."""
+    released = threading.Event()
+    calls: list[int] = []
+
+    async def ask(rows: Sequence[Row]) -> Answers:
+        calls.append(len(rows))
+        while len(rows) > 1 and not released.is_set():
+            await asyncio.sleep(0.01)
+        return Answers(np.full((len(rows), 3), 1 / 3, np.float32), [["low"]] * len(rows), [], len(rows), 0.0)
+
+    service = PredictionService(
+        name="some",
+        metadata=bundle.read_metadata(tiny_bundle),
+        ask=ask,
+        limits=Limits(explanations=1, queued_explanations=1),
+        metrics=Metrics(),
+    )
+    with TestClient(service.build_app()) as client, ThreadPoolExecutor(4) as pool:
+        body = {"text": " ".join(["word"] * 40)}
+        found = [pool.submit(client.post, "/explain", json=body) for _ in range(4)]
+        wait_until(lambda: sum(each.done() for each in found) == 2, 30)
+        assert client.post("/predict", json={"text": "fox"}).status_code == 200
+        released.set()
+        assert sorted(each.result().status_code for each in found) == [200, 200, 503, 503]
+    assert sorted(calls) == [1, 9, 9, 16, 16, 16, 16]  # 41 rows each
 
 
 def test_healthz_without_a_replica_returns_503(tiny_bundle: str) -> None:
@@ -161,6 +201,7 @@ def test_pages_and_api_document_use_no_other_host(served: TestClient) -> None:
         assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", page.text)
         assert not re.findall(r"<style|style=|<script>|onclick", page.text)
     api = served.get("/openapi.json").json()
+    assert api["info"]["title"] == "txclf serve"
     assert set(api["paths"]) == {"/predict", "/explain", "/model", "/healthz", "/metrics"}
     assert {"200", "413", "415", "422", "503", "504"} <= set(api["paths"]["/predict"]["post"]["responses"])
 

@@ -105,9 +105,8 @@ def test_serve_on_ray_limits_time_and_queue(tiny_bundle: str) -> None:
         # A body that never arrives.
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as slow:
-            slow.sendall(
-                b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
-            )
+            head = f"POST /predict HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: 9"
+            slow.sendall(f"{head}\r\n\r\n{{".encode())
             assert b" 408 " in slow.recv(4096).splitlines()[0]
         # A replica hangs: it holds two requests, two are queued (three while Ray Serve assigns one), and the others are
         # refused at once.

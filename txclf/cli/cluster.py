@@ -53,15 +53,23 @@ def check(run_file: RunFile, overrides: Overrides = None) -> None:
 def submit(
     address: Address,
     command: Annotated[
-        str, typer.Argument(metavar="COMMAND", help="train, tune, prepare, evaluate, predict or check.")
+        str, typer.Argument(metavar="COMMAND", help="train, distill, tune, prepare, evaluate, predict or check.")
     ],
     arguments: Annotated[list[str], typer.Argument(metavar="ARGUMENT…", help="Arguments and options of that command.")],
     wait: Annotated[bool, typer.Option(help="Follow the log until the job ends.")] = True,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow",
+            metavar="NAME",
+            help="File or glob to send although it looks like a secret or is a link out of the folder.",
+        ),
+    ] = None,
 ) -> None:
     """Run a command as a job on a Ray cluster: `txclf submit train RUN.yaml storage=/shared/runs`."""
     from txclf.launch import jobs as launch_jobs
 
-    job = launch_jobs.submit(address, command, arguments)
+    job = launch_jobs.submit(address, command, arguments, allowed=allow or ())
     lines.err(f"job {job}: txclf jobs logs {job} --address {address}")
     if wait:
         _follow(address, job)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import json
 import os
 from typing import Annotated
@@ -55,8 +54,15 @@ def serve(
     ] = 100_000,
     max_bytes: Annotated[int, typer.Option("--max-bytes", min=1, help="Maximum size of a request's body in bytes.")] = 1
     << 20,
+    max_connections: Annotated[
+        int, typer.Option("--max-connections", min=1, help="Maximum number of connections; more are refused.")
+    ] = 1024,
     token_file: Annotated[
         str | None, typer.Option("--token-file", help=f"File with the bearer token of requests; or set {TOKEN}.")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", help="Name of the service that requests may use; repeat it for several names."),
     ] = None,
     address: Annotated[
         str | None, typer.Option("--address", help="Ray cluster to join: `auto` or `host:port`.")
@@ -76,12 +82,14 @@ def serve(
         )
     if replicas == 0 and (max_replicas or address):
         raise ConfigError("--replicas 0: serves in this process, without Ray. Omit --max-replicas and --address.")
-    if token is None and not _is_loopback(host):
+    from txclf.serving import serve as service
+    from txclf.serving.middleware import Limits
+    from txclf.serving.origins import is_loopback
+
+    if token is None and not is_loopback(host):
         lines.err(
             f"--host {host}: everyone on the network can send requests. Set a token with --token-file or {TOKEN}."
         )
-    from txclf.serving import serve as service
-    from txclf.serving.middleware import Limits
 
     settings = service.Settings(
         host=host,
@@ -93,8 +101,15 @@ def serve(
         max_batch_size=max_batch_size,
         max_queue=max_queue,
         address=address,
-        limits=Limits(body_bytes=max_bytes, texts=max_texts, characters=max_characters, seconds=timeout),
+        limits=Limits(
+            body_bytes=max_bytes,
+            texts=max_texts,
+            characters=max_characters,
+            seconds=timeout,
+            connections=max_connections,
+        ),
         token=token,
+        allowed_hosts=tuple(allowed_host or ()),
     )
 
     def show(started: service.Started) -> None:
@@ -132,14 +147,6 @@ def _token(path: str | None) -> str | None:
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(f"{where}: expected a token of printable ASCII characters without spaces. Set such a token.")
     return token
-
-
-def _is_loopback(host: str) -> bool:
-    """Return True if only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _curl(url: str, columns: list[str], token: bool) -> str:

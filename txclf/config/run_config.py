@@ -12,7 +12,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self, get_args
 
 import yaml
@@ -170,8 +170,11 @@ def override(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str,
 def parse(settings: dict[str, Any], name: str = "run file") -> RunConfig:
     """Check the settings of a run file and make their paths absolute.
 
-    `name` is the source of the settings in messages. Raises `ConfigError` naming every key that is wrong.
+    `name` is the source of the settings in messages. Raises `ConfigError` naming every key that is wrong, and
+    `StorageError` for a URI that holds credentials.
     """
+    for text in _strings(settings):
+        storage.refuse_credentials(text)
     try:
         run = RunConfig.model_validate(settings)
     except ValidationError as error:
@@ -179,6 +182,15 @@ def parse(settings: dict[str, Any], name: str = "run file") -> RunConfig:
     if problems := _space_problems(run):
         raise ConfigError(f"`{name}` has {_counted(problems)}")
     return _resolve_paths(run)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield all strings of nested settings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
 
 
 def with_overrides(run: RunConfig, settings: Settings) -> RunConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,12 @@ from pyarrow import fs as pafs
 
 from txclf.core.errors import StorageError
 
+_CREDENTIALS = re.compile(
+    r"://(?:[^/?#@]*:[^?#]*@|[^#]*[?&;](?:[\w-]*(?:key|secret|token|password|passwd|credential|signature)[\w-]*|sig|sas)=)",
+    re.IGNORECASE,
+)
+"""A user with a password before the host, or a parameter of a query that is named like a secret."""
+
 
 def resolve(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     """Return the file system of a path or URI, and the path within it, which is absolute for a local path.
@@ -25,6 +32,7 @@ def resolve(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     Raises `StorageError` for a URI scheme that pyarrow does not know.
     """
     text = os.fspath(path)
+    refuse_credentials(text)
     if "://" not in text:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
     try:
@@ -34,6 +42,17 @@ def resolve(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
             f"`{text}`: not a storage URI that pyarrow can open: {error}. Use a path, `s3://` or `gs://`."
         ) from error
     return filesystem, inner
+
+
+def refuse_credentials(text: str) -> None:
+    """Raise `StorageError` if a URI holds a password or key: it would be stored in run files, logs and pages."""
+    found = _CREDENTIALS.search(text)
+    if found:
+        scheme = re.split(r"\W", text[: found.start()])[-1]
+        raise StorageError(
+            f"`{scheme}://…`: credentials do not belong into a URI, because it is stored and shown. Set them where the "
+            "storage looks for them, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment."
+        )
 
 
 def is_local(path: str | os.PathLike[str]) -> bool:

@@ -1,8 +1,8 @@
 """`txclf submit` and `txclf jobs`: commands run on a Ray cluster through Ray's job API.
 
-A job uploads the working folder as git sees it (`.gitignore` applies; outside of a repository, all files that are not
-hidden) and this version of txclf, so that the cluster needs only its dependencies. The token comes from
-`RAY_AUTH_TOKEN` or `RAY_AUTH_TOKEN_PATH`, as everywhere in Ray, and appears in no command line and no log.
+A job uploads the working folder (`working_folder.py`) and this version of txclf, so that the cluster needs only its
+dependencies. The token comes from `RAY_AUTH_TOKEN` or `RAY_AUTH_TOKEN_PATH`, as everywhere in Ray, and appears in no
+command line and no log.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import os
 import shlex
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,9 +19,13 @@ from typing import Any
 
 from txclf import _version
 from txclf.config import run_config
+from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
+from txclf.launch import working_folder
 
-VERBS = ("train", "tune", "prepare", "evaluate", "predict", "check")
+VERBS = ("train", "distill", "tune", "prepare", "evaluate", "predict", "check")
+RUN_FILE_AT = {"train": 0, "distill": 1, "tune": 0, "prepare": 0, "check": 0}
+"""Position of the run file among the words after a verb; the other verbs read none."""
 STOP_S = 120
 """Maximum seconds for a stopped job to save a checkpoint; Ray's default is 3."""
 MAX_MB = 100.0
@@ -38,30 +41,45 @@ one, if Ray was started without activating its environment; it is the fallback, 
 """
 
 
-def submit(address: str, verb: str, words: Sequence[str], folder: str = ".", max_mb: float = MAX_MB) -> str:
+def submit(
+    address: str,
+    verb: str,
+    words: Sequence[str],
+    folder: str = ".",
+    *,
+    max_mb: float = MAX_MB,
+    allowed: Sequence[str] = (),
+) -> str:
     """Start `txclf VERB WORDS` on the cluster whose dashboard is at `address` and return the job's id.
 
-    The first word of most verbs is a run file, which is checked before anything is uploaded. Raises `ConfigError` if
-    the folder is too large or `storage` would be lost with the job, and `ClusterError` if the cluster does not answer
-    or refuses the token.
+    The run file of a verb is checked before anything is uploaded. `allowed` are files and links that travel although
+    `working_folder.stage` would refuse them.
+
+    Raises `ConfigError` if the folder cannot be sent as it is, a word holds credentials or `storage` would be lost with
+    the job, and `ClusterError` if the cluster does not answer or refuses the token.
     """
     if verb not in VERBS:
         raise ConfigError(f"`{verb}`: expected one of {', '.join(VERBS)}")
     words, name = list(words), words[0]
+    for word in words:
+        storage.refuse_credentials(word)
+    at = RUN_FILE_AT.get(verb)
+    if at is not None and len(words) <= at:
+        raise ConfigError(f"`{verb}`: no run file. See `txclf {verb} --help`.")
     with tempfile.TemporaryDirectory(prefix="txclf-submit-") as staging:
-        _stage(Path(folder), Path(staging), max_mb)
-        if verb in ("train", "tune", "prepare", "check"):
-            overrides = [word for word in words[1:] if "=" in word and not word.startswith("-")]
-            settings = run_config.read_settings(words[0], overrides)
-            run = run_config.parse(settings, words[0])
+        working_folder.stage(Path(folder), Path(staging), max_mb, allowed)
+        if at is not None:
+            overrides = [word for word in words[at + 1 :] if "=" in word and not word.startswith("-")]
+            settings = run_config.read_settings(words[at], overrides)
+            run = run_config.parse(settings, words[at])
             name, path = run.name, str(settings.get("storage", "runs"))
             if not ("://" in path or os.path.isabs(path)):
                 raise ConfigError(
                     f"`storage: {path}` would lie in the job's own folder and be lost with it. "
                     "Set `storage=` to a path that every node mounts, or to a URI such as s3://bucket/runs."
                 )
-            shutil.copyfile(words[0], Path(staging, "run.yaml"))
-            words[0] = "run.yaml"
+            shutil.copyfile(words[at], Path(staging, "run.yaml"))
+            words[at] = "run.yaml"
             if run.compute.address is None:
                 words.append("compute.address=auto")
         return str(
@@ -129,30 +147,3 @@ def follow(client: Any, job: str, show: Callable[[str], None]) -> int:
     if info.driver_exit_code is None:
         show(f"{info.message}\n")
     return int(info.driver_exit_code or 1)
-
-
-def _stage(folder: Path, staging: Path, max_mb: float) -> None:
-    """Copy the files to upload. Raises `ConfigError` that names the largest files if they exceed `max_mb`."""
-    files = [path for path in _listed(folder) if path.is_file()]
-    sizes = {path: path.stat().st_size for path in files}
-    total = sum(sizes.values()) / 1e6
-    if total > max_mb:
-        largest = sorted(files, key=lambda path: -sizes[path])[:5]
-        names = ", ".join(f"{path.relative_to(folder)} ({sizes[path] / 1e6:.0f} MB)" for path in largest)
-        raise ConfigError(
-            f"`{folder.resolve()}`: {total:.0f} MB would travel, the maximum is {max_mb:.0f} MB; the largest: {names}. "
-            "Move them to storage that the cluster reaches, or list them in .gitignore."
-        )
-    for path in files:
-        target = staging / path.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-
-
-def _listed(folder: Path) -> list[Path]:
-    words = ["git", "-C", str(folder), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    done = subprocess.run(words, check=False, capture_output=True) if shutil.which("git") else None
-    if done and not done.returncode:
-        return [folder / os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
-    parts = (path.relative_to(folder).parts for path in folder.rglob("*"))
-    return [folder.joinpath(*names) for names in parts if not any(name.startswith((".", "__py")) for name in names)]

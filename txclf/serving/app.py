@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -31,9 +31,10 @@ from starlette.responses import JSONResponse
 from txclf._version import __version__
 from txclf.inference.metadata import BundleMetadata
 from txclf.serving import occlusion
-from txclf.serving.batcher import Answers, Ask, QueueFull
+from txclf.serving.batcher import Answers, Ask, BoundedLane, QueueFull
 from txclf.serving.middleware import Limits, Metrics, RequestMiddleware, error_body
 from txclf.serving.occlusion import Row
+from txclf.serving.origins import HostPolicy
 from txclf.serving.schemas import (
     Columns,
     ErrorResponse,
@@ -48,6 +49,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 ASSETS = files("txclf") / "assets"
 ERRORS = {
     401: "The token is missing or wrong.",
+    403: "The host or the web page is not allowed.",
     413: "The body is too large.",
     415: "The body is not JSON.",
     422: "The request is invalid; the message names the key.",
@@ -55,6 +57,8 @@ ERRORS = {
     504: "The request timed out.",
 }
 """Meaning of the status codes, in the OpenAPI document."""
+EXPLAIN_ROWS = 16
+"""Rows per call of `/explain`, so that other requests are answered between its calls."""
 _MODEL_KEYS = {
     "task",
     "labels",
@@ -93,23 +97,34 @@ class PredictionService:
     metrics: Metrics
     token: str | None = None
     """Bearer token that requests must carry; None accepts every request."""
+    hosts: HostPolicy = field(default_factory=HostPolicy)
+    """Hosts and pages whose requests are answered."""
     is_healthy: Callable[[], bool] = lambda: True
     """Returns True if a replica of the model is running."""
+    explanations: BoundedLane = field(init=False)
+    """Limit on concurrent `/explain` requests, which take as long as many predictions."""
+
+    def __post_init__(self) -> None:
+        lane = BoundedLane(self.limits.explanations, self.limits.queued_explanations)
+        object.__setattr__(self, "explanations", lane)
 
     def build_app(self, lifespan: Lifespan | None = None) -> FastAPI:
         """Return the FastAPI application with all routes, error handlers and the request middleware."""
         app = FastAPI(
-            title=f"txclf: {self.name}",
+            title="txclf serve",  # the document needs no token, so it tells nothing about the model
             version=__version__,
-            description=f"A `{self.metadata.task}` model, served by txclf.",
+            description="Predictions of a text model.",
             lifespan=lifespan,
             docs_url=None,  # FastAPI's own page loads its script from another host
             redoc_url=None,
+            redirect_slashes=False,
         )
         self._add_api_routes(app)
         self._add_pages(app)
         _add_error_handlers(app)
-        app.add_middleware(RequestMiddleware, limits=self.limits, token=self.token, metrics=self.metrics)
+        app.add_middleware(
+            RequestMiddleware, limits=self.limits, token=self.token, metrics=self.metrics, hosts=self.hosts
+        )
         return app
 
     def _add_api_routes(self, app: FastAPI) -> None:
@@ -153,12 +168,16 @@ class PredictionService:
                 f"`/explain`: a `{self.metadata.task}` model has no labels to explain. Use `POST /predict`."
             )
         if body.label is not None and body.label not in labels:
-            raise InvalidRequest(f"`label`: the model has no label `{body.label}`. Use one that `GET /model` lists.")
+            shown = body.label[:100]
+            raise InvalidRequest(f"`label`: the model has no label `{shown}`. Use one that `GET /model` lists.")
         row = self._row(body.row, "row") if body.row is not None else self._single_text(body.text or "", "text")
         spans = occlusion.split_row(row)
-        answers = await self._answer([row, *occlusion.occluded_rows(row, spans)])
-        column = labels.index(body.label) if body.label is not None else int(answers.probabilities[0].argmax())
-        probability, *occluded = answers.probabilities[:, column].tolist()
+        rows = [row, *occlusion.occluded_rows(row, spans)]
+        async with self.explanations:
+            parts = [await self._answer(rows[i : i + EXPLAIN_ROWS]) for i in range(0, len(rows), EXPLAIN_ROWS)]
+        probabilities = np.concatenate([part.probabilities for part in parts])
+        column = labels.index(body.label) if body.label is not None else int(probabilities[0].argmax())
+        probability, *occluded = probabilities[:, column].tolist()
         weights: Sequence[float | None] = occlusion.weights(probability, occluded) or [None] * len(spans)
         texts = occlusion.weighted_texts(row, spans, weights)
         columns = {
@@ -247,7 +266,7 @@ class PredictionService:
         unknown = [name for name in columns if name not in names]
         missing = [name for name in names if name not in columns]
         if unknown or missing:
-            problem = f"no column `{missing[0]}`" if missing else f"`{unknown[0]}` is no column of the model"
+            problem = f"no column `{missing[0]}`" if missing else f"`{unknown[0][:100]}` is no column of the model"
             raise InvalidRequest(f"`{key}`: {problem}. Send the columns {_quoted(names)}.")
         return self._checked(tuple(columns[name] or "" for name in names), key)
 
@@ -291,6 +310,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400 and error.__cause__ is not None:  # the body, which FastAPI could not parse
+            return _error(422, f"the body is not JSON: {_unparsed(error.__cause__)}. Send a JSON object in UTF-8.")
         return _error(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(QueueFull)
@@ -301,9 +322,12 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def unavailable(request: Request, error: Unavailable) -> Response:
         return _error(503, str(error), {"retry-after": "5"})
 
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        return _error(500, "the service failed. Look for the traceback in its log.")
+
+def _unparsed(error: BaseException) -> str:
+    """Return why the body could not be parsed."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "it is not UTF-8" if isinstance(error, UnicodeError) else "a number is too long"
 
 
 def _first_problem(error: RequestValidationError) -> str:
@@ -313,7 +337,7 @@ def _first_problem(error: RequestValidationError) -> str:
         reason = problem.get("ctx", {}).get("error", problem["msg"])
         return f"the body is not JSON: {reason}. Send a JSON object."
     keys = [key for key in problem["loc"] if key != "body"]
-    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}"[:100] for key in keys).lstrip(".")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = "unknown key. Remove it."

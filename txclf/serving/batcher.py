@@ -49,6 +49,32 @@ class QueueFull(Exception):
     """The queue holds as many requests as it may."""
 
 
+class BoundedLane:
+    """Limit on requests of one kind: `running` at a time, and at most `waiting` more in a queue.
+
+    Enter it by `async with`. Raises `QueueFull` if the queue is full.
+    """
+
+    def __init__(self, running: int, waiting: int) -> None:
+        self.capacity = running + waiting
+        self.count = 0
+        self.running = asyncio.Semaphore(running)
+
+    async def __aenter__(self) -> None:
+        if self.count >= self.capacity:
+            raise QueueFull
+        self.count += 1
+        try:
+            await self.running.acquire()
+        except BaseException:
+            self.count -= 1
+            raise
+
+    async def __aexit__(self, *error: object) -> None:
+        self.running.release()
+        self.count -= 1
+
+
 class DynamicBatcher:
     """Dynamic batching: queued requests form the next batch as soon as the model is idle.
 
@@ -129,6 +155,12 @@ class DynamicBatcher:
                 await asyncio.gather(*(self._run([request]) for request in batch))
             elif not batch[0][1].done():
                 batch[0][1].set_exception(error)
+        except BaseException as error:  # a worker thread may raise any kind, and nobody else would end these requests
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(RuntimeError(f"the batch failed: {error!r}"))
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
         else:
             for part, (_, future) in zip(parts, batch, strict=True):
                 if not future.done():

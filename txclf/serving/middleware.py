@@ -1,4 +1,4 @@
-"""Middleware around the HTTP service: token, size and time limits, metrics. Every error is JSON.
+"""Middleware around the HTTP service: hosts, token, size and time limits, metrics. Every error is JSON.
 
 {"error": {"status": 413, "message": "the body has more than 1,048,576 bytes. Send fewer texts per request."}}
 """
@@ -8,13 +8,18 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
 import time
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from txclf.serving.origins import HostPolicy
 
 PUBLIC_PATHS = ("/", "/healthz", "/docs", "/openapi.json", "/page/serve.js", "/page/serve.css")
 """Paths that need no token: they reveal nothing about the model, and a browser cannot send a token for a page."""
@@ -45,6 +50,16 @@ class Limits:
     """Seconds from the first byte to the answer."""
     open_requests: int = 1024
     """Concurrent requests, including those still being read. Each holds up to `body_bytes` in memory."""
+    connections: int = 1024
+    """Open connections, idle ones included."""
+    head_bytes: int = 16_384
+    """Bytes of the request line and the headers."""
+    idle_seconds: float = 75.0
+    """Seconds that a connection stays open after a response."""
+    explanations: int = 2
+    """Concurrent `/explain` requests."""
+    queued_explanations: int = 32
+    """`/explain` requests that may wait for others; more are refused."""
 
 
 class Metrics:
@@ -94,12 +109,15 @@ class Metrics:
 
 
 class RequestMiddleware:
-    """ASGI middleware that enforces the token and the limits, adds security headers and counts requests."""
+    """ASGI middleware that enforces hosts, token and limits, adds security headers and counts requests."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, token: str | None, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, limits: Limits, token: str | None, metrics: Metrics, hosts: HostPolicy | None = None
+    ) -> None:
         self.app = app
         self.limits = limits
         self.metrics = metrics
+        self.hosts = hosts or HostPolicy()
         self.token = None if token is None else token.encode()
         self.open = 0
 
@@ -113,21 +131,31 @@ class RequestMiddleware:
         self.open += 1
         self.metrics.open.set(self.open)
         try:
-            refusal = self._refusal(scope)
-            if refusal:
-                await exchange.send_error(*refusal)
-                return
-            try:
-                async with asyncio.timeout(self.limits.seconds):
-                    await self.app(scope, exchange.receive, exchange.send)
-            except TimeoutError:
-                if not exchange.status:
-                    await exchange.send_timeout()
+            await self._answer(scope, exchange)
+            await exchange.finish()
         finally:
             self.open -= 1
             self.metrics.open.set(self.open)
             self.metrics.requests.labels(path, str(exchange.status)).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - start)
+
+    async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
+        """Answer a request within the time limit. Every exception becomes a response."""
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                refusal = self._refusal(scope)
+                if refusal:
+                    await exchange.send_error(*refusal)
+                else:
+                    await self.app(scope, exchange.receive, exchange.send)
+        except TimeoutError:
+            if not exchange.status:
+                await exchange.send_timeout()
+        except Exception as error:
+            if exchange.status:
+                raise  # the server closes the connection, because the response is incomplete
+            logging.getLogger("txclf").error("request %s failed", exchange.id, exc_info=error)
+            await exchange.send_error(500, f"the service failed. Look for request {exchange.id} in its log.")
 
     def _refusal(self, scope: Scope) -> tuple[int, str, dict[str, str]] | None:
         """Return status, message and headers of the error that is clear before the body is read, or None."""
@@ -135,6 +163,11 @@ class RequestMiddleware:
         if self.open > self.limits.open_requests:
             message = f"{self.limits.open_requests:,} requests are open already. Retry in a second."
             return 503, message, {"retry-after": "1"}
+        problem = self.hosts.refusal(scope["headers"])
+        if problem:
+            return 403, problem, {}
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > self.limits.head_bytes:
+            return 431, head_too_large(self.limits), {}
         if self.token is not None and scope["path"] not in PUBLIC_PATHS:
             scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
             # Compared in constant time, so that the response time reveals nothing about the token.
@@ -143,8 +176,8 @@ class RequestMiddleware:
                 message = f"{problem}. Send the header `Authorization: Bearer TOKEN`."
                 return 401, message, {"www-authenticate": "Bearer"}
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self.limits.body_bytes:
-            return 413, _too_large(self.limits), {"connection": "close"}
+        if length.isdigit() and (len(length) > 18 or int(length) > self.limits.body_bytes):
+            return 413, _too_large(self.limits), {}
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if scope["method"] == "POST" and scope["path"] in API_PATHS and kind != b"application/json":
             # A page of another site can post a form or plain text without a preflight, but not JSON.
@@ -153,35 +186,68 @@ class RequestMiddleware:
 
 
 class _Exchange:
-    """One request and its response: counts the bytes of the body, remembers the status, adds security headers."""
+    """One request and its response: counts the bytes of the body, remembers the status, adds headers.
+
+    A response that precedes the end of the body ends the connection. The rest of the body is read first, because a
+    connection that is closed with unread bytes is reset, and the client could not read the response.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
+        headers = dict(scope["headers"])
+        self.id = uuid.uuid4().hex[:16]
+        """Id of the request, in the header `X-Request-Id` of the response and in the log."""
         self.status = 0
         """Status of the response; 0 before it starts."""
         self._receive = receive
         self._send = send
         self._limits = limits
         self._body_bytes = 0
-        self._body_complete = scope["method"] in ("GET", "HEAD")
+        self._body_complete = headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
+        self._is_awaited = b"expect" in headers
+        """True if the client waits for permission to send the body."""
+        self._must_drain = False
+        self._is_held = False
+        """True if the end of the response waits for the end of the body."""
 
     async def receive(self) -> Message:
         """Return the next message of the request. Raises `HTTPException` 413 if the body is too large."""
         message = await self._receive()
         if message["type"] == "http.request":
+            self._is_awaited = False
             self._body_bytes += len(message.get("body", b""))
             self._body_complete = not message.get("more_body", False)
             if self._body_bytes > self._limits.body_bytes:
                 raise HTTPException(413, _too_large(self._limits))
+        else:
+            self._body_complete = True  # the client has left
         return message
 
     async def send(self, message: Message) -> None:
-        """Send a message of the response, with the security headers that it lacks."""
+        """Send a message of the response, with the headers that it lacks."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             present = {name.lower() for name, _ in message["headers"]}
-            security = [(name.encode(), value.encode()) for name, value in SECURITY.items()]
-            message["headers"] = [*message["headers"], *(header for header in security if header[0] not in present)]
+            added = {**SECURITY, "x-request-id": self.id}
+            if not self._body_complete:
+                added["connection"] = "close"
+                self._must_drain = not self._is_awaited and self.status != 408
+            headers = [(name.encode(), value.encode()) for name, value in added.items()]
+            message["headers"] = [*message["headers"], *(header for header in headers if header[0] not in present)]
+        elif self._must_drain and not message.get("more_body", False):
+            self._is_held = True
+            message = {**message, "more_body": True}
         await self._send(message)
+
+    async def finish(self) -> None:
+        """Read the rest of the body for at most the time limit, then end a response that was sent before it."""
+        if not self._is_held:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.seconds):
+                while not self._body_complete:
+                    message = await self._receive()
+                    self._body_complete = message["type"] != "http.request" or not message.get("more_body", False)
+        await self._send({"type": "http.response.body", "body": b""})
 
     async def send_timeout(self) -> None:
         """Send status 504 if the body was complete, else 408."""
@@ -207,3 +273,8 @@ def error_body(status: int, message: str) -> bytes:
 
 def _too_large(limits: Limits) -> str:
     return f"the body has more than {limits.body_bytes:,} bytes. Send fewer texts per request."
+
+
+def head_too_large(limits: Limits) -> str:
+    """Return the message for a head of too many bytes."""
+    return f"the headers have more than {limits.head_bytes:,} bytes. Send fewer or shorter headers."

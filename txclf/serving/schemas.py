@@ -18,9 +18,10 @@ class PredictRequest(BaseModel):
     )
 
     text: Annotated[str | None, Field(description="One text.")] = None
-    texts: Annotated[list[str] | None, Field(description="A list of texts.")] = None
+    texts: Annotated[list[str] | None, Field(description="A list of texts.", fail_fast=True)] = None
     rows: Annotated[
-        list[Columns] | None, Field(description="Rows of text columns: one object per row, one text per column.")
+        list[Columns] | None,
+        Field(description="Rows of text columns: one object per row, one text per column.", fail_fast=True),
     ] = None
     top: Annotated[int | None, Field(ge=1, description="Number of most likely labels to return per text.")] = None
     probabilities: Annotated[bool, Field(description="Return the probability of every label.")] = False

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import math
 import os
+import resource
 import socket
 import time
 import uuid
@@ -28,11 +29,14 @@ from txclf.core.signals import stop_signals
 from txclf.inference import bundle
 from txclf.serving.app import PredictionService, Unavailable
 from txclf.serving.batcher import Answers, Ask, DynamicBatcher, QueueFull
+from txclf.serving.connections import guarded_protocol
 from txclf.serving.middleware import Limits, Metrics
 from txclf.serving.occlusion import Row
+from txclf.serving.origins import HostPolicy, is_loopback
 from txclf.serving.predictor import Predictor
 
 if TYPE_CHECKING:
+    import uvicorn
     from ray.serve.handle import DeploymentHandle
 
 RETRIES = 5
@@ -66,6 +70,8 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     token: str | None = None
     """Bearer token that requests must carry; None accepts every request."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names of the service, in addition to loopback names."""
 
     @property
     def threads(self) -> int:
@@ -113,6 +119,7 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
     too few resources for the replicas.
     """
     start = time.monotonic()
+    _allow_files(2 * settings.limits.connections)
     metadata, _ = bundle.read(folder)  # reads every file, so a damaged bundle fails here
     folder = storage.absolute(folder)
     metrics = Metrics()
@@ -132,6 +139,7 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
                 limits=settings.limits,
                 metrics=metrics,
                 token=settings.token,
+                hosts=HostPolicy(is_loopback(host), frozenset(name.lower() for name in settings.allowed_hosts)),
                 is_healthy=lambda: metrics.running > 0,
             )
             app = service.build_app(lambda _: _watch_replicas(count_replicas, metrics))
@@ -141,20 +149,7 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
 
 def _run(app: Any, listening: socket.socket, settings: Settings, ready: Callable[[], None]) -> bool:
     """Serve until a signal. Returns True if every open request was answered."""
-    import uvicorn
-
-    config = uvicorn.Config(
-        app,
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
-        lifespan="on",
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=math.ceil(settings.limits.seconds) + 5,
-    )
-    server = uvicorn.Server(config)
+    server = http_server(app, settings.limits)
 
     async def main() -> None:
         serving = asyncio.create_task(server.serve(sockets=[listening]))
@@ -164,9 +159,29 @@ def _run(app: Any, listening: socket.socket, settings: Settings, ready: Callable
             ready()
         await serving
 
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(main())
     return not server.force_exit
+
+
+def http_server(app: Any, limits: Limits) -> uvicorn.Server:
+    """Return the HTTP server of an application."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        http=guarded_protocol(limits),
+        h11_max_incomplete_event_size=limits.head_bytes,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
+        timeout_keep_alive=math.ceil(limits.idle_seconds),
+        timeout_graceful_shutdown=math.ceil(limits.seconds) + 5,
+    )
+    return uvicorn.Server(config)
 
 
 @contextmanager
@@ -354,3 +369,11 @@ def _listening_socket(settings: Settings) -> Iterator[socket.socket]:
                 "Pass another port, or --port 0 for a free one."
             ) from None
         yield listening
+
+
+def _allow_files(count: int) -> None:
+    """Raise the soft limit of open files to at least `count` where the hard limit allows it; connections are files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
