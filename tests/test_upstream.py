@@ -25,6 +25,9 @@ import pytorch_lightning as pl
 import torch
 from ray.train.torch import TorchConfig
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import FixedLength
 from torch import nn
 
 import txclf
@@ -322,3 +325,13 @@ def test_torchmetrics_does_not_import_transformers() -> None:
         code = f"import sys; {first}import torchmetrics; print('transformers' in sys.modules)"
         result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
         assert result.stdout.strip() == found
+
+
+def test_is_rust_panic_is_true_for_a_panic_of_tokenizers_only() -> None:
+    tokenizer = Tokenizer(WordLevel({"a": 0}))
+    tokenizer.pre_tokenizer = FixedLength(0)
+    with pytest.raises(BaseException, match="chunk size must be non-zero") as caught:
+        tokenizer.encode("a")
+    assert not isinstance(caught.value, Exception)
+    assert upstream.is_rust_panic(caught.value)
+    assert not upstream.is_rust_panic(KeyboardInterrupt())

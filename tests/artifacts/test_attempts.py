@@ -31,3 +31,12 @@ def test_require_current_after_a_later_attempt_raises(tmp_path: Path) -> None:
     attempts.require_current(str(tmp_path), second)
     with pytest.raises(StorageError, match=r"another process has resumed this run\. Stop one"):
         attempts.require_current(str(tmp_path), first)
+
+
+@pytest.mark.parametrize("line", ["[]", "{", "{}", "[" * 100_000, '{"id": 1}'])
+def test_read_damaged_line_raises(tmp_path: Path, line: str) -> None:
+    attempts.begin(str(tmp_path), step=0, workers=2, repeated=0)
+    with (tmp_path / attempts.FILE).open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(StorageError, match=r"attempts\.jsonl`: (damaged|not valid JSON)"):
+        attempts.read(str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -308,3 +309,38 @@ def test_prune_leaves_loadable_checkpoints_and_foreign_files(tmp_path: Path) -> 
         assert torch.equal(
             checkpoints.load(checkpoint)["model"]["weight"], state_of(checkpoint.step)["model"]["weight"]
         )
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "[]",
+        "null",
+        "{}",
+        "[" * 100_000,
+        '{"step": "5", "metrics": {}, "sha256": ""}',
+        '{"step": 5, "metrics": [], "sha256": ""}',
+        '{"step": 5, "metrics": {"valid_loss": "x"}, "sha256": ""}',
+        '{"step": 5, "metrics": {}, "sha256": 7}',
+        '{"step": 5, "metrics": {}, "sha256": "", "state": "../../other.pt"}',
+    ],
+)
+def test_committed_damaged_mark_raises(tmp_path: Path, mark: str) -> None:
+    save(tmp_path, 5)
+    (tmp_path / "step-00000005" / checkpoints.MARK).write_text(mark)
+    with pytest.raises(StorageError, match=r"checkpoint\.json`: (damaged|not valid JSON)"):
+        checkpoints.committed(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"no state", b"PK\x03\x04", b"cos\nsystem\n(S'true'\ntR."])
+def test_load_state_that_torch_cannot_read_raises(tmp_path: Path, content: bytes) -> None:
+    """The file fits its checksum; the last one is a pickle that would run a command."""
+    save(tmp_path, 5)
+    folder = tmp_path / "step-00000005"
+    mark = json.loads((folder / checkpoints.MARK).read_text())
+    (folder / mark["state"]).write_bytes(content)
+    mark["sha256"] = hashlib.sha256(content).hexdigest()
+    (folder / checkpoints.MARK).write_text(json.dumps(mark))
+    (checkpoint,) = checkpoints.committed(str(tmp_path))
+    with pytest.raises(StorageError, match="damaged: not the state of a checkpoint"):
+        checkpoints.load(checkpoint)

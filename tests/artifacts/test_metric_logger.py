@@ -129,3 +129,15 @@ def test_log_reader_of_a_resumed_run_starts_again(tmp_path: Path, steps: int) ->
     again.close()
     assert reader.read() == validations(tmp_path)
     assert len(reader.read()) == 4 + steps
+
+
+@pytest.mark.parametrize(
+    "line", [b"[]", b"\xff", b"{", b'{"valid_loss": 1.0}', b'{"step": 1, "valid_loss": "x"}', b"[" * 100_000]
+)
+def test_read_damaged_line_raises(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": null}\n' + line + b"\n")
+    with pytest.raises(StorageError, match=r"metrics\.jsonl`: (damaged|not valid JSON)"):
+        metric_logger.read(str(path))
+    path.write_bytes(b'{"step": 1, "loss": null}\n' + line)  # a line that is being written
+    assert metric_logger.read(str(path)) == [{"step": 1, "loss": None}]

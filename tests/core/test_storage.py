@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from pyarrow import fs as pafs
+from pydantic import BaseModel
 
 from txclf.core import storage
 from txclf.core.errors import StorageError
@@ -186,3 +187,39 @@ def test_remove_file_and_folder(tmp_path: Path, name: Callable[[Path], str | Pat
     storage.remove_file(name(tmp_path / "a"))
     storage.remove_file(name(tmp_path / "a"))
     assert tree(tmp_path) == {}
+
+
+class Numbers(BaseModel):
+    """A model of a file."""
+
+    first: int
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"first":' * 100_000, b'{"first": "\\ud800"}', b"\xff", b"", b"9" * 5000]
+)
+def test_read_json_that_is_none_raises(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    for read in (storage.read_json, storage.read_object, lambda path: storage.read_as(path, Numbers)):
+        with pytest.raises(StorageError, match=r"a\.json`: not valid JSON"):
+            read(tmp_path / "a.json")
+
+
+def test_read_json_with_whole_surrogate_pairs(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'["\\ud83d\\ude00"]')
+    assert storage.read_json(tmp_path / "a.json") == ["\U0001f600"]
+
+
+def test_read_object_and_model_name_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"first": 1}')
+    assert storage.read_object(path, "first") == {"first": 1}
+    assert storage.read_as(path, Numbers) == Numbers(first=1)
+    with pytest.raises(StorageError, match=r"a\.json`: damaged: it has no `second`\. Restore a copy"):
+        storage.read_object(path, "first", "second")
+    path.write_text("[]")
+    with pytest.raises(StorageError, match=r"damaged: it is no JSON object"):
+        storage.read_object(path)
+    path.write_text('{"first": "x"}')
+    with pytest.raises(StorageError, match=r"damaged at `first`: .*\. Restore a copy"):
+        storage.read_as(path, Numbers)

@@ -182,3 +182,19 @@ def test_encode_context_dependent_word_gives_the_same_ids() -> None:
     spoiled = WordCache(tokenizer("bpe", "nfkc", True))
     spoiled.context_dependent.add(0)
     same(spoiled, ["fox dog", "dog"] * 50)
+
+
+def test_encode_in_several_calls_gives_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = train_tokenizer(run_config.parse({}).tokenizer, PLAIN * 4)
+    texts = [*PLAIN * 20, "x" * 100, "", "fox"]
+    ids, lengths = WordCache(tokenizer).encode(texts)
+    monkeypatch.setattr(word_cache, "MAX_CHARACTERS", 50)
+    found_ids, found_lengths = WordCache(tokenizer).encode(texts)
+    np.testing.assert_array_equal(found_ids, ids)
+    np.testing.assert_array_equal(found_lengths, lengths)
+
+
+def test_splits_at_spaces_without_any_pre_tokenizer_is_false() -> None:
+    tokenizer = FastTokenizer(models.WordLevel({"a": 0}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])
+    assert not word_cache.splits_at_spaces(tokenizer)

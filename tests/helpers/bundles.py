@@ -17,6 +17,18 @@ from txclf.inference import bundle
 TEXTS = ["the quick brown fox", "", "a lazy dog jumps", "naïve 🎉 日本 " * 30, "fox", "the [PAD] fox"]
 
 
+PANIC = "a" * 30 + "b"
+"""Text on which the tokenizer of `panicking` panics."""
+
+
+def panicking(folder: Path) -> None:
+    """Give a bundle a tokenizer that panics on `PANIC`: its expression takes too many steps."""
+    data = json.loads((folder / bundle.TOKENIZER).read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(a*)*$"}, "behavior": "Isolated", "invert": False}
+    data["pre_tokenizer"] = split
+    rewritten(folder, files={bundle.TOKENIZER: json.dumps(data).encode()})
+
+
 def copied(folder: str, target: Path) -> Path:
     """Copy a bundle to `model` in a folder, where it may be changed."""
     return Path(shutil.copytree(folder, target / "model"))

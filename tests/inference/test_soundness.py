@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.bundles import copied, rewritten
+from tests.helpers.bundles import PANIC, copied, panicking, rewritten
 from tests.helpers.serving import untrained
 from txclf import Classifier
-from txclf.core.errors import BundleError, TxclfError
+from txclf.core.errors import BundleError, DataError, TxclfError
 from txclf.inference import bundle, soundness
 from txclf.inference.load import load_model
 
@@ -148,6 +148,10 @@ TOKENIZERS: dict[str, Callable[[Any], object]] = {
     "no tokens": lambda data: data.update(added_tokens=[], model={"type": "WordLevel", "vocab": {}, "unk_token": "a"}),
     "no token for unknown words": unknown_word,
     "unigram without tokens": lambda data: data.update(model={"type": "Unigram", "unk_id": 7, "vocab": [["a", 0.0]]}),
+    "normalizer that panics when it is read": lambda data: data.update(
+        normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    ),
+    "splits that panic on any text": lambda data: data.update(pre_tokenizer={"type": "FixedLength", "length": 0}),
     "merges of other tokens": lambda data: data["model"].update(merges=[["x", "yz"]]),
 }
 
@@ -196,6 +200,16 @@ def test_probabilities_of_a_text_that_overflows_raise(tiny_bundle: str) -> None:
         classifier.model.embedding.weight.fill_(torch.inf)
     with pytest.raises(TxclfError, match="gives numbers that are not finite"):
         classifier(["fox"])
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_classifier_whose_tokenizer_panics_on_a_text_raises(tiny_bundle: str, tmp_path: Path, count: int) -> None:
+    folder = copied(tiny_bundle, tmp_path)
+    panicking(folder)
+    classifier = Classifier.load(str(folder))
+    classifier(["fine"] * count)
+    with pytest.raises(DataError, match=r"the tokenizer fails on a text: .*retry-limit-in-match over"):
+        classifier([PANIC, *["fine"] * (count - 1)])
 
 
 def test_extreme_tokens_are_those_with_the_largest_numbers() -> None:

@@ -198,3 +198,25 @@ def test_batcher_cancelled_requests_are_not_computed() -> None:
         assert model.batches[2:] == [["d", "e"]]
 
     run(case)
+
+
+def test_answer_after_an_error_that_is_no_exception_is_that_of_a_live_batcher() -> None:
+    """A worker thread can raise what derives from `BaseException` only, as a Rust panic does."""
+
+    class Panic(BaseException):
+        pass
+
+    async def ask(rows: Sequence[Row]) -> Answers:
+        if ("bad",) in rows:
+            raise Panic
+        return Answers(np.empty((len(rows), 0), np.float32), [], [row[0] for row in rows], len(rows), 0.0)
+
+    async def main() -> None:
+        batcher = DynamicBatcher(ask, 8)
+        results = await asyncio.wait_for(
+            asyncio.gather(*(batcher.answer([(text,)]) for text in ("good", "bad", "bad")), return_exceptions=True), 10
+        )
+        assert [isinstance(result, RuntimeError) for result in results] == [False, True, True]
+        assert (await batcher.answer([("good",)])).batch_rows == 1
+
+    asyncio.run(main())

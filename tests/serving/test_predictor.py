@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.helpers.bundles import PANIC, copied, panicking
 from tests.helpers.serving import TEXTS, untrained
 from txclf import Classifier, Seq2Seq
-from txclf.core.errors import BundleError
+from txclf.core.errors import BundleError, DataError
 from txclf.serving.batcher import QueueFull
 from txclf.serving.occlusion import Row
 from txclf.serving.predictor import Predictor
@@ -48,6 +49,22 @@ def test_predictor_batches_queued_requests(tiny_bundle: str) -> None:
             *(predictor.answer(some) for some in ([("a",)], invalid, [("b",)])), return_exceptions=True
         )
         assert [isinstance(result, Exception) for result in results] == [False, True, False]
+
+    asyncio.run(ask())
+
+
+def test_answer_of_a_tokenizer_that_panics_raises_and_others_are_answered(tiny_bundle: str, tmp_path: Path) -> None:
+    folder = copied(tiny_bundle, tmp_path)
+    panicking(folder)
+    predictor = Predictor(str(folder), threads=1, use_gpu=False, max_batch_size=4)
+
+    async def ask() -> None:
+        rows: list[list[Row]] = [[("fine",)], [(PANIC,)], [("fine too",)], [(PANIC,)]]
+        found = await asyncio.wait_for(
+            asyncio.gather(*(predictor.answer(some) for some in rows), return_exceptions=True), 20
+        )
+        assert [isinstance(each, DataError) for each in found] == [False, True, False, True]
+        await predictor.answer([("fine",)])
 
     asyncio.run(ask())
 

@@ -32,8 +32,8 @@ class Attempt(BaseModel):
 def read(run_folder: str) -> list[Attempt]:
     """Return the attempts of a run, oldest first."""
     path = storage.join(run_folder, FILE)
-    lines = storage.read_bytes(path).decode().splitlines() if storage.exists(path) else []
-    return [Attempt.model_validate_json(line) for line in lines]
+    lines = storage.read_bytes(path).splitlines() if storage.exists(path) else []
+    return [storage.as_model(storage.parse_json(line, path), Attempt, path) for line in lines]
 
 
 def begin(run_folder: str, step: int, workers: int, repeated: int) -> Attempt:

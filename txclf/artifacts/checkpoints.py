@@ -129,8 +129,12 @@ def load(checkpoint: Checkpoint) -> dict[str, Any]:
     content = storage.read_bytes(path)
     if hashlib.sha256(content).hexdigest() != checkpoint.sha256:
         raise _damaged(path)
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    assert isinstance(state, dict)
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises several kinds for a file that is not one of its own
+        raise StorageError(f"`{path}`: damaged: not the state of a checkpoint{_FIX}") from error
+    if not isinstance(state, dict):
+        raise StorageError(f"`{path}`: damaged: not the state of a checkpoint{_FIX}")
     return state
 
 
@@ -155,10 +159,20 @@ def _read(path: str) -> Checkpoint:
     """Return the checkpoint in a folder. Raises `StorageError` if its mark is damaged."""
     mark_path = storage.join(path, MARK)
     mark = storage.read_json(mark_path)
-    try:
-        return Checkpoint(mark["step"], mark["metrics"], path, mark["sha256"], mark.get("state", UNNAMED_STATE))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise StorageError(f"`{mark_path}`: damaged: not the mark of a checkpoint{_FIX}") from error
+    found: dict[str, Any] = {"state": UNNAMED_STATE, **(mark if isinstance(mark, dict) else {})}
+    values: tuple[Any, ...] = tuple(found.get(key) for key in ("step", "metrics", "sha256", "state"))
+    step, metrics, sha256, state = values
+    is_valid = (
+        isinstance(step, int)
+        and isinstance(metrics, dict)
+        and all(isinstance(value, int | float) for value in metrics.values())
+        and isinstance(sha256, str)
+        and isinstance(state, str)
+        and "/" not in state
+    )
+    if not is_valid:
+        raise StorageError(f"`{mark_path}`: damaged: not the mark of a checkpoint{_FIX}")
+    return Checkpoint(step, metrics, path, sha256, state)
 
 
 def remove_after(folder: str, step: int) -> None:

@@ -100,8 +100,18 @@ class MetricLogger:
 
 def read(path: str) -> list[dict[str, float]]:
     """Return the complete lines of a `metrics.jsonl`, none if there is no file."""
-    lines = storage.read_bytes(path).decode().splitlines(keepends=True) if storage.exists(path) else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = storage.read_bytes(path).splitlines(keepends=True) if storage.exists(path) else []
+    return [_entry(line, path) for line in lines if line.endswith(b"\n")]
+
+
+def _entry(line: bytes, path: str) -> dict[str, float]:
+    """Return a line of a `metrics.jsonl`. Raises `StorageError` if it is damaged."""
+    entry = storage.parse_json(line, path)
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+        raise StorageError(f"`{path}`: damaged: a line has no step. Remove the line.")
+    if not all(value is None or isinstance(value, int | float) for value in entry.values()):
+        raise StorageError(f"`{path}`: damaged: a value at step {entry['step']} is no number. Remove the line.")
+    return entry
 
 
 class LogReader:
@@ -131,6 +141,6 @@ class LogReader:
                 content = file.read()
         new = content[len(self.last) : content.rfind(b"\n") + 1]
         lines = new.splitlines(keepends=True)
-        self.validations += [json.loads(line) for line in lines if b'"valid_loss"' in line]
+        self.validations += [_entry(line, self.path) for line in lines if b'"valid_loss"' in line]
         self.end, self.last = self.end + len(new), lines[-1] if lines else self.last
         return self.validations

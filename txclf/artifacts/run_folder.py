@@ -67,8 +67,8 @@ def read_run(folder: str) -> RunState:
     folder = storage.absolute(folder)
     run = run_config.load(storage.join(folder, "run.yaml"))
     path = storage.join(folder, "summary.json")
-    summary = dict(storage.read_json(path)) if storage.exists(path) else None
-    recorded = storage.read_json(storage.join(folder, "prepared.json"))
+    summary = storage.read_object(path, "prepared") if storage.exists(path) else None
+    recorded = storage.read_object(storage.join(folder, "prepared.json"), "fingerprint", "folder")
     sibling = storage.join(folder.rpartition("/")[0], "prepared", recorded["fingerprint"])
     prepared, manifest = None, None
     for candidate in (summary["prepared"] if summary else recorded["folder"], recorded["folder"], sibling):

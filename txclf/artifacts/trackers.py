@@ -58,7 +58,7 @@ def open_trackers(run: RunConfig) -> Tracker:
     Raises `ConfigError` if one of them cannot be reached.
     """
     path = storage.join(run.run_folder, IDS_FILE)
-    ids: dict[str, str] = storage.read_json(path) if run.train.trackers and storage.exists(path) else {}
+    ids: dict[str, str] = storage.read_object(path) if run.train.trackers and storage.exists(path) else {}
     trackers: dict[str, Tracker] = {}
     kinds: dict[str, Callable[[RunConfig, str | None], Any]] = {"mlflow": Mlflow, "wandb": Wandb}
     for name in run.train.trackers:

@@ -119,12 +119,12 @@ def read(search: str) -> list[Trial]:
     """Return the trials of a search, by number."""
     names = storage.list_folder(storage.join(search, FOLDER))
     paths = [storage.join(search, FOLDER, name, FILE) for name in names]
-    return [Trial.model_validate(storage.read_json(path)) for path in paths if storage.exists(path)]
+    return [storage.read_as(path, Trial) for path in paths if storage.exists(path)]
 
 
 def read_one(search: str, number: int) -> Trial:
     """Return one trial."""
-    return Trial.model_validate(storage.read_json(storage.join(folder(search, number), FILE)))
+    return storage.read_as(storage.join(folder(search, number), FILE), Trial)
 
 
 def write(search: str, trial: Trial) -> None:

@@ -13,9 +13,10 @@ import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import fs as pafs
+from pydantic import BaseModel, ValidationError
 
 from txclf.core.errors import StorageError
 
@@ -24,6 +25,7 @@ _CREDENTIALS = re.compile(
     re.IGNORECASE,
 )
 """A user with a password before the host, or a parameter of a query that is named like a secret."""
+Content = TypeVar("Content", bound=BaseModel)
 
 
 def resolve(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
@@ -191,10 +193,47 @@ def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) ->
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the value of a JSON file. Raises `StorageError` if it cannot be read or is not JSON."""
+    return parse_json(read_bytes(path), path)
+
+
+def parse_json(content: bytes, path: str | os.PathLike[str]) -> Any:
+    """Return the value of JSON from a file. Raises `StorageError` if it is not JSON, or not Unicode."""
     try:
-        return json.loads(read_bytes(path))
-    except ValueError as error:
-        raise StorageError(f"`{os.fspath(path)}`: not valid JSON: {error}") from error
+        value = json.loads(content)
+        if b"\\ud" in content.lower():  # JSON can escape half of a surrogate pair
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:300]
+        raise StorageError(f"`{os.fspath(path)}`: not valid JSON: {reason}") from error
+
+
+def read_object(path: str | os.PathLike[str], *keys: str) -> dict[str, Any]:
+    """Return the object of a JSON file. Raises `StorageError` if it is none or lacks one of the keys."""
+    value = read_json(path)
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if missing or not isinstance(value, dict):
+        problem = f"it has no `{missing[0]}`" if missing else "it is no JSON object"
+        raise StorageError(f"`{os.fspath(path)}`: damaged: {problem}. Restore a copy of the file.")
+    return value
+
+
+def read_as(path: str | os.PathLike[str], kind: type[Content]) -> Content:
+    """Return a JSON file as a pydantic model. Raises `StorageError` if it cannot be read or does not fit the model."""
+    return as_model(read_json(path), kind, path)
+
+
+def as_model(value: Any, kind: type[Content], path: str | os.PathLike[str]) -> Content:
+    """Return a value from a file as a pydantic model. Raises `StorageError` if it does not fit the model."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part)[:100] for part in problem["loc"])
+        place = f" at `{key}`" if key else ""
+        raise StorageError(
+            f"`{os.fspath(path)}`: damaged{place}: {problem['msg']}. Restore a copy of the file."
+        ) from None
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -28,6 +28,8 @@ from txclf.data.sampler import Int32s, Ints
 
 MAX_WORDS = 500_000
 """Words in the table. A larger table is cleared, to bound memory."""
+MAX_CHARACTERS = 2**28
+"""Characters per call, because the strings of an array of pyarrow have at most 2 GiB. More texts are cut into calls."""
 MIN_TEXTS = 32
 """Texts per call below which the tokenizer alone is faster."""
 WORD_BREAK = "\0"
@@ -47,7 +49,7 @@ def splits_at_spaces(tokenizer: FastTokenizer) -> bool:
     steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
     pre_tokenizer = description["pre_tokenizer"] or {}
     is_sequence = pre_tokenizer.get("type") == "Sequence"
-    first = pre_tokenizer["pretokenizers"][0] if is_sequence else pre_tokenizer
+    first = (pre_tokenizer["pretokenizers"] or [{}])[0] if is_sequence else pre_tokenizer
     return bool(
         _pre_tokenizer_splits(first)
         and all(step["type"] in _CONTEXT_FREE for step in steps)
@@ -93,6 +95,10 @@ class WordCache:
 
     def encode(self, texts: Sequence[str]) -> tuple[Int32s, Ints]:
         """Return the token ids of all texts (tokens,), one text after another, and the tokens per text (texts,)."""
+        if len(texts) > 1 and sum(map(len, texts)) > MAX_CHARACTERS:
+            middle = len(texts) // 2
+            (ids, lengths), (later_ids, later_lengths) = self.encode(texts[:middle]), self.encode(texts[middle:])
+            return np.concatenate([ids, later_ids]), np.concatenate([lengths, later_lengths])
         if len(texts) < MIN_TEXTS or not self.usable:
             return ragged.flatten(self._tokenize(texts))
         if len(self.numbers) > MAX_WORDS:
@@ -163,6 +169,8 @@ class WordCache:
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         try:
             return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError:
+            raise  # a text that is no string
         except BaseException as error:  # such as an unknown word without a token for it
             if not isinstance(error, Exception) and not upstream.is_rust_panic(error):
                 raise

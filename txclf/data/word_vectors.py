@@ -135,7 +135,7 @@ def matched(path: str, width: int, prepared: str, seed: int) -> Coverage:
     name = f"vectors-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}"
     record = storage.join(prepared, f"{name}.json")
     if storage.exists(record):
-        return Coverage.model_validate(storage.read_json(record))
+        return storage.read_as(record, Coverage)
     tokenizer = parse_tokenizer(shards.tokenizers(prepared)[0])
     vocabulary, special = _words(tokenizer)
     found = read(path, width, vocabulary, vocab_size(tokenizer))

@@ -102,7 +102,7 @@ def evaluate(
             "Train it, or resume its training with --resume."
         )
     run = run_config.load(storage.join(folder, "run.yaml"))
-    prepared = storage.read_json(summary)["prepared"]
+    prepared = storage.read_object(summary, "prepared")["prepared"]
     evaluation = Evaluation(
         run=run,
         model=storage.join(folder, "model"),

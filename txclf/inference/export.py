@@ -207,7 +207,7 @@ def _sample_rows(model: Model, folder: str, texts: Sequence[tuple[str, ...]] | N
     summary = storage.join(run, "summary.json")
     if not storage.exists(summary):
         raise ConfigError(f"`{folder}`: not in a finished run, so there are no rows to compare on. Pass --data FILE.")
-    prepared = storage.read_json(summary)["prepared"]
+    prepared = storage.read_object(summary, "prepared")["prepared"]
     if not storage.exists(storage.join(prepared, shards.MANIFEST)):
         raise ConfigError(f"`{prepared}`: the prepared data of `{run}` are missing. Pass --data FILE.")
     table = shards.read_split(prepared, shards.load_manifest(prepared), "valid", ["input_ids"])

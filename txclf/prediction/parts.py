@@ -170,7 +170,7 @@ def finished_chunks(plan: PredictionPlan, arguments: Mapping[str, Any], restart:
         clear(plan.folder)
         storage.write_json(record, arguments)
         return {}
-    previous = storage.read_json(record)
+    previous = storage.read_object(record)
     changed = [name for name, value in arguments.items() if previous.get(name) != value]
     if changed:
         different = " and ".join("different inputs" if name == "inputs" else f"a different {name}" for name in changed)

@@ -139,7 +139,7 @@ def _search(path: str) -> dict[str, Any]:
         "trials": run.tune.total,
         "states": {state: states.count(state) for state in sorted(set(states))},
         "best": best,
-        "importance": storage.read_json(summary)["importance"] if finished else {},
+        "importance": storage.read_object(summary, "importance")["importance"] if finished else {},
         "next": [
             f"txclf tune {file} --extend 8" if finished else f"txclf tune {file} --resume",
             f"txclf report {shlex.quote(folder)}",

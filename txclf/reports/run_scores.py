@@ -24,7 +24,7 @@ Metrics = Mapping[str, Any]
 def evaluation(state: RunState) -> dict[str, Any] | None:
     """Return `metrics.json`, the result of `txclf evaluate`; None if the run was not evaluated."""
     path = storage.join(state.folder, evaluate.METRICS)
-    return dict(storage.read_json(path)) if storage.exists(path) else None
+    return storage.read_object(path) if storage.exists(path) else None
 
 
 def scored_splits(

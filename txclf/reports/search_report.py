@@ -26,7 +26,7 @@ def gather(folder: str) -> SearchPage:
     folder = storage.absolute(folder)
     run = run_config.load(storage.join(folder, "run.yaml"))
     path = storage.join(folder, "search.json")
-    summary = dict(storage.read_json(path)) if storage.exists(path) else None
+    summary = storage.read_object(path, "importance") if storage.exists(path) else None
     metric = trials.metric(run)
     results = trials.ranked([trials.result(folder, trial, metric) for trial in trials.read(folder)], metric)
     importance = summary["importance"] if summary else trials.importance(run, results)

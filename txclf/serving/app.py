@@ -29,6 +29,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from txclf._version import __version__
+from txclf.core.errors import DataError
 from txclf.inference.metadata import BundleMetadata
 from txclf.serving import occlusion
 from txclf.serving.batcher import Answers, Ask, BoundedLane, QueueFull
@@ -313,6 +314,10 @@ def _add_error_handlers(app: FastAPI) -> None:
         if error.status_code == 400 and error.__cause__ is not None:  # the body, which FastAPI could not parse
             return _error(422, f"the body is not JSON: {_unparsed(error.__cause__)}. Send a JSON object in UTF-8.")
         return _error(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(DataError)
+    async def unreadable(request: Request, error: DataError) -> Response:
+        return _error(422, str(getattr(error, "cause", error)))  # Ray wraps the error of a replica
 
     @app.exception_handler(QueueFull)
     async def queue_full(request: Request, error: QueueFull) -> Response:

@@ -150,17 +150,14 @@ class DynamicBatcher:
             if not call.cancelled():  # this task was cancelled, not the call
                 call.cancel()
                 raise
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # also what is no `Exception`, such as a panic of a Rust extension
             if len(batch) > 1:  # an invalid request must not fail its neighbours, so each is computed alone
                 await asyncio.gather(*(self._run([request]) for request in batch))
             elif not batch[0][1].done():
-                batch[0][1].set_exception(error)
-        except BaseException as error:  # a worker thread may raise any kind, and nobody else would end these requests
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(RuntimeError(f"the batch failed: {error!r}"))
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise
+                is_usual = isinstance(error, Exception)
+                batch[0][1].set_exception(error if is_usual else RuntimeError(f"the model failed: {error!r}"))
         else:
             for part, (_, future) in zip(parts, batch, strict=True):
                 if not future.done():

@@ -103,7 +103,7 @@ def check_folder(run: RunConfig, resume: bool) -> RunSummary | None:
         names = ", ".join(f"`{key}`" for key in changed)
         raise ConfigError(f"`{saved}` differs in {names}. Pass the settings of the run, or choose another `name`.")
     summary = storage.join(folder, SUMMARY)
-    return RunSummary.model_validate(storage.read_json(summary)) if storage.exists(summary) else None
+    return storage.read_as(summary, RunSummary) if storage.exists(summary) else None
 
 
 def _kept_by_resume(run: RunConfig) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _vectors(run: RunConfig, prepared: str) -> Coverage | None:
         return None
     path = storage.join(run.run_folder, VECTORS)
     if _began_with(run) and storage.exists(path):
-        coverage = Coverage.model_validate(storage.read_json(path))
+        coverage = storage.read_as(path, Coverage)
         if storage.exists(storage.join(prepared, coverage.matrix)):
             return coverage
     return word_vectors.matched(run.model.word_vectors, run.model.hidden_size, prepared, run.seed)
@@ -203,7 +203,8 @@ def _with_sidecars(config: WorkerConfig, report: Report, notes: list[str]) -> Wo
     The run can be stopped and resumed while they are computed.
     """
     recorded = (_began_with(config.run) or {}).get("sidecars", [])
-    began = [Sidecar.model_validate(sidecar) for sidecar in recorded]
+    path = storage.join(config.run.run_folder, PREPARED)
+    began = [storage.as_model(sidecar, Sidecar, path) for sidecar in recorded]
     return row_sidecars.ready(config, began, begin=_begin, report=report, notes=notes)
 
 
@@ -324,7 +325,7 @@ def _began_with(run: RunConfig) -> dict[str, Any] | None:
     """
     path = storage.join(run.run_folder, PREPARED)
     began = storage.exists(storage.join(run.run_folder, "run.yaml")) and storage.exists(path)
-    return dict(storage.read_json(path)) if began else None
+    return storage.read_object(path) if began else None
 
 
 def _begin(config: WorkerConfig) -> None:
