@@ -39,6 +39,12 @@ def test_listed_names_the_first_values_and_the_number_of_the_others() -> None:
     assert text.listed(range(10_000)).endswith("`9` and 9,990 more")
 
 
+def test_distinct_long_names_stay_apart() -> None:
+    assert text.distinct(["a", "b\x1b"]) == ["a", r"b\x1b"]
+    first, second = text.distinct(["x" * 200 + "1" + "x" * 200, "x" * 200 + "2" + "x" * 200])
+    assert first != second
+
+
 def test_message_has_few_short_lines() -> None:
     lines = text.message("\n".join(["x" * 5_000, *map(str, range(500)), "fix it"])).split("\n")
     assert len(lines) == text.MAX_LINES

@@ -55,3 +55,12 @@ def test_kept_parts_of_other_cards_are_license_and_initial_notes(
 
 def test_cell_escapes_markup_and_borders() -> None:
     assert model_card.cell("a|b\n`c` [d](e) <i>&\\") == "a\\|b \\`c\\` \\[d](e) &lt;i>&amp;\\\\"
+    assert model_card.cell("\u202eabc\x1b") == r"\\u202eabc\\x1b"
+    assert len(model_card.cell("x" * 50_000)) < 310
+
+
+def test_code_shows_all_characters_and_is_short() -> None:
+    assert model_card.code("a b") == "`a b`"
+    assert model_card.code("a``b") == "``` a``b ```"
+    assert model_card.code("\u202e\x1b") == r"`\u202e\x1b`"
+    assert len(model_card.code("x" * 50_000)) < 110

@@ -69,6 +69,16 @@ def test_render_embedded_content_equals_the_page(tmp_path: Path) -> None:
     assert ReportPage(str(tmp_path / "page.html")).content == json.loads(html.embedded(asdict(page)))
 
 
+def test_render_bidirectional_and_control_characters_are_escaped(tmp_path: Path) -> None:
+    page = search_report.gather(search_folder(tmp_path).run_folder)
+    content = html.render(replace(page, name="a\u202eb\x1b", notes=["one\ntwo \u200d"]))
+    assert not set(content.decode()) & set("\u202e\x1b")
+    (tmp_path / "page.html").write_bytes(content)
+    shown = ReportPage(str(tmp_path / "page.html"))
+    assert r"a\u202eb\x1b" in shown.text
+    assert shown.content["notes"] == ["one\ntwo \u200d"]
+
+
 def test_render_not_finished_is_in_the_heading(tmp_path: Path) -> None:
     page = search_report.gather(search_folder(tmp_path).run_folder)
     for finished in (True, False):

@@ -43,7 +43,7 @@ def test_class_weights_of_an_empty_class_are_finite() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"d": 1.0, "e": 2.0, "a": 1.0}, "`train.class_weights`: `d` is not a label; the labels are: a, b, c"),
+        ({"d": 1.0, "e": 2.0, "a": 1.0}, "`train.class_weights`: `d` is not a label; the labels are: `a`, `b`, `c`"),
         ({"a": 0.0, "b": 0.0, "c": 0.0}, "`train.class_weights`: every label that occurs has weight 0"),
     ],
 )
@@ -69,5 +69,5 @@ def test_positive_weights_mapping_defaults_to_1() -> None:
     assert found is not None
     assert found.tolist() == [1.0, 2.5, 1.0, 1.0, 1.0]
     assert positive_weights("none", LABEL_COUNTS, 200) is None
-    with pytest.raises(ConfigError, match="`x` is not a label; the labels are: a, b, c, d, e"):
+    with pytest.raises(ConfigError, match="`x` is not a label; the labels are: `a`, `b`, `c`, `d`, `e`"):
         positive_weights({"x": 1.0}, LABEL_COUNTS, 200)

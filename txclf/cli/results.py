@@ -163,6 +163,8 @@ MAX_ROWS = 30
 """Maximum number of rows of a table, or items of a list, on the screen."""
 MAX_VALUE_CHARS = 300
 """Maximum number of characters of one value on the screen."""
+MAX_RUN_FILE_LINES = 60
+"""Maximum number of lines of a run file that is suggested."""
 KINDS = {"data": "raw data", "prepared": "prepared data", "bundle": "model bundle"}
 """Titles of the kinds of `inspect` whose names do not say enough."""
 
@@ -186,27 +188,33 @@ def print_description(description: dict[str, Any]) -> None:
     console.table(f"{KINDS.get(kind, kind)}: {description['path']}", ["", ""], plain)
     for title, rows in tables:
         more = f" ({len(rows) - MAX_ROWS:,} more with --json)" if len(rows) > MAX_ROWS else ""
-        cells = [[_format(value) for value in row.values()] for row in rows[:MAX_ROWS]]
+        cells = [[_format(value, texts.MAX_CHARS) for value in row.values()] for row in rows[:MAX_ROWS]]
         console.table(title + more, [name.replace("_", " ") for name in rows[0]], cells)
     if "suggested" in description:
-        lines.out("a run file for it:\n")
-        lines.out("\n".join(f"  {line}" for line in run_config.written(description["suggested"]).splitlines()))
+        run_file = run_config.written(description["suggested"]).splitlines()
+        if len(run_file) <= MAX_RUN_FILE_LINES:
+            lines.out("a run file for it:\n")
+            lines.out("\n".join(f"  {line}" for line in run_file))
+        else:
+            lines.out("no run file is suggested, because the names of the columns are very long: is a header missing?")
     for command in description.get("next", []):
         lines.out(f"next: {command}")
 
 
-def _format(value: Any) -> str:
+def _format(value: Any, max_chars: int = MAX_VALUE_CHARS) -> str:
     """Return a value of a description as short text."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: ""}[value]
     if isinstance(value, int | float):
         return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
     if isinstance(value, dict):
-        return ", ".join(f"{texts.shown(key)} {_format(item)}" for key, item in value.items() if item is not None)
+        return ", ".join(
+            f"{texts.shown(key)} {_format(item, texts.MAX_CHARS)}" for key, item in value.items() if item is not None
+        )
     if isinstance(value, list):
         more = f" and {len(value) - MAX_ROWS:,} more" if len(value) > MAX_ROWS else ""
-        return ", ".join(_format(item) for item in value[:MAX_ROWS]) + more
-    return texts.shown(value, MAX_VALUE_CHARS)
+        return ", ".join(_format(item, texts.MAX_CHARS) for item in value[:MAX_ROWS]) + more
+    return texts.shown(value, max_chars)
 
 
 def write_report(folder: str) -> None:

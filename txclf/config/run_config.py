@@ -27,6 +27,7 @@ from txclf.config.tasks import TASKS, Task, TaskSpec
 from txclf.config.train import Train
 from txclf.core import storage
 from txclf.core.errors import ConfigError
+from txclf.core.text import shown
 
 SEARCHABLE = ("seed", "data", "tokenizer", "model", "train", "distill")
 """Sections and keys that a search may change."""
@@ -315,7 +316,7 @@ def _problems(
         elif problem["type"] == "value_error":
             lines.append(f"`{key}`: {problem['ctx']['error']}")
         else:
-            value = "" if isinstance(problem["input"], dict) else f", not {problem['input']!r}"
+            value = "" if isinstance(problem["input"], dict) else f", not {shown(repr(problem['input']))}"
             lines.append(f"`{key}`: {problem['msg'][0].lower()}{problem['msg'][1:]}{value}")
     return list(dict.fromkeys(lines))
 

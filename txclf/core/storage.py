@@ -31,10 +31,12 @@ Content = TypeVar("Content", bound=BaseModel)
 def resolve(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     """Return the file system of a path or URI, and the path within it, which is absolute for a local path.
 
-    Raises `StorageError` for a URI scheme that pyarrow does not know.
+    Raises `StorageError` for a URI scheme that pyarrow does not know, and for a name that is not UTF-8.
     """
     text = os.fspath(path)
     refuse_credentials(text)
+    if re.search("[\ud800-\udfff]", text):
+        raise StorageError(f"`{text}`: the name is not valid UTF-8. Rename the file or the folder.")
     if "://" not in text:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
     try:

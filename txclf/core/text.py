@@ -7,7 +7,7 @@ Both, and characters that have no shape, are shown as Python writes them: `\\x1b
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import islice
 
 MAX_CHARS = 100
@@ -23,6 +23,12 @@ MAX_LINES = 100
 def shown(value: object, max_chars: int = MAX_CHARS) -> str:
     """Return a value as a short text on one line: its beginning and its end, with hidden characters escaped."""
     return _line(str(value), max_chars)
+
+
+def distinct(values: Sequence[object]) -> list[str]:
+    """Return values as short texts, with their numbers if two texts would be the same."""
+    texts = list(map(shown, values))
+    return texts if len(set(texts)) == len(texts) else [f"{text} ({number})" for number, text in enumerate(texts)]
 
 
 def listed(values: Collection[object], mark: str = "`") -> str:

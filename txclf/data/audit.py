@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import DataError
+from txclf.core.text import shown
 from txclf.data import shards
 from txclf.data.duplicates import RowHashes
 from txclf.data.records import Reject
@@ -53,8 +54,8 @@ def check(run: RunConfig, split: str, audit: Audit) -> None:
     key = f"`data.{split}`"
     if audit.rejects and run.data.on_bad_row == "fail":
         lines = "\n".join(f"  {reject.file}: row {reject.row:,}: {reject.reason}" for reject in audit.rejects)
-        shown = len(audit.rejects)
-        more = f"the first {shown} bad rows" if shown == MAX_SHOWN_REJECTS else f"{shown} bad row(s)"
+        count = len(audit.rejects)
+        more = f"the first {count} bad rows" if count == MAX_SHOWN_REJECTS else f"{count} bad row(s)"
         raise DataError(f"{key}: {more}:\n{lines}\nFix them, or skip them with `data.on_bad_row=skip`.")
     rows, labels = len(audit.hashes), sorted(audit.labels)
     if not rows:
@@ -69,8 +70,8 @@ def check(run: RunConfig, split: str, audit: Audit) -> None:
             f"{key}: no row has a label in column `{run.data.label}`. Set `data.label` to the label column."
         )
     if len(labels) == 1 and audit.labels[labels[0]] == rows:
-        raise DataError(f"{key}: every row has the label `{labels[0]}`. A classifier needs at least two labels.")
-    some = ", ".join(labels[:5])
+        raise DataError(f"{key}: every row has the label `{shown(labels[0])}`. A classifier needs at least two labels.")
+    some = ", ".join(map(shown, labels[:5]))
     if audit.float_labels and any("." in label or "e" in label for label in labels):
         raise DataError(
             f"{key}: column `{run.data.label}` holds numbers with fractions ({some}), not labels. Set `data.label` to "

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from txclf.core import storage
 from txclf.core.errors import DataError
+from txclf.core.text import listed, shown
 from txclf.data.sources import Source, ending
 
 MAX_CHARS = 2**24
@@ -57,11 +58,10 @@ def choose(source: Source, names: list[str], wanted: list[str] | None) -> list[s
     counts = Counter(names)
     for name in names if wanted is None else wanted:
         if counts[name] > 1:
-            raise DataError(f"`{source.path}`: column `{name}` comes twice in the header. Rename one of them.")
+            raise DataError(f"`{source.path}`: column `{shown(name)}` comes twice in the header. Rename one of them.")
         if not counts[name]:
-            known = ", ".join(f"`{name}`" for name in names)
             advice = "Set `data.text` or `data.label` to a column of the file."
-            raise DataError(f"`{source.path}`: no column `{name}` among {known}. {advice}")
+            raise DataError(f"`{source.path}`: no column `{shown(name)}` among {listed(names)}. {advice}")
     return names if wanted is None else wanted
 
 

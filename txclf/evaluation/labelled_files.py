@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import DataError
+from txclf.core.text import listed, shown
 from txclf.data import records
 from txclf.data.records import Reject
 from txclf.data.sources import Source
@@ -41,7 +42,7 @@ def read_answers(run: RunConfig, source: Source, known: Collection[str] | None =
         for text, answer, file, row in zip(rows.texts, row_answers, rows.files, rows.rows, strict=True):
             unknown = [] if known is None else [label for label in answer if label not in known]
             if unknown:
-                chunk.rejects.append(Reject(file, row, f"label `{unknown[0]}` is not one of the model's"))
+                chunk.rejects.append(Reject(file, row, f"label `{shown(unknown[0])}` is not one of the model's"))
             else:
                 chunk.texts.append(text)
                 chunk.answers.append(answer)
@@ -81,8 +82,8 @@ def require_usable(run: RunConfig, paths: Sequence[str], rows: int, rejects: Seq
             f"  {reject.file}: row {reject.row:,}: {reject.reason}" for reject in rejects[:MAX_SHOWN_REJECTS]
         )
         raise DataError(
-            f"`{', '.join(paths)}`: {len(rejects):,} bad row(s) and the run has `data.on_bad_row: fail`. "
+            f"{listed(paths)}: {len(rejects):,} bad row(s) and the run has `data.on_bad_row: fail`. "
             f"Fix these rows, the first of them:\n{shown}"
         )
     if not rows:
-        raise DataError(f"`{', '.join(paths)}`: no usable row. Pass files with labelled rows.")
+        raise DataError(f"{listed(paths)}: no usable row. Pass files with labelled rows.")

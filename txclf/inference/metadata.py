@@ -10,9 +10,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 
 from txclf.config.sections import Generate, Model, SpecialTokens, Truncation
 from txclf.config.tasks import TASKS, Task, TaskSpec
+from txclf.inference.model_card import code
 
 FORMAT = 2
 """Format of `model.json` that this version writes."""
+MAX_CARD_LABELS = 200
+"""Labels that a model card names; `model.json` has all of them."""
 
 _RENAMED = {
     "layers": "num_layers",
@@ -237,7 +240,9 @@ def _answers(metadata: BundleMetadata) -> str:
     """Return list items on the labels and thresholds, or on the target vocabulary."""
     if not metadata.task_spec.has_labels:
         return f"- **Target vocabulary**: {metadata.target_vocab_size:,} tokens"
-    items = f"- **Labels** ({len(metadata.labels)}): {', '.join(f'`{label}`' for label in metadata.labels)}"
+    names = ", ".join(map(code, metadata.labels[:MAX_CARD_LABELS]))
+    more = f", and {len(metadata.labels) - MAX_CARD_LABELS:,} more" if len(metadata.labels) > MAX_CARD_LABELS else ""
+    items = f"- **Labels** ({len(metadata.labels)}): {names}{more}"
     if metadata.task_spec.is_multilabel:
         thresholds = "0.5"
         if metadata.thresholds:

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from txclf.core import storage
+from txclf.core.text import shown
 
 MARK = "<!-- Edit below this line. The text below and the license above are kept when the card is written again. -->"
 _EARLIER_MARK = "<!-- Yours from here on: it is kept when this card is made again, as the license above. -->"
@@ -28,6 +29,8 @@ NOTES = """
 
 Intended use, uses out of scope, and a contact for questions.
 """
+MAX_CELL_CHARS = 300
+"""Characters of a table cell."""
 UNKNOWN_LICENSE = "unknown  # set the license of the model"
 
 
@@ -50,9 +53,16 @@ def kept_parts(path: str) -> tuple[str, str]:
     return (license_[1].strip() if license_ else UNKNOWN_LICENSE), (notes if mark else NOTES)
 
 
+def code(value: object) -> str:
+    """Return a value as Markdown code, which shows all its characters as they are."""
+    text = shown(value)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
+
+
 def cell(value: object) -> str:
     """Return a value as the text of a Markdown table cell: one line, with markup and borders escaped."""
-    text = " ".join(str(value).split())
+    text = shown(" ".join(str(value).split()), MAX_CELL_CHARS)
     for character, safe in (("&", "&amp;"), ("<", "&lt;"), ("\\", "\\\\"), ("|", "\\|"), ("`", "\\`"), ("[", "\\[")):
         text = text.replace(character, safe)
     return text

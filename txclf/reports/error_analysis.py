@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from txclf.core.text import distinct
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.labels import LabelSets
@@ -124,7 +125,7 @@ def label_split(
     compared: Mapping[str, Mapping[str, Any]],
 ) -> LabelSplit:
     """Return metrics, confusion matrix, calibration, curves and mistakes of scored rows."""
-    names, probabilities = classifier.labels, classifier.calibrated(scored.logits)
+    names, probabilities = distinct(classifier.labels), classifier.calibrated(scored.logits)
     uncalibrated = sigmoid(scored.logits) if classifier.is_multilabel else softmax(scored.logits)
     cells = None
     if classifier.is_multilabel:

@@ -14,6 +14,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -26,6 +27,7 @@ import jinja2
 from txclf._version import __version__
 from txclf.core import strict_json
 from txclf.core.errors import TxclfError
+from txclf.core.text import escaped
 from txclf.reports import formatting
 from txclf.reports.content import Page
 
@@ -34,10 +36,14 @@ SCRIPTS = ("report_charts.js", "report_run.js", "report_search.js", "report.js")
 """Parts of the page's script, in the order in which they are joined."""
 
 
+KEPT = "\n\r\t\u200c\u200d\u2028\u2029"
+"""Characters without a shape that texts need: white space, and the joiners of scripts and emojis."""
+
+
 def render(page: Page) -> bytes:
     """Render a page with the template of its kind and return the HTML as UTF-8."""
-    content = asdict(page)
-    script = "".join((ASSETS / name).read_text() for name in SCRIPTS)
+    content = _visible(asdict(page))
+    script = "".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     library, library_hash = _library()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("txclf", "assets"),
@@ -52,7 +58,7 @@ def render(page: Page) -> bytes:
         **content,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         txclf_version=__version__,
-        style=(ASSETS / "report.css").read_text(),
+        style=(ASSETS / "report.css").read_text(encoding="utf-8"),
         script=script,
         hashes=[_hash(script), library_hash],
         library=library,
@@ -67,6 +73,17 @@ def embedded(value: Any) -> str:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def _visible(value: Any) -> Any:
+    """Escape characters without a shape in all texts of a plain value, because some of them reorder what is shown."""
+    if isinstance(value, str):
+        return escaped(value, KEPT)
+    if isinstance(value, Mapping):
+        return {_visible(key): _visible(inner) for key, inner in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_visible, value))
+    return list(map(_visible, value)) if isinstance(value, list | tuple) else value
 
 
 @cache

@@ -7,6 +7,7 @@ import platform
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -16,6 +17,7 @@ from txclf.config.dotted import flatten_dotted
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import TxclfError
+from txclf.core.text import distinct
 from txclf.data import shards
 from txclf.inference.bundle import read_metadata
 from txclf.reports import run_scores
@@ -61,7 +63,7 @@ def gather(state: RunState, budget: Budget) -> RunPage:
         facts=facts(state),
         splits=splits,
         curves=curves(state),
-        data=data_audit(manifest) if manifest else None,
+        data=_shown_labels(data_audit(manifest)) if manifest else None,
         efficiency=efficiency(summary) if summary else [],
         seconds=_seconds(summary) if summary else [],
         run_file=run_config.dump(run),
@@ -121,6 +123,12 @@ def data_audit(manifest: shards.Manifest) -> DataAudit:
         max_length=manifest.max_length,
         lengths={name: split.length_histogram for name, split in manifest.splits.items()},
     )
+
+
+def _shown_labels(data: DataAudit) -> DataAudit:
+    """Return the audit with the names of the labels as the sections of the splits have them."""
+    names = distinct([label.label for label in data.labels])
+    return replace(data, labels=[LabelRows(name, label.rows) for name, label in zip(names, data.labels, strict=True)])
 
 
 def split_audits(manifest: shards.Manifest) -> list[SplitAudit]:

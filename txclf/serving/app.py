@@ -363,7 +363,7 @@ def _dump(value: Any) -> str:
 
 @cache
 def _asset(name: str) -> str:
-    return (ASSETS / name).read_text()
+    return (ASSETS / name).read_text(encoding="utf-8")
 
 
 @cache

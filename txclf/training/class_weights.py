@@ -9,6 +9,7 @@ from torch import Tensor
 
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
+from txclf.core.text import listed, shown
 from txclf.data.shards import Split
 
 MAX_POSITIVE_WEIGHT = 100.0
@@ -43,8 +44,8 @@ def given_weights(weights: Mapping[str, float], labels: Collection[str]) -> Tens
     """Return the weight of each label (C,), by default 1. Raises `ConfigError` for an unknown label."""
     unknown = sorted(set(weights) - set(labels))
     if unknown:
-        known = ", ".join(list(labels)[:20])
-        raise ConfigError(f"`train.class_weights`: `{unknown[0]}` is not a label; the labels are: {known}")
+        label = f"`{shown(unknown[0])}` is not a label; the labels are: {listed(labels)}"
+        raise ConfigError(f"`train.class_weights`: {label}. Name one of them.")
     return torch.tensor([float(weights.get(label, 1.0)) for label in labels])
 
 

@@ -13,6 +13,7 @@ import torch
 
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
+from txclf.core.text import listed
 from txclf.data import shards
 from txclf.data.batches import TEACHER
 from txclf.data.sidecars import RowGroup, Sidecar
@@ -58,7 +59,7 @@ def _require_fitting(run: RunConfig, labels: Sequence[str], teacher: BundleMetad
         raise ConfigError(f"{where} is a model of `task: {teacher.task}`, not `{run.task}`. Choose another teacher.")
     if set(teacher.labels) != set(labels):
         only = [
-            f"{owner} has {', '.join(f'`{label}`' for label in names[:5])}{' …' if len(names) > 5 else ''}"
+            f"{owner} has {listed(names)}"
             for owner, names in (
                 ("only the teacher", sorted(set(teacher.labels) - set(labels))),
                 ("only the data", sorted(set(labels) - set(teacher.labels))),
