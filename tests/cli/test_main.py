@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.helpers.command import environment, txclf
+from tests.helpers.command import TXCLF, environment, txclf
 from txclf.cli.main import app
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +62,20 @@ def test_main_unknown_option_names_the_nearest(arguments: list[str], nearest: st
     assert done.exit_code == 2
     assert "No such option: " in done.output
     assert re.search(rf"{nearest}\b", done.output.split("No such option: ")[1].split(" ", 1)[1])
+
+
+def test_main_hostile_names_in_an_encoding_that_lacks_them_are_escaped(tmp_path: Path) -> None:
+    rows = [[f"text {number}", ("météo", "\x1b[31m\u202e" + "x" * 50_000)[number % 2]] for number in range(40)]
+    with (tmp_path / "in.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["text", "label"], *rows])
+    command = [TXCLF, "inspect", "in.csv"]
+    variables = {**environment(), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, check=True)
+    shown = (done.stdout + done.stderr).decode("ascii")
+    assert r"m\xe9t\xe9o" in shown
+    assert r"\x1b[31m\u202exx" in shown
+    assert "\x1b" not in shown
+    assert len(shown) < 6_000
 
 
 def readme_commands() -> list[str]:
