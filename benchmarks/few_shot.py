@@ -1,4 +1,4 @@
-"""Measure fine-tuning on a few rows of each class, beside an n-gram logistic regression on the same rows.
+"""Measure fine-tuning on a few rows of each class, beside an n-gram linear model on the same rows.
 
     python benchmarks/few_shot.py --model FOLDER --train train.parquet --score test.parquet --rows 8 64 --seeds 5
     ... train.epochs=20 model.reinitialize_layers=1        other settings
@@ -75,12 +75,11 @@ def one_seed(
         probabilities = model.probabilities([(text,) for text in scored["text"].to_pylist()])
         found = np.array(model.labels)[probabilities.argmax(axis=1)]
     ids = {label: number for number, label in enumerate(model.labels)}
-    linear = baselines.logistic_regression(
-        [table["text"][int(i)].as_py() for i in drawn],
-        np.array([ids[label] for label in labels[drawn]]),
-        scored["text"].to_pylist(),
-    )
-    ngrams = np.array(model.labels)[linear.predictions]
+    texts = [table["text"][int(i)].as_py() for i in drawn]
+    train = baselines.Rows(texts, np.array([ids[label] for label in labels[drawn]]))
+    none = baselines.Rows([], train.labels[:0])
+    linear = baselines.ngrams(train, none, scored["text"].to_pylist(), num_labels=len(ids))
+    ngrams = np.array(model.labels)[linear.logits.argmax(axis=1)]
     return {
         "accuracy": float((found == expected).mean()),
         "ngrams": float((ngrams == expected).mean()),

@@ -169,7 +169,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a finished run on its test split, or on the labelled files `data`; write and return `metrics.json`.
 
-    With `baseline` the majority class and an n-gram logistic regression are scored too. `workers` is the number of Ray
+    With `baseline` the majority class and an n-gram linear model are scored too. `workers` is the number of Ray
     workers that score; 0 = this process.
 
     Raises `ConfigError` if the folder is not a finished run or has no test split, `DataError` for bad rows.

@@ -22,7 +22,7 @@ def test_make_run_reads_the_corpus_that_it_wrote(tmp_path: Path) -> None:
 def test_demo_prints_scores_baselines_and_next_commands(tmp_path: Path) -> None:
     done = txclf(tmp_path, "demo")
     assert done.returncode == 0, done.stderr
-    for text in ("n-gram logistic regression", "majority class", "macro F1", "Five test rows", "Try next"):
+    for text in ("n-gram linear model", "majority class", "macro F1", "Five test rows", "Try next"):
         assert text in done.stdout
     metrics = json.loads((tmp_path / "runs/demo/run/metrics.json").read_text())
     assert metrics["accuracy"] > metrics["majority"]["accuracy"] + 0.2

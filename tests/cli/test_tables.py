@@ -43,7 +43,7 @@ def test_print_scores_labels_shows_baseline_calibration_and_worst_classes(capsys
     shown = capsys.readouterr().out
     assert "Scores on 1,200 rows, 2 bad rows skipped" in shown
     assert "majority class" in shown
-    assert "n-gram logistic regression" not in shown
+    assert "n-gram linear model" not in shown
     assert "loss 0.7000  calibration error 0.0100\n" in shown
     assert "calibration error 0.2000 before calibration, 0.0100 after (temperature 1.500)\n" in shown
     assert "Classes, worst first (10 more in metrics.json)" in shown

@@ -69,7 +69,7 @@ def test_evaluate_classify_test_split_scores_every_row(classify: RunConfig) -> N
 
 def test_evaluate_classify_baselines_are_scored_on_the_same_rows(classify: RunConfig) -> None:
     found = evaluate.evaluate(classify.run_folder)
-    assert found["baseline"]["model"] == "n-gram logistic regression"
+    assert found["baseline"]["model"].startswith("n-gram linear model: ")
     train = shards.load_manifest(storage.read_json(f"{classify.run_folder}/summary.json")["prepared"]).splits["train"]
     assert found["baseline"]["train_rows"] == train.rows
     majority = max(train.label_counts, key=lambda label: train.label_counts[label])
@@ -90,7 +90,14 @@ def test_evaluate_multilabel_other_files_equal_the_test_split(tags: RunConfig) -
     found = evaluate.evaluate(tags.run_folder)
     assert (found["data"], found["rows"], found["labels"]) == ("test", 120, sorted(multilabel.TOPICS))
     assert found["majority"].keys() == {"f1_macro", "f1_micro", "subset_accuracy"}
-    assert found["baseline"].keys() == {"model", "train_rows", "seconds", *found["majority"]}
+    assert found["baseline"].keys() == {
+        "model",
+        "train_rows",
+        "of_train_rows",
+        "seconds",
+        "p_value",
+        *found["majority"],
+    }
     again = evaluate.evaluate(tags.run_folder, list(tags.data.test or ()), with_baseline=False)
     assert {key: again[key] for key in ("f1_macro", "map", "per_class")} == {
         key: found[key] for key in ("f1_macro", "map", "per_class")

@@ -43,7 +43,7 @@ def test_write_evaluated_run_has_its_scores_data_and_limits(folder: str) -> None
     for part in ("## Scores", "## Classes, worst first (test)", "## Data", "## Limits", "## Training"):
         assert part in text
     assert f"| accuracy | {found['accuracy']:.4f} |" in text
-    assert f"| accuracy of the n-gram logistic regression | {found['baseline']['accuracy']:.4f} |" in text
+    assert f"| accuracy of the n-gram linear model | {found['baseline']['accuracy']:.4f} |" in text
     scores = found["per_class"]["plain"]
     row = f"| plain | {scores['precision']:.4f} | {scores['recall']:.4f} | {scores['f1']:.4f} | {scores['support']:,} |"
     assert row in text
@@ -122,7 +122,7 @@ def test_write_weak_model_names_its_limits(run: RunConfig, folder: str) -> None:
     assert "The model assigns one of its labels to every text, even if none fits." in limits
     assert "Classes with fewer than 20 training rows: plain." in limits
     assert re.search(r"Classes with an F1 below 0\.5: .*plain", limits)
-    assert "The model is not better than an n-gram logistic regression on the same rows." in limits
+    assert "The model is not better than an n-gram linear model on the same rows." in limits
 
 
 def test_write_many_classes_lists_the_worst(run: RunConfig, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

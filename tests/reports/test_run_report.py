@@ -33,7 +33,7 @@ def test_gather_finished_run_has_the_figures_of_its_files(run: RunConfig) -> Non
     assert right / split["rows"] == pytest.approx(split["metrics"]["accuracy"])
     assert [bar["title"] for bar in content["headline"]["bars"]] == [
         "this model",
-        "n-gram logistic regression",
+        "n-gram linear model",
         "majority class",
     ]
     bins = split["reliability"]

@@ -119,7 +119,7 @@ def test_headline_monitored_metric_is_shown_next_to_the_baselines(run: RunConfig
         assert headline.value == splits[0].metrics[metric]
         assert [bar.title for bar in headline.bars] == [
             "this model",
-            "n-gram logistic regression",
+            "n-gram linear model",
             "majority class",
         ]
         assert headline.beats_baseline == (headline.value > splits[0].compared["baseline"][metric])

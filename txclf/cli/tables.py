@@ -14,6 +14,7 @@ from txclf.artifacts.trials import Result
 from txclf.cli import console, lines
 from txclf.config.run_config import RunConfig
 from txclf.core import text
+from txclf.metrics import significance
 
 if TYPE_CHECKING:  # they import Ray
     from txclf.data.shards import Manifest
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # they import Ray
 
 MAX_ROWS = 30
 """Maximum number of trials, or of classes, in a table."""
+SMALLEST_P = 0.001
+"""Smaller p-values are not told apart."""
 STATES = ("running", "finished", "stopped", "failed", "waiting")
 
 
@@ -198,11 +201,13 @@ def print_label_scores(result: dict[str, Any]) -> None:
     else:
         shown = {"accuracy": "accuracy", "f1_macro": "macro F1", "f1_minority": "F1 of the rarest class"}
     majority = "most frequent labels" if is_multilabel else "majority class"
-    names = {"baseline": "n-gram logistic regression", "majority": majority}
+    names = {"baseline": "n-gram linear model", "majority": majority}
     scored = {"model": result, **{name: result[key] for key, name in names.items() if key in result}}
     rows = [[name, *(f"{scores[key]:.4f}" for key in shown)] for name, scores in scored.items()]
     skipped = f", {result['skipped']:,} bad rows skipped" if result["skipped"] else ""
     console.table(f"Scores on {result['rows']:,} rows{skipped}", ["", *shown.values()], rows)
+    if "baseline" in result:
+        _print_difference(result, "f1_macro" if is_multilabel else "accuracy")
     titles = {"loss": "loss", "mcc": "MCC", "auroc_macro": "AUROC (macro)", "calibration_error": "calibration error"}
     if is_multilabel:
         titles = {"map": "mean average precision", "lrap": "LRAP", "hamming_loss": "Hamming loss", **titles}
@@ -213,6 +218,16 @@ def print_label_scores(result: dict[str, Any]) -> None:
         errors = f"{before:.4f} before calibration, {after:.4f} after"
         lines.out(f"calibration error {errors} (temperature {result['temperature']:.3f})")
     _print_class_scores(result["per_class"], is_multilabel)
+
+
+def _print_difference(result: dict[str, Any], key: str) -> None:
+    """Print the difference of the model to the n-gram linear model, and whether it may be chance."""
+    linear = result["baseline"]
+    difference, p_value = result[key] - linear[key], linear["p_value"]
+    name = {"accuracy": "accuracy", "f1_macro": "macro F1"}[key]
+    chance = f"p < {SMALLEST_P}" if p_value < SMALLEST_P else f"p = {p_value:.3f}"
+    verdict = "" if p_value < significance.LEVEL else ": may be chance"
+    lines.out(f"{name} {difference:+.4f} against the n-gram linear model ({chance}{verdict})")
 
 
 def _print_class_scores(per_class: dict[str, dict[str, Any]], is_multilabel: bool) -> None:

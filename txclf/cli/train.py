@@ -126,7 +126,7 @@ def evaluate(
     gpus: results.GpusPerWorker = None,
     address: results.Address = None,
 ) -> None:
-    """Score a run on its test split, next to the majority class and an n-gram logistic regression."""
+    """Score a run on its test split, next to the majority class and an n-gram linear model."""
     compute = results.worker_compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
     with results.connected_workers(compute, run):
         evaluate_run(run, data, with_baseline=baseline, compute=compute)

@@ -23,8 +23,9 @@ from txclf.data.labels import LabelSets
 from txclf.evaluation import baselines, labelled_files, ray_pool, scoring
 from txclf.evaluation.scoring import ScoredRows, ScoringPlan
 from txclf.inference import bundle
+from txclf.inference.bundle import Floats
 from txclf.inference.classifier import label_thresholds, sigmoid, softmax
-from txclf.metrics import calibration, multiclass, multilabel, thresholds
+from txclf.metrics import calibration, multiclass, multilabel, significance, thresholds
 from txclf.metrics.text import text_scores
 
 METRICS = "metrics.json"
@@ -131,27 +132,26 @@ def evaluate_classes(evaluation: Evaluation) -> dict[str, Any]:
         **multiclass.scores(probabilities, labels, metadata.labels),
         "temperature": metadata.temperature,
         "calibration_error_before": calibration.error(rows.logits, labels),
-        **(_class_baselines(evaluation, rows.answers) if evaluation.with_baseline else {}),
+        **(_class_baselines(evaluation, rows.answers, probabilities) if evaluation.with_baseline else {}),
     }
 
 
-def _class_baselines(evaluation: Evaluation, table: pa.Table) -> dict[str, Any]:
-    """Score the majority class and the n-gram logistic regression on the rows of a table."""
-    train = evaluation.first_rows("train", ["label", "text"])
-    train_labels, labels, classes = _class_ids(train), _class_ids(table), len(evaluation.manifest.labels)
+def _class_baselines(evaluation: Evaluation, table: pa.Table, probabilities: Floats) -> dict[str, Any]:
+    """Score the majority class and the n-gram linear model on the rows of a table."""
+    train, valid = (_labelled(evaluation.first_rows(name, ["label", "text"])) for name in ("train", "valid"))
+    labels, classes = _class_ids(table), len(evaluation.manifest.labels)
     counts = evaluation.manifest.splits["train"].label_counts
     most_frequent = np.argmax([counts[label] for label in evaluation.manifest.labels])
     majority = np.full(len(labels), most_frequent, np.int64)
     lowercase = evaluation.run.tokenizer.lowercase
-    texts = table["text"].to_pylist()
-    linear = baselines.logistic_regression(train["text"].to_pylist(), train_labels, texts, lowercase)
+    linear = baselines.ngrams(train, valid, table["text"].to_pylist(), num_labels=classes, lowercase=lowercase)
+    predicted = linear.logits.argmax(axis=1)
     return {
         "majority": multiclass.short_scores(majority, labels, classes),
         "baseline": {
-            "model": "n-gram logistic regression",
-            **multiclass.short_scores(linear.predictions, labels, classes),
-            "train_rows": linear.train_rows,
-            "seconds": round(linear.seconds, 2),
+            **multiclass.short_scores(predicted, labels, classes),
+            "p_value": significance.mcnemar(probabilities.argmax(axis=1) == labels, predicted == labels),
+            **linear.record(evaluation.manifest.splits["train"].rows),
         },
     }
 
@@ -161,36 +161,41 @@ def evaluate_label_sets(evaluation: Evaluation) -> dict[str, Any]:
     metadata = bundle.read_metadata(evaluation.model)
     rows = evaluation.scored()
     targets = _targets(rows.answers, len(metadata.labels))
-    probabilities = sigmoid(rows.logits, metadata.temperature)
+    probabilities, limits = sigmoid(rows.logits, metadata.temperature), label_thresholds(metadata)
     return {
         **evaluation.source(rows),
         "labels": metadata.labels,
-        **multilabel.scores(probabilities, targets, label_thresholds(metadata), metadata.labels),
+        **multilabel.scores(probabilities, targets, limits, metadata.labels),
         "temperature": metadata.temperature,
         "calibration_error_before": calibration.error(rows.logits, targets),
-        **(_label_set_baselines(evaluation, rows.answers) if evaluation.with_baseline else {}),
+        **(_label_set_baselines(evaluation, rows.answers, probabilities >= limits) if evaluation.with_baseline else {}),
     }
 
 
-def _label_set_baselines(evaluation: Evaluation, table: pa.Table) -> dict[str, Any]:
-    """Score the most frequent set of labels and one n-gram logistic regression per label on the rows of a table."""
+def _label_set_baselines(evaluation: Evaluation, table: pa.Table, model_predicted: Bools) -> dict[str, Any]:
+    """Score the most frequent set of labels and the n-gram linear model on the rows of a table.
+
+    The thresholds of the linear model are chosen on the validation rows, as those of the model.
+    """
     labels = len(evaluation.manifest.labels)
-    train, valid = (evaluation.first_rows(name, ["labels", "text"]) for name in ("train", "valid"))
-    train_targets, targets = _targets(train, labels), _targets(table, labels)
-    sets, counts = np.unique(train_targets, axis=0, return_counts=True)
+    train, valid = (
+        baselines.Rows(rows["text"].to_pylist(), _targets(rows, labels))
+        for rows in (evaluation.first_rows(name, ["labels", "text"]) for name in ("train", "valid"))
+    )
+    targets = _targets(table, labels)
+    sets, counts = np.unique(train.labels, axis=0, return_counts=True)
     majority = np.tile(sets[counts.argmax()], (len(targets), 1))
-    texts = [*valid["text"].to_pylist(), *table["text"].to_pylist()]
-    lowercase = evaluation.run.tokenizer.lowercase
-    linear = baselines.one_vs_rest(train["text"].to_pylist(), train_targets, texts, lowercase)
-    limits = np.array(thresholds.choose(linear.logits[: len(valid)], _targets(valid, labels)), np.float32)
-    predicted = sigmoid(linear.logits[len(valid) :]) >= limits
+    texts = [*valid.texts, *table["text"].to_pylist()]
+    linear = baselines.ngrams(train, valid, texts, num_labels=labels, lowercase=evaluation.run.tokenizer.lowercase)
+    num_valid = len(valid.texts)
+    limits = np.array(thresholds.choose(linear.logits[:num_valid], valid.labels.astype(np.bool_)), np.float32)
+    predicted = sigmoid(linear.logits[num_valid:]) >= limits
     return {
         "majority": multilabel.short_scores(majority, targets),
         "baseline": {
-            "model": "n-gram logistic regression, one for each label, its thresholds chosen on the validation rows",
             **multilabel.short_scores(predicted, targets),
-            "train_rows": linear.train_rows,
-            "seconds": round(linear.seconds, 2),
+            "p_value": significance.paired_bootstrap(targets, model_predicted, predicted),
+            **linear.record(evaluation.manifest.splits["train"].rows),
         },
     }
 
@@ -215,6 +220,10 @@ EVALUATORS: dict[str, Callable[[Evaluation], dict[str, Any]]] = {
     "seq2seq": evaluate_targets,
 }
 """Evaluator by `TaskSpec.name`."""
+
+
+def _labelled(table: pa.Table) -> baselines.Rows:
+    return baselines.Rows(table["text"].to_pylist(), _class_ids(table))
 
 
 def _class_ids(table: pa.Table) -> npt.NDArray[np.int64]:

@@ -45,7 +45,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def _scores(splits: Sequence[LabelSplit | ExampleSplit]) -> str:
     """Return the scores of each split, those of the baselines below them."""
     parts = []
-    baselines = {"baseline": "n-gram logistic regression", "majority": "majority class"}
+    baselines = {"baseline": "n-gram linear model", "majority": "majority class"}
     titles = {"accuracy": "accuracy", "f1_macro": "macro F1"}
     for split in splits:
         rows = [[title, number(value)] for title, value in titled(split.metrics)]
@@ -118,7 +118,7 @@ def _limits(description: BundleMetadata, page: RunPage) -> str:
         if poor:
             limits.append(f"Classes with an F1 below {POOR_F1}: {_some(poor)}.")
     if page.headline and page.headline.beats_baseline is False:
-        limits.append("The model is not better than an n-gram logistic regression on the same rows.")
+        limits.append("The model is not better than an n-gram linear model on the same rows.")
     if not description.calibration and spec.has_labels:
         limits.append("The probabilities are not calibrated. Use them as a ranking only.")
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits)

@@ -22,7 +22,7 @@ from txclf.data.labels import LabelSets
 from txclf.evaluation import baselines
 from txclf.inference.classifier import Classifier, sigmoid, softmax
 from txclf.inference.seq2seq import Seq2Seq
-from txclf.metrics import multiclass, multilabel
+from txclf.metrics import multiclass, multilabel, significance
 from txclf.reports.content import ALL_CLASSES, ClassCurves, Example, ExampleSplit, LabelSplit, Mistake
 
 CURVE_POINTS = 80
@@ -290,7 +290,7 @@ def _shortened(text: str) -> str:
 def baseline_scores(
     scored: ScoredRows, prepared: str, manifest: shards.Manifest, *, lowercase: bool, budget: Budget
 ) -> dict[str, dict[str, Any]]:
-    """Score the majority class and the n-gram logistic regression on the same rows, by their keys in `metrics.json`."""
+    """Score the majority class and the n-gram linear model on the same rows, by their keys in `metrics.json`."""
     classes = len(manifest.labels)
     texts, label_chunks = list[str](), list[Ints]()
     for chunk in _chunks(prepared, manifest, "train", ["label", "text"]):
@@ -300,13 +300,16 @@ def baseline_scores(
             break
     labels = np.concatenate(label_chunks)[: budget.baseline_rows]
     majority = baselines.majority(labels, len(scored.labels))
-    linear = baselines.logistic_regression(texts[: budget.baseline_rows], labels, scored.texts, lowercase)
+    train, none = baselines.Rows(texts[: budget.baseline_rows], labels), baselines.Rows([], labels[:0])
+    # Nothing is chosen on the validation rows, because they are scored here.
+    linear = baselines.ngrams(train, none, scored.texts, num_labels=classes, lowercase=lowercase)
+    predicted = linear.logits.argmax(axis=1)
     return {
         "majority": multiclass.short_scores(majority, scored.labels, classes),
         "baseline": {
-            **multiclass.short_scores(linear.predictions, scored.labels, classes),
-            "train_rows": linear.train_rows,
-            "of_train_rows": manifest.splits["train"].rows,
+            **multiclass.short_scores(predicted, scored.labels, classes),
+            "p_value": significance.mcnemar(scored.logits.argmax(axis=1) == scored.labels, predicted == scored.labels),
+            **linear.record(manifest.splits["train"].rows),
         },
     }
 

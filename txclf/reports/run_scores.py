@@ -13,6 +13,7 @@ from txclf.evaluation import evaluate
 from txclf.inference.bundle import read_metadata
 from txclf.inference.classifier import Classifier
 from txclf.inference.seq2seq import Seq2Seq
+from txclf.metrics import significance
 from txclf.reports import error_analysis
 from txclf.reports.content import Bar, ExampleSplit, Headline, LabelSplit
 from txclf.reports.error_analysis import Budget
@@ -122,15 +123,13 @@ def _evaluation_headline(metric: str, tested: Metrics) -> Headline:
         rows=tested["rows"],
         bars=_bars(metric, value, tested, majority="most frequent labels"),
         beats_baseline=value > tested["baseline"][metric] if "baseline" in tested else None,
+        note=_note(tested.get("baseline", {})),
     )
 
 
 def _split_headline(metric: str, split: LabelSplit) -> Headline:
     """Return the score of a split that was scored for this page."""
     value, linear = split.metrics[metric], split.compared.get("baseline", {})
-    note = ""
-    if linear.get("train_rows", 0) < linear.get("of_train_rows", 0):
-        note = f"The baseline was trained on {linear['train_rows']:,} of {linear['of_train_rows']:,} training rows."
     return Headline(
         title=TITLES[metric],
         value=value,
@@ -138,13 +137,24 @@ def _split_headline(metric: str, split: LabelSplit) -> Headline:
         rows=split.rows,
         bars=_bars(metric, value, split.compared, majority="majority class"),
         beats_baseline=value > linear[metric] if linear else None,
-        note=note,
+        note=_note(linear),
     )
+
+
+def _note(linear: Metrics) -> str:
+    """Return what to know about the comparison with the linear model."""
+    notes = []
+    if linear.get("p_value", 0.0) >= significance.LEVEL:
+        notes.append(f"On these rows the difference may be chance (p = {linear['p_value']:.2f}).")
+    if linear.get("train_rows", 0) < linear.get("of_train_rows", 0):
+        used, rows = linear["train_rows"], linear["of_train_rows"]
+        notes.append(f"The baseline was trained on {used:,} of {rows:,} training rows.")
+    return " ".join(notes)
 
 
 def _bars(metric: str, value: float, compared: Metrics, *, majority: str) -> list[Bar]:
     """Return the score of the model and those of the baselines that were scored."""
-    titles = {"baseline": "n-gram logistic regression", "majority": majority}
+    titles = {"baseline": "n-gram linear model", "majority": majority}
     return [
         Bar("this model", value),
         *(Bar(title, compared[key][metric]) for key, title in titles.items() if key in compared),
