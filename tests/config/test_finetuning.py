@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from txclf.config import finetuning, run_config
+from txclf.config import finetuning, run_config, yaml_text
 from txclf.core.errors import ConfigError
 
 
@@ -29,7 +29,7 @@ def test_a_run_from_scratch_has_no_recipe() -> None:
 
 def test_run_file_holds_only_what_is_set() -> None:
     run = parse(train={"epochs": 7})
-    again = run_config.parse(run_config._Loader(run_config.dump(run)).get_data())
+    again = run_config.parse(yaml_text.parse(run_config.dump(run)))
     assert again.train.model_fields_set >= {"epochs", "precision"}
     assert not again.train.model_fields_set & {"learning_rate", "layer_decay"}
     assert again.model.model_fields_set == {"pretrained"}

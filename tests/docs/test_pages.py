@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.helpers.docs import ROOT, anchors, blocks, calls, each_page, find_command, prose, require_key
-from txclf.config import finetuning, run_config
+from txclf.config import finetuning, run_config, yaml_text
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
 
@@ -63,7 +63,7 @@ def test_commands_in_prose_exist(page: Path) -> None:
 @each_page
 def test_run_files_in_code_blocks_are_valid(page: Path) -> None:
     for text in blocks(page, "yaml"):
-        settings = yaml.load(text, Loader=run_config._Loader)
+        settings = yaml_text.parse(text)
         if isinstance(settings, dict) and set(settings) & set(RunConfig.model_fields):
             run_config.parse(settings, f"{page.name}: {text}")
 

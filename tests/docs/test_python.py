@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.docs import PAGES, ROOT, blocks
-from txclf.config import run_config
+from txclf.config import yaml_text
 
 PYTHON_PAGE = ROOT / "docs/how-to/python.md"
 LIGHTNING_PAGE = ROOT / "docs/how-to/lightning.md"
@@ -36,7 +36,7 @@ def data(tmp_path: Path) -> Path:
         "model": {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16},
         "train": {"epochs": 1, "batch_size": 16},
     }
-    (tmp_path / "mine.yaml").write_text(run_config.written(settings))
+    (tmp_path / "mine.yaml").write_text(yaml_text.written(settings))
     return tmp_path
 
 

@@ -172,7 +172,6 @@ KINDS = {"data": "raw data", "prepared": "prepared data", "bundle": "model bundl
 def print_description(description: dict[str, Any]) -> None:
     """Print the plain values as one table, each list of records as its own table, then the next steps."""
     from txclf.cli import console
-    from txclf.config import run_config
 
     plain: list[tuple[str, str]] = []
     tables: list[tuple[str, list[dict[str, Any]]]] = []
@@ -191,7 +190,9 @@ def print_description(description: dict[str, Any]) -> None:
         cells = [[_format(value, texts.MAX_CHARS) for value in row.values()] for row in rows[:MAX_ROWS]]
         console.table(title + more, [name.replace("_", " ") for name in rows[0]], cells)
     if "suggested" in description:
-        run_file = run_config.written(description["suggested"]).splitlines()
+        from txclf.config import yaml_text
+
+        run_file = yaml_text.written(description["suggested"]).splitlines()
         if len(run_file) <= MAX_RUN_FILE_LINES:
             lines.out("a run file for it:\n")
             lines.out("\n".join(f"  {line}" for line in run_file))

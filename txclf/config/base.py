@@ -29,16 +29,22 @@ def _text_keys(value: object) -> object:
     return {str(key).lower() if isinstance(key, bool) else str(key): weight for key, weight in value.items()}
 
 
+MAX_COUNT = 2**31 - 1
+"""Largest count in a run file."""
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Size = Annotated[int, Field(ge=1, le=2**17)]
+"""Width of a layer."""
 # The JSON Schema, for editors, accepts a bare string too.
 Strings = BeforeValidator(_as_list, json_schema_input_type=str | Annotated[tuple[str, ...], Field(min_length=1)])
 Paths = Annotated[tuple[str, ...], Strings, Field(min_length=1)]
 Columns = Annotated[tuple[str, ...], Strings, Field(min_length=1)]
-Weights = Annotated[dict[str, Annotated[float, Field(ge=0.0)]], BeforeValidator(_text_keys)]
+Weights = Annotated[dict[str, Annotated[float, Field(ge=0.0, le=1e6)]], BeforeValidator(_text_keys)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Workers = Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-Steps = Annotated[int, Field(strict=True, ge=1)]
+Workers = Annotated[int, Field(ge=0, le=100_000)] | tuple[Size, Size]
+Steps = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT)]
 ShareOfEpoch = Annotated[float, Field(strict=True, gt=0.0, le=1.0)]
-Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smh]$")]
+Duration = Annotated[str, Field(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?[smh]$")]
 CheckpointEvery = Steps | ShareOfEpoch | Duration
 Monitor = Literal[
     "valid_loss",

@@ -11,14 +11,12 @@ import copy
 import difflib
 import json
 import os
-import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from txclf.config import finetuning
+from txclf.config import finetuning, yaml_text
 from txclf.config.base import Section
 from txclf.config.dotted import Settings, set_dotted
 from txclf.config.search_space import Tune
@@ -121,31 +119,6 @@ class RunConfig(Section):
         return storage.join(storage.absolute(self.storage), self.name)
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-3` as a number (YAML 1.2) and refuses duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key `{key}` is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes strings which `_Loader` would read as numbers: a run may be called `12e4`."""
-
-
-for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:[0-9][0-9_]*(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-        list("-+.0123456789"),
-    )
-
-
 def load(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run file, apply `a.b=value` overrides and make its paths absolute.
 
@@ -226,12 +199,7 @@ def _resolve_paths(run: RunConfig) -> RunConfig:
 
 def dump(config: RunConfig) -> str:
     """Return the resolved run file as YAML, with every key; of a pretrained run, with those that are settled."""
-    return written(finetuning.set_keys(config, mode="json"))
-
-
-def written(settings: dict[str, Any]) -> str:
-    """Return settings as the YAML of a run file."""
-    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml_text.written(finetuning.set_keys(config, mode="json"))
 
 
 def schema() -> str:
@@ -243,8 +211,8 @@ def _read_yaml(path: str) -> dict[str, Any]:
     if not storage.exists(path):
         raise ConfigError(f"`{path}`: no such run file. Check the path.")
     try:
-        settings = yaml.load(storage.read_bytes(path).decode(), Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2024-99-99
+        settings = yaml_text.parse(storage.read_bytes(path, yaml_text.MAX_BYTES + 1))
+    except yaml_text.YamlError as error:
         raise ConfigError(f"`{path}`: not valid YAML: {error}") from None
     if settings is None:
         return {}
@@ -261,10 +229,12 @@ def _apply_override(settings: dict[str, Any], text: str) -> None:
     if not equals or not dotted:
         raise ConfigError(f"`{text}`: not an override. Write `key=value`, as in `train.epochs=5`.")
     try:
-        value = yaml.load(value_text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
+        value = yaml_text.parse(value_text)
+    except yaml_text.YamlError as error:
         raise ConfigError(f"`{text}`: the value is not valid YAML: {error}") from None
     *parents, last = dotted.split(".")
+    if len(parents) >= yaml_text.MAX_DEPTH:
+        raise ConfigError(f"`{shown(text)}`: more than {yaml_text.MAX_DEPTH} levels of keys. Check the key.")
     section = settings
     for parent in parents:
         inner = section.get(parent)
@@ -285,7 +255,11 @@ def _space_problems(run: RunConfig) -> list[str]:
     problems = []
     for key, value in run.tune.probes():
         parts = key.split(".")
-        if parts[0] not in SEARCHABLE or key in ("train.monitor", "distill.teacher"):
+        if (
+            parts[0] not in SEARCHABLE
+            or len(parts) > yaml_text.MAX_DEPTH
+            or key in ("train.monitor", "distill.teacher")
+        ):
             problems.append(f"`tune.space.{key}`: cannot be searched. Name a key of {', '.join(SEARCHABLE)}.")
             continue
         try:

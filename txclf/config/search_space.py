@@ -21,10 +21,12 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_serializer, model_validator
 
-from txclf.config.base import Monitor, Section
+from txclf.config.base import Count, Monitor, Section
 from txclf.config.dotted import Settings
 
-Values = Annotated[tuple[Any, ...], Field(min_length=1)]
+Values = Annotated[tuple[Any, ...], Field(min_length=1, max_length=1000)]
+Number = Annotated[float, Field(ge=-1e15, le=1e15)]
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 
 
 class Domain(Section):
@@ -34,13 +36,13 @@ class Domain(Section):
     """`[a, b, …]`: one of these values, each equally likely."""
     grid: Values | None = None
     """`[a, b, …]`: these values in turn, so that every combination of `grid` keys comes equally often."""
-    uniform: tuple[float, float] | None = None
+    uniform: tuple[Number, Number] | None = None
     """`[low, high]`: a number between the two."""
-    loguniform: tuple[float, float] | None = None
+    loguniform: tuple[Number, Number] | None = None
     """`[low, high]`: a number between the two, with an evenly distributed logarithm."""
-    quniform: tuple[float, float, Annotated[float, Field(gt=0.0)]] | None = None
+    quniform: tuple[Number, Number, Annotated[float, Field(ge=1e-9, le=1e9)]] | None = None
     """`[low, high, step]`: one of low, low + step, … up to high."""
-    randint: tuple[int, int] | None = None
+    randint: tuple[Whole, Whole] | None = None
     """`[low, high]`: a whole number from low to high, both included."""
 
     @model_validator(mode="after")
@@ -136,21 +138,21 @@ class Scheduler(Section):
     stops a trial whose best value is worse than the median of the means of the others. `fifo` stops no trial. `pbt`
     (arXiv:1711.09846, population-based training) lets the worst quarter continue from the weights of the best quarter,
     with perturbed settings."""
-    grace_period: Annotated[float, Field(gt=0.0)] = 1.0
+    grace_period: Annotated[float, Field(gt=0.0, le=1e9)] = 1.0
     """Epochs that every trial runs at least; the first rung of `asha`."""
-    reduction_factor: Annotated[float, Field(gt=1.0)] = 3.0
+    reduction_factor: Annotated[float, Field(gt=1.0, le=1e9)] = 3.0
     """Reduction factor r of `asha`: one in r trials passes a rung, and the next rung comes after r times as many
     epochs."""
-    brackets: Annotated[int, Field(ge=1)] = 1
+    brackets: Count = 1
     """Brackets of `asha`. With more than one, some trials start at a later rung."""
-    perturb_every: Annotated[float, Field(gt=0.0)] = 1.0
+    perturb_every: Annotated[float, Field(gt=0.0, le=1e9)] = 1.0
     """Epochs between two perturbations of a trial, for `pbt`."""
 
 
 class Tune(Section):
     """Search over settings of the run file with `txclf tune`. `txclf train` ignores this section."""
 
-    trials: Annotated[int, Field(ge=1)] = 16
+    trials: Annotated[int, Field(ge=1, le=1_000_000)] = 16
     """Number of trials. `search: grid` ignores it and runs one trial per combination."""
     metric: Monitor | None = None
     """Validation metric that ranks trials, each at its best validation: one of the values of `train.monitor`. It
@@ -158,7 +160,7 @@ class Tune(Section):
     mode: Literal["min", "max"] | None = None
     """Direction of `metric`: `min` if lower is better, `max` if higher is. null takes `min` for `valid_loss` and `max`
     for the others; the opposite is an error."""
-    max_concurrent: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    max_concurrent: Count | Literal["auto"] = "auto"
     """Trials that run at the same time. `auto` runs as many as the cluster has room for."""
     keep_ray_folder: bool = False
     """Keep Ray Tune's own folder of each attempt: `ray/<name>-<attempt>` in the search folder."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from txclf.config.base import Columns, Fraction, Paths, Section, Workers
+from txclf.config.base import Columns, Count, CountOrZero, Fraction, Paths, Section, Size, Workers
 
 
 class Data(Section):
@@ -42,12 +42,12 @@ class Data(Section):
     """Truncation of texts with more than `tokenizer.max_length` tokens. `head` keeps the first tokens, `tail` the last,
     and `head_tail` 25 % from the head and 75 % from the tail (arXiv:1905.05583). `windows` reads overlapping windows of
     `max_length` tokens and averages their logits. `task: seq2seq` does not support `windows`."""
-    window_overlap: Annotated[int, Field(ge=0)] = 0
+    window_overlap: CountOrZero = 0
     """Tokens shared by neighbouring windows, for `truncation: windows`. Less than `tokenizer.max_length`."""
     max_windows: Annotated[int, Field(ge=1, le=1024)] = 8
     """Maximum number of windows per row, for `truncation: windows`. The rest of the text is truncated. A batch holds up
     to `max_windows` times as many sequences as rows."""
-    shuffle_window: Annotated[int, Field(ge=1)] = 2**24
+    shuffle_window: Annotated[int, Field(ge=1, le=2**40)] = 2**24
     """Tokens of the training rows that are shuffled together. An epoch is read in windows of about so many tokens, each
     from row groups drawn at random, and a process holds two or three windows. Training data of at most that size are
     shuffled as a whole. With `train.sampling: balanced`, classes come equally often within a window."""
@@ -100,9 +100,9 @@ class Tokenizer(Section):
     max_length: Annotated[int, Field(ge=1, le=65_536)] = 256
     """Maximum number of tokens per text, or per window with `data.truncation: windows`. Longer texts are truncated, and
     the manifest counts them. The special tokens of a pretrained model count too."""
-    min_frequency: Annotated[int, Field(ge=1)] = 2
+    min_frequency: Count = 2
     """Occurrences that a token needs to enter the vocabulary. `unigram` ignores it."""
-    training_megabytes: Annotated[int, Field(ge=1)] = 200
+    training_megabytes: Count = 200
     """Size of the training files on disk, in MiB, above which the tokenizer is trained on a sample of the rows. The
     sample is drawn with `seed`."""
     target: Literal["shared", "separate"] = "shared"
@@ -150,17 +150,17 @@ class Model(Section):
     Needs the extra `pretrained`. null trains from scratch. Not for `task: seq2seq`."""
     revision: str | None = None
     """Branch, tag or commit of a hub id. A run records the commit."""
-    freeze: Literal["none", "embeddings", "encoder"] | Annotated[int, Field(ge=1)] = "none"
+    freeze: Literal["none", "embeddings", "encoder"] | Count = "none"
     """Part of the pretrained model that is not trained: `embeddings`, the embeddings and the first layers (`4`), or the
     whole `encoder`. A frozen part has no dropout. With `encoder`, the rows pass through it only once."""
-    reinitialize_layers: Annotated[int, Field(ge=0)] = 0
+    reinitialize_layers: CountOrZero = 0
     """Top layers of the pretrained encoder that start from random weights (arXiv:2006.05987)."""
     gradient_checkpointing: bool = False
     """Recompute the activations of each layer in the backward pass (arXiv:1604.06174), which saves memory and takes
     about a third longer. Only with `pretrained`."""
-    num_layers: Annotated[int, Field(ge=1)] = 2
+    num_layers: Annotated[int, Field(ge=1, le=1000)] = 2
     """Encoder blocks."""
-    hidden_size: Annotated[int, Field(ge=1)] = 128
+    hidden_size: Size = 128
     """Size of the vector of a token. `num_heads` must divide it."""
     word_vectors: str | None = None
     """Path or URI of pre-trained word vectors that initialize the token embeddings: a GloVe or word2vec text file with
@@ -168,10 +168,10 @@ class Model(Section):
     vocabulary. null initializes at random. Not for `task: seq2seq`."""
     freeze_word_vectors: bool = False
     """Keep the vectors found in `word_vectors` fixed. The other embeddings are always trained."""
-    num_heads: Annotated[int, Field(ge=1)] = 4
+    num_heads: Size = 4
     """Attention heads. They must divide `hidden_size`; with `position_encoding: rotary`, `hidden_size` / `num_heads`
     must be even."""
-    intermediate_size: Annotated[int, Field(ge=1)] = 512
+    intermediate_size: Size = 512
     """Hidden size of the feed-forward layer in each block."""
     dropout: Fraction = 0.1
     """Dropout probability on each residual branch and in the head. A pretrained model keeps its own unless set."""
@@ -194,9 +194,9 @@ class Model(Section):
     segment_embeddings: bool | None = None
     """Add a learned vector for its text column to each token (arXiv:1810.04805). null adds it if `data.text` names
     several columns. Not for `task: seq2seq`."""
-    classifier_hidden_size: Annotated[int, Field(ge=0)] = 0
+    classifier_hidden_size: Annotated[int, Field(ge=0, le=2**17)] = 0
     """Size of the hidden layer of the head. 0 makes the head a single linear layer. `task: seq2seq` does not use it."""
-    num_decoder_layers: Annotated[int, Field(ge=1)] | None = None
+    num_decoder_layers: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Decoder blocks, for `task: seq2seq`. null takes `num_layers`."""
     tie_embeddings: bool = True
     """Share one matrix between the input and output embeddings of the target tokens (arXiv:1608.05859), and with the
@@ -228,7 +228,7 @@ class Distill(Section):
     """Path or URI of the teacher: a bundle of the same task with the same labels, such as `runs/large/model`. It reads
     the training rows once, and all runs on the same prepared data share its answers. null trains on labels alone. Not
     for `task: seq2seq`."""
-    temperature: Annotated[float, Field(gt=0.0)] = 2.0
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 2.0
     """Divisor of the logits of both models in the teacher's loss. A higher one shows more of what the teacher thinks of
     the less likely labels."""
     weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
@@ -240,7 +240,7 @@ class Generate(Section):
 
     num_beams: Annotated[int, Field(ge=1, le=100)] = 4
     """Beams: outputs that are extended in parallel. 1 is greedy decoding."""
-    length_penalty: Annotated[float, Field(ge=0.0)] = 0.6
+    length_penalty: Annotated[float, Field(ge=0.0, le=100.0)] = 0.6
     """Exponent of the length penalty (arXiv:1609.08144): outputs are ranked by log probability / ((5 + length) / 6) **
     `length_penalty`. Higher values give longer outputs; 0 disables the penalty."""
     max_length: Annotated[int, Field(ge=1, le=65_536)] | None = None
@@ -254,10 +254,10 @@ class Compute(Section):
     """Training processes. 0 runs in this process, without Ray. N starts Ray Train with N workers, and prepares with Ray
     Data. `[2, 8]` is elastic: as many workers as the cluster has room for, fewer if a node dies and more if one joins.
     `workers` x `cpus_per_worker` and x `gpus_per_worker` must not exceed the resources of the Ray cluster."""
-    cpus_per_worker: Annotated[float, Field(gt=0.0)] = 1
+    cpus_per_worker: Annotated[float, Field(gt=0.0, le=1e5)] = 1
     """CPUs per worker, which are also its threads (rounded down, at least one). With `workers: 0`, all cores are
     used."""
-    gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0
+    gpus_per_worker: Annotated[float, Field(ge=0.0, le=1e5)] = 0
     """GPUs per worker."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """Distribution of the model. With `ddp`, each worker holds a copy. With `fsdp`, each worker holds a shard of the
@@ -265,7 +265,7 @@ class Compute(Section):
     strategy, because checkpoints are the same."""
     gradient_dtype: Literal["fp32", "bf16"] = "fp32"
     """Number format of the gradients that workers exchange. `bf16` halves the traffic."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    max_failures: CountOrZero = 3
     """Worker failures after which a Ray run gives up. Before that, it restarts from the last checkpoint."""
     address: str | None = None
     """Address of the Ray cluster to join: `auto` or `host:port`. null takes the environment variable `RAY_ADDRESS`, or

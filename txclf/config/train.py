@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from txclf.config.base import CheckpointEvery, Fraction, Monitor, Section, Weights
+from txclf.config.base import CheckpointEvery, Count, CountOrZero, Fraction, Monitor, Section, Weights
 
 
 class Train(Section):
@@ -15,23 +15,23 @@ class Train(Section):
     With `model.pretrained`, some keys have other defaults, which depend on the number of training rows.
     """
 
-    epochs: Annotated[int, Field(ge=1)] = 3
+    epochs: Count = 3
     """Passes over the training rows. Early stopping may end the run sooner; the schedule is made for all epochs."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Count = 64
     """Rows per optimizer step, over all workers and micro-batches together (the global batch). The loss and the
     gradient of a step are means over these rows, so the learning rate is the same for any number of workers. An epoch
     has `rows // batch_size` steps and leaves out the remaining rows, other ones each time. At least `compute.workers` x
     `micro_batches`, at most the number of training rows."""
-    micro_batches: Annotated[int, Field(ge=1)] = 1
+    micro_batches: Count = 1
     """Chunks that each worker splits its share of a batch into, to save memory. The step is the same."""
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0.0, le=1e4)] = 1e-3
     """Peak learning rate."""
-    head_learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    head_learning_rate: Annotated[float, Field(gt=0.0, le=1e4)] | None = None
     """Peak learning rate of the head. null takes `learning_rate`. Not for `task: seq2seq`."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Factor of the learning rate from one layer to the layer below it, down to the embeddings (arXiv:1801.06146).
     Not for `task: seq2seq`."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0.0, le=1e6)] = 0.01
     """Decoupled weight decay (arXiv:1711.05101) of the weight matrices. Norms, biases and embeddings have none."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay rates of Adam's first and second moment."""
@@ -45,7 +45,7 @@ class Train(Section):
     """Learning rate of the first step, as a share of `learning_rate`."""
     end_factor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Learning rate at the end of a falling schedule, as a share of `learning_rate`."""
-    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    max_grad_norm: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
     """Gradient norm above which gradients are scaled down. 0 disables clipping."""
     ema_decay: Fraction = 0.0
     """Decay per step of an exponential moving average (EMA) of the weights, over about 1 / (1 - `ema_decay`) steps;
@@ -60,7 +60,7 @@ class Train(Section):
     token_dropout: Fraction = 0.0
     """Share of the tokens of a row that are removed each time the row is trained on (word dropout). At least one token
     stays."""
-    adversarial: Annotated[float, Field(ge=0.0)] = 0.0
+    adversarial: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
     """Length of the adversarial shift of a row's token embeddings (arXiv:1605.07725), each about 1 long. The shift
     points in the direction that raises the loss most. Each step then trains on the rows as they are and on the shifted
     rows, half each, and takes a little over twice as long. 1 is a good first value, with some more epochs. 0 disables
@@ -69,7 +69,7 @@ class Train(Section):
     """Probability mass spread over all classes (arXiv:1512.00567), which helps with wrong labels. With `task:
     multilabel`, a value e moves targets from 0 and 1 to e / 2 and 1 - e / 2. Only the training loss uses it. Not with
     `focal_gamma`."""
-    focal_gamma: Annotated[float, Field(ge=0.0)] = 0.0
+    focal_gamma: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
     """Exponent of the focal loss (arXiv:1708.02002), which multiplies the loss of a row by (1 - p) to this power; p is
     the probability of its label. Easy rows then count less, which helps rare classes. 2 is usual; 0 disables it. It
     works together with `class_weights`, but not with `label_smoothing`. With `task: multilabel`, it applies to each
@@ -90,11 +90,11 @@ class Train(Section):
     over the labels; recommended), `valid_f1_macro` and `valid_f1_micro` (each label at its best threshold),
     `valid_subset_accuracy` (share of rows with all labels right at 0.5). `seq2seq`: `valid_loss`,
     `valid_token_accuracy`, `valid_exact_match`. `valid_loss` is better if lower, the others if higher."""
-    early_stopping_patience: Annotated[int, Field(ge=0)] = 5
+    early_stopping_patience: CountOrZero = 5
     """Validations without a better `monitor` after which the run stops. 0 disables early stopping."""
-    keep_checkpoints: Annotated[int, Field(ge=1)] = 3
+    keep_checkpoints: Count = 3
     """Best checkpoints to keep, in addition to the last one."""
-    average_checkpoints: Annotated[int, Field(ge=0)] = 0
+    average_checkpoints: CountOrZero = 0
     """Best checkpoints whose mean weights are bundled (arXiv:2203.05482), if they score at least as well on the
     validation rows as the best checkpoint. At most `keep_checkpoints`. 0 bundles the best checkpoint."""
     train_on_valid: bool = False
@@ -103,7 +103,7 @@ class Train(Section):
     calibrate: bool = True
     """Calibrate the probabilities of the bundle, by a temperature fitted on the validation rows (arXiv:1706.04599).
     Without effect with `train_on_valid`, because the model has learned these rows."""
-    eval_every: Annotated[float, Field(gt=0.0)] = 1.0
+    eval_every: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Epochs between validations. Below 1 it is a share of an epoch, which then has `1 / eval_every` validations,
     rounded, at even distances, and ends with one. Above 1 it is rounded, and the last epoch ends with a validation."""
     checkpoint_every: CheckpointEvery = "10m"
@@ -112,15 +112,15 @@ class Train(Section):
     on_nan: Literal["stop", "skip"] = "stop"
     """Reaction to a gradient that is not finite, which never changes the weights. `stop` ends the run and names the
     step and its rows. `skip` continues with the next step, unless 50 steps in a row are skipped."""
-    stall_timeout_s: Annotated[float, Field(gt=0.0)] = 300
+    stall_timeout_s: Annotated[float, Field(gt=0.0, le=1e7)] = 300
     """Seconds without a heartbeat, a batch or a step after which a Ray worker is ended. All workers then restart from
     the last checkpoint."""
-    log_every_steps: Annotated[int, Field(ge=1)] = 50
+    log_every_steps: Count = 50
     """Optimizer steps between lines in `metrics.jsonl` and TensorBoard."""
     trackers: tuple[Literal["mlflow", "wandb"], ...] = ()
     """Experiment trackers that also receive the metrics and the run file: `mlflow`, `wandb` or both. Install them with
     the extra of the same name."""
-    bucket_batches: Annotated[int, Field(ge=1)] = 32
+    bucket_batches: Count = 32
     """Batches per bucket. The rows of a bucket are sorted by length, so a larger bucket means less padding and less
     shuffling."""
 

@@ -128,12 +128,12 @@ def list_folder(path: str | os.PathLike[str]) -> list[str]:
         raise StorageError(f"`{os.fspath(path)}`: cannot be listed: {_reason(error)}") from error
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a file. Raises `StorageError` if it cannot be read."""
+def read_bytes(path: str | os.PathLike[str], max_bytes: int | None = None) -> bytes:
+    """Return the content of a file, or its first `max_bytes`. Raises `StorageError` if it cannot be read."""
     filesystem, inner = resolve(path)
     try:
         with filesystem.open_input_stream(inner, compression=None) as stream:
-            return bytes(stream.read())
+            return bytes(stream.read() if max_bytes is None else stream.read(max_bytes))
     except OSError as error:
         raise StorageError(f"`{os.fspath(path)}`: cannot be read: {_reason(error)}") from error
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 from txclf.config.sections import Compute
@@ -26,7 +27,12 @@ class Scorer:
         import torch
 
         torch.set_num_threads(threads)
-        self.score = plan.scorer()
+        self.plan = plan
+
+    @cached_property
+    def score(self) -> Callable[[Chunk], Part]:
+        """Load the model for the first chunk, so that its error is that of the chunk."""
+        return self.plan.scorer()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Score the chunk of a row; errors of the user are returned."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from txclf.config.sections import Compute
@@ -17,6 +18,7 @@ from txclf.data import pipeline
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source
 from txclf.prediction import parts
+from txclf.prediction.columns import Answer
 from txclf.prediction.parts import ChunkKey, Count, PredictionPlan
 
 NO_PROGRESS_TIMEOUT_S = 3600
@@ -32,7 +34,11 @@ class Worker:
 
         torch.set_num_threads(threads)
         self.plan = plan
-        self.answer = plan.load_answer()
+
+    @cached_property
+    def answer(self) -> Answer:
+        """Load the model for the first chunk, so that its error is that of the chunk."""
+        return self.plan.load_answer()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Predict the chunk of a row and return its count; errors of the user are returned as `Fault`."""

@@ -27,6 +27,7 @@ from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.core.signals import stop_signals
 from txclf.inference import bundle
+from txclf.inference.load import load_model
 from txclf.serving.app import PredictionService, Unavailable
 from txclf.serving.batcher import Answers, Ask, DynamicBatcher, QueueFull
 from txclf.serving.connections import guarded_protocol
@@ -120,7 +121,8 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
     """
     start = time.monotonic()
     _allow_files(2 * settings.limits.connections)
-    metadata, _ = bundle.read(folder)  # reads every file, so a damaged bundle fails here
+    # A bundle that cannot answer fails here. A replica of this process loads it itself; on Ray that is late.
+    metadata = bundle.read_metadata(folder) if settings.replicas == 0 else load_model(folder, on_cpu=True).metadata
     folder = storage.absolute(folder)
     metrics = Metrics()
     with stop_signals(max_collected=0) as signals, _listening_socket(settings) as listening:
