@@ -17,6 +17,7 @@ from txclf.config.dotted import flatten_dotted
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError
+from txclf.core.text import message
 
 IDS_FILE = "trackers.json"
 MAX_PARAMETER_LENGTH = 6000
@@ -94,7 +95,7 @@ class TrackerGroup:
             except Exception as error:
                 del self.trackers[name]
                 logging.getLogger("txclf").warning(
-                    "%s failed and is not used for the rest of this run: %s", name, error
+                    "%s failed and is not used for the rest of this run: %s", name, message(str(error))
                 )
 
 

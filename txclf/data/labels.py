@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from txclf.core.ragged import concat_ranges
+from txclf.core.text import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,12 +38,12 @@ def single(values: list[Any], name: str, kinds: set[str], reasons: dict[int, str
     labels = [""] * len(values)
     for i, value in enumerate(values):
         if _blank(value):
-            reasons[i] = f"no label: `{name}` missing or blank"
+            reasons[i] = f"no label: `{shown(name)}` missing or blank"
         elif isinstance(value, str | bool | int | float):
             kind, labels[i] = _label(value)
             kinds.add(kind)
         else:
-            reasons[i] = f"`{name}` is of type {type(value).__name__}, expected a string, integer or boolean"
+            reasons[i] = f"`{shown(name)}` is of type {type(value).__name__}, expected a string, integer or boolean"
     return labels
 
 
@@ -58,13 +59,13 @@ def label_sets(
         items = value if isinstance(value, list | tuple) else [] if _blank(value) else [value]
         if isinstance(value, str):
             if value.strip()[:1] + value.strip()[-1:] == "[]":
-                reasons[i] = f"`{name}` is a list written as text. Join its labels by `{delimiter}` instead"
+                reasons[i] = f"`{shown(name)}` is a list written as text. Join its labels by `{delimiter}` instead"
                 continue
             items = [item for item in value.split(delimiter) if item.strip()]
         distinct: set[str] = set()
         for item in items:
             if _blank(item):
-                reasons[i] = f"`{name}` holds a label that is missing or blank"
+                reasons[i] = f"`{shown(name)}` holds a label that is missing or blank"
             elif isinstance(item, str | bool | int | float):
                 kind, label = _label(item)
                 kinds.add(kind)
@@ -73,7 +74,7 @@ def label_sets(
                 expected = (
                     "a list of strings, or one string" if item is value else "strings, integers or booleans in it"
                 )
-                reasons[i] = f"`{name}`: found {type(item).__name__}, expected {expected}"
+                reasons[i] = f"`{shown(name)}`: found {type(item).__name__}, expected {expected}"
         rows[i] = tuple(sorted(distinct))
     return rows
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from txclf.core import storage
 from txclf.core.errors import DataError
+from txclf.core.text import shown
 from txclf.data import raw
 from txclf.data.raw import NOT_UTF8, RawBatch, choose, make_batch
 from txclf.data.sources import Source, ending, fault
@@ -191,7 +192,7 @@ def _chunk_values(column: Any, name: str, problems: dict[int, str], start: int) 
         except UnicodeDecodeError:
             problems[start + i] = NOT_UTF8
         except (ValueError, OverflowError) as error:
-            problems[start + i] = f"`{name}`: {error}"
+            problems[start + i] = f"`{shown(name)}`: {error}"
     return values
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from txclf.core.text import shown
 from txclf.data import labels as cells
 from txclf.data.parquet_files import read_parquet
 from txclf.data.raw import RawBatch as RawBatch
@@ -107,9 +108,9 @@ def _texts(columns: list[list[Any]], names: Sequence[str], reasons: dict[int, st
     for i, row in enumerate(rows):
         invalid = [(name, value) for name, value in zip(names, row, strict=True) if not isinstance(value, str | None)]
         if invalid:
-            reasons[i] = f"`{invalid[0][0]}` is of type {type(invalid[0][1]).__name__}, expected a string"
+            reasons[i] = f"`{shown(invalid[0][0])}` is of type {type(invalid[0][1]).__name__}, expected a string"
         elif not any(value and value.strip() for value in row):
-            reasons[i] = f"no text: {' and '.join(f'`{name}`' for name in names)} missing or blank"
+            reasons[i] = f"no text: {' and '.join(f'`{shown(name)}`' for name in names)} missing or blank"
         elif None in row:
             rows[i] = tuple(value or "" for value in row)
     return rows

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from txclf.config.run_config import RunConfig
 from txclf.core.hashing import UInt64s
+from txclf.core.text import shown
 from txclf.data import pipeline, records, shards
 from txclf.data.audit import MAX_SHOWN_REJECTS, Audit, check
 from txclf.data.pipeline import Tables
@@ -145,7 +146,7 @@ def scan(task: FileTask) -> Tables:
         if known is not None:
             unseen = {i: label for i, row in enumerate(labels) for label in row if label not in known}
             unseen_rejects = [
-                Reject(rows.files[i], rows.rows[i], f"label `{label}` is not among the training labels")
+                Reject(rows.files[i], rows.rows[i], f"label `{shown(label)}` is not among the training labels")
                 for i, label in unseen.items()
             ]
             rejects = sorted([*rejects, *unseen_rejects], key=lambda reject: reject.row)

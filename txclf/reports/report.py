@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from txclf.artifacts import run_folder
 from txclf.core import storage
 from txclf.core.errors import ConfigError
+from txclf.core.text import message
 from txclf.reports import card_report, html, run_report, search_report
 from txclf.reports.content import Page, RunPage
 from txclf.reports.error_analysis import FULL, QUICK, Budget
@@ -67,5 +68,6 @@ def after(folder: str) -> str | None:
     try:
         return report([folder], budget=QUICK)
     except Exception as error:
-        logging.getLogger("txclf").warning("`%s`: no report was written: %s: %s", folder, type(error).__name__, error)
+        reason = message(f"`{folder}`: no report was written: {type(error).__name__}: {error}")
+        logging.getLogger("txclf").warning("%s", reason)
         return None
