@@ -17,7 +17,7 @@ from txclf.data.sources import Source, ending
 
 MAX_CHARS = 2**24
 """Maximum characters of a JSON line, csv record or text file, and bytes of a Parquet value. Longer ones are bad."""
-MAX_BATCH_CHARS = 2**24
+MAX_BATCH_CHARS = 2**23
 """Characters, or bytes of Parquet, after which a batch ends early. It bounds the memory of a batch of long rows."""
 NOT_UTF8 = "not valid UTF-8"
 

@@ -30,6 +30,8 @@ EVIDENCE_OF_ONE_COLUMN = 0.012
 """Evidence of a line in a file of one column, in which every line of a text looks like a row."""
 RECENT_ROWS = 256
 """Rows with which the lines of a quoted field are compared."""
+MAX_RECENT_CHARS = 1_000
+"""Characters that are kept of each value of such a row, if it has more in all."""
 
 
 class Lines:
@@ -132,6 +134,7 @@ def read_csv(source: Source, wanted: list[str] | None, batch_rows: int) -> Itera
                 problems |= dict.fromkeys(_not_utf8(values), NOT_UTF8)
             yield make_batch(source, done, len(batch), columns, problems)
             done += len(batch)
+            del batch, by_name, columns  # before the next ones come
 
 
 def column_names(header: Sequence[str]) -> list[str]:
@@ -179,7 +182,8 @@ class Records:
             return f"expected {self._width} fields, found {len(record)}"
         if record == self.header and self._width > 1:
             return "repeats the header, as a file made of several files does"
-        self._recent.append(record)
+        is_long = self._lines.chars > MAX_RECENT_CHARS
+        self._recent.append([value[:MAX_RECENT_CHARS] for value in record] if is_long else record)
         return record
 
     @property
@@ -325,6 +329,7 @@ def read_jsonl(source: Source, wanted: list[str] | None, batch_rows: int) -> Ite
             columns = {name: [row.get(name) for row in batch] for name in (names if wanted is None else wanted)}
             yield make_batch(source, done, len(batch), columns, problems)
             done += len(batch)
+            del batch, columns  # before the next ones come
 
 
 def _json_objects(lines: Lines) -> Iterator[Any]:
