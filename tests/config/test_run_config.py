@@ -59,6 +59,12 @@ def test_load_overrides_precede_file_and_defaults(tmp_path: Path) -> None:
         ("train.compile=true", "train", "compile", True),
         ("train.class_weights={good: 2, bad: 5e-1}", "train", "class_weights", {"good": 2.0, "bad": 0.5}),
         ("train.class_weights=balanced", "train", "class_weights", "balanced"),
+        (
+            "train.class_weights={no: 1, off: 2, 010: 3, 1.0: 4, 12:30: 5, null: 6, 2024-01-01: 7, true: 8}",
+            "train",
+            "class_weights",
+            {"no": 1, "off": 2, "010": 3, "1.0": 4, "12:30": 5, "null": 6, "2024-01-01": 7, "true": 8},
+        ),
         ("data.text=body", "data", "text", ("body",)),
         ("data.text=[title, body]", "data", "text", ("title", "body")),
         ("data.train=/a=b.csv", "data", "train", ("/a=b.csv",)),
@@ -103,7 +109,7 @@ def test_load_file_may_merge_keys(tmp_path: Path) -> None:
         ("train: {[a]: 1}\n", "not valid YAML: .*unhashable key"),
         ("train: !!python/name:os.system\n", "not valid YAML: could not determine a constructor"),
         ("train: *nowhere\n", "not valid YAML: found undefined alias"),
-        ("1: 2\n", r"1 problem:\n.*keys should be strings"),
+        ("1: 2\n", r"1 problem:\n.*`1`: unknown key"),
     ],
 )
 def test_load_invalid_file_is_refused(tmp_path: Path, content: str, message: str) -> None:

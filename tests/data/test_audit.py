@@ -54,7 +54,7 @@ def test_check_skipped_bad_rows_pass() -> None:
     [
         (make_audit(rows=0, labels={}), r"no row in .*a\.csv: no bytes, or only a header"),
         (make_audit(labels={"a": 10}), "every row has the label `a`"),
-        (make_audit(labels={"0.5": 5, "1.5": 5}, float_labels=True), "numbers with fractions"),
+        (make_audit(labels={"0.5": 5, "1.5": 5}, label_kinds={"float"}), "numbers with fractions"),
         (make_audit(rows=50, labels={str(i): 1 for i in range(50)}), "looks like an id or a measurement"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -180,6 +182,44 @@ def test_prepare_fractional_labels_are_refused(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps({"text": f"t {i}", "label": (i % 4) / 2}) + "\n" for i in range(40)))
     with pytest.raises(DataError, match="numbers with fractions"):
         prepare(run_config(tmp_path, train=str(path)))
+
+
+def test_prepare_labels_that_surprise_are_in_the_manifest(tmp_path: Path) -> None:
+    rows = make_rows(200)
+    lines: list[dict[str, Any]] = [{"text": text, "label": label} for text, label in rows]
+    lines += [{"text": f"more {i}", "label": ["Pos", False][i % 2]} for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "one", "label": "pos"}) + "\n")
+    files: dict[str, Any] = {"train": str(tmp_path / "a.jsonl"), "valid": str(tmp_path / "b.jsonl")}
+    alike, booleans = shards.load_manifest(prepare(run_config(tmp_path, **files))).warnings
+    assert alike.startswith("`Pos`, `pos`: labels that differ only in case")
+    assert booleans.startswith("`false`: booleans among labels of other types")
+    held_out = next(i for i in range(100) if shards.validation_rows(shards.text_hashes([(f"rare {i}",)]), 3, 0.1)[0])
+    train = write_csv(tmp_path / "c.csv", [*rows, (f"rare {held_out}", "rare")])
+    (rare,) = shards.load_manifest(prepare(run_config(tmp_path, train=train))).warnings
+    assert rare.startswith("`rare`: no training row. The 1 row(s) of this class are held out")
+
+
+def test_prepare_file_that_changes_between_the_passes_is_refused(tmp_path: Path) -> None:
+    path = Path(write_csv(tmp_path / "a.csv", make_rows(200)))
+    other = write_csv(tmp_path / "b.csv", [(f"text {i}", "ab"[i % 2]) for i in range(300)])
+
+    def replace(stage: str, _: int) -> None:
+        if "tokenizer" in stage and Path(other).exists():
+            os.replace(other, path)
+
+    with pytest.raises(DataError, match=r"a\.csv`: changed while it was read"):
+        prepare(run_config(tmp_path, train=str(path)), replace)
+    assert not [name for name in os.listdir(tmp_path / "runs" / "prepared") if not name.startswith(".")]
+
+
+def test_prepare_empty_part_files_have_no_rows(tmp_path: Path) -> None:
+    write_csv(tmp_path / "part-0.csv", make_rows(100))
+    for name in ("part-1.csv", "part-2.jsonl", "part-3.parquet"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "part-4.csv.gz").write_bytes(gzip.compress(b""))
+    manifest = shards.load_manifest(prepare(run_config(tmp_path, train=str(tmp_path / "part-*"))))
+    assert sum(split.rows for split in manifest.splits.values()) == 100
 
 
 def test_prepare_missing_settings_and_files_are_refused(tmp_path: Path) -> None:

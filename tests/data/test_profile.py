@@ -70,3 +70,16 @@ def test_audit_suggestion_is_a_valid_run_file(tmp_path: Path) -> None:
 def test_audit_missing_column_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column `nope`"):
         audit(write_csv(tmp_path / "a.csv", make_rows(5)), label="nope")
+
+
+def test_audit_labels_that_look_the_same_are_named(tmp_path: Path) -> None:
+    rows = [(f"text {i}", ["spam", "spam\u200b", "ham"][i % 3]) for i in range(30)]
+    (warning,) = audit(write_csv(tmp_path / "a.csv", rows))["warnings"]
+    assert warning.startswith(r"`spam`, `spam\u200b`: labels that differ only in")
+
+
+@pytest.mark.parametrize("content", ["", "text,label\n"])
+def test_audit_without_rows_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(DataError, match=r"a\.csv`: no row, only empty files or headers"):
+        audit(str(tmp_path / "a.csv"))

@@ -140,3 +140,20 @@ def test_predict_worker_options_without_workers_raise(tiny_bundle: str, option: 
         ConfigError, match=r"^--(cpus-per-worker|gpus-per-worker|address): needs Ray workers\. Pass --workers"
     ):
         results.predict(tiny_bundle, ["in.csv"], "out.csv", **option)
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+def test_predict_input_that_changes_meanwhile_raises(tmp_path: Path, tiny_bundle: str, is_last: bool) -> None:
+    paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for path in paths:
+        path.write_text("text\n" + "fox\n" * 30)
+
+    def change(rows: int) -> None:
+        if rows == 40:  # the first file is finished then
+            paths[is_last].write_text("text\n" + "dog\n" * 30)
+
+    with pytest.raises(DataError, match=rf"{paths[is_last].name}`: changed while it was read"):
+        predict.predict(
+            tiny_bundle, list(map(str, paths)), out=str(tmp_path / "o.csv"), chunk_rows=10, on_progress=change
+        )
+    assert not (tmp_path / "o.csv").exists()

@@ -173,6 +173,8 @@ def print_data_summary(run: RunConfig, folder: str, manifest: Manifest, seconds:
     if manifest.conflicting_texts:
         noun = run.task_spec.answer_noun
         lines.out(f"{manifest.conflicting_texts:,} text(s) appear in the training files with more than one {noun}")
+    for warning in manifest.warnings:
+        console.note(f"warning: {warning}")
 
 
 def print_scores(result: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ class Train(Section):
     class_weights: Literal["none", "balanced"] | Weights = "none"
     """Weights of the classes in the training loss. `balanced` weights a class by rows / (classes x rows of the class).
     A mapping from label to weight gives 1 to the other labels and is scaled to a mean of 1 over the training rows.
-    Quote labels that are numbers or booleans. With `task: multilabel`, the weight multiplies the loss of the rows that
+    With `task: multilabel`, the weight multiplies the loss of the rows that
     have the label: `balanced` is rows without / rows with it, between 0.01 and 100, and a mapping is not scaled. Not
     for `task: seq2seq`."""
     token_dropout: Fraction = 0.0

@@ -18,6 +18,8 @@ MAX_DEPTH = 32
 """Depth of nested values."""
 MAX_VALUES = 200_000
 """Values of a run file, each counted as often as aliases repeat it."""
+MERGE = "tag:yaml.org,2002:merge"
+"""Tag of the key `<<`."""
 MAX_DIGITS = 100
 """Characters of a number."""
 
@@ -43,7 +45,10 @@ def written(settings: dict[str, Any]) -> str:
 
 
 class Loader(yaml.SafeLoader):
-    """SafeLoader with bounds that reads `1e-3` as a number (YAML 1.2) and refuses duplicate keys."""
+    """SafeLoader with bounds that reads `1e-3` as a number (YAML 1.2), keys as text, and refuses duplicate keys.
+
+    A key may be a label, and YAML reads the label `no` as false, `010` as 8 and `12:30` as 750.
+    """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -71,13 +76,16 @@ class Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
-        for key_node, _ in node.value:
+        for number, (key_node, value_node) in enumerate(node.value):
             if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(problem="found unhashable key", problem_mark=key_node.start_mark)
             key = str(key_node.value)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"key `{key}` is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
+            if key_node.tag != MERGE:
+                text = yaml.ScalarNode("tag:yaml.org,2002:str", key, key_node.start_mark, key_node.end_mark)
+                node.value[number] = (text, value_node)
         return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:

@@ -33,8 +33,8 @@ class Audit:
     """Hash of the text of each accepted row; for the training files also that of the labels, or of the target."""
     labels: Counter[str] = field(default_factory=Counter)
     """Rows per label; empty if the task has no labels."""
-    float_labels: bool = False
-    """True if a file holds labels that are floating-point numbers."""
+    label_kinds: set[str] = field(default_factory=set)
+    """Types of the labels in the files, as in `records.Rows`."""
 
     def reject(self, rejects: Sequence[Reject]) -> None:
         """Count rejected rows, and keep the first ones."""
@@ -72,7 +72,7 @@ def check(run: RunConfig, split: str, audit: Audit) -> None:
     if len(labels) == 1 and audit.labels[labels[0]] == rows:
         raise DataError(f"{key}: every row has the label `{shown(labels[0])}`. A classifier needs at least two labels.")
     some = ", ".join(map(shown, labels[:5]))
-    if audit.float_labels and any("." in label or "e" in label for label in labels):
+    if "float" in audit.label_kinds and any("." in label or "e" in label for label in labels):
         raise DataError(
             f"{key}: column `{run.data.label}` holds numbers with fractions ({some}), not labels. Set `data.label` to "
             "the label column."

@@ -34,6 +34,7 @@ from txclf.data import pipeline, pretrained_tokenizer, records, shards, writers
 from txclf.data.audit import Audit
 from txclf.data.duplicates import Duplicates
 from txclf.data.duplicates import count as count_duplicates
+from txclf.data.label_warnings import label_warnings, split_warnings
 from txclf.data.pipeline import Tables
 from txclf.data.scan import (
     FileTask,
@@ -47,7 +48,7 @@ from txclf.data.scan import (
     scan_all,
 )
 from txclf.data.shards import Manifest, Shard, Split
-from txclf.data.sources import Source, require_unchanged, stamp, state
+from txclf.data.sources import Source, stamp, state, unchanged
 from txclf.data.sources import find_sources as list_sources
 from txclf.data.tokenizer import (
     encode,
@@ -95,8 +96,8 @@ def prepare(run: RunConfig, show: ReportProgress = lambda stage, rows: None) -> 
                 storage.remove_folder(storage.join(place, name))  # of a process that was killed
         building = storage.join(place, holding.id)
         try:
-            _build(run, sources, encoder, building, fingerprint, show)
-            require_unchanged(every, before)  # both passes read the same content
+            with unchanged(every, before):
+                _build(run, sources, encoder, building, fingerprint, show)
             holding.require()
             storage.remove_folder(folder)  # of a version that built in place, or without its manifest
             storage.move_folder(building, folder, last=shards.MANIFEST)
@@ -317,6 +318,10 @@ def _manifest(
         splits=splits,
         reject_reasons=dict(sum((audit.reasons for audit in audits.values()), Counter[str]())),
         conflicting_texts=conflicting_texts,
+        warnings=[
+            *label_warnings(labels, audits["train"].label_kinds),
+            *split_warnings({split: record.label_counts for split, record in splits.items()}),
+        ],
     )
 
 

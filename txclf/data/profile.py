@@ -13,16 +13,19 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from txclf.core.errors import DataError
 from txclf.data import records, shards
-from txclf.data.sources import Source
+from txclf.data.label_warnings import label_warnings
+from txclf.data.sources import Source, unchanged
 
 SAMPLE_ROWS = 10_000
-"""Rows per file set from which the columns are guessed."""
+"""Rows from which the columns are guessed."""
+SAMPLE_CHARS = 2**26
+"""Characters of these rows after which there are no more of them."""
 MAX_ROWS = 2_000_000
 """Maximum number of rows that are audited."""
 MAX_SHOWN = 20
@@ -40,7 +43,14 @@ def audit(path: str, sources: Sequence[Source], text: Sequence[str], label: str 
 
     Raises `DataError` for files that cannot be read, and for missing columns.
     """
+    with unchanged(sources):
+        return _audit(path, sources, text, label)
+
+
+def _audit(path: str, sources: Sequence[Source], text: Sequence[str], label: str | None) -> dict[str, Any]:
     columns, rows = _columns(sources)
+    if not rows:
+        raise DataError(f"`{path}`: no row, only empty files or headers. Name files with rows.")
     text_columns = list(text) or [_text(columns)]
     label_column = label or _label(columns, text_columns, rows)
     found: dict[str, Any] = {
@@ -68,15 +78,18 @@ def columns_of(columns: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
 def _columns(sources: Sequence[Source]) -> tuple[list[dict[str, Any]], int]:
     """Return the facts about each column from the first rows, and the number of these rows."""
     values: dict[str, list[Any]] = {}
-    rows = 0
+    rows = chars = 0
     for source in sources:
-        for batch in islice(records.read_raw(source), -(-SAMPLE_ROWS // 2048)):
+        for batch in records.read_raw(source):
             for name, column in batch.columns.items():
                 values.setdefault(name, [None] * rows).extend(column)
+                chars += sum(len(value) for value in column if isinstance(value, str))
             rows += len(batch.rows)
             for column in values.values():
                 column.extend([None] * (rows - len(column)))
-        if rows >= SAMPLE_ROWS:
+            if rows >= SAMPLE_ROWS or chars >= SAMPLE_CHARS:
+                break
+        if rows >= SAMPLE_ROWS or chars >= SAMPLE_CHARS:
             break
     return [_column(name, column) for name, column in values.items()], rows
 
@@ -160,6 +173,7 @@ def _rows(sources: Sequence[Source], text: Sequence[str], label: str | None) -> 
         result |= {
             "label_kinds": sorted(kinds),
             "labels": len(by_label),
+            "warnings": label_warnings(numbers, kinds),
             "label_rows": [{"label": name, "rows": count} for name, count in by_label],
             **_conflicts(sources, keys, np.asarray(codes, np.int64), locations, names),
         }

@@ -19,7 +19,7 @@ from txclf.core.text import shown
 from txclf.data import labels as cells
 from txclf.data.parquet_files import read_parquet
 from txclf.data.raw import RawBatch as RawBatch
-from txclf.data.sources import Source, require_unchanged, state
+from txclf.data.sources import Source, unchanged
 from txclf.data.text_files import read_csv, read_folder, read_jsonl
 
 
@@ -59,11 +59,10 @@ def read_raw(source: Source, columns: Sequence[str] | None = None, batch_rows: i
     """
     readers = {"jsonl": read_jsonl, "parquet": read_parquet, "text": read_folder}
     wanted = None if columns is None else list(dict.fromkeys(columns))
-    before = state([source])
-    is_empty = source.format != "text" and before[0][0][1] == 0
-    if not is_empty:
-        yield from readers.get(source.format, read_csv)(source, wanted, batch_rows)
-    require_unchanged([source], before)
+    with unchanged([source]) as before:
+        is_empty = source.format != "text" and before[0][0][1] == 0
+        if not is_empty:
+            yield from readers.get(source.format, read_csv)(source, wanted, batch_rows)
 
 
 def read_rows(

@@ -39,7 +39,7 @@ LABELS_SCHEMA = pa.schema(
     [
         ("label", pa.string()),
         ("label_rows", pa.int64()),  # accepted rows with this label
-        ("float_label", pa.bool_()),  # True if a label of the batch is a floating-point number
+        ("label_kinds", pa.list_(pa.string())),  # types of the labels of the batch
     ]
 )
 REJECTED_SCHEMA = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
@@ -115,7 +115,7 @@ def scan_all(
             audit.hashes.append(accepted["hash"].to_numpy(), answers)
             for counted in table.filter(table["label"].is_valid()).select(LABELS_SCHEMA.names).to_pylist():
                 audit.labels[counted["label"]] += counted["label_rows"]
-                audit.float_labels |= counted["float_label"]
+                audit.label_kinds.update(counted["label_kinds"])
             rejects = [
                 Reject(**row)
                 for row in table.filter(table["reason"].is_valid()).select(REJECTED_SCHEMA.names).to_pylist()
@@ -165,7 +165,7 @@ def scan(task: FileTask) -> Tables:
         counted = {
             "label": list(counts),
             "label_rows": list(counts.values()),
-            "float_label": ["float" in rows.label_kinds] * len(counts),
+            "label_kinds": [sorted(rows.label_kinds)] * len(counts),
         }
         yield pa.concat_tables(
             [

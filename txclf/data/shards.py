@@ -152,6 +152,8 @@ class Manifest(_Record):
     reject_reasons: dict[str, int]
     conflicting_texts: int
     """Texts that occur in the training files with more than one label, set of labels or target."""
+    warnings: list[str] = []
+    """Warnings about labels."""
 
 
 def load_manifest(folder: str) -> Manifest:

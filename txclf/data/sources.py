@@ -116,6 +116,21 @@ def state(sources: Sequence[Source]) -> State:
     ]
 
 
+@contextmanager
+def unchanged(sources: Sequence[Source], before: State | None = None) -> Iterator[State]:
+    """Raise `DataError` at the end of the block if a file changed meanwhile, also in place of an error that it caused.
+
+    `before` is the state to compare with, by default that at the beginning of the block. It is yielded.
+    """
+    before = state(sources) if before is None else before
+    try:
+        yield before
+    except Exception:
+        require_unchanged(sources, before)
+        raise
+    require_unchanged(sources, before)
+
+
 def require_unchanged(sources: Sequence[Source], before: State) -> None:
     """Raise `DataError` if a file changed since `before`, the state of the same sources."""
     for source, old, new in zip(sources, before, state(sources), strict=True):

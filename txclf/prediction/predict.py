@@ -25,7 +25,7 @@ from txclf.core import lease, storage
 from txclf.core.errors import DataError, StorageError
 from txclf.data import writers
 from txclf.data.records import RawBatch
-from txclf.data.sources import Source, ending, fault, find_sources, require_unchanged, stamp, state
+from txclf.data.sources import Source, ending, fault, find_sources, stamp, state, unchanged
 from txclf.data.writers import Chunk
 from txclf.inference import bundle
 from txclf.prediction import parts, ray_pool
@@ -95,11 +95,11 @@ def predict(
         finished = parts.finished_chunks(plan, _arguments(plan, sources), restart)
         resumed_rows = sum(count.rows for count in finished.values())
         try:
-            if compute is None:
-                _predict_here(plan, chain([first], stream), finished, on_progress)
-            else:
-                ray_pool.run(plan, sources, compute, finished, on_progress)
-            require_unchanged(sources, before)
+            with unchanged(sources, before):
+                if compute is None:
+                    _predict_here(plan, chain([first], stream), finished, on_progress)
+                else:
+                    ray_pool.run(plan, sources, compute, finished, on_progress)
             _join(plan, sources, finished, out, codec)
         except DataError as error:
             if error.__cause__ is None:  # the rows themselves are invalid, so the prediction can never be resumed

@@ -177,6 +177,7 @@ def _prepared(path: str) -> dict[str, Any]:
         "vocab_size": manifest.vocab_size,
         "max_length": manifest.max_length,
         "conflicting_texts": manifest.conflicting_texts,
+        "warnings": manifest.warnings,
         "splits": [{"split": split.pop("name"), **split} for split in splits],
         "label_rows": [{"label": label.label, **label.rows} for label in data.labels],
         "bad_reasons": [{"reason": reason, "rows": rows} for reason, rows in manifest.reject_reasons.items()],
