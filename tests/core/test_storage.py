@@ -129,6 +129,15 @@ def test_list_folder_of_a_file_is_refused(tmp_path: Path) -> None:
         storage.list_folder(tmp_path / "f")
 
 
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(StorageError, match=r"holds a file whose name is not valid UTF-8\. Rename it\."):
+        storage.list_folder(tmp_path)
+    with pytest.raises(StorageError, match=r"caf\\udce9`: the name is not valid UTF-8\."):
+        storage.exists(tmp_path / name)
+
+
 def test_require_writable_creates_an_empty_folder(tmp_path: Path, name: Callable[[Path], str | Path]) -> None:
     storage.require_writable(name(tmp_path / "new" / "folder"))
     assert os.listdir(tmp_path / "new" / "folder") == []

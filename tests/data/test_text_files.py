@@ -142,6 +142,7 @@ def test_read_rows_long_documents_are_kept_and_endless_ones_rejected(
         (b'{"text": "\\ud83c", "label": "x"}', "not valid UTF-8"),
         (b'{"text": "a", "label": "x", "more": [{"\\uDfff": 1}]}', "not valid UTF-8"),
         (b"[" * 100_000, "not valid JSON: "),
+        (b'{"text": "a", "label": -1e400}', "not valid JSON: -1e400 is out of the range of numbers"),
         (b'{"text": "a", "label": ' + b"9" * 5000 + b"}", "not valid JSON: Exceeds the limit"),
         (b'{"label": "x"}', "no text: `text` missing or blank"),
         (b'{"text": null, "label": "x"}', "no text: `text` missing or blank"),

@@ -124,6 +124,8 @@ def list_folder(path: str | os.PathLike[str]) -> list[str]:
     selector = pafs.FileSelector(inner, allow_not_found=True)
     try:
         return sorted(info.base_name for info in filesystem.get_file_info(selector))
+    except UnicodeDecodeError:
+        raise StorageError(f"`{os.fspath(path)}`: holds a file whose name is not valid UTF-8. Rename it.") from None
     except OSError as error:
         raise StorageError(f"`{os.fspath(path)}`: cannot be listed: {_reason(error)}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import threading
 from collections import deque
@@ -18,6 +19,7 @@ from pyarrow import fs as pafs
 
 from txclf.core import storage
 from txclf.core.errors import DataError
+from txclf.core.text import shown
 from txclf.data import raw
 from txclf.data.raw import NOT_UTF8, RawBatch, choose, make_batch
 from txclf.data.sources import Source, distinct, ending, fault, list_files, public_name
@@ -359,7 +361,14 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_LARGE_EXPONENT = re.compile(r"[eE]\+?\d{3}")
 _decode_json = json.JSONDecoder(object_pairs_hook=_unique_pairs).decode
+
+
+def _in_range(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{shown(number)} is out of the range of numbers")
+    return value
 
 
 def _json_object(line: str) -> Any:
@@ -370,6 +379,8 @@ def _json_object(line: str) -> Any:
         value = _decode_json(line)
         if _SURROGATE_ESCAPE.search(line):  # Python accepts half a surrogate pair, but it cannot be encoded
             json.dumps(value, ensure_ascii=False).encode()
+        if _LARGE_EXPONENT.search(line):  # Python reads 1e400 as infinity
+            json.loads(line, parse_float=_in_range)
     except UnicodeEncodeError:
         return NOT_UTF8
     except _RepeatedKey as error:
