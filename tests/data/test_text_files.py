@@ -216,6 +216,7 @@ STRAY = {
     "a pair of rows that begin with the label": lines_with(
         (10, 'ham,"rain'), (11, 'ham,rain"'), columns="label,text", row="ham,rain {i}"
     ),
+    "a pair around two labels": lines_with((10, 'rain,"weather'), (11, 'sun,weather"')),
     "a pair in the label": lines_with((10, 'rain,"weather'), (20, 'rain,weather"')),
     "a pair that ends in a malformed row": lines_with((10, '"rain,weather'), (20, '"rain",weather')),
 }

@@ -232,18 +232,20 @@ class Records:
         first, *between, last = lines
         between = [line for line in between if line != [""]]
         rows = [line for line in between if len(line) == self._width]
-        is_cut = len(first) == self._width - column and len(last) == column + 1
-        if not is_cut or len(rows) < 0.95 * len(between):
+        known = [set(values) for values in zip(*self._recent, strict=True)] or [set[str]()] * self._width
+        if len(record) != self._width:  # a quote in the wrong place: the lines are cut anywhere
+            rows = [line for line in lines if len(line) == self._width]
+            cells = chain.from_iterable(zip(row, known, strict=True) for row in rows)
+        elif len(first) != self._width - column or len(last) != column + 1 or len(rows) < 0.95 * len(between):
             return 0.0
-        if self._width == 1:
+        elif self._width == 1:
             return len(rows) * EVIDENCE_OF_ONE_COLUMN
-        others = [*self._recent, *([record] if len(record) == self._width else [])]
-        known = [set(values) for values in zip(*others, strict=True)] or [set[str]()] * self._width
-        cells = chain(
-            zip(first[1:], known[column + 1 :], strict=True),
-            zip(last[:-1], known[:column], strict=True),
-            chain.from_iterable(zip(row, known, strict=True) for row in rows),
-        )
+        else:
+            known = [values | {value} for values, value in zip(known, record, strict=True)]
+            ends = (zip(first[1:], known[column + 1 :], strict=True), zip(last[:-1], known[:column], strict=True))
+            cells = chain(*ends, chain.from_iterable(zip(row, known, strict=True) for row in rows))
+            if first[0] in known[column] and last[-1] in known[column]:  # the quotes are around whole values
+                cells = chain(cells, [(first[0] + last[-1], {first[0] + last[-1]})])
         repeated = sum(len(value) for value, values in cells if value in values)
         return len(rows) + EVIDENCE_OF_REPEATED_CHARACTER * repeated
 
