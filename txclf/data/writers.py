@@ -75,8 +75,9 @@ def _encode_parquet(columns: Mapping[str, Sequence[Any]], types: Mapping[str, pa
     for name, values in columns.items():
         try:
             arrays[name] = column_types.array(values, types.get(name))
-            schema = pa.schema([(name, column_types.settled(arrays[name].type))])
-            pq.ParquetWriter(pa.BufferOutputStream(), schema).close()  # some types of Arrow cannot be written
+            if arrays[name].type not in column_types.PLAIN:  # Parquet lacks some types of Arrow
+                schema = pa.schema([(name, column_types.settled(arrays[name].type))])
+                pq.ParquetWriter(pa.BufferOutputStream(), schema).close()
         except (pa.ArrowException, ValueError, OverflowError) as error:
             raise ColumnTypeError(name, error) from None
     table, sink = pa.table(arrays), pa.BufferOutputStream()
@@ -94,8 +95,8 @@ def _json_text(value: Any) -> str:
 LINE_ENDS = re.compile("[\x7f\x85\u2028\u2029]")
 """Characters other than JSON's own escapes that `str.splitlines` or a terminal takes for control characters."""
 QUOTED = {
-    "csv": re.compile('[",\\x00-\\x1f\x7f\x85\u2028\u2029\ufeff]|^\\s|\\s$|^$'),
-    "tsv": re.compile('["\\x00-\\x1f\x7f\x85\u2028\u2029\ufeff]|^\\s|\\s$|^$'),
+    style: re.compile(f'["{delimiter}\\x00-\\x1f\x7f\x85\u2028\u2029\ufeff]|^\\s|\\s$|^$')
+    for style, delimiter in (("csv", ","), ("tsv", "\t"))
 }
 """Cells that are quoted: an empty text too, so that it differs from null."""
 
@@ -157,8 +158,10 @@ def common_types(schemas: Iterable[tuple[pa.Schema, str]]) -> dict[str, pa.DataT
     Raises `DataError` if a column has no such type.
     """
     types: dict[str, pa.DataType] = {}
+    previous = None
     for schema, origin in schemas:
-        types = widened(types, schema, origin)
+        if schema != previous:
+            types, previous = widened(types, schema, origin), schema
     return types
 
 

@@ -202,8 +202,8 @@ def _origin(model: Model) -> str:
     if model.pretrained is None:
         return "trained"
     if model.revision is None:
-        return f"fine-tuned from `{os.path.basename(model.pretrained.rstrip('/'))}`"
-    return f"fine-tuned from `{model.pretrained}` (revision `{model.revision}`)"
+        return f"fine-tuned from {code(os.path.basename(model.pretrained.rstrip('/')))}"
+    return f"fine-tuned from {code(model.pretrained)} (revision {code(model.revision)})"
 
 
 def _usage(metadata: BundleMetadata) -> str:
