@@ -45,8 +45,8 @@ WEIGHTS: dict[str, tuple[Callable[[Weights], object], str]] = {
         "`head.1.bias` has values that are not finite",
     ),
     "infinite in fp16": (infinite_half, "`head.1.bias` has values that are not finite"),
-    "huge head": (fill("head.1.weight", 3e38), "gives numbers that are not finite"),
-    "one huge embedding": (fill("embedding.weight", 3e38, 7), "gives numbers that are not finite"),
+    "huge head": (fill("head.1.weight", 3e38), r"`head\.1\.weight` has values of up to 3e\+38"),
+    "one huge embedding": (fill("embedding.weight", 9e29, 7), "gives numbers that are not finite"),
     "integers": (cast(torch.int8), r"holds torch\.int8, not floating-point numbers"),
     "one class": (lambda weights: weights.update({"head.1.bias": torch.zeros(1)}), r"has the shape \[1\], not \[3\]"),
     "no tensors": (lambda weights: weights.clear(), "1 layers, but 0 tensors"),
@@ -179,7 +179,7 @@ def test_load_seq2seq_model_that_gives_no_answer_raises(tmp_path: Path, name: st
     folder = Path(untrained(tmp_path, task="seq2seq", data={"target": "target"}))
     load_model(str(folder))
     rewritten(folder, weights=fill(name, 1e38))
-    with pytest.raises(BundleError, match="gives numbers that are not finite"):
+    with pytest.raises(BundleError, match=r"has values of up to 1e\+38"):
         load_model(str(folder))
     rewritten(folder, weights=fill(name, float("nan")))
     with pytest.raises(BundleError, match="has values that are not finite"):
@@ -189,7 +189,7 @@ def test_load_seq2seq_model_that_gives_no_answer_raises(tmp_path: Path, name: st
 def test_load_multilabel_model_that_gives_no_answer_raises(tmp_path: Path) -> None:
     folder = Path(untrained(tmp_path, task="multilabel"))
     rewritten(folder, weights=fill("head.1.weight", 3e38))
-    with pytest.raises(BundleError, match="gives numbers that are not finite"):
+    with pytest.raises(BundleError, match=r"`head\.1\.weight` has values of up to 3e\+38"):
         load_model(str(folder))
 
 
@@ -215,5 +215,5 @@ def test_classifier_whose_tokenizer_panics_on_a_text_raises(tiny_bundle: str, tm
 def test_extreme_tokens_are_those_with_the_largest_numbers() -> None:
     embedding = torch.zeros(20, 3)
     embedding[13, 1], embedding[4, 0] = -5.0, 2.0
-    assert soundness.extreme_tokens(embedding, 2).tolist() == [[13, 4]]
-    assert soundness.extreme_tokens(embedding, 100).shape == (1, soundness.EXTREME_TOKENS)
+    assert soundness.extreme_tokens(embedding, 2) == [13, 4]
+    assert len(soundness.extreme_tokens(embedding, 100)) == soundness.EXTREME_TOKENS

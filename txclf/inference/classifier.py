@@ -79,29 +79,19 @@ class Classifier:
             folded_temperature=metadata.temperature if metadata.folded_temperature else 1.0,
         )
         size = model.embedding.num_embeddings
-        if problem := _special_problem(metadata, size):
-            raise BundleError(f"`{folder}`: `special_tokens` in `{METADATA}`: {problem}. Copy the whole folder again.")
+        if problem := _problem(metadata, model):
+            raise BundleError(f"`{folder}`: {problem}. Copy the whole folder again.")
         classifier = cls(metadata, tokenizer(content, TOKENIZER, folder, size), model)
         classifier.folder = folder
         soundness.require_answer(classifier._trial, folder)
         return classifier
 
-    @torch.inference_mode()
     def _trial(self) -> Floats:
         """Return the probabilities of a trial text and of the tokens with the largest embeddings."""
-        meta = self.metadata
-        ids = soundness.extreme_tokens(self.model.embedding.weight, meta.max_length)
-        has_segments = meta.num_segments > 0 or (
-            meta.special_tokens is not None and meta.special_tokens.token_types > 0
-        )
-        logits = self.model(ids, segments=torch.zeros_like(ids) if has_segments else None).float().cpu().numpy()
-        if logits.shape != (1, len(self.labels)):
-            raise BundleError(
-                f"`{self.folder}`: the network has {logits.shape[-1]} classes, but `{METADATA}` names "
-                f"{len(self.labels)} labels. Copy the whole folder again."
-            )
-        columns = (soundness.TRIAL_TEXT,) * len(meta.text_columns)
-        probabilities = np.concatenate([self.calibrated(logits), self.probabilities([columns])])
+        columns = (soundness.TRIAL_TEXT,) * len(self.metadata.text_columns)
+        extreme = soundness.extreme_tokens(self.model.embedding.weight, self.metadata.max_length)
+        rows = self.rows([pa.table({"input_ids": [self.encode([columns])[0].as_py(), extreme]})])
+        probabilities = self.calibrated(self.logits(rows))
         if not self.is_multilabel and abs(probabilities.sum(axis=1) - 1).max() > 1e-3:
             raise soundness.not_finite(self.folder)
         return probabilities
@@ -220,15 +210,17 @@ class Classifier:
         return output
 
 
-def _special_problem(metadata: BundleMetadata, size: int) -> str | None:
-    """Return what is wrong with the special tokens of a model of `size` tokens, or None."""
-    special = metadata.special_tokens
-    if (special is not None) != (metadata.model.pretrained is not None):
-        return "a pretrained model has them, and no other model"
+def _problem(metadata: BundleMetadata, model: TransformerClassifier | PretrainedClassifier) -> str | None:
+    """Return what does not fit between the metadata and the network of a bundle, or None."""
+    special, size = metadata.special_tokens, model.embedding.num_embeddings
+    if (special is not None) != isinstance(model, PretrainedClassifier):
+        return f"`{METADATA}` has `special_tokens` of a pretrained model, or lacks them"
     if special is not None and not all(
         0 <= token < size for token in (*special.prefix, *special.separator, *special.suffix, special.pad)
     ):
-        return f"a token is not one of the {size:,} tokens of the model"
+        return f"`special_tokens` in `{METADATA}` are not among the {size:,} tokens of the model"
+    if isinstance(model, PretrainedClassifier) and model.network.config.num_labels != len(metadata.labels):
+        return f"the network has {model.network.config.num_labels} classes, but `{METADATA}` names other labels"
     return None
 
 

@@ -97,12 +97,14 @@ class Seq2Seq:
     @torch.inference_mode()
     def _trial(self) -> Floats:
         """Return the logits after a trial text, and after the tokens with the largest embeddings."""
-        meta = self.metadata
-        rows = self.rows([pa.table({"input_ids": self.encode([(soundness.TRIAL_TEXT,) * len(meta.text_columns)])})])
-        text = rows.pad(np.arange(1))[0].to(self.device)
-        extreme = soundness.extreme_tokens(self.model.embedding.weight, meta.max_length)
-        begin = torch.tensor([target_ends(self.target_tokenizer)], device=self.device)
-        return np.concatenate([self.model(ids, None, begin).flatten().cpu().numpy() for ids in (text, extreme)])
+        columns = (soundness.TRIAL_TEXT,) * len(self.metadata.text_columns)
+        extreme = soundness.extreme_tokens(self.model.embedding.weight, self.metadata.max_length)
+        rows = self.rows([pa.table({"input_ids": [self.encode([columns])[0].as_py(), extreme]})])
+        ids, mask, *_ = rows.pad(np.arange(2))
+        mask = None if mask is None else mask.to(self.device)
+        begin = torch.tensor([target_ends(self.target_tokenizer)] * 2, device=self.device)
+        logits: Floats = self.model(ids.to(self.device), mask, begin).flatten().cpu().numpy()
+        return logits
 
     @classmethod
     def from_config(cls, run: RunConfig, weights: Mapping[str, torch.Tensor], tokenizers: Sequence[str]) -> Self:

@@ -5,6 +5,7 @@ A file that fits its checksum may still hold weights that are not numbers, or se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -17,6 +18,8 @@ from txclf.core.errors import BundleError, DataError
 
 MAX_BUFFER_ELEMENTS = 2**28
 """Numbers that a network may compute when it is built, such as positions."""
+MAX_WEIGHT = 1e30
+"""Largest weight. Products of larger ones overflow, though perhaps not those of the trial."""
 TRIAL_TEXT = "A trial: 123 words, élan, 例え ☃ \U0001f600."
 EXTREME_TOKENS = 8
 """Tokens with the largest embeddings, which the trial reads too."""
@@ -54,11 +57,14 @@ def require_shapes(outline: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def require_finite(network: nn.Module, folder: str) -> None:
-    """Raise `BundleError` if a weight is NaN or infinite."""
+    """Raise `BundleError` if a weight is NaN, infinite or beyond `MAX_WEIGHT`."""
     for name, tensor in network.state_dict().items():
-        # The sum is several times as fast as a test of each number, and not finite if one of them is not.
-        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
-            raise BundleError(f"`{folder}`: the weights are damaged: `{name}` has values that are not finite. {_FIX}")
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        largest = float(torch.linalg.vector_norm(tensor, ord=float("inf")))  # NaN if one of them is
+        if not largest <= MAX_WEIGHT:
+            problem = f"of up to {largest:.0e}" if math.isfinite(largest) else "that are not finite"
+            raise BundleError(f"`{folder}`: the weights are damaged: `{name}` has values {problem}. {_FIX}")
 
 
 def require_answer(answer: Callable[[], Floats], folder: str) -> None:
@@ -82,8 +88,8 @@ def not_finite(folder: str) -> BundleError:
 
 
 @torch.inference_mode()
-def extreme_tokens(embedding: Tensor, max_length: int) -> Tensor:
-    """Return the tokens (1, T) with the largest embeddings (V, D), from which the largest numbers follow."""
+def extreme_tokens(embedding: Tensor, max_length: int) -> list[int]:
+    """Return the tokens with the largest embeddings (V, D), from which the largest numbers follow."""
     sizes_V: Tensor = torch.linalg.vector_norm(embedding, ord=float("inf"), dim=1)
     _, tokens = sizes_V.topk(min(EXTREME_TOKENS, max_length, len(sizes_V)))
-    return tokens[None]
+    return [int(token) for token in tokens]
