@@ -24,9 +24,9 @@ class Train(Section):
     `micro_batches`, at most the number of training rows."""
     micro_batches: Count = 1
     """Chunks that each worker splits its share of a batch into, to save memory. The step is the same."""
-    learning_rate: Annotated[float, Field(gt=0.0, le=1e4)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0.0, le=1e30)] = 1e-3
     """Peak learning rate."""
-    head_learning_rate: Annotated[float, Field(gt=0.0, le=1e4)] | None = None
+    head_learning_rate: Annotated[float, Field(gt=0.0, le=1e30)] | None = None
     """Peak learning rate of the head. null takes `learning_rate`. Not for `task: seq2seq`."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Factor of the learning rate from one layer to the layer below it, down to the embeddings (arXiv:1801.06146).
