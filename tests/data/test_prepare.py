@@ -222,6 +222,18 @@ def test_prepare_empty_part_files_have_no_rows(tmp_path: Path) -> None:
     assert sum(split.rows for split in manifest.splits.values()) == 100
 
 
+def test_prepare_shards_of_a_small_file_with_long_texts_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("txclf.data.prepare.SHARD_BYTES", 2**16)
+    rows = [(f"{'long text ' * 500} {i}", "ab"[i % 2]) for i in range(100)]
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(Path(write_csv(tmp_path / "a.csv", rows)).read_bytes()))
+    manifest = shards.load_manifest(prepare(run_config(tmp_path, train=str(path))))
+    assert len(manifest.splits["train"].shards) > 3
+    assert path.stat().st_size < 2**16
+
+
 def test_prepare_missing_settings_and_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`data\.train`: not set"):
         prepare(run_config(tmp_path))

@@ -31,6 +31,8 @@ class Audit:
     """Rejected rows by reason."""
     hashes: RowHashes = field(default_factory=RowHashes)
     """Hash of the text of each accepted row; for the training files also that of the labels, or of the target."""
+    chars: int = 0
+    """Characters of the texts of the accepted rows."""
     labels: Counter[str] = field(default_factory=Counter)
     """Rows per label; empty if the task has no labels."""
     label_kinds: set[str] = field(default_factory=set)

@@ -127,8 +127,16 @@ def _build(
     for name, content in zip((shards.TOKENIZER, shards.TARGET_TOKENIZER), tokenizers, strict=False):
         storage.write_bytes(storage.join(folder, name), content.encode())
     written = _write_all(
-        run, sources, labels=labels, tokenizers=tokenizers, special=special, folder=folder, report=show
+        run,
+        sources,
+        labels=labels,
+        tokenizers=tokenizers,
+        special=special,
+        audits=audits,
+        folder=folder,
+        report=show,
     )
+
     manifest = _manifest(
         run,
         fingerprint=fingerprint,
@@ -193,6 +201,7 @@ def _write_all(
     labels: list[str],
     tokenizers: list[str],
     special: SpecialTokens | None,
+    audits: dict[str, Audit],
     folder: str,
     report: ReportProgress,
 ) -> dict[str, list[Shard]]:
@@ -206,7 +215,7 @@ def _write_all(
             file_tasks(run, sources, file_split, labels=tuple(labels)),
             on_ray=run.compute.on_ray,
             write=partial(_write, folder=folder, split=file_split, num_labels=len(labels)),
-            num_partitions=1 + num_bytes(sources[file_split]) // SHARD_BYTES,
+            num_partitions=1 + max(num_bytes(sources[file_split]), audits[file_split].chars) // SHARD_BYTES,
         )
         for content in contents:
             for split, shard in json.loads(content).items():

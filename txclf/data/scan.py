@@ -17,6 +17,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from txclf.config.run_config import RunConfig
 from txclf.core.hashing import UInt64s
@@ -33,6 +34,7 @@ ACCEPTED_SCHEMA = pa.schema(
         ("answer_hash", pa.uint64()),  # of the labels, or of the target if seq2seq; null unless a training file
         ("sample", pa.string()),  # text for training the tokenizer, null if it is not drawn
         ("target_sample", pa.string()),
+        ("chars", pa.int64()),  # of the text
     ]
 )
 LABELS_SCHEMA = pa.schema(
@@ -43,6 +45,9 @@ LABELS_SCHEMA = pa.schema(
     ]
 )
 REJECTED_SCHEMA = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
+
+MAX_UNPACKED = 4
+"""Ratio of the sampled texts and `tokenizer.training_megabytes` from which on no more texts are sampled."""
 
 ReportProgress = Callable[[str, int], None]
 """Receives the current stage and the number of rows done so far."""
@@ -103,7 +108,8 @@ def scan_all(
     if run.tokenizer.kind != "file" and run.model.pretrained is None:
         size = sum(num_bytes(sources[split]) for split in sampled)
         sample_share = min(1.0, run.tokenizer.training_megabytes * 2**20 / max(1, size))
-    num_rows = 0
+    num_rows = sample_chars = 0
+    max_sample_chars = MAX_UNPACKED * run.tokenizer.training_megabytes * 2**20
     for split in sources:
         labels = tuple(audits["train"].labels) if run.task_spec.has_labels and split != "train" else None
         share = sample_share if split in sampled else 0.0
@@ -123,8 +129,11 @@ def scan_all(
             audit.reject(rejects)
             lines = "".join(json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in rejects)
             rejected.write(lines.encode("utf-8", "replace"))
-            sample.texts.extend(accepted["sample"].drop_null().to_pylist())
-            sample.targets.extend(accepted["target_sample"].drop_null().to_pylist())
+            audit.chars += pc.sum(accepted["chars"]).as_py() or 0
+            if sample_chars < max_sample_chars:  # the share follows from the size of the files, which may be compressed
+                sample.texts.extend(accepted["sample"].drop_null().to_pylist())
+                sample.targets.extend(accepted["target_sample"].drop_null().to_pylist())
+                sample_chars += pc.sum(accepted.filter(accepted["sample"].is_valid())["chars"]).as_py() or 0
             num_rows += accepted.num_rows + len(rejects)
             report("read", num_rows)
             if run.data.on_bad_row == "fail" and audit.rejected >= MAX_SHOWN_REJECTS:
@@ -159,6 +168,7 @@ def scan(task: FileTask) -> Tables:
             "hash": hashes,
             "answer_hash": _label_hashes(labels) if task.split == "train" else [None] * len(kept),
             "sample": ["\n".join(rows.texts[i]) if is_sampled else None for i, is_sampled in samples],
+            "chars": [sum(map(len, rows.texts[i])) for i in kept],
             "target_sample": [rows.labels[i] if is_sampled and spec.is_seq2seq else None for i, is_sampled in samples],
         }
         counts = Counter(chain.from_iterable(labels)) if spec.has_labels else Counter[str]()
