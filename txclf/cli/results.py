@@ -177,7 +177,7 @@ def print_description(description: dict[str, Any]) -> None:
     tables: list[tuple[str, list[dict[str, Any]]]] = []
     for key, value in description.items():
         title = key.replace("_", " ")
-        if key in ("kind", "path", "next", "suggested"):
+        if key in ("kind", "path", "next", "suggested", "warnings"):
             continue
         if isinstance(value, list) and value and isinstance(value[0], dict):
             tables.append((title, value))
@@ -189,6 +189,8 @@ def print_description(description: dict[str, Any]) -> None:
         more = f" ({len(rows) - MAX_ROWS:,} more with --json)" if len(rows) > MAX_ROWS else ""
         cells = [[_format(value, texts.MAX_CHARS) for value in row.values()] for row in rows[:MAX_ROWS]]
         console.table(title + more, [name.replace("_", " ") for name in rows[0]], cells)
+    for warning in description.get("warnings", []):
+        console.note(f"warning: {warning}")
     if "suggested" in description:
         from txclf.config import yaml_text
 
