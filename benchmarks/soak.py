@@ -196,7 +196,7 @@ def one_round(bench: Bench, verb: str, place: Path, quiet: Path) -> tuple[int, b
         kills = killed_until_done(lambda: bench.preparing(place), bench.log, 1.0)
         files = ("prepared/*/*.json", "prepared/*/*/*.parquet")
         same = digest(place, *files) == digest(quiet / "prepare", *files)
-        return kills, same and len(list((place / "prepared").iterdir())) == 1
+        return kills, same and len(list((place / "prepared").glob("[!.]*"))) == 1
     if verb == "train":
         kills = killed_until_done(lambda: bench.training(place, 3e-3, begun.exists()), bench.log, 4.0)
         return kills, digest(place, weights) == digest(quiet / "train", weights)

@@ -31,7 +31,7 @@ def test_check_with_missing_data_exits_with_1_or_names_the_file(tmp_path: Path) 
 def test_submit_unknown_command_is_refused() -> None:
     done = CliRunner().invoke(app, ["submit", "--address", "http://127.0.0.1:9", "demo", "run.yaml"])
     assert isinstance(done.exception, ConfigError)
-    assert "`demo`: expected one of train, tune, prepare" in str(done.exception)
+    assert "`demo`: expected one of train, distill, tune, prepare" in str(done.exception)
 
 
 @pytest.mark.parametrize("command", ["list", "status", "logs", "stop"])

@@ -35,6 +35,7 @@ def export(
     """Write a model as ONNX, torch.export, 8-bit ONNX or for MLflow, and keep each that gives the bundle's answers."""
     from txclf.cli import console
     from txclf.core import storage
+    from txclf.inference import bundle
     from txclf.inference import export as verb
 
     out = out or storage.join(model, "export")
@@ -66,5 +67,7 @@ def export(
             f"{exported.format} is not kept: {exported.agreement:.2%} of the answers match the bundle's, {expected}"
         )
     lines.out(f"in `{out}`, described by {verb.RECORD}")
+    if verb.left_out(bundle.read_metadata(model)) and set(formats) != {"mlflow"}:
+        lines.out("the graphs hold the network alone, without the n-gram model that answers with it in the bundle")
     if rejected:
         raise typer.Exit(1)

@@ -18,6 +18,7 @@ from txclf.metrics import significance
 
 if TYPE_CHECKING:  # they import Ray
     from txclf.data.shards import Manifest
+    from txclf.ngrams.blend import NgramShare
     from txclf.training.train import RunSummary
     from txclf.tuning.tune import Search
 
@@ -35,6 +36,7 @@ def print_run_summary(run: RunConfig, summary: RunSummary) -> None:
         *((f"best {name}", f"{value:.4f}") for name, value in summary.best.items()),
         ("best at step", f"{summary.best_step:,}"),
         *([("weights", _weights(run, summary))] if run.train.average_checkpoints > 1 else []),
+        *([("n-gram model", _ngrams(summary.ngrams))] if run.uses_ngrams else []),
         ("calibration", _calibration(run, summary)),
         *([("thresholds", _thresholds(summary))] if run.task_spec.is_multilabel else []),
         *([("vectors", summary.vectors.describe()[0].partition(": ")[2])] if summary.vectors else []),
@@ -72,6 +74,13 @@ def _weights(run: RunConfig, summary: RunSummary) -> str:
     if run.train.train_on_valid:
         return "last step, because the validation rows were trained on"
     return f"best step, because the mean of {run.train.average_checkpoints} was not better"
+
+
+def _ngrams(share: NgramShare | None) -> str:
+    """Return the share of the linear model in the answers."""
+    if share is None:
+        return "no share: the network is better alone"
+    return f"weight {share.weight:.2f}: loss {share.loss:.3f}, {share.network_loss:.3f} without"
 
 
 def _calibration(run: RunConfig, summary: RunSummary) -> str:

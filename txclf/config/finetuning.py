@@ -24,6 +24,7 @@ MODEL_KEYS = {
     "freeze",
     "reinitialize_layers",
     "gradient_checkpointing",
+    "ngrams",
     "dropout",
     "attention_dropout",
     *SIZES,

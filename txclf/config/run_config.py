@@ -114,6 +114,12 @@ class RunConfig(Section):
         return columns if enabled and not self.task_spec.is_seq2seq else 0
 
     @property
+    def uses_ngrams(self) -> bool:
+        """True if a linear model on n-grams may answer together with the network."""
+        wanted = self.model.pretrained is None if self.model.ngrams == "auto" else self.model.ngrams
+        return wanted and self.task_spec.has_labels and not self.train.train_on_valid
+
+    @property
     def run_folder(self) -> str:
         """Absolute path or URI of the run folder."""
         return storage.join(storage.absolute(self.storage), self.name)

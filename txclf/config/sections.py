@@ -155,6 +155,11 @@ class Model(Section):
     whole `encoder`. A frozen part has no dropout. With `encoder`, the rows pass through it only once."""
     reinitialize_layers: CountOrZero = 0
     """Top layers of the pretrained encoder that start from random weights (arXiv:2006.05987)."""
+    ngrams: Literal["auto"] | bool = "auto"
+    """Let a linear model on n-grams, trained on the same rows in seconds, answer together with the network. Its weight
+    is the one with the smallest loss on the validation rows, which may be 0 or 1. `auto` does so for a model from
+    scratch that has validation rows. A Transformers folder and exported graphs hold the network alone. Not for `task:
+    seq2seq`."""
     gradient_checkpointing: bool = False
     """Recompute the activations of each layer in the backward pass (arXiv:1604.06174), which saves memory and takes
     about a third longer. Only with `pretrained`."""

@@ -96,6 +96,7 @@ TASKS: dict[str, TaskSpec] = {
                 Restriction("data.truncation", ("head", "tail", "head_tail")),
                 Restriction("data.unlabelled", (None,)),
                 Restriction("distill.teacher", (None,)),
+                Restriction("model.ngrams", ("auto", False)),
                 Restriction("model.pretrained", (None,)),
                 Restriction("model.word_vectors", (None,)),
                 Restriction("model.segment_embeddings", (None, False)),

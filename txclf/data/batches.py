@@ -110,6 +110,8 @@ class TokenRows:
         names = set(tables[0].column_names) if tables else set()
         self.teacher_logits = sidecars.values(tables, TEACHER) if TEACHER in names else None
         self.encoded = sidecars.values(tables, ENCODED) if ENCODED in names else None
+        self.ngram_scores: npt.NDArray[np.float32] | None = None
+        """Log-probabilities (rows, classes) of the linear model that answers together with the network."""
 
     def __len__(self) -> int:
         return len(self.lengths)

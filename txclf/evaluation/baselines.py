@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from txclf.metrics.calibration import Labels
-from txclf.ngrams import linear
-from txclf.ngrams.linear import Choice, Floats
+from txclf.ngrams import fitting
+from txclf.ngrams.fitting import Choice
+from txclf.ngrams.linear import Floats
 
 NAME = "n-gram linear model"
 MAX_ROWS = 100_000
@@ -54,9 +55,9 @@ def majority(train_labels: Ints, scored_rows: int) -> Ints:
 
 
 def ngrams(train: Rows, valid: Rows, texts: Sequence[str], *, num_labels: int, lowercase: bool = True) -> Baseline:
-    """Choose a linear model on the validation rows, as `txclf.ngrams.linear.choose` does, and score `texts`."""
+    """Choose a linear model on the validation rows, as `txclf.ngrams.fitting.choose` does, and score `texts`."""
     start = time.monotonic()
-    choice = linear.choose(
+    choice = fitting.choose(
         train.texts, train.labels, valid.texts, valid.labels, num_labels=num_labels, lowercase=lowercase
     )
     logits = choice.model.logits(texts) / np.float32(choice.model.temperature)

@@ -107,7 +107,8 @@ class ScoringPlan:
         if self._is_refused(chunk):
             return _part(chunk, pa.table({name: [] for name in answers}), np.empty((0, 0), np.float32))
         if chunk.content is None:
-            table = self._row_group(chunk, ["input_ids", *answers])
+            needed = [*answers, *(["text"] if classifier.blend and "text" not in answers else [])]
+            table = self._row_group(chunk, ["input_ids", *needed])
         else:
             table = labelled_files.label_table(self.run, classifier, chunk.content)
         return _part(chunk, table.select(answers), classifier.logits(classifier.rows([table])))

@@ -1,6 +1,7 @@
 """The model bundle: everything that prediction needs, loaded without Ray, Lightning or pickle.
 
 model.safetensors    weights
+ngrams.safetensors   weights of the linear model on n-grams, if it has a share
 tokenizer.json       tokenizer in the format of the `tokenizers` library
 README.md            model card
 model.json           format, settings, labels, metrics; written last
@@ -34,9 +35,12 @@ from txclf.data.tokenizer import parse_tokenizer, vocab_size
 from txclf.inference import model_card, soundness, transformers_folder
 from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, hub_metadata, summary, upgrade
 from txclf.model.pretrained import PretrainedClassifier
+from txclf.ngrams import blend as ngram_blend
+from txclf.ngrams.blend import Blend
 
-WEIGHTS, TOKENIZER, TARGET_TOKENIZER, CARD, METADATA = (
+WEIGHTS, NGRAMS, TOKENIZER, TARGET_TOKENIZER, CARD, METADATA = (
     "model.safetensors",
+    "ngrams.safetensors",
     "tokenizer.json",
     "target_tokenizer.json",
     "README.md",
@@ -60,22 +64,27 @@ def save(
     thresholds: Mapping[str, float] | None = None,
     special: SpecialTokens | None = None,
     transformers_files: Mapping[str, bytes] | None = None,
+    blend: Blend | None = None,
 ) -> None:
     """Write a bundle; `model.json` is written last and marks it as complete.
 
     `tokenizers` holds the tokenizer of the texts and, if the targets have their own, that of the targets. `metrics` are
     those of the validation split, `rows` counts the rows of each split. `special` and `transformers_files` are those of
-    a pretrained model.
+    a pretrained model. `blend` is the linear model that answers together with the network.
     """
     files = dict(transformers_files or {})
     if transformers_files is not None:
         temperature = calibration.temperature if calibration else 1.0
+        temperature = blend.share.network_temperature if blend else temperature
         weights = transformers_folder.exported(weights, transformers_files, temperature)
     marked = {"format": "pt"} if transformers_files is not None else None  # Transformers wants to know
     files[WEIGHTS] = save_safetensors({name: weight.contiguous() for name, weight in weights.items()}, marked)
     files |= {name: text.encode() for name, text in zip((TOKENIZER, TARGET_TOKENIZER), tokenizers, strict=False)}
+    if blend:
+        files[NGRAMS] = blend.content()
     metadata = metadata_from_config(run, labels, tokenizers).model_copy(
         update={
+            "ngrams": blend.share if blend else None,
             "metrics": dict(metrics),
             "rows": dict(rows),
             "sha256": {name: _sha256(content) for name, content in files.items()},
@@ -83,7 +92,7 @@ def save(
             "thresholds": None if thresholds is None else dict(thresholds),
             "num_segments": num_segments(weights),
             "special_tokens": special,
-            "folded_temperature": transformers_files is not None and calibration is not None,
+            "folded_temperature": transformers_files is not None and (calibration is not None or blend is not None),
         }
     )
     for name, content in files.items():
@@ -168,6 +177,17 @@ def build(
         ) from None
     soundness.require_finite(model, folder)
     return model
+
+
+def read_blend(metadata: BundleMetadata, content: Mapping[str, bytes], folder: str) -> Blend | None:
+    """Return the linear model of a bundle, or None. Raises `BundleError` if it is damaged or does not fit."""
+    if metadata.ngrams is None:
+        return None
+    spec = metadata.task_spec
+    try:
+        return ngram_blend.loaded(metadata.ngrams, content[NGRAMS], len(metadata.labels), spec.is_multilabel)
+    except (ValueError, KeyError) as error:
+        raise BundleError(f"`{storage.join(folder, NGRAMS)}`: damaged: {error}. Copy the whole folder again.") from None
 
 
 def tokenizer(content: Mapping[str, bytes], name: str, folder: str, size: int) -> FastTokenizer:

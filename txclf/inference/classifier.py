@@ -26,12 +26,14 @@ from txclf.inference.bundle import (
     metadata_from_config,
     num_segments,
     read,
+    read_blend,
     tokenizer,
 )
 from txclf.inference.metadata import BundleMetadata
 from txclf.metrics.thresholds import DEFAULT
 from txclf.model.classifier import TransformerClassifier, by_row
 from txclf.model.pretrained import PretrainedClassifier
+from txclf.ngrams.blend import Blend
 
 
 class Prediction(NamedTuple):
@@ -61,6 +63,8 @@ class Classifier:
         self.word_cache = WordCache(tokenizer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.eval().to(self.device)
+        self.blend: Blend | None = None
+        """Linear model on n-grams that answers together with the network."""
 
     @classmethod
     def load(cls, folder: str) -> Self:
@@ -76,13 +80,14 @@ class Classifier:
             content,
             folder,
             layers=transformers_folder.max_layers(content) if pretrained else metadata.model.num_layers,
-            folded_temperature=metadata.temperature if metadata.folded_temperature else 1.0,
+            folded_temperature=metadata.network_temperature if metadata.folded_temperature else 1.0,
         )
         size = model.embedding.num_embeddings
         if problem := _problem(metadata, model):
             raise BundleError(f"`{folder}`: {problem}. Copy the whole folder again.")
         classifier = cls(metadata, tokenizer(content, TOKENIZER, folder, size), model)
         classifier.folder = folder
+        classifier.blend = read_blend(metadata, content, folder)
         soundness.require_answer(classifier._trial, folder)
         return classifier
 
@@ -117,6 +122,22 @@ class Classifier:
         model = _network(metadata, transformers_files)
         model.load_state_dict(weights)
         return cls(metadata, parse_tokenizer(tokenizer), model)
+
+    def ngram_contributions(self, text: str) -> dict[str, dict[str, float]]:
+        """Return what each n-gram of a text adds to the log-odds of each label, the largest first; exact.
+
+        Empty if no linear model answers together with the network.
+        """
+        if self.blend is None:
+            return {}
+        share = self.blend.share.weight / (self.blend.share.temperature * self.temperature)
+        found = self.blend.model.contributions(text)
+        ordered = sorted(found, key=lambda name: -float(np.abs(found[name]).max()))
+        return {name: dict(zip(self.labels, (found[name] * share).tolist(), strict=True)) for name in ordered}
+
+    def network_only(self) -> Classifier:
+        """Return the classifier without the linear model on n-grams; it shares the network."""
+        return Classifier(self.metadata.of_network(), self.tokenizer, self.model)
 
     @property
     def labels(self) -> list[str]:
@@ -169,7 +190,9 @@ class Classifier:
 
     def text_rows(self, texts: Sequence[tuple[str, ...]]) -> TokenRows:
         """Return rows of text columns as input rows of this model."""
-        return self.rows([pa.table({"input_ids": self.encode(texts)})])
+        rows = self.rows([pa.table({"input_ids": self.encode(texts)})])
+        rows.ngram_scores = self.blend.scores(["\n".join(row) for row in texts]) if self.blend else None
+        return rows
 
     def calibrated(self, logits: Floats) -> Floats:
         """Return class probabilities (rows, classes) from logits; rows sum to 1 unless the model is multilabel.
@@ -188,12 +211,16 @@ class Classifier:
         return encode(self.word_cache, texts, meta.max_length, meta.truncation, meta.special_tokens)[0]
 
     def rows(self, tables: Sequence[pa.Table]) -> TokenRows:
-        """Return tables of `input_ids` and labels as input rows of this model."""
+        """Return tables of `input_ids`, labels and, for its n-grams, `text` as input rows of this model."""
         meta = self.metadata
         separator = separator_id(self.tokenizer) if meta.num_segments else None
-        return TokenRows(
+        rows = TokenRows(
             tables, layout=Layout.of_model(meta.max_length, meta.truncation, meta.special_tokens, separator)
         )
+        if self.blend and all("text" in table.column_names for table in tables):
+            texts = [text for table in tables for text in table["text"].to_pylist()]
+            rows.ngram_scores = self.blend.scores(texts)
+        return rows
 
     @torch.inference_mode()
     def logits(self, rows: TokenRows, batch_size: int = 64) -> Floats:
@@ -207,7 +234,10 @@ class Classifier:
             mask, segments = (None if tensor is None else tensor.to(self.device) for tensor in (mask, segments))
             logits_WC = self.model(ids.to(self.device), mask, segments=segments).float().cpu()
             output[batch] = by_row(logits_WC, windows, len(batch)).numpy()
-        return output
+        if self.blend is None:
+            return output
+        assert rows.ngram_scores is not None, "the rows have no texts"
+        return self.blend.blended(output, rows.ngram_scores)
 
 
 def _problem(metadata: BundleMetadata, model: TransformerClassifier | PretrainedClassifier) -> str | None:

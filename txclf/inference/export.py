@@ -38,6 +38,7 @@ from txclf.inference import bundle, export_mlflow
 from txclf.inference.classifier import Classifier
 from txclf.inference.export_graphs import Graph, graphs
 from txclf.inference.load import Model, load_model
+from txclf.inference.metadata import BundleMetadata
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.model.classifier import by_row
 
@@ -98,13 +99,14 @@ def export(
     """
     _require_packages(formats)
     model = load_model(folder, on_cpu=True)
+    network = model.network_only() if isinstance(model, Classifier) else model
     texts = None if data is None else _texts(model, data, rows)
     graph_formats = [name for name in formats if name != "mlflow"]
-    sample = _sample_rows(model, folder, texts, rows) if graph_formats else None
+    sample = _sample_rows(network, folder, texts, rows) if graph_formats else None
     out = out or storage.join(folder, "export")
     storage.require_writable(out)
     storage.remove_file(storage.join(out, RECORD))  # of an earlier export
-    model_graphs = graphs(model) if graph_formats else []
+    model_graphs = graphs(network) if graph_formats else []
     exported = []
     with _quiet():
         programs = [(graph, _program(graph)) for graph in model_graphs]
@@ -113,12 +115,18 @@ def export(
                 exported.append(_export_mlflow(model, folder, out, texts))
             else:
                 exported.append(
-                    _export_format(form, model, programs, sample=sample, out=out, min_agreement=min_agreement)
+                    _export_format(form, network, programs, sample=sample, out=out, min_agreement=min_agreement)
                 )
-    for name in model.metadata.sha256.keys() - {bundle.WEIGHTS}:
+    for name in model.metadata.sha256.keys() - {bundle.WEIGHTS, bundle.NGRAMS}:
         storage.copy_file(storage.join(folder, name), storage.join(out, name))
-    storage.write_json(storage.join(out, RECORD), _record(model, model_graphs, exported))
+    record = _record(network, model_graphs, exported)
+    storage.write_json(storage.join(out, RECORD), record | {"left_out": left_out(model.metadata)})
     return exported
+
+
+def left_out(metadata: BundleMetadata) -> list[str]:
+    """Return the parts of a bundle that graphs do not hold."""
+    return ["ngrams"] if metadata.ngrams else []
 
 
 def parse_format(name: str) -> Format:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from txclf.config.sections import Generate, Model, SpecialTokens, Truncation
 from txclf.config.tasks import TASKS, Task, TaskSpec
 from txclf.inference.model_card import code
+from txclf.ngrams.blend import NgramShare
 
 FORMAT = 2
 """Format of `model.json` that this version writes."""
@@ -112,6 +113,8 @@ class BundleMetadata(BaseModel):
     """SHA-256 checksums of the weights and tokenizers, by file name."""
     calibration: Calibration | None = None
     """Temperature scaling; None for uncalibrated probabilities."""
+    ngrams: NgramShare | None = None
+    """Share of a linear model on n-grams in the answers; None for the network alone."""
     folded_temperature: bool = False
     """True if the stored weights of the last layer contain the temperature, for Transformers."""
     label_delimiter: str = ","
@@ -146,6 +149,18 @@ class BundleMetadata(BaseModel):
     def temperature(self) -> float:
         """Divisor of the logits; 1 without calibration."""
         return self.calibration.temperature if self.calibration else 1.0
+
+    @property
+    def network_temperature(self) -> float:
+        """Divisor of the logits of the network alone; 1 without calibration."""
+        return self.ngrams.network_temperature if self.ngrams else self.temperature
+
+    def of_network(self) -> BundleMetadata:
+        """Return the metadata of the network without the linear model on n-grams."""
+        if self.ngrams is None:
+            return self
+        calibration = Calibration(temperature=self.network_temperature, error_before=0.0, error_after=0.0, rows=0)
+        return self.model_copy(update={"ngrams": None, "calibration": calibration})
 
 
 def hub_metadata(name: str, metadata: BundleMetadata) -> dict[str, Any]:
@@ -187,7 +202,7 @@ A {kind} ({model.num_layers} layer{"s" * (model.num_layers > 1)} of size {model.
 - **Rows**: {rows}
 - **Input**: {metadata.truncation.describe(metadata.max_length)} of a text, a vocabulary of \
 {metadata.vocab_size:,} tokens
-- **Probabilities**: {_calibration(metadata.calibration)}
+- **Probabilities**: {_calibration(metadata.calibration)}{_ngrams(metadata.ngrams)}
 
 | on the validation split | |
 | --- | --- |
@@ -195,6 +210,15 @@ A {kind} ({model.num_layers} layer{"s" * (model.num_layers > 1)} of size {model.
 
 {_usage(metadata)}
 """
+
+
+def _ngrams(share: NgramShare | None) -> str:
+    """Return the line about the linear model on n-grams, if it has a share."""
+    return (
+        ""
+        if share is None
+        else f"\n- **N-grams**: a linear model on n-grams answers with a weight of {share.weight:.2f}"
+    )
 
 
 def _origin(model: Model) -> str:

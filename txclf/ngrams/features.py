@@ -73,7 +73,10 @@ def is_characters(keys: UInt64s) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 
 def spans(text: str, analyzer: Analyzer) -> Iterator[tuple[str, int]]:
-    """Yield each n-gram of a text, as often as it occurs, with its key. Blanks around a word are shown as `_`."""
+    """Yield each n-gram of a text, as often as it occurs, with its key.
+
+    Characters within a word have a `*` where the word goes on: `*oal` ends a word.
+    """
     words = _words(text, analyzer)
     hashes = _word_hashes(words)
     for size in range(1, analyzer.words + 1):
@@ -87,7 +90,9 @@ def spans(text: str, analyzer: Analyzer) -> Iterator[tuple[str, int]]:
             for size in range(shortest, longest + 1):
                 keys = _character_ngrams([word], size)[1]
                 for start, key in enumerate(keys.tolist()):
-                    yield padded[start : start + size].replace(" ", "_"), key
+                    piece = padded[start : start + size]
+                    first = "" if piece.startswith(" ") else "*"
+                    yield first + piece.strip(" ") + ("" if piece.endswith(" ") else "*"), key
 
 
 def _count(texts: Sequence[str], analyzer: Analyzer, known: UInt64s | None) -> Counts:

@@ -5,12 +5,11 @@ At most `MAX_ROWS` validation rows are scored again, so time and memory do not g
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,6 +23,8 @@ from txclf.inference.classifier import Classifier
 from txclf.inference.metadata import Calibration
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.metrics import binned, calibration, multiclass, thresholds
+from txclf.ngrams.blend import Blend
+from txclf.training import ngram_share
 
 MAX_ROWS = 50_000
 """Max validation rows that are scored. The first rows are a uniform sample, because prepared rows are shuffled."""
@@ -52,6 +53,8 @@ class Chosen(NamedTuple):
     """Steps of the checkpoints whose mean the weights are; empty if they are those of `step` alone."""
     thresholds: dict[str, float] | None = None
     """Threshold of each label's calibrated probability (`multilabel`); None if the run trained on the rows."""
+    blend: Blend | None = None
+    """Linear model on n-grams that answers together with the network."""
 
 
 def chosen(
@@ -61,8 +64,8 @@ def chosen(
 
     With `train.average_checkpoints` it is the mean of the best few (Wortsman et al., arXiv:2203.05482) if that scores
     at least as well. With `train.train_on_valid` it is the last, because scores on training rows choose and calibrate
-    nothing. A `multilabel` model gets the thresholds that the validation rows give. `transformers_files` describe the
-    network of a pretrained run.
+    nothing. With `model.ngrams` a linear model gets the share that the validation rows give, and a `multilabel` model
+    its thresholds. `transformers_files` describe the network of a pretrained run.
     """
     train, spec = run.train, run.task_spec
     if train.train_on_valid:
@@ -72,7 +75,7 @@ def chosen(
     metrics, weights = {name: float(value) for name, value in best.metrics.items()}, _weights(best)
     averages, calibrates = len(candidates) > 1, train.calibrate and spec.has_labels
     scored = None
-    if averages or calibrates or spec.is_multilabel:
+    if averages or calibrates or spec.is_multilabel or run.uses_ngrams:
         scored = _score(run, prepared, weights, transformers_files)
     averaged: list[int] = []
     if scored and averages:
@@ -82,13 +85,25 @@ def chosen(
         if not checkpoints.better(train.monitor, scored.metrics[train.monitor], scored_mean.metrics[train.monitor]):
             metrics, weights, scored = scored_mean.metrics, mean, scored_mean
             averaged = sorted(checkpoint.step for checkpoint in candidates)
+    blend = ngram_share.fitted(run, prepared, scored.logits, scored.labels) if scored and run.uses_ngrams else None
+    if scored and blend:
+        scored = _blended(scored, blend, prepared)
+        metrics = scored.metrics
     calibrated = _calibrate(scored) if scored and calibrates else None
     limits = None
     if scored and spec.is_multilabel:
         scaled = scored.logits / np.float32(calibrated.temperature if calibrated else 1.0)
         names = shards.load_manifest(prepared).labels
         limits = dict(zip(names, thresholds.choose(scaled, scored.labels.astype(bool)), strict=True))
-    return Chosen(best.step, metrics, weights, calibrated, averaged, limits)
+    return Chosen(best.step, metrics, weights, calibrated, averaged, limits, blend)
+
+
+def _blended(scored: Scored, blend: Blend, prepared: str) -> Scored:
+    """Return the scores of the network and the linear model together."""
+    rows = ngram_share.first_rows(prepared, shards.load_manifest(prepared), "valid", ["text"], MAX_ROWS)
+    texts = [text for table in rows for text in table["text"].to_pylist()]
+    logits = blend.blended(scored.logits, blend.scores(texts))
+    return Scored(_metrics(logits, scored.labels), logits, scored.labels)
 
 
 def _mean(saved: list[Checkpoint]) -> Mapping[str, Tensor]:
@@ -133,7 +148,7 @@ def _score(
 ) -> Scored:
     """Score the sampled validation rows in this process; memory holds their logits, or the tokens of `seq2seq`."""
     manifest, tokenizers = shards.load_manifest(prepared), shards.tokenizers(prepared)
-    sample = _sample(prepared, manifest, run.task_spec.shard_columns)
+    sample = ngram_share.first_rows(prepared, manifest, "valid", run.task_spec.shard_columns, MAX_ROWS)
     if run.task_spec.is_seq2seq:
         rows = PairRows.from_tables(list(sample))
         scores = Seq2Seq.from_config(run, weights, tokenizers).teacher_forced(rows)
@@ -157,17 +172,6 @@ def _score(
         labels.append(token_rows.labels if sets is None else sets.matrix(len(manifest.labels)))
     all_logits, all_labels = np.concatenate(logits), np.concatenate(labels)
     return Scored(_metrics(all_logits, all_labels), all_logits, all_labels)
-
-
-def _sample(prepared: str, manifest: shards.Manifest, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield the first `MAX_ROWS` validation rows, one row group at a time. Later row groups are not read."""
-    left = MAX_ROWS
-    for shard in manifest.splits["valid"].shards:
-        for table in shards.read_groups(prepared, shard, columns):
-            yield table.slice(0, left)
-            left -= table.num_rows
-            if left <= 0:
-                return
 
 
 def _calibrate(scored: Scored) -> Calibration:

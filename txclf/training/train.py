@@ -35,6 +35,7 @@ from txclf.data.sidecars import Sidecar
 from txclf.data.word_vectors import Coverage
 from txclf.inference import bundle
 from txclf.inference.metadata import Calibration
+from txclf.ngrams.blend import NgramShare
 from txclf.training import distill, row_sidecars
 from txclf.training.class_weights import label_weights
 from txclf.training.job import DistributedContext, WorkerConfig
@@ -69,6 +70,8 @@ class RunSummary(RunStats):
     """Calibration of the bundle; None without `train.calibrate` or with `train.train_on_valid`."""
     thresholds: dict[str, float] | None = None
     """Threshold of each label of a `multilabel` bundle; None with `train.train_on_valid`: 0.5 for all."""
+    ngrams: NgramShare | None = None
+    """Share of the linear model on n-grams in the answers of the bundle; None for the network alone."""
     vectors: Coverage | None = None
     """Coverage of the vocabulary by `model.word_vectors`."""
     steps_repeated: int
@@ -239,6 +242,7 @@ def _finish(config: WorkerConfig, stats: RunStats, holding: lease.Holding) -> Ru
         "averaged": winner.averaged,
         "calibration": winner.calibration,
         "thresholds": winner.thresholds,
+        "ngrams": winner.blend and winner.blend.share,
         "vectors": config.vectors,
         "steps_repeated": sum(attempt.repeated for attempt in begun),
         "attempts": len(begun),
@@ -297,6 +301,7 @@ def _write_bundle(
         thresholds=winner.thresholds,
         special=manifest.special_tokens,
         transformers_files=files,
+        blend=winner.blend,
     )
     return winner._replace(weights={})
 

@@ -1,0 +1,131 @@
+"""Training of linear models: what they learn, what is chosen, degenerate rows, the share beside a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.helpers.topics import LABELS, TEXTS, make, noisy
+from txclf.metrics import calibration
+from txclf.ngrams import fitting
+from txclf.ngrams.features import Analyzer, count
+from txclf.ngrams.fitting import choose, fit
+from txclf.ngrams.linear import NgramModel
+
+WORDS = Analyzer(words=1)
+
+
+def test_choose_learns_topics_and_calibrates_on_the_validation_rows() -> None:
+    texts, labels = make(300)
+    labels[::10] = (labels[::10] + 1) % 3  # so that certainty has a price
+    valid_texts, valid_labels = make(200, seed=1)
+    valid_labels[::10] = (valid_labels[::10] + 1) % 3
+    choice = choose(texts, labels, valid_texts, valid_labels, num_labels=3)
+    assert {candidate.weighting for candidate in choice.candidates} == {"tfidf", "naive bayes"}
+    assert len(choice.candidates) == sum(map(len, fitting.COSTS.values()))
+    logits = choice.model.logits(valid_texts)
+    best = max(candidate.score for candidate in choice.candidates)
+    assert float((logits.argmax(axis=1) == valid_labels).mean()) == best > 0.85
+    assert choice.model.temperature == pytest.approx(calibration.temperature(logits, valid_labels))
+
+
+def test_choose_without_validation_rows_tries_one_setting() -> None:
+    texts, labels = make(300)
+    choice = choose(texts, labels, [], labels[:0], num_labels=3)
+    assert len(choice.candidates) == 1
+    scored, truth = make(200, seed=1)
+    assert (choice.model.logits(scored).argmax(axis=1) == truth).mean() > 0.95
+
+
+def test_choose_label_sets() -> None:
+    texts, topics = make(400)
+    targets = np.stack([topics == 0, topics != 1, np.zeros(400, np.bool_)], axis=1)
+    choice = choose(texts[:300], targets[:300], texts[300:], targets[300:], num_labels=3)
+    found = choice.model.logits(texts[300:]) > 0
+    assert (found == targets[300:]).mean() > 0.95
+    assert not found[:, 2].any()
+
+
+@pytest.mark.parametrize("weighting", ["tfidf", "naive bayes"])
+def test_fit_weights_of_two_classes_mirror_each_other(weighting: Any) -> None:
+    texts = ["not good but bad", "bad but not good", "good but not bad", "not bad but good"] * 10
+    labels = np.array([0, 0, 1, 1] * 10)
+    pairs = Analyzer(words=2)
+    model = fit(count(texts, pairs), labels, num_labels=2, analyzer=pairs, weighting=weighting, cost=1.0)
+    assert model.logits(["it was not good", "it was not bad"]).argmax(axis=1).tolist() == [0, 1]
+    assert np.array_equal(model.weights[:, 0], -model.weights[:, 1])
+    assert np.array_equal(model.weights, model.weights.astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels"),
+    [(["a b", "c d", "e"], [1, 1, 1]), (["", " ", "\t"], [0, 1, 1]), ([], []), (["a"], [2])],
+)
+def test_choose_degenerate_rows_predicts_the_most_frequent_class(texts: list[str], labels: list[int]) -> None:
+    choice = choose(texts, np.array(labels, np.int64), [], np.empty(0, np.int64), num_labels=3)
+    logits = choice.model.logits(["a b", "unknown", ""])
+    assert np.isfinite(logits).all()
+    if labels:
+        assert logits[1:].argmax(axis=1).tolist() == [max(set(labels), key=labels.count)] * 2
+
+
+def test_fit_keeps_the_ngrams_of_most_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["often rare1", "often rare2", "often twice", "twice"] * 2
+    monkeypatch.setattr(fitting, "MIN_FEATURES", 2)
+    monkeypatch.setattr(fitting, "MAX_WEIGHTS", 4)
+    kept = fitting._kept(count(texts, WORDS), 2)
+    assert np.array_equal(kept.keys, count(["often", "twice"], WORDS).keys)
+    assert kept.matrix.sum() == 10
+
+
+def test_choose_many_texts_uses_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, labels = make(300)
+    monkeypatch.setattr(fitting, "MAX_SHORT_CHARS", sum(map(len, texts[:100])))
+    some = choose(texts, labels, [], labels[:0], num_labels=3)
+    assert some.train_rows == 100
+    assert np.array_equal(
+        some.model.weights, choose(texts[:100], labels[:100], [], labels[:0], num_labels=3).model.weights
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> NgramModel:
+    return choose(TEXTS[:150], LABELS[:150], [], LABELS[:0], num_labels=3).model
+
+
+def test_share_blend_is_better_than_either_alone(model: NgramModel) -> None:
+    logits = noisy(2.0)
+    found = fitting.share(model, TEXTS, logits, LABELS)
+    assert found
+    share = found.share
+    assert 0 < share.weight < 1
+    assert share.loss < min(share.network_loss, share.ngram_loss)
+    together = found.blended(logits, found.scores(TEXTS))
+    expected = -(together - np.log(np.exp(together).sum(axis=1, keepdims=True)))[np.arange(300), LABELS].mean()
+    assert share.loss == pytest.approx(expected, rel=1e-5)
+    assert (together.argmax(axis=1) == LABELS).mean() > (logits.argmax(axis=1) == LABELS).mean()
+
+
+def test_share_certain_network_answers_alone(model: NgramModel) -> None:
+    useless = NgramModel(**{**vars(model), "weights": np.zeros_like(model.weights)})
+    assert fitting.share(useless, TEXTS, noisy(2.0), LABELS) is None
+
+
+def test_share_network_without_knowledge_leaves_the_answers_to_the_ngrams(model: NgramModel) -> None:
+    found = fitting.share(model, TEXTS, np.zeros((300, 3), np.float32), LABELS)
+    assert found
+    together = found.blended(np.zeros((300, 3), np.float32), found.scores(TEXTS))
+    assert (together.argmax(axis=1) == model.logits(TEXTS).argmax(axis=1)).all()
+
+
+def test_share_label_sets_pool_logits() -> None:
+    targets = np.stack([LABELS == 0, LABELS != 1], axis=1)
+    model = choose(TEXTS[:150], targets[:150], [], targets[:0], num_labels=2).model
+    logits = (2.0 * targets - 1 + np.random.default_rng(0).normal(size=targets.shape)).astype(np.float32)
+    found = fitting.share(model, TEXTS, logits, targets)
+    assert found
+    together = found.blended(logits, found.scores(TEXTS))
+    expected = np.where(targets, np.log1p(np.exp(-together)), np.log1p(np.exp(together))).mean()
+    assert found.share.loss == pytest.approx(expected, rel=1e-5)

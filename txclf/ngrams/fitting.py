@@ -1,0 +1,212 @@
+"""Training of linear models on n-grams, and of their share beside a network.
+
+One support vector machine per label, against the rest (liblinear; Fan et al., JMLR 2008). `choose` takes the features
+and the cost of errors that score best on validation rows, and fits a temperature there (Guo et al., ICML 2017).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from txclf.metrics import calibration
+from txclf.metrics.calibration import Labels
+from txclf.ngrams.blend import Blend, NgramShare, calibrated, pooled
+from txclf.ngrams.features import Analyzer, Counts, count
+from txclf.ngrams.linear import Floats, NgramModel, Weighting, features
+
+Bools = npt.NDArray[np.bool_]
+
+COSTS: dict[Weighting, tuple[float, ...]] = {"tfidf": (0.1, 0.3, 1.0), "naive bayes": (0.3, 1.0, 3.0)}
+"""Costs of errors that are tried."""
+LONG_CHARS = 500
+"""Mean characters of a text from which on character n-grams are left out: they add time and no accuracy."""
+MAX_SHORT_CHARS, MAX_LONG_CHARS = 12_000_000, 40_000_000
+"""Most characters of the training texts with and without character n-grams; the texts after them are left out."""
+MANY_ROWS = 10_000
+"""Training rows from which on an n-gram must occur in two of them."""
+MAX_WEIGHTS, MIN_FEATURES, MAX_FEATURES = 2**24, 2**15, 2**20
+"""Most weights of a model, and the bounds of the n-grams that follow from it and the number of labels."""
+MAX_WORK = 2e10
+"""Most counts times labels times candidates, beyond which fewer candidates are tried: about two minutes."""
+SHARES = np.linspace(0.0, 1.0, 21)
+"""Weights of the linear model that are tried."""
+
+
+class Candidate(NamedTuple):
+    """Result of one setting on the validation rows."""
+
+    weighting: Weighting
+    cost: float
+    score: float
+    """Accuracy; of several labels per text, the negative mean log loss."""
+
+
+class Choice(NamedTuple):
+    """The best model and all that were tried."""
+
+    model: NgramModel
+    candidates: list[Candidate]
+    train_rows: int
+    """Training rows used: the first ones."""
+
+
+def choose(
+    train_texts: Sequence[str],
+    train_labels: Labels,
+    valid_texts: Sequence[str],
+    valid_labels: Labels,
+    *,
+    num_labels: int,
+    lowercase: bool = True,
+) -> Choice:
+    """Train linear classifiers and return the one that is best on the validation rows, calibrated there.
+
+    Labels are class ids (rows,), or a mask of the labels of each row (rows, labels). Without validation rows the middle
+    cost of the first features is taken. Of very many texts the first are used, as far as `MAX_SHORT_CHARS` or
+    `MAX_LONG_CHARS` go.
+    """
+    chars = np.cumsum(list(map(len, train_texts)))
+    is_long = len(chars) > 0 and bool(chars[-1] > LONG_CHARS * len(chars))
+    rows = int(np.searchsorted(chars, MAX_LONG_CHARS if is_long else MAX_SHORT_CHARS, side="right"))
+    train_texts, train_labels = train_texts[:rows], train_labels[:rows]
+    analyzers: dict[Weighting, Analyzer] = {
+        "tfidf": Analyzer(words=2, characters=None if is_long else (2, 5), lowercase=lowercase),
+        "naive bayes": Analyzer(words=3, lowercase=lowercase),
+    }
+    best: tuple[float, NgramModel] | None = None
+    tried = []
+    for weighting, analyzer in analyzers.items():
+        counts = _kept(count(train_texts, analyzer), num_labels)
+        work = counts.matrix.nnz * num_labels * sum(map(len, COSTS.values()))
+        if best is not None and (not valid_texts or work > 10 * MAX_WORK):
+            break
+        for cost in COSTS[weighting] if valid_texts and work <= MAX_WORK else COSTS[weighting][1:2]:
+            model = fit(counts, train_labels, num_labels=num_labels, analyzer=analyzer, weighting=weighting, cost=cost)
+            score = 0.0
+            if valid_texts:
+                logits = model.scored(count(valid_texts, analyzer, counts.keys))
+                model = replace(model, temperature=calibration.temperature(logits, valid_labels))
+                score = _score(logits / np.float32(model.temperature), valid_labels)
+            tried.append(Candidate(weighting, cost, score))
+            if best is None or score > best[0]:
+                best = score, model
+    assert best is not None
+    return Choice(best[1], tried, rows)
+
+
+def _score(logits: Floats, labels: Labels) -> float:
+    """Return the accuracy of logits, or of several labels per text their negative mean log loss."""
+    if labels.ndim == 1:
+        return float((logits.argmax(axis=1) == labels).mean())
+    return -float(np.logaddexp(0, np.where(labels, -logits, logits)).mean())
+
+
+def fit(
+    counts: Counts, labels: Labels, *, num_labels: int, analyzer: Analyzer, weighting: Weighting, cost: float
+) -> NgramModel:
+    """Train one support vector machine per label on counts (rows, n-grams).
+
+    A label of no row or of every row gets a constant logit, as does every label if there are no n-grams.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
+    targets: Bools = labels.astype(np.bool_) if labels.ndim == 2 else np.eye(num_labels, dtype=np.bool_)[labels]
+    rows, num = counts.matrix.shape
+    scale = np.ones(num, np.float32)
+    if weighting == "tfidf":
+        scale = (np.log((1 + rows) / (1 + _document_frequencies(counts))) + 1).astype(np.float32)
+    matrix = features(counts, weighting, scale)
+    weights, bias = np.zeros((num, num_labels), np.float32), np.zeros(num_labels, np.float32)
+    is_pair = num_labels == 2 and labels.ndim == 1
+    for label in range(num_labels):
+        target = targets[:, label]
+        if is_pair and label == 0:
+            continue
+        if not num or target.all() or not target.any():
+            bias[label] = np.log((target.sum() + 0.5) / (rows - target.sum() + 0.5)) if rows else 0.0
+            continue
+        ratio = _log_count_ratio(counts, target) if weighting == "naive bayes" else None
+        machine = LinearSVC(C=cost, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            machine.fit(matrix if ratio is None else _columns_scaled(matrix, ratio), target)
+        coefficients = machine.coef_[0].astype(np.float32)
+        weights[:, label] = coefficients if ratio is None else coefficients * ratio
+        bias[label] = machine.intercept_[0]
+    if is_pair:
+        weights[:, 0], bias[0] = -weights[:, 1], -bias[1]
+    weights = weights.astype(np.float16).astype(np.float32)  # as they are stored
+    return NgramModel(analyzer, weighting, counts.keys, scale, weights, bias)
+
+
+def _kept(counts: Counts, num_labels: int) -> Counts:
+    """Return the counts of the n-grams that occur in most rows, as many as a model may have."""
+    frequencies = _document_frequencies(counts)
+    most = int(np.clip(MAX_WEIGHTS // num_labels, MIN_FEATURES, MAX_FEATURES))
+    is_kept = frequencies >= (2 if counts.matrix.shape[0] >= MANY_ROWS else 1)
+    if is_kept.sum() > most:
+        order = np.argsort(-frequencies, kind="stable")[:most]
+        is_kept = np.zeros(len(frequencies), np.bool_)
+        is_kept[order] = True
+    return counts if is_kept.all() else Counts(counts.keys[is_kept], counts.matrix[:, np.flatnonzero(is_kept)])
+
+
+def _document_frequencies(counts: Counts) -> npt.NDArray[np.int64]:
+    """Return the number of rows with each n-gram (n-grams,)."""
+    return np.bincount(counts.matrix.indices, minlength=len(counts.keys))
+
+
+def _log_count_ratio(counts: Counts, target: Bools) -> Floats:
+    """Return the log ratio of the shares of each n-gram in the rows with and without a label, add-one smoothed."""
+    present = np.repeat(target, np.diff(counts.matrix.indptr))
+    positive = 1 + np.bincount(counts.matrix.indices, present, minlength=len(counts.keys))
+    negative = 1 + np.bincount(counts.matrix.indices, ~present, minlength=len(counts.keys))
+    ratio: Floats = np.log(positive / positive.sum() / (negative / negative.sum())).astype(np.float32)
+    return ratio
+
+
+def _columns_scaled(matrix: Any, scale: Floats) -> Any:
+    from scipy.sparse import csr_matrix
+
+    return csr_matrix((matrix.data * scale[matrix.indices], matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def share(model: NgramModel, texts: Sequence[str], logits: Floats, labels: Labels) -> Blend | None:
+    """Return the blend of a network and a linear model that is best on validation rows.
+
+    `logits` (rows, labels) are those of the network for the texts. Returns None if the network is better alone.
+    """
+    is_multilabel = labels.ndim == 2
+    network_temperature = calibration.temperature(logits, labels)
+    network = calibrated(logits, network_temperature, is_multilabel)
+    linear = calibrated(model.logits(texts), model.temperature, is_multilabel)
+    losses = [_loss(pooled(network, linear, weight), labels) for weight in SHARES]
+    best = int(np.argmin(losses))
+    if best == 0:
+        return None
+    found = NgramShare(
+        analyzer=model.analyzer,
+        weighting=model.weighting,
+        weight=float(SHARES[best]),
+        temperature=model.temperature,
+        network_temperature=network_temperature,
+        network_loss=losses[0],
+        ngram_loss=losses[-1],
+        loss=losses[best],
+    )
+    return Blend(found, model, is_multilabel)
+
+
+def _loss(logits: Floats, labels: Labels) -> float:
+    """Return the mean cross-entropy of logits (rows, labels)."""
+    if labels.ndim == 2:
+        return float(np.logaddexp(0, np.where(labels, -logits, logits), dtype=np.float64).mean())
+    logs = calibrated(logits, 1.0, False)
+    return -float(logs[np.arange(len(labels)), labels].mean(dtype=np.float64))
