@@ -95,7 +95,8 @@ class Classifier:
         """Return the probabilities of a trial text and of the tokens with the largest embeddings."""
         columns = (soundness.TRIAL_TEXT,) * len(self.metadata.text_columns)
         extreme = soundness.extreme_tokens(self.model.embedding.weight, self.metadata.max_length)
-        rows = self.rows([pa.table({"input_ids": [self.encode([columns])[0].as_py(), extreme]})])
+        ids = [self.encode([columns])[0].as_py(), extreme]
+        rows = self.rows([pa.table({"input_ids": ids, "text": ["\n".join(columns), ""]})])
         probabilities = self.calibrated(self.logits(rows))
         if not self.is_multilabel and abs(probabilities.sum(axis=1) - 1).max() > 1e-3:
             raise soundness.not_finite(self.folder)
