@@ -41,7 +41,8 @@ def test_run_file_reference_has_every_key(reference: Any) -> None:
         section = isinstance(kind, type) and issubclass(kind, BaseModel)
         for key in [f"{name}.{one}" for one in kind.model_fields] if section else [name]:
             assert f"# {key}\n" in page
-    assert "integer ≥ 1 · default `64`" in page.partition("### train.batch_size\n")[2].partition("###")[0]
+    batch_size = page.partition("### train.batch_size\n")[2].partition("###")[0]
+    assert "integer ≥ 1 and ≤ 2,147,483,647 · default `64`" in batch_size
     assert "\n#### tune.scheduler.grace_period\n" in page
 
 

@@ -281,7 +281,7 @@ def test_load_unsupported_settings_raises(
 
 def test_train_weight_of_an_unknown_label_raises(tmp_path: Path, data: tuple[str, str]) -> None:
     run = tagging(tmp_path, data, "train.class_weights={fod: 2}")
-    with pytest.raises(ConfigError, match="`fod` is not a label; the labels are: food, music"):
+    with pytest.raises(ConfigError, match="`fod` is not a label; the labels are: `food`, `music`"):
         check_fit(run, shards.load_manifest(prepare(run)))
 
 

@@ -64,7 +64,8 @@ def test_predict_adds_outputs_to_files(trained: RunConfig, tmp_path: Path) -> No
     (tmp_path / "in.csv").write_text("source,output\nsmall red,mine\n,gap\n")
     done = predict(f"{trained.run_folder}/model", [str(tmp_path / "in.csv")], out=str(tmp_path / "out.csv"))
     assert (done.rows, done.bad, done.columns) == (2, 1, ["predicted_output"])
-    assert (tmp_path / "out.csv").read_text() == "source,output,predicted_output\nsmall red,mine,RED SMALL\n,gap,\n"
+    expected = 'source,output,predicted_output\nsmall red,mine,RED SMALL\n"",gap,\n'
+    assert (tmp_path / "out.csv").read_text() == expected
     with pytest.raises(ConfigError, match="has no labels"):
         predict(
             f"{trained.run_folder}/model", [str(tmp_path / "in.csv")], out=str(tmp_path / "o.csv"), probabilities=True
