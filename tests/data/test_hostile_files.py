@@ -17,4 +17,4 @@ def test_hostile_files_are_read_or_refused() -> None:
         words, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert done.stdout.count("::test_read_") == 4
+    assert " 4 passed in " in done.stdout
