@@ -11,10 +11,8 @@ from pathlib import Path
 
 
 def test_hostile_files_are_read_or_refused() -> None:
-    path = Path(__file__).with_name("hostile_files.py")
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
-    done = subprocess.run(
-        words, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600
-    )
+    root = Path(__file__).parents[2]
+    words = [sys.executable, "-m", "pytest", "--verbose", "-p", "no:cacheprovider", "tests/data/hostile_files.py"]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, cwd=root, timeout=600)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " 4 passed in " in done.stdout
