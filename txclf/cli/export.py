@@ -68,6 +68,6 @@ def export(
         )
     lines.out(f"in `{out}`, described by {verb.RECORD}")
     if verb.left_out(bundle.read_metadata(model)) and set(formats) != {"mlflow"}:
-        lines.out("the graphs hold the network alone, without the n-gram model that answers with it in the bundle")
+        lines.out("the graphs hold the network alone, without the n-gram model of the bundle")
     if rejected:
         raise typer.Exit(1)
