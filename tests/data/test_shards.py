@@ -317,3 +317,14 @@ def test_load_manifest_foreign_one_is_refused(tmp_path: Path, content: str) -> N
         (tmp_path / shards.MANIFEST).write_text(content)
     with pytest.raises(DataError, match=r"manifest\.json`: not a manifest of this version\. Run `txclf prepare` again"):
         shards.load_manifest(str(tmp_path))
+
+
+def test_first_rows_reads_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "GROUP_ROWS", 4)
+    shard = shards.write_shard(str(tmp_path), "train", make_table(10), 3)
+    manifest = make_manifest([shard])
+    whole = shards.read_split(str(tmp_path), manifest, "train", ["text"])["text"].to_pylist()
+    for most in (1, 4, 6, 100):
+        tables = list(shards.first_rows(str(tmp_path), manifest, "train", ["text"], most))
+        assert [text for table in tables for text in table["text"].to_pylist()] == whole[:most]
+        assert len(tables) == -(-min(most, 10) // 4)

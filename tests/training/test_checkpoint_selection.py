@@ -27,7 +27,7 @@ from txclf.data.prepare import prepare
 from txclf.evaluation import evaluate
 from txclf.inference.classifier import softmax
 from txclf.metrics import calibration
-from txclf.training import checkpoint_selection, ngram_share
+from txclf.training import checkpoint_selection
 from txclf.training.checkpoint_selection import chosen
 from txclf.training.train import RunSummary, check_folder, train
 
@@ -262,7 +262,7 @@ def test_chosen_scores_a_sample_and_reads_no_further(
     tokenizer = Path(prepared, "tokenizer.json").read_text()
     classifier = Classifier.from_config(run, found.weights, manifest.labels, tokenizer)
     columns = run.task_spec.shard_columns
-    tables = list(ngram_share.first_rows(prepared, manifest, "valid", columns, checkpoint_selection.MAX_ROWS))
+    tables = list(shards.first_rows(prepared, manifest, "valid", columns, checkpoint_selection.MAX_ROWS))
     assert [table.num_rows for table in tables] == [16, 16, 8]
     rows = classifier.rows(tables)
     targets = rows.labels if rows.label_sets is None else rows.label_sets.matrix(len(manifest.labels))

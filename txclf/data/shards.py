@@ -229,6 +229,19 @@ def read_split(folder: str, manifest: Manifest, split: str, columns: Sequence[st
     return pa.concat_tables(tables)
 
 
+def first_rows(folder: str, manifest: Manifest, split: str, columns: Sequence[str], most: int) -> Iterator[pa.Table]:
+    """Yield the first rows of a split, a random sample of at most `most`, one row group at a time.
+
+    Raises `DataError` naming a damaged or missing shard.
+    """
+    for shard in manifest.splits[split].shards:
+        for table in read_groups(folder, shard, columns):
+            yield table.slice(0, most)
+            most -= table.num_rows
+            if most <= 0:
+                return
+
+
 def read_shard(folder: str, shard: Shard, columns: Sequence[str]) -> pa.Table:
     """Return the rows of one shard. Raises `DataError` if the shard is damaged or missing."""
     return pa.concat_tables(read_groups(folder, shard, columns))

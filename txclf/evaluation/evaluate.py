@@ -67,14 +67,7 @@ class Evaluation:
 
     def first_rows(self, name: str, columns: Sequence[str]) -> pa.Table:
         """Return the first rows of a prepared split, at most as many as the baselines use."""
-        tables, left = list[pa.Table](), baselines.MAX_ROWS
-        for shard in self.manifest.splits[name].shards:
-            for table in shards.read_groups(self.prepared, shard, columns):
-                tables.append(table.slice(0, left))
-                left -= table.num_rows
-                if left <= 0:
-                    return pa.concat_tables(tables)
-        return pa.concat_tables(tables)
+        return pa.concat_tables(shards.first_rows(self.prepared, self.manifest, name, columns, baselines.MAX_ROWS))
 
     def source(self, rows: ScoredRows) -> dict[str, Any]:
         """Return the part of the result that names the scored rows."""

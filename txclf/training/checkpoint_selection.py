@@ -100,7 +100,7 @@ def chosen(
 
 def _blended(scored: Scored, blend: Blend, prepared: str) -> Scored:
     """Return the scores of the network and the linear model together."""
-    rows = ngram_share.first_rows(prepared, shards.load_manifest(prepared), "valid", ["text"], MAX_ROWS)
+    rows = shards.first_rows(prepared, shards.load_manifest(prepared), "valid", ["text"], MAX_ROWS)
     texts = [text for table in rows for text in table["text"].to_pylist()]
     logits = blend.blended(scored.logits, blend.scores(texts))
     return Scored(_metrics(logits, scored.labels), logits, scored.labels)
@@ -148,7 +148,7 @@ def _score(
 ) -> Scored:
     """Score the sampled validation rows in this process; memory holds their logits, or the tokens of `seq2seq`."""
     manifest, tokenizers = shards.load_manifest(prepared), shards.tokenizers(prepared)
-    sample = ngram_share.first_rows(prepared, manifest, "valid", run.task_spec.shard_columns, MAX_ROWS)
+    sample = shards.first_rows(prepared, manifest, "valid", run.task_spec.shard_columns, MAX_ROWS)
     if run.task_spec.is_seq2seq:
         rows = PairRows.from_tables(list(sample))
         scores = Seq2Seq.from_config(run, weights, tokenizers).teacher_forced(rows)

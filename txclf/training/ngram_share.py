@@ -1,13 +1,10 @@
 """The linear model on n-grams that a run trains on its rows, and its share in the answers of the bundle.
 
-It is trained when the network is, on the first rows of the training split, and chosen on the validation rows.
+It is trained after the network, on the first rows of the training split, and chosen on the validation rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-import numpy as np
 import pyarrow as pa
 
 from txclf.config.run_config import RunConfig
@@ -29,28 +26,12 @@ def fitted(run: RunConfig, prepared: str, logits: Floats, labels: Labels) -> Ble
     """
     manifest, column = shards.load_manifest(prepared), run.task_spec.shard_column
     num_labels = len(manifest.labels)
-    train = pa.concat_tables(first_rows(prepared, manifest, "train", ["text", column], MAX_ROWS))
-    is_labelled = np.ones(len(train), np.bool_)
+    train = pa.concat_tables(shards.first_rows(prepared, manifest, "train", ["text", column], MAX_ROWS))
     if run.task_spec.is_multilabel:
         targets: Labels = LabelSets.from_tables([train]).matrix(num_labels)
     else:
-        targets = np.asarray(train[column].to_numpy(), np.int64)
-        is_labelled = targets >= 0
-    valid = pa.concat_tables(first_rows(prepared, manifest, "valid", ["text"], len(labels)))["text"].to_pylist()
-    texts = train.filter(pa.array(is_labelled))["text"].to_pylist()
-    choice = fitting.choose(
-        texts, targets[is_labelled], valid, labels, num_labels=num_labels, lowercase=run.tokenizer.lowercase
-    )
+        targets = train[column].to_numpy()
+    texts = train["text"].to_pylist()
+    valid = pa.concat_tables(shards.first_rows(prepared, manifest, "valid", ["text"], len(labels)))["text"].to_pylist()
+    choice = fitting.choose(texts, targets, valid, labels, num_labels=num_labels, lowercase=run.tokenizer.lowercase)
     return fitting.share(choice.model, valid, logits, labels)
-
-
-def first_rows(
-    prepared: str, manifest: shards.Manifest, split: str, columns: Sequence[str], most: int
-) -> Iterator[pa.Table]:
-    """Yield the first rows of a split, which are a random sample, one row group at a time."""
-    for shard in manifest.splits[split].shards:
-        for table in shards.read_groups(prepared, shard, columns):
-            yield table.slice(0, most)
-            most -= table.num_rows
-            if most <= 0:
-                return
