@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import txclf
+from tests.helpers.encoders import write_encoder
 from tests.helpers.files import write_csv
 from tests.helpers.runs import tiny
 from txclf.config.run_config import RunConfig
@@ -130,3 +131,20 @@ def test_ngrams_follow_the_run_file(tmp_path: Path) -> None:
     assert not uses("train.train_on_valid=true")
     with pytest.raises(ConfigError, match=r"`model\.ngrams: true` is not supported with `task: seq2seq`"):
         uses("task=seq2seq", "model.ngrams=true", "data.text=source")
+
+
+def test_fine_tuned_folder_holds_the_network_alone(tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    data = write_csv(tmp_path / "train.csv", rows(300, 0))
+    words = [f"storage={tmp_path}", f"data.train={data}", f"model.pretrained={write_encoder(tmp_path)}"]
+    run = txclf.load_config(None, [*words, "model.ngrams=true", "train.epochs=1", "tokenizer.max_length=16"])
+    assert txclf.train(run).ngrams
+    folder = f"{run.run_folder}/model"
+    classifier = txclf.Classifier.load(folder)
+    texts = [text for text, _ in rows(10, 4)]
+    tokens = AutoTokenizer.from_pretrained(folder)(texts, padding=True, truncation=True, return_tensors="pt")
+    found = AutoModelForSequenceClassification.from_pretrained(folder)(**tokens).logits.softmax(dim=1).detach().numpy()
+    columns = [(text,) for text in texts]
+    assert found == pytest.approx(classifier.network_only().probabilities(columns), abs=1e-5)
+    assert abs(found - classifier.probabilities(columns)).max() > 0.01
