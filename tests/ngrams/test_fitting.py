@@ -129,3 +129,15 @@ def test_share_label_sets_pool_logits() -> None:
     together = found.blended(logits, found.scores(TEXTS))
     expected = np.where(targets, np.log1p(np.exp(-together)), np.log1p(np.exp(together))).mean()
     assert found.share.loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_choose_too_much_work_tries_fewer_costs_then_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, labels = make(300)
+    valid_texts, valid_labels = make(100, seed=1)
+    whole = count(texts, Analyzer(words=2, characters=(2, 5))).matrix.nnz * 3
+    monkeypatch.setattr(fitting, "MAX_WORK", 1.5 * whole)
+    fewer = choose(texts, labels, valid_texts, valid_labels, num_labels=3)
+    assert [candidate.cost for candidate in fewer.candidates if candidate.weighting == "tfidf"] == [0.3]
+    assert fewer.train_rows == 300
+    monkeypatch.setattr(fitting, "MAX_WORK", whole / 3)
+    assert choose(texts, labels, valid_texts, valid_labels, num_labels=3).train_rows == 100

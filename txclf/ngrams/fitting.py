@@ -30,10 +30,11 @@ MAX_SHORT_CHARS, MAX_LONG_CHARS = 12_000_000, 40_000_000
 """Most characters of the training texts with and without character n-grams; the texts after them are left out."""
 MANY_ROWS = 10_000
 """Training rows from which on an n-gram must occur in two of them."""
-MAX_WEIGHTS, MIN_FEATURES, MAX_FEATURES = 2**24, 2**15, 2**20
+MAX_WEIGHTS, MIN_FEATURES, MAX_FEATURES = 2**24, 2**13, 2**20
 """Most weights of a model, and the bounds of the n-grams that follow from it and the number of labels."""
-MAX_WORK = 2e10
-"""Most counts times labels times candidates, beyond which fewer candidates are tried: about two minutes."""
+MAX_WORK = 1e9
+"""Most counts times labels times costs for one kind of features, about a minute: beyond it fewer costs are tried, then
+fewer rows used."""
 SHARES = np.linspace(0.0, 1.0, 21)
 """Weights of the linear model that are tried."""
 
@@ -68,8 +69,8 @@ def choose(
     """Train linear classifiers and return the one that is best on the validation rows, calibrated there.
 
     Labels are class ids (rows,), or a mask of the labels of each row (rows, labels). Without validation rows the middle
-    cost of the first features is taken. Of very many texts the first are used, as far as `MAX_SHORT_CHARS` or
-    `MAX_LONG_CHARS` go.
+    cost of the first features is taken. Of very many texts the first are used, as far as `MAX_SHORT_CHARS`,
+    `MAX_LONG_CHARS` and `MAX_WORK` go.
     """
     chars = np.cumsum(list(map(len, train_texts)))
     is_long = len(chars) > 0 and bool(chars[-1] > LONG_CHARS * len(chars))
@@ -80,17 +81,21 @@ def choose(
         "naive bayes": Analyzer(words=3, lowercase=lowercase),
     }
     best: tuple[float, NgramModel] | None = None
-    tried = []
+    tried: list[Candidate] = []
     for weighting, analyzer in analyzers.items():
-        counts = _kept(count(train_texts, analyzer), num_labels)
-        work = counts.matrix.nnz * num_labels * sum(map(len, COSTS.values()))
-        if best is not None and (not valid_texts or work > 10 * MAX_WORK):
+        if best is not None and not valid_texts:
             break
-        for cost in COSTS[weighting] if valid_texts and work <= MAX_WORK else COSTS[weighting][1:2]:
-            model = fit(counts, train_labels, num_labels=num_labels, analyzer=analyzer, weighting=weighting, cost=cost)
+        counts = _kept(count(train_texts, analyzer), num_labels)
+        affordable = MAX_WORK / max(1, counts.matrix.nnz * num_labels)
+        if affordable < 1:
+            rows = min(rows, int(affordable * len(train_texts)))
+            counts = Counts(counts.keys, counts.matrix[:rows])
+        labels, valid_counts = train_labels[: counts.matrix.shape[0]], count(valid_texts, analyzer, counts.keys)
+        for cost in COSTS[weighting] if valid_texts and affordable >= len(COSTS[weighting]) else COSTS[weighting][1:2]:
+            model = fit(counts, labels, num_labels=num_labels, analyzer=analyzer, weighting=weighting, cost=cost)
             score = 0.0
             if valid_texts:
-                logits = model.scored(count(valid_texts, analyzer, counts.keys))
+                logits = model.scored(valid_counts)
                 model = replace(model, temperature=calibration.temperature(logits, valid_labels))
                 score = _score(logits / np.float32(model.temperature), valid_labels)
             tried.append(Candidate(weighting, cost, score))
