@@ -119,18 +119,18 @@ def check_ray_results(run: RunConfig, found: Search) -> None:
 
 @pytest.mark.faults
 def test_tune_failed_trial_has_its_reason_and_others_continue(tmp_path: Path, data: str) -> None:
-    space = {"train.learning_rate": {"grid": [1e30, 1e-3]}, "model.intermediate_size": {"grid": [32, 10**11]}}
+    space = {"train.learning_rate": {"grid": [1e30, 1e-3]}, "model.hidden_size": {"grid": [16, 2**17]}}
     run = search(tmp_path, data, space, "train.max_grad_norm=0", trials=4, scheduler={"kind": "median"})
     found = done(run)
     assert (found.failed, found.finished) == (3, 1)
     reasons = {
-        (trial.settings["train.learning_rate"], trial.settings["model.intermediate_size"]): trial.reason
+        (trial.settings["train.learning_rate"], trial.settings["model.hidden_size"]): trial.reason
         for trial in trials.read(run.run_folder)
     }
-    assert "the gradient is not finite at step 2" in reasons[1e30, 32]
-    assert "allocate" in reasons[1e-3, 10**11]
-    assert reasons[1e-3, 32] == ""
-    assert found.settings == {"train.learning_rate": 1e-3, "model.intermediate_size": 32}
+    assert "the gradient is not finite at step 2" in reasons[1e30, 16]
+    assert "allocate" in reasons[1e-3, 2**17]
+    assert reasons[1e-3, 16] == ""
+    assert found.settings == {"train.learning_rate": 1e-3, "model.hidden_size": 16}
     with pytest.raises(ConfigError, match="holds a search of `txclf tune`"):
         check_folder(run, resume=True)
 
@@ -166,8 +166,8 @@ def test_tune_killed_driver_resumes_to_the_same_result(tmp_path: Path, data: str
         return [one for one in trials.read(broken.run_folder) if one.state in ("finished", "stopped")]
 
     wait_until(lambda: len(ended()) >= 3, 120, process)
-    assert start(broken, tmp_path, data, "--resume").wait(timeout=60) == 2
-    assert f"process {process.pid} on `" in (tmp_path / "driver.log").read_text()
+    with pytest.raises(ConfigError, match=rf"process {process.pid} on `.*` works in it since"):
+        open_and_close(broken, resume=True)
     wait_until(lambda: len(ended()) >= 4, 120, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -266,7 +266,9 @@ def test_tune_killed_trial_resumes_from_its_checkpoint(tmp_path: Path, data: str
     assert len(attempts.read(trials.folder(run.run_folder, 0))) == 2
     best = run_config.load(f"{run.run_folder}/best.yaml")
     train(best, prepare(best), lambda progress: False)
-    assert lines(best) == lines(trials.run_of(run, 0, {}))
+    # Here on all cores, there in a worker on one, so the last digits differ.
+    for here, there in zip(lines(best), lines(trials.run_of(run, 0, {})), strict=True):
+        assert here == pytest.approx(there, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.faults
