@@ -170,7 +170,7 @@ def send(bed: Testbed, folder: Path, *words: str) -> str:
 
 @pytest.mark.faults
 def test_jobs_stop_leaves_a_run_that_resumes(bed: Testbed, tmp_path: Path, data: str) -> None:
-    words = settings(tmp_path, data, "train.epochs=300", "train.early_stopping_patience=0")
+    words = settings(tmp_path, data, "train.epochs=20000", "train.early_stopping_patience=0")
     job = send(bed, tmp_path, "train", *words)
     if bed.namespaces:
         wait_until(lambda: "ray_txclf_step{" in metrics(bed), 30)
@@ -195,7 +195,9 @@ def test_jobs_stop_leaves_a_run_that_resumes(bed: Testbed, tmp_path: Path, data:
 def test_submit_ctrl_c_asks_whether_to_stop_the_job(
     bed: Testbed, tmp_path: Path, data: str, answer: str, state: str
 ) -> None:
-    job = send(bed, tmp_path, "train", *settings(tmp_path, data, "train.epochs=300", "train.early_stopping_patience=0"))
+    job = send(
+        bed, tmp_path, "train", *settings(tmp_path, data, "train.epochs=20000", "train.early_stopping_patience=0")
+    )
     ours, theirs = pty.openpty()
     words = [*bed.head.within, TXCLF, "jobs", "logs", job, "--address", bed.dashboard]
     process = subprocess.Popen(
