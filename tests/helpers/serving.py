@@ -63,18 +63,19 @@ def untrained(folder: Path, **settings: Any) -> str:
 SMALL_LIMITS = Limits(body_bytes=2000, texts=4, characters=100, seconds=5.0)
 
 
+def service_of(folder: str, limits: Limits = SMALL_LIMITS, **settings: Any) -> PredictionService:
+    """Return the service of a bundle in this process."""
+    predictor = Predictor(folder, threads=1, use_gpu=False, max_batch_size=8)
+    metadata = bundle.read_metadata(folder)
+    return PredictionService(
+        name="some", metadata=metadata, ask=predictor.answer, limits=limits, metrics=Metrics(), **settings
+    )
+
+
 @contextmanager
 def service_client(folder: str, limits: Limits = SMALL_LIMITS, token: str | None = None) -> Iterator[TestClient]:
     """Serve a bundle in this process, without a network."""
-    predictor = Predictor(folder, threads=1, use_gpu=False, max_batch_size=8)
-    service = PredictionService(
-        name="some",
-        metadata=bundle.read_metadata(folder),
-        ask=predictor.answer,
-        limits=limits,
-        metrics=Metrics(),
-        token=token,
-    )
+    service = service_of(folder, limits, token=token)
     with TestClient(service.build_app(), raise_server_exceptions=False) as client:
         yield client
 

@@ -6,20 +6,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from tests.helpers.topics import LABELS, TEXTS, noisy
+from tests.helpers.topics import LABELS, TEXTS, noisy, small_choice
 from txclf.ngrams import blend, fitting
-from txclf.ngrams.fitting import choose
-from txclf.ngrams.linear import NgramModel
 
 
-@pytest.fixture(scope="module")
-def model() -> NgramModel:
-    return choose(TEXTS[:150], LABELS[:150], [], LABELS[:0], num_labels=3).model
-
-
-def test_loaded_blend_gives_the_same_answers(model: NgramModel) -> None:
+def test_loaded_blend_gives_the_same_answers() -> None:
     logits = noisy(2.0)
-    found = fitting.share(model, TEXTS, logits, LABELS)
+    found = fitting.share(small_choice(), TEXTS, logits, LABELS)
     assert found
     again = blend.loaded(found.share, found.content(), 3, False)
     assert np.array_equal(again.scores(TEXTS), found.scores(TEXTS))
@@ -30,8 +23,8 @@ def test_loaded_blend_gives_the_same_answers(model: NgramModel) -> None:
     ("name", "message"),
     [("keys", "not ascending"), ("scale", "not finite"), ("weights", "do not fit"), ("bias", "other names or types")],
 )
-def test_loaded_damaged_weights_raise(model: NgramModel, name: str, message: str) -> None:
-    found = fitting.share(model, TEXTS, noisy(2.0), LABELS)
+def test_loaded_damaged_weights_raise(name: str, message: str) -> None:
+    found = fitting.share(small_choice(), TEXTS, noisy(2.0), LABELS)
     assert found
     tensors = dict(load(found.content()))
     damaged = {

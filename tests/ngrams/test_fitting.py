@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.helpers.topics import LABELS, TEXTS, make, noisy
+from tests.helpers.topics import LABELS, TEXTS, make, noisy, small_choice
 from txclf.metrics import calibration
 from txclf.ngrams import fitting
 from txclf.ngrams.features import Analyzer, count
 from txclf.ngrams.fitting import choose, fit
-from txclf.ngrams.linear import NgramModel
 
 WORDS = Analyzer(words=1)
 
@@ -90,14 +90,9 @@ def test_choose_many_texts_uses_the_first(monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
-@pytest.fixture(scope="module")
-def model() -> NgramModel:
-    return choose(TEXTS[:150], LABELS[:150], [], LABELS[:0], num_labels=3).model
-
-
-def test_share_blend_is_better_than_either_alone(model: NgramModel) -> None:
+def test_share_blend_is_better_than_either_alone() -> None:
     logits = noisy(2.0)
-    found = fitting.share(model, TEXTS, logits, LABELS)
+    found = fitting.share(small_choice(), TEXTS, logits, LABELS)
     assert found
     share = found.share
     assert 0 < share.weight < 1
@@ -108,23 +103,24 @@ def test_share_blend_is_better_than_either_alone(model: NgramModel) -> None:
     assert (together.argmax(axis=1) == LABELS).mean() > (logits.argmax(axis=1) == LABELS).mean()
 
 
-def test_share_certain_network_answers_alone(model: NgramModel) -> None:
-    useless = NgramModel(**{**vars(model), "weights": np.zeros_like(model.weights)})
-    assert fitting.share(useless, TEXTS, noisy(2.0), LABELS) is None
+def test_share_certain_network_answers_alone() -> None:
+    choice = small_choice()
+    useless = replace(choice.model, weights=np.zeros_like(choice.model.weights))
+    assert fitting.share(choice._replace(model=useless), TEXTS, noisy(2.0), LABELS) is None
 
 
-def test_share_network_without_knowledge_leaves_the_answers_to_the_ngrams(model: NgramModel) -> None:
-    found = fitting.share(model, TEXTS, np.zeros((300, 3), np.float32), LABELS)
+def test_share_network_without_knowledge_leaves_the_answers_to_the_ngrams() -> None:
+    found = fitting.share(small_choice(), TEXTS, np.zeros((300, 3), np.float32), LABELS)
     assert found
     together = found.blended(np.zeros((300, 3), np.float32), found.scores(TEXTS))
-    assert (together.argmax(axis=1) == model.logits(TEXTS).argmax(axis=1)).all()
+    assert (together.argmax(axis=1) == small_choice().model.logits(TEXTS).argmax(axis=1)).all()
 
 
 def test_share_label_sets_pool_logits() -> None:
     targets = np.stack([LABELS == 0, LABELS != 1], axis=1)
-    model = choose(TEXTS[:150], targets[:150], [], targets[:0], num_labels=2).model
+    choice = choose(TEXTS[:150], targets[:150], [], targets[:0], num_labels=2)
     logits = (2.0 * targets - 1 + np.random.default_rng(0).normal(size=targets.shape)).astype(np.float32)
-    found = fitting.share(model, TEXTS, logits, targets)
+    found = fitting.share(choice, TEXTS, logits, targets)
     assert found
     together = found.blended(logits, found.scores(TEXTS))
     expected = np.where(targets, np.log1p(np.exp(-together)), np.log1p(np.exp(together))).mean()

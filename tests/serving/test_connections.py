@@ -14,12 +14,10 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
+from tests.helpers.serving import service_of
 from tests.helpers.testbed import wait_until
-from txclf.inference import bundle
-from txclf.serving.app import PredictionService
-from txclf.serving.middleware import Limits, Metrics
+from txclf.serving.middleware import Limits
 from txclf.serving.origins import HostPolicy
-from txclf.serving.predictor import Predictor
 from txclf.serving.serve import http_server
 
 LIMITS = Limits(body_bytes=200_000, texts=4, characters=1000, seconds=1.0, connections=40, idle_seconds=1.0)
@@ -32,15 +30,7 @@ def port(request: pytest.FixtureRequest, tiny_bundle: str) -> Iterator[int]:
     """Serve the tiny bundle in a thread, with each of the parsers of uvicorn, and return the port."""
     module, _, name = request.param.partition(".")
     protocol = getattr(pytest.importorskip(f"uvicorn.protocols.http.{module}"), name)
-    predictor = Predictor(tiny_bundle, threads=1, use_gpu=False, max_batch_size=8)
-    service = PredictionService(
-        name="some",
-        metadata=bundle.read_metadata(tiny_bundle),
-        ask=predictor.answer,
-        limits=LIMITS,
-        metrics=Metrics(),
-        hosts=HostPolicy(loopback_only=True),
-    )
+    service = service_of(tiny_bundle, LIMITS, hosts=HostPolicy(loopback_only=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("uvicorn.protocols.http.auto.AutoHTTPProtocol", protocol)
         server = http_server(service.build_app(), LIMITS)

@@ -16,6 +16,7 @@ from tests.helpers.runs import tiny
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import BundleError, ConfigError
 from txclf.evaluation import evaluate
+from txclf.inference import bundle
 from txclf.training.train import RunSummary
 
 WORDS = {
@@ -65,6 +66,16 @@ def test_evaluate_scores_the_blend_with_and_without_a_baseline(done: tuple[RunCo
     assert found["accuracy"] > 0.9
     without = evaluate.evaluate(run.run_folder, with_baseline=False)
     assert without["accuracy"] == found["accuracy"]
+
+
+def test_evaluate_takes_the_linear_model_of_the_bundle_which_is_the_one_it_would_train(
+    done: tuple[RunConfig, RunSummary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = done
+    ready = evaluate.evaluate(run.run_folder)["baseline"]
+    monkeypatch.setattr(bundle, "load_blend", lambda folder: None)
+    trained = evaluate.evaluate(run.run_folder)["baseline"]
+    assert {**ready, "seconds": 0} == {**trained, "seconds": 0}
 
 
 def test_network_only_answers_as_the_network(done: tuple[RunConfig, RunSummary]) -> None:
@@ -129,6 +140,8 @@ def test_ngrams_follow_the_run_file(tmp_path: Path) -> None:
     assert not uses("model.pretrained=some/model")
     assert uses("model.pretrained=some/model", "model.ngrams=true")
     assert not uses("train.train_on_valid=true")
+    with pytest.raises(ConfigError, match=r"`model\.ngrams: true` needs validation rows"):
+        uses("train.train_on_valid=true", "model.ngrams=true")
     with pytest.raises(ConfigError, match=r"`model\.ngrams: true` is not supported with `task: seq2seq`"):
         uses("task=seq2seq", "model.ngrams=true", "data.text=source")
 

@@ -77,6 +77,10 @@ class RunConfig(Section):
                 f"`model.word_vectors` needs whole words, not `tokenizer.kind: {self.tokenizer.kind}`. "
                 "Set `tokenizer.kind: word`."
             )
+        if self.model.ngrams is True and self.train.train_on_valid:
+            raise ValueError(
+                "`model.ngrams: true` needs validation rows, which choose its weight. Remove `train.train_on_valid`."
+            )
         if self.model.segment_embeddings and len(self.data.text) < 2:
             raise ValueError("`model.segment_embeddings: true` needs several text columns. Name them in `data.text`.")
         if problem := finetuning.problem(self.model, self.tokenizer, self.train):

@@ -19,6 +19,7 @@ from pyarrow import fs as pafs
 from pydantic import BaseModel, ValidationError
 
 from txclf.core.errors import StorageError
+from txclf.core.text import shown
 
 _CREDENTIALS = re.compile(
     r"://(?:[^/?#@]*:[^?#]*@|[^#]*[?&;](?:[\w-]*(?:key|secret|token|password|passwd|credential|signature)[\w-]*|sig|sas)=)",
@@ -208,7 +209,7 @@ def parse_json(content: bytes, path: str | os.PathLike[str]) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:300]
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else shown(error, 300)
         raise StorageError(f"`{os.fspath(path)}`: not valid JSON: {reason}") from error
 
 
@@ -233,7 +234,7 @@ def as_model(value: Any, kind: type[Content], path: str | os.PathLike[str]) -> C
         return kind.model_validate(value)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(part)[:100] for part in problem["loc"])
+        key = ".".join(shown(part) for part in problem["loc"])
         place = f" at `{key}`" if key else ""
         raise StorageError(
             f"`{os.fspath(path)}`: damaged{place}: {problem['msg']}. Restore a copy of the file."

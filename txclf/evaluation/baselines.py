@@ -11,12 +11,10 @@ import numpy.typing as npt
 
 from txclf.metrics.calibration import Labels
 from txclf.ngrams import fitting
-from txclf.ngrams.fitting import Choice
-from txclf.ngrams.linear import Floats
+from txclf.ngrams.blend import Blend
+from txclf.ngrams.linear import Floats, Weighting
 
 NAME = "n-gram linear model"
-MAX_ROWS = 100_000
-"""Most training rows that are read for the linear model: the first ones, which are shuffled."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -34,16 +32,18 @@ class Baseline(NamedTuple):
 
     logits: Floats
     """Calibrated logits (rows, labels)."""
-    choice: Choice
+    weighting: Weighting
+    train_rows: int
+    """Training rows of the linear model."""
     seconds: float
-    """Seconds of choosing, training and prediction."""
+    """Seconds of choosing, training and prediction; of prediction alone if the run has trained it."""
 
     def record(self, of_train_rows: int) -> dict[str, Any]:
         """Return the entries of `metrics.json` that describe the model."""
         features = {"tfidf": "TF-IDF of words, word pairs and characters", "naive bayes": "naive Bayes word triples"}
         return {
-            "model": f"{NAME}: {features[self.choice.model.weighting]}",
-            "train_rows": self.choice.train_rows,
+            "model": f"{NAME}: {features[self.weighting]}",
+            "train_rows": self.train_rows,
             "of_train_rows": of_train_rows,
             "seconds": round(self.seconds, 2),
         }
@@ -61,4 +61,11 @@ def ngrams(train: Rows, valid: Rows, texts: Sequence[str], *, num_labels: int, l
         train.texts, train.labels, valid.texts, valid.labels, num_labels=num_labels, lowercase=lowercase
     )
     logits = choice.model.logits(texts) / np.float32(choice.model.temperature)
-    return Baseline(logits, choice, time.monotonic() - start)
+    return Baseline(logits, choice.model.weighting, choice.train_rows, time.monotonic() - start)
+
+
+def ngrams_of_bundle(blend: Blend, texts: Sequence[str]) -> Baseline:
+    """Score `texts` with the linear model of a bundle, which was chosen on the same rows as `ngrams` would."""
+    start = time.monotonic()
+    scores = blend.scores(texts)
+    return Baseline(scores, blend.share.weighting, blend.share.train_rows, time.monotonic() - start)

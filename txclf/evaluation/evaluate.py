@@ -27,6 +27,7 @@ from txclf.inference.bundle import Floats
 from txclf.inference.classifier import label_thresholds, sigmoid, softmax
 from txclf.metrics import calibration, multiclass, multilabel, significance, thresholds
 from txclf.metrics.text import text_scores
+from txclf.ngrams import fitting
 
 METRICS = "metrics.json"
 
@@ -67,7 +68,18 @@ class Evaluation:
 
     def first_rows(self, name: str, columns: Sequence[str]) -> pa.Table:
         """Return the first rows of a prepared split, at most as many as the baselines use."""
-        return pa.concat_tables(shards.first_rows(self.prepared, self.manifest, name, columns, baselines.MAX_ROWS))
+        return pa.concat_tables(shards.first_rows(self.prepared, self.manifest, name, columns, fitting.MAX_ROWS))
+
+    def linear(self, texts: Sequence[str], rows: Callable[[str], baselines.Rows]) -> baselines.Baseline:
+        """Score texts with the linear model of the bundle, or with one that is trained now.
+
+        `rows` returns the rows of a split to train and choose on.
+        """
+        blend = bundle.load_blend(self.model)
+        if blend:
+            return baselines.ngrams_of_bundle(blend, texts)
+        lowercase, num_labels = self.run.tokenizer.lowercase, len(self.manifest.labels)
+        return baselines.ngrams(rows("train"), rows("valid"), texts, num_labels=num_labels, lowercase=lowercase)
 
     def source(self, rows: ScoredRows) -> dict[str, Any]:
         """Return the part of the result that names the scored rows."""
@@ -131,13 +143,16 @@ def evaluate_classes(evaluation: Evaluation) -> dict[str, Any]:
 
 def _class_baselines(evaluation: Evaluation, table: pa.Table, probabilities: Floats) -> dict[str, Any]:
     """Score the majority class and the n-gram linear model on the rows of a table."""
-    train, valid = (_labelled(evaluation.first_rows(name, ["label", "text"])) for name in ("train", "valid"))
     labels, classes = _class_ids(table), len(evaluation.manifest.labels)
     counts = evaluation.manifest.splits["train"].label_counts
     most_frequent = np.argmax([counts[label] for label in evaluation.manifest.labels])
     majority = np.full(len(labels), most_frequent, np.int64)
-    lowercase = evaluation.run.tokenizer.lowercase
-    linear = baselines.ngrams(train, valid, table["text"].to_pylist(), num_labels=classes, lowercase=lowercase)
+
+    def rows(split: str) -> baselines.Rows:
+        found = evaluation.first_rows(split, ["label", "text"])
+        return baselines.Rows(found["text"].to_pylist(), _class_ids(found))
+
+    linear = evaluation.linear(table["text"].to_pylist(), rows)
     predicted = linear.logits.argmax(axis=1)
     return {
         "majority": multiclass.short_scores(majority, labels, classes),
@@ -171,15 +186,17 @@ def _label_set_baselines(evaluation: Evaluation, table: pa.Table, model_predicte
     The thresholds of the linear model are chosen on the validation rows, as those of the model.
     """
     labels = len(evaluation.manifest.labels)
-    train, valid = (
-        baselines.Rows(rows["text"].to_pylist(), _targets(rows, labels))
-        for rows in (evaluation.first_rows(name, ["labels", "text"]) for name in ("train", "valid"))
-    )
+
+    def rows(split: str) -> baselines.Rows:
+        found = evaluation.first_rows(split, ["labels", "text"])
+        return baselines.Rows(found["text"].to_pylist(), _targets(found, labels))
+
+    train, valid = rows("train"), rows("valid")
     targets = _targets(table, labels)
     sets, counts = np.unique(train.labels, axis=0, return_counts=True)
     majority = np.tile(sets[counts.argmax()], (len(targets), 1))
     texts = [*valid.texts, *table["text"].to_pylist()]
-    linear = baselines.ngrams(train, valid, texts, num_labels=labels, lowercase=evaluation.run.tokenizer.lowercase)
+    linear = evaluation.linear(texts, {"train": train, "valid": valid}.__getitem__)
     num_valid = len(valid.texts)
     limits = np.array(thresholds.choose(linear.logits[:num_valid], valid.labels.astype(np.bool_)), np.float32)
     predicted = sigmoid(linear.logits[num_valid:]) >= limits
@@ -213,10 +230,6 @@ EVALUATORS: dict[str, Callable[[Evaluation], dict[str, Any]]] = {
     "seq2seq": evaluate_targets,
 }
 """Evaluator by `TaskSpec.name`."""
-
-
-def _labelled(table: pa.Table) -> baselines.Rows:
-    return baselines.Rows(table["text"].to_pylist(), _class_ids(table))
 
 
 def _class_ids(table: pa.Table) -> npt.NDArray[np.int64]:

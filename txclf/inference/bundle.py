@@ -31,6 +31,7 @@ from txclf.config.run_config import RunConfig
 from txclf.config.sections import SpecialTokens
 from txclf.core import storage
 from txclf.core.errors import BundleError, DataError, StorageError
+from txclf.core.text import shown
 from txclf.data.tokenizer import parse_tokenizer, vocab_size
 from txclf.inference import model_card, soundness, transformers_folder
 from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, hub_metadata, summary, upgrade
@@ -139,15 +140,19 @@ def read(folder: str, *, seq2seq: bool | None = None) -> tuple[BundleMetadata, d
     if seq2seq is not None and metadata.task_spec.is_seq2seq != seq2seq:
         loader = "Classifier" if seq2seq else "Seq2Seq"
         raise BundleError(f"`{folder}`: a model of `task: {metadata.task}`. Load it with `{loader}.load`.")
-    content = {}
-    for name in (WEIGHTS, TOKENIZER, *metadata.sha256.keys() - {WEIGHTS, TOKENIZER}):
-        path = storage.join(folder, name)
-        if not storage.exists(path):
-            raise BundleError(f"`{path}`: missing, so the bundle is damaged. Copy the whole folder again.")
-        content[name] = storage.read_bytes(path)
-        if _sha256(content[name]) != metadata.sha256.get(name):
-            raise BundleError(f"`{path}`: the content changed after it was saved. Copy the whole folder again.")
-    return metadata, content
+    names = (WEIGHTS, TOKENIZER, *metadata.sha256.keys() - {WEIGHTS, TOKENIZER})
+    return metadata, {name: _read_file(metadata, folder, name) for name in names}
+
+
+def _read_file(metadata: BundleMetadata, folder: str, name: str) -> bytes:
+    """Return the content of a file of a bundle, compared with its checksum."""
+    path = storage.join(folder, name)
+    if not storage.exists(path):
+        raise BundleError(f"`{path}`: missing, so the bundle is damaged. Copy the whole folder again.")
+    content = storage.read_bytes(path)
+    if _sha256(content) != metadata.sha256.get(name):
+        raise BundleError(f"`{path}`: the content changed after it was saved. Copy the whole folder again.")
+    return content
 
 
 def build(
@@ -190,6 +195,13 @@ def read_blend(metadata: BundleMetadata, content: Mapping[str, bytes], folder: s
         raise BundleError(f"`{storage.join(folder, NGRAMS)}`: damaged: {error}. Copy the whole folder again.") from None
 
 
+def load_blend(folder: str) -> Blend | None:
+    """Return the linear model of the bundle in a folder, without its network. Raises `BundleError` as `read` does."""
+    metadata = read_metadata(folder)
+    content = {NGRAMS: _read_file(metadata, folder, NGRAMS)} if metadata.ngrams else {}
+    return read_blend(metadata, content, folder)
+
+
 def tokenizer(content: Mapping[str, bytes], name: str, folder: str, size: int) -> FastTokenizer:
     """Return a tokenizer of a bundle. Raises `BundleError` if it is damaged or has tokens beyond the first `size`."""
     try:
@@ -229,7 +241,7 @@ def read_metadata(folder: str) -> BundleMetadata:
         return BundleMetadata.model_validate(upgrade(content))
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(str(part)[:100] for part in problem["loc"])
+        key = ".".join(shown(part) for part in problem["loc"])
         place = f" at `{key}`" if key else ""
         raise BundleError(f"`{path}`: damaged{place}: {problem['msg']}. Copy the whole folder again.") from None
     except (AttributeError, TypeError, ValueError):  # a section of format 1 that is none

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 
 from txclf.config.sections import Generate, Model, SpecialTokens, Truncation
 from txclf.config.tasks import TASKS, Task, TaskSpec
+from txclf.core.text import shown
 from txclf.inference.model_card import code
 from txclf.ngrams.blend import NgramShare
 
@@ -66,7 +67,7 @@ class Calibration(BaseModel):
 def _distinct(names: Sequence[str]) -> Sequence[str]:
     if len(set(names)) < len(names):
         double = next(name for i, name in enumerate(names) if name in names[:i])
-        raise ValueError(f"`{double[:100]}` is given twice")
+        raise ValueError(f"`{shown(double)}` is given twice")
     return names
 
 
@@ -127,7 +128,7 @@ class BundleMetadata(BaseModel):
         if self.task_spec.has_labels != bool(self.labels):
             raise ValueError(f"a model of `task: {self.task}` has {'' if self.task_spec.has_labels else 'no '}labels")
         if unknown := sorted(self.thresholds.keys() - set(self.labels)) if self.thresholds else []:
-            raise ValueError(f"`thresholds` name `{unknown[0][:100]}`, which is no label")
+            raise ValueError(f"`thresholds` name `{shown(unknown[0])}`, which is no label")
         if self.num_segments not in (0, len(self.text_columns)):
             raise ValueError("`num_segments` is not the number of text columns")
         if self.task_spec.is_seq2seq != (self.generate is not None and self.target_vocab_size > 0):

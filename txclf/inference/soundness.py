@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from txclf.core.errors import BundleError, DataError
+from txclf.core.text import shown
 
 MAX_BUFFER_ELEMENTS = 2**28
 """Numbers that a network may compute when it is built, such as positions."""
@@ -45,7 +46,7 @@ def require_shapes(outline: nn.Module, weights: Mapping[str, Tensor]) -> None:
     expected = {name: list(tensor.shape) for name, tensor in outline.state_dict().items()}
     for name in sorted(expected.keys() | weights.keys()):
         if name not in expected or name not in weights:
-            raise ValueError(f"`{name[:100]}` is {'missing' if name in expected else 'not part of the network'}")
+            raise ValueError(f"`{shown(name)}` is {'missing' if name in expected else 'not part of the network'}")
         if list(weights[name].shape) != expected[name]:
             raise ValueError(f"`{name}` has the shape {list(weights[name].shape)}, not {expected[name]}")
         if not weights[name].is_floating_point():
@@ -76,8 +77,8 @@ def require_answer(answer: Callable[[], Floats], folder: str) -> None:
     except DataError as error:
         raise BundleError(f"`{folder}`: the model cannot answer a trial text: {error}") from None
     except Exception as error:  # torch and Transformers raise any kind for a network that does not fit its inputs
-        shown = f"{type(error).__name__}: {error}"[:300]
-        raise BundleError(f"`{folder}`: the model cannot answer a trial text: {shown}. {_FIX}") from None
+        reason = shown(f"{type(error).__name__}: {error}", 300)
+        raise BundleError(f"`{folder}`: the model cannot answer a trial text: {reason}. {_FIX}") from None
     if not is_finite:
         raise not_finite(folder)
 

@@ -35,17 +35,13 @@ def paired_bootstrap(targets: Bools, predicted: Bools, other: Bools, seed: int =
         return 1.0
     resamples = int(np.clip(MAX_CELLS // (3 * targets.size), 20, RESAMPLES))
     draw, rows = np.random.default_rng(seed), len(targets)
-    parts = [np.concatenate([hit, found, targets], axis=1) for hit, found in _pairs(targets, predicted, other)]
+    parts = [np.concatenate([mask & targets, mask, targets], axis=1).astype(np.float32) for mask in (predicted, other)]
     above = 0.0
     for _ in range(resamples):
         weights = np.bincount(draw.integers(0, rows, rows), minlength=rows).astype(np.float32)
         first, second = (_macro_f1(weights @ part) for part in parts)
         above += (first > second) + (first == second) / 2
     return min(1.0, 2 * max(1.0, min(above, resamples - above)) / resamples)
-
-
-def _pairs(targets: Bools, predicted: Bools, other: Bools) -> list[tuple[Bools, Bools]]:
-    return [(mask & targets, mask) for mask in (predicted, other)]
 
 
 def _macro_f1(sums: npt.NDArray[np.floating]) -> float:

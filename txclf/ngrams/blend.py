@@ -39,6 +39,8 @@ class NgramShare(BaseModel):
     """Divisor of the logits of the linear model."""
     network_temperature: Positive
     """Divisor of the logits of the network."""
+    train_rows: int
+    """Training rows of the linear model: the first ones of the run's."""
     network_loss: float
     """Loss of the calibrated network on the validation rows."""
     ngram_loss: float

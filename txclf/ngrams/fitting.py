@@ -26,6 +26,8 @@ COSTS: dict[Weighting, tuple[float, ...]] = {"tfidf": (0.1, 0.3, 1.0), "naive ba
 """Costs of errors that are tried."""
 LONG_CHARS = 500
 """Mean characters of a text from which on character n-grams are left out: they add time and no accuracy."""
+MAX_ROWS = 100_000
+"""Most training rows to read for a linear model."""
 MAX_SHORT_CHARS, MAX_LONG_CHARS = 12_000_000, 40_000_000
 """Most characters of the training texts with and without character n-grams; the texts after them are left out."""
 MANY_ROWS = 10_000
@@ -183,12 +185,12 @@ def _columns_scaled(matrix: Any, scale: Floats) -> Any:
     return csr_matrix((matrix.data * scale[matrix.indices], matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
-def share(model: NgramModel, texts: Sequence[str], logits: Floats, labels: Labels) -> Blend | None:
+def share(choice: Choice, texts: Sequence[str], logits: Floats, labels: Labels) -> Blend | None:
     """Return the blend of a network and a linear model that is best on validation rows.
 
     `logits` (rows, labels) are those of the network for the texts. Returns None if the network is better alone.
     """
-    is_multilabel = labels.ndim == 2
+    model, is_multilabel = choice.model, labels.ndim == 2
     network_temperature = calibration.temperature(logits, labels)
     network = calibrated(logits, network_temperature, is_multilabel)
     linear = calibrated(model.logits(texts), model.temperature, is_multilabel)
@@ -202,6 +204,7 @@ def share(model: NgramModel, texts: Sequence[str], logits: Floats, labels: Label
         weight=float(SHARES[best]),
         temperature=model.temperature,
         network_temperature=network_temperature,
+        train_rows=choice.train_rows,
         network_loss=losses[0],
         ngram_loss=losses[-1],
         loss=losses[best],

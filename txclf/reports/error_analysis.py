@@ -23,6 +23,7 @@ from txclf.evaluation import baselines
 from txclf.inference.classifier import Classifier, sigmoid, softmax
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.metrics import multiclass, multilabel, significance
+from txclf.ngrams import fitting
 from txclf.reports.content import ALL_CLASSES, ClassCurves, Example, ExampleSplit, LabelSplit, Mistake
 
 CURVE_POINTS = 80
@@ -61,7 +62,7 @@ class Budget(NamedTuple):
 
 QUICK = Budget(5_000, 15.0, 20_000)
 """Budget at the end of a run."""
-FULL = Budget(50_000, 600.0, baselines.MAX_ROWS)
+FULL = Budget(50_000, 600.0, fitting.MAX_ROWS)
 """Budget of `txclf report`."""
 
 

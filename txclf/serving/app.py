@@ -30,6 +30,7 @@ from starlette.responses import JSONResponse
 
 from txclf._version import __version__
 from txclf.core.errors import DataError
+from txclf.core.text import shown
 from txclf.inference.metadata import BundleMetadata
 from txclf.serving import occlusion
 from txclf.serving.batcher import Answers, Ask, BoundedLane, QueueFull
@@ -169,8 +170,9 @@ class PredictionService:
                 f"`/explain`: a `{self.metadata.task}` model has no labels to explain. Use `POST /predict`."
             )
         if body.label is not None and body.label not in labels:
-            shown = body.label[:100]
-            raise InvalidRequest(f"`label`: the model has no label `{shown}`. Use one that `GET /model` lists.")
+            raise InvalidRequest(
+                f"`label`: the model has no label `{shown(body.label)}`. Use one that `GET /model` lists."
+            )
         row = self._row(body.row, "row") if body.row is not None else self._single_text(body.text or "", "text")
         spans = occlusion.split_row(row)
         rows = [row, *occlusion.occluded_rows(row, spans)]
@@ -267,7 +269,7 @@ class PredictionService:
         unknown = [name for name in columns if name not in names]
         missing = [name for name in names if name not in columns]
         if unknown or missing:
-            problem = f"no column `{missing[0]}`" if missing else f"`{unknown[0][:100]}` is no column of the model"
+            problem = f"no column `{missing[0]}`" if missing else f"`{shown(unknown[0])}` is no column of the model"
             raise InvalidRequest(f"`{key}`: {problem}. Send the columns {_quoted(names)}.")
         return self._checked(tuple(columns[name] or "" for name in names), key)
 
@@ -342,7 +344,7 @@ def _first_problem(error: RequestValidationError) -> str:
         reason = problem.get("ctx", {}).get("error", problem["msg"])
         return f"the body is not JSON: {reason}. Send a JSON object."
     keys = [key for key in problem["loc"] if key != "body"]
-    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}"[:100] for key in keys).lstrip(".")
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{shown(key)}" for key in keys).lstrip(".")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = "unknown key. Remove it."

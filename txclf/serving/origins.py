@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from txclf.core.text import shown
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -40,11 +42,11 @@ class HostPolicy:
         hosts, origins = values[b"host"], values[b"origin"]
         host = hosts[0] if len(hosts) == 1 else ""
         if (self.loopback_only or self.names) and not self._is_own(_split(f"//{host}")[0]):
-            shown = f"`{host[:100]}`" if host else "none"
-            return f"`Host`: {shown} is no name of this service. Use its address, or start it with --allowed-host."
+            given = f"`{shown(host)}`" if host else "none"
+            return f"`Host`: {given} is no name of this service. Use its address, or start it with --allowed-host."
         if any(not self._is_same(origin, host) for origin in origins):
             return (
-                f"`Origin`: the page `{origins[0][:100]}` is not of this service. Open the page of the service, or "
+                f"`Origin`: the page `{shown(origins[0])}` is not of this service. Open the page of the service, or "
                 "start it with --allowed-host."
             )
         return None

@@ -85,10 +85,10 @@ def chosen(
         if not checkpoints.better(train.monitor, scored.metrics[train.monitor], scored_mean.metrics[train.monitor]):
             metrics, weights, scored = scored_mean.metrics, mean, scored_mean
             averaged = sorted(checkpoint.step for checkpoint in candidates)
-    blend = ngram_share.fitted(run, prepared, scored.logits, scored.labels) if scored and run.uses_ngrams else None
-    if scored and blend:
-        scored = _blended(scored, blend, prepared)
-        metrics = scored.metrics
+    blend = None
+    if scored and run.uses_ngrams and (found := ngram_share.fitted(run, prepared, scored.logits, scored.labels)):
+        blend, metrics = found.blend, _metrics(found.logits, scored.labels)
+        scored = Scored(metrics, found.logits, scored.labels)
     calibrated = _calibrate(scored) if scored and calibrates else None
     limits = None
     if scored and spec.is_multilabel:
@@ -96,14 +96,6 @@ def chosen(
         names = shards.load_manifest(prepared).labels
         limits = dict(zip(names, thresholds.choose(scaled, scored.labels.astype(bool)), strict=True))
     return Chosen(best.step, metrics, weights, calibrated, averaged, limits, blend)
-
-
-def _blended(scored: Scored, blend: Blend, prepared: str) -> Scored:
-    """Return the scores of the network and the linear model together."""
-    rows = shards.first_rows(prepared, shards.load_manifest(prepared), "valid", ["text"], MAX_ROWS)
-    texts = [text for table in rows for text in table["text"].to_pylist()]
-    logits = blend.blended(scored.logits, blend.scores(texts))
-    return Scored(_metrics(logits, scored.labels), logits, scored.labels)
 
 
 def _mean(saved: list[Checkpoint]) -> Mapping[str, Tensor]:

@@ -5,6 +5,8 @@ It is trained after the network, on the first rows of the training split, and ch
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pyarrow as pa
 
 from txclf.config.run_config import RunConfig
@@ -15,18 +17,23 @@ from txclf.ngrams import fitting
 from txclf.ngrams.blend import Blend
 from txclf.ngrams.linear import Floats
 
-MAX_ROWS = 100_000
-"""Most training rows that are read; `fitting.choose` bounds their characters too."""
+
+class Blended(NamedTuple):
+    """Blend of a network and a linear model."""
+
+    blend: Blend
+    logits: Floats
+    """Logits (rows, labels) of both together for the validation rows."""
 
 
-def fitted(run: RunConfig, prepared: str, logits: Floats, labels: Labels) -> Blend | None:
+def fitted(run: RunConfig, prepared: str, logits: Floats, labels: Labels) -> Blended | None:
     """Train a linear model and return its blend with the network; None if the network is better alone.
 
     `logits` (rows, labels) and `labels` are those of the network for the first validation rows.
     """
     manifest, column = shards.load_manifest(prepared), run.task_spec.shard_column
     num_labels = len(manifest.labels)
-    train = pa.concat_tables(shards.first_rows(prepared, manifest, "train", ["text", column], MAX_ROWS))
+    train = pa.concat_tables(shards.first_rows(prepared, manifest, "train", ["text", column], fitting.MAX_ROWS))
     if run.task_spec.is_multilabel:
         targets: Labels = LabelSets.from_tables([train]).matrix(num_labels)
     else:
@@ -34,4 +41,5 @@ def fitted(run: RunConfig, prepared: str, logits: Floats, labels: Labels) -> Ble
     texts = train["text"].to_pylist()
     valid = pa.concat_tables(shards.first_rows(prepared, manifest, "valid", ["text"], len(labels)))["text"].to_pylist()
     choice = fitting.choose(texts, targets, valid, labels, num_labels=num_labels, lowercase=run.tokenizer.lowercase)
-    return fitting.share(choice.model, valid, logits, labels)
+    blend = fitting.share(choice, valid, logits, labels)
+    return Blended(blend, blend.blended(logits, blend.scores(valid))) if blend else None

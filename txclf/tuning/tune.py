@@ -260,7 +260,11 @@ def refit_run(run: RunConfig, search: Search, workers: int | None) -> RunConfig:
     It trains for the epochs at which the winner was best.
     """
     best_epoch = trials.result(run.run_folder, trials.read_one(run.run_folder, search.winner), search.metric).best_epoch
-    overrides: dict[str, Any] = {"name": f"{run.name}-refit-{search.winner:04d}", "train.train_on_valid": True}
+    overrides: dict[str, Any] = {
+        "name": f"{run.name}-refit-{search.winner:04d}",
+        "train.train_on_valid": True,
+        "model.ngrams": False,
+    }
     if workers is not None:
         overrides["compute.workers"] = workers
     return run_config.with_overrides(
