@@ -195,9 +195,8 @@ def test_jobs_stop_leaves_a_run_that_resumes(bed: Testbed, tmp_path: Path, data:
 def test_submit_ctrl_c_asks_whether_to_stop_the_job(
     bed: Testbed, tmp_path: Path, data: str, answer: str, state: str
 ) -> None:
-    job = send(
-        bed, tmp_path, "train", *settings(tmp_path, data, "train.epochs=20000", "train.early_stopping_patience=0")
-    )
+    endless = ["train.epochs=20000", "train.eval_every=100", "train.early_stopping_patience=0"]  # and with a short log
+    job = send(bed, tmp_path, "train", *settings(tmp_path, data, *endless))
     ours, theirs = pty.openpty()
     words = [*bed.head.within, TXCLF, "jobs", "logs", job, "--address", bed.dashboard]
     process = subprocess.Popen(
