@@ -1,6 +1,7 @@
 """Types of columns that come from several files or chunks: the type that holds all their values, or none.
 
-A value is never changed: `common` widens types only, and `array` refuses values that would not come back.
+A value is never changed: `common` widens types only, and `array` refuses values that would not come back. Arrow's own
+`unify_schemas` with permissive promotion does change some: text to bytes, decimals to floats, uint64 to int64.
 """
 
 from __future__ import annotations
