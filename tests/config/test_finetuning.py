@@ -47,7 +47,6 @@ def test_a_resumed_run_keeps_what_was_settled() -> None:
     [
         ({"model": {"pooling": "max"}}, "`model.pooling` follows from `model.pretrained`"),
         ({"tokenizer": {"vocab_size": 500}}, "`tokenizer.vocab_size` follows from `model.pretrained`"),
-        ({"train": {"adversarial": 1.0}}, "`train.adversarial` is for models from scratch"),
         ({"task": "seq2seq"}, "`model.pretrained: org/name` is not supported with `task: seq2seq`"),
     ],
 )

@@ -70,6 +70,18 @@ def test_logits_and_gradients_are_those_of_transformers(tmp_path: Path, architec
 
 
 @pytest.mark.parametrize("architecture", ALL)
+def test_shift_is_added_to_the_token_embeddings(tmp_path: Path, architecture: str) -> None:
+    model = load(write_encoder(tmp_path, architecture)).eval()
+    ids, mask = batch(model)
+    vector_D = torch.randn(model.embedding.embedding_dim, generator=torch.Generator().manual_seed(2))
+    shifted, before = model(ids, mask, vector_D.expand(*ids.shape, -1)), model(ids, mask)
+    with torch.no_grad():
+        model.embedding.weight += vector_D
+    torch.testing.assert_close(shifted, model(ids, mask), atol=2e-6, rtol=1e-5)
+    assert (shifted - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("architecture", ALL)
 def test_depths_go_from_the_embeddings_to_the_head(tmp_path: Path, architecture: str) -> None:
     model = load(write_encoder(tmp_path, architecture), freeze="encoder")
     depths = model.layer_depths()

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from txclf.config.sections import Model, Tokenizer
-from txclf.config.train import Train
 
 if TYPE_CHECKING:
     from txclf.config.run_config import RunConfig
@@ -72,7 +71,7 @@ def as_begun(run: RunConfig, saved: RunConfig) -> RunConfig:
     )
 
 
-def problem(model: Model, tokenizer: Tokenizer, train: Train) -> str | None:
+def problem(model: Model, tokenizer: Tokenizer) -> str | None:
     """Return what is wrong with a run file as regards `model.pretrained`, or None."""
     if model.pretrained is None:
         for key in _ONLY_PRETRAINED:
@@ -83,8 +82,6 @@ def problem(model: Model, tokenizer: Tokenizer, train: Train) -> str | None:
         for key in values.model_fields_set - free:
             if getattr(values, key) != type(values).model_fields[key].default:
                 return f"`{section}.{key}` follows from `model.pretrained`. Remove the key."
-    if train.adversarial:
-        return "`train.adversarial` is for models from scratch. Remove the key, or `model.pretrained`."
     return None
 
 

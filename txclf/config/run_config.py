@@ -83,7 +83,7 @@ class RunConfig(Section):
             )
         if self.model.segment_embeddings and len(self.data.text) < 2:
             raise ValueError("`model.segment_embeddings: true` needs several text columns. Name them in `data.text`.")
-        if problem := finetuning.problem(self.model, self.tokenizer, self.train):
+        if problem := finetuning.problem(self.model, self.tokenizer):
             raise ValueError(problem)
         if self.data.unlabelled is not None and self.train.sampling == "balanced":
             raise ValueError(

@@ -244,11 +244,24 @@ class PretrainedClassifier(nn.Module):
     def forward(
         self, input_ids: Tensor, mask: Tensor | None = None, shift: Tensor | None = None, segments: Tensor | None = None
     ) -> Tensor:
-        assert shift is None, "embeddings of pretrained models are not shifted"
         types = {} if segments is None else {"token_type_ids": segments}
         attention_mask = None if mask is None else mask.long()
-        logits: Tensor = self.network(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+        with _shifted(self.embedding, shift):
+            logits: Tensor = self.network(input_ids=input_ids, attention_mask=attention_mask, **types).logits
         return logits.float()
+
+
+@contextmanager
+def _shifted(embedding: nn.Embedding, shift: Tensor | None) -> Iterator[None]:
+    """Add a shift to the vectors that a module returns; `inputs_embeds` would change the positions of RoBERTa."""
+    if shift is None:
+        yield
+        return
+    hook = embedding.register_forward_hook(lambda module, ids, vectors: vectors + shift)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def read_config(folder: str, settings: Model, *, labels: Sequence[str], is_multilabel: bool, pad: int) -> Any:

@@ -35,7 +35,8 @@ def sidecar(config: WorkerConfig) -> Sidecar | None:
     """
     run = config.run
     is_frozen = config.encoder is not None and run.model.freeze == "encoder" and not run.model.reinitialize_layers
-    if not is_frozen or run.train.token_dropout or run.data.truncation == "windows" or run.compute.strategy == "fsdp":
+    varies = run.train.token_dropout or run.train.adversarial
+    if not is_frozen or varies or run.data.truncation == "windows" or run.compute.strategy == "fsdp":
         return None
     model = _network(config)
     if _pooling(config, model) is None:

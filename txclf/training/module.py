@@ -295,7 +295,8 @@ class EncoderModule(TrainingModule):
         if not self.config.train.adversarial:
             return super().training_step(batch, batch_idx)
         ids = batch["input_ids"]
-        zeros_BTD = torch.zeros(*ids.shape, self.config.model.hidden_size, device=ids.device, requires_grad=True)
+        embedding: Any = self.model.embedding
+        zeros_BTD = torch.zeros(*ids.shape, embedding.embedding_dim, device=ids.device, requires_grad=True)
         loss = self.summed_loss(batch, zeros_BTD)
         (slope_BTD,) = torch.autograd.grad(loss, zeros_BTD, retain_graph=True)
         length_B11 = torch.linalg.vector_norm(slope_BTD, dim=(1, 2), keepdim=True)
