@@ -69,7 +69,7 @@ def comparisons(
     serial = [SEARCH, *short, "data.valid_fraction=0.1", "train.epochs=2"]
     encoder = [f"model.pretrained={pretrained}", "--threads", str(cores)]
     tuned_short = [str(JOBS / "minilm_agnews.yaml"), *short, *encoder]
-    tuned_long = [str(JOBS / "minilm_imdb.yaml"), *long, *encoder, "--steps", "48"]
+    tuned_long = [str(JOBS / "minilm_imdb.yaml"), *long, *encoder, "--steps", "50"]
     peers = ("txclf", "trainer", "grouped")
     parts = [f"without-{part}" for part in ("buckets", "dropout", "attention", "optimizer")]
     return {

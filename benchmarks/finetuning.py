@@ -19,13 +19,16 @@ and, to see where the time goes, `txclf` with parts replaced by what `trainer` u
     without-optimizer  one learning rate for all layers, and gradients clipped by torch before AdamW
     loop               all four at once: what differs from `trainer` is the loop alone
 
+and on a GPU `compiled`: `txclf` with `train.compile`.
+
 `bench.py --suites finetuning` runs them in turns. The clock runs from the end of step `--warmup` to the end of the
-last.
+last. On a GPU, steps in between are not waited for.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
 import json
 import os
 import sys
@@ -47,7 +50,7 @@ from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
 from txclf.model import pretrained as pretrained_model
-from txclf.training import pretrained_network
+from txclf.training import mfu, pretrained_network
 from txclf.training.job import WorkerConfig
 from txclf.training.module import TrainingModule
 from txclf.training.precision import choose_precision, uses_gpu
@@ -61,7 +64,7 @@ quarter of a small one."""
 class Work:
     """The rows of a sample: the run that trains on them for one epoch, and its model and data."""
 
-    def __init__(self, run: RunConfig, steps: int, scratch: str) -> None:
+    def __init__(self, run: RunConfig, steps: int, warmup: int, scratch: str) -> None:
         whole = prepare(run)
         manifest = shards.load_manifest(whole)
         run, self.encoder = pretrained_network.settled(run, manifest)
@@ -89,7 +92,7 @@ class Work:
                 "data.label": "label",
                 "train.epochs": 1,
                 "train.calibrate": False,
-                "train.log_every_steps": 1,
+                "train.log_every_steps": warmup,
                 "train.checkpoint_every": 1.0,
             },
         )
@@ -107,8 +110,8 @@ def txclf(work: Work, marks: Marks, **changes: Any) -> dict[str, Any]:
     for event in EventFileLoader(str(log)).Load():
         if event.step:
             ends.setdefault(event.step, event.wall_time)
-    steps = summary.steps
-    marks.times = [ends[step + 1] for step in range(steps)]
+    steps, marked = summary.steps, sorted(ends)
+    marks.times = [ends[marked[bisect.bisect_left(marked, step + 1)]] for step in range(steps)]
     marks.tokens = tokens_of_steps(run, work, steps)
     lines = [json.loads(line) for line in Path(run.run_folder, "metrics.jsonl").read_text().splitlines()]
     losses = [line["train_loss"] for line in lines if "train_loss" in line]
@@ -170,6 +173,10 @@ def replace(owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
+def compiled(work: Work, marks: Marks) -> dict[str, Any]:
+    return txclf(work, marks, **{"train.compile": True})
+
+
 def trainer(work: Work, marks: Marks, strategy: str = "random") -> dict[str, Any]:
     import transformers as hf
     from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -200,6 +207,8 @@ def trainer(work: Work, marks: Marks, strategy: str = "random") -> dict[str, Any
 
     class Mark(hf.TrainerCallback):
         def on_step_end(self, arguments: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step in (marks.warmup, len(examples) // run.train.batch_size):
+                mfu.wait(arguments.device)
             marks.step(seen[state.global_step - 1])
 
     class Grouped(hf.Trainer):
@@ -215,8 +224,8 @@ def trainer(work: Work, marks: Marks, strategy: str = "random") -> dict[str, Any
             learning_rate=run.train.learning_rate,
             max_grad_norm=run.train.max_grad_norm,
             bf16=work.precision == "bf16-mixed",
-            use_cpu=True,
-            dataloader_pin_memory=False,
+            use_cpu=not uses_gpu(run.compute),
+            dataloader_pin_memory=uses_gpu(run.compute),
             disable_tqdm=True,
             save_strategy="no",
             report_to="none",
@@ -233,6 +242,7 @@ def grouped(work: Work, marks: Marks) -> dict[str, Any]:
 
 VARIANTS: dict[str, Callable[[Work, Marks], dict[str, Any]]] = {
     "txclf": txclf,
+    "compiled": compiled,
     "trainer": trainer,
     "grouped": grouped,
     "without-buckets": without_buckets,
@@ -248,7 +258,7 @@ def main() -> None:
     parser.add_argument("variant", choices=VARIANTS)
     parser.add_argument("run_file")
     parser.add_argument("words", nargs="*", metavar="key=value")
-    parser.add_argument("--steps", type=int, default=96, help="the warm-up included")
+    parser.add_argument("--steps", type=int, default=100, help="the warm-up included; a multiple of it")
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_intermixed_args()
@@ -256,7 +266,7 @@ def main() -> None:
     run = run_config.load(chosen.run_file, chosen.words)
     torch.manual_seed(run.seed)
     with tempfile.TemporaryDirectory(prefix="txclf-finetuning-") as scratch:
-        work = Work(run, chosen.steps, scratch)
+        work = Work(run, chosen.steps, chosen.warmup, scratch)
         marks = Marks(chosen.warmup)
         found = VARIANTS[chosen.variant](work, marks)
     seconds = (marks.times[-1] - marks.times[chosen.warmup - 1]) / (len(marks.times) - chosen.warmup)

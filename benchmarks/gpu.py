@@ -2,6 +2,9 @@
 
     .venv/bin/python benchmarks/gpu.py [--tokens N] [--steps N] [--shapes seed,wide] [--lengths 128,512] …
 
+The shapes are those of `jobs/seed_classifier.yaml` (`seed`), 12 layers of 768 (`wide`), and two pretrained encoders
+with random weights: `minilm` (BERT, 6 layers of 384) and `modernbert` (22 layers of 768).
+
 Each row is a step over ready batches of full length: forward, backward, clipping, fused AdamW, in bf16 if the device
 has it. `compiled` is `torch.compile`, `graphs` the same with CUDA graphs (mode `reduce-overhead`), which remove the
 kernel-launch overhead of the small model. The last table is the data path alone: from rows in memory, as the shards
@@ -25,9 +28,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from txclf.config.sections import Model
-from txclf.data.batches import Batch, TokenRows
+from txclf.data.batches import TokenRows
 from txclf.data.sampler import window_batches
 from txclf.model.classifier import TransformerClassifier
+from txclf.model.pretrained import PretrainedClassifier
 from txclf.training import mfu
 from txclf.training.precision import choose_precision
 
@@ -43,6 +47,13 @@ SHAPES = {
     ),
     "wide": Model(num_layers=12, hidden_size=768, num_heads=12, intermediate_size=3072, dropout=DROPOUT),
 }
+
+
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "minilm": ("BertConfig", {"num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1536}),
+    "modernbert": ("ModernBertConfig", {}),
+}
+"""Configurations of Transformers for the pretrained shapes; what is not named is the default, that of the base size."""
 
 
 class Torchs(nn.Module):
@@ -68,35 +79,63 @@ class Torchs(nn.Module):
         return logits
 
 
-def bert(shape: Model, length: int) -> nn.Module | None:
-    """Return Transformers' BERT with SDPA and no dropout of attention weights, or None if it is not installed."""
-    try:
-        import transformers as hf
-    except ImportError:
-        return None
+class Transformers(nn.Module):
+    """A classifier of Transformers with SDPA."""
 
-    class Logits(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            config = hf.BertConfig(
-                vocab_size=VOCAB,
-                hidden_size=shape.hidden_size,
-                num_hidden_layers=shape.num_layers,
-                num_attention_heads=shape.num_heads,
-                intermediate_size=shape.intermediate_size,
-                hidden_dropout_prob=shape.dropout,
-                attention_probs_dropout_prob=0.0,
-                max_position_embeddings=length,
-                num_labels=CLASSES,
-                attn_implementation="sdpa",
-            )
-            self.bert = hf.BertForSequenceClassification(config)
+    def __init__(self, config: Any) -> None:
+        from transformers import AutoModelForSequenceClassification
 
-        def forward(self, ids: Tensor) -> Tensor:
-            logits: Tensor = self.bert(input_ids=ids).logits
-            return logits
+        super().__init__()
+        make: Any = AutoModelForSequenceClassification.from_config
+        self.network = make(config, attn_implementation="sdpa")
 
-    return Logits()
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.network(input_ids=ids).logits
+        return logits
+
+
+def bert(shape: Model, length: int) -> nn.Module:
+    """Return Transformers' BERT of a shape, without dropout of attention weights."""
+    from transformers import BertConfig
+
+    return Transformers(
+        BertConfig(
+            vocab_size=VOCAB,
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.num_layers,
+            num_attention_heads=shape.num_heads,
+            intermediate_size=shape.intermediate_size,
+            hidden_dropout_prob=shape.dropout,
+            attention_probs_dropout_prob=0.0,
+            max_position_embeddings=length,
+            num_labels=CLASSES,
+        )
+    )
+
+
+def models(shape: str, length: int) -> dict[str, Callable[[], nn.Module]]:
+    """Return what makes each model of a shape, by its name."""
+    if shape in SHAPES:
+        size = SHAPES[shape]
+        return {
+            "txclf": lambda: TransformerClassifier(size, VOCAB, CLASSES, length),
+            "nn.TransformerEncoder": lambda: Torchs(size),
+            "Transformers BERT": lambda: bert(size, length),
+        }
+    import transformers
+
+    name, sizes = ENCODERS[shape]
+    config = getattr(transformers, name)(**sizes, num_labels=CLASSES)
+    return {"txclf": lambda: PretrainedClassifier(config), "Transformers": lambda: Transformers(config)}
+
+
+def training_flops(model: nn.Module, rows: int, length: int) -> float:
+    """Return the operations of a training step: matrix products of all tokens and attention, three passes."""
+    embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+    matrices = [part for part in model.parameters() if part.ndim == 2 and id(part) not in embeddings]
+    layers = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
+    width, depth = min(part.shape[0] for part in matrices if part.shape[0] > CLASSES), max(map(len, layers))
+    return 3.0 * rows * length * (2 * sum(map(Tensor.numel, matrices)) + 4 * depth * width * length)
 
 
 def step_seconds(
@@ -160,55 +199,53 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     parser.add_argument("--tokens", type=int, default=65_536 if gpu else 2048, help="of a step")
     parser.add_argument("--steps", type=int, default=20 if gpu else 2)
-    parser.add_argument("--shapes", default="seed,wide" if gpu else "seed")
+    parser.add_argument("--shapes", default="seed,wide,minilm,modernbert" if gpu else "seed,minilm")
     parser.add_argument("--lengths", default="128,512")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=gpu)
     parser.add_argument("--out", default="gpu.json")
     chosen = parser.parse_args()
     device = torch.device("cuda" if gpu else "cpu")
-    name = torch.cuda.get_device_name() if gpu else platform.processor() or "CPU"
+    device_name = torch.cuda.get_device_name() if gpu else platform.processor() or "CPU"
     precision, reason = choose_precision("auto", gpu)
     rate = mfu.matrix_rate(device, precision)
-    print(f"{name}, torch {torch.__version__}, {precision} ({reason}), {rate / 1e12:,.2f} TFLOP/s in large products")
-    result: dict[str, Any] = {"device": name, "torch": torch.__version__, "precision": precision, "matrix_rate": rate}
+    print(f"{device_name}, torch {torch.__version__}, {precision}, {rate / 1e12:,.2f} TFLOP/s in products ({reason})")
+    result: dict[str, Any] = {
+        "device": device_name,
+        "torch": torch.__version__,
+        "precision": precision,
+        "matrix_rate": rate,
+    }
     result["steps"] = []
-    for shape_name in chosen.shapes.split(","):
-        shape = SHAPES[shape_name]
-        for length in map(int, chosen.lengths.split(",")):
-            ids = torch.randint(0, VOCAB, (max(1, chosen.tokens // length), length), device=device)
-            labels = torch.randint(0, CLASSES, (len(ids),), device=device)
-            batch = Batch(input_ids=ids, mask=None, segments=None, windows=None, labels=labels, num_tokens=ids.numel())
-            flops = 3 * mfu.forward_flops(shape, batch)
-            ways: list[tuple[str, Callable[[], nn.Module | None], str | None]] = [
-                ("txclf", lambda: TransformerClassifier(shape, VOCAB, CLASSES, length), None),  # noqa: B023
-                ("nn.TransformerEncoder", lambda: Torchs(shape), None),  # noqa: B023
-                ("Transformers BERT", lambda: bert(shape, length), None),  # noqa: B023
-            ]
-            if chosen.compile:
-                ways += [(f"{way}, compiled", make, "") for way, make, _ in ways]
-                ways.append(("txclf, graphs", ways[0][1], "reduce-overhead"))
-            for way, make, compiled in ways:
-                torch.manual_seed(0)
-                model = make()
-                if model is None:
-                    continue
-                half = precision == "bf16-mixed"
-                seconds, first = step_seconds(model, ids, labels, chosen.steps, half, compiled)
-                row = {
-                    "shape": shape_name,
-                    "length": length,
-                    "model": way,
-                    "tokens_per_second": ids.numel() / seconds,
-                    "mfu": flops / seconds / rate,
-                    "first_steps_s": first,
-                }
-                result["steps"].append(row)
-                print(
-                    f"{shape_name:5} {length:4}  {way:34} {row['tokens_per_second']:>12,.0f} tokens/s"
-                    f"   MFU {row['mfu']:.1%}   first steps {first:.1f} s",
-                    flush=True,
-                )
-                torch.compiler.reset()
+    for shape, length in [
+        (shape, int(length)) for shape in chosen.shapes.split(",") for length in chosen.lengths.split(",")
+    ]:
+        ids = torch.randint(1, VOCAB, (max(1, chosen.tokens // length), length), device=device)
+        labels = torch.randint(0, CLASSES, (len(ids),), device=device)
+        ways = [(name, make, None) for name, make in models(shape, length).items()]
+        if chosen.compile:
+            ways += [(f"{name}, compiled", make, "") for name, make, _ in ways]
+            ways.append(("txclf, graphs", ways[0][1], "reduce-overhead"))
+        for name, make, compiled in ways:
+            torch.manual_seed(0)
+            model = make()
+            half = precision == "bf16-mixed"
+            seconds, first = step_seconds(model, ids, labels, chosen.steps, half, compiled)
+            row = {
+                "shape": shape,
+                "length": length,
+                "model": name,
+                "tokens_per_second": ids.numel() / seconds,
+                "mfu": training_flops(model, *ids.shape) / seconds / rate,
+                "first_steps_s": first,
+            }
+            result["steps"].append(row)
+            print(
+                f"{shape:10} {length:4}  {name:34} {row['tokens_per_second']:>12,.0f} tokens/s"
+                f"   MFU {row['mfu']:.1%}   first steps {first:.1f} s",
+                flush=True,
+            )
+            torch.compiler.reset()
+            Path(chosen.out).write_text(json.dumps(result, indent=1) + "\n")
     result["data"] = data_path(device, 200_000 if gpu else 50_000, 256)
     print("data path: " + ", ".join(f"{value:,.0f} {key}" for key, value in result["data"].items()))
     Path(chosen.out).write_text(json.dumps(result, indent=1) + "\n")
