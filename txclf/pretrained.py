@@ -198,3 +198,20 @@ def local_copy(folder: str, *, weights: bool) -> Iterator[str]:
             if weights or not file.endswith(_WEIGHTS):
                 storage.copy_file(storage.join(folder, file), os.path.join(scratch, file))
         yield scratch
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the reports of Transformers, which are made for interactive use."""
+    from transformers.utils import logging as reports_
+
+    reports: Any = reports_
+    level, has_bar = reports.get_verbosity(), reports.is_progress_bar_enabled()
+    reports.set_verbosity_error()
+    reports.disable_progress_bar()
+    try:
+        yield
+    finally:
+        reports.set_verbosity(level)
+        if has_bar:
+            reports.enable_progress_bar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.encoders import write_encoder
 from tests.helpers.files import make_rows, write_csv
 from tests.helpers.runs import go_on, losses, stopped_at, tiny
 from txclf import Classifier
@@ -238,18 +240,32 @@ def test_train_resumed_without_the_file_gives_the_same_losses(tmp_path: Path, da
 
 def test_matched_changed_file_is_matched_again(tmp_path: Path, data: str) -> None:
     path = glove(tmp_path)
-    prepared = prepare(tiny(tmp_path, data, *WORDS))
-    first = word_vectors.matched(path, 16, prepared, 0)
-    assert word_vectors.matched(path, 16, prepared, 0) == first
+    run = tiny(tmp_path, data, *WORDS, f"model.word_vectors={path}")
+    prepared = prepare(run)
+    first = word_vectors.matched(run, prepared)
+    assert word_vectors.matched(run, prepared) == first
     glove(tmp_path, ["good", "bad", "film"])
-    second = word_vectors.matched(path, 16, prepared, 0)
+    second = word_vectors.matched(run, prepared)
     assert (second.found, second.matrix == first.matrix) == (3, False)
+
+
+def test_train_starts_from_an_encoder(tmp_path: Path, data: str) -> None:
+    encoder = write_encoder(tmp_path / "encoder", "bert")
+    words = [f"model.word_vectors={encoder}", "tokenizer.kind=wordpiece", "model.freeze_word_vectors=true"]
+    run, summary, notes = run_with(tmp_path, data, *words)
+    assert "(100.0%," in notes[0]
+    assert summary.vectors
+    matrix, found = word_vectors.load(summary.prepared, summary.vectors.matrix)
+    weight = Classifier.load(f"{run.run_folder}/model").model.embedding.weight.detach().cpu()
+    assert torch.equal(weight[found], matrix[found])
+    # Changed weights are other vectors.
+    os.utime(f"{encoder}/model.safetensors", (1, 1))
+    assert word_vectors.matched(run, summary.prepared).matrix != summary.vectors.matrix
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model.word_vectors=v.txt"], "needs whole words, not `tokenizer.kind: bpe`. Set `tokenizer.kind: word`"),
         (["model.freeze_word_vectors=true"], "`freeze_word_vectors` needs a file of `word_vectors`"),
         (
             ["model.word_vectors=v.txt", "tokenizer.kind=word", "task=seq2seq"],
@@ -269,6 +285,9 @@ def test_require_missing_or_binary_file_is_refused(tmp_path: Path, data: str) ->
         with pytest.raises(ConfigError) as error:
             check_folder(run, resume=False)
         assert message in str(error.value)
+    pieces = tiny(tmp_path, data, f"model.word_vectors={glove(tmp_path)}", "tokenizer.kind=bpe")
+    with pytest.raises(ConfigError, match=r"vectors of whole words, not of `tokenizer.kind: bpe`"):
+        check_folder(pieces, resume=False)
     nothing = glove(tmp_path, ["nowhere"])
     run = tiny(tmp_path, data, *WORDS, f"model.word_vectors={nothing}")
     with pytest.raises(DataError) as failed:

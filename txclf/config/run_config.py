@@ -72,11 +72,6 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        if self.model.word_vectors is not None and self.tokenizer.kind not in ("word", "file"):
-            raise ValueError(
-                f"`model.word_vectors` needs whole words, not `tokenizer.kind: {self.tokenizer.kind}`. "
-                "Set `tokenizer.kind: word`."
-            )
         if self.model.ngrams is True and self.train.train_on_valid:
             raise ValueError(
                 "`model.ngrams: true` needs validation rows, which choose its weight. Remove `train.train_on_valid`."
@@ -85,10 +80,11 @@ class RunConfig(Section):
             raise ValueError("`model.segment_embeddings: true` needs several text columns. Name them in `data.text`.")
         if problem := finetuning.problem(self.model, self.tokenizer):
             raise ValueError(problem)
-        if self.data.unlabelled is not None and self.train.sampling == "balanced":
+        unlabelled = [key for key in ("unlabelled", "altered_copies") if getattr(self.data, key)]
+        if unlabelled and self.train.sampling == "balanced":
             raise ValueError(
-                "`train.sampling: balanced` needs a label in each row, and those of `data.unlabelled` have none. Set "
-                "`train.sampling: shuffle`."
+                "`train.sampling: balanced` needs a label in each row, and those of "
+                f"`data.{unlabelled[0]}` have none. Set `train.sampling: shuffle`."
             )
         overlap, length = self.data.window_overlap, self.tokenizer.max_length
         if self.data.truncation == "windows" and overlap >= length:

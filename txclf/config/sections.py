@@ -25,6 +25,10 @@ class Data(Section):
     unlabelled: Paths | None = None
     """Files without labels, named as in `train`, whose rows only the teacher of `distill` answers. A label column in
     them is ignored. The tokenizer is trained on them too. Not for `task: seq2seq`."""
+    altered_copies: CountOrZero = 0
+    """Copies of each training text with words left out, replaced and rearranged, which the teacher of `distill` answers
+    too (arXiv:1903.12136). A model from scratch gains much from them on small data; preparation, the teacher and an
+    epoch take as many times longer. Not for `task: seq2seq`."""
     valid_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Share of the training rows held out for validation. The choice is a hash of the text, so rows with the same text
     stay together. Without effect if `valid` is set."""
@@ -168,9 +172,11 @@ class Model(Section):
     hidden_size: Size = 128
     """Size of the vector of a token. `num_heads` must divide it."""
     word_vectors: str | None = None
-    """Path or URI of pre-trained word vectors that initialize the token embeddings: a GloVe or word2vec text file with
-    `hidden_size` numbers per word, also as .gz or .zip. Needs `tokenizer.kind: word`, or `file` with a word
-    vocabulary. null initializes at random. Not for `task: seq2seq`."""
+    """Path or URI of pre-trained word vectors that initialize the token embeddings. Either a GloVe or word2vec text
+    file with `hidden_size` numbers per word, also as .gz or .zip, which needs `tokenizer.kind: word`, or `file` with a
+    word vocabulary. Or the folder of a pretrained encoder, such as the bundle of a teacher: each token has the mean of
+    the encoder's last layer for it alone, projected to `hidden_size`. null initializes at random. Not for `task:
+    seq2seq`."""
     freeze_word_vectors: bool = False
     """Keep the vectors found in `word_vectors` fixed. The other embeddings are always trained."""
     num_heads: Size = 4

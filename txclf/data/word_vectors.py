@@ -1,4 +1,4 @@
-"""Pre-trained word vectors: a GloVe or word2vec text file, matched to the words of the tokenizer.
+"""Pre-trained word vectors, matched to the words of the tokenizer: a GloVe or word2vec text file, or an encoder.
 
     the ±5 9 400 0.1 …      one line per word: the word, then its numbers; a word may contain spaces
     400000 50               first line of word2vec: number of words, numbers per word
@@ -9,6 +9,8 @@ workers, and a resumed run, start from this matrix; the bundle holds the trained
 A token takes the vector of the same word, otherwise that of its lower-case form, otherwise that of a word whose
 lower-case form equals it. The first two cases are for GloVe (lower case), the last is for cased files with a tokenizer
 that converts to lower case. If a word occurs twice, the first vector counts.
+
+Of a folder with a pretrained encoder, each token of the vocabulary has a vector (`txclf.data.encoder_vectors`).
 
 Shapes: V tokens of the vocabulary, D numbers of a vector.
 """
@@ -36,9 +38,10 @@ from safetensors.torch import save as save_safetensors
 from tokenizers import Tokenizer as FastTokenizer
 from torch import Tensor
 
+from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
-from txclf.data import shards
+from txclf.data import encoder_vectors, shards
 from txclf.data.tokenizer import parse_tokenizer, vocab_size
 
 EXACT, LOWERED, FOLDED = 3, 2, 1
@@ -110,8 +113,8 @@ class _Found:
             self.damaged.append((number, reason))
 
 
-def require(path: str | None) -> None:
-    """Raise `ConfigError` if the file does not exist or has the binary format."""
+def require(path: str | None, kind: str) -> None:
+    """Raise `ConfigError` if the file does not exist, has the binary format, or does not fit the kind of tokenizer."""
     if path is None:
         return
     if path.endswith((".bin", ".bin.gz")):
@@ -120,25 +123,33 @@ def require(path: str | None) -> None:
         )
     if not storage.exists(path):
         raise ConfigError(f"`model.word_vectors`: `{path}` does not exist. Set the path of a file of vectors.")
+    if kind not in ("word", "file") and not storage.is_folder(path):
+        raise ConfigError(
+            f"`model.word_vectors`: `{path}` has vectors of whole words, not of `tokenizer.kind: {kind}`. Set "
+            "`tokenizer.kind: word`, or a folder with an encoder."
+        )
 
 
-def matched(path: str, width: int, prepared: str, seed: int) -> Coverage:
-    """Match a file of vectors to the tokenizer of prepared data and store the matrix next to the data.
+def matched(run: RunConfig, prepared: str) -> Coverage:
+    """Match `model.word_vectors` to the tokenizer of prepared data and store the matrix next to the data.
 
-    The result is reused until the file changes. Raises `DataError` if the vectors have not `width` numbers, if the file
-    is no text file of vectors, or if it has no word of the vocabulary. Raises `ConfigError` as `require` does.
+    The result is reused until the file changes. Raises `DataError` if the vectors of a file have not
+    `model.hidden_size` numbers, if it is no text file of vectors, or if it has no word of the vocabulary. Raises
+    `ConfigError` as `require` and `encoder_vectors.read` do.
     """
-    require(path)
-    filesystem, inner = storage.resolve(path)
-    info = filesystem.get_file_info(inner)
-    stamp = json.dumps([1, storage.absolute(path), info.size, info.mtime_ns, width])
+    path, width = run.model.word_vectors, run.model.hidden_size
+    assert path is not None
+    require(path, run.tokenizer.kind)
+    files = [storage.join(path, name) for name in sorted(storage.list_folder(path))] if storage.is_folder(path) else []
+    stamp = json.dumps([1, storage.absolute(path), *map(_stamp, files or [path]), width])
     name = f"vectors-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}"
     record = storage.join(prepared, f"{name}.json")
     if storage.exists(record):
         return storage.read_as(record, Coverage)
     tokenizer = parse_tokenizer(shards.tokenizers(prepared)[0])
     vocabulary, special = _words(tokenizer)
-    found = read(path, width, vocabulary, vocab_size(tokenizer))
+    size = vocab_size(tokenizer)
+    found = _by_encoder(path, width, tokenizer, vocabulary, size) if files else read(path, width, vocabulary, size)
     known = found.fit > 0
     if not known.any():
         raise DataError(f"`{path}`: none of its words is in the vocabulary. Use vectors of the language of the texts.")
@@ -157,7 +168,7 @@ def matched(path: str, width: int, prepared: str, seed: int) -> Coverage:
         damaged=found.damaged,
         num_damaged=found.num_damaged,
     )
-    tensors = {"vectors": torch.from_numpy(filled(found.matrix, known, seed)), "found": torch.from_numpy(known)}
+    tensors = {"vectors": torch.from_numpy(filled(found.matrix, known, run.seed)), "found": torch.from_numpy(known)}
     storage.write_bytes(storage.join(prepared, coverage.matrix), save_safetensors(tensors))
     storage.write_json(record, coverage.model_dump())
     return coverage
@@ -187,6 +198,22 @@ def filled(matrix: Floats, known: npt.NDArray[np.bool_], seed: int) -> Floats:
     square = float((own**2).mean())
     scaled: Floats = (whole / np.sqrt(square * matrix.shape[1] if square else 1.0)).astype(np.float32)
     return scaled
+
+
+def _stamp(path: str) -> list[int]:
+    """Return the size and the time of change of a file."""
+    filesystem, inner = storage.resolve(path)
+    info = filesystem.get_file_info(inner)
+    return [info.size, info.mtime_ns]
+
+
+def _by_encoder(folder: str, width: int, tokenizer: FastTokenizer, vocabulary: Mapping[str, int], size: int) -> _Found:
+    """Return the vectors of a vocabulary (word to row) with `size` rows by an encoder."""
+    found = _Found(np.zeros((size, width), np.float32), np.zeros(size, np.int8), lines=len(vocabulary))
+    rows = sorted(vocabulary.values())
+    found.matrix[rows] = encoder_vectors.read(folder, encoder_vectors.token_texts(tokenizer, rows), width)
+    found.fit[rows] = EXACT
+    return found
 
 
 def _words(tokenizer: FastTokenizer) -> tuple[dict[str, int], set[int]]:

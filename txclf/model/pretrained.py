@@ -49,7 +49,7 @@ class PretrainedClassifier(nn.Module):
         from transformers import AutoModelForSequenceClassification
 
         _register_attention()
-        with _quiet():
+        with pretrained.quiet():
             make: Any = AutoModelForSequenceClassification.from_config
             self.network = make(copy.deepcopy(config), **_attention_option(config))
         self.frozen: list[nn.Module] = []
@@ -70,7 +70,7 @@ class PretrainedClassifier(nn.Module):
         loader: Any = AutoModelForSequenceClassification
         model = cls.__new__(cls)
         nn.Module.__init__(model)
-        with _quiet():
+        with pretrained.quiet():
             try:
                 model.network, info = loader.from_pretrained(
                     folder,
@@ -353,23 +353,6 @@ def _attention(
     if mask is not None and mask.stride(2) == 0:  # the same for all queries
         mask = mask[:, :, :1]
     return attend(query, key, value, mask, dropout=dropout).transpose(1, 2).contiguous(), None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the reports of Transformers, which are made for interactive use."""
-    from transformers.utils import logging as reports_
-
-    reports: Any = reports_
-    level, has_bar = reports.get_verbosity(), reports.is_progress_bar_enabled()
-    reports.set_verbosity_error()
-    reports.disable_progress_bar()
-    try:
-        yield
-    finally:
-        reports.set_verbosity(level)
-        if has_bar:
-            reports.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

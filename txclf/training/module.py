@@ -257,9 +257,8 @@ class EncoderModule(TrainingModule):
             total_steps=total_steps,
             start_step=start_step,
         )
-        path, size = run.model.word_vectors, run.model.hidden_size
-        if path is not None:
-            vectors = data.vectors or word_vectors.matched(path, size, data.prepared, run.seed)
+        if run.model.word_vectors is not None:
+            vectors = data.vectors or word_vectors.matched(run, data.prepared)
             matrix, known = word_vectors.load(data.prepared, vectors.matrix)
             module.initialize_embeddings(matrix, known if run.model.freeze_word_vectors else None)
         return module

@@ -90,7 +90,7 @@ def check_folder(run: RunConfig, resume: bool) -> RunSummary | None:
     folder = run.run_folder
     saved = storage.join(folder, "run.yaml")
     if not storage.exists(saved):
-        word_vectors.require(run.model.word_vectors)
+        word_vectors.require(run.model.word_vectors, run.tokenizer.kind)
         if resume:
             raise ConfigError(f"`{folder}`: no run to resume. Start it without --resume.")
         storage.require_writable(folder)
@@ -197,7 +197,7 @@ def _vectors(run: RunConfig, prepared: str) -> Coverage | None:
         coverage = storage.read_as(path, Coverage)
         if storage.exists(storage.join(prepared, coverage.matrix)):
             return coverage
-    return word_vectors.matched(run.model.word_vectors, run.model.hidden_size, prepared, run.seed)
+    return word_vectors.matched(run, prepared)
 
 
 def _with_sidecars(config: WorkerConfig, report: Report, notes: list[str]) -> WorkerConfig:
