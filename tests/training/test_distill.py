@@ -74,6 +74,40 @@ def test_unlabelled_rows_are_trained_on_and_count_for_no_label(
     assert (labels == -1).sum() == 200
 
 
+def test_altered_copies_of_training_rows_have_no_label(
+    tmp_path: Path, data: str, teacher: str, unlabelled: str
+) -> None:
+    words = ["data.altered_copies=3", f"data.unlabelled={unlabelled}"]
+    run = student(tmp_path, data, teacher, *words)
+    module = ShardsDataModule(run, txclf.prepare(run))
+    splits, alone = module.manifest.splits, shards.load_manifest(txclf.prepare(student(tmp_path, data, teacher)))
+    rows = alone.splits["train"].rows
+    assert (splits["train"].rows, splits["train"].labelled_rows) == (4 * rows + 200, rows)
+    assert (splits["unlabelled"].rows, splits["unlabelled"].read) == (3 * rows + 200, 200)
+    assert splits["valid"].label_counts == alone.splits["valid"].label_counts
+    tables = {
+        split: shards.read_split(module.prepared, module.manifest, split, ["text", "file", "row", "label"]).to_pylist()
+        for split in ("valid", "unlabelled")
+    }
+    copies = [row for row in tables["unlabelled"] if row["file"] != unlabelled]
+    assert {row["label"] for row in tables["unlabelled"]} == {-1}
+    held_out = {(row["file"], row["row"]) for row in tables["valid"]}
+    assert not held_out & {(row["file"], row["row"]) for row in copies}  # the student is measured on texts it never saw
+    assert len({row["text"] for row in copies}) > rows
+    assert finish(run)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_altered_copies_are_the_same_on_ray(tmp_path: Path, data: str, teacher: str, local_ray: None) -> None:
+    texts = []
+    for workers in (0, 1):
+        run = student(tmp_path / str(workers), data, teacher, "data.altered_copies=2", f"compute.workers={workers}")
+        prepared = txclf.prepare(run)
+        table = shards.read_split(prepared, shards.load_manifest(prepared), "unlabelled", ["text", "row", "input_ids"])
+        texts.append(table.to_pylist())
+    assert texts[0] == texts[1]
+
+
 @pytest.mark.parametrize(("world_size", "parts"), [(1, 1), (2, 3), (5, 1)])
 @pytest.mark.parametrize(("weight", "temperature"), [(0.0, 2.0), (0.7, 3.0), (1.0, 1.0)])
 def test_training_step_blends_the_losses_of_labels_and_teacher(

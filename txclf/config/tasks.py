@@ -95,6 +95,7 @@ TASKS: dict[str, TaskSpec] = {
             restrictions=(
                 Restriction("data.truncation", ("head", "tail", "head_tail")),
                 Restriction("data.unlabelled", (None,)),
+                Restriction("data.altered_copies", (0,)),
                 Restriction("distill.teacher", (None,)),
                 Restriction("model.ngrams", ("auto", False)),
                 Restriction("model.pretrained", (None,)),

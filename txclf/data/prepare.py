@@ -19,10 +19,13 @@ import math
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
+from random import Random
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -31,6 +34,7 @@ from txclf.config.sections import SpecialTokens
 from txclf.core import lease, storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import pipeline, pretrained_tokenizer, records, shards, writers
+from txclf.data.altered_texts import altered
 from txclf.data.audit import Audit
 from txclf.data.duplicates import Duplicates
 from txclf.data.duplicates import count as count_duplicates
@@ -64,6 +68,8 @@ from txclf.data.word_cache import WordCache
 SHARD_BYTES = 64 * 2**20
 """Approximate number of raw bytes that become one shard."""
 FINGERPRINT_VERSION = 3
+
+Ints = npt.NDArray[np.int64]
 
 
 def prepare(run: RunConfig, show: ReportProgress = lambda stage, rows: None) -> str:
@@ -172,6 +178,8 @@ def _fingerprint(run: RunConfig, sources: dict[str, list[Source]], encoder: tupl
         unused.add("label_delimiter")
     if run.data.truncation != "windows":
         unused |= {"window_overlap", "max_windows"}
+    if not run.data.altered_copies:  # as before there was this key
+        unused.add("altered_copies")
     data = run.data.model_dump(exclude={*shards.SPLITS, "shuffle_window", *unused})
     tokenizer = run.tokenizer.model_dump(exclude={"file", *unused})
     settings = [FINGERPRINT_VERSION, run.seed, run.task, data, tokenizer, tokenizer_file, stamps]
@@ -206,16 +214,19 @@ def _write_all(
     report: ReportProgress,
 ) -> dict[str, list[Shard]]:
     """Tokenize every split into shards in shuffled order."""
-    splits = [split for split in shards.SPLITS if split in sources or (split == "valid" and run.data.valid is None)]
-    written: dict[str, list[Shard]] = {split: [] for split in splits}
+    copies = run.data.altered_copies
+    named = {*sources, *([] if run.data.valid else ["valid"]), *([shards.UNLABELLED] if copies else [])}
+    written: dict[str, list[Shard]] = {split: [] for split in shards.SPLITS if split in named}
     num_rows = 0
-    for file_split in sources:
+    passes = [(split, split, 0) for split in sources] + ([("train", shards.UNLABELLED, copies)] if copies else [])
+    for file_split, as_split, copies in passes:
+        size = max(num_bytes(sources[file_split]), audits[file_split].chars) * max(1, copies)
         contents = pipeline.external_sort(
             partial(_tokenize, tokenizers=tokenizers, special=special),
-            file_tasks(run, sources, file_split, labels=tuple(labels)),
+            file_tasks(run, sources, file_split, labels=tuple(labels), copies=copies),
             on_ray=run.compute.on_ray,
-            write=partial(_write, folder=folder, split=file_split, num_labels=len(labels)),
-            num_partitions=1 + max(num_bytes(sources[file_split]), audits[file_split].chars) // SHARD_BYTES,
+            write=partial(_write, folder=folder, split=as_split, num_labels=len(labels)),
+            num_partitions=1 + size // SHARD_BYTES,
         )
         for content in contents:
             for split, shard in json.loads(content).items():
@@ -260,29 +271,44 @@ def _tokenize(task: FileTask, tokenizers: list[str], special: SpecialTokens | No
         is_kept = [not spec.has_labels or all(label in label_ids for label in row) for row in labels]
         kept = np.flatnonzero(is_kept)
         hashes = shards.text_hashes(rows.texts)[kept]
+        held_out = held_out_rows(task, hashes)
         texts = [rows.texts[i] for i in kept]
+        if task.copies:
+            kept, texts = _altered(task, kept[~held_out].tolist(), rows)
+            hashes, held_out = shards.text_hashes(texts), np.zeros(len(texts), bool)
+        is_labelled = task.split != shards.UNLABELLED and not task.copies
         input_ids, full_lengths = encode(encoder, texts, run.tokenizer.max_length, run.truncation, special)
         columns = {
             "input_ids": input_ids,
             "label": [
-                -1 if task.split == shards.UNLABELLED else label_ids[rows.labels[i]] if spec.is_single_label else 0
-                for i in kept
+                -1 if not is_labelled else label_ids[rows.labels[i]] if spec.is_single_label else 0 for i in kept
             ],
             "text": ["\n".join(text) for text in texts],
             "file": [rows.files[i] for i in kept],
             "row": [rows.rows[i] for i in kept],
             "full_length": full_lengths,
             "key": shards.shuffle_keys(hashes, task.number, rows_done + kept, run.seed),
-            "held_out": held_out_rows(task, hashes),
+            "held_out": held_out,
         }
         if spec.is_seq2seq:
             targets = [rows.labels[i] for i in kept]
             target_ids, full_targets = encode_targets(target_encoder, targets, run.tokenizer.max_length)
             columns |= {"target_ids": target_ids, "target": targets, "target_full_length": full_targets}
         if spec.is_multilabel:
-            columns["labels"] = [sorted(map(label_ids.__getitem__, labels[i])) for i in kept]
+            columns["labels"] = [sorted(map(label_ids.__getitem__, labels[i])) if is_labelled else [] for i in kept]
         rows_done += len(rows.rows)
         yield pa.table(columns, schema=schema)
+
+
+def _altered(task: FileTask, numbers: Sequence[int], rows: records.Rows) -> tuple[Ints, list[tuple[str, ...]]]:
+    """Return the altered copies of some rows of a batch, and the number of the row of each."""
+    draw = Random(f"{task.run.seed} {task.number} {rows.rows[0]}")
+    columns = [
+        list(altered([rows.texts[i][column] for i in numbers], task.copies, draw))
+        for column in range(len(task.run.data.text))
+    ]
+    texts = [tuple(text for _, text in copies) for copies in zip(*columns, strict=True)]
+    return np.array([numbers[place] for place, _ in columns[0]], np.int64), texts
 
 
 # ------------------------------------------------------------------------------------------------------------ manifest
@@ -303,11 +329,13 @@ def _manifest(
     duplicates, conflicting_texts = count_duplicates(
         {split: audit.hashes for split, audit in audits.items()}, held_out if run.data.valid is None else None
     )
+    train_rows = sum(shard.rows for shard in written["train"])
     splits = {
         split: _split_record(
             split_shards,
             labels=labels,
-            duplicates=duplicates[split],
+            duplicates=duplicates.get(split, Duplicates(0, 0, 0)),
+            altered=run.data.altered_copies * train_rows if split == shards.UNLABELLED else 0,
             rejected=audits[split].rejected if split in audits else 0,
             is_multilabel=run.task_spec.is_multilabel,
         )
@@ -339,18 +367,19 @@ def _split_record(
     *,
     labels: list[str],
     duplicates: Duplicates,
+    altered: int,
     rejected: int,
     is_multilabel: bool,
 ) -> Split:
     """Sum up the shards of a split."""
     rows = sum(shard.rows for shard in split_shards)
-    assert rows == duplicates.rows, f"{rows} rows written, {duplicates.rows} scanned"
+    assert rows == duplicates.rows + altered, f"{rows} rows written, {duplicates.rows} scanned, {altered} altered"
     tokens = sum(shard.tokens for shard in split_shards)
     label_counts = np.sum([shard.label_counts for shard in split_shards], axis=0).tolist()
     return Split(
         shards=split_shards,
         rows=rows,
-        read=rows + rejected,
+        read=duplicates.rows + rejected,
         rejected=rejected,
         tokens=tokens,
         truncated_rows=sum(shard.truncated_rows for shard in split_shards),

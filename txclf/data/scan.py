@@ -66,6 +66,8 @@ class FileTask:
     """Share of the rows that the tokenizer is trained on."""
     labels: tuple[str, ...] | None = None
     """Training labels. Rows with other labels are rejected. None accepts any label."""
+    copies: int = 0
+    """Altered copies to make of each row of a training file, instead of the row itself."""
 
 
 class TokenizerSample(NamedTuple):
@@ -83,12 +85,13 @@ def file_tasks(
     *,
     labels: tuple[str, ...] | None,
     sample_share: float = 0.0,
+    copies: int = 0,
 ) -> list[FileTask]:
     """Return one task per file of a split. Files are numbered over all splits."""
     splits = list(sources)
     first = sum(len(sources[before]) for before in splits[: splits.index(split)])
     return [
-        FileTask(run, split, source, first + number, sample_share, labels)
+        FileTask(run, split, source, first + number, sample_share, labels, copies)
         for number, source in enumerate(sources[split])
     ]
 

@@ -29,11 +29,12 @@ PIECE_ROWS = 1024
 
 def require_teacher(run: RunConfig) -> None:
     """Raise `ConfigError` if a run has unlabelled rows and no teacher to answer them."""
-    if run.data.unlabelled is not None and run.distill.teacher is None:
-        raise ConfigError(
-            "`data.unlabelled`: rows without labels need a teacher. Run `txclf distill TEACHER RUN.yaml`, or remove "
-            "the key."
-        )
+    for key in ("unlabelled", "altered_copies"):
+        if getattr(run.data, key) and run.distill.teacher is None:
+            raise ConfigError(
+                f"`data.{key}`: rows without labels need a teacher. Run `txclf distill TEACHER RUN.yaml`, or remove "
+                "the key."
+            )
 
 
 def sidecar(config: WorkerConfig) -> Sidecar | None:
