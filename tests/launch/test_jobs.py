@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -159,33 +160,35 @@ def test_submit_reads_the_token_from_a_file(bed: Testbed, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
 
 
-def send(bed: Testbed, folder: Path, *words: str) -> str:
-    """Send a job without waiting and return its id once it trains."""
+@contextmanager
+def sent_job(bed: Testbed, folder: Path, *words: str) -> Iterator[str]:
+    """Send a job without waiting, yield its id once it trains, and stop it at the end."""
     sent = txclf(bed, folder, "submit", "--no-wait", *words)
     assert sent.returncode == 0, sent.stderr
+    job = sent.stderr.split("job ")[1].split(":")[0]
     log = folder / "runs/mine/metrics.jsonl"
-    wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, 300)
-    return sent.stderr.split("job ")[1].split(":")[0]
+    try:
+        wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, 300)
+        yield job
+    finally:
+        txclf(bed, folder, "jobs", "stop", job)
 
 
 @pytest.mark.faults
 def test_jobs_stop_leaves_a_run_that_resumes(bed: Testbed, tmp_path: Path, data: str) -> None:
     words = settings(tmp_path, data, "train.epochs=20000", "train.early_stopping_patience=0")
-    job = send(bed, tmp_path, "train", *words)
-    if bed.namespaces:
-        wait_until(lambda: "ray_txclf_step{" in metrics(bed), 30)
-        shown = metrics(bed)
-        for name in ("epoch", "train_loss", "tokens_per_second", "valid", "data_wait_seconds", "gpu_memory_bytes"):
-            assert re.search(rf'^ray_txclf_{name}{{.*run="mine"', shown, re.MULTILINE), name
-    assert txclf(bed, tmp_path, "jobs", "stop", job).returncode == 0
-    wait_until(lambda: "stopped" in txclf(bed, tmp_path, "jobs", "status", job).stdout, 60)
+    names = ("epoch", "train_loss", "tokens_per_second", "valid", "data_wait_seconds", "gpu_memory_bytes", "step")
+    with sent_job(bed, tmp_path, "train", *words) as job:
+        if bed.namespaces:
+            shown = [re.compile(rf'^ray_txclf_{name}{{.*run="mine"', re.MULTILINE) for name in names]
+            wait_until(lambda: all(pattern.search(metrics(bed)) for pattern in shown), 120)
+        assert txclf(bed, tmp_path, "jobs", "stop", job).returncode == 0
+        wait_until(lambda: "stopped" in txclf(bed, tmp_path, "jobs", "status", job).stdout, 120)
     saved = checkpoints.committed(f"{tmp_path}/runs/mine/checkpoints")
     assert saved
-    words += ["--resume"]
-    sent = txclf(bed, tmp_path, "submit", "--no-wait", "train", *words)
     attempts = tmp_path / "runs/mine/attempts.jsonl"
-    wait_until(lambda: attempts.read_text().count("\n") == 2, 300)
-    assert txclf(bed, tmp_path, "jobs", "stop", sent.stderr.split("job ")[1].split(":")[0]).returncode == 0
+    with sent_job(bed, tmp_path, "train", *words, "--resume"):
+        wait_until(lambda: attempts.read_text().count("\n") == 2, 300)
     assert TOKEN not in metrics(bed)
     assert "no such job" in txclf(bed, tmp_path, "jobs", "status", "none").stderr
 
@@ -196,29 +199,27 @@ def test_submit_ctrl_c_asks_whether_to_stop_the_job(
     bed: Testbed, tmp_path: Path, data: str, answer: str, state: str
 ) -> None:
     endless = ["train.epochs=20000", "train.eval_every=100", "train.early_stopping_patience=0"]  # and with a short log
-    job = send(bed, tmp_path, "train", *settings(tmp_path, data, *endless))
-    ours, theirs = pty.openpty()
-    words = [*bed.head.within, TXCLF, "jobs", "logs", job, "--address", bed.dashboard]
-    process = subprocess.Popen(
-        words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(), start_new_session=True
-    )
-    said = b""
+    with sent_job(bed, tmp_path, "train", *settings(tmp_path, data, *endless)) as job:
+        ours, theirs = pty.openpty()
+        words = [*bed.head.within, TXCLF, "jobs", "logs", job, "--address", bed.dashboard]
+        process = subprocess.Popen(
+            words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(), start_new_session=True
+        )
+        said = b""
 
-    def shows(text: bytes) -> bool:
-        nonlocal said
-        said += os.read(ours, 10_000) if select.select([ours], [], [], 0.1)[0] else b""
-        return text in said
+        def shows(text: bytes) -> bool:
+            nonlocal said
+            said += os.read(ours, 10_000) if select.select([ours], [], [], 0.1)[0] else b""
+            return text in said
 
-    wait_until(lambda: shows(b"epoch"), 60)
-    os.killpg(process.pid, signal.SIGINT)
-    wait_until(lambda: shows(b"it keeps running"), 20)
-    os.write(ours, f"{answer}\n".encode())
-    assert process.wait(timeout=30) == 130
-    wait_until(lambda: txclf(bed, tmp_path, "jobs", "status", job).stdout.strip() == state, 60)
-    if state == "running":
-        assert shows(b"keeps running: txclf jobs logs")
-        txclf(bed, tmp_path, "jobs", "stop", job)
-        wait_until(lambda: "stopped" in txclf(bed, tmp_path, "jobs", "status", job).stdout, 60)
+        wait_until(lambda: shows(b"epoch"), 120)
+        os.killpg(process.pid, signal.SIGINT)
+        wait_until(lambda: shows(b"it keeps running"), 60)
+        os.write(ours, f"{answer}\n".encode())
+        assert process.wait(timeout=60) == 130
+        wait_until(lambda: txclf(bed, tmp_path, "jobs", "status", job).stdout.strip() == state, 120)
+        if state == "running":
+            assert shows(b"keeps running: txclf jobs logs")
 
 
 def metrics(bed: Testbed) -> str:
@@ -265,11 +266,11 @@ def test_submit_sends_the_local_txclf(bed: Testbed, tmp_path: Path, data: str) -
 @pytest.mark.faults
 def test_submit_job_survives_a_lost_node(bed: Testbed, tmp_path: Path, data: str) -> None:
     words = settings(tmp_path, data, "compute.workers=[1, 2]", "train.epochs=40", "train.early_stopping_patience=0")
-    job = send(bed, tmp_path, "train", *words, "train.checkpoint_every=10")
-    bed.kill(bed.nodes["two"])
-    done = txclf(bed, tmp_path, "jobs", "logs", job)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert Classifier.load(f"{tmp_path}/runs/mine/model")
-    began = (tmp_path / "runs/mine/attempts.jsonl").read_text().splitlines()
-    assert len(began) > 1
-    assert txclf(bed, tmp_path, "jobs", "status", job).stdout == "succeeded\n"
+    with sent_job(bed, tmp_path, "train", *words, "train.checkpoint_every=10") as job:
+        bed.kill(bed.nodes["two"])
+        done = txclf(bed, tmp_path, "jobs", "logs", job)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert Classifier.load(f"{tmp_path}/runs/mine/model")
+        began = (tmp_path / "runs/mine/attempts.jsonl").read_text().splitlines()
+        assert len(began) > 1
+        assert txclf(bed, tmp_path, "jobs", "status", job).stdout == "succeeded\n"
