@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from txclf.config import finetuning, run_config
+from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Compute
 from txclf.core import storage
@@ -49,7 +49,7 @@ def load_config(source: Run | None = None, overrides: Sequence[str] = ()) -> Run
         run = txclf.load_config("run.yaml", ["train.epochs=2", "data.train=my.csv"])
     """
     if isinstance(source, RunConfig):
-        source = finetuning.set_keys(source)
+        source = recipes.set_keys(source)
     if isinstance(source, Mapping):
         return run_config.parse(run_config.override(source, _as_list(overrides)), "settings")
     return run_config.load(source, _as_list(overrides))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.helpers.docs import ROOT, anchors, blocks, calls, each_page, find_command, prose, require_key
-from txclf.config import finetuning, run_config, yaml_text
+from txclf.config import recipes, run_config, yaml_text
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
 
@@ -135,7 +135,7 @@ def test_the_table_of_the_recipe_is_that_of_the_code() -> None:
     rows = {
         key: cells.split(" | ") for key, cells in re.findall(r"^\| `train\.(\w+)` \| (.+) \|$", table, re.MULTILINE)
     }
-    many, few = finetuning.recipe(finetuning.SMALL_ROWS), finetuning.recipe(finetuning.SMALL_ROWS - 1)
+    many, few = (recipes.pretrained(recipes.SMALL_ROWS - less)["train"] for less in (0, 1))
     assert rows.keys() == many.keys() | few.keys()
     for key, (scratch, pretrained, small) in rows.items():
         default = getattr(RunConfig().train, key)
@@ -145,4 +145,4 @@ def test_the_table_of_the_recipe_is_that_of_the_code() -> None:
             for cell in (scratch, pretrained, small)
         ]
         assert shown == expected, key
-    assert f"below {finetuning.SMALL_ROWS:,} training rows" in table
+    assert f"below {recipes.SMALL_ROWS:,} training rows" in table

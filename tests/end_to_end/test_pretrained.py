@@ -15,7 +15,7 @@ from tests.helpers.encoders import write_encoder
 from tests.helpers.ray_processes import workers_of_ray
 from tests.helpers.runs import go_on, lines, losses
 from txclf import Classifier
-from txclf.config import finetuning, run_config
+from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.data.prepare import prepare
@@ -147,7 +147,7 @@ def test_search_follows_the_recipe_and_resumes(tmp_path: Path, data: str, encode
         search = tune.tune(run, tune.plan(run), lambda state: False)
     assert (search.trials, search.finished, search.settings) == (2, 2, {"train.learning_rate": 1e-3})
     best = run_config.load(f"{run.run_folder}/best.yaml")
-    small = finetuning.recipe(270)
+    small = recipes.pretrained(270)["train"]
     assert {key: getattr(best.train, key) for key in small} == small | {"learning_rate": 1e-3, "epochs": 2}
     assert best.model.hidden_size == 32
     assert Classifier.load(f"{run.run_folder}/model")(["a good film"])[0].label in ("neg", "pos")

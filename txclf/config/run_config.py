@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from txclf.config import finetuning, yaml_text
+from txclf.config import recipes, yaml_text
 from txclf.config.base import Section
 from txclf.config.dotted import Settings, set_dotted
 from txclf.config.search_space import Tune
@@ -78,7 +78,7 @@ class RunConfig(Section):
             )
         if self.model.segment_embeddings and len(self.data.text) < 2:
             raise ValueError("`model.segment_embeddings: true` needs several text columns. Name them in `data.text`.")
-        if problem := finetuning.problem(self.model, self.tokenizer):
+        if problem := recipes.problem(self.model, self.tokenizer):
             raise ValueError(problem)
         unlabelled = [key for key in ("unlabelled", "altered_copies") if getattr(self.data, key)]
         if unlabelled and self.train.sampling == "balanced":
@@ -175,7 +175,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 def with_overrides(run: RunConfig, settings: Settings) -> RunConfig:
     """Return a run with other values for dotted keys. Raises `ConfigError` naming every key that is wrong."""
-    return parse(set_dotted(settings, finetuning.set_keys(run)), run.name)
+    return parse(set_dotted(settings, recipes.set_keys(run)), run.name)
 
 
 def _resolve_paths(run: RunConfig) -> RunConfig:
@@ -205,7 +205,7 @@ def _resolve_paths(run: RunConfig) -> RunConfig:
 
 def dump(config: RunConfig) -> str:
     """Return the resolved run file as YAML, with every key; of a pretrained run, with those that are settled."""
-    return yaml_text.written(finetuning.set_keys(config, mode="json"))
+    return yaml_text.written(recipes.set_keys(config, mode="json"))
 
 
 def schema() -> str:
@@ -257,7 +257,7 @@ def _apply_override(settings: dict[str, Any], text: str) -> None:
 
 def _space_problems(run: RunConfig) -> list[str]:
     """Return the problems of the values in the search space, each value checked by itself."""
-    settings = finetuning.set_keys(run, exclude={"tune"})
+    settings = recipes.set_keys(recipes.with_recipe(run, recipes.SMALL_ROWS, 2), exclude={"tune"})
     problems = []
     for key, value in run.tune.probes():
         parts = key.split(".")

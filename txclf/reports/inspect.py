@@ -16,7 +16,7 @@ from typing import Any
 from txclf.artifacts import checkpoints, run_folder, trials
 from txclf.artifacts.run_folder import RunState
 from txclf.config import run_config
-from txclf.config.finetuning import MODEL_KEYS
+from txclf.config.recipes import MODEL_KEYS
 from txclf.core import storage
 from txclf.core.errors import DataError, TxclfError
 from txclf.data import profile, shards, sources

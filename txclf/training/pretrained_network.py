@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from txclf import pretrained
-from txclf.config.finetuning import with_recipe
+from txclf.config.recipes import with_recipe
 from txclf.config.run_config import RunConfig
 from txclf.data.shards import Manifest
 from txclf.inference import transformers_folder
@@ -85,5 +85,5 @@ def settled(run: RunConfig, manifest: Manifest) -> tuple[RunConfig, str]:
     stored, commit = store(run)
     with pretrained.local_copy(stored, weights=False) as folder:
         model = with_sizes(run.model, config_of(folder, run, manifest))
-    run = with_recipe(run, manifest.splits["train"].rows)
+    run = with_recipe(run, manifest.splits["train"].rows, len(manifest.labels))
     return run.model_copy(update={"model": model.model_copy(update={"revision": commit} if commit else {})}), stored

@@ -26,7 +26,7 @@ from pydantic import Field
 
 from txclf._version import __version__
 from txclf.artifacts import attempts, checkpoints, trackers
-from txclf.config import finetuning, run_config
+from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import lease, storage
 from txclf.core.errors import ConfigError
@@ -100,7 +100,7 @@ def check_folder(run: RunConfig, resume: bool) -> RunSummary | None:
     if not resume:
         raise ConfigError(f"`{folder}` exists already. Pass --resume to continue it, or choose another `name`.")
     began = run_config.load(saved)
-    was, wanted = _kept_by_resume(began), _kept_by_resume(finetuning.as_begun(run, began))
+    was, wanted = _kept_by_resume(began), _kept_by_resume(recipes.as_begun(run, began))
     changed = [key for key in was if was[key] != wanted[key]]
     if changed:
         names = ", ".join(f"`{key}`" for key in changed)
@@ -161,10 +161,13 @@ def train(
     if began and began["fingerprint"] != manifest.fingerprint:
         raise ConfigError(f"`{run.run_folder}` began with `{began['folder']}`, and the data changed. Start a new run.")
     coverage = _vectors(run, prepared)
+    rows, unsettled = manifest.splits["train"].rows, run
     run, encoder = _settled(run, manifest)
     config = WorkerConfig(run, prepared, time.time() if started is None else started, coverage, encoder)
     check_fit(run, config.manifest())
     notes = coverage.describe() if coverage else []
+    if chosen := recipes.described(unsettled, run, rows):
+        notes.append(chosen)
 
     def wait(note: str) -> None:
         if note not in notes:
@@ -216,11 +219,11 @@ def _settled(run: RunConfig, manifest: shards.Manifest) -> tuple[RunConfig, str 
 
     A started run keeps its own, so the original model may be gone.
     """
-    if run.model.pretrained is None:
-        return run, None
     encoder = recorded_encoder(run)
-    if encoder is not None and storage.exists(encoder):
-        return finetuning.as_begun(run, run_config.load(storage.join(run.run_folder, "run.yaml"))), encoder
+    if _began_with(run) and (encoder is None or storage.exists(encoder)):
+        return recipes.as_begun(run, run_config.load(storage.join(run.run_folder, "run.yaml"))), encoder
+    if run.model.pretrained is None:
+        return recipes.with_recipe(run, manifest.splits["train"].rows, len(manifest.labels)), None
     from txclf.training import pretrained_network  # and Transformers
 
     return pretrained_network.settled(run, manifest)

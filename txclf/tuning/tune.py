@@ -22,7 +22,7 @@ from txclf import ray_cluster
 from txclf._version import __version__
 from txclf.artifacts import checkpoints, trials
 from txclf.artifacts.trials import Trial
-from txclf.config import finetuning, run_config
+from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
 from txclf.config.search_space import Tune
 from txclf.core import lease, storage
@@ -207,7 +207,7 @@ def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
     for number, (key, one) in enumerate(wanted.items(), 1):
         folders[key] = prepare(one)
         manifest = shards.load_manifest(folders[key])
-        check_fit(finetuning.with_recipe(one, manifest.splits["train"].rows), manifest)
+        check_fit(recipes.with_recipe(one, manifest.splits["train"].rows, len(manifest.labels)), manifest)
         row_sidecars.ready(WorkerConfig(one, folders[key]), on_ray=True)  # once for all trials
         if len(wanted) > 1:
             note(f"prepared data {number} of {len(wanted)}: {folders[key]}")
@@ -230,8 +230,8 @@ def tune(run: RunConfig, plan: SearchPlan, show: Show = lambda state: False) -> 
     Raises `Interrupted` if `show` asked for a stop.
     """
     started = time.time()
-    rows = shards.load_manifest(next(iter(plan.prepared.values()))).splits["train"].rows
-    run = finetuning.with_recipe(run, rows)
+    manifest = shards.load_manifest(next(iter(plan.prepared.values())))
+    run = recipes.with_recipe(run, manifest.splits["train"].rows, len(manifest.labels))
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are reported as the trial's reason
@@ -285,7 +285,7 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
     if math.isnan(winner.best) or not checkpoints.ranked(saved, metric):
         raise ClusterError(f"no trial came to a validation; the first failed because: {winner.trial.reason}")
     model, data = storage.join(search, "model"), prepared[trials.preparation(source)]
-    best = finetuning.as_begun(best, run_config.load(storage.join(source.run_folder, "run.yaml")))
+    best = recipes.as_begun(best, run_config.load(storage.join(source.run_folder, "run.yaml")))
     storage.write_bytes(storage.join(search, "best.yaml"), run_config.dump(best).encode())
     encoder = recorded_encoder(source)
     chosen = save_bundle(model, best, data, saved, encoder=encoder, on_ray=True)

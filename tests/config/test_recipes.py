@@ -1,0 +1,96 @@
+"""Defaults that follow from the number of training rows, and keys that go with a pretrained model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from txclf.config import recipes, run_config, yaml_text
+from txclf.core.errors import ConfigError
+
+
+def parse(**sections: Any) -> run_config.RunConfig:
+    """Parse a pretrained run; sections are merged with the model."""
+    return run_config.parse({**sections, "model": {"pretrained": "org/name", **sections.get("model", {})}})
+
+
+def test_recipe_fills_the_keys_that_are_not_set() -> None:
+    run = recipes.with_recipe(parse(train={"epochs": 7}), 5000, 6)
+    expected = recipes.pretrained(5000)["train"] | {"epochs": 7}
+    assert {key: getattr(run.train, key) for key in expected} == expected
+    assert recipes.with_recipe(run, 10, 2) == run
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300, 5000, 60_000, 10**7])
+@pytest.mark.parametrize("labels", [2, 77])
+def test_a_run_from_scratch_takes_steps_for_its_rows(rows: int, labels: int) -> None:
+    run = recipes.with_recipe(run_config.parse({}), rows, labels)
+    train = run.train
+    assert 1 <= train.batch_size <= rows
+    steps, wanted = train.epochs * rows / train.batch_size, recipes.STEPS * (1 + labels / recipes.LABELS)
+    assert train.epochs == recipes.MIN_EPOCHS or steps - wanted < rows / train.batch_size
+    assert train.epochs == recipes.MAX_EPOCHS or steps >= wanted
+    assert run.model.pooling == recipes.scratch(rows, labels)["model"]["pooling"]
+    assert recipes.with_recipe(run, 10 * rows, 2) == run  # settled once
+
+
+@pytest.mark.parametrize("settings", [{"train": {"epochs": 7}}, {"model": {"dropout": 0.2}}])
+def test_a_run_file_that_sets_a_key_of_the_recipe_is_taken_as_it_is(settings: dict[str, Any]) -> None:
+    run = run_config.parse(settings)
+    assert recipes.with_recipe(run, 5000, 6) == run
+    assert recipes.described(run, run, 5000) is None
+
+
+def test_sequences_to_sequences_have_no_recipe() -> None:
+    run = run_config.parse({"task": "seq2seq"})
+    assert recipes.with_recipe(run, 5000, 6) == run
+
+
+def test_described_names_what_was_settled() -> None:
+    before = run_config.parse({"train": {"precision": "fp32"}})
+    after = recipes.with_recipe(before, 5000, 6)
+    shown = recipes.described(before, after, 5000)
+    assert shown
+    assert shown.startswith(f"chosen for 5,000 training rows: train.epochs={after.train.epochs}, ")
+    assert f"model.pooling={after.model.pooling}" in shown
+    assert recipes.described(after, after, 5000) is None
+
+
+def test_run_file_holds_only_what_is_set() -> None:
+    run = parse(train={"epochs": 7})
+    again = run_config.parse(yaml_text.parse(run_config.dump(run)))
+    assert again.train.model_fields_set >= {"epochs", "precision"}
+    assert not again.train.model_fields_set & {"learning_rate", "layer_decay"}
+    assert again.model.model_fields_set == {"pretrained"}
+    scratch = run_config.parse(yaml_text.parse(run_config.dump(run_config.parse({}))))
+    assert not scratch.train.model_fields_set & recipes.scratch(10, 2)["train"].keys()
+
+
+def test_a_resumed_run_keeps_what_was_settled() -> None:
+    saved = recipes.with_recipe(parse(train={"learning_rate": 3e-5}), 10, 2)
+    run = recipes.as_begun(parse(), saved)
+    assert run.train.learning_rate == 3e-5
+    assert run.train.epochs == saved.train.epochs
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": {"pooling": "max"}}, "`model.pooling` follows from `model.pretrained`"),
+        ({"tokenizer": {"vocab_size": 500}}, "`tokenizer.vocab_size` follows from `model.pretrained`"),
+        ({"task": "seq2seq"}, "`model.pretrained: org/name` is not supported with `task: seq2seq`"),
+    ],
+)
+def test_keys_that_do_not_go_with_a_pretrained_model(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(**settings)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("freeze", "encoder"), ("revision", "main"), ("gradient_checkpointing", "true"), ("reinitialize_layers", "1")],
+)
+def test_keys_that_need_a_pretrained_model(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"`model.{key}` needs a pretrained model"):
+        run_config.load(None, [f"model.{key}={value}"])

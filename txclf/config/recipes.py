@@ -1,0 +1,167 @@
+"""Recipes: defaults of the run file that follow from the number of training rows and labels.
+
+A pretrained model and a model from scratch have different ones. They were chosen on the validation rows of several
+datasets (docs/decisions/0034-fine-tuning-recipe.md and 0041-defaults-from-the-rows.md). What the run file sets is kept,
+so a run file holds only the keys that are set until the rows are known; `run.yaml` of the run has all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from txclf.config.sections import Model, Tokenizer
+
+if TYPE_CHECKING:
+    from txclf.config.run_config import RunConfig
+
+Recipe = dict[str, dict[str, Any]]
+"""Values by section and key."""
+SMALL_ROWS = 1000
+"""Training rows below which a pretrained model takes more epochs and smaller batches."""
+SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
+"""Keys of `model` that a pretrained model fixes and a run records."""
+MODEL_KEYS = {
+    "pretrained",
+    "revision",
+    "freeze",
+    "reinitialize_layers",
+    "gradient_checkpointing",
+    "ngrams",
+    "dropout",
+    "attention_dropout",
+    *SIZES,
+}
+"""Keys of `model` that have a meaning with a pretrained model."""
+_ONLY_PRETRAINED = ("revision", "freeze", "reinitialize_layers", "gradient_checkpointing")
+STEPS, LABELS, MIN_EPOCHS, MAX_EPOCHS = 1000, 25, 3, 30
+"""A model from scratch takes `STEPS` optimizer steps and as many again per `LABELS` labels, within limits of the
+epochs."""
+
+
+def pretrained(rows: int) -> Recipe:
+    """Return the defaults for a pretrained model and a number of training rows."""
+    is_small = rows < SMALL_ROWS
+    return {
+        "train": {
+            "epochs": 20 if is_small else 4,
+            "batch_size": min(16, rows) if is_small else 32,
+            "learning_rate": 1.5e-4,
+            "head_learning_rate": 1.5e-3,
+            "layer_decay": 0.85,
+            "schedule": "linear",
+            "start_factor": 0.0,
+        }
+    }
+
+
+def scratch(rows: int, labels: int) -> Recipe:
+    """Return the defaults for a classifier from scratch and a number of training rows and labels.
+
+    Steps matter more than epochs: few rows are passed over more often, and lose many of their tokens each time. More
+    labels need more steps.
+    """
+    batch_size = min(64, max(1, rows // 20))
+    steps = STEPS * (1 + labels / LABELS)
+    return {
+        "train": {
+            "epochs": min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(steps * batch_size / rows))),
+            "batch_size": batch_size,
+            "betas": (0.9, 0.98),
+            "token_dropout": 0.3,
+            "ema_decay": 0.99,
+        },
+        "model": {
+            "num_layers": 1,
+            "intermediate_size": 256,
+            "dropout": 0.3,
+            "position_encoding": "sinusoidal",
+            "pooling": "mean_max",
+        },
+    }
+
+
+def unsettled(run: RunConfig) -> dict[str, set[str]]:
+    """Return the keys of each section that the rows will settle.
+
+    For a pretrained model those are the keys of the recipe that the run file does not set. The keys of the recipe from
+    scratch belong together: they are settled if the run file sets none of them.
+    """
+    if run.model.pretrained is not None:
+        keys = pretrained(SMALL_ROWS)["train"].keys()
+        return {"train": keys - run.train.model_fields_set}
+    if run.task_spec.is_seq2seq:
+        return {}
+    recipe = scratch(SMALL_ROWS, 2)
+    if any(values.keys() & getattr(run, section).model_fields_set for section, values in recipe.items()):
+        return {}
+    return {section: set(values) for section, values in recipe.items()}
+
+
+def with_recipe(run: RunConfig, rows: int, labels: int) -> RunConfig:
+    """Return a run whose keys are all settled by a number of training rows and labels."""
+    recipe = scratch(rows, labels) if run.model.pretrained is None else pretrained(rows)
+    return _updated(
+        run, {section: {key: recipe[section][key] for key in keys} for section, keys in unsettled(run).items()}
+    )
+
+
+def as_begun(run: RunConfig, saved: RunConfig) -> RunConfig:
+    """Return a run with what its `saved` run file settled: keys of the recipe, sizes, and the commit of the hub.
+
+    A run of the other recipe is returned as it is.
+    """
+    if (run.model.pretrained is None) != (saved.model.pretrained is None):
+        return run
+    keys = {section: names & getattr(saved, section).model_fields_set for section, names in unsettled(run).items()}
+    if run.model.pretrained is not None:
+        sizes = (set(SIZES) & saved.model.model_fields_set) - run.model.model_fields_set
+        keys["model"] = {*sizes, "revision"}
+    return _updated(
+        run, {section: {key: getattr(getattr(saved, section), key) for key in names} for section, names in keys.items()}
+    )
+
+
+def described(before: RunConfig, after: RunConfig, rows: int) -> str | None:
+    """Return what a number of training rows settled in a run, in words; None if nothing."""
+    chosen = [
+        f"{section}.{key}={getattr(getattr(after, section), key)}"
+        for section, keys in unsettled(before).items()
+        for key in type(getattr(after, section)).model_fields
+        if key in keys
+    ]
+    return f"chosen for {rows:,} training rows: {', '.join(chosen)}" if chosen else None
+
+
+def _updated(run: RunConfig, values: Recipe) -> RunConfig:
+    return run.model_copy(
+        update={section: getattr(run, section).model_copy(update=found) for section, found in values.items()}
+    )
+
+
+def problem(model: Model, tokenizer: Tokenizer) -> str | None:
+    """Return what is wrong with a run file as regards `model.pretrained`, or None."""
+    if model.pretrained is None:
+        for key in _ONLY_PRETRAINED:
+            if getattr(model, key) != Model.model_fields[key].default:
+                return f"`model.{key}` needs a pretrained model. Set `model.pretrained`, or remove the key."
+        return None
+    for section, values, free in (("model", model, MODEL_KEYS), ("tokenizer", tokenizer, {"max_length"})):
+        for key in values.model_fields_set - free:
+            if getattr(values, key) != type(values).model_fields[key].default:
+                return f"`{section}.{key}` follows from `model.pretrained`. Remove the key."
+    return None
+
+
+def set_keys(run: RunConfig, **options: Any) -> dict[str, Any]:
+    """Return the settings of a run, without those that the pretrained model or the rows determine.
+
+    `options` are those of `model_dump`.
+    """
+    settings = run.model_dump(**options)
+    if run.model.pretrained is not None:
+        settings["model"] = run.model_dump(exclude_unset=True, **options)["model"]
+        settings["tokenizer"] = {"max_length": run.tokenizer.max_length}
+    for section, keys in unsettled(run).items():
+        settings[section] = {key: value for key, value in settings[section].items() if key not in keys}
+    return settings
