@@ -146,3 +146,19 @@ def test_the_table_of_the_recipe_is_that_of_the_code() -> None:
         ]
         assert shown == expected, key
     assert f"below {recipes.SMALL_ROWS:,} training rows" in table
+
+
+def test_the_table_of_what_the_rows_decide_is_that_of_the_code() -> None:
+    table = (ROOT / "docs/how-to/train.md").read_text().partition("## What the rows decide")[2].partition("\n\nThey")[0]
+    rows = re.findall(r"^\| `(\w+)\.(\w+)` \| (.+) \| (.+) \|$", table, re.MULTILINE)
+    recipe = recipes.scratch(100_000, 2)
+    assert [(section, key) for section, key, _, _ in rows] == [(one, key) for one in recipe for key in recipe[one]]
+    for section, key, by_rows, fixed in rows:
+        default = getattr(getattr(RunConfig(), section), key)
+        assert yaml.safe_load(fixed) == (list(default) if isinstance(default, tuple) else default)
+        value = recipe[section][key]
+        if key not in ("epochs", "batch_size"):
+            assert yaml.safe_load(by_rows) == (list(value) if isinstance(value, tuple) else value)
+    assert (recipes.STEPS, recipes.STEPS / recipes.LABELS) == (1000, 40)
+    assert f"{recipes.MIN_EPOCHS} to {recipes.MAX_EPOCHS} epochs" in table
+    assert [recipes.scratch(rows, 2)["train"]["batch_size"] for rows in (1280, 640)] == [64, 32]

@@ -19,7 +19,7 @@ from ray.tune import ExperimentAnalysis, ResultGrid
 from tests.helpers.runs import TINY, lines
 from tests.helpers.testbed import wait_until
 from txclf import Classifier
-from txclf.artifacts import attempts, trials
+from txclf.artifacts import attempts, checkpoints, trials
 from txclf.artifacts.trials import Trial
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
@@ -205,6 +205,23 @@ def test_tune_interrupted_search_resumes_and_is_extended(tmp_path: Path, data: s
     assert start(run, tmp_path, data, *words, "--extend", "1").wait(timeout=200) == 0
     assert [state for _, state, _, _ in told(run)] == ["finished"] * 3
     assert run_config.load(f"{run.run_folder}/run.yaml").tune.trials == 3
+
+
+@pytest.mark.faults
+def test_tune_ends_in_its_time_with_the_best_model_so_far(tmp_path: Path, data: str) -> None:
+    words = ["train.epochs=20000", "train.early_stopping_patience=0", "tune.max_concurrent=1"]
+    run = search(tmp_path, data, None, *words, trials=3, scheduler={"kind": "fifo"}, time="10s")
+    found = done(run)
+    assert (found.finished, found.unfinished) == (0, 3)
+    assert [state for _, state, _, _ in told(run)] == ["running", "waiting", "waiting"]
+    assert Classifier.load(f"{run.run_folder}/model")(["a good film"])
+    steps = checkpoints.committed(f"{trials.folder(run.run_folder, 0)}/checkpoints")[-1].step
+    with tune.opened(run, resume=True) as again:  # goes on where the time ended it
+        tune.tune(again, tune.plan(again, lambda note: None))
+    assert checkpoints.committed(f"{trials.folder(run.run_folder, 0)}/checkpoints")[-1].step > steps
+    short = search(tmp_path, data, None, *words, "name=short", trials=1, time="0.001s")
+    with pytest.raises(ClusterError, match=r"no trial came to a validation within `tune.time` \(0.001s\). Raise it."):
+        done(short)
 
 
 @pytest.mark.faults

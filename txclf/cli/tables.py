@@ -110,11 +110,12 @@ def print_search_summary(run: RunConfig, search: Search) -> None:
         trial_table(title, list(run.tune.space), search.metric, results, [result.trial.seconds for result in results])
     )
     share = search.epochs / search.epochs_to_the_end
+    unfinished = f", {search.unfinished} not finished in {run.tune.time}" if search.unfinished else ""
     rows = [
         ("winner", f"trial {search.winner:04d}"),
         *((f"best {name}", f"{value:.4f}") for name, value in search.best.items()),
         *((key, format_value(value)) for key, value in search.settings.items()),
-        ("trials", f"{search.finished} finished, {search.stopped} stopped early, {search.failed} failed"),
+        ("trials", f"{search.finished} finished, {search.stopped} stopped early, {search.failed} failed{unfinished}"),
         ("epochs", f"{search.epochs:,.1f} of {search.epochs_to_the_end:,.0f} planned ({share:.0%})"),
         *((f"importance of {key}", f"{value:.0%}") for key, value in search.importance.items()),
         ("time", console.seconds(search.seconds)),

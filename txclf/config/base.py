@@ -46,6 +46,13 @@ Workers = Annotated[int, Field(ge=0, le=100_000)] | tuple[_WorkerCount, _WorkerC
 Steps = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT)]
 ShareOfEpoch = Annotated[float, Field(strict=True, gt=0.0, le=1.0)]
 Duration = Annotated[str, Field(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?[smh]$")]
+
+
+def seconds_of(duration: str) -> float:
+    """Return the seconds of a `Duration`."""
+    return float(duration[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[duration[-1]]
+
+
 CheckpointEvery = Steps | ShareOfEpoch | Duration
 Monitor = Literal[
     "valid_loss",

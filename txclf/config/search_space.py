@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_serializer, model_validator
 
-from txclf.config.base import Count, Monitor, Section
+from txclf.config.base import Count, Duration, Monitor, Section
 from txclf.config.dotted import Settings
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1, max_length=1000)]
@@ -160,6 +160,9 @@ class Tune(Section):
     mode: Literal["min", "max"] | None = None
     """Direction of `metric`: `min` if lower is better, `max` if higher is. null takes `min` for `valid_loss` and `max`
     for the others; the opposite is an error."""
+    time: Duration | None = None
+    """Time after which the trials stop, as in `30m`; the best model so far is bundled. It counts from the first trial,
+    and anew with `--resume`, which continues the search. null runs all trials to their end."""
     max_concurrent: Count | Literal["auto"] = "auto"
     """Trials that run at the same time. `auto` runs as many as the cluster has room for."""
     keep_ray_folder: bool = False

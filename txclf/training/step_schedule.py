@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from txclf.config.base import seconds_of
+
 
 @dataclass(frozen=True)
 class StepSchedule:
@@ -52,5 +54,5 @@ class StepSchedule:
         """Seconds between checkpoints; infinite if steps decide."""
         every = self.checkpoint_every
         if isinstance(every, str):
-            return float(every[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[every[-1]]
+            return seconds_of(every)
         return math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ from ray.tune.logger import JsonLoggerCallback
 
 from txclf.artifacts import trials
 from txclf.artifacts.trials import Result, Trial
+from txclf.config.base import seconds_of
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.training.distributed import ray_trainer
@@ -57,12 +59,16 @@ class Outcome:
 
     grid: ray_tune.ResultGrid | None = None
     error: BaseException | None = None
+    is_over: bool = False
+    """True if `tune.time` ended the search."""
 
 
 def run_trials(
     run: RunConfig, plan: SearchPlan, results: list[Result], pending: list[Trial], show: Show
 ) -> ray_tune.ResultGrid | None:
     """Run the pending trials of a search, and with Optuna new ones, to their end; return Ray Tune's results.
+
+    After `tune.time` the trials stop as they do for `show`, and the search ends with what it has.
 
     Raises `Interrupted` if `show` asked for a stop, or the error of Ray Tune.
     """
@@ -94,20 +100,20 @@ def run_trials(
         ),
     )
     try:
-        outcome = _fit(tuner, state, controls, show)
+        outcome = _fit(tuner, state, controls, show, run.tune.time)
     finally:
         if run.compute.max_workers > 1:  # Tune kills the trials that it stops last before they release their workers
             for number in state.results:
                 ray_trainer.release(trials.folder(run.run_folder, number))
         storage.remove_folder(storage.join(run.run_folder, SCRATCH))
-    if controls.watcher.stopping:
+    if controls.watcher.stopping and not outcome.is_over:
         raise Interrupted
     if outcome.error is not None:
         raise outcome.error
     return outcome.grid
 
 
-def _fit(tuner: ray_tune.Tuner, state: SearchState, controls: Controls, show: Show) -> Outcome:
+def _fit(tuner: ray_tune.Tuner, state: SearchState, controls: Controls, show: Show, limit: str | None) -> Outcome:
     """Run Ray Tune in a thread, pass its state to `show`, and return its end."""
     outcome = Outcome()
 
@@ -122,10 +128,14 @@ def _fit(tuner: ray_tune.Tuner, state: SearchState, controls: Controls, show: Sh
     watcher, stopped_at = controls.watcher, 0.0
     while thread.is_alive():
         thread.join(timeout=POLL_S)
-        if show(state) and not watcher.stopping:
+        began = min(state.began.values(), default=math.inf)
+        asked, is_over = show(state), limit is not None and time.time() > began + seconds_of(limit)
+        if (asked or is_over) and not watcher.stopping:
             watcher.stopping, stopped_at = True, time.monotonic()
             controls.flag.set.remote()
-            state.notes.append("stopping: the trials save their checkpoints")
+            outcome.is_over = not asked
+            reason = "stopping" if asked else f"`tune.time` ({limit}) is over"
+            state.notes.append(f"{reason}: the trials save their checkpoints")
         if watcher.stopping and (not watcher.live or time.monotonic() - stopped_at > STOP_S):
             controls.stopper.asked = True
     show(state)

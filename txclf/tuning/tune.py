@@ -58,6 +58,8 @@ class Search(BaseModel):
     finished: int
     stopped: int
     failed: int
+    unfinished: int = 0
+    """Trials that `tune.time` ended, or that it did not let start."""
     winner: int
     """Number of the best trial."""
     best: dict[str, float]
@@ -164,7 +166,7 @@ def _open(run: RunConfig, resume: bool, extend: int) -> RunConfig:
 def _kept(run: RunConfig) -> dict[str, Any]:
     """Return the settings that a resumed search must keep."""
     sections = run.model_dump(include={"seed", "task", "data", "tokenizer", "model", "train", "distill", "tune"})
-    for key in ("trials", "max_concurrent", "keep_ray_folder"):
+    for key in ("trials", "time", "max_concurrent", "keep_ray_folder"):
         del sections["tune"][key]
     return sections
 
@@ -283,6 +285,8 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
     source = trials.run_of(run, winner.trial.number, winner.trial.settings)
     saved = checkpoints.committed(storage.join(source.run_folder, "checkpoints"))
     if math.isnan(winner.best) or not checkpoints.ranked(saved, metric):
+        if not winner.trial.reason:
+            raise ClusterError(f"no trial came to a validation within `tune.time` ({run.tune.time}). Raise it.")
         raise ClusterError(f"no trial came to a validation; the first failed because: {winner.trial.reason}")
     model, data = storage.join(search, "model"), prepared[trials.preparation(source)]
     best = recipes.as_begun(best, run_config.load(storage.join(source.run_folder, "run.yaml")))
@@ -297,6 +301,7 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
         finished=states.count("finished"),
         stopped=states.count("stopped"),
         failed=states.count("failed"),
+        unfinished=states.count("running") + states.count("waiting"),
         winner=winner.trial.number,
         best=chosen.metrics,
         settings=winner.trial.settings,
