@@ -22,15 +22,21 @@ def test_recipe_fills_the_keys_that_are_not_set() -> None:
     assert recipes.with_recipe(run, 10, 2) == run
 
 
-@pytest.mark.parametrize("rows", [1, 7, 300, 5000, 60_000, 10**7])
-@pytest.mark.parametrize("labels", [2, 77])
-def test_a_run_from_scratch_takes_steps_for_its_rows(rows: int, labels: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "labels", "epochs", "batch_size"),
+    [
+        (1, 2, 30, 1),
+        (300, 2, 30, 15),  # 1,080 steps would take 54 epochs of 20 steps
+        (5000, 6, 16, 64),  # 1,240 steps of 64 rows
+        (9000, 77, 30, 64),
+        (27_000, 4, 8, 64),  # 1,160 steps are less than eight epochs
+        (100_000, 2, 4, 64),  # eight epochs are more than 6,000 steps
+        (10**7, 1000, 2, 64),
+    ],
+)
+def test_a_run_from_scratch_takes_steps_for_its_rows(rows: int, labels: int, epochs: int, batch_size: int) -> None:
     run = recipes.with_recipe(run_config.parse({}), rows, labels)
-    train = run.train
-    assert 1 <= train.batch_size <= rows
-    steps, wanted = train.epochs * rows / train.batch_size, recipes.STEPS * (1 + labels / recipes.LABELS)
-    assert train.epochs == recipes.MIN_EPOCHS or steps - wanted < rows / train.batch_size
-    assert train.epochs == recipes.MAX_EPOCHS or steps >= wanted
+    assert (run.train.epochs, run.train.batch_size) == (epochs, batch_size)
     assert run.model.pooling == recipes.scratch(rows, labels)["model"]["pooling"]
     assert recipes.with_recipe(run, 10 * rows, 2) == run  # settled once
 

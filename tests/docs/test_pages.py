@@ -160,5 +160,6 @@ def test_the_table_of_what_the_rows_decide_is_that_of_the_code() -> None:
         if key not in ("epochs", "batch_size"):
             assert yaml.safe_load(by_rows) == (list(value) if isinstance(value, tuple) else value)
     assert (recipes.STEPS, recipes.STEPS / recipes.LABELS) == (1000, 40)
-    assert f"{recipes.MIN_EPOCHS} to {recipes.MAX_EPOCHS} epochs" in table
+    limits = f"{recipes.MIN_EPOCHS} to {recipes.MAX_EPOCHS} epochs"
+    assert f"or {recipes.MANY_EPOCHS} epochs of at most {recipes.MANY_STEPS:,} steps: {limits}" in table
     assert [recipes.scratch(rows, 2)["train"]["batch_size"] for rows in (1280, 640)] == [64, 32]

@@ -57,12 +57,26 @@ def train(
     run_file: RunFile,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
+    limit: Annotated[
+        str | None,
+        typer.Option("--time", metavar="10m", help="Search for so long among kinds of models, and bundle the best."),
+    ] = None,
+    encoders: Annotated[
+        str | None,
+        typer.Option(envvar="TXCLF_ENCODERS", help="With --time: folder of pretrained encoders that are tried too."),
+    ] = None,
 ) -> None:
     """Prepare the data if necessary, train, and bundle the best model."""
     started = time.time()
     from txclf.config import run_config
 
-    train_run(run_config.load(run_file, overrides or []), resume=resume, started=started)
+    run = run_config.load(run_file, overrides or [])
+    if limit is None:
+        train_run(run, resume=resume, started=started)
+        return
+    from txclf.tuning import race
+
+    tune_run(race.search(run, limit, encoders), resume=resume, extend=0)
 
 
 @commands.command()

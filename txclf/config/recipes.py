@@ -34,9 +34,12 @@ MODEL_KEYS = {
 }
 """Keys of `model` that have a meaning with a pretrained model."""
 _ONLY_PRETRAINED = ("revision", "freeze", "reinitialize_layers", "gradient_checkpointing")
-STEPS, LABELS, MIN_EPOCHS, MAX_EPOCHS = 1000, 25, 3, 30
-"""A model from scratch takes `STEPS` optimizer steps and as many again per `LABELS` labels, within limits of the
-epochs."""
+STEPS, LABELS = 1000, 25
+"""A model from scratch takes at least `STEPS` optimizer steps, and as many again per `LABELS` labels …"""
+MANY_STEPS, MANY_EPOCHS = 6000, 8
+"""… at least `MANY_EPOCHS` epochs, unless `MANY_STEPS` steps make less …"""
+MIN_EPOCHS, MAX_EPOCHS = 2, 30
+"""… and in any case at least and at most these epochs."""
 
 
 def pretrained(rows: int) -> Recipe:
@@ -62,10 +65,11 @@ def scratch(rows: int, labels: int) -> Recipe:
     labels need more steps.
     """
     batch_size = min(64, max(1, rows // 20))
-    steps = STEPS * (1 + labels / LABELS)
+    steps_per_epoch = rows / batch_size
+    epochs = max(STEPS * (1 + labels / LABELS) / steps_per_epoch, min(MANY_EPOCHS, MANY_STEPS / steps_per_epoch))
     return {
         "train": {
-            "epochs": min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(steps * batch_size / rows))),
+            "epochs": min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(epochs))),
             "batch_size": batch_size,
             "betas": (0.9, 0.98),
             "token_dropout": 0.3,

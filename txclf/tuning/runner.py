@@ -16,6 +16,7 @@ from ray.tune.logger import JsonLoggerCallback
 
 from txclf.artifacts import trials
 from txclf.artifacts.trials import Result, Trial
+from txclf.config import recipes
 from txclf.config.base import seconds_of
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -185,4 +186,6 @@ def _resources(run: RunConfig) -> ray_tune.PlacementGroupFactory:
 def _max_epochs(run: RunConfig) -> int:
     """Return the epochs of the longest trial."""
     domain = run.tune.space.get("train.epochs")
-    return int(max(domain.values)) if domain else run.train.epochs
+    if domain:
+        return int(max(domain.values))
+    return recipes.MAX_EPOCHS if recipes.unsettled(run) else run.train.epochs

@@ -233,7 +233,8 @@ def tune(run: RunConfig, plan: SearchPlan, show: Show = lambda state: False) -> 
     """
     started = time.time()
     manifest = shards.load_manifest(next(iter(plan.prepared.values())))
-    run = recipes.with_recipe(run, manifest.splits["train"].rows, len(manifest.labels))
+    if "model.pretrained" not in run.tune.space:  # otherwise each trial has the recipe of its kind
+        run = recipes.with_recipe(run, manifest.splits["train"].rows, len(manifest.labels))
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are reported as the trial's reason
