@@ -10,7 +10,7 @@ from tests.helpers.encoders import write_encoder
 from tests.helpers.files import make_rows, write_csv
 from txclf import Classifier
 from txclf.artifacts import trials
-from txclf.config import run_config
+from txclf.config import recipes, run_config
 from txclf.core.errors import ConfigError
 from txclf.tuning import race, tune
 
@@ -72,9 +72,17 @@ def test_race_bundles_the_best_of_both_kinds(tmp_path: Path) -> None:
     run = race.search(run_config.load(None, words), "25s")
     with tune.opened(run) as opened:
         found = tune.tune(opened, tune.plan(opened))
-    tried = [trial for trial in trials.read(run.run_folder) if trial.state != "waiting"]
+    tried = trials.read(run.run_folder)
     assert {trial.settings["model.pretrained"] for trial in tried} == {None, encoder}
     assert found.unfinished > 0
+    runs = [run_config.load(f"{trials.folder(run.run_folder, trial.number)}/run.yaml") for trial in tried]
+    recipe = {None: recipes.scratch(360, 2)["train"], encoder: recipes.pretrained(360)["train"]}
+    for one in runs:  # each kind has its own recipe
+        expected = recipe[one.model.pretrained]
+        keys = ("epochs", "betas", "token_dropout", "layer_decay")
+        assert {key: getattr(one.train, key) for key in keys if key in expected} == {
+            key: expected[key] for key in keys if key in expected
+        }
     best = run_config.load(f"{run.run_folder}/best.yaml")
     assert best.model.pretrained == found.settings["model.pretrained"]
     assert best.train.learning_rate == found.settings["train.learning_rate"]

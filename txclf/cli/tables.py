@@ -106,11 +106,17 @@ def print_search_summary(run: RunConfig, search: Search) -> None:
         [trials.result(run.run_folder, trial, search.metric) for trial in trials.read(run.run_folder)], search.metric
     )
     title = f"Search {run.name}: {search.trials} trials, best first"
+    results = [
+        one._replace(trial=one.trial.model_copy(update={"state": "unfinished"}))
+        if one.trial.state == "running"
+        else one
+        for one in results
+    ]
     console.out.print(
         trial_table(title, list(run.tune.space), search.metric, results, [result.trial.seconds for result in results])
     )
     share = search.epochs / search.epochs_to_the_end
-    unfinished = f", {search.unfinished} not finished in {run.tune.time}" if search.unfinished else ""
+    unfinished = f", {search.unfinished} unfinished" if search.unfinished else ""
     rows = [
         ("winner", f"trial {search.winner:04d}"),
         *((f"best {name}", f"{value:.4f}") for name, value in search.best.items()),

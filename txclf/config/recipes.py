@@ -160,11 +160,13 @@ def problem(model: Model, tokenizer: Tokenizer) -> str | None:
 def set_keys(run: RunConfig, **options: Any) -> dict[str, Any]:
     """Return the settings of a run, without those that the pretrained model or the rows determine.
 
-    `options` are those of `model_dump`.
+    `options` are those of `model_dump`. A search that tries both kinds of models keeps what the run file sets alone.
     """
-    settings = run.model_dump(**options)
+    settings, as_set = run.model_dump(**options), run.model_dump(exclude_unset=True, **options)
+    if "model.pretrained" in run.tune.space:
+        return settings | {section: as_set.get(section, {}) for section in ("model", "tokenizer", "train")}
     if run.model.pretrained is not None:
-        settings["model"] = run.model_dump(exclude_unset=True, **options)["model"]
+        settings["model"] = as_set["model"]
         settings["tokenizer"] = {"max_length": run.tokenizer.max_length}
     for section, keys in unsettled(run).items():
         settings[section] = {key: value for key, value in settings[section].items() if key not in keys}

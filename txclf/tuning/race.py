@@ -12,6 +12,7 @@ from typing import Any
 
 from txclf import pretrained
 from txclf.config import run_config
+from txclf.config.dotted import set_dotted
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
 
@@ -48,7 +49,8 @@ def search(run: RunConfig, time: str, encoders: str | None = None) -> RunConfig:
         "points_to_evaluate": rates,
         "space": space,
     }
-    return run_config.with_overrides(run, {"tune": settings, "model.ngrams": True})
+    as_set = run.model_dump(exclude_unset=True)  # so that each kind of model has its own recipe
+    return run_config.parse(set_dotted({"tune": settings, "model.ngrams": True}, as_set), run.name)
 
 
 def _found(folder: str | None) -> list[str]:

@@ -59,7 +59,7 @@ class Search(BaseModel):
     stopped: int
     failed: int
     unfinished: int = 0
-    """Trials that `tune.time` ended, or that it did not let start."""
+    """Trials that `tune.time` ended."""
     winner: int
     """Number of the best trial."""
     best: dict[str, float]
@@ -279,7 +279,10 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
     """Write the tables, the winner's run file and bundle, then the summary, which marks the search as finished."""
     search, metric = run.run_folder, trials.metric(run)
     everything = [trials.result(search, trial, metric) for trial in trials.read(search)]
-    results = trials.ranked(everything, metric)
+    for one in everything:
+        if one.trial.state == "waiting":  # when `tune.time` was over; with --resume it is drawn again
+            storage.remove_folder(trials.folder(search, one.trial.number))
+    results = trials.ranked([one for one in everything if one.trial.state != "waiting"], metric)
     trials.write_table(search, results, metric)
     winner = results[0]
     best = trials.trial_config(run, winner.trial.settings)
@@ -302,7 +305,7 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
         finished=states.count("finished"),
         stopped=states.count("stopped"),
         failed=states.count("failed"),
-        unfinished=states.count("running") + states.count("waiting"),
+        unfinished=states.count("running"),
         winner=winner.trial.number,
         best=chosen.metrics,
         settings=winner.trial.settings,
