@@ -59,6 +59,27 @@ def test_batch_rows_are_gathered_and_padded(shape: str) -> None:
             assert mask.tolist() == [[place < len(ids) for place in range(longest)] for ids in chosen]
 
 
+@pytest.mark.parametrize(("multiple", "longest"), [(8, None), (8, 1000), (16, 20), (1, 5)])
+def test_batch_is_padded_to_a_multiple_but_not_beyond_the_model(multiple: int, longest: int | None) -> None:
+    rows, plain = TokenRows([WHOLE], layout=Layout(multiple=multiple, longest=longest)), TokenRows([WHOLE])
+    for picked in (np.array([0]), np.array([3, 5]), np.arange(len(LISTS))):
+        batch, expected = rows.batch(picked), plain.batch(picked)
+        length, width = expected["input_ids"].shape[1], batch["input_ids"].shape[1]
+        assert width >= length
+        assert width % multiple == 0 or width == max(length, longest or 0)
+        assert width - length < multiple
+        assert torch.equal(batch["input_ids"][:, :length], expected["input_ids"])
+        assert not batch["input_ids"][:, length:].any()
+        if width > length:
+            before = (
+                expected["mask"] if expected["mask"] is not None else torch.ones(len(picked), length, dtype=torch.bool)
+            )
+            assert batch["mask"] is not None
+            assert torch.equal(batch["mask"][:, :length], before)
+            assert not batch["mask"][:, length:].any()
+        assert batch["num_tokens"] == expected["num_tokens"]
+
+
 def test_batch_tensors_have_their_types() -> None:
     batch = TokenRows([WHOLE]).batch(np.array([0, 1]))
     assert batch["mask"] is not None

@@ -185,8 +185,9 @@ class TokenRows:
                 segments = segments_with_special(tokens, lengths, segments, layout.special)
             tokens, lengths = with_special(tokens, lengths, layout.special)
             fill = layout.special.pad
-        ids, mask = padded(tokens, lengths, fill)
-        padded_segments = None if segments is None else padded(segments, lengths)[0]
+        width = layout.width(int(lengths.max()))
+        ids, mask = padded(tokens, lengths, fill, width)
+        padded_segments = None if segments is None else padded(segments, lengths, width=width)[0]
         return Sequences(ids, mask, padded_segments, windows, int(lengths.sum()))
 
 
@@ -296,9 +297,12 @@ def tensor(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(array)
 
 
-def padded(tokens: Int32s, lengths: Ints, fill: int = 0) -> tuple[Tensor, Tensor | None]:
-    """Return rows stored one after another as (B, T) int64, `fill` at padding, and their mask; None without padding."""
-    inside = np.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
+def padded(tokens: Int32s, lengths: Ints, fill: int = 0, width: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """Return rows stored one after another as (B, T) int64, `fill` at padding, and their mask; None without padding.
+
+    T is `width`, or the length of the longest row.
+    """
+    inside = np.arange(int(lengths.max()) if width is None else width) < lengths[:, None]  # (B, T)
     ids = np.full(inside.shape, fill, np.int64)
     ids[inside] = tokens
     return tensor(ids), None if bool(inside.all()) else tensor(inside)

@@ -44,10 +44,19 @@ class Layout:
     """Token between text columns; None without segment embeddings."""
     special: SpecialTokens | None = None
     """Tokens that a pretrained model expects around each sequence; None for a model from scratch."""
+    multiple: int = 1
+    """Batches are padded to a multiple of this, but not beyond `longest`."""
+    longest: int | None = None
+    """Tokens that the model reads at most, special tokens included."""
 
     @classmethod
     def of_model(
-        cls, max_length: int, truncation: Truncation, special: SpecialTokens | None, separator: int | None
+        cls,
+        max_length: int,
+        truncation: Truncation,
+        special: SpecialTokens | None,
+        separator: int | None,
+        multiple: int = 1,
     ) -> Self:
         """Return the layout of a model that reads `max_length` tokens at once.
 
@@ -58,7 +67,14 @@ class Layout:
             overlap=truncation.window_overlap,
             separator=special.separator[-1] if special and special.token_types else separator,
             special=special,
+            multiple=multiple,
+            longest=max_length,
         )
+
+    def width(self, length: int) -> int:
+        """Return the tokens that a batch is padded to whose longest sequence has `length`."""
+        rounded = -(-length // self.multiple) * self.multiple
+        return rounded if self.longest is None else max(length, min(rounded, self.longest))
 
     def counts(self, lengths: Lengths) -> Ints:
         """Return the sequences per row, from the lengths of the rows."""

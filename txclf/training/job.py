@@ -30,6 +30,10 @@ def _as_it_is(trainer: pl.Trainer) -> pl.Trainer:
     return trainer
 
 
+GPU_MULTIPLE = 8
+"""Batches on a GPU are padded to multiples of this. Its kernels are chosen, and some compiled, anew for each length."""
+
+
 @dataclass(frozen=True)
 class WorkerConfig:
     """A run on prepared data, the same for every worker. Plain data, so that it travels."""
@@ -53,10 +57,13 @@ class WorkerConfig:
 
     def layout(self) -> Layout:
         """Return how rows become sequences."""
+        from txclf.training.precision import uses_gpu  # and torch
+
         run, manifest = self.run, self.manifest()
         separator = manifest.separator_id if run.num_segments else None
         special = manifest.special_tokens
-        return Layout.of_model(run.tokenizer.max_length, run.truncation, special, separator)
+        multiple = GPU_MULTIPLE if uses_gpu(run.compute) else 1
+        return Layout.of_model(run.tokenizer.max_length, run.truncation, special, separator, multiple)
 
     def manifest(self) -> shards.Manifest:
         """Return the manifest of the prepared data, as this run trains on them."""
