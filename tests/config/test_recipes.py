@@ -48,8 +48,9 @@ def test_a_run_file_that_sets_a_key_of_the_recipe_is_taken_as_it_is(settings: di
     assert recipes.described(run, run, 5000) is None
 
 
-def test_sequences_to_sequences_have_no_recipe() -> None:
-    run = run_config.parse({"task": "seq2seq"})
+@pytest.mark.parametrize("task", ["multilabel", "seq2seq"])
+def test_other_tasks_have_no_recipe_from_scratch(task: str) -> None:
+    run = run_config.parse({"task": task})
     assert recipes.with_recipe(run, 5000, 6) == run
 
 

@@ -94,7 +94,7 @@ def unsettled(run: RunConfig) -> dict[str, set[str]]:
     if run.model.pretrained is not None:
         keys = pretrained(SMALL_ROWS)["train"].keys()
         return {"train": keys - run.train.model_fields_set}
-    if run.task_spec.is_seq2seq:
+    if not run.task_spec.is_single_label:
         return {}
     recipe = scratch(SMALL_ROWS, 2)
     if any(values.keys() & getattr(run, section).model_fields_set for section, values in recipe.items()):

@@ -145,8 +145,8 @@ class SpecialTokens(Section):
 class Model(Section):
     """Transformer encoder with a pooling and a head; an encoder and a decoder for `task: seq2seq`.
 
-    With `pretrained`, the keys of the architecture follow from the pretrained model. From scratch, some follow from the
-    number of training rows if the run file sets none of them.
+    With `pretrained`, the keys of the architecture follow from the pretrained model. For `task: classify` from scratch,
+    some follow from the number of training rows if the run file sets none of them.
     """
 
     pretrained: str | None = None

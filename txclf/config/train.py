@@ -12,8 +12,8 @@ from txclf.config.base import CheckpointEvery, Count, CountOrZero, Fraction, Mon
 class Train(Section):
     """Optimization, validation and checkpoints.
 
-    Some keys have other defaults, which follow from the number of training rows: with `model.pretrained`, and from
-    scratch if the run file sets none of them.
+    Some keys have other defaults, which follow from the number of training rows: with `model.pretrained`, and for
+    `task: classify` from scratch if the run file sets none of them.
     """
 
     epochs: Count = 3
