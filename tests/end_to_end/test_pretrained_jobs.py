@@ -30,10 +30,14 @@ def test_job_trains_on_an_encoder_in_a_folder(
     assert classifier(["a good day"])[0].label in classifier.metadata.labels
 
 
-def test_distill_job_learns_from_the_bundle_of_its_teacher(tmp_path: Path, encoder: str, data: str) -> None:
+@pytest.mark.parametrize("name", ["agnews", "trec"])
+def test_distill_job_learns_from_the_bundle_of_its_teacher(tmp_path: Path, encoder: str, data: str, name: str) -> None:
     overrides = [f"data.train={data}", "data.test=null", f"storage={tmp_path}", "train.epochs=1"]
-    jobs = JOBS[0].parent
-    txclf.train(jobs / "minilm_agnews.yaml", [*overrides, f"model.pretrained={encoder}"])
-    summary = txclf.distill(f"{tmp_path}/minilm_agnews/model", jobs / "distill_agnews.yaml", overrides=overrides)
+    jobs, teacher = JOBS[0].parent, f"{tmp_path}/minilm_{name}/model"
+    txclf.train(jobs / f"minilm_{name}.yaml", [*overrides, f"model.pretrained={encoder}"])
+    if name == "trec":  # which starts from the tokenizer and the word vectors of its teacher
+        files = [f"tokenizer.file={teacher}/tokenizer.json", f"model.word_vectors={teacher}"]
+        overrides += [*files, "model.hidden_size=32", "data.altered_copies=2"]
+    summary = txclf.distill(teacher, jobs / f"distill_{name}.yaml", overrides=overrides)
     assert summary.steps > 0
-    assert txclf.Classifier.load(f"{tmp_path}/distill_agnews/model").metadata.labels == ["neg", "pos"]
+    assert txclf.Classifier.load(f"{tmp_path}/distill_{name}/model").metadata.labels == ["neg", "pos"]
