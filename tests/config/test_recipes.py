@@ -22,6 +22,13 @@ def test_recipe_fills_the_keys_that_are_not_set() -> None:
     assert recipes.with_recipe(run, 10, 2) == run
 
 
+@pytest.mark.parametrize(("rows", "epochs", "eval_every"), [(8, 100, 5), (48, 67, 3.35), (384, 20, 1), (5000, 4, 1)])
+def test_few_rows_take_more_epochs_and_not_more_validations(rows: int, epochs: int, eval_every: float) -> None:
+    run = recipes.with_recipe(parse(), rows, 6)
+    assert run.train.epochs == epochs
+    assert run.train.eval_every == pytest.approx(eval_every)
+
+
 @pytest.mark.parametrize(
     ("rows", "labels", "epochs", "batch_size"),
     [

@@ -145,7 +145,10 @@ def test_the_table_of_the_recipe_is_that_of_the_code() -> None:
             for cell in (scratch, pretrained, small)
         ]
         assert shown == expected, key
+    page = (ROOT / "docs/how-to/pretrained.md").read_text()
     assert f"below {recipes.SMALL_ROWS:,} training rows" in table
+    assert f"for {recipes.SMALL_STEPS} steps in all and up to {recipes.pretrained(1)['train']['epochs']} epochs" in page
+    assert [recipes.pretrained(rows)["train"]["epochs"] for rows in (160, 159)] == [20, 21]
 
 
 def test_the_table_of_what_the_rows_decide_is_that_of_the_code() -> None:

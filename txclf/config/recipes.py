@@ -19,6 +19,8 @@ Recipe = dict[str, dict[str, Any]]
 """Values by section and key."""
 SMALL_ROWS = 1000
 """Training rows below which a pretrained model takes more epochs and smaller batches."""
+SMALL_STEPS = 200
+"""Optimizer steps that a pretrained model takes on few rows, within 20 to 100 epochs."""
 SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
 """Keys of `model` that a pretrained model fixes and a run records."""
 MODEL_KEYS = {
@@ -45,10 +47,13 @@ MIN_EPOCHS, MAX_EPOCHS = 2, 30
 def pretrained(rows: int) -> Recipe:
     """Return the defaults for a pretrained model and a number of training rows."""
     is_small = rows < SMALL_ROWS
+    batch_size = min(16, rows) if is_small else 32
+    epochs = min(100, max(20, math.ceil(SMALL_STEPS * batch_size / rows))) if is_small else 4
     return {
         "train": {
-            "epochs": 20 if is_small else 4,
-            "batch_size": min(16, rows) if is_small else 32,
+            "epochs": epochs,
+            "eval_every": max(1.0, epochs / 20),  # a checkpoint of all weights takes longer than a few steps
+            "batch_size": batch_size,
             "learning_rate": 1.5e-4,
             "head_learning_rate": 1.5e-3,
             "layer_decay": 0.85,
@@ -92,8 +97,7 @@ def unsettled(run: RunConfig) -> dict[str, set[str]]:
     scratch belong together: they are settled if the run file sets none of them.
     """
     if run.model.pretrained is not None:
-        keys = pretrained(SMALL_ROWS)["train"].keys()
-        return {"train": keys - run.train.model_fields_set}
+        return {"train": pretrained(SMALL_ROWS)["train"].keys() - run.train.model_fields_set}
     if not run.task_spec.is_single_label:
         return {}
     recipe = scratch(SMALL_ROWS, 2)

@@ -83,7 +83,7 @@ def settled(run: RunConfig, manifest: Manifest) -> tuple[RunConfig, str]:
     The rows give the settings of the recipe, the model its sizes and its commit.
     """
     stored, commit = store(run)
+    run = with_recipe(run, manifest.splits["train"].rows, len(manifest.labels))
     with pretrained.local_copy(stored, weights=False) as folder:
         model = with_sizes(run.model, config_of(folder, run, manifest))
-    run = with_recipe(run, manifest.splits["train"].rows, len(manifest.labels))
     return run.model_copy(update={"model": model.model_copy(update={"revision": commit} if commit else {})}), stored
