@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.encoders import write_encoder
 from tests.helpers.files import make_rows, write_csv
-from txclf import Classifier
+from txclf import Classifier, evaluate
 from txclf.artifacts import trials
 from txclf.config import recipes, run_config
 from txclf.core.errors import ConfigError
@@ -87,3 +87,6 @@ def test_race_bundles_the_best_of_both_kinds(tmp_path: Path) -> None:
     assert best.model.pretrained == found.settings["model.pretrained"]
     assert best.train.learning_rate == found.settings["train.learning_rate"]
     assert Classifier.load(f"{run.run_folder}/model")(["a good film"])[0].label in ("neg", "pos")
+    scores = evaluate(run.run_folder, [data])
+    assert scores["rows"] == 400
+    assert scores["accuracy"] > 0.6

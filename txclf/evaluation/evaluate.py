@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from txclf.artifacts import trials
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Compute
@@ -98,17 +99,12 @@ def evaluate(
 
     `compute` distributes the rows over Ray workers; Ray must be connected, and every node must reach all paths.
 
+    The folder of a search stands for the model of its winner.
+
     Raises `ConfigError` if the folder is not a finished run or has no test split, `DataError` for bad rows.
     """
     folder = storage.absolute(run_folder)
-    summary = storage.join(folder, "summary.json")
-    if not storage.exists(summary):
-        raise ConfigError(
-            f"`{run_folder}`: not a finished run, because it has no summary.json. "
-            "Train it, or resume its training with --resume."
-        )
-    run = run_config.load(storage.join(folder, "run.yaml"))
-    prepared = storage.read_object(summary, "prepared")["prepared"]
+    run, prepared = _finished(run_folder)
     evaluation = Evaluation(
         run=run,
         model=storage.join(folder, "model"),
@@ -123,6 +119,22 @@ def evaluate(
     result = EVALUATORS[run.task_spec.name](evaluation)
     storage.write_json_lines(storage.join(folder, METRICS), result)
     return result
+
+
+def _finished(run_folder: str) -> tuple[RunConfig, str]:
+    """Return a finished run, or the winner of a search, and the folder of its prepared data."""
+    folder = storage.absolute(run_folder)
+    summary, search = storage.join(folder, "summary.json"), storage.join(folder, "search.json")
+    if storage.exists(search):
+        winner = trials.folder(folder, storage.read_object(search, "winner")["winner"])
+        prepared = storage.read_object(storage.join(winner, "prepared.json"), "folder")["folder"]
+        return run_config.load(storage.join(folder, "best.yaml")), prepared
+    if not storage.exists(summary):
+        raise ConfigError(
+            f"`{run_folder}`: not a finished run, because it has no summary.json. "
+            "Train it, or resume its training with --resume."
+        )
+    return run_config.load(storage.join(folder, "run.yaml")), storage.read_object(summary, "prepared")["prepared"]
 
 
 def evaluate_classes(evaluation: Evaluation) -> dict[str, Any]:
