@@ -74,7 +74,6 @@ def test_race_bundles_the_best_of_both_kinds(tmp_path: Path) -> None:
         found = tune.tune(opened, tune.plan(opened))
     tried = trials.read(run.run_folder)
     assert {trial.settings["model.pretrained"] for trial in tried} == {None, encoder}
-    assert found.unfinished > 0
     runs = [run_config.load(f"{trials.folder(run.run_folder, trial.number)}/run.yaml") for trial in tried]
     recipe = {None: recipes.scratch(360, 2)["train"], encoder: recipes.pretrained(360)["train"]}
     for one in runs:  # each kind has its own recipe
