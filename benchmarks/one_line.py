@@ -19,6 +19,7 @@ import torch
 
 import txclf
 from txclf.data import shards
+from txclf.data.labels import LabelSets
 from txclf.inference.classifier import Classifier, sigmoid
 from txclf.metrics import multilabel
 
@@ -32,9 +33,7 @@ def network_score(model: str, prepared: str) -> float:
     logits = classifier.logits(classifier.text_rows([(text,) for text in table["text"].to_pylist()]))
     if not classifier.metadata.task_spec.is_multilabel:
         return float((logits.argmax(axis=1) == table[column].to_numpy()).mean())
-    truth = np.zeros(logits.shape, np.bool_)
-    for row, labels in enumerate(table[column].to_pylist()):
-        truth[row, labels] = True
+    truth = LabelSets.from_tables([table]).matrix(len(manifest.labels)).astype(np.bool_)
     return multilabel.short_scores(sigmoid(logits) >= 0.5, truth)["f1_macro"]
 
 

@@ -12,6 +12,7 @@ import typer
 
 from txclf.cli import lines, results
 from txclf.cli.cluster import Overrides, RunFile
+from txclf.core.errors import ConfigError
 from txclf.core.signals import stop_signals
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def train(
 
     run = run_config.load(run_file, overrides or [])
     if limit is None:
+        if encoders is not None and not os.environ.get("TXCLF_ENCODERS"):
+            raise ConfigError("--encoders: only a search tries several encoders. Add --time, as in `--time 10m`.")
         train_run(run, resume=resume, started=started)
         return
     from txclf.tuning import race

@@ -161,8 +161,8 @@ class Tune(Section):
     """Direction of `metric`: `min` if lower is better, `max` if higher is. null takes `min` for `valid_loss` and `max`
     for the others; the opposite is an error."""
     time: Duration | None = None
-    """Time after which the trials stop, as in `30m`; the best model so far is bundled. It counts from the first trial,
-    and anew with `--resume`, which continues the search. null runs all trials to their end."""
+    """Time after which the trials stop, as in `30m`; the best model so far is bundled. It counts from the first trial.
+    `--resume` continues the search for the same time again. null runs all trials to their end."""
     max_concurrent: Count | Literal["auto"] = "auto"
     """Trials that run at the same time. `auto` runs as many as the cluster has room for."""
     keep_ray_folder: bool = False

@@ -25,7 +25,7 @@ class Data(Section):
     unlabelled: Paths | None = None
     """Files without labels, named as in `train`, whose rows only the teacher of `distill` answers. A label column in
     them is ignored. The tokenizer is trained on them too. Not for `task: seq2seq`."""
-    altered_copies: CountOrZero = 0
+    altered_copies: Annotated[int, Field(ge=0, le=1000)] = 0
     """Copies of each training text with words left out, replaced and rearranged, which the teacher of `distill` answers
     too (arXiv:1903.12136). A model from scratch gains much from them on small data; preparation, the teacher and an
     epoch take as many times longer. Not for `task: seq2seq`."""

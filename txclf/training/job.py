@@ -31,7 +31,7 @@ def _as_it_is(trainer: pl.Trainer) -> pl.Trainer:
 
 
 GPU_MULTIPLE = 8
-"""Batches on a GPU are padded to multiples of this. Its kernels are chosen, and some compiled, anew for each length."""
+"""Batches on a GPU are padded to multiples of this. Its kernels are chosen, and some compiled, for each length."""
 
 
 @dataclass(frozen=True)
