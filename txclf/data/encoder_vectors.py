@@ -59,7 +59,16 @@ def _means(folder: str, texts: Sequence[str]) -> Floats:
         raise ConfigError(
             f"`model.pretrained`: the encoder cannot be loaded: {error}. Copy the folder again."
         ) from None
-    model = model.to(device).eval()
+    try:
+        return _run(model.to(device).eval(), tokenizer, texts, device)
+    except Exception as error:  # architectures raise any kind, and not all have a last layer of token vectors
+        raise ConfigError(
+            f"`model.pretrained`: the encoder does not run on single tokens: {error}. Choose another encoder."
+        ) from None
+
+
+def _run(model: Any, tokenizer: Any, texts: Sequence[str], device: torch.device) -> Floats:
+    """Return the means (N, D) of a loaded encoder."""
     ids = tokenizer([text or " " for text in texts], truncation=True, max_length=16)["input_ids"]
     lengths = np.array([len(row) for row in ids])
     means = np.zeros((len(texts), model.config.hidden_size), np.float32)
