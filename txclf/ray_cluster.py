@@ -16,6 +16,7 @@ import ray.data  # sets its loggers up when imported, before they are quieted be
 
 from txclf import upstream
 from txclf.config.sections import Compute
+from txclf.core import cpus
 from txclf.core.errors import ClusterError
 
 # Worker processes read them too. A value in the environment takes precedence.
@@ -27,6 +28,7 @@ SETTINGS = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "PYTHONWARNINGS": "ignore",
+    **cpus.WAITING,
 }
 
 
@@ -55,7 +57,7 @@ def connected(compute: Compute) -> Iterator[None]:
         else:
             ray.init(
                 address="local",
-                num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+                num_cpus=cpus.available(),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

@@ -12,6 +12,7 @@ import typer
 
 from txclf._version import __version__
 from txclf.cli import cluster, demo, export, lines, results, serve, train
+from txclf.core import cpus
 from txclf.core.errors import TxclfError
 
 GC_THRESHOLD = 50_000
@@ -47,6 +48,7 @@ def _options(
 def main() -> None:
     """Run the command of `sys.argv`. A `TxclfError` ends it with one message and exit code 2."""
     gc.set_threshold(GC_THRESHOLD)
+    cpus.share()
     lines.accept_every_character()
     try:
         app()
