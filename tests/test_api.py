@@ -16,6 +16,7 @@ import yaml
 
 import txclf
 from tests.helpers.files import make_rows, write_csv
+from tests.helpers.waiting import PATIENCE_S
 from txclf import Interrupted, Progress
 
 FUNCTIONS = ("load_config", "prepare", "train", "tune", "evaluate", "predict", "export", "serve")
@@ -101,7 +102,7 @@ def test_serve_example_runs_until_a_signal(folder: Path) -> None:
         with urllib.request.urlopen(f"{url}/healthz", timeout=30) as answer:
             assert answer.status == 200
         server.send_signal(signal.SIGTERM)
-        assert server.wait(timeout=60) == 0
+        assert server.wait(timeout=PATIENCE_S) == 0
 
 
 def test_load_config_takes_a_path_a_mapping_and_a_run(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from tests.helpers.command import TXCLF, environment, txclf
 from tests.helpers.runs import TINY
+from tests.helpers.waiting import PATIENCE_S
 from txclf.cli.main import app
 from txclf.core.errors import ConfigError
 
@@ -122,7 +123,7 @@ def test_train_on_a_signal_saves_a_checkpoint_and_resumes(
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.02)
     process.send_signal(number)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 128 + number, error
     assert "Pass --resume to continue" in error
     assert "Traceback" not in error

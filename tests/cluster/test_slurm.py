@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.runs import TINY
-from tests.helpers.testbed import wait_until
+from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf import Classifier
 from txclf.artifacts import checkpoints
 
@@ -104,15 +104,15 @@ def settings(folder: Path, data: str, *words: str) -> list[str]:
 def test_slurm_run_on_two_nodes_returns_its_exit_code(slurm: Slurm, tmp_path: Path, data: str) -> None:
     process = slurm.start("train", *settings(tmp_path, data))
     token = tmp_path / f".ray-{os.getpid()}/token"
-    wait_until(lambda: token.exists() and token.stat().st_size == 64, 60, process)
+    wait_until(lambda: token.exists() and token.stat().st_size == 64, process)
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.parent.stat().st_mode & 0o777 == 0o700
-    wait_until(lambda: (tmp_path / "runs/mine/attempts.jsonl").exists(), 240, process)
+    wait_until(lambda: (tmp_path / "runs/mine/attempts.jsonl").exists(), process)
     secret = token.read_text()
     seen = slurm.left().values()
     assert len(seen) > 5
     assert not [line for line in seen if secret.encode() in line]
-    out = process.communicate(timeout=240)[0]
+    out = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 0, out
     assert "Ray: 2 nodes; the dashboard: ssh -L 8265:127.0.0.1:" in out
     assert Classifier.load(f"{tmp_path}/runs/mine/model")(["a good film"])[0].label in ("neg", "pos")
@@ -126,9 +126,9 @@ def test_slurm_job_near_its_time_limit_can_be_resumed(slurm: Slurm, tmp_path: Pa
     words = settings(tmp_path, data, "train.epochs=300", "train.early_stopping_patience=0")
     process = slurm.start("train", *words)
     log = tmp_path / "runs/mine/metrics.jsonl"
-    wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, 240, process)
+    wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, process)
     process.send_signal(signal.SIGTERM)  # as `--signal=B:TERM@120` does: to the script alone
-    out = process.communicate(timeout=120)[0]
+    out = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 143, out
     saved = checkpoints.committed(f"{tmp_path}/runs/mine/checkpoints")
     assert saved
@@ -136,9 +136,9 @@ def test_slurm_job_near_its_time_limit_can_be_resumed(slurm: Slurm, tmp_path: Pa
     # Slurm restarts the job with the same arguments, without `--resume`.
     process = slurm.start("train", *words, SLURM_RESTART_COUNT="1")
     attempts = tmp_path / "runs/mine/attempts.jsonl"
-    wait_until(lambda: attempts.read_text().count("\n") == 2, 240, process)
+    wait_until(lambda: attempts.read_text().count("\n") == 2, process)
     process.send_signal(signal.SIGTERM)
-    out = process.communicate(timeout=120)[0]
+    out = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 143, out
     assert checkpoints.committed(f"{tmp_path}/runs/mine/checkpoints")[-1].step >= saved[-1].step
 
@@ -146,12 +146,12 @@ def test_slurm_job_near_its_time_limit_can_be_resumed(slurm: Slurm, tmp_path: Pa
 @pytest.mark.faults
 def test_slurm_failed_run_returns_its_exit_code(slurm: Slurm, tmp_path: Path, data: str) -> None:
     process = slurm.start("train", *settings(tmp_path, data), BROKEN_NODE="two")
-    out = process.communicate(timeout=120)[0]
+    out = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 1, out
     assert "Ray did not start on 2 nodes" in out
     assert "two: no such luck" in out
     process = slurm.start("train", *settings(tmp_path, data, "compute.workers=9"))
-    out = process.communicate(timeout=240)[0]
+    out = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 2, out
     assert "`compute.workers` (9)" in out
     slurm.ends()

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from txclf.core import lease
-from txclf.core.errors import ConfigError
+from txclf.core.errors import ConfigError, StorageError
 
 HOLD = """
 import sys, time
 from txclf.core import lease
-from txclf.core.errors import ConfigError
+from txclf.core.errors import ConfigError, StorageError
 lease.RENEW_S = 0.2
 print("ready", flush=True)
 sys.stdin.readline()
@@ -199,3 +199,46 @@ def test_held_by_one_of_many_that_ask_at_once(tmp_path: Path, before: str) -> No
                 send(holder)
             answers = [read(holder).partition(" ")[0] for holder in holders]
         assert sorted(answers) == ["held", *["refused"] * 5]
+
+
+WRITE = """
+import sys
+from txclf.core.errors import StorageError
+from txclf.core.lease import Holding
+holding, number = Holding(sys.argv[1], sys.argv[2]), 0
+print("ready", flush=True)
+try:
+    while True:
+        holding.write(f"part-{number}", b"rows")
+        number += 1
+except StorageError as error:
+    print("refused", flush=True)
+"""
+
+
+def test_discarded_folder_stays_away_while_workers_still_write(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    for _ in range(3):
+        with lease.held(str(folder)) as holding:
+            words = [sys.executable, "-c", WRITE, str(folder), holding.id]
+            workers = [subprocess.Popen(words, text=True, stdout=subprocess.PIPE) for _ in range(2)]
+            assert [read(worker) for worker in workers] == ["ready", "ready"]
+            while not list(folder.glob("part-*")):
+                time.sleep(0.01)
+            holding.discard()
+            assert [worker.communicate()[0].strip() for worker in workers] == ["refused", "refused"]
+            assert not folder.exists()
+        assert not folder.exists()
+
+
+def test_write_of_a_driver_whose_lease_was_taken_over_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    with lease.held(str(folder)) as holding:
+        holding.write("part-0", b"rows")
+        other = json.loads((folder / lease.FILE).read_text()) | {"id": "another"}
+        (folder / lease.FILE).write_text(json.dumps(other))
+        with pytest.raises(StorageError, match="took its work over"):
+            holding.write("part-1", b"rows")
+        with pytest.raises(StorageError, match="took its work over"):
+            holding.discard()
+        assert sorted(path.name for path in folder.iterdir()) == [lease.FILE, "part-0"]

@@ -13,7 +13,8 @@ import pytest
 
 from tests.helpers.files import make_rows, write_csv
 from tests.helpers.runs import TINY, lines, tiny
-from tests.helpers.testbed import Node, Testbed, environment, wait_until
+from tests.helpers.testbed import Node, Testbed, environment
+from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf.artifacts import attempts, checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.data.prepare import prepare
@@ -65,21 +66,21 @@ def test_train_preempted_node_is_replaced_and_no_step_repeated(tmp_path: Path, f
         bed.add("one", 1)
         two = bed.add("two", 1)
         process = start(bed, run, data, words)
-        wait_until(lambda: last_step(run) >= 10, 120, process)
+        wait_until(lambda: last_step(run) >= 10, process)
         before = saved_step(run)
         drain(bed, two)
         noticed, at_notice = time.time(), last_step(run)
-        wait_until(lambda: saved_step(run) > before, 20, process)
+        wait_until(lambda: saved_step(run) > before, process)
         figure(f"notice of a preemption: saved after {time.time() - noticed:.1f} s, step {saved_step(run)}")
         assert before == 0
-        wait_until(lambda: time.time() > noticed + NOTICE_S - 1, 60, process)
+        wait_until(lambda: time.time() > noticed + NOTICE_S - 1, process)
         last = saved_step(run)
-        wait_until(lambda: time.time() > noticed + NOTICE_S + 3, 60, process)
+        wait_until(lambda: time.time() > noticed + NOTICE_S + 3, process)
         bed.kill(two)
         bed.add("three", 1)
-        wait_until(lambda: len(attempts.read(run.run_folder)) == 2, 120, process)
+        wait_until(lambda: len(attempts.read(run.run_folder)) == 2, process)
         process.terminate()
-        assert process.wait(timeout=60) == 143, Path(run.storage, "driver.log").read_text()[-3000:]
+        assert process.wait(timeout=PATIENCE_S) == 143, Path(run.storage, "driver.log").read_text()[-3000:]
     first, second = attempts.read(run.run_folder)
     assert first.step == 0
     assert second.step >= last > at_notice > 0
@@ -99,7 +100,7 @@ def test_train_waits_for_the_nodes_of_the_autoscaler(tmp_path: Path, data: str, 
     with Testbed(head_cpus=0, autoscaling={"worker": node_type}) as bed:
         started = time.time()
         process = start(bed, run, data, words)
-        code = process.wait(timeout=200)
+        code = process.wait(timeout=PATIENCE_S)
         log = Path(run.storage, "driver.log").read_text()
         assert code == 0, log[-3000:]
     assert "waiting for workers: 2 of them need 4 CPUs, and Ray has 0 of" in log

@@ -21,7 +21,8 @@ import pytest
 
 from tests.helpers.ray_processes import workers_of_ray
 from tests.helpers.runs import TINY, go_on, lines, losses, tiny, trained
-from tests.helpers.testbed import Node, Testbed, namespaces_work, wait_until
+from tests.helpers.testbed import Node, Testbed, namespaces_work
+from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf.artifacts import attempts, checkpoints
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ClusterError, DataError
@@ -180,11 +181,11 @@ def test_train_killed_driver_resumes(tmp_path: Path, data: str, workers: int, fi
     for run in (whole, broken):
         Path(run.storage).mkdir(parents=True)
     process = start(broken, data, *words)
-    wait_until(lambda: logged(broken) >= 45, 200, process)
+    wait_until(lambda: logged(broken) >= 45, process)
     process.kill()
     process.wait()
     killed = time.time()
-    wait_until(lambda: not workers_of_ray(), 60)
+    wait_until(lambda: not workers_of_ray())
     again = start(broken, data, *words, "--resume")
     assert again.wait(timeout=300) == 0, again.stderr and again.stderr.read()
     assert start(whole, data, *words).wait(timeout=300) == 0
@@ -232,9 +233,9 @@ def test_train_failing_storage_is_one_message_and_keeps_checkpoints(
     run = tiny(small_disk / "runs", data, *words)
     Path(run.storage).mkdir()
     process = start(run, data, *words)
-    wait_until(lambda: logged(run) >= 25, 200, process)
+    wait_until(lambda: logged(run) >= 25, process)
     harm(small_disk)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2, error
     assert reason in error
     assert "Traceback" not in error
@@ -255,7 +256,7 @@ def test_train_missing_data_is_an_error_that_names_the_rank(tmp_path: Path, data
     said = next(said for said in process.stderr if said.startswith("rank"))
     figure(f"data that hang: named {time.time() - began:.0f} s after the start of the command")
     assert re.match(r"rank 0: no batch for \d+ s \(waiting for data, step 0\)", said), said
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2, error
     assert re.search(r"error: rank 0: no batch for .* that was failure 1 \(`compute.max_failures`\)", error, re.I)
     assert "Traceback" not in error
@@ -284,7 +285,7 @@ def on_bed(bed: Testbed, run: RunConfig, data: str, words: Sequence[str]) -> sub
 
 
 def ended(process: subprocess.Popen[str], run: RunConfig) -> None:
-    code = process.wait(timeout=240)
+    code = process.wait(timeout=PATIENCE_S)
     assert code == 0, Path(run.storage, "driver.log").read_text()[-3000:]
 
 
@@ -298,7 +299,7 @@ def training_on_two_nodes(
         bed.add("one", 1)
         two = bed.add("two", 1)
         process = on_bed(bed, run, data, [*LONG, *words])
-        wait_until(lambda: logged(run) >= 45, 200, process)
+        wait_until(lambda: logged(run) >= 45, process)
         yield bed, run, two, process
 
 
@@ -317,16 +318,16 @@ def test_train_elastic_run_shrinks_and_grows_with_the_same_steps(tmp_path: Path,
     with training_on_two_nodes(tmp_path, data, *words) as (bed, run, two, process):
         bed.kill(two)
         killed = time.time()
-        wait_until(lambda: len(attempts.read(run.run_folder)) == 2, 120, process)
+        wait_until(lambda: len(attempts.read(run.run_folder)) == 2, process)
         figure(line("elastic, a node lost: 2 to 1 workers", run, time.time() - killed))
         bed.add("three", 1)
         came = time.time()
-        wait_until(lambda: len(attempts.read(run.run_folder)) == 3, 120, process)
+        wait_until(lambda: len(attempts.read(run.run_folder)) == 3, process)
         figure(line("elastic, a node comes: 1 to 2 workers", run, time.time() - came))
         trained = logged(run)
-        wait_until(lambda: logged(run) > trained + 50, 120, process)
+        wait_until(lambda: logged(run) > trained + 50, process)
         process.terminate()
-        assert process.wait(timeout=60) == 143
+        assert process.wait(timeout=PATIENCE_S) == 143
     begun = attempts.read(run.run_folder)
     assert [attempt.workers for attempt in begun] == [2, 1, 2]
     assert (begun[1].repeated <= 11, begun[2].repeated) == (True, 0)

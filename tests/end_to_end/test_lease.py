@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.helpers.runs import TINY, tiny
-from tests.helpers.testbed import wait_until
+from tests.helpers.waiting import wait_until
 from txclf.artifacts import attempts, checkpoints
 
 TXCLF = str(Path(sys.executable).with_name("txclf"))
@@ -22,7 +22,7 @@ def test_train_next_to_a_living_driver_is_refused_until_it_is_killed(tmp_path: P
     first = subprocess.Popen(command, cwd=tmp_path, text=True)
     second: subprocess.Popen[str] | None = None
     try:
-        wait_until(lambda: bool(checkpoints.committed(f"{run.run_folder}/checkpoints")), 120, first)
+        wait_until(lambda: bool(checkpoints.committed(f"{run.run_folder}/checkpoints")), first)
         refused = subprocess.run([*command, "--resume"], check=False, cwd=tmp_path, capture_output=True, text=True)
         assert refused.returncode == 2
         assert "Traceback" not in refused.stderr
@@ -32,7 +32,7 @@ def test_train_next_to_a_living_driver_is_refused_until_it_is_killed(tmp_path: P
         first.send_signal(signal.SIGKILL)
         first.wait(30)
         second = subprocess.Popen([*command, "--resume"], cwd=tmp_path, text=True)
-        wait_until(lambda: len(attempts.read(run.run_folder)) == 2, 120, second)
+        wait_until(lambda: len(attempts.read(run.run_folder)) == 2, second)
         second.terminate()
         assert second.wait(60) == 143
         assert not Path(run.run_folder, "lease.json").exists()

@@ -14,6 +14,7 @@ import torch
 
 from tests.helpers.files import make_rows, read
 from tests.helpers.runs import go_on, lines, losses, tiny, trained
+from tests.helpers.waiting import PATIENCE_S
 from txclf import Classifier, ray_cluster
 from txclf.artifacts import checkpoints
 from txclf.config.sections import Compute
@@ -226,5 +227,5 @@ from txclf.config.sections import Compute
 with ray_cluster.connected(Compute(workers=1, address="{address}")):
     pass
 """
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], timeout=PATIENCE_S, check=False, capture_output=True, text=True)
     assert f"ClusterError: Ray at `{address}` cannot be joined" in done.stderr

@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.encoders import write_encoder
 from tests.helpers.runs import TINY
 from tests.helpers.serving import Server
-from tests.helpers.testbed import wait_until
+from tests.helpers.waiting import wait_until
 from txclf import Classifier, pretrained
 from txclf.artifacts import checkpoints, metric_logger
 from txclf.core import storage
@@ -47,7 +47,7 @@ def server(requests_log: Path) -> Iterator[dict[str, str]]:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
     try:
-        wait_until(answers, 60, process)
+        wait_until(answers, process)
         yield {
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
@@ -147,7 +147,7 @@ def test_train_killed_between_validations_keeps_the_log_of_its_checkpoint(bucket
             return False
 
     try:
-        wait_until(is_between_validations, 120, process)
+        wait_until(is_between_validations, process)
     finally:
         process.kill()
         process.wait()

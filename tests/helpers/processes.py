@@ -6,8 +6,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from tests.helpers.waiting import PATIENCE_S
+
 GATE = """
 import sys
+from tests.helpers.waiting import PATIENCE_S
 from txclf.core.errors import TxclfError
 print("ready", flush=True)
 sys.stdin.readline()
@@ -42,7 +45,7 @@ def at_once(imports: str, call: str, arguments: Sequence[Sequence[str]]) -> list
             assert process.stdin
             process.stdin.write("\n")
             process.stdin.flush()
-        outputs = [process.communicate(timeout=120) for process in processes]
+        outputs = [process.communicate(timeout=PATIENCE_S) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from starlette.testclient import TestClient
 
+from tests.helpers.waiting import PATIENCE_S
 from txclf.config import run_config
 from txclf.data.tokenizer import train_tokenizer
 from txclf.inference import bundle
@@ -111,7 +112,7 @@ class Server:
         self.curl = self.process.stdout.readline().strip()
         url = re.search(r"at (http://127\.0\.0\.1:\d+) ", first_line)
         if not url:
-            raise AssertionError(first_line + self.process.communicate(timeout=60)[1])
+            raise AssertionError(first_line + self.process.communicate(timeout=PATIENCE_S)[1])
         self.url = url[1]
 
     def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
@@ -142,7 +143,7 @@ class Server:
         """Send a signal, wait, and return the exit code, stdout and stderr."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=90)
+        out, err = self.process.communicate(timeout=PATIENCE_S)
         return self.process.returncode, out, err
 
 

@@ -17,11 +17,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.helpers.waiting import PATIENCE_S
 
 BEDS = itertools.count()
 TOKEN = secrets.token_hex(16)
@@ -146,7 +147,7 @@ class Testbed:
         for pid in self._processes(node):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        node.process.wait(timeout=30)
+        node.process.wait(timeout=PATIENCE_S)
         del self.nodes[node.name]
 
     def cut(self, node: Node) -> None:
@@ -274,16 +275,6 @@ def environment() -> dict[str, str]:
     }
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {**os.environ, **quick, "RAY_ADDRESS": "", "PATH": path}
-
-
-def wait_until(condition: Any, seconds: float, process: subprocess.Popen[str] | None = None) -> None:
-    """Wait until a condition holds; fail when time is up or the process has ended."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        if process is not None:
-            assert process.poll() is None, f"ended with {process.returncode}"
-        time.sleep(0.05)
 
 
 def _free_port() -> int:

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.runs import TINY
-from tests.helpers.testbed import METRICS, TOKEN, Testbed, environment, wait_until
+from tests.helpers.testbed import METRICS, TOKEN, Testbed, environment
+from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf import Classifier, _version
 from txclf.artifacts import checkpoints
 from txclf.core.errors import ConfigError, StorageError
@@ -72,7 +73,7 @@ def run_below(parent: str, path: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env={"PATH": path, "PYTHONPATH": str(Path(_version.__file__).parents[1])},
-        timeout=60,
+        timeout=PATIENCE_S,
     )
 
 
@@ -155,7 +156,7 @@ def test_submit_reads_the_token_from_a_file(bed: Testbed, tmp_path: Path) -> Non
         capture_output=True,
         text=True,
         env={**known, "HOME": str(tmp_path), "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")},
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
 
@@ -168,7 +169,7 @@ def sent_job(bed: Testbed, folder: Path, *words: str) -> Iterator[str]:
     job = sent.stderr.split("job ")[1].split(":")[0]
     log = folder / "runs/mine/metrics.jsonl"
     try:
-        wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, 300)
+        wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50)
         yield job
     finally:
         txclf(bed, folder, "jobs", "stop", job)
@@ -181,14 +182,14 @@ def test_jobs_stop_leaves_a_run_that_resumes(bed: Testbed, tmp_path: Path, data:
     with sent_job(bed, tmp_path, "train", *words) as job:
         if bed.namespaces:
             shown = [re.compile(rf'^ray_txclf_{name}{{.*run="mine"', re.MULTILINE) for name in names]
-            wait_until(lambda: all(pattern.search(metrics(bed)) for pattern in shown), 120)
+            wait_until(lambda: all(pattern.search(metrics(bed)) for pattern in shown))
         assert txclf(bed, tmp_path, "jobs", "stop", job).returncode == 0
-        wait_until(lambda: "stopped" in txclf(bed, tmp_path, "jobs", "status", job).stdout, 120)
+        wait_until(lambda: "stopped" in txclf(bed, tmp_path, "jobs", "status", job).stdout)
     saved = checkpoints.committed(f"{tmp_path}/runs/mine/checkpoints")
     assert saved
     attempts = tmp_path / "runs/mine/attempts.jsonl"
     with sent_job(bed, tmp_path, "train", *words, "--resume"):
-        wait_until(lambda: attempts.read_text().count("\n") == 2, 300)
+        wait_until(lambda: attempts.read_text().count("\n") == 2)
     assert TOKEN not in metrics(bed)
     assert "no such job" in txclf(bed, tmp_path, "jobs", "status", "none").stderr
 
@@ -212,12 +213,12 @@ def test_submit_ctrl_c_asks_whether_to_stop_the_job(
             said += os.read(ours, 10_000) if select.select([ours], [], [], 0.1)[0] else b""
             return text in said
 
-        wait_until(lambda: shows(b"epoch"), 120)
+        wait_until(lambda: shows(b"epoch"))
         os.killpg(process.pid, signal.SIGINT)
-        wait_until(lambda: shows(b"it keeps running"), 60)
+        wait_until(lambda: shows(b"it keeps running"))
         os.write(ours, f"{answer}\n".encode())
-        assert process.wait(timeout=60) == 130
-        wait_until(lambda: txclf(bed, tmp_path, "jobs", "status", job).stdout.strip() == state, 120)
+        assert process.wait(timeout=PATIENCE_S) == 130
+        wait_until(lambda: txclf(bed, tmp_path, "jobs", "status", job).stdout.strip() == state)
         if state == "running":
             assert shows(b"keeps running: txclf jobs logs")
 

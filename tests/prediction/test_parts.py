@@ -15,7 +15,7 @@ import pytest
 
 from tests.helpers.prediction import LONG_TEXT, Stop, part_files, stop, write_jsonl
 from tests.helpers.processes import at_once
-from tests.helpers.testbed import wait_until
+from tests.helpers.waiting import wait_until
 from txclf.core.errors import ConfigError, StorageError
 from txclf.data.sources import Source
 from txclf.prediction import parts, predict
@@ -43,7 +43,7 @@ def test_predict_interrupted_resumes_after_the_finished_chunks(
     arguments = [tiny_bundle, path, "--out", str(tmp_path / "out.csv")]
     folder = tmp_path / ".out.csv.parts"
     child = start(*arguments)
-    wait_until(lambda: len(part_files(folder)) > 30, 90, child)
+    wait_until(lambda: len(part_files(folder)) > 30, child)
     child.send_signal(number)
     _, stderr = child.communicate()
     kept = part_files(folder)

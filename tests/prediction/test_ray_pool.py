@@ -19,7 +19,8 @@ import torch
 
 from tests.helpers.prediction import Stop, part_files, stop, write_jsonl
 from tests.helpers.ray_cpus import every_cpu_taken
-from tests.helpers.testbed import Testbed, wait_until
+from tests.helpers.testbed import Testbed
+from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf.config.sections import Compute
 from txclf.core import lease
 from txclf.core.errors import ClusterError, DataError
@@ -196,9 +197,9 @@ def test_predict_on_a_cluster_that_loses_a_node_writes_the_same_file(tmp_path: P
         bed.add("one", 1)
         two = bed.add("two", 1)
         child = bed.start(*command, "--address", bed.address, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        wait_until(lambda: len(part_files(tmp_path / ".there.jsonl.parts")) > 20, 120, child)
+        wait_until(lambda: len(part_files(tmp_path / ".there.jsonl.parts")) > 20, child)
         bed.kill(two)
-        _, stderr = child.communicate(timeout=300)
+        _, stderr = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 0, stderr
     assert there.read_bytes() == here.read_bytes()
     assert Path(f"{there}.errors.jsonl").read_bytes() == Path(f"{here}.errors.jsonl").read_bytes()

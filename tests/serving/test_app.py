@@ -16,7 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tests.helpers.serving import TEXTS, counts, error_message, service_client, untrained
-from tests.helpers.testbed import wait_until
+from tests.helpers.waiting import wait_until
 from txclf import Classifier, Seq2Seq
 from txclf.inference import bundle
 from txclf.serving.app import PredictionService, Unavailable
@@ -169,7 +169,7 @@ def test_explain_queue_is_bounded_and_predict_is_answered_meanwhile(tiny_bundle:
     with TestClient(service.build_app()) as client, ThreadPoolExecutor(4) as pool:
         body = {"text": " ".join(["word"] * 40)}
         found = [pool.submit(client.post, "/explain", json=body) for _ in range(4)]
-        wait_until(lambda: sum(each.done() for each in found) == 2, 30)
+        wait_until(lambda: sum(each.done() for each in found) == 2)
         assert client.post("/predict", json={"text": "fox"}).status_code == 200
         released.set()
         assert sorted(each.result().status_code for each in found) == [200, 200, 503, 503]

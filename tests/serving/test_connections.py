@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from tests.helpers.serving import service_of
-from tests.helpers.testbed import wait_until
+from tests.helpers.waiting import wait_until
 from txclf.serving.middleware import Limits
 from txclf.serving.origins import HostPolicy
 from txclf.serving.serve import http_server
@@ -38,7 +38,7 @@ def port(request: pytest.FixtureRequest, tiny_bundle: str) -> Iterator[int]:
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
         thread.start()
         try:
-            wait_until(lambda: server.started, 30)
+            wait_until(lambda: server.started)
             yield listening.getsockname()[1]
         finally:
             server.should_exit = True
@@ -118,7 +118,7 @@ def test_too_many_connections_are_refused(port: int) -> None:
         for _ in range(LIMITS.connections):
             stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
         assert "40 connections are open" in message(exchange(port, RIGHT), 503)
-    wait_until(lambda: exchange(port, RIGHT).startswith(b"HTTP/1.1 200"), 20)
+    wait_until(lambda: exchange(port, RIGHT).startswith(b"HTTP/1.1 200"))
 
 
 @pytest.mark.parametrize("head", [b"content-length: 5000000\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n4c4b40\r\n"])

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.serving import TEXTS, TXCLF, Server, counts
-from tests.helpers.testbed import wait_until
+from tests.helpers.waiting import wait_until
 from txclf import Classifier
 from txclf.cli import serve
 from txclf.core.errors import ConfigError
@@ -118,7 +118,7 @@ def test_serve_on_ray_limits_time_and_queue(tiny_bundle: str) -> None:
             resume()
         assert set(found) == {503, 504}
         assert 2 <= found.count(504) <= 5
-        wait_until(lambda: server.ask("/predict", {"text": "fox"})[0] == 200, 30)
+        wait_until(lambda: server.ask("/predict", {"text": "fox"})[0] == 200)
     finally:
         code, out, err = server.end()
     assert (code, err) == (0, "")
@@ -145,11 +145,11 @@ def test_serve_killed_replicas_and_shutdown_lose_no_request(tiny_bundle: str) ->
             clients = [pool.submit(load) for _ in range(8)]
             try:
                 for _ in range(3):
-                    wait_until(lambda: len(server.replicas()) == 2, 60)
+                    wait_until(lambda: len(server.replicas()) == 2)
                     before = len(statuses)
-                    wait_until(lambda: len(statuses) > before + 50, 60)  # noqa: B023
+                    wait_until(lambda: len(statuses) > before + 50)  # noqa: B023
                     os.kill(server.replicas()[0], signal.SIGKILL)
-                wait_until(lambda: len(server.replicas()) == 2, 60)
+                wait_until(lambda: len(server.replicas()) == 2)
             finally:
                 over.set()
             for one in clients:
@@ -187,7 +187,7 @@ def test_serve_autoscaling_adds_a_replica_under_load(tiny_bundle: str) -> None:
         with ThreadPoolExecutor(8) as pool:
             clients = [pool.submit(load) for _ in range(8)]
             try:
-                wait_until(lambda: counts(server.ask("/metrics")[1])["txclf_serve_replicas"] == 2, 180)
+                wait_until(lambda: counts(server.ask("/metrics")[1])["txclf_serve_replicas"] == 2)
                 assert len(server.replicas()) == 2
             finally:
                 over.set()

@@ -17,7 +17,7 @@ import yaml
 from ray.tune import ExperimentAnalysis, ResultGrid
 
 from tests.helpers.runs import TINY, lines
-from tests.helpers.testbed import wait_until
+from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf import Classifier
 from txclf.artifacts import attempts, checkpoints, trials
 from txclf.artifacts.trials import Trial
@@ -165,10 +165,10 @@ def test_tune_killed_driver_resumes_to_the_same_result(tmp_path: Path, data: str
     def ended() -> list[Trial]:
         return [one for one in trials.read(broken.run_folder) if one.state in ("finished", "stopped")]
 
-    wait_until(lambda: len(ended()) >= 3, 120, process)
+    wait_until(lambda: len(ended()) >= 3, process)
     with pytest.raises(ConfigError, match=rf"process {process.pid} on `.*` works in it since"):
         open_and_close(broken, resume=True)
-    wait_until(lambda: len(ended()) >= 4, 120, process)
+    wait_until(lambda: len(ended()) >= 4, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = {one.number: attempts.read(trials.folder(broken.run_folder, one.number)) for one in ended()}
@@ -190,9 +190,9 @@ def test_tune_interrupted_search_resumes_and_is_extended(tmp_path: Path, data: s
     words = ["train.epochs=40", "train.early_stopping_patience=0"]
     process = start(run, tmp_path, data, *words)
     log = Path(trials.folder(run.run_folder, 0), "metrics.jsonl")
-    wait_until(lambda: log.exists() and b"valid_loss" in log.read_bytes(), 120, process)
+    wait_until(lambda: log.exists() and b"valid_loss" in log.read_bytes(), process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=PATIENCE_S) == 130
     said = (tmp_path / "driver.log").read_text()
     assert "Pass --resume to continue" in said
     assert "Traceback" not in said
@@ -304,7 +304,7 @@ def test_tune_trials_of_two_workers_free_their_cpus(tmp_path: Path, data: str) -
     assert found.failed == 0
     assert len(killed) == 1
     assert sum(len(attempts.read(trials.folder(run.run_folder, number))) for number in range(3)) == 4
-    wait_until(lambda: ray.available_resources().get("CPU", 0) == 3.0, 20)  # type: ignore[no-untyped-call]
+    wait_until(lambda: ray.available_resources().get("CPU", 0) == 3.0)  # type: ignore[no-untyped-call]
 
 
 def test_tune_too_many_workers_raises(tmp_path: Path, data: str) -> None:

@@ -82,6 +82,22 @@ class Holding(NamedTuple):
                 "Stop one of the two processes."
             )
 
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file into the folder, unless the lease has ended, such as that of a driver that has failed.
+
+        Raises `StorageError` then.
+        """
+        with _locked(self.folder, create=False):
+            self.require()
+            storage.write_bytes(storage.join(self.folder, name), content)
+
+    def discard(self) -> None:
+        """End the lease and remove the folder, into which `write` of no other process writes any more."""
+        with _locked(self.folder, create=False):
+            self.require()
+            storage.remove_file(storage.join(self.folder, FILE))
+            storage.remove_folder(self.folder)
+
 
 @contextmanager
 def held(
@@ -189,7 +205,7 @@ def _named(holder: Lease | None) -> str:
 def _renew(folder: str, lease: Lease, ended: threading.Event) -> None:
     """Renew the lease until the end of the block, or until another process took it over."""
     while not ended.wait(RENEW_S):
-        with suppress(TxclfError, OSError), _locked(folder):  # storage may be away for a while
+        with suppress(TxclfError, OSError), _locked(folder, create=False):  # storage may be away for a while
             holder = _read(folder)
             if holder is None or holder.id != lease.id:
                 return  # what this process writes from now on is refused (`Holding.require`)
@@ -201,7 +217,7 @@ def _release(folder: str, lease: Lease) -> None:
     with suppress(TxclfError, OSError):  # a full or lost disk has its own message, and the lease expires
         if not storage.exists(folder):
             return
-        with _locked(folder):
+        with _locked(folder, create=False):
             holder = _read(folder)
             if holder is not None and holder.id == lease.id:
                 storage.remove_file(storage.join(folder, FILE))
@@ -227,9 +243,12 @@ def _write(folder: str, lease: Lease) -> None:
 
 
 @contextmanager
-def _locked(folder: str) -> Iterator[bool]:
-    """Lock a local folder against other processes while the block runs; yields False where there are no such locks."""
-    descriptor = _lock(storage.local_path(folder)) if storage.is_local(folder) else None
+def _locked(folder: str, create: bool = True) -> Iterator[bool]:
+    """Lock a local folder against other processes while the block runs; yields False where there are no such locks.
+
+    A folder that is missing is made with `create`, and not locked without.
+    """
+    descriptor = _lock(storage.local_path(folder), create) if storage.is_local(folder) else None
     try:
         yield descriptor is not None
     finally:
@@ -237,12 +256,13 @@ def _locked(folder: str) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def _lock(path: Path) -> int | None:
-    """Create and lock a folder; return the descriptor that holds the lock, or None where folders cannot be locked."""
-    while True:
+def _lock(path: Path, create: bool) -> int | None:
+    """Lock a folder; return the descriptor that holds the lock, or None where folders cannot be locked."""
+    while create or path.is_dir():
         descriptor = -1
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            if create:
+                path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDONLY)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
@@ -255,6 +275,7 @@ def _lock(path: Path) -> int | None:
             return None
         if descriptor >= 0:
             os.close(descriptor)
+    return None
 
 
 def _machine() -> str:

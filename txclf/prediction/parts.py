@@ -75,9 +75,9 @@ class PredictionPlan:
         """Load the model and return the function that predicts with it."""
         return load_answer(self.model, probabilities=self.probabilities, lists=self.columns.style in LIST_FORMATS)
 
-    def path(self, key: ChunkKey, count: Count, ending: str) -> str:
-        """Return the path of a part file, or with the ending `errors.jsonl` of the report of its bad rows."""
-        return storage.join(self.folder, f"{key.source:06}-{key.number:08}-{count.rows}-{count.bad}.{ending}")
+    def file(self, key: ChunkKey, count: Count, ending: str) -> str:
+        """Return the name of a part file, or with the ending `errors.jsonl` of the report of its bad rows."""
+        return f"{key.source:06}-{key.number:08}-{count.rows}-{count.bad}.{ending}"
 
 
 def read(number: int, source: Source, chunk_rows: int) -> Iterator[tuple[ChunkKey, RawBatch]]:
@@ -126,9 +126,8 @@ def write(plan: PredictionPlan, answer: Answer, key: ChunkKey, raw: RawBatch) ->
     if reasons:
         bad = [{"file": raw.files[i], "row": raw.rows[i], "reason": reasons[i]} for i in sorted(reasons)]
         lines = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in bad)
-        storage.write_bytes(plan.path(key, count, "errors.jsonl"), lines.encode("utf-8", "replace"))
-    plan.holding.require()
-    storage.write_bytes(plan.path(key, count, writers.chunk_ending(plan.columns.style)), content)
+        plan.holding.write(plan.file(key, count, "errors.jsonl"), lines.encode("utf-8", "replace"))
+    plan.holding.write(plan.file(key, count, writers.chunk_ending(plan.columns.style)), content)
     return count
 
 

@@ -103,9 +103,9 @@ def predict(
             _join(plan, sources, finished, out, codec)
         except DataError as error:
             if error.__cause__ is None:  # the rows themselves are invalid, so the prediction can never be resumed
-                parts.clear(plan.folder)
+                plan.holding.discard()
             raise
-        parts.clear(plan.folder)
+        plan.holding.discard()
     rows, bad = (sum(counts) for counts in zip(*finished.values(), strict=True))
     return PredictionSummary(rows, bad, list(columns.added), resumed_rows)
 
@@ -135,7 +135,10 @@ def _join(
     plan.holding.require()
 
     def chunks(keys: Sequence[ChunkKey], ending: str) -> list[Chunk]:
-        return [Chunk(plan.path(key, finished[key], ending), sources[key.source].path) for key in keys]
+        return [
+            Chunk(storage.join(plan.folder, plan.file(key, finished[key], ending)), sources[key.source].path)
+            for key in keys
+        ]
 
     keys = sorted(finished)
     names = [*columns.inputs, *columns.added]
