@@ -10,7 +10,6 @@ from tests.helpers.waiting import PATIENCE_S
 
 GATE = """
 import sys
-from tests.helpers.waiting import PATIENCE_S
 from txclf.core.errors import TxclfError
 print("ready", flush=True)
 sys.stdin.readline()
