@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray.data  # sets its loggers up when imported, before they are quieted below
@@ -44,7 +45,9 @@ def connected(compute: Compute) -> Iterator[None]:
         return
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    for name in ("ray.data", "ray.train", "ray.tune"):
+    is_verbose = logging.getLogger("txclf").isEnabledFor(logging.INFO)  # with --verbose
+    log: dict[str, Any] = {"log_to_driver": is_verbose, "logging_level": logging.INFO if is_verbose else logging.ERROR}
+    for name in ("ray.data", "ray.train", "ray.tune") if not is_verbose else ():
         logging.getLogger(name).setLevel(logging.ERROR)
     address = compute.address or os.environ.get("RAY_ADDRESS")
     if address and address not in ("auto", "local"):
@@ -53,14 +56,13 @@ def connected(compute: Compute) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, **log)
         else:
             ray.init(
                 address="local",
                 num_cpus=cpus.available(),
                 include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
+                **log,
                 _temp_dir=os.environ.get("RAY_TMPDIR") or os.path.join(tempfile.gettempdir(), "ray"),
             )
     except (ConnectionError, ValueError, RuntimeError) as error:

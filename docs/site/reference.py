@@ -24,6 +24,7 @@ from pydantic_core import to_jsonable_python
 
 from txclf import api
 from txclf.cli import main
+from txclf.cli.commands import HELP_OPTIONS
 from txclf.config import run_config
 from txclf.config.search_space import Domain
 
@@ -213,11 +214,11 @@ def _commands(group: Any, names: tuple[str, ...]) -> Iterator[str]:
 
 
 def _command(command: Any, names: tuple[str, ...]) -> Iterator[str]:
-    context = typer.Context(command, info_name=" ".join(names))
+    context = typer.Context(command, info_name=" ".join(names), help_option_names=HELP_OPTIONS)
     yield from [f"## {' '.join(names)}", "", _text(command.help), ""]
-    usage = [_argument(one) for one in command.params if isinstance(one, typer.core.TyperArgument)]
+    usage = [_usage(one) for one in command.params if isinstance(one, typer.core.TyperArgument)]
     yield from ["```text", " ".join([*names, "[OPTIONS]", *usage]), "```", ""]
-    rows = [_row(one, record) for one in command.params if (record := one.get_help_record(context))]
+    rows = [_row(one, record) for one in command.get_params(context) if (record := one.get_help_record(context))]
     if rows:
         yield from ["| argument or option | meaning |", "| --- | --- |", *rows, ""]
 
@@ -226,16 +227,20 @@ def _argument(parameter: Any) -> str:
     return str(parameter.metavar or (parameter.name or "").upper())
 
 
+def _usage(parameter: Any) -> str:
+    """Return an argument as the usage shows it: `[…]` if it may be left out, `...` if it may be repeated."""
+    name = _argument(parameter)
+    return (name if parameter.required else f"[{name}]") + ("..." if parameter.nargs != 1 else "")
+
+
 def _row(parameter: Any, record: tuple[str, str]) -> str:
     """Return the table row of an argument or option."""
     name, help_text = record
     if isinstance(parameter, typer.core.TyperArgument):
         name = _argument(parameter)
-    kind = re.search(r" <(list\[)?(\w+).*>$", name)
-    if kind:
-        name = name[: kind.start()] + (" TEXT" if kind[2] == "str" else " NUMBER")
-        help_text += " Repeatable." if kind[1] else ""
-    return f"| `{_text(name)}` | {_text(help_text)} |"
+    elif parameter.multiple:
+        help_text += " Repeatable."
+    return f"| `{_text(name).strip()}` | {_text(help_text)} |"
 
 
 def python() -> str:

@@ -1,4 +1,4 @@
-"""Commands that use or describe results: predict, report, inspect."""
+"""Commands that describe results: report, inspect."""
 
 from __future__ import annotations
 
@@ -10,23 +10,6 @@ from typer.testing import CliRunner
 
 from txclf.cli import results
 from txclf.cli.main import app
-from txclf.core.errors import ConfigError
-
-
-def test_predict_prints_rows_and_unreadable_rows(tiny_bundle: str, tmp_path: Path) -> None:
-    source, out = tmp_path / "in.jsonl", f"{tmp_path}/out.csv"
-    source.write_text('{"text": "a fox"}\n{"text": \n{"text": "a dog"}\n')
-    done = CliRunner().invoke(app, ["predict", tiny_bundle, str(source), "--out", out])
-    assert done.exit_code == 0, done.output
-    assert f"`{out}` (added: label, probability" in done.stdout
-    assert f"`{out}`: 1 row(s) could not be read and have no prediction. See `{out}.errors.jsonl`.\n" in done.stderr
-
-
-def test_predict_ray_options_need_workers(tiny_bundle: str, tmp_path: Path) -> None:
-    arguments = ["predict", tiny_bundle, "in.csv", "--out", f"{tmp_path}/out.csv", "--gpus-per-worker", "1"]
-    done = CliRunner().invoke(app, arguments)
-    assert isinstance(done.exception, ConfigError)
-    assert str(done.exception).startswith("--gpus-per-worker: needs Ray workers. Pass --workers")
 
 
 def test_inspect_raw_files_prints_tables_and_a_run_file(folder: Path) -> None:

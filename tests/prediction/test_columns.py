@@ -73,7 +73,7 @@ def test_output_columns_of_seq2seq_are_outputs_without_probabilities(tmp_path: P
 
 
 def test_output_columns_wrong_number_of_texts_raises(metadata: BundleMetadata) -> None:
-    with pytest.raises(ConfigError, match=r"--text: 2 column\(s\), but the model reads 1 \(text\)"):
+    with pytest.raises(ConfigError, match=r"--text-column: 2 column\(s\), but the model reads 1 \(text\)"):
         columns_of(metadata, batch({"a": ["fox"], "b": ["dog"]}), texts=["a", "b"])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.prediction import ROWS, put
-from txclf.cli import results
+from txclf.cli import predict as predict_command
 from txclf.core.errors import BundleError, ConfigError, DataError, StorageError
 from txclf.prediction import predict
 
@@ -128,7 +128,7 @@ def test_predict_missing_model_or_input_raises(tmp_path: Path, tiny_bundle: str)
         predict.predict(str(tmp_path), [put(tmp_path / "in.csv", ROWS)], out=str(tmp_path / "out.csv"))
     with pytest.raises(DataError, match="no such file"):
         predict.predict(tiny_bundle, [str(tmp_path / "none.csv")], out=str(tmp_path / "out.csv"))
-    with pytest.raises(ConfigError, match=r"--text: 2 column\(s\), but the model reads 1 \(text\)"):
+    with pytest.raises(ConfigError, match=r"--text-column: 2 column\(s\), but the model reads 1 \(text\)"):
         predict.predict(
             tiny_bundle, [put(tmp_path / "in.csv", ROWS)], out=str(tmp_path / "out.csv"), text_columns=["a", "b"]
         )
@@ -139,7 +139,7 @@ def test_predict_worker_options_without_workers_raise(tiny_bundle: str, option: 
     with pytest.raises(
         ConfigError, match=r"^--(cpus-per-worker|gpus-per-worker|address): needs Ray workers\. Pass --workers"
     ):
-        results.predict(tiny_bundle, ["in.csv"], "out.csv", **option)
+        predict_command.predict(tiny_bundle, ["in.csv"], "out.csv", **option)
 
 
 @pytest.mark.parametrize("is_last", [True, False])

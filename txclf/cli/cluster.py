@@ -8,13 +8,12 @@ from typing import Annotated
 import typer
 
 from txclf.cli import lines
+from txclf.cli.commands import Commands
 
 RunFile = Annotated[str, typer.Argument(metavar="RUN.yaml", help="Run file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]…", help="Settings that replace those of the run file, such as `train.epochs=5`."
-    ),
+    typer.Argument(metavar="KEY=VALUE", help="Settings that replace those of the run file, such as `train.epochs=5`."),
 ]
 Address = Annotated[
     str,
@@ -24,8 +23,8 @@ Address = Annotated[
 ]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as `submit` prints it.", show_default=False)]
 
-commands = typer.Typer()
-jobs = typer.Typer(help="List, follow and stop jobs on a cluster.", no_args_is_help=True)
+commands = Commands()
+jobs = Commands(help="List, follow and stop jobs on a cluster.", no_args_is_help=True)
 commands.add_typer(jobs, name="jobs")
 
 
@@ -55,7 +54,7 @@ def submit(
     command: Annotated[
         str, typer.Argument(metavar="COMMAND", help="train, distill, tune, prepare, evaluate, predict or check.")
     ],
-    arguments: Annotated[list[str], typer.Argument(metavar="ARGUMENT…", help="Arguments and options of that command.")],
+    arguments: Annotated[list[str], typer.Argument(metavar="ARGUMENT", help="Arguments and options of that command.")],
     wait: Annotated[bool, typer.Option(help="Follow the log until the job ends.")] = True,
     allow: Annotated[
         list[str] | None,

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from txclf.cli import lines
 from txclf.core.text import message
 
 WIDTH = 160
@@ -32,7 +33,7 @@ class Bar:
         self.title = title
         self.rich: Progress | None = None
         self.printed = time.monotonic()
-        if err.is_terminal:
+        if err.is_terminal and not lines.mode.quiet:
             self.rich = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
@@ -70,19 +71,28 @@ class Bar:
 
 
 def note(text: str) -> None:
-    """Print a line on standard error, above a bar or a live table."""
-    err.print(message(text), markup=False, emoji=False)
+    """Print a line on standard error, above a bar or a live table, unless the command is quiet."""
+    if not lines.mode.quiet:
+        err.print(message(text), markup=False, emoji=False)
+
+
+def show(table: Table) -> None:
+    """Print a table of results: on standard output, or if that is for JSON, on standard error unless quiet."""
+    if not lines.mode.as_json:
+        out.print(table)
+    elif not lines.mode.quiet:
+        err.print(table)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on standard output, with the first column left-aligned and the others right-aligned."""
+    """Print a table of results, with the first column left-aligned and the others right-aligned."""
     # `Text` objects, because rich would interpret a label such as `[b]` as markup.
     shown = Table(title=Text(message(title)), title_justify="left", title_style="bold", header_style="")
     for number, column in enumerate(columns):
         shown.add_column(Text(message(column)), justify="right" if number else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(Text(message(cell)) for cell in row))
-    out.print(shown)
+    show(shown)
 
 
 def seconds(value: float) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from txclf.cli import lines, results, train
+from txclf.cli.commands import Commands
 
 if TYPE_CHECKING:
     from txclf.config.run_config import RunConfig
@@ -18,7 +19,7 @@ PREDICTIONS = 5
 TEXT_WIDTH = 60
 """Characters of a text in that table."""
 
-commands = typer.Typer()
+commands = Commands()
 
 
 @commands.command()

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from txclf.cli import lines
+from txclf.cli.commands import Commands
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model bundle.", show_default=False)]
 
-commands = typer.Typer()
+commands = Commands()
 
 
 @commands.command()

@@ -1,11 +1,33 @@
-"""Plain lines on standard output and standard error, which any terminal and any encoding can show."""
+"""Plain lines on standard output and standard error, in any encoding, and which of them a command prints.
+
+Results go to standard output, everything else to standard error. With `--json` standard output has JSON only; with
+`--quiet` there are no notes.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 import sys
+from dataclasses import dataclass
+from typing import Any
 
-from txclf.core import text
+from txclf.core import strict_json, text
+
+
+@dataclass
+class Mode:
+    """Options of the running command that say what it prints."""
+
+    quiet: bool = False
+    """True for results and errors only."""
+    verbose: bool = False
+    """True for the log of the libraries, tracebacks and times too."""
+    as_json: bool = False
+    """True if the result is printed as JSON."""
+
+
+mode = Mode()
 
 
 def accept_every_character() -> None:
@@ -16,10 +38,37 @@ def accept_every_character() -> None:
 
 
 def out(line: str) -> None:
-    """Print a line, or several, on standard output."""
-    print(text.message(line), flush=True)
+    """Print a line of a result, or several: on standard error if the result is printed as JSON too."""
+    if mode.as_json:
+        note(line)
+    else:
+        print(text.message(line), flush=True)
+
+
+def note(line: str) -> None:
+    """Print a line about the work on standard error, unless the command is quiet."""
+    if not mode.quiet:
+        err(line)
+
+
+def next_steps(*commands: str) -> None:
+    """Print commands that can follow, unless the command is quiet."""
+    for command in commands if not mode.quiet else ():
+        out(f"next: {command}")
 
 
 def err(line: str) -> None:
     """Print a line, or several, on standard error."""
-    print(text.message(line), file=sys.stderr)
+    print(text.message(line), file=sys.stderr, flush=True)
+
+
+def result(value: Any) -> None:
+    """Print a result of plain values as JSON, without NaN and infinity, which JSON lacks."""
+    json_lines(json.dumps(strict_json.finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def json_lines(content: str) -> None:
+    """Print lines of JSON, in UTF-8 whatever the encoding of the terminal is."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(content.encode("utf-8", "replace"))
+    sys.stdout.buffer.flush()

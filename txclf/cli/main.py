@@ -11,22 +11,22 @@ from typing import Annotated
 import typer
 
 from txclf._version import __version__
-from txclf.cli import cluster, demo, export, lines, results, serve, train
+from txclf.cli import cluster, demo, export, lines, predict, results, serve, train
+from txclf.cli.commands import Commands
 from txclf.core import cpus
 from txclf.core.errors import TxclfError
 
 GC_THRESHOLD = 50_000
 """Allocations between two garbage collections; Python's 700 cause hundreds of collections while modules load."""
 
-app = typer.Typer(
+app = Commands(
     name="txclf",
     help="Train, tune, evaluate and serve transformer text classifiers. One run file describes a run.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for group in (train, demo, cluster, export, serve, results):
+for group in (train, demo, predict, results, export, serve, cluster):
     app.add_typer(group.commands)
 
 

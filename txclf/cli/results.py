@@ -1,9 +1,8 @@
-"""Commands that use or describe results: predict, report, inspect."""
+"""Commands that describe results: report, inspect; and the options of workers."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,77 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from txclf.cli import lines
+from txclf.cli.commands import Commands, Json
 from txclf.core import text as texts
-from txclf.core.signals import stop_signals
 
 if TYPE_CHECKING:
     from txclf.config.sections import Compute
 
-commands = typer.Typer()
+commands = Commands()
 
 CpusPerWorker = Annotated[
     float | None, typer.Option("--cpus-per-worker", min=0.01, help="CPUs per Ray worker; 1 if not given.")
 ]
 GpusPerWorker = Annotated[float | None, typer.Option("--gpus-per-worker", min=0, help="GPUs per Ray worker.")]
 Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join: `auto` or `host:port`.")]
-
-
-@commands.command()
-def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model bundle.", show_default=False)],
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT…", help="Files, globs, folders or URIs.")],
-    out: Annotated[str, typer.Option("--out", help="Output file: .csv, .tsv, .jsonl (also .gz, .zst) or .parquet.")],
-    *,
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Add a column with the probability of each label.")
-    ] = False,
-    text: Annotated[
-        list[str] | None,
-        typer.Option("--text", help="Text column(s) of the inputs, if they differ from the training data's."),
-    ] = None,
-    workers: Annotated[
-        int, typer.Option("--workers", min=0, help="Ray workers; 0 predicts in this process, without Ray.")
-    ] = 0,
-    cpus: CpusPerWorker = None,
-    gpus: GpusPerWorker = None,
-    address: Address = None,
-    chunk_rows: Annotated[
-        int, typer.Option("--chunk-rows", min=1, help="Rows per chunk; an interrupted chunk is predicted again.")
-    ] = 4096,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Start over instead of resuming an interrupted prediction.")
-    ] = False,
-) -> None:
-    """Predict each row of the input files and add the columns `label` and `probability`, or `labels`.
-
-    An interrupted prediction resumes if the command is run again with the same arguments.
-    """
-    from txclf.cli import console, displays
-    from txclf.core import storage
-    from txclf.prediction import predict as verb
-
-    started = time.monotonic()
-    compute = worker_compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
-    with connected_workers(compute, storage.folder_of(out)), console.Bar("predicting") as bar, _exit_on_signal(out):
-        display = displays.PredictionDisplay(bar, started)
-        summary = verb.predict(
-            model,
-            inputs,
-            out=out,
-            probabilities=probabilities,
-            text_columns=text,
-            on_progress=display.show,
-            compute=compute,
-            chunk_rows=chunk_rows,
-            restart=restart,
-        )
-    resumed = f" ({summary.resumed_rows:,} of them by an earlier command)" if summary.resumed_rows else ""
-    rate = display.rate(summary.rows - summary.resumed_rows)
-    lines.out(f"{summary.rows:,} rows{resumed}, {rate} rows/s: `{out}` (added: {texts.listed(summary.columns, '')})")
-    if summary.bad:
-        lines.err(
-            f"`{out}`: {summary.bad:,} row(s) could not be read and have no prediction. See `{out}.errors.jsonl`."
-        )
 
 
 def worker_compute(workers: int, options: dict[str, Any]) -> Compute | None:
@@ -95,17 +36,6 @@ def worker_compute(workers: int, options: dict[str, Any]) -> Compute | None:
     for key in options:
         raise ConfigError(f"--{key.replace('_', '-')}: needs Ray workers. Pass --workers with their number.")
     return None
-
-
-@contextmanager
-def _exit_on_signal(out: str) -> Iterator[None]:
-    """End the command with a message on the first stop signal."""
-    with stop_signals(max_collected=0):
-        try:
-            yield
-        except SystemExit:
-            lines.err(f"`{out}`: stopped, and the finished chunks are saved. Run the same command again to resume.")
-            raise
 
 
 @contextmanager
@@ -127,7 +57,7 @@ def connected_workers(compute: Compute | None, shared: str) -> Iterator[None]:
 
 @commands.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="A run or search folder, or several runs.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="A run or search folder, or several runs.")],
     out: Annotated[
         str | None, typer.Option("--out", help="Output file; without it, report.html in the folder.")
     ] = None,
@@ -143,18 +73,16 @@ def inspect(
     path: Annotated[
         str, typer.Argument(metavar="PATH", help="Raw files, prepared data, a run, a search or a model bundle.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    text: Annotated[list[str] | None, typer.Option("--text", help="Text column(s) of raw files.")] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Label column of raw files.")] = None,
+    as_json: Json = False,
+    text_column: Annotated[list[str] | None, typer.Option("--text-column", help="Text column(s) of raw files.")] = None,
+    label_column: Annotated[str | None, typer.Option("--label-column", help="Label column of raw files.")] = None,
 ) -> None:
     """Describe a path: an audit of raw files, the progress of a run, the contents of a bundle; print the next steps."""
-    import json
-
     from txclf.reports import inspect as verb
 
-    description = verb.inspect(path, text or [], label)
+    description = verb.inspect(path, text_column or [], label_column)
     if as_json:
-        print(json.dumps(description, indent=2))
+        lines.result(description)
     else:
         print_description(description)
 
@@ -200,8 +128,7 @@ def print_description(description: dict[str, Any]) -> None:
             lines.out("\n".join(f"  {line}" for line in run_file))
         else:
             lines.out("no run file is suggested, because the names of the columns are very long: is a header missing?")
-    for command in description.get("next", []):
-        lines.out(f"next: {command}")
+    lines.next_steps(*description.get("next", []))
 
 
 def _format(value: Any, max_chars: int = MAX_VALUE_CHARS) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from txclf.cli import lines
+from txclf.cli.commands import Commands
 from txclf.cli.export import Model
 from txclf.core.errors import ConfigError
 
@@ -18,7 +19,7 @@ TOKEN = "TXCLF_SERVE_TOKEN"
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "watchfiles")
 """Packages of the extra `txclf[serve]`."""
 
-commands = typer.Typer()
+commands = Commands()
 
 
 @commands.command()

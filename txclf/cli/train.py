@@ -12,6 +12,7 @@ import typer
 
 from txclf.cli import lines, results
 from txclf.cli.cluster import Overrides, RunFile
+from txclf.cli.commands import Commands
 from txclf.core.errors import ConfigError
 from txclf.core.signals import stop_signals
 
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from txclf.tuning.callbacks import SearchState
     from txclf.tuning.tune import Search
 
-commands = typer.Typer()
+commands = Commands()
 
 
 @commands.command()
 def config(
-    run_file: Annotated[str | None, typer.Argument(metavar="[RUN.yaml]", show_default=False)] = None,
+    run_file: Annotated[
+        str | None, typer.Argument(metavar="RUN.yaml", help="Run file; without one, the defaults.", show_default=False)
+    ] = None,
     overrides: Overrides = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of run files, for editors, instead.")

@@ -50,8 +50,8 @@ def output_columns(
     chosen = list(texts or trained)
     if len(chosen) != len(trained):
         raise ConfigError(
-            f"--text: {len(chosen)} column(s), but the model reads {len(trained)} ({listed(trained, '')}). "
-            "Pass --text once per column, in this order."
+            f"--text-column: {len(chosen)} column(s), but the model reads {len(trained)} ({listed(trained, '')}). "
+            "Pass --text-column once per column, in this order."
         )
     columns = Columns(chosen, list(first.columns), {}, style, metadata.label_delimiter)
     text_columns(first, columns)
@@ -98,7 +98,7 @@ def text_columns(raw: RawBatch, columns: Columns) -> list[str]:
     if missing and not is_later_jsonl and len(raw.problems) < len(raw.rows):
         raise DataError(
             f"`{raw.source.path}`: no column `{shown(missing[0])}`, it has {listed(raw.columns)}. "
-            "Name the text column with --text."
+            "Name the text column with --text-column."
         )
     return names
 

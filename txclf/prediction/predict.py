@@ -185,7 +185,7 @@ def _arguments(plan: PredictionPlan, sources: Sequence[Source]) -> dict[str, Any
         "version": __version__,
         "model": hashlib.sha256(metadata).hexdigest(),
         "inputs": [[source.path, *map(list, stamp(source))] for source in sources],
-        "--text": plan.columns.texts,
+        "--text-column": plan.columns.texts,
         "--probabilities": plan.probabilities,
         "--chunk-rows": plan.chunk_rows,
     }
