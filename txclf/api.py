@@ -258,7 +258,7 @@ def serve(model: str | os.PathLike[str], *, on_ready: Callable[[str], None] | No
 
     Raises `BundleError` for a folder that is not a bundle, `ConfigError` for a port that is taken.
 
-        txclf.serve("runs/trec/model", port=8000, replicas=0, on_ready=print)
+        txclf.serve("runs/trec/model", port=8000, on_ready=print)
     """
     from txclf.serving.serve import Settings
     from txclf.serving.serve import serve as serve_bundle

@@ -18,8 +18,8 @@ from txclf.core.errors import ConfigError
     ("arguments", "message"),
     [
         (["--replicas", "2", "--max-replicas", "1"], "--max-replicas 1: expected at least 2, as --replicas. Pass"),
-        (["--replicas", "0", "--max-replicas", "2"], "--replicas 0: serves in this process, without Ray. Omit"),
-        (["--replicas", "0", "--address", "auto"], "--replicas 0: serves in this process, without Ray. Omit"),
+        (["--max-replicas", "2"], "--max-replicas: is for replicas on Ray. Pass --replicas N too."),
+        (["--replicas", "0", "--address", "auto"], "--address: is for replicas on Ray. Pass --replicas N too."),
         (["--token-file", "/nowhere"], "--token-file /nowhere: cannot be read: "),
     ],
 )

@@ -101,7 +101,7 @@ class Server:
 
     def __init__(self, folder: str, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(
-            [*TXCLF, "serve", folder, "--port", "0", *arguments],
+            [*TXCLF, "serve", folder, "--quiet", "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

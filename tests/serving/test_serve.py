@@ -38,7 +38,7 @@ def stopped(pids: Sequence[int]) -> Callable[[], None]:
 
 def test_serve_without_ray_answers_and_shuts_down(tiny_bundle: str, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("abc\n")
-    server = Server(tiny_bundle, "--replicas", "0", "--token-file", str(tmp_path / "token"))
+    server = Server(tiny_bundle, "--token-file", str(tmp_path / "token"))
     try:
         assert server.curl.startswith(f"curl {server.url}/predict ")
         done = subprocess.run(
@@ -85,6 +85,8 @@ def test_serve_missing_package_names_its_extra(tiny_bundle: str, monkeypatch: py
 
 def test_serve_on_ray_limits_time_and_queue(tiny_bundle: str) -> None:
     arguments = [
+        "--replicas",
+        "1",
         "--max-batch-size",
         "1",
         "--max-queue",
@@ -175,7 +177,9 @@ def test_serve_killed_replicas_and_shutdown_lose_no_request(tiny_bundle: str) ->
 
 @pytest.mark.faults
 def test_serve_autoscaling_adds_a_replica_under_load(tiny_bundle: str) -> None:
-    server = Server(tiny_bundle, "--max-replicas", "2", "--cpus-per-replica", "0.5", "--max-batch-size", "1")
+    server = Server(
+        tiny_bundle, "--replicas", "1", "--max-replicas", "2", "--cpus-per-replica", "0.5", "--max-batch-size", "1"
+    )
     over = threading.Event()
 
     def load() -> None:

@@ -31,7 +31,7 @@ def serve(
     replicas: Annotated[
         int,
         typer.Option("--replicas", min=0, help="Copies of the model on Ray; 0 runs it in this process, without Ray."),
-    ] = 1,
+    ] = 0,
     max_replicas: Annotated[
         int, typer.Option("--max-replicas", min=0, help="Upper bound of autoscaling; 0 disables it.")
     ] = 0,
@@ -82,7 +82,9 @@ def serve(
             f"--max-replicas {max_replicas}: expected at least {max(replicas, 1)}, as --replicas. Pass a larger number."
         )
     if replicas == 0 and (max_replicas or address):
-        raise ConfigError("--replicas 0: serves in this process, without Ray. Omit --max-replicas and --address.")
+        option = "--max-replicas" if max_replicas else "--address"
+        raise ConfigError(f"{option}: is for replicas on Ray. Pass --replicas N too.")
+    lines.note(f"loading `{model}`{f' into {replicas} replica(s) on Ray' if replicas else ''}")
     from txclf.serving import serve as service
     from txclf.serving.middleware import Limits
     from txclf.serving.origins import is_loopback

@@ -4,7 +4,7 @@ client ──HTTP──▶ front end (this process: FastAPI on uvicorn) ──�
 
 The front end holds the connections and a copy of each request. If a replica dies, the front end sends its requests to
 another one, which is safe because a prediction changes nothing. There is one front end, so limits, metrics and the
-graceful shutdown are exact. With `replicas: 0` the model runs in the process of the front end, without Ray.
+graceful shutdown are exact. With `replicas: 0`, the default, the model runs in the front end.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     """TCP port; 0 selects a free one."""
-    replicas: int = 1
+    replicas: int = 0
     """Copies of the model on Ray; 0 runs the model in this process."""
     max_replicas: int = 0
     """Upper bound of autoscaling; at most `replicas` disables it."""
