@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -135,3 +136,29 @@ def test_train_on_a_signal_saves_a_checkpoint_and_resumes(
     steps = [line["step"] for line in map(json.loads, log.read_text().splitlines()) if "train_loss" in line]
     assert steps == sorted(set(steps))
     assert json.loads((tmp_path / "tiny/summary.json").read_text())["steps"] == steps[-1]
+
+
+def test_json_of_each_command_is_one_object_on_standard_output(tmp_path: Path, folder: Path) -> None:
+    shared = [str(ROOT / "jobs/tiny.yaml"), f"storage={tmp_path}", f"data.train={folder}/train.csv", *TINY]
+    shared += [f"data.test={folder}/test.csv", "train.epochs=1"]
+
+    def result(*arguments: str) -> dict[str, Any]:
+        done = invoke(*arguments, "--json", "--quiet")
+        assert done.exit_code == 0, done.output
+        assert done.stderr == ""
+        value: dict[str, Any] = json.loads(done.stdout)
+        return value
+
+    run = f"{tmp_path}/tiny"
+    assert result("config", *shared)["train"]["epochs"] == 1
+    assert result("prepare", *shared)["kind"] == "prepared"
+    assert result("check", *shared)["passed"] is True
+    trained = result("train", *shared)
+    assert (trained["run_folder"], trained["model"]) == (run, f"{run}/model")
+    assert trained["best"]["valid_loss"] > 0
+    assert result("train", *shared, "--resume") == trained
+    assert result("evaluate", run)["accuracy"] >= 0
+    assert result("report", run) == {"report": f"{run}/report.html"}
+    assert result("inspect", run)["state"] == "finished"
+    exported = result("export", f"{run}/model", "--format", "torch", "--rows", "4")
+    assert [one["format"] for one in exported["exports"]] == ["torch"]

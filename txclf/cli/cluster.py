@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Annotated
 
 import typer
 
 from txclf.cli import lines
-from txclf.cli.commands import Commands
+from txclf.cli.commands import Commands, Json
 
 RunFile = Annotated[str, typer.Argument(metavar="RUN.yaml", help="Run file.", show_default=False)]
 Overrides = Annotated[
@@ -29,7 +30,7 @@ commands.add_typer(jobs, name="jobs")
 
 
 @commands.command()
-def check(run_file: RunFile, overrides: Overrides = None) -> None:
+def check(run_file: RunFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Check that every node of the cluster can execute a run; exit with code 1 if one cannot."""
     from contextlib import nullcontext
 
@@ -44,8 +45,12 @@ def check(run_file: RunFile, overrides: Overrides = None) -> None:
     for finding in findings:
         advice = f" -> {finding.advice}" if finding.advice else ""
         lines.out(f"{finding.status}  {finding.what}: {finding.found}{advice}")
-    if any(finding.status == "fail" for finding in findings):
+    failed = any(finding.status == "fail" for finding in findings)
+    if as_json:
+        lines.result({"passed": not failed, "findings": [finding._asdict() for finding in findings]})
+    if failed:
         raise typer.Exit(1)
+    lines.next_steps(" ".join(["txclf train", *map(shlex.quote, [run_file, *(overrides or [])])]))
 
 
 @commands.command(context_settings={"ignore_unknown_options": True})
@@ -75,15 +80,19 @@ def submit(
 
 
 @jobs.command(name="list")
-def list_jobs(address: Address) -> None:
+def list_jobs(address: Address, as_json: Json = False) -> None:
     """List all txclf jobs on the cluster, newest first."""
     from txclf.cli import console
     from txclf.launch import jobs as launch_jobs
 
     known = [job for job in launch_jobs.connect(address).list_jobs() if "run" in (job.metadata or {})]
     known.sort(key=lambda job: -(job.start_time or 0))
+    names = ["job", "command", "run", "state"]
     rows = [[job.submission_id, job.metadata["verb"], job.metadata["run"], job.status.value.lower()] for job in known]
-    console.table("Jobs", ["job", "command", "run", "state"], rows)
+    console.table("Jobs", names, rows)
+    if as_json:
+        lines.result({"jobs": [dict(zip(names, row, strict=True)) for row in rows]})
+    lines.next_steps("txclf jobs logs JOB" if rows else "txclf submit train RUN.yaml storage=/shared/runs")
 
 
 @jobs.command()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from txclf.cli import lines
-from txclf.cli.commands import Commands
+from txclf.cli.commands import Commands, Json
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model bundle.", show_default=False)]
 
@@ -32,6 +32,7 @@ def export(
             "--min-agreement", min=0, max=1, help="Minimum share of test rows with the bundle's answer, for int8."
         ),
     ] = 0.98,
+    as_json: Json = False,
 ) -> None:
     """Write a model as ONNX, torch.export, 8-bit ONNX or for MLflow, and keep each that gives the bundle's answers."""
     from txclf.cli import console
@@ -70,5 +71,7 @@ def export(
     lines.out(f"in `{out}`, described by {verb.RECORD}")
     if verb.left_out(bundle.read_metadata(model)) and set(formats) != {"mlflow"}:
         lines.out("the graphs hold the network alone, without the n-gram model of the bundle")
+    if as_json:
+        lines.result({"out": out, "exports": [exported.model_dump(mode="json") for exported in exports]})
     if rejected:
         raise typer.Exit(1)

@@ -61,11 +61,16 @@ def report(
     out: Annotated[
         str | None, typer.Option("--out", help="Output file; without it, report.html in the folder.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write a self-contained HTML report of a run or a search, or a comparison of several runs."""
+    lines.note(f"reading {texts.listed(runs)}")
     from txclf.reports import report as verb
 
-    lines.out(f"report: {verb.report(runs, out)}")
+    path = verb.report(runs, out)
+    lines.out(f"report: {path}")
+    if as_json:
+        lines.result({"report": path})
 
 
 @commands.command()

@@ -112,7 +112,7 @@ def print_search_summary(run: RunConfig, search: Search) -> None:
         else one
         for one in results
     ]
-    console.out.print(
+    console.show(
         trial_table(title, list(run.tune.space), search.metric, results, [result.trial.seconds for result in results])
     )
     share = search.epochs / search.epochs_to_the_end

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from txclf.cli import lines, results
 from txclf.cli.cluster import Overrides, RunFile
-from txclf.cli.commands import Commands
+from txclf.cli.commands import Commands, Json
 from txclf.core.errors import ConfigError
 from txclf.core.signals import stop_signals
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from txclf.config.run_config import RunConfig
     from txclf.config.sections import Compute
     from txclf.training.progress import Progress
+    from txclf.training.train import RunSummary
     from txclf.tuning.callbacks import SearchState
     from txclf.tuning.tune import Search
 
@@ -35,25 +37,35 @@ def config(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of run files, for editors, instead.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Check a run file and print it with every key and default."""
-    from txclf.config import run_config
+    from txclf.config import recipes, run_config
 
     if run_file and "=" in run_file and not os.path.exists(run_file):
         overrides = [run_file, *(overrides or [])]
         run_file = None
     if schema:
         print(run_config.schema())
+        return
+    run = run_config.load(run_file, overrides or [])
+    if as_json:
+        lines.result(recipes.set_keys(run, mode="json"))
     else:
-        print(run_config.dump(run_config.load(run_file, overrides or [])), end="")
+        print(run_config.dump(run), end="")
 
 
 @commands.command()
-def prepare(run_file: RunFile, overrides: Overrides = None) -> None:
+def prepare(run_file: RunFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Turn raw labelled files into token shards, a tokenizer and an audit."""
     from txclf.config import run_config
 
-    prepare_run(run_config.load(run_file, overrides or []))
+    folder = prepare_run(run_config.load(run_file, overrides or []))
+    if as_json:
+        from txclf.reports import inspect
+
+        lines.result(inspect.inspect(folder))
+    lines.next_steps(" ".join(["txclf train", *map(shlex.quote, [run_file, *(overrides or [])])]))
 
 
 @commands.command()
@@ -69,6 +81,7 @@ def train(
         str | None,
         typer.Option(envvar="TXCLF_ENCODERS", help="With --time: folder of pretrained encoders that are tried too."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Prepare the data if necessary, train, and bundle the best model."""
     started = time.time()
@@ -78,11 +91,12 @@ def train(
     if limit is None:
         if encoders is not None and not os.environ.get("TXCLF_ENCODERS"):
             raise ConfigError("--encoders: only a search tries several encoders. Add --time, as in `--time 10m`.")
-        train_run(run, resume=resume, started=started)
+        _print_json(run, train_run(run, resume=resume, started=started))
         return
     from txclf.tuning import race
 
-    tune_run(race.search(run, limit, encoders), resume=resume, extend=0)
+    search = race.search(run, limit, encoders)
+    _print_json(search, tune_run(search, resume=resume, extend=0))
 
 
 @commands.command()
@@ -93,13 +107,15 @@ def distill(
     run_file: RunFile,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a model on the answers of a larger one, as `train` with `distill.teacher=TEACHER`."""
     started = time.time()
     from txclf.config import run_config
 
     run = run_config.load(run_file, overrides or [])
-    train_run(run_config.with_overrides(run, {"distill.teacher": teacher}), resume=resume, started=started)
+    run = run_config.with_overrides(run, {"distill.teacher": teacher})
+    _print_json(run, train_run(run, resume=resume, started=started))
 
 
 @commands.command()
@@ -116,6 +132,7 @@ def tune(
         int | None,
         typer.Option("--refit-workers", min=0, help="Workers of --refit instead of the run file's; implies --refit."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Search hyperparameters: train trials, stop the poor ones early, and bundle the best model."""
     from txclf.config import run_config
@@ -123,12 +140,14 @@ def tune(
 
     run = run_config.load(run_file, overrides or [])
     winner = tune_run(run, resume=resume, extend=extend)
+    refit_summary = None
     if refit or refit_workers is not None:
         from txclf.tuning.tune import refit_run
 
         refitted = refit_run(run, winner, refit_workers)
         begun = storage.exists(storage.join(refitted.run_folder, "run.yaml"))
-        train_run(refitted, resume=begun, started=time.time())
+        refit_summary = train_run(refitted, resume=begun, started=time.time())
+    _print_json(run, winner, **({"refit": refit_summary.model_dump(mode="json")} if refit_summary else {}))
 
 
 @commands.command()
@@ -145,12 +164,23 @@ def evaluate(
     cpus: results.CpusPerWorker = None,
     gpus: results.GpusPerWorker = None,
     address: results.Address = None,
+    as_json: Json = False,
 ) -> None:
     """Score a run on its test split, next to the majority class and an n-gram linear model."""
     compute = results.worker_compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
     with results.connected_workers(compute, run):
-        evaluate_run(run, data, with_baseline=baseline, compute=compute)
+        scores = evaluate_run(run, data, with_baseline=baseline, compute=compute)
     results.write_report(run)
+    if as_json:
+        lines.result(scores)
+
+
+def _print_json(run: RunConfig, summary: RunSummary | Search, **more: Any) -> None:
+    """Print the summary of a run or a search as JSON, with its folder, if JSON is asked for."""
+    if lines.mode.as_json:
+        folder = run.run_folder
+        places = {"name": run.name, "run_folder": folder, "model": f"{folder}/model"}
+        lines.result({**places, **summary.model_dump(mode="json"), **more})
 
 
 def prepare_run(run: RunConfig) -> str:
@@ -166,8 +196,8 @@ def prepare_run(run: RunConfig) -> str:
     return folder
 
 
-def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool = True) -> None:
-    """Train a run and print its summary; the first stop signal saves a checkpoint and ends the command.
+def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool = True) -> RunSummary:
+    """Train a run, print its summary and return it; the first stop signal saves a checkpoint and ends the command.
 
     `started` is the wall-clock time at which the command began. A finished run is only summarized.
     """
@@ -181,7 +211,7 @@ def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool
     if finished:
         lines.out(f"`{run.run_folder}` is already finished")
         tables.print_run_summary(run, finished)
-        return
+        return finished
     with _ray(run):
         if run.compute.on_ray:
             preflight.require_shared(run.storage)
@@ -204,6 +234,7 @@ def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool
     tables.print_run_summary(run, summary)
     if with_report:
         results.write_report(run.run_folder)
+    return summary
 
 
 def tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
@@ -235,13 +266,15 @@ def tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
 
 def evaluate_run(
     run: str, data: list[str] | None = None, *, with_baseline: bool = True, compute: Compute | None = None
-) -> None:
-    """Score a run folder and print the scores."""
+) -> dict[str, Any]:
+    """Score a run folder, print the scores and return them."""
     from txclf.cli import tables
     from txclf.evaluation import evaluate as verb
 
-    tables.print_scores(verb.evaluate(run, data, with_baseline, compute))
+    scores = verb.evaluate(run, data, with_baseline, compute)
+    tables.print_scores(scores)
     lines.out(f"all scores: {os.path.join(run, verb.METRICS)}")
+    return scores
 
 
 @contextmanager
