@@ -20,7 +20,10 @@ ROOT = Path(__file__).parents[2]
 def test_main_version_and_help_are_printed(folder: Path) -> None:
     assert re.fullmatch(r"txclf \d+\.\d+\.\d+\n", txclf(folder, "--version").stdout)
     shown = txclf(folder, "--help").stdout
-    assert all(command in shown for command in ("demo", "prepare", "train", "evaluate", "predict", "config"))
+    assert all(
+        command in shown
+        for command in ("demo", "prepare", "train", "evaluate", "predict", "config", "--show-completion")
+    )
 
 
 @pytest.mark.parametrize(

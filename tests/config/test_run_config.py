@@ -355,3 +355,21 @@ def test_every_key_has_a_description() -> None:
         (f"{section.__name__}.{name}", field) for section in sections for name, field in section.model_fields.items()
     ]
     assert [name for name, field in fields if not field.description] == []
+
+
+def test_load_problems_of_overrides_blame_the_word(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("train: {epochs: 0}\n")
+    with pytest.raises(ConfigError) as info:
+        run_config.load(tmp_path / "run.yaml", ["train.epochs=3", "train.batch_size=0", "mdoel.x=2"])
+    assert str(info.value).startswith("`command line` has 2 problems:\n")
+    assert "not 0 (command line: `train.batch_size=0`)" in str(info.value)
+    assert "(command line: `mdoel.x=2`)" in str(info.value)
+    with pytest.raises(ConfigError) as info:
+        run_config.load(tmp_path / "run.yaml", ["train.batch_size=0"])
+    assert str(info.value).startswith(f"`{tmp_path}/run.yaml` has 2 problems:\n")
+    assert str(info.value).count("command line") == 1
+
+
+def test_load_unknown_choice_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"not 'mena'\. Did you mean `mean`\?"):
+        run_config.load(None, ["model.pooling=mena"])

@@ -62,3 +62,8 @@ def test_error_messages_are_short_and_escaped_also_after_pickling() -> None:
     assert str(error).endswith("xxx`: what is wrong. How to fix it.")
     assert len(str(error)) < 1_100
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_nearest_names_a_close_name_only() -> None:
+    assert text.nearest("lable", ["label", "text"]) == "Did you mean `label`? "
+    assert text.nearest("zzz", ["label", "text"]) == ""

@@ -28,7 +28,7 @@ def test_calls_of_a_script_with_comments_finds_each_txclf_command() -> None:
 def test_commands_in_code_blocks_parse(page: Path) -> None:
     for words in (words for script in blocks(page, "sh", "console", "bash") for words in calls(script)):
         command, rest, name = find_command(words)
-        if rest in (["--help"], ["--version"]):
+        if rest in (["--help"], ["--version"], ["--install-completion"]):
             continue
         if name == "submit":
             rest = [word for word in rest if word not in ("--resume", "--no-wait")]

@@ -8,13 +8,17 @@ from typing import Annotated
 
 import typer
 
-from txclf.cli import lines
+from txclf.cli import completion, lines
 from txclf.cli.commands import Commands, Json
 
 RunFile = Annotated[str, typer.Argument(metavar="RUN.yaml", help="Run file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings that replace those of the run file, such as `train.epochs=5`."),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings that replace those of the run file, such as `train.epochs=5`.",
+        autocompletion=completion.overrides,
+    ),
 ]
 Address = Annotated[
     str,
@@ -23,6 +27,9 @@ Address = Annotated[
     ),
 ]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as `submit` prints it.", show_default=False)]
+
+VERBS = ("train", "distill", "tune", "prepare", "evaluate", "predict", "check")
+"""Commands that run as jobs."""
 
 commands = Commands()
 jobs = Commands(help="List, follow and stop jobs on a cluster.", no_args_is_help=True)
@@ -57,7 +64,10 @@ def check(run_file: RunFile, overrides: Overrides = None, as_json: Json = False)
 def submit(
     address: Address,
     command: Annotated[
-        str, typer.Argument(metavar="COMMAND", help="train, distill, tune, prepare, evaluate, predict or check.")
+        str,
+        typer.Argument(
+            metavar="COMMAND", help=f"{', '.join(VERBS[:-1])} or {VERBS[-1]}.", autocompletion=lambda: list(VERBS)
+        ),
     ],
     arguments: Annotated[list[str], typer.Argument(metavar="ARGUMENT", help="Arguments and options of that command.")],
     wait: Annotated[bool, typer.Option(help="Follow the log until the job ends.")] = True,

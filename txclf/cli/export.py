@@ -22,7 +22,12 @@ def export(
         str | None, typer.Option("--out", help="Folder for the files; without it, `export` in the bundle.")
     ] = None,
     form: Annotated[
-        list[str] | None, typer.Option("--format", help="onnx, torch, int8 or mlflow; without it, the first three.")
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="onnx, torch, int8 or mlflow; without it, the first three.",
+            autocompletion=lambda: ["onnx", "torch", "int8", "mlflow"],
+        ),
     ] = None,
     data: Annotated[list[str] | None, typer.Option("--data", help="Files with test rows; they need no labels.")] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Maximum number of test rows.")] = 1000,

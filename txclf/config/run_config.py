@@ -8,9 +8,9 @@ Precedence, lowest first: the defaults, the file, then `a.b=value` overrides of 
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self, get_args
 
@@ -25,7 +25,7 @@ from txclf.config.tasks import TASKS, Task, TaskSpec
 from txclf.config.train import Train
 from txclf.core import storage
 from txclf.core.errors import ConfigError
-from txclf.core.text import shown
+from txclf.core.text import nearest, shown
 
 SEARCHABLE = ("seed", "data", "tokenizer", "model", "train", "distill")
 """Sections and keys that a search may change."""
@@ -131,7 +131,7 @@ def load(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> 
     Without a path, the settings are the defaults and the overrides. The values of overrides are YAML. Raises
     `ConfigError` naming every key that is wrong.
     """
-    return parse(read_settings(path, overrides), "command line" if path is None else os.fspath(path))
+    return parse(read_settings(path, overrides), "command line" if path is None else os.fspath(path), overrides)
 
 
 def read_settings(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -147,20 +147,20 @@ def override(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str,
     return result
 
 
-def parse(settings: dict[str, Any], name: str = "run file") -> RunConfig:
+def parse(settings: dict[str, Any], name: str = "run file", overrides: Sequence[str] = ()) -> RunConfig:
     """Check the settings of a run file and make their paths absolute.
 
-    `name` is the source of the settings in messages. Raises `ConfigError` naming every key that is wrong, and
-    `StorageError` for a URI that holds credentials.
+    `name` is the source of the settings in messages, and `overrides` are those that were applied. Raises `ConfigError`
+    naming every key that is wrong, and `StorageError` for a URI that holds credentials.
     """
     for text in _strings(settings):
         storage.refuse_credentials(text)
     try:
         run = RunConfig.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(f"`{name}` has {_counted(_problems(error, settings))}") from None
+        raise ConfigError(_blamed(_problems(error, settings), name, overrides)) from None
     if problems := _space_problems(run):
-        raise ConfigError(f"`{name}` has {_counted(problems)}")
+        raise ConfigError(_blamed(problems, name, overrides))
     return _resolve_paths(run)
 
 
@@ -293,6 +293,12 @@ def _problems(
         key = prefix + (".".join(_user_keys(parts, settings)) or "run file")
         if problem["type"] == "extra_forbidden":
             lines.append(f"`{key}`: unknown key. {_known_keys(parts)}")
+        elif problem["type"] == "literal_error":
+            near = nearest(problem["input"], re.findall(r"'([^']+)'", problem["ctx"]["expected"])).rstrip()
+            advice = f". {near}" if near else ""
+            lines.append(
+                f"`{key}`: input should be {problem['ctx']['expected']}, not {shown(repr(problem['input']))}{advice}"
+            )
         elif problem["type"] == "value_error":
             lines.append(f"`{key}`: {problem['ctx']['error']}")
         else:
@@ -301,9 +307,22 @@ def _problems(
     return list(dict.fromkeys(lines))
 
 
-def _counted(lines: list[str]) -> str:
+def _blamed(problems: list[str], name: str, overrides: Sequence[str]) -> str:
+    """Return problems as a message that names the file, or the overrides if all of them come from there."""
+    lines, from_file = [], False
+    for problem in problems:
+        key = problem[1:].partition("`")[0]
+        words = [word for word in overrides if _concerns(word.partition("=")[0], key, problem)]
+        from_file = from_file or not words
+        lines.append(problem + (f" (command line: `{shown(words[-1])}`)" if words and name != "command line" else ""))
     count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-    return count + ":\n" + "\n".join(f"  {line}" for line in lines)
+    return f"`{name if from_file else 'command line'}` has {count}:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _concerns(dotted: str, key: str, problem: str) -> bool:
+    """Return True if a problem of `key` comes from the override of a dotted key."""
+    key = key.removeprefix("tune.space.") if not dotted.startswith("tune.") else key
+    return f"{key}.".startswith(f"{dotted}.") or f"{dotted}.".startswith(f"{key}.") or f"`{dotted}" in problem
 
 
 def _yaml_value(value: Any) -> str:
@@ -336,5 +355,4 @@ def _known_keys(parts: list[str]) -> str:
             inner: Any = get_args(annotation)[-1] if get_args(annotation) else annotation
             section = inner
     known = list(section.model_fields)
-    near = difflib.get_close_matches(parts[-1], known, n=1)
-    return (f"Did you mean `{near[0]}`? " if near else "") + f"Known keys: {', '.join(known)}."
+    return f"{nearest(parts[-1], known)}Known keys: {', '.join(known)}."

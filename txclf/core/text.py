@@ -37,6 +37,14 @@ def listed(values: Collection[object], mark: str = "`") -> str:
     return first + (f" and {len(values) - MAX_VALUES:,} more" if len(values) > MAX_VALUES else "")
 
 
+def nearest(name: object, known: Collection[str]) -> str:
+    """Return `Did you mean …? ` with the known name closest to one, and an empty text if none is close."""
+    import difflib
+
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"Did you mean `{shown(near[0])}`? " if near else ""
+
+
 def message(text: str) -> str:
     """Return at most `MAX_LINES` lines of at most `MAX_LINE_CHARS` characters, with hidden characters escaped."""
     lines = text.split("\n")

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from txclf.core import storage
 from txclf.core.errors import DataError
-from txclf.core.text import listed, shown
+from txclf.core.text import listed, nearest, shown
 from txclf.data.sources import Source, ending
 
 MAX_CHARS = 2**24
@@ -61,7 +61,8 @@ def choose(source: Source, names: list[str], wanted: list[str] | None) -> list[s
             raise DataError(f"`{source.path}`: column `{shown(name)}` comes twice in the header. Rename one of them.")
         if not counts[name]:
             advice = "Set `data.text` or `data.label` to a column of the file."
-            raise DataError(f"`{source.path}`: no column `{shown(name)}` among {listed(names)}. {advice}")
+            near = nearest(name, names)
+            raise DataError(f"`{source.path}`: no column `{shown(name)}` among {listed(names)}. {near}{advice}")
     return names if wanted is None else wanted
 
 

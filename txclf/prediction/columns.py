@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from txclf.core.errors import ConfigError, DataError
-from txclf.core.text import listed, shown
+from txclf.core.text import listed, nearest, shown
 from txclf.data.records import RawBatch
 from txclf.inference.classifier import Classifier
 from txclf.inference.load import load_model
@@ -98,7 +98,7 @@ def text_columns(raw: RawBatch, columns: Columns) -> list[str]:
     if missing and not is_later_jsonl and len(raw.problems) < len(raw.rows):
         raise DataError(
             f"`{raw.source.path}`: no column `{shown(missing[0])}`, it has {listed(raw.columns)}. "
-            "Name the text column with --text-column."
+            f"{nearest(missing[0], list(raw.columns))}Name the text column with --text-column."
         )
     return names
 
