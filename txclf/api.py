@@ -167,7 +167,7 @@ def evaluate(
     baseline: bool = True,
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Score a finished run on its test split, or on the labelled files `data`; write and return `metrics.json`.
+    """Score a finished run on its test split, or on the labelled files `data`; write and return the scores.
 
     With `baseline` the majority class and an n-gram linear model are scored too. `workers` is the number of Ray
     workers that score; 0 = this process.

@@ -14,6 +14,7 @@ from txclf.cli import tables
 LABEL_SCORES: dict[str, Any] = {
     "rows": 1200,
     "skipped": 2,
+    "trained_rows": 3,
     "accuracy": 0.75,
     "f1_macro": 0.5,
     "f1_minority": 0.25,
@@ -40,7 +41,8 @@ def render(table: Any) -> str:
 
 def test_print_scores_labels_shows_baseline_calibration_and_worst_classes(capsys: pytest.CaptureFixture[str]) -> None:
     tables.print_scores(LABEL_SCORES)
-    shown = capsys.readouterr().out
+    shown, warnings = capsys.readouterr()
+    assert warnings.startswith("leak: the model was trained on the texts of 3 of the 1,200 rows, ")
     assert "Scores on 1,200 rows, 2 bad rows skipped" in shown
     assert "majority class" in shown
     assert "n-gram linear model" not in shown

@@ -129,3 +129,18 @@ def test_evaluate_run_without_test_split_needs_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the run has no `data\.test`\. Pass other labelled files with --data FILE"):
         evaluate.evaluate(run.run_folder)
     assert evaluate.evaluate(run.run_folder, [data])["rows"] == 60
+
+
+def test_evaluate_other_files_count_trained_rows_and_keep_the_test_scores(classify: RunConfig, tmp_path: Path) -> None:
+    tested = evaluate.evaluate(classify.run_folder, with_baseline=False)
+    prepared = storage.read_json(f"{classify.run_folder}/summary.json")["prepared"]
+    manifest = shards.load_manifest(prepared)
+    assert tested["trained_rows"] == manifest.splits["test"].duplicates_of_train
+    seen = shards.read_split(prepared, manifest, "train", ["text", "label"]).slice(0, 7).to_pylist()
+    rows = [(row["text"], manifest.labels[row["label"]]) for row in seen]
+    other = write_csv(tmp_path / "other.csv", [*rows, ("a text of its own", "pos")])
+    found = evaluate.evaluate(classify.run_folder, [other], with_baseline=False)
+    assert (found["rows"], found["trained_rows"]) == (8, 7)
+    folder = Path(classify.run_folder)
+    assert json.loads((folder / evaluate.METRICS).read_text()) == tested
+    assert json.loads((folder / evaluate.OTHER_METRICS).read_text()) == found

@@ -199,6 +199,9 @@ def print_scores(result: dict[str, Any]) -> None:
         console.table(f"Scores on {result['rows']:,} rows, {result['beams']} beams", ["", ""], text_scores(result))
     else:
         print_label_scores(result)
+    if result["trained_rows"]:
+        share = f"{result['trained_rows']:,} of the {result['rows']:,} rows"
+        lines.err(f"leak: the model was trained on the texts of {share}, so the scores are too good for new texts")
 
 
 def text_scores(result: dict[str, Any]) -> list[list[str]]:

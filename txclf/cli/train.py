@@ -273,7 +273,7 @@ def evaluate_run(
 
     scores = verb.evaluate(run, data, with_baseline, compute)
     tables.print_scores(scores)
-    lines.out(f"all scores: {os.path.join(run, verb.METRICS)}")
+    lines.out(f"all scores: {os.path.join(run, verb.metrics_file(data))}")
     return scores
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from txclf.config.run_config import RunConfig
 from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ConfigError
+from txclf.core.hashing import UInt64s
 from txclf.data import shards, sources
 from txclf.data.labels import LabelSets
 from txclf.evaluation import baselines, labelled_files, ray_pool, scoring
@@ -31,6 +32,8 @@ from txclf.metrics.text import text_scores
 from txclf.ngrams import fitting
 
 METRICS = "metrics.json"
+OTHER_METRICS = "metrics-data.json"
+"""Scores on files of `--data`, the last ones."""
 
 Bools = npt.NDArray[np.bool_]
 
@@ -82,6 +85,26 @@ class Evaluation:
         lowercase, num_labels = self.run.tokenizer.lowercase, len(self.manifest.labels)
         return baselines.ngrams(rows("train"), rows("valid"), texts, num_labels=num_labels, lowercase=lowercase)
 
+    def trained_rows(self) -> int:
+        """Count the scored rows whose text is among the rows that the model was trained on."""
+        splits = ["train", *(["valid"] if self.run.train.train_on_valid else [])]
+        if self.data is None:
+            return self.manifest.splits["test"].duplicates_of_train
+        known = bundle.read_metadata(self.model).labels or None
+        texts = (
+            "\n".join(text)
+            for source in sources.find_sources(self.data)
+            for chunk in labelled_files.read_answers(self.run, source, known)
+            for text in chunk.texts
+        )
+        scored = _hashes(texts)
+        seen = np.zeros(len(scored), np.bool_)
+        for split in splits:
+            for shard in self.manifest.splits[split].shards:
+                for table in shards.read_groups(self.prepared, shard, ["text"]):
+                    seen |= np.isin(scored, _hashes(table["text"].to_pylist()))
+        return int(seen.sum())
+
     def source(self, rows: ScoredRows) -> dict[str, Any]:
         """Return the part of the result that names the scored rows."""
         if self.data is None:
@@ -95,7 +118,10 @@ def evaluate(
     with_baseline: bool = True,
     compute: Compute | None = None,
 ) -> dict[str, Any]:
-    """Score every row of the test split, or of the files `data`; write `metrics.json` and return its content.
+    """Score every row of the test split, or of the files `data`, and return the scores.
+
+    They are written to `metrics.json`, those of `data` to `metrics-data.json`. `trained_rows` counts the rows whose
+    text the model was trained on.
 
     `compute` distributes the rows over Ray workers; Ray must be connected, and every node must reach all paths.
 
@@ -116,9 +142,14 @@ def evaluate(
     )
     if data is None and "test" not in evaluation.manifest.splits:
         raise ConfigError(f"`{run_folder}`: the run has no `data.test`. Pass other labelled files with --data FILE.")
-    result = EVALUATORS[run.task_spec.name](evaluation)
-    storage.write_json_lines(storage.join(folder, METRICS), result)
+    result = {**EVALUATORS[run.task_spec.name](evaluation), "trained_rows": evaluation.trained_rows()}
+    storage.write_json_lines(storage.join(folder, metrics_file(data)), result)
     return result
+
+
+def metrics_file(data: Sequence[str] | None) -> str:
+    """Return the name of the file with the scores of the test split, or of other files."""
+    return METRICS if data is None else OTHER_METRICS
 
 
 def _finished(run_folder: str) -> tuple[RunConfig, str]:
@@ -242,6 +273,10 @@ EVALUATORS: dict[str, Callable[[Evaluation], dict[str, Any]]] = {
     "seq2seq": evaluate_targets,
 }
 """Evaluator by `TaskSpec.name`."""
+
+
+def _hashes(texts: Iterable[str]) -> UInt64s:
+    return shards.text_hashes((text,) for text in texts)
 
 
 def _class_ids(table: pa.Table) -> npt.NDArray[np.int64]:

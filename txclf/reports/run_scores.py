@@ -23,9 +23,12 @@ Metrics = Mapping[str, Any]
 
 
 def evaluation(state: RunState) -> dict[str, Any] | None:
-    """Return `metrics.json`, the result of `txclf evaluate`; None if the run was not evaluated."""
-    path = storage.join(state.folder, evaluate.METRICS)
-    return storage.read_object(path) if storage.exists(path) else None
+    """Return the result of `txclf evaluate`, of the test split if that was scored; None without an evaluation."""
+    for name in (evaluate.METRICS, evaluate.OTHER_METRICS):
+        path = storage.join(state.folder, name)
+        if storage.exists(path):
+            return storage.read_object(path)
+    return None
 
 
 def scored_splits(
