@@ -37,6 +37,7 @@ from txclf.inference import bundle
 from txclf.inference.metadata import Calibration
 from txclf.ngrams.blend import NgramShare
 from txclf.training import distill, row_sidecars
+from txclf.training import resume as resume_rules
 from txclf.training.class_weights import label_weights
 from txclf.training.job import DistributedContext, WorkerConfig
 from txclf.training.precision import choose_precision, uses_gpu
@@ -83,6 +84,8 @@ class RunSummary(RunStats):
 def check_folder(run: RunConfig, resume: bool) -> RunSummary | None:
     """Check that a run may start or resume in its folder; return the summary of a finished run that is resumed.
 
+    Return None for a finished run that is resumed for more epochs.
+
     Raises `ConfigError` if the folder is taken, is missing, or began with other settings.
     """
     trackers.require(run)
@@ -100,25 +103,13 @@ def check_folder(run: RunConfig, resume: bool) -> RunSummary | None:
     if not resume:
         raise ConfigError(f"`{folder}` exists already. Pass --resume to continue it, or choose another `name`.")
     began = run_config.load(saved)
-    was, wanted = _kept_by_resume(began), _kept_by_resume(recipes.as_begun(run, began))
-    changed = [key for key in was if was[key] != wanted[key]]
-    if changed:
-        names = ", ".join(f"`{key}`" for key in changed)
-        raise ConfigError(f"`{saved}` differs in {names}. Pass the settings of the run, or choose another `name`.")
-    summary = storage.join(folder, SUMMARY)
-    return storage.read_as(summary, RunSummary) if storage.exists(summary) else None
-
-
-def _kept_by_resume(run: RunConfig) -> dict[str, Any]:
-    """Return the settings that a resumed run must keep: all but where it runs and how it handles failures."""
-    sections = run.model_dump(include={"seed", "task", "data", "tokenizer", "model", "train", "distill"})
-    free = {
-        "train": ["checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps", "trackers"],
-    }
-    for section, keys in free.items():
-        for key in keys:
-            del sections[section][key]
-    return sections
+    resume_rules.require_kept(run, began, saved)
+    path = storage.join(folder, SUMMARY)
+    summary = storage.read_as(path, RunSummary) if storage.exists(path) else None
+    if summary and resume_rules.extends(run, began):
+        resume_rules.require_extendable(summary.model_dump())
+        return None
+    return summary
 
 
 def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
@@ -178,6 +169,8 @@ def train(
     with lease.held(run.run_folder, wait, patience_s) as holding:
         if not began and storage.exists(storage.join(run.run_folder, "run.yaml")):
             raise ConfigError(f"`{run.run_folder}`: another process started this run meanwhile. Pass --resume.")
+        if began:
+            resume_rules.extend(run)
         if not run.compute.on_ray:
             config = _with_sidecars(config, report, notes)
             return _finish(config, _fit_here(config, report, notes), holding)
@@ -221,7 +214,7 @@ def _settled(run: RunConfig, manifest: shards.Manifest) -> tuple[RunConfig, str 
     """
     encoder = recorded_encoder(run)
     if _began_with(run) and (encoder is None or storage.exists(encoder)):
-        return recipes.as_begun(run, run_config.load(storage.join(run.run_folder, "run.yaml"))), encoder
+        return resume_rules.as_resumed(run, run_config.load(storage.join(run.run_folder, "run.yaml"))), encoder
     if run.model.pretrained is None:
         return recipes.with_recipe(run, manifest.splits["train"].rows, len(manifest.labels)), None
     from txclf.training import pretrained_network  # and Transformers

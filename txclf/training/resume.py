@@ -1,0 +1,83 @@
+"""Which settings a resumed run may change, and a finished run that is resumed for more epochs.
+
+`train.epochs` may grow. The learning-rate schedule is then that of the longer run: from the checkpoint on, a step has
+the rate that it would have had if the run had begun with so many epochs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from txclf.config import recipes, run_config
+from txclf.config.dotted import Settings, flatten_dotted
+from txclf.config.run_config import RunConfig
+from txclf.config.train import Train
+from txclf.core import storage
+from txclf.core.errors import ConfigError
+from txclf.core.text import shown
+
+EPOCHS = "train.epochs"
+FREE = ("checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps", "trackers")
+"""Keys of `train` that a resumed run may change."""
+OF_THE_END = ("summary.json", "metrics.json", "metrics-data.json", "report.html")
+"""Files of a finished run that are out of date once it trains on. The first marks it as finished."""
+
+
+def as_resumed(run: RunConfig, saved: RunConfig) -> RunConfig:
+    """Return a run with what its `saved` run file settled; with the saved epochs if the run sets none."""
+    set_keys = run.train.model_dump(exclude_unset=True, exclude={"epochs"})
+    settled = recipes.as_begun(run.model_copy(update={"train": Train(**set_keys)}), saved)
+    epochs = run.train.epochs if "epochs" in run.train.model_fields_set else saved.train.epochs
+    return settled.model_copy(update={"train": settled.train.model_copy(update={"epochs": epochs})})
+
+
+def require_kept(run: RunConfig, saved: RunConfig, path: str) -> None:
+    """Raise `ConfigError` that names the keys of a run, begun as `saved` at `path`, that a resume may not change."""
+    was, now = _kept(saved), _kept(as_resumed(run, saved))
+    changed = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+    if changed == [EPOCHS] and now[EPOCHS] > was[EPOCHS]:
+        return
+    if changed:
+        values = ", ".join(f"`{key}` ({shown(was.get(key))}, now {shown(now.get(key))})" for key in changed)
+        more = " `train.epochs` may only grow." if changed == [EPOCHS] else ""
+        raise ConfigError(
+            f"`{path}` differs in {values}.{more} Pass the settings of the run, or choose another `name`."
+        )
+
+
+def _kept(run: RunConfig) -> Settings:
+    """Return the settings that a resumed run must keep: all but where it runs and how it handles failures."""
+    sections: dict[str, Any] = run.model_dump(
+        include={"seed", "task", "data", "tokenizer", "model", "train", "distill"}
+    )
+    for key in FREE:
+        del sections["train"][key]
+    return flatten_dotted(sections)
+
+
+def extends(run: RunConfig, saved: RunConfig) -> bool:
+    """Return True if a run is resumed for more epochs than it was begun with."""
+    return as_resumed(run, saved).train.epochs > saved.train.epochs
+
+
+def require_extendable(summary: dict[str, Any]) -> None:
+    """Raise `ConfigError` if a finished run stopped early, because then it would stop again at once."""
+    if summary["stopped_early"]:
+        raise ConfigError(
+            f"`{EPOCHS}`: the run stopped early after {summary['epochs']:.2f} epochs, so more train nothing. Start "
+            "a new run with a larger `train.early_stopping_patience`."
+        )
+
+
+def extend(run: RunConfig) -> None:
+    """Write the new number of epochs to `run.yaml`; a finished run becomes an unfinished one first.
+
+    The lease of the run folder must be held.
+    """
+    path = storage.join(run.run_folder, "run.yaml")
+    saved = run_config.load(path)
+    if extends(run, saved):
+        for name in OF_THE_END:
+            storage.remove_file(storage.join(run.run_folder, name))
+        train = saved.train.model_copy(update={"epochs": run.train.epochs})
+        storage.write_bytes(path, run_config.dump(saved.model_copy(update={"train": train})).encode())
