@@ -152,6 +152,17 @@ def _format(value: Any, max_chars: int = MAX_VALUE_CHARS) -> str:
     return texts.shown(value, max_chars)
 
 
+def print_advice(folder: str) -> None:
+    """Print what to change about a run, from its files. A search has no such advice."""
+    from txclf.artifacts import run_folder
+    from txclf.reports import advice, run_scores
+
+    if run_folder.kind(folder) == "run":
+        state = run_folder.read_run(folder)
+        for sentence in advice.of_run(state, run_scores.evaluation(state)):
+            lines.out(f"advice: {sentence}")
+
+
 def write_report(folder: str) -> None:
     """Write the report of a run, a search or an evaluation, and print its path."""
     from txclf.reports import report as verb

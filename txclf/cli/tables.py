@@ -33,8 +33,9 @@ def print_run_summary(run: RunConfig, summary: RunSummary) -> None:
     """Print the summary of a finished run."""
     early = ", stopped early" if summary.stopped_early else ""
     rows = [
-        *((f"best {name}", f"{value:.4f}") for name, value in summary.best.items()),
+        *((f"best {name}", f"{value:.4f}") for name, value in summary.best.items() if name == run.train.monitor),
         ("best at step", f"{summary.best_step:,}"),
+        *((name, f"{value:.4f} at that step") for name, value in summary.best.items() if name != run.train.monitor),
         *([("weights", _weights(run, summary))] if run.train.average_checkpoints > 1 else []),
         *([("n-gram model", _ngrams(summary.ngrams))] if run.uses_ngrams else []),
         ("calibration", _calibration(run, summary)),
@@ -201,7 +202,7 @@ def print_scores(result: dict[str, Any]) -> None:
         print_label_scores(result)
     if result["trained_rows"]:
         share = f"{result['trained_rows']:,} of the {result['rows']:,} rows"
-        lines.err(f"leak: the model was trained on the texts of {share}, so the scores are too good for new texts")
+        lines.err(f"leak: the model was trained on the texts of {share}, so the scores may be too good for new texts")
 
 
 def text_scores(result: dict[str, Any]) -> list[list[str]]:

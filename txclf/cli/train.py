@@ -171,6 +171,8 @@ def evaluate(
     with results.connected_workers(compute, run):
         scores = evaluate_run(run, data, with_baseline=baseline, compute=compute)
     results.write_report(run)
+    results.print_advice(run)
+    lines.next_steps(f'txclf predict {shlex.quote(run)}/model --text "some text"')
     if as_json:
         lines.result(scores)
 
@@ -211,6 +213,7 @@ def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool
     if finished:
         lines.out(f"`{run.run_folder}` is already finished")
         tables.print_run_summary(run, finished)
+        lines.next_steps(*_after_training(run))
         return finished
     with _ray(run):
         if run.compute.on_ray:
@@ -234,7 +237,16 @@ def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool
     tables.print_run_summary(run, summary)
     if with_report:
         results.write_report(run.run_folder)
+        results.print_advice(run.run_folder)
+        lines.next_steps(*_after_training(run))
     return summary
+
+
+def _after_training(run: RunConfig) -> list[str]:
+    """Return the commands that can follow a finished run or search."""
+    folder = shlex.quote(run.run_folder)
+    evaluate = f"txclf evaluate {folder}{'' if run.data.test else ' --data FILE'}"
+    return [evaluate, f'txclf predict {folder}/model --text "some text"']
 
 
 def tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
@@ -261,6 +273,7 @@ def tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
                 raise typer.Exit(signals.exit_code) from None
         tables.print_search_summary(run, search)
     results.write_report(run.run_folder)
+    lines.next_steps(*_after_training(run))
     return search
 
 

@@ -231,6 +231,8 @@ class RunPage:
     num_labels: int
     finished: bool
     notes: Sequence[str]
+    advice: Sequence[str]
+    """Sentences about problems of a finished run, each with the key to change."""
     headline: Headline | None
     facts: Sequence[Fact]
     splits: Sequence[LabelSplit | ExampleSplit]

@@ -20,7 +20,7 @@ from txclf.core.errors import TxclfError
 from txclf.core.text import distinct
 from txclf.data import shards
 from txclf.inference.bundle import read_metadata
-from txclf.reports import run_scores
+from txclf.reports import advice, run_scores
 from txclf.reports.content import (
     ChangedSetting,
     DataAudit,
@@ -59,6 +59,7 @@ def gather(state: RunState, budget: Budget) -> RunPage:
         num_labels=len(manifest.labels) if manifest else 0,
         finished=summary is not None,
         notes=notes,
+        advice=advice.of_run(state, tested) if summary else [],
         headline=run_scores.headline(state, [split for split in splits if isinstance(split, LabelSplit)], tested),
         facts=facts(state),
         splits=splits,
