@@ -162,3 +162,17 @@ def test_json_of_each_command_is_one_object_on_standard_output(tmp_path: Path, f
     assert result("inspect", run)["state"] == "finished"
     exported = result("export", f"{run}/model", "--format", "torch", "--rows", "4")
     assert [one["format"] for one in exported["exports"]] == ["torch"]
+
+
+def test_train_without_a_name_is_numbered_and_resumed(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("data: {label: label}\n")
+    shared = ["train", f"{tmp_path}/mine.yaml", f"storage={tmp_path}/runs", f"data.train={folder}/train.csv", *TINY]
+    refused = invoke(*shared, "data.label=lable")
+    assert "Did you mean `label`?" in str(refused.exception)
+    first = invoke(*shared, "train.epochs=1")
+    assert first.exit_code == 0, first.output
+    assert first.stderr.startswith(f"run `mine-1` into `{tmp_path}/runs/mine-1`\n")
+    assert f"next: txclf evaluate {tmp_path}/runs/mine-1 --data FILE\n" in first.stdout
+    longer = invoke(*shared, "train.epochs=2", "--resume", "--json")
+    assert longer.exit_code == 0, longer.output
+    assert (json.loads(longer.stdout)["name"], json.loads(longer.stdout)["epochs"]) == ("mine-1", 2.0)

@@ -39,6 +39,7 @@ commands.add_typer(jobs, name="jobs")
 @commands.command()
 def check(run_file: RunFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Check that every node of the cluster can execute a run; exit with code 1 if one cannot."""
+    lines.note(f"checking {run_file}")
     from contextlib import nullcontext
 
     from txclf.config import run_config

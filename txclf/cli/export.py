@@ -40,6 +40,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a model as ONNX, torch.export, 8-bit ONNX or for MLflow, and keep each that gives the bundle's answers."""
+    lines.note(f"exporting `{model}`")
     from txclf.cli import console
     from txclf.core import storage
     from txclf.inference import bundle
@@ -78,5 +79,6 @@ def export(
         lines.out("the graphs hold the network alone, without the n-gram model of the bundle")
     if as_json:
         lines.result({"out": out, "exports": [exported.model_dump(mode="json") for exported in exports]})
+    lines.next_steps("open the formats as docs/how-to/export.md shows")
     if rejected:
         raise typer.Exit(1)

@@ -14,6 +14,7 @@ import typer
 from txclf.cli import lines, results
 from txclf.cli.cluster import Overrides, RunFile
 from txclf.cli.commands import Commands, Json
+from txclf.core import text
 from txclf.core.errors import ConfigError
 from txclf.core.signals import stop_signals
 
@@ -85,18 +86,22 @@ def train(
 ) -> None:
     """Prepare the data if necessary, train, and bundle the best model."""
     started = time.time()
+    from txclf.artifacts import run_names
     from txclf.config import run_config
 
-    run = run_config.load(run_file, overrides or [])
+    unnamed = run_config.load(run_file, overrides or [])
     if limit is None:
         if encoders is not None and not os.environ.get("TXCLF_ENCODERS"):
             raise ConfigError("--encoders: only a search tries several encoders. Add --time, as in `--time 10m`.")
-        _print_json(run, train_run(run, resume=resume, started=started))
+        with run_names.named(unnamed, run_file, resume) as run:
+            _print_json(run, train_run(run, resume=resume, started=started))
         return
-    from txclf.tuning import race
+    with run_names.named(unnamed, run_file, resume) as run:
+        lines.note(f"searching for {limit}, into `{run.run_folder}`")
+        from txclf.tuning import race
 
-    search = race.search(run, limit, encoders)
-    _print_json(search, tune_run(search, resume=resume, extend=0))
+        search = race.search(run, limit, encoders)
+        _print_json(search, tune_run(search, resume=resume, extend=0))
 
 
 @commands.command()
@@ -111,11 +116,13 @@ def distill(
 ) -> None:
     """Train a model on the answers of a larger one, as `train` with `distill.teacher=TEACHER`."""
     started = time.time()
+    from txclf.artifacts import run_names
     from txclf.config import run_config
 
-    run = run_config.load(run_file, overrides or [])
-    run = run_config.with_overrides(run, {"distill.teacher": teacher})
-    _print_json(run, train_run(run, resume=resume, started=started))
+    unnamed = run_config.load(run_file, overrides or [])
+    with run_names.named(unnamed, run_file, resume) as run:
+        run = run_config.with_overrides(run, {"distill.teacher": teacher})
+        _print_json(run, train_run(run, resume=resume, started=started))
 
 
 @commands.command()
@@ -135,10 +142,18 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Search hyperparameters: train trials, stop the poor ones early, and bundle the best model."""
+    from txclf.artifacts import run_names
     from txclf.config import run_config
+
+    unnamed = run_config.load(run_file, overrides or [])
+    with run_names.named(unnamed, run_file, resume or extend > 0) as run:
+        _tune_and_refit(run, resume, extend, refit, refit_workers)
+
+
+def _tune_and_refit(run: RunConfig, resume: bool, extend: int, refit: bool, refit_workers: int | None) -> None:
+    """Run a search, train its winner again if that is asked for, and print both as JSON."""
     from txclf.core import storage
 
-    run = run_config.load(run_file, overrides or [])
     winner = tune_run(run, resume=resume, extend=extend)
     refit_summary = None
     if refit or refit_workers is not None:
@@ -187,6 +202,7 @@ def _print_json(run: RunConfig, summary: RunSummary | Search, **more: Any) -> No
 
 def prepare_run(run: RunConfig) -> str:
     """Prepare the data of a run, print an overview, and return the prepared folder."""
+    lines.note(f"preparing {text.listed(run.data.train or [])}")
     from txclf.cli import console, tables
     from txclf.data import prepare as verb
     from txclf.data import shards
@@ -205,6 +221,8 @@ def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool
     """
     from txclf.cli import console, displays, tables
     from txclf.launch import preflight
+
+    lines.note(f"run `{run.name}` into `{run.run_folder}`")
     from txclf.training import train as verb
     from txclf.training.precision import choose_precision, uses_gpu
     from txclf.training.progress import Interrupted
@@ -251,6 +269,7 @@ def _after_training(run: RunConfig) -> list[str]:
 
 def tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
     """Run a search, print its summary and return it; the first stop signal saves the trials and ends the command."""
+    lines.note(f"search `{run.name}` into `{run.run_folder}`")
     from txclf import ray_cluster
     from txclf.cli import displays, tables
     from txclf.launch.preflight import require_shared
@@ -281,6 +300,7 @@ def evaluate_run(
     run: str, data: list[str] | None = None, *, with_baseline: bool = True, compute: Compute | None = None
 ) -> dict[str, Any]:
     """Score a run folder, print the scores and return them."""
+    lines.note(f"scoring `{run}` on {text.listed(data) if data else 'its test split'}")
     from txclf.cli import tables
     from txclf.evaluation import evaluate as verb
 

@@ -35,7 +35,9 @@ class RunConfig(Section):
     """Run file. The run folder is `storage`/`name`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    """Name of the run and of its folder: letters, digits, `.`, `_` and `-`, starting with a letter or digit."""
+    """Name of the run and of its folder: letters, digits, `.`, `_` and `-`, starting with a letter or digit.
+    If it is left out, the commands `train`, `distill` and `tune` number the runs by their run file: `trec-1`, `trec-2`;
+    `--resume` continues the last one."""
     storage: str = "runs"
     """Path or URI of the folder with the runs (`storage/name`) and the prepared data (`storage/prepared`). Every node
     of a cluster must reach it. A relative path starts at the working directory."""
