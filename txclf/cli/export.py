@@ -79,6 +79,5 @@ def export(
         lines.out("the graphs hold the network alone, without the n-gram model of the bundle")
     if as_json:
         lines.result({"out": out, "exports": [exported.model_dump(mode="json") for exported in exports]})
-    lines.next_steps("open the formats as docs/how-to/export.md shows")
     if rejected:
         raise typer.Exit(1)

@@ -154,10 +154,12 @@ def _print_table(batch: PredictedRows, labels: Sequence[str], *, probabilities: 
     shown = Table(box=None, show_header=with_header, header_style="bold", pad_edge=False)
     # The widths follow from the model alone, so that the tables of all batches have the same.
     widest = max((len(label) for label in labels), default=0) if with_probability and not probabilities else MAX_ANSWER
-    shown.add_column(names[0], width=min(MAX_ANSWER, max(widest, len(names[0]))), no_wrap=True)
+    width = min(MAX_ANSWER, max(widest, len(names[0])))
+    shown.add_column(names[0], width=width, no_wrap=True)
     if with_probability:
-        shown.add_column("probability", width=len("probability"), justify="right")
-    shown.add_column("text", no_wrap=True)
+        shown.add_column("probability", width=len("probability"), justify="right", no_wrap=True)
+    room = console.out.width - width - 2 - (len("probability  ") if with_probability else 0)
+    shown.add_column("text", max_width=max(len("text"), room), no_wrap=True)
     for position, text in enumerate(batch.texts):
         values = [column[position] for column in batch.added.values()]
         answer = ", ".join(values[0]) if isinstance(values[0], list) else values[0]
