@@ -11,6 +11,8 @@ import textwrap
 import urllib.request
 from pathlib import Path
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 import yaml
 
@@ -112,6 +114,46 @@ def test_load_config_takes_a_path_a_mapping_and_a_run(folder: Path) -> None:
     assert run.data.train == (str(folder / "train.csv"),)
     with pytest.raises(txclf.ConfigError, match="Did you mean `epochs`"):
         txclf.load_config(run, ["train.epoch=2"])
+
+
+def test_tables_in_memory_train_score_and_predict_as_their_files_do(folder: Path) -> None:
+    frame, test = pd.read_csv("train.csv"), pd.read_csv("test.csv")
+    settings = {key: value for key, value in SETTINGS.items() if key != "data"}
+    of_files = txclf.train({"name": "files", **SETTINGS})
+    of_tables = txclf.train({"name": "tables", **settings}, data=frame, test=test)
+    assert of_tables.best == of_files.best
+    prepared = list((folder / "runs/prepared").iterdir())
+    assert txclf.train({"name": "tables", **settings}, data=frame, test=test, resume=True) == of_tables
+    mapping = {"train": pa.Table.from_pandas(frame), "test": test}
+    txclf.prepare(settings, data=mapping)
+    assert list((folder / "runs/prepared").iterdir()) == prepared
+    with pytest.raises(txclf.ConfigError, match="differs in `data`"):
+        txclf.train({"name": "tables", **settings}, data=frame[1:], test=test, resume=True)
+
+    scores = txclf.evaluate("runs/tables", baseline=False)
+    again = txclf.evaluate("runs/tables", test, baseline=False)
+    assert again["accuracy"] == scores["accuracy"]
+    assert again["data"] == [str(path) for path in (folder / "runs/tables/tables").iterdir()]
+    txclf.predict("runs/tables/model", "test.csv", out="out.csv")
+    found = txclf.predict("runs/tables/model", test)
+    assert found["predicted_label"].tolist() == pd.read_csv("out.csv")["predicted_label"].tolist()
+
+
+def test_tables_where_they_cannot_be_are_errors_that_say_what_to_do(folder: Path) -> None:
+    frame = pd.read_csv("train.csv")
+    for call, message in (
+        (lambda: txclf.train(frame), "`DataFrame`: not a run. .*a table as `data=table`"),
+        (lambda: txclf.load_config({"data": {"train": frame}}), r"`data.train`: expected paths, found a table"),
+        (lambda: txclf.train(data=frame[["text"]]), "`data.train`: no column `label` among `text`"),
+        (lambda: txclf.train(data=frame["text"]), "`data.train`: found `Series` of pandas"),
+        (lambda: txclf.Classifier.load(frame), "`DataFrame`: not a path"),
+        (lambda: txclf.evaluate(frame), "`DataFrame`: not a path"),
+        (lambda: txclf.predict("model", frame, out="out.csv"), "predicted in this process and returned. Remove `out`"),
+        (lambda: txclf.predict("model", "new.csv"), "`out`: not set"),
+    ):
+        with pytest.raises(txclf.TxclfError, match=message):
+            call()
+    assert not (folder / "runs").exists()
 
 
 def test_single_strings_count_as_lists_and_impossible_workers_are_a_config_error(folder: Path) -> None:

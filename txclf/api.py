@@ -8,8 +8,9 @@
     done = txclf.predict(f"{run.run_folder}/model", ["new.csv"], out="predictions.csv")
 
 Each takes at most two positional parameters. A run is a `RunConfig`, the path of a run file, or a mapping with the
-keys of a run file. With `compute.workers` above 0 the work runs on Ray: the Ray that this process is connected to, the
-cluster at `compute.address`, or a local one that ends with the call.
+keys of a run file. Data are paths or tables in memory: `txclf.train(settings, data=frame)`. With `compute.workers`
+above 0 the work runs on Ray: the Ray that this process is connected to, the cluster at `compute.address`, or a local
+one that ends with the call.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Compute
 from txclf.core import storage
+from txclf.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from ray.train import Result
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
     from txclf.tuning.callbacks import SearchState
     from txclf.tuning.tune import Search
 
+Data = Any
+"""A path or paths, or a table in memory: a pandas or Polars DataFrame, a `Dataset` of Hugging Face, an Arrow table, or
+another object with the Arrow stream interface."""
+Table = TypeVar("Table")
 Run = RunConfig | str | os.PathLike[str] | Mapping[str, Any]
 """A run, the path of its file, or its settings."""
 
@@ -50,15 +56,27 @@ def load_config(source: Run | None = None, overrides: Sequence[str] = ()) -> Run
     """
     if isinstance(source, RunConfig):
         source = recipes.set_keys(source)
+    if not isinstance(source, str | os.PathLike | Mapping | None):
+        raise ConfigError(
+            f"`{type(source).__name__}`: not a run. Pass a path, a mapping or a run, and a table as `data=table`."
+        )
     if isinstance(source, Mapping):
         return run_config.parse(run_config.override(source, _as_list(overrides)), "settings")
     return run_config.load(source, _as_list(overrides))
 
 
-def prepare(run: Run, *, on_progress: Callable[[str, int], None] | None = None) -> str:
-    """Turn the raw files of a run into token shards and return the prepared folder.
+def prepare(
+    run: Run | None = None,
+    *,
+    data: Data = None,
+    valid: Data = None,
+    test: Data = None,
+    on_progress: Callable[[str, int], None] | None = None,
+) -> str:
+    """Turn the raw data of a run into token shards and return the prepared folder.
 
-    Does nothing if the folder is complete. `on_progress` receives the stage and the number of rows read.
+    Does nothing if the folder is complete. `data`, `valid` and `test` work as in `train`. `on_progress` receives the
+    stage and the number of rows read.
 
     Raises `DataError` for missing files, bad rows and data that cannot train a model.
 
@@ -66,19 +84,26 @@ def prepare(run: Run, *, on_progress: Callable[[str, int], None] | None = None) 
     """
     from txclf.data.prepare import prepare as prepare_data
 
-    run = load_config(run)
+    run = _with_data(load_config(run), data, valid, test)
     with _ray(run.compute, run.storage):
         return prepare_data(run, on_progress or (lambda stage, rows: None))
 
 
 def train(
-    run: Run,
+    run: Run | None = None,
     overrides: Sequence[str] = (),
     *,
+    data: Data = None,
+    valid: Data = None,
+    test: Data = None,
     resume: bool = False,
     on_progress: Callable[[Progress], bool | None] | None = None,
 ) -> RunSummary:
     """Prepare the data, train, and bundle the best model; return the run summary.
+
+    `data`, `valid` and `test` replace the keys of `data`: paths, or tables in memory, such as DataFrames, whose columns
+    `data.text` and `data.label` name. A table is stored as `storage/tables/<hash>.parquet`. `data` may also be a
+    mapping from `train`, `valid` (or `validation`), `test` and `unlabelled` to them, as a `DatasetDict` is.
 
     `on_progress` is called a few times a second; if it returns True, a checkpoint is saved and `Interrupted` is raised.
     With `resume` a stopped run continues from its last checkpoint, and a finished one returns its summary.
@@ -90,7 +115,7 @@ def train(
     """
     from txclf.training import train as training
 
-    run = load_config(run, overrides)
+    run = _with_data(load_config(run, overrides), data, valid, test)
     finished = training.check_folder(run, resume)
     if finished:
         return finished
@@ -101,9 +126,12 @@ def train(
 
 def distill(
     teacher: str | os.PathLike[str],
-    run: Run,
+    run: Run | None = None,
     *,
     overrides: Sequence[str] = (),
+    data: Data = None,
+    valid: Data = None,
+    test: Data = None,
     resume: bool = False,
     on_progress: Callable[[Progress], bool | None] | None = None,
 ) -> RunSummary:
@@ -113,8 +141,8 @@ def distill(
 
         summary = txclf.distill("runs/large/model", "small.yaml", overrides=["name=small"])
     """
-    taught = run_config.with_overrides(load_config(run, overrides), {"distill.teacher": os.fspath(teacher)})
-    return train(taught, resume=resume, on_progress=on_progress)
+    taught = run_config.with_overrides(load_config(run, overrides), {"distill.teacher": storage.path_text(teacher)})
+    return train(taught, data=data, valid=valid, test=test, resume=resume, on_progress=on_progress)
 
 
 def ray_result(run_folder: str | os.PathLike[str]) -> Result:
@@ -137,16 +165,19 @@ def ray_result(run_folder: str | os.PathLike[str]) -> Result:
 
 
 def tune(
-    run: Run,
+    run: Run | None = None,
     overrides: Sequence[str] = (),
     *,
+    data: Data = None,
+    valid: Data = None,
+    test: Data = None,
     resume: bool = False,
     extend: int = 0,
     on_progress: Callable[[SearchState], bool | None] | None = None,
 ) -> Search:
     """Search the settings named in `tune.space` and return the summary of the search.
 
-    `extend` adds trials to a search. `on_progress` works as in `train`.
+    `extend` adds trials to a search. `data`, `valid`, `test` and `on_progress` work as in `train`.
 
     Raises `ConfigError` as `train` does, and for a search space that makes no sense.
 
@@ -155,19 +186,21 @@ def tune(
     """
     from txclf.tuning import tune as tuning
 
-    wanted = load_config(run, overrides)
+    wanted = _with_data(load_config(run, overrides), data, valid, test)
     with tuning.opened(wanted, resume, extend) as run, _ray(run.compute, run.storage, always=True):
         return tuning.tune(run, tuning.plan(run), lambda state: bool(on_progress and on_progress(state)))
 
 
 def evaluate(
     run_folder: str | os.PathLike[str],
-    data: Sequence[str] | None = None,
+    data: Data = None,
     *,
     baseline: bool = True,
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Score a finished run on its test split, or on the labelled files `data`; write and return the scores.
+    """Score a finished run on its test split, or on other labelled `data`; write and return the scores.
+
+    `data` are paths or a table in memory, which is stored in the run folder.
 
     With `baseline` the majority class and an n-gram linear model are scored too. `workers` is the number of Ray
     workers that score; 0 = this process.
@@ -180,23 +213,50 @@ def evaluate(
     from txclf.evaluation.evaluate import evaluate as score
 
     compute = load_config(None, [f"compute.workers={workers}"]).compute
-    files = None if data is None else _as_list(data)
-    with _ray(compute, storage.absolute(os.fspath(run_folder))):
-        return score(os.fspath(run_folder), files, baseline, compute if workers else None)
+    with _ray(compute, storage.absolute(run_folder)):
+        return score(storage.path_text(run_folder), data, baseline, compute if workers else None)
+
+
+@overload
+def predict(
+    model: str | os.PathLike[str],
+    inputs: Data,
+    *,
+    out: str | os.PathLike[str],
+    probabilities: bool = ...,
+    text_columns: Sequence[str] | None = ...,
+    workers: int = ...,
+    restart: bool = ...,
+    on_progress: Callable[[int], None] | None = ...,
+) -> PredictionSummary: ...
+
+
+@overload
+def predict(
+    model: str | os.PathLike[str],
+    inputs: Table,
+    *,
+    probabilities: bool = ...,
+    text_columns: Sequence[str] | None = ...,
+    on_progress: Callable[[int], None] | None = ...,
+) -> Table: ...
 
 
 def predict(
     model: str | os.PathLike[str],
-    inputs: Sequence[str],
+    inputs: Any,
     *,
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     probabilities: bool = False,
     text_columns: Sequence[str] | None = None,
     workers: int = 0,
     restart: bool = False,
     on_progress: Callable[[int], None] | None = None,
-) -> PredictionSummary:
+) -> Any:
     """Predict every row of the input files into the file `out`; its ending gives the format.
+
+    A table in memory, such as a DataFrame, is returned with the predictions as additional columns, in this process; its
+    rows without a text have nulls in them.
 
     `probabilities` adds a column for each label. `text_columns` names the text columns if they differ from those of
     training. `workers` is the number of Ray workers; 0 = this process. `on_progress` receives the number of rows done.
@@ -206,17 +266,30 @@ def predict(
 
         done = txclf.predict("runs/trec/model", ["new.csv"], out="predictions.parquet", probabilities=True)
     """
+    from txclf.data import tables
     from txclf.prediction.predict import predict as predict_files
+    from txclf.prediction.tables import predict_table
 
+    columns = None if text_columns is None else _as_list(text_columns)
+    report = on_progress or (lambda rows: None)
+    if tables.is_table(inputs):
+        if out is not None or workers or restart:
+            raise ConfigError(
+                "`inputs`: a table in memory is predicted in this process and returned. Remove `out`, `workers` and "
+                "`restart`, or write the table to a file and pass its path."
+            )
+        return predict_table(storage.path_text(model), inputs, probabilities, columns, report)
+    if out is None:
+        raise ConfigError("`out`: not set. Pass the path of the output file, or a table in memory as `inputs`.")
     compute = load_config(None, [f"compute.workers={workers}"]).compute
-    with _ray(compute, storage.folder_of(os.fspath(out))):
+    with _ray(compute, storage.folder_of(out)):
         return predict_files(
-            os.fspath(model),
-            _as_list(inputs),
+            storage.path_text(model),
+            tables.file_paths(inputs, "inputs"),
             out=os.fspath(out),
             probabilities=probabilities,
-            text_columns=None if text_columns is None else _as_list(text_columns),
-            on_progress=on_progress or (lambda rows: None),
+            text_columns=columns,
+            on_progress=report,
             compute=compute if workers else None,
             restart=restart,
         )
@@ -266,6 +339,18 @@ def serve(model: str | os.PathLike[str], *, on_ready: Callable[[str], None] | No
     return serve_bundle(
         os.fspath(model), Settings(**settings), lambda started: on_ready(started.url) if on_ready else None
     )
+
+
+def _with_data(run: RunConfig, data: Data, valid: Data, test: Data) -> RunConfig:
+    """Return a run with the given data as its files; tables in memory are stored first."""
+    if data is None and valid is None and test is None:
+        return run
+    from txclf.data import tables
+
+    folder = storage.join(run.storage, tables.FOLDER)
+    given = tables.by_split(data, valid, test).items()
+    files = {f"data.{split}": tables.paths(value, run, folder, f"data.{split}") for split, value in given}
+    return run_config.with_overrides(run, files)
 
 
 def _as_list(values: Sequence[str]) -> list[str]:

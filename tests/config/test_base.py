@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
@@ -36,6 +39,14 @@ def test_paths_single_string_becomes_tuple() -> None:
     assert paths.validate_python(["a.csv", "b.csv"]) == ("a.csv", "b.csv")
     with pytest.raises(ValidationError):
         paths.validate_python([])
+
+
+def test_paths_take_path_objects_and_name_the_argument_of_a_table() -> None:
+    paths: TypeAdapter[tuple[str, ...]] = TypeAdapter(Paths)
+    assert paths.validate_python(Path("a.csv")) == ("a.csv",)
+    assert paths.validate_python(["a.csv", Path("b.csv")]) == ("a.csv", "b.csv")
+    with pytest.raises(ValidationError, match=r"found a table \(`Table`\)\. Pass it as an argument instead"):
+        paths.validate_python(pa.table({"text": ["a"]}))
 
 
 def test_weights_yaml_numbers_and_booleans_become_labels() -> None:

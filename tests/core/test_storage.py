@@ -52,6 +52,13 @@ def test_absolute_path_means_the_same_everywhere(tmp_path: Path, monkeypatch: py
     assert storage.absolute("s3://bucket/a") == "s3://bucket/a"
 
 
+def test_paths_that_are_none_are_refused() -> None:
+    for function in (storage.absolute, storage.join, storage.folder_of, storage.exists):
+        for value in (["runs"], b"runs", None):
+            with pytest.raises(StorageError, match=f"`{type(value).__name__}`: not a path"):
+                function(value)  # type: ignore[arg-type]
+
+
 def test_local_path_of_paths_and_file_uris() -> None:
     assert storage.is_local("/a")
     assert storage.is_local("file:///a")

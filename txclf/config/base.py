@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -22,6 +23,19 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _as_paths(value: object) -> object:
+    """Return one or several paths as strings. Raises `ValueError` for a table in memory."""
+    if hasattr(value, "__arrow_c_stream__") or hasattr(value, "columns") or hasattr(value, "column_names"):
+        raise ValueError(
+            f"expected paths, found a table (`{type(value).__name__}`). Pass it as an argument instead, as in "
+            "`txclf.train(settings, data=table)`."
+        )
+    values = [value] if isinstance(value, os.PathLike) else value
+    if isinstance(values, list | tuple):
+        return [os.fspath(item) if isinstance(item, os.PathLike) else item for item in values]
+    return _as_list(values)
+
+
 def _text_keys(value: object) -> object:
     """Return a mapping with the labels that YAML reads as numbers or booleans spelled as in the data."""
     if not isinstance(value, dict):
@@ -37,7 +51,8 @@ Size = Annotated[int, Field(ge=1, le=2**17)]
 """Width of a layer."""
 # The JSON Schema, for editors, accepts a bare string too.
 Strings = BeforeValidator(_as_list, json_schema_input_type=str | Annotated[tuple[str, ...], Field(min_length=1)])
-Paths = Annotated[tuple[str, ...], Strings, Field(min_length=1)]
+FileNames = BeforeValidator(_as_paths, json_schema_input_type=str | Annotated[tuple[str, ...], Field(min_length=1)])
+Paths = Annotated[tuple[str, ...], FileNames, Field(min_length=1)]
 Columns = Annotated[tuple[str, ...], Strings, Field(min_length=1)]
 Weights = Annotated[dict[str, Annotated[float, Field(ge=0.0, le=1e6)]], BeforeValidator(_text_keys)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]

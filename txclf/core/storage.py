@@ -34,7 +34,7 @@ def resolve(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
 
     Raises `StorageError` for a URI scheme that pyarrow does not know, and for a name that is not UTF-8.
     """
-    text = os.fspath(path)
+    text = path_text(path)
     refuse_credentials(text)
     if re.search("[\ud800-\udfff]", text):
         raise StorageError(f"`{text}`: the name is not valid UTF-8. Rename the file or the folder.")
@@ -47,6 +47,14 @@ def resolve(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
             f"`{text}`: not a storage URI that pyarrow can open: {error}. Use a path, `s3://` or `gs://`."
         ) from error
     return filesystem, inner
+
+
+def path_text(path: str | os.PathLike[str]) -> str:
+    """Return a path or URI as a string. Raises `StorageError` for a value that is none, such as a table."""
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str):
+        raise StorageError(f"`{type(path).__name__}`: not a path. Pass the path or URI of a file or folder.")
+    return text
 
 
 def refuse_credentials(text: str) -> None:
@@ -74,20 +82,20 @@ def local_path(path: str | os.PathLike[str]) -> Path:
 
 def absolute(path: str | os.PathLike[str]) -> str:
     """Return a path that means the same in any working directory."""
-    text = os.fspath(path)
+    text = path_text(path)
     return text if "://" in text else resolve(text)[1]
 
 
 def join(folder: str | os.PathLike[str], *names: str) -> str:
     """Return `folder/name/…` for a local path or URI. The query of a URI stays at its end."""
-    text = os.fspath(folder)
+    text = path_text(folder)
     base, mark, query = text.partition("?") if "://" in text else (text, "", "")
     return "/".join([base.rstrip("/"), *names]) + mark + query
 
 
 def folder_of(path: str | os.PathLike[str]) -> str:
     """Return the folder that contains a file."""
-    text = os.fspath(path)
+    text = path_text(path)
     base, mark, query = text.partition("?") if "://" in text else (resolve(text)[1], "", "")
     return (base.rpartition("/")[0] or "/") + mark + query
 

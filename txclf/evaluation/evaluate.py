@@ -20,7 +20,7 @@ from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.core.hashing import UInt64s
-from txclf.data import shards, sources
+from txclf.data import shards, sources, tables
 from txclf.data.labels import LabelSets
 from txclf.evaluation import baselines, labelled_files, ray_pool, scoring
 from txclf.evaluation.scoring import ScoredRows, ScoringPlan
@@ -114,14 +114,14 @@ class Evaluation:
 
 def evaluate(
     run_folder: str,
-    data: Sequence[str] | None = None,
+    data: Any = None,
     with_baseline: bool = True,
     compute: Compute | None = None,
 ) -> dict[str, Any]:
-    """Score every row of the test split, or of the files `data`, and return the scores.
+    """Score every row of the test split, or of other `data`, and return the scores.
 
     They are written to `metrics.json`, those of `data` to `metrics-data.json`. `trained_rows` counts the rows whose
-    text the model was trained on.
+    text the model was trained on. `data` are labelled files or a table in memory, which is stored in the run folder.
 
     `compute` distributes the rows over Ray workers; Ray must be connected, and every node must reach all paths.
 
@@ -131,12 +131,13 @@ def evaluate(
     """
     folder = storage.absolute(run_folder)
     run, prepared = _finished(run_folder)
+    files = None if data is None else tables.paths(data, run, storage.join(folder, tables.FOLDER), "data")
     evaluation = Evaluation(
         run=run,
         model=storage.join(folder, "model"),
         prepared=prepared,
         manifest=shards.load_manifest(prepared),
-        data=data,
+        data=files,
         with_baseline=with_baseline,
         compute=compute,
     )
