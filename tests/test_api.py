@@ -60,7 +60,7 @@ def test_import_loads_nothing_heavy() -> None:
     code = "import sys, txclf; print(sorted(txclf.__all__) == sorted(dir(txclf)), *sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert loaded[0] == "True"
-    assert not {"torch", "ray", "numpy", "pydantic", "pyarrow"} & set(loaded)
+    assert not {"torch", "ray", "numpy", "pydantic", "pyarrow", "sklearn"} & set(loaded)
 
 
 def test_every_public_name_is_importable() -> None:

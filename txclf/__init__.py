@@ -13,6 +13,7 @@ from txclf._version import __version__
 if TYPE_CHECKING:
     from txclf.api import distill, evaluate, export, load_config, predict, prepare, ray_result, serve, train, tune
     from txclf.core.errors import BundleError, ClusterError, ConfigError, DataError, StorageError, TxclfError
+    from txclf.estimator import TextClassifier
     from txclf.inference.classifier import Classifier, Prediction
     from txclf.inference.seq2seq import Seq2Seq
     from txclf.training.progress import Interrupted, Progress
@@ -28,6 +29,7 @@ __all__ = [
     "Progress",
     "Seq2Seq",
     "StorageError",
+    "TextClassifier",
     "TxclfError",
     "__version__",
     "distill",
@@ -63,6 +65,7 @@ _HOMES = {
         "StorageError",
         "TxclfError",
     ),
+    "txclf.estimator": ("TextClassifier",),
     "txclf.inference.classifier": ("Classifier", "Prediction"),
     "txclf.inference.seq2seq": ("Seq2Seq",),
     "txclf.training.progress": ("Interrupted", "Progress"),

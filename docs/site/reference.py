@@ -72,6 +72,7 @@ PYTHON: dict[str, dict[str, list[str] | None]] = {
         ],
         "txclf.Prediction": None,
         "txclf.Seq2Seq": ["load", "__call__", "settings"],
+        "txclf.TextClassifier": ["fit", "predict", "predict_proba", "score", "save", "get_params", "set_params"],
     },
     "Results": {
         **_results(),
