@@ -12,15 +12,18 @@ import pytest
 import torch
 
 from tests.helpers.bundles import TEXTS, copied
-from tests.helpers.serving import untrained
+from tests.helpers.fine_tuned import fine_tuned
+from tests.helpers.serving import MODEL, untrained
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Model
 from txclf.core import storage
-from txclf.core.errors import BundleError
+from txclf.core.errors import BundleError, ConfigError
 from txclf.data.batches import TokenRows
 from txclf.inference import bundle
 from txclf.inference.classifier import Classifier, sigmoid, softmax
 from txclf.model.classifier import TransformerClassifier
+from txclf.model.pooled_vectors import Pooling, pooled
+from txclf.model.pretrained import PretrainedClassifier
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +182,60 @@ def test_calibrated_bundle_divides_logits_by_the_temperature(
     expected = plain.astype(np.float64) ** 0.25  # dividing logits is taking a root of probabilities
     assert cooled == pytest.approx(expected / expected.sum(axis=1, keepdims=True), abs=1e-6)
     assert (cooled.argmax(axis=1) == plain.argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize(("pooling", "norm"), [("mean", "post"), ("cls", "pre"), ("mean_max", "pre")])
+def test_embed_gives_the_vectors_that_the_head_reads(tmp_path: Path, pooling: str, norm: str) -> None:
+    classifier = Classifier.load(untrained(tmp_path, model={**MODEL, "pooling": pooling, "norm": norm}))
+    vectors = classifier.embed(TEXTS)
+    assert vectors.shape == (len(TEXTS), MODEL["hidden_size"] * (2 if pooling == "mean_max" else 1))
+    model = classifier.model
+    assert isinstance(model, TransformerClassifier)
+    with torch.inference_mode():
+        logits = model.head(torch.from_numpy(vectors).to(classifier.device)).cpu().numpy()
+    expected = classifier.logits(classifier.text_rows([(text,) for text in TEXTS]))
+    assert np.allclose(logits, expected, atol=1e-5)
+    alone = np.concatenate([classifier.embed([text]) for text in TEXTS])
+    assert np.allclose(vectors, alone, atol=1e-6)
+    assert np.allclose(classifier.embed(TEXTS[::-1], batch_size=2)[::-1], vectors, atol=1e-6)
+    assert classifier.embed([]).shape == (0, vectors.shape[1])
+
+
+@pytest.mark.parametrize(("architecture", "pooling"), [("bert", "first"), ("albert", "mean")])
+def test_embed_of_a_fine_tuned_bundle_gives_its_pooled_vectors(
+    tmp_path: Path, architecture: str, pooling: Pooling
+) -> None:
+    classifier = Classifier.load(fine_tuned(tmp_path, architecture))
+    model = classifier.model
+    assert isinstance(model, PretrainedClassifier)
+    vectors = classifier.embed(TEXTS)
+    assert vectors.shape == (len(TEXTS), model.network.config.hidden_size)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        ids, mask, segments, _, _ = classifier.text_rows([(text,)]).pad(np.arange(1))
+        with torch.inference_mode():
+            expected = pooled(model, ids, mask, segments, pooling)
+        assert np.allclose(vector, expected, atol=1e-5)
+
+
+def test_explain_gives_the_drop_in_log_odds_without_each_word(classifier: Classifier) -> None:
+    explanation = classifier.explain("the quick fox", "mid")
+    whole, without = classifier.probabilities([("the quick fox",), ("the  fox",)])[:, classifier.labels.index("mid")]
+    pieces = explanation.columns["text"]
+    assert "".join(text for text, _ in pieces) == "the quick fox"
+    assert explanation.label == "mid"
+    assert explanation.probability == pytest.approx(whole, abs=1e-6)
+    assert dict(pieces)["quick"] == pytest.approx(
+        np.log(whole / (1 - whole)) - np.log(without / (1 - without)), abs=1e-5
+    )
+    assert classifier.explain("the quick fox").label == classifier(["the quick fox"])[0].label
+    assert classifier.explain("fox").columns == {"text": [("fox", None)]}
+
+
+def test_embed_and_explain_refuse_other_rows_and_labels(classifier: Classifier) -> None:
+    with pytest.raises(TypeError, match="expected a list of texts"):
+        classifier.embed("a text")
+    for row in (("a", "b"), (3,)):
+        with pytest.raises(TypeError, match=r"expected 1 text\(s\) per row \(text\)"):
+            classifier.embed([row])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match=r"the model has no label `other`. Use one of `low`, `mid`, `high`"):
+        classifier.explain("a text", "other")

@@ -19,10 +19,10 @@ from tests.helpers.serving import TEXTS, counts, error_message, service_client, 
 from tests.helpers.waiting import wait_until
 from txclf import Classifier, Seq2Seq
 from txclf.inference import bundle
+from txclf.inference.occlusion import Row
 from txclf.serving.app import PredictionService, Unavailable
 from txclf.serving.batcher import Answers, QueueFull
 from txclf.serving.middleware import Limits, Metrics
-from txclf.serving.occlusion import Row
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from txclf.inference.occlusion import Row
 from txclf.serving.batcher import Answers, DynamicBatcher, QueueFull
-from txclf.serving.occlusion import Row
 
 
 class Model:

@@ -14,8 +14,8 @@ from tests.helpers.bundles import PANIC, copied, panicking
 from tests.helpers.serving import TEXTS, untrained
 from txclf import Classifier, Seq2Seq
 from txclf.core.errors import BundleError, DataError
+from txclf.inference.occlusion import Row
 from txclf.serving.batcher import QueueFull
-from txclf.serving.occlusion import Row
 from txclf.serving.predictor import Predictor
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from tokenizers import Tokenizer as FastTokenizer
 
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import SpecialTokens
-from txclf.core.errors import BundleError
+from txclf.core.errors import BundleError, ConfigError
+from txclf.core.text import listed, shown
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import Layout, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, separator_id
 from txclf.data.word_cache import WordCache
-from txclf.inference import soundness, transformers_folder
+from txclf.inference import occlusion, soundness, transformers_folder
 from txclf.inference.bundle import (
     METADATA,
     TOKENIZER,
@@ -30,10 +32,17 @@ from txclf.inference.bundle import (
     tokenizer,
 )
 from txclf.inference.metadata import BundleMetadata
+from txclf.inference.occlusion import Explanation
 from txclf.metrics.thresholds import DEFAULT
+from txclf.model import pooled_vectors
 from txclf.model.classifier import TransformerClassifier, by_row
+from txclf.model.pooled_vectors import Pooling
 from txclf.model.pretrained import PretrainedClassifier
 from txclf.ngrams.blend import Blend
+
+Ints = npt.NDArray[np.int64]
+Network = Callable[..., torch.Tensor]
+"""Gives a tensor (sequences, width) for ids, mask and segments."""
 
 
 class Prediction(NamedTuple):
@@ -63,6 +72,8 @@ class Classifier:
         self.word_cache = WordCache(tokenizer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.eval().to(self.device)
+        self._pooling: Pooling | None = None
+        """Pooling of a pretrained network, once `embed` has found it."""
         self.blend: Blend | None = None
         """Linear model on n-grams that answers together with the network."""
 
@@ -93,7 +104,7 @@ class Classifier:
 
     def _trial(self) -> Floats:
         """Return the probabilities of a trial text and of the tokens with the largest embeddings."""
-        columns = (soundness.TRIAL_TEXT,) * len(self.metadata.text_columns)
+        columns = self._trial_row()
         extreme = soundness.extreme_tokens(self.model.embedding.weight, self.metadata.max_length)
         ids = [self.encode([columns])[0].as_py(), extreme]
         rows = self.rows([pa.table({"input_ids": ids, "text": ["\n".join(columns), ""]})])
@@ -101,6 +112,9 @@ class Classifier:
         if not self.is_multilabel and abs(probabilities.sum(axis=1) - 1).max() > 1e-3:
             raise soundness.not_finite(self.folder)
         return probabilities
+
+    def _trial_row(self) -> tuple[str, ...]:
+        return (soundness.TRIAL_TEXT,) * len(self.metadata.text_columns)
 
     @classmethod
     def from_config(
@@ -223,22 +237,89 @@ class Classifier:
             rows.ngram_scores = self.blend.scores(texts)
         return rows
 
-    @torch.inference_mode()
     def logits(self, rows: TokenRows, batch_size: int = 64) -> Floats:
         """Return the logits (rows, classes) before calibration.
 
         Rows are batched by length, and the logits of a row do not depend on the other rows of its batch.
         """
-        output = np.empty((len(rows), len(self.labels)), np.float32)
-        for batch in scoring_batches(rows.lengths, batch_size, rows.costs):
-            ids, mask, segments, windows, _ = rows.pad(batch)
-            mask, segments = (None if tensor is None else tensor.to(self.device) for tensor in (mask, segments))
-            logits_WC = self.model(ids.to(self.device), mask, segments=segments).float().cpu()
-            output[batch] = by_row(logits_WC, windows, len(batch)).numpy()
+        output = self._computed(rows, batch_size, len(self.labels), self.model)
         if self.blend is None:
             return output
         assert rows.ngram_scores is not None, "the rows have no texts"
         return self.blend.blended(output, rows.ngram_scores)
+
+    def embed(self, texts: Sequence[str | tuple[str, ...]], batch_size: int = 64) -> Floats:
+        """Return the vector of each text that the head of the network reads, (rows, size of a vector) float32.
+
+        A row of several text columns is a tuple. The vector of a text that is read in windows is the mean of theirs.
+        The head of a pretrained model reads the vector of one token or the mean of all; if it is neither, the mean is
+        returned. Raises `TypeError` for a bare string.
+        """
+        rows = self.rows([pa.table({"input_ids": self.encode(self._as_rows(texts))})])
+        model = self.model
+        if isinstance(model, TransformerClassifier):
+            return self._computed(rows, batch_size, model.vector_size, model.vectors)
+        if self._pooling is None:
+            trial = self.rows([pa.table({"input_ids": self.encode([self._trial_row()])})])
+            with torch.inference_mode():
+                ids, mask, segments, _ = self._padded(trial, np.arange(1))
+                self._pooling = pooled_vectors.pooling_of(model, ids, mask, segments) or "mean"
+        pooling = self._pooling
+
+        def vectors(ids: torch.Tensor, mask: torch.Tensor | None, segments: torch.Tensor | None) -> torch.Tensor:
+            return pooled_vectors.pooled(model, ids, mask, segments, pooling)
+
+        return self._computed(rows, batch_size, model.network.config.hidden_size, vectors)
+
+    def explain(self, text: str | tuple[str, ...], label: str | None = None) -> Explanation:
+        """Return the weight of each word of a text for a label, by default the most probable one.
+
+        Each word is left out in turn (`txclf.inference.occlusion`); words of a long text are left out several at a
+        time. A row of several text columns is a tuple. `ngram_contributions` has the exact shares of n-grams.
+
+        Raises `ConfigError` for an unknown label.
+        """
+        if label is not None and label not in self.labels:
+            raise ConfigError(f"`label`: the model has no label `{shown(label)}`. Use one of {listed(self.labels)}.")
+        (row,) = self._as_rows([text])
+        spans = occlusion.split_row(row)
+        probabilities = self.probabilities([row, *occlusion.occluded_rows(row, spans)])
+        column = int(probabilities[0].argmax()) if label is None else self.labels.index(label)
+        probability, *occluded = probabilities[:, column].tolist()
+        weights: Sequence[float | None] = occlusion.weights(probability, occluded) or [None] * len(spans)
+        texts = occlusion.weighted_texts(row, spans, weights)
+        return Explanation(self.labels[column], probability, dict(zip(self.metadata.text_columns, texts, strict=True)))
+
+    def _as_rows(self, texts: Sequence[str | tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """Return texts as rows of text columns. Raises `TypeError` for other values."""
+        if isinstance(texts, str):
+            raise TypeError('expected a list of texts, as in ["some text"]')
+        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        count = len(self.metadata.text_columns)
+        for row in rows:
+            if len(row) != count or not all(isinstance(text, str) for text in row):
+                raise TypeError(
+                    f"expected {count} text(s) per row ({', '.join(self.metadata.text_columns)}), not {row!r}"
+                )
+        return rows
+
+    @torch.inference_mode()
+    def _computed(self, rows: TokenRows, batch_size: int, width: int, network: Network) -> Floats:
+        """Return what a network gives for rows (rows, width), each the mean over its windows."""
+        output = np.empty((len(rows), width), np.float32)
+        for batch in scoring_batches(rows.lengths, batch_size, rows.costs):
+            ids, mask, segments, windows = self._padded(rows, batch)
+            found_WD = network(ids, mask, segments=segments).float().cpu()
+            output[batch] = by_row(found_WD, windows, len(batch)).numpy()
+        return output
+
+    def _padded(
+        self, rows: TokenRows, batch: Ints
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Return ids, mask and segments of some rows on the device of the model, and the windows."""
+        ids, mask, segments, windows, _ = rows.pad(batch)
+        mask, segments = (None if tensor is None else tensor.to(self.device) for tensor in (mask, segments))
+        return ids.to(self.device), mask, segments, windows
 
 
 def _problem(metadata: BundleMetadata, model: TransformerClassifier | PretrainedClassifier) -> str | None:

@@ -99,6 +99,11 @@ class TransformerClassifier(nn.Module):
             self.embedding.weight.copy_(vectors_VD)
         self.frozen = frozen_V
 
+    @property
+    def vector_size(self) -> int:
+        """Numbers of the vector that the head reads of a row."""
+        return next(layer.in_features for layer in self.head if isinstance(layer, nn.Linear))
+
     def forward(
         self,
         input_ids: Tensor,
@@ -106,6 +111,17 @@ class TransformerClassifier(nn.Module):
         shift: Tensor | None = None,
         segments: Tensor | None = None,
     ) -> Tensor:
+        logits: Tensor = self.head(self.vectors(input_ids, mask, shift, segments))
+        return logits.float()
+
+    def vectors(
+        self,
+        input_ids: Tensor,
+        mask: Tensor | None = None,
+        shift: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        """Return the pooled vectors (B, `vector_size`), which the head reads. The arguments are those of `forward`."""
         hidden_BTD = self.embedding(input_ids)
         if self.frozen is not None:
             hidden_BTD = torch.where(self.frozen[input_ids][..., None], hidden_BTD.detach(), hidden_BTD)
@@ -123,5 +139,5 @@ class TransformerClassifier(nn.Module):
         mask_B11T = None if mask is None else mask[:, None, None, :]
         for block in self.blocks:
             hidden_BTD = block(hidden_BTD, mask_B11T)
-        logits: Tensor = self.head(self.pooling(self.final_norm(hidden_BTD), mask))
-        return logits.float()
+        pooled: Tensor = self.pooling(self.final_norm(hidden_BTD), mask)
+        return pooled

@@ -31,11 +31,11 @@ from starlette.responses import JSONResponse
 from txclf._version import __version__
 from txclf.core.errors import DataError
 from txclf.core.text import shown
+from txclf.inference import occlusion
 from txclf.inference.metadata import BundleMetadata
-from txclf.serving import occlusion
+from txclf.inference.occlusion import Row
 from txclf.serving.batcher import Answers, Ask, BoundedLane, QueueFull
 from txclf.serving.middleware import Limits, Metrics, RequestMiddleware, error_body
-from txclf.serving.occlusion import Row
 from txclf.serving.origins import HostPolicy
 from txclf.serving.schemas import (
     Columns,

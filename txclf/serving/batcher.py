@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from txclf.serving.occlusion import Row
+from txclf.inference.occlusion import Row
 
 
 class Answers(NamedTuple):

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from txclf.inference.load import load_model
+from txclf.inference.occlusion import Row
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.serving.batcher import Answers, DynamicBatcher
-from txclf.serving.occlusion import Row
 
 
 class Predictor:

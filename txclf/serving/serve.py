@@ -28,11 +28,11 @@ from txclf.core.errors import ClusterError, ConfigError
 from txclf.core.signals import stop_signals
 from txclf.inference import bundle
 from txclf.inference.load import load_model
+from txclf.inference.occlusion import Row
 from txclf.serving.app import PredictionService, Unavailable
 from txclf.serving.batcher import Answers, Ask, DynamicBatcher, QueueFull
 from txclf.serving.connections import guarded_protocol
 from txclf.serving.middleware import Limits, Metrics
-from txclf.serving.occlusion import Row
 from txclf.serving.origins import HostPolicy, is_loopback
 from txclf.serving.predictor import Predictor
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from html import escape
 from typing import NamedTuple
 
 import numpy as np
+
+from txclf.core.text import escaped
 
 MAX_SPANS = 64
 """Maximum number of spans per row; it bounds the cost of long texts."""
@@ -34,6 +37,37 @@ class Span(NamedTuple):
     """First character in the text of the column."""
     end: int
     """Character after the last one."""
+
+
+class Explanation(NamedTuple):
+    """Weights of the words of one row for a label."""
+
+    label: str
+    probability: float
+    """Probability of `label` for the whole row."""
+    columns: dict[str, list[tuple[str, float | None]]]
+    """Text of each column, split into pieces with their weights: None between the words, and for a single word."""
+
+    def weights(self) -> list[tuple[str, float]]:
+        """Return the words with their weights, those that support the label most first."""
+        words = [(text, weight) for column in self.columns.values() for text, weight in column if weight is not None]
+        return sorted(words, key=lambda word: -word[1])
+
+    def _repr_html_(self) -> str:
+        """Return the texts for a notebook: green words support the label, red ones speak against it."""
+        largest = max((abs(weight) for _, weight in self.weights()), default=0.0) or 1.0
+        lines = [f"<b>{escape(escaped(self.label))}</b> {self.probability:.4f}"]
+        for column in self.columns.values():
+            pieces = []
+            for text, weight in column:
+                content = escape(escaped(text, kept="\n\t"))
+                if weight:
+                    colour = "0,128,0" if weight > 0 else "208,0,0"
+                    style = f"background:rgba({colour},{abs(weight) / largest / 2:.2f})"
+                    content = f'<span style="{style}" title="{weight:+.3f}">{content}</span>'
+                pieces.append(content)
+            lines.append(f'<span style="white-space:pre-wrap">{"".join(pieces)}</span>')
+        return f"<div>{'<br>'.join(lines)}</div>"
 
 
 def split_row(row: Row, max_spans: int = MAX_SPANS) -> list[Span]:

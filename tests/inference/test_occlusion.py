@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from txclf.serving import occlusion
-from txclf.serving.occlusion import Row, Span
+from txclf.inference import occlusion
+from txclf.inference.occlusion import Explanation, Row, Span
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,13 @@ def test_weights_of_extreme_probabilities_are_finite() -> None:
 def test_weighted_texts_gives_spaces_no_weight() -> None:
     columns = occlusion.weighted_texts(("a  b", ""), [Span(0, 0, 1), Span(0, 3, 4)], [0.5, -1.0])
     assert columns == [[("a", 0.5), ("  ", None), ("b", -1.0)], []]
+
+
+def test_explanation_shows_escaped_texts_and_sorts_its_words() -> None:
+    pieces: list[tuple[str, float | None]] = [("<b>", 0.5), (" ", None), ("bad\x1b", -1.0)]
+    explanation = Explanation("yes & no", 0.75, {"text": pieces})
+    assert explanation.weights() == [("<b>", 0.5), ("bad\x1b", -1.0)]
+    html = explanation._repr_html_()
+    assert "<b>yes &amp; no</b> 0.7500" in html
+    assert '<span style="background:rgba(0,128,0,0.25)" title="+0.500">&lt;b&gt;</span> ' in html
+    assert 'rgba(208,0,0,0.50)" title="-1.000">bad\\x1b</span>' in html
