@@ -29,6 +29,7 @@ from txclf.core.errors import ConfigError
 if TYPE_CHECKING:
     from ray.train import Result
 
+    from txclf.evaluation.evaluate import Scores
     from txclf.inference.export import Exported
     from txclf.prediction.predict import PredictionSummary
     from txclf.training.progress import Progress
@@ -197,7 +198,7 @@ def evaluate(
     *,
     baseline: bool = True,
     workers: int = 0,
-) -> dict[str, Any]:
+) -> Scores:
     """Score a finished run on its test split, or on other labelled `data`; write and return the scores.
 
     `data` are paths or a table in memory, which is stored in the run folder.

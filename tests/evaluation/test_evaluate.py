@@ -144,3 +144,14 @@ def test_evaluate_other_files_count_trained_rows_and_keep_the_test_scores(classi
     folder = Path(classify.run_folder)
     assert json.loads((folder / evaluate.METRICS).read_text()) == tested
     assert json.loads((folder / evaluate.OTHER_METRICS).read_text()) == found
+
+
+def test_scores_in_a_notebook_show_baselines_and_the_worst_classes_first() -> None:
+    classes = {
+        name: {"precision": 0.5, "recall": 0.5, "f1": f1, "support": 7} for name, f1 in (("a", 0.9), ("<b>", 0.1))
+    }
+    shown = evaluate.Scores(rows=1000, accuracy=0.75, baseline={"accuracy": 0.5}, per_class=classes)._repr_html_()
+    assert "<b>Scores on 1,000 rows</b>" in shown
+    assert "<td>accuracy</td><td>0.75</td><td>0.5</td>" in shown
+    assert shown.index("&lt;b&gt;") < shown.index("<td>a</td>")
+    assert "baseline" not in evaluate.Scores(rows=1, accuracy=1.0)._repr_html_()

@@ -336,3 +336,9 @@ def test_predict_input_may_be_the_output(tmp_path: Path, tiny_bundle: str) -> No
         "predicted_label",
         "predicted_probability",
     ]
+
+
+def test_summary_in_a_notebook_shows_its_numbers_and_escaped_columns() -> None:
+    shown = PredictionSummary(rows=1234, bad=5, columns=["label", "probability_<b>"])._repr_html_()
+    assert "<td>rows</td><td>1,234</td>" in shown
+    assert "probability_&lt;b&gt;" in shown

@@ -360,3 +360,24 @@ def test_opened_taken_folder_raises(tmp_path: Path, data: str) -> None:
         open_and_close(search(tmp_path, data, None, "train.epochs=5", search="optuna"), resume=True)
     with pytest.raises(ConfigError, match="nothing to search"):
         open_and_close(search(tmp_path, data, None, "tune.space={}"), resume=True)
+
+
+def test_search_in_a_notebook_shows_the_winner_and_its_settings() -> None:
+    search = Search(
+        version="0",
+        metric="valid_loss",
+        trials=3,
+        finished=3,
+        stopped=0,
+        failed=0,
+        winner=2,
+        best={"valid_loss": 0.5},
+        settings={"train.learning_rate": 0.001},
+        epochs=3.0,
+        epochs_to_the_end=3.0,
+        importance={},
+        seconds=1.0,
+    )
+    shown = search._repr_html_()
+    assert "<td>winner</td><td>2</td>" in shown
+    assert "<td>train.learning_rate</td><td>0.001</td>" in shown

@@ -17,7 +17,7 @@ from txclf.artifacts import trials
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Compute
-from txclf.core import storage
+from txclf.core import html_table, storage
 from txclf.core.errors import ConfigError
 from txclf.core.hashing import UInt64s
 from txclf.data import shards, sources, tables
@@ -36,6 +36,25 @@ OTHER_METRICS = "metrics-data.json"
 """Scores on files of `--data`, the last ones."""
 
 Bools = npt.NDArray[np.bool_]
+
+
+class Scores(dict[str, Any]):
+    """Content of `metrics.json`: a mapping that a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        """Return the scores of the model next to those of the baselines, then those of each class."""
+        others = [name for name in ("baseline", "majority") if name in self]
+        shared = [key for key, value in self.items() if isinstance(value, float) and not isinstance(value, bool)]
+        rows = [[key, self[key], *(self[name].get(key) for name in others)] for key in shared]
+        title = f"Scores on {self['rows']:,} rows"
+        found = html_table.table(title, rows, ["", "model", *others] if others else ())
+        classes: dict[str, dict[str, Any]] = self.get("per_class", {})
+        if not classes:
+            return found
+        columns = ("precision", "recall", "f1", "support")
+        worst = sorted(classes.items(), key=lambda item: item[1]["f1"])
+        lines = [[label, *(scores[column] for column in columns)] for label, scores in worst]
+        return found + html_table.table("Classes, worst first", lines, ["label", *columns])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +136,9 @@ def evaluate(
     data: Any = None,
     with_baseline: bool = True,
     compute: Compute | None = None,
-) -> dict[str, Any]:
+) -> Scores:
     """Score every row of the test split, or of other `data`, and return the scores.
+
 
     They are written to `metrics.json`, those of `data` to `metrics-data.json`. `trained_rows` counts the rows whose
     text the model was trained on. `data` are labelled files or a table in memory, which is stored in the run folder.
@@ -143,7 +163,7 @@ def evaluate(
     )
     if data is None and "test" not in evaluation.manifest.splits:
         raise ConfigError(f"`{run_folder}`: the run has no `data.test`. Pass other labelled files with --data FILE.")
-    result = {**EVALUATORS[run.task_spec.name](evaluation), "trained_rows": evaluation.trained_rows()}
+    result = Scores(EVALUATORS[run.task_spec.name](evaluation), trained_rows=evaluation.trained_rows())
     storage.write_json_lines(storage.join(folder, metrics_file(data)), result)
     return result
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import SpecialTokens
+from txclf.core import html_table
 from txclf.core.errors import BundleError, ConfigError
 from txclf.core.text import listed, shown
 from txclf.data.batches import TokenRows
@@ -149,6 +150,14 @@ class Classifier:
         found = self.blend.model.contributions(text)
         ordered = sorted(found, key=lambda name: -float(np.abs(found[name]).max()))
         return {name: dict(zip(self.labels, (found[name] * share).tolist(), strict=True)) for name in ordered}
+
+    def _repr_html_(self) -> str:
+        """Return the facts about the model as a table for a notebook."""
+        meta = self.metadata
+        facts: list[tuple[str, object]] = [("task", meta.task), ("labels", listed(self.labels, ""))]
+        facts += [("text columns", listed(meta.text_columns, "")), ("text", meta.truncation.describe(meta.max_length))]
+        facts += [("pretrained", meta.model.pretrained)] if meta.model.pretrained else []
+        return html_table.table(f"Classifier {self.folder}", [*facts, *meta.metrics.items()])
 
     def network_only(self) -> Classifier:
         """Return the classifier without the linear model on n-grams; it shares the network."""

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from txclf._version import __version__
 from txclf.config.sections import Compute
-from txclf.core import lease, storage
+from txclf.core import html_table, lease, storage
 from txclf.core.errors import DataError, StorageError
 from txclf.data import writers
 from txclf.data.records import RawBatch
@@ -45,6 +45,11 @@ class PredictionSummary:
     """Added columns."""
     resumed_rows: int = 0
     """Rows that an earlier, interrupted attempt had finished."""
+
+    def _repr_html_(self) -> str:
+        """Return the summary as a table for a notebook."""
+        counts = [("rows", self.rows), ("rows without a prediction", self.bad), ("resumed rows", self.resumed_rows)]
+        return html_table.table("Predictions", [*counts, ("added columns", ", ".join(self.columns))])
 
 
 def predict(

@@ -28,7 +28,7 @@ from txclf._version import __version__
 from txclf.artifacts import attempts, checkpoints, trackers
 from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
-from txclf.core import lease, storage
+from txclf.core import html_table, lease, storage
 from txclf.core.errors import ConfigError
 from txclf.data import shards, word_vectors
 from txclf.data.sidecars import Sidecar
@@ -79,6 +79,17 @@ class RunSummary(RunStats):
     """Logged steps trained again after a failure or a stop."""
     attempts: int
     """Number of times that workers began; 1 for a run that was never stopped."""
+
+    def _repr_html_(self) -> str:
+        """Return the summary as a table for a notebook."""
+        facts: list[tuple[str, object]] = [*self.best.items(), ("best step", self.best_step)]
+        facts += [("steps", self.steps), ("epochs", self.epochs), ("seconds", self.seconds.get("total"))]
+        facts += [("tokens per second", self.tokens_per_second), ("parameters", self.parameters)]
+        if self.calibration:
+            facts.append(("temperature", self.calibration.temperature))
+        if self.ngrams:
+            facts.append(("share of the n-gram model", self.ngrams.weight))
+        return html_table.table("Run", [*facts, ("device", self.device), ("precision", self.precision)])
 
 
 def check_folder(run: RunConfig, resume: bool) -> RunSummary | None:

@@ -25,7 +25,7 @@ from txclf.artifacts.trials import Trial
 from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
 from txclf.config.search_space import Tune
-from txclf.core import lease, storage
+from txclf.core import html_table, lease, storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.data import shards
 from txclf.data.prepare import prepare
@@ -74,6 +74,12 @@ class Search(BaseModel):
     """Wall-clock time of this attempt."""
     grid: ResultGrid | None = Field(default=None, exclude=True, repr=False)
     """Ray Tune's results of the trials that ran in this attempt; None if there were none. Not in `search.json`."""
+
+    def _repr_html_(self) -> str:
+        """Return the summary as a table for a notebook."""
+        facts: list[tuple[str, object]] = [("trials", self.trials), ("winner", self.winner), *self.best.items()]
+        facts += self.settings.items()
+        return html_table.table(f"Search by {self.metric}", [*facts, ("seconds", self.seconds)])
 
 
 def check(run: RunConfig) -> None:
