@@ -120,9 +120,13 @@ TEXTS, LABELS = make(80)
 
 
 @pytest.fixture(scope="module")
-def fitted() -> TextClassifier:
-    """Train one estimator for the tests that only use it."""
-    return TextClassifier(SETTINGS).fit(TEXTS, LABELS)
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> TextClassifier:
+    """Train one estimator for the tests that only use it; it leaves no temporary files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+        estimator = TextClassifier(SETTINGS).fit(TEXTS, LABELS)
+        assert not list(Path(tempfile.gettempdir()).glob("txclf-*"))
+    return estimator
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -142,7 +146,7 @@ def test_every_check_of_scikit_learn_is_run_or_skipped_for_a_reason() -> None:
     assert not skipped & set(CHECKS)
 
 
-def test_fit_learns_and_leaves_no_files(fitted: TextClassifier, tmp_path: Path) -> None:
+def test_fit_learns_and_is_saved_as_a_bundle(fitted: TextClassifier, tmp_path: Path) -> None:
     assert fitted.classes_.tolist() == ["no", "yes"]
     assert fitted.n_features_in_ == 1
     assert fitted.score(TEXTS, LABELS) > 0.9
@@ -150,7 +154,6 @@ def test_fit_learns_and_leaves_no_files(fitted: TextClassifier, tmp_path: Path) 
     assert probabilities.shape == (3, 2)
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)
     assert fitted.predict(pd.Series(TEXTS[:3])).tolist() == fitted.classes_[probabilities.argmax(axis=1)].tolist()
-    assert not list(Path(tempfile.gettempdir()).glob("txclf-*/run"))
     fitted.save(tmp_path / "model")
     loaded = txclf.Classifier.load(str(tmp_path / "model"))
     assert np.array_equal(loaded.probabilities([(text,) for text in TEXTS[:3]]), probabilities)
