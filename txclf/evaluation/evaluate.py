@@ -139,7 +139,6 @@ def evaluate(
 ) -> Scores:
     """Score every row of the test split, or of other `data`, and return the scores.
 
-
     They are written to `metrics.json`, those of `data` to `metrics-data.json`. `trained_rows` counts the rows whose
     text the model was trained on. `data` are labelled files or a table in memory, which is stored in the run folder.
 
