@@ -243,3 +243,26 @@ def test_kept_lengths_equal_those_of_pad(
         assert lengths[row] == long_rows.pad(np.array([row]), 0.3, key=5).num_tokens
     assert (long_rows.kept_lengths(0.999, key=5) == 1).all()
     assert TokenRows([]).kept_lengths(0.3, key=5).tolist() == []
+
+
+def test_mask_depends_on_the_row_and_not_on_the_batch() -> None:
+    table = pa.table({"input_ids": [[5, 6, 7, 8] * 5, [9] * 7, [5, 6] * 30], "label": pa.array([0, 1, 0], pa.int32())})
+    table = table.append_column("number", pa.array([10, 11, 12]))
+    whole = TokenRows([table]).mask(0.3, key=7)
+    assert 0.15 < float(np.mean(whole.values < 0)) < 0.45
+    plain = TokenRows([table])
+    np.testing.assert_array_equal(np.where(whole.values < 0, ~whole.values, whole.values), plain.values)
+    part = TokenRows([table.take([2, 0])]).mask(0.3, key=7)
+    ids = part.batch(np.array([0, 1]))["input_ids"]
+    expected = whole.batch(np.array([2, 0]))["input_ids"]
+    np.testing.assert_array_equal(ids.numpy(), expected.numpy())
+    assert part.step_size(np.array([0, 1])) == int((expected < 0).sum())
+    assert (TokenRows([table]).mask(0.3, key=8).values != whole.values).any()
+
+
+def test_mask_spares_the_separator_of_text_columns() -> None:
+    layout = Layout(separator=3)
+    table = pa.table({"input_ids": [[5, 3, 6, 3] * 50], "label": pa.array([0], pa.int32())})
+    rows = TokenRows([table], layout=layout).mask(0.9, key=1)
+    assert (rows.values == 3).sum() == 100
+    assert (rows.values < 0).sum() > 70

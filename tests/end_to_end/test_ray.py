@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -79,6 +80,22 @@ def test_train_on_n_workers_takes_the_same_steps(
     assert {line["valid_rows"] for line in validations} == {manifest.splits["valid"].rows}
     assert summary.rows_seen == len(losses(run)) * 16
     assert not storage.exists(f"{run.run_folder}/.ray")
+
+
+def test_encoder_learns_from_masked_tokens_on_two_workers_as_in_one_process(tmp_path: Path, data: str) -> None:
+    words = ["model.dropout=0", "train.epochs=1", "train.pretrain_epochs=2", "train.train_on_valid=true"]
+    single, alone = trained(tmp_path / "alone", data, *words)
+    run, summary = trained(tmp_path / "two", data, *words, "compute.workers=2", "compute.cpus_per_worker=0.5")
+    (log,) = (tmp_path / "two").glob("prepared/*/pretraining-*/metrics.jsonl")
+    (expected,) = (tmp_path / "alone").glob("prepared/*/pretraining-*/metrics.jsonl")
+    entries = [[json.loads(line) for line in one.read_text().splitlines()] for one in (log, expected)]
+    found, wanted = ([line["train_loss"] for line in each if "train_loss" in line] for each in entries)
+    np.testing.assert_allclose(found, wanted, rtol=2e-3)
+    assert summary.pretraining is not None
+    assert alone.pretraining is not None
+    assert summary.pretraining.rows == alone.pretraining.rows
+    np.testing.assert_allclose(summary.pretraining.loss, alone.pretraining.loss, rtol=2e-3)
+    np.testing.assert_allclose(losses(run)[0], losses(single)[0], rtol=2e-3)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.faults)])

@@ -19,6 +19,7 @@ from txclf.metrics import significance
 if TYPE_CHECKING:  # they import Ray
     from txclf.data.shards import Manifest
     from txclf.ngrams.blend import NgramShare
+    from txclf.training.pretraining import Pretraining
     from txclf.training.train import RunSummary
     from txclf.tuning.tune import Search
 
@@ -41,6 +42,7 @@ def print_run_summary(run: RunConfig, summary: RunSummary) -> None:
         ("calibration", _calibration(run, summary)),
         *([("thresholds", _thresholds(summary))] if run.task_spec.is_multilabel else []),
         *([("vectors", summary.vectors.describe()[0].partition(": ")[2])] if summary.vectors else []),
+        *([("pre-training", _pretraining(summary.pretraining))] if summary.pretraining else []),
         ("steps", f"{summary.steps:,} ({summary.epochs:.2f} epochs{early})"),
         ("rows seen", f"{summary.rows_seen:,}"),
         *([("skipped steps (gradient not finite)", f"{summary.steps_skipped:,}")] if summary.steps_skipped else []),
@@ -91,6 +93,14 @@ def _calibration(run: RunConfig, summary: RunSummary) -> str:
         return "none, because the validation rows were trained on" if run.train.train_on_valid else "none"
     errors = f"error {calibration.error_before:.4f} before, {calibration.error_after:.4f} after"
     return f"temperature {calibration.temperature:.3f}: {errors}"
+
+
+def _pretraining(effect: Pretraining) -> str:
+    """Return whether the bundle starts from the encoder that learned to predict masked tokens."""
+    if effect.value is None or effect.value_from_scratch is None:
+        return f"on {effect.rows:,} rows: masked-token loss {effect.loss:.3f}"
+    kept = "kept" if effect.kept else "not kept"
+    return f"{kept}: {effect.monitor} {effect.value:.4f}, {effect.value_from_scratch:.4f} without"
 
 
 def _thresholds(summary: RunSummary) -> str:

@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from txclf.config.sections import Model, Tokenizer
+from txclf.config.train import Train
 
 if TYPE_CHECKING:
     from txclf.config.run_config import RunConfig
@@ -147,13 +148,15 @@ def _updated(run: RunConfig, values: Recipe) -> RunConfig:
     )
 
 
-def problem(model: Model, tokenizer: Tokenizer) -> str | None:
+def problem(model: Model, tokenizer: Tokenizer, train: Train) -> str | None:
     """Return what is wrong with a run file as regards `model.pretrained`, or None."""
     if model.pretrained is None:
         for key in _ONLY_PRETRAINED:
             if getattr(model, key) != Model.model_fields[key].default:
                 return f"`model.{key}` needs a pretrained model. Set `model.pretrained`, or remove the key."
         return None
+    if train.pretrain_epochs:
+        return "`train.pretrain_epochs` is for a model from scratch. Remove it, or remove `model.pretrained`."
     for section, values, free in (("model", model, MODEL_KEYS), ("tokenizer", tokenizer, {"max_length"})):
         for key in values.model_fields_set - free:
             if getattr(values, key) != type(values).model_fields[key].default:

@@ -80,10 +80,12 @@ class RunConfig(Section):
             )
         if self.model.segment_embeddings and len(self.data.text) < 2:
             raise ValueError("`model.segment_embeddings: true` needs several text columns. Name them in `data.text`.")
-        if problem := recipes.problem(self.model, self.tokenizer):
+        if problem := recipes.problem(self.model, self.tokenizer, self.train):
             raise ValueError(problem)
+        if self.train.pretrain_epochs and self.model.word_vectors:
+            raise ValueError("`train.pretrain_epochs` and `model.word_vectors` exclude each other. Remove one of them.")
         unlabelled = [key for key in ("unlabelled", "altered_copies") if getattr(self.data, key)]
-        if unlabelled and self.train.sampling == "balanced":
+        if unlabelled and self.distill.teacher and self.train.sampling == "balanced":
             raise ValueError(
                 "`train.sampling: balanced` needs a label in each row, and those of "
                 f"`data.{unlabelled[0]}` have none. Set `train.sampling: shuffle`."

@@ -23,8 +23,9 @@ class Data(Section):
     test: Paths | None = None
     """Test files, named as in `train`. They are used for the final score of `txclf evaluate` only."""
     unlabelled: Paths | None = None
-    """Files without labels, named as in `train`, whose rows only the teacher of `distill` answers. A label column in
-    them is ignored. The tokenizer is trained on them too. Not for `task: seq2seq`."""
+    """Files without labels, named as in `train`, for the teacher of `distill`, which answers their rows, or for
+    `train.pretrain_epochs`. A label column in them is ignored. The tokenizer is trained on them too. Not for `task:
+    seq2seq`."""
     altered_copies: Annotated[int, Field(ge=0, le=1000)] = 0
     """Copies of each training text with words left out, replaced and rearranged, which the teacher of `distill` answers
     too (arXiv:1903.12136). A model from scratch gains much from them on small data; preparation, the teacher and an

@@ -103,6 +103,7 @@ TASKS: dict[str, TaskSpec] = {
                 Restriction("model.segment_embeddings", (None, False)),
                 Restriction("model.pooling", ("mean", "max", "mean_max", "attention")),
                 Restriction("train.adversarial", (0.0,)),
+                Restriction("train.pretrain_epochs", (0,)),
                 Restriction("train.head_learning_rate", (None,)),
                 Restriction("train.layer_decay", (1.0,)),
                 Restriction("train.class_weights", ("none",)),

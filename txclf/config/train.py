@@ -25,6 +25,11 @@ class Train(Section):
     `micro_batches`, at most the number of training rows."""
     micro_batches: Count = 1
     """Chunks that each worker splits its share of a batch into, to save memory. The step is the same."""
+    pretrain_epochs: CountOrZero = 0
+    """Passes over the texts of the training rows and of `data.unlabelled` before training, in which the encoder learns
+    to predict masked tokens (arXiv:1810.04805). The model is then trained twice, from this encoder and from random
+    weights, and the better one by `monitor` is bundled. Runs on the same prepared data share the encoder; the trials of
+    a search train from it only. Not with `model.pretrained` or `model.word_vectors`, and not for `task: seq2seq`."""
     learning_rate: Annotated[float, Field(gt=0.0, le=1e30)] = 1e-3
     """Peak learning rate."""
     head_learning_rate: Annotated[float, Field(gt=0.0, le=1e30)] | None = None

@@ -110,6 +110,8 @@ class TokenRows:
         names = set(tables[0].column_names) if tables else set()
         self.teacher_logits = sidecars.values(tables, TEACHER) if TEACHER in names else None
         self.encoded = sidecars.values(tables, ENCODED) if ENCODED in names else None
+        self.masked: npt.NDArray[np.bool_] | None = None
+        """Tokens that are masked, in the order of `values`."""
         self.ngram_scores: npt.NDArray[np.float32] | None = None
         """Log-probabilities (rows, classes) of the linear model that answers together with the network."""
 
@@ -121,9 +123,22 @@ class TokenRows:
         tokens: Int32s = self.values[concat_ranges(self.starts[rows], self.lengths[rows])]
         return tokens
 
+    def mask(self, share: float, key: int) -> Self:
+        """Mask a share of the tokens, which become `~id`, and return these rows.
+
+        The choice depends on the number of the row, the position of the token in it and `key` only, as token dropout.
+        """
+        self.masked = ~keep_mask(self.numbers, self.lengths, share, key)
+        if self.layout.separator is not None:  # which tells the text columns apart
+            self.masked &= self.values != self.layout.separator
+        self.values = np.where(self.masked, ~self.values, self.values)
+        return self
+
     def step_size(self, rows: Ints) -> int:
-        """Return the divisor of the loss of a step with these rows."""
-        return len(rows)
+        """Return the divisor of the loss of a step with these rows: their number, or that of their masked tokens."""
+        if self.masked is None:
+            return len(rows)
+        return max(1, int(self.masked[concat_ranges(self.starts[rows], self.lengths[rows])].sum()))
 
     def kept_lengths(self, token_dropout: float, key: int) -> Lengths:
         """Return the tokens of each row that `token_dropout` keeps, the same tokens as in `pad`."""

@@ -77,6 +77,8 @@ class SplitReader:
     layout: Layout
     sidecars: tuple[Sidecar, ...] = field(default=(), kw_only=True)
     """Further columns."""
+    masked: float = field(default=0.0, kw_only=True)
+    """Share of the tokens that are masked."""
 
     @property
     def num_bytes(self) -> int:
@@ -84,11 +86,12 @@ class SplitReader:
         per_row = 20 + 4 * sum(sidecar.width for sidecar in self.sidecars)
         return sum(4 * (shard.tokens + shard.target_tokens) + per_row * shard.rows for shard in self.shards)
 
-    def rows(self, tables: Sequence[pa.Table]) -> Rows:
-        """Return tables of these columns as rows to make batches of."""
+    def rows(self, tables: Sequence[pa.Table], key: int = 0) -> Rows:
+        """Return tables of these columns as rows to make batches of. `key` selects the masked tokens."""
         if "target_ids" in self.columns:
             return PairRows.from_tables(tables)
-        return TokenRows(tables, layout=self.layout)
+        rows = TokenRows(tables, layout=self.layout)
+        return rows.mask(self.masked, key) if self.masked else rows
 
     def read_pieces(self, pieces: Sequence[Piece]) -> pa.Table:
         """Return the rows of some pieces, in one chunk, with their numbers in the split."""
@@ -145,7 +148,7 @@ class TrainReader(SplitReader):
         )
 
     def cut(self, window: int, table: pa.Table, ranks: Sequence[int], world_size: int) -> Iterator[pa.Table]:
-        rows = self.rows([table])
+        rows = self.rows([table], self.windows.token_key(window))
         batches = self.batches(window, rows)
         sizes = np.array([rows.step_size(step_rows) for step_rows in batches], np.int64)
         for rank in ranks:
@@ -155,7 +158,8 @@ class TrainReader(SplitReader):
     def window(self, number: int, table: pa.Table) -> Window:
         """Return a window from the rows of a rank, as `cut` yields them."""
         sizes = np.frombuffer(table.schema.metadata[STEP_SIZES], np.int64)
-        return Window(self.windows.steps(number), self.rows([table]), sizes, self.windows.token_key(number))
+        key = self.windows.token_key(number)
+        return Window(self.windows.steps(number), self.rows([table], key), sizes, key)
 
     def step_rows(self, step: int) -> Ints:
         """Return the numbers in the split of the rows of a step over all ranks (G,). Reads the window again."""

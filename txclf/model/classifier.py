@@ -122,6 +122,17 @@ class TransformerClassifier(nn.Module):
         segments: Tensor | None = None,
     ) -> Tensor:
         """Return the pooled vectors (B, `vector_size`), which the head reads. The arguments are those of `forward`."""
+        pooled: Tensor = self.pooling(*self.encode(input_ids, mask, shift, segments))
+        return pooled
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        mask: Tensor | None = None,
+        shift: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the vectors (B, T, D) that are pooled and their mask (B, T), with the first vector of `cls`."""
         hidden_BTD = self.embedding(input_ids)
         if self.frozen is not None:
             hidden_BTD = torch.where(self.frozen[input_ids][..., None], hidden_BTD.detach(), hidden_BTD)
@@ -139,5 +150,4 @@ class TransformerClassifier(nn.Module):
         mask_B11T = None if mask is None else mask[:, None, None, :]
         for block in self.blocks:
             hidden_BTD = block(hidden_BTD, mask_B11T)
-        pooled: Tensor = self.pooling(self.final_norm(hidden_BTD), mask)
-        return pooled
+        return self.final_norm(hidden_BTD), mask

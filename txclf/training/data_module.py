@@ -48,16 +48,17 @@ class ShardsDataModule(pl.LightningDataModule):
         source: WindowSource | None = None,
         encoder: str | None = None,
         sidecars: tuple[Sidecar, ...] | None = None,
+        masked: float = 0.0,
     ) -> None:
         """`source` yields the rows; by default the shards are read in this process.
 
         `vectors` are word vectors that were matched with the vocabulary before. `encoder` is the stored folder of a
         pretrained model; by default it is found by its name. `sidecars` are further columns of the rows; by
-        default they are computed if they are not stored yet.
+        default they are computed if they are not stored yet. `masked` is the share of the tokens that are masked.
         """
         super().__init__()
         self.run, self.prepared, self.state, self.vectors, self.encoder = run, prepared, state, vectors, encoder
-        config = WorkerConfig(run, prepared, sidecars=sidecars or ())
+        config = WorkerConfig(run, prepared, sidecars=sidecars or (), masked=masked)
         if sidecars is None:
             config = row_sidecars.ready(config)
         self.manifest = config.manifest()

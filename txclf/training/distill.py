@@ -28,13 +28,17 @@ PIECE_ROWS = 1024
 
 
 def require_teacher(run: RunConfig) -> None:
-    """Raise `ConfigError` if a run has unlabelled rows and no teacher to answer them."""
-    for key in ("unlabelled", "altered_copies"):
-        if getattr(run.data, key) and run.distill.teacher is None:
-            raise ConfigError(
-                f"`data.{key}`: rows without labels need a teacher. Run `txclf distill TEACHER RUN.yaml`, or remove "
-                "the key."
-            )
+    """Raise `ConfigError` if a run has rows without labels and nothing that learns from them."""
+    if run.distill.teacher is None and run.data.altered_copies:
+        raise ConfigError(
+            "`data.altered_copies`: rows without labels need a teacher. Run `txclf distill TEACHER RUN.yaml`, or "
+            "remove the key."
+        )
+    if run.distill.teacher is None and run.data.unlabelled and not run.train.pretrain_epochs:
+        raise ConfigError(
+            "`data.unlabelled`: rows without labels need a teacher or pre-training. Run `txclf distill TEACHER "
+            "RUN.yaml`, set `train.pretrain_epochs`, or remove the key."
+        )
 
 
 def sidecar(config: WorkerConfig) -> Sidecar | None:

@@ -49,6 +49,10 @@ class WorkerConfig:
     """Folder of the pretrained model in the storage of the run; None for a model from scratch."""
     sidecars: tuple[Sidecar, ...] = ()
     """Further columns of the rows."""
+    masked: float = 0.0
+    """Share of the tokens that are masked, for an encoder that learns to predict them instead of the labels."""
+    pretrained_encoder: str | None = None
+    """Weights of an encoder that has learned so, from which the model starts."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -74,7 +78,7 @@ class WorkerConfig:
         manifest = shards.load_manifest(self.prepared)
         if self.run.train.train_on_valid:
             manifest = shards.with_rows_of(manifest, "valid")
-        if self.run.distill.teacher is not None and shards.UNLABELLED in manifest.splits:
+        if (self.run.distill.teacher is not None or self.masked) and shards.UNLABELLED in manifest.splits:
             manifest = shards.with_rows_of(manifest, shards.UNLABELLED)
         return manifest
 
@@ -94,6 +98,7 @@ class WorkerConfig:
             bucket_batches=train.bucket_batches,
             is_balanced=train.sampling == "balanced",
             token_dropout=train.token_dropout,
+            masked=self.masked,
         )
 
     def scoring_reader(self, split: str) -> ScoringReader:
@@ -106,6 +111,7 @@ class WorkerConfig:
             self.layout(),
             self.run.data.shuffle_window,
             sidecars=self._sidecars(split),
+            masked=self.masked,
         )
 
     def _sidecars(self, split: str) -> tuple[Sidecar, ...]:

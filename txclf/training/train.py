@@ -7,6 +7,7 @@
                attempts.jsonl   one line for each time that workers began
                metrics.jsonl    one line per log interval and per validation
                checkpoints/     the best few and the last
+               from_scratch/    training without `train.pretrain_epochs`, to compare
                tensorboard/     the same metrics for TensorBoard
                model/           bundle, made from the best checkpoint
                summary.json     written last: it marks the run as finished
@@ -18,14 +19,14 @@ Ray Train.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from txclf._version import __version__
 from txclf.artifacts import attempts, checkpoints, trackers
+from txclf.artifacts.checkpoints import Checkpoint
 from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import html_table, lease, storage
@@ -36,11 +37,13 @@ from txclf.data.word_vectors import Coverage
 from txclf.inference import bundle
 from txclf.inference.metadata import Calibration
 from txclf.ngrams.blend import NgramShare
-from txclf.training import distill, row_sidecars
+from txclf.training import distill, fitting, pretraining, row_sidecars
 from txclf.training import resume as resume_rules
 from txclf.training.class_weights import label_weights
-from txclf.training.job import DistributedContext, WorkerConfig
+from txclf.training.fitting import PREPARED, VECTORS, Report
+from txclf.training.job import WorkerConfig
 from txclf.training.precision import choose_precision, uses_gpu
+from txclf.training.pretraining import Pretraining
 from txclf.training.progress import Interrupted, Progress
 from txclf.training.run_stats import RunStats
 
@@ -48,11 +51,6 @@ if TYPE_CHECKING:
     from txclf.training.checkpoint_selection import Chosen
 
 SUMMARY = "summary.json"
-PREPARED = "prepared.json"
-VECTORS = "vectors.json"
-
-Report = Callable[[Progress], bool]
-"""Takes the progress and returns True to stop the run."""
 
 
 class RunSummary(RunStats):
@@ -75,6 +73,8 @@ class RunSummary(RunStats):
     """Share of the linear model on n-grams in the answers of the bundle; None for the network alone."""
     vectors: Coverage | None = None
     """Coverage of the vocabulary by `model.word_vectors`."""
+    pretraining: Pretraining | None = None
+    """Effect of `train.pretrain_epochs`."""
     steps_repeated: int
     """Logged steps trained again after a failure or a stop."""
     attempts: int
@@ -149,12 +149,13 @@ def train(
     report: Report = lambda progress: False,
     started: float | None = None,
     patience_s: float = 0.0,
+    is_trial: bool = False,
 ) -> RunSummary:
     """Train a run on prepared data, from its last checkpoint if there is one, and write the bundle.
 
     `report` receives the progress a few times a second; if it returns True, a checkpoint is saved and `Interrupted` is
     raised. `started` is the wall-clock time at which the command began. `patience_s` is how long another driver of the
-    run may take to end.
+    run may take to end. A trial of a search is not compared with the same model without pre-training.
 
     Raises `ConfigError` if the data changed since the run began, or if another driver works in the run folder.
     """
@@ -182,14 +183,25 @@ def train(
             raise ConfigError(f"`{run.run_folder}`: another process started this run meanwhile. Pass --resume.")
         if began:
             resume_rules.extend(run)
-        if not run.compute.on_ray:
+        with _connected(run):
             config = _with_sidecars(config, report, notes)
-            return _finish(config, _fit_here(config, report, notes), holding)
-        from txclf import ray_cluster
+            config = pretraining.ready(config, report, notes)
+            stats = fitting.fit(config, report, notes)
+            saved, effect = checkpoints.committed(storage.join(run.run_folder, "checkpoints")), None
+            if config.pretrained_encoder and (is_trial or run.train.train_on_valid):
+                effect = pretraining.result(config)
+            elif config.pretrained_encoder:
+                stats, saved, effect = pretraining.compared(config, stats, report, notes)
+            return _finish(config, stats, saved, effect, holding)
 
-        with ray_cluster.connected(run.compute):
-            config = _with_sidecars(config, report, notes)
-            return _finish(config, _fit_on_ray(config, report, notes), holding)
+
+def _connected(run: RunConfig) -> AbstractContextManager[None]:
+    """Return a context in which Ray is connected, if the run needs it."""
+    if not run.compute.on_ray:
+        return nullcontext()
+    from txclf import ray_cluster
+
+    return ray_cluster.connected(run.compute)
 
 
 def _vectors(run: RunConfig, prepared: str) -> Coverage | None:
@@ -215,7 +227,7 @@ def _with_sidecars(config: WorkerConfig, report: Report, notes: list[str]) -> Wo
     recorded = (_began_with(config.run) or {}).get("sidecars", [])
     path = storage.join(config.run.run_folder, PREPARED)
     began = [storage.as_model(sidecar, Sidecar, path) for sidecar in recorded]
-    return row_sidecars.ready(config, began, begin=_begin, report=report, notes=notes)
+    return row_sidecars.ready(config, began, begin=fitting.begin, report=report, notes=notes)
 
 
 def _settled(run: RunConfig, manifest: shards.Manifest) -> tuple[RunConfig, str | None]:
@@ -233,11 +245,16 @@ def _settled(run: RunConfig, manifest: shards.Manifest) -> tuple[RunConfig, str 
     return pretrained_network.settled(run, manifest)
 
 
-def _finish(config: WorkerConfig, stats: RunStats, holding: lease.Holding) -> RunSummary:
+def _finish(
+    config: WorkerConfig,
+    stats: RunStats,
+    saved: list[Checkpoint],
+    effect: Pretraining | None,
+    holding: lease.Holding,
+) -> RunSummary:
     """Write the bundle from the best checkpoint, then the summary, which marks the run as finished."""
     run = config.run
     holding.require()
-    saved = checkpoints.committed(storage.join(run.run_folder, "checkpoints"))
     folder = storage.join(run.run_folder, "model")
     winner = save_bundle(folder, run, config.prepared, saved, encoder=config.encoder, on_ray=run.compute.on_ray)
     begun = attempts.read(run.run_folder)
@@ -251,6 +268,7 @@ def _finish(config: WorkerConfig, stats: RunStats, holding: lease.Holding) -> Ru
         "thresholds": winner.thresholds,
         "ngrams": winner.blend and winner.blend.share,
         "vectors": config.vectors,
+        "pretraining": effect,
         "steps_repeated": sum(attempt.repeated for attempt in begun),
         "attempts": len(begun),
     }
@@ -264,7 +282,7 @@ def save_bundle(
     folder: str,
     run: RunConfig,
     prepared: str,
-    saved: list[checkpoints.Checkpoint],
+    saved: list[Checkpoint],
     *,
     encoder: str | None,
     on_ray: bool,
@@ -281,9 +299,7 @@ def save_bundle(
     return worker_task.call(run.compute, _write_bundle, folder, run, prepared, saved, encoder)
 
 
-def _write_bundle(
-    folder: str, run: RunConfig, prepared: str, saved: list[checkpoints.Checkpoint], encoder: str | None
-) -> Chosen:
+def _write_bundle(folder: str, run: RunConfig, prepared: str, saved: list[Checkpoint], encoder: str | None) -> Chosen:
     from txclf.training import checkpoint_selection  # and torchmetrics, which nothing needs before
 
     manifest = shards.load_manifest(prepared)
@@ -338,52 +354,3 @@ def _began_with(run: RunConfig) -> dict[str, Any] | None:
     path = storage.join(run.run_folder, PREPARED)
     began = storage.exists(storage.join(run.run_folder, "run.yaml")) and storage.exists(path)
     return storage.read_object(path) if began else None
-
-
-def _begin(config: WorkerConfig) -> None:
-    """Write the files that make the folder a run's, after all checks; a resumed run has them."""
-    folder = config.run.run_folder
-    if storage.exists(storage.join(folder, "run.yaml")):
-        return
-    data: dict[str, Any] = {"folder": config.prepared, "fingerprint": config.manifest().fingerprint}
-    if config.encoder:
-        data["encoder"] = config.encoder
-    if config.sidecars:
-        data["sidecars"] = [sidecar.model_dump() for sidecar in config.sidecars]
-    storage.write_json(storage.join(folder, PREPARED), data)
-    if config.vectors:
-        storage.write_json(storage.join(folder, VECTORS), config.vectors.model_dump())
-    storage.write_bytes(storage.join(folder, "run.yaml"), run_config.dump(config.run).encode())
-
-
-def _fit_here(config: WorkerConfig, report: Report, notes: list[str]) -> RunStats:
-    from txclf.training import worker  # and Lightning
-
-    notes = [*notes, _describe_data(config)]
-    report(Progress(notes=notes))
-    _begin(config)
-
-    def show(progress: Progress) -> bool:
-        return report(replace(progress, notes=[*notes, *progress.notes]))
-
-    return worker.fit(config, None, show, DistributedContext())
-
-
-def _fit_on_ray(config: WorkerConfig, report: Report, notes: list[str]) -> RunStats:
-    from txclf import ray_cluster
-    from txclf.training.distributed import ray_trainer
-
-    compute = config.run.compute
-    with ray_cluster.connected(compute):
-        ray_cluster.require(compute)
-        notes = [*notes, _describe_data(config)]
-        report(Progress(notes=notes))
-        _begin(config)
-        return ray_trainer.fit(config, report, notes)
-
-
-def _describe_data(config: WorkerConfig) -> str:
-    """Describe the size of the training data and the shuffle windows of an epoch."""
-    split, windows = config.manifest().splits["train"], config.train_reader().windows.windows_per_epoch
-    size = f"{split.rows:,} rows, {split.tokens + split.target_tokens:,} tokens"
-    return f"training data: {size}, shuffled {'as a whole' if windows == 1 else f'in {windows:,} windows an epoch'}"

@@ -20,7 +20,7 @@ from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.data.sampler import Ints
 from txclf.data.window_reader import WindowSource
-from txclf.training import mfu, shared_checkpoint
+from txclf.training import mfu, module_masked, shared_checkpoint
 from txclf.training.callbacks import (
     EMACallback,
     GradientGuard,
@@ -36,6 +36,7 @@ from txclf.training.data_module import ShardsDataModule
 from txclf.training.early_stopping import out_of_patience
 from txclf.training.job import DistributedContext, WorkerConfig
 from txclf.training.module import ClassifierModule, TrainingModule
+from txclf.training.module_masked import MaskedTokenModule
 from txclf.training.module_multilabel import MultilabelModule
 from txclf.training.module_seq2seq import Seq2SeqModule
 from txclf.training.precision import Precision, choose_precision, uses_gpu
@@ -72,6 +73,7 @@ def fit(
         source=source,
         encoder=config.encoder,
         sidecars=config.sidecars,
+        masked=config.masked,
     )
     last = shared_checkpoint.last_intact(storage.join(run.run_folder, "checkpoints"), context.world_size)
     checkpoint = last.state
@@ -79,9 +81,12 @@ def fit(
     schedule = StepSchedule(data.steps_per_epoch, train.epochs, train.eval_every, train.checkpoint_every)
     state = data.state = TrainState.from_checkpoint(schedule, checkpoint, last.notes())
     torch.manual_seed(run.seed)  # the same first weights on every rank
-    module: TrainingModule = MODULES[run.task].from_data(data, total_steps=schedule.total_steps, start_step=state.step)
+    kind = MaskedTokenModule if config.masked else MODULES[run.task]
+    module: TrainingModule = kind.from_data(data, total_steps=schedule.total_steps, start_step=state.step)
     if checkpoint:
         module.model.load_state_dict(checkpoint["model"])
+    elif config.pretrained_encoder:
+        module_masked.start_from(module.model, config.pretrained_encoder)
     precision, _ = choose_precision(train.precision, uses_gpu(run.compute))
     callbacks = run_callbacks(run, state, data.reader.step_rows, checkpoint, context=context, report=report)
     with _quiet():

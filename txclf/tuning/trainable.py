@@ -152,7 +152,7 @@ class Training(threading.Thread):
             self.reported_step = trials.read_one(self.search, self.number).judged
             saved = checkpoints.last_intact(storage.join(self.run_config.run_folder, "checkpoints")).checkpoint
             self._report_validations(saved.step if saved else 0)  # validations that were not judged before a resume
-            train(self.run_config, self.prepared, self._report, patience_s=STOP_S)
+            train(self.run_config, self.prepared, self._report, patience_s=STOP_S, is_trial=True)
         except Interrupted:
             pass
         except BaseException as error:
