@@ -252,4 +252,4 @@ def test_unlabelled_rows_need_a_teacher(tmp_path: Path, data: str, unlabelled: s
     with pytest.raises(ConfigError, match=r"`data.unlabelled`: rows without labels need a teacher"):
         check_folder(run, resume=False)
     with pytest.raises(ConfigError, match=r"`train.sampling: balanced` needs a label in each row"):
-        tiny(tmp_path, data, f"data.unlabelled={unlabelled}", "train.sampling=balanced")
+        tiny(tmp_path, data, f"data.unlabelled={unlabelled}", "train.sampling=balanced", "distill.teacher=t")
