@@ -33,6 +33,24 @@ def test_loss_is_the_cross_entropy_of_the_tied_output_layer(pooling: str) -> Non
     torch.testing.assert_close(model.loss(vectors_MD, ids_BT), expected)
 
 
+def test_training_in_bf16_has_nearly_the_gradient_of_fp32_and_scoring_its_loss() -> None:
+    model = make(hidden_size=64, intermediate_size=64)
+    ids_BT = torch.randint(1, VOCABULARY, (40, 12))
+    ids_BT[:, ::3] = ~ids_BT[:, ::3]
+    gradients, losses = [], []
+    for is_mixed in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            vectors_MD = model(ids_BT).float()
+            model.loss(vectors_MD, ids_BT).backward()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                losses.append(model.loss(vectors_MD.detach(), ids_BT))
+        found = [parameter.grad for parameter in model.encoder.blocks.parameters()]
+        gradients.append(torch.cat([gradient.flatten() for gradient in found if gradient is not None]))
+    assert (gradients[1] - gradients[0]).norm() < 0.03 * gradients[0].norm()
+    torch.testing.assert_close(losses[1], losses[0], rtol=2e-3, atol=0)
+
+
 def test_vectors_depend_on_the_place_of_a_masked_token_and_not_on_its_id() -> None:
     model = make()
     ids_BT = torch.tensor([[4, ~7, 9, 11], [4, ~8, 9, 11], [4, ~7, 9, 12]])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,8 +15,8 @@ from txclf.model.classifier import TransformerClassifier
 
 ENCODER = "encoder."
 """Prefix of the encoder's weights."""
-CHUNKED = nn.LinearCrossEntropyOptions()
-"""Logits are computed a chunk of the masked tokens at a time: all of them would take gigabytes."""
+CHUNKED = nn.LinearCrossEntropyOptions(batch_chunk_size=256)
+"""Logits are computed for so many masked tokens at a time: all of them would take gigabytes."""
 
 
 class MaskedTokenModel(nn.Module):
@@ -39,13 +40,20 @@ class MaskedTokenModel(nn.Module):
         return vectors_MD
 
     def loss(self, vectors_MD: Tensor, input_ids: Tensor) -> Tensor:
-        """Return the cross-entropy of the masked tokens, summed. The output layer has the token embeddings."""
+        """Return the cross-entropy of the masked tokens, summed. The output layer has the token embeddings.
+
+        Training in bf16 computes the logits in bf16 too, and so most of a step; scoring never does.
+        """
         embeddings_VD, wanted_M = self.encoder.embedding.weight, ~input_ids[input_ids < 0]
         if not len(wanted_M):
             return vectors_MD.sum() + 0 * self.bias.sum()  # each weight has a gradient on each rank
+        device = vectors_MD.device.type
+        is_bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+        dtype = torch.bfloat16 if is_bf16 and torch.is_grad_enabled() else torch.float32
+        inputs = [tensor.to(dtype) for tensor in (vectors_MD, embeddings_VD, self.bias)]
         return F.linear_cross_entropy(
-            vectors_MD.float(), embeddings_VD, wanted_M, linear_bias=self.bias, reduction="sum", options=CHUNKED
-        )
+            inputs[0], inputs[1], wanted_M, linear_bias=inputs[2], reduction="sum", options=CHUNKED
+        ).float()
 
 
 def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
