@@ -111,6 +111,23 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda data: data.update(calibration={"temperature": 0, "error_before": 0, "error_after": 0, "rows": 1}),
         r"damaged at `calibration\.temperature`: ",
     ),
+    "no quantiles": (lambda data: data.update(conformal={"rows": 2, "quantiles": []}), "`conformal`: .*0 `quantiles`"),
+    "too many quantiles": (
+        lambda data: data.update(conformal={"rows": 9**9, "quantiles": [0.5] * 1001}),
+        "`conformal`: .*1,001 `quantiles` of 387,420,489 rows",
+    ),
+    "quantiles that grow": (
+        lambda data: data.update(conformal={"rows": 2, "quantiles": [0.1, 0.2]}),
+        "`conformal`: .*not in descending order",
+    ),
+    "a quantile that is no probability": (
+        lambda data: data.update(conformal={"rows": 1, "quantiles": [1.5]}),
+        r"damaged at `conformal\.quantiles\.0`: ",
+    ),
+    "quantiles of no row": (
+        lambda data: data.update(conformal={"rows": 0, "quantiles": []}),
+        r"damaged at `conformal\.rows`: ",
+    ),
     "other checksums": (lambda data: data["sha256"].update({bundle.TOKENIZER: "0"}), r"tokenizer\.json`: the content"),
 }
 

@@ -12,8 +12,20 @@ from tests.helpers.serving import untrained
 from txclf.config.tasks import TASKS
 from txclf.core import storage
 from txclf.inference import bundle
-from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, hub_metadata, summary, upgrade
+from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, Conformal, hub_metadata, summary, upgrade
+from txclf.ngrams.blend import NgramShare
 
+SHARE = {
+    "analyzer": {"words": 2, "characters": [2, 5], "lowercase": True},
+    "weighting": "tfidf",
+    "weight": 0.5,
+    "temperature": 1.0,
+    "network_temperature": 1.5,
+    "train_rows": 10,
+    "network_loss": 0.5,
+    "ngram_loss": 0.5,
+    "loss": 0.4,
+}
 FORMAT_1 = Path(__file__).parent / "bundle_format_1" / bundle.METADATA
 
 
@@ -47,6 +59,20 @@ def test_metadata_unknown_key_is_refused(tiny_bundle: str) -> None:
 
 def test_task_spec_is_that_of_the_task(tiny_bundle: str) -> None:
     assert bundle.read_metadata(tiny_bundle).task_spec is TASKS["classify"]
+
+
+def test_metadata_conformal_of_another_task_is_refused(tmp_path: Path) -> None:
+    metadata = bundle.read_metadata(untrained(tmp_path, task="multilabel")).model_dump()
+    with pytest.raises(ValidationError, match="a model of `task: multilabel` has no `conformal`"):
+        BundleMetadata.model_validate({**metadata, "conformal": Conformal(rows=1, quantiles=[0.5])})
+
+
+def test_of_network_has_no_quantiles_of_the_blend(tiny_bundle: str) -> None:
+    sets = Conformal(rows=1, quantiles=[0.5])
+    metadata = bundle.read_metadata(tiny_bundle).model_copy(update={"conformal": sets})
+    assert metadata.of_network().conformal == metadata.conformal  # without n-grams it is the network already
+    share = NgramShare.model_validate(SHARE)
+    assert metadata.model_copy(update={"ngrams": share}).of_network().conformal is None
 
 
 def test_hub_metadata_is_that_of_the_task(tiny_bundle: str, tmp_path: Path) -> None:

@@ -81,6 +81,12 @@ def test_chosen_is_calibrated_on_the_validation_rows(tmp_path: Path, data: tuple
     assert found.error_before == pytest.approx(calibration.error(logits, labels), abs=1e-3)
     assert found.error_after == pytest.approx(calibration.error(logits, labels, found.temperature), abs=1e-3)
     assert loss(logits, labels, found.temperature) < loss(logits, labels, 1.0)
+    # Prediction sets are of the calibrated probabilities.
+    sets = classifier.metadata.conformal
+    assert sets
+    assert sets.rows == len(labels)
+    true = softmax(logits, found.temperature)[np.arange(len(labels)), labels]
+    np.testing.assert_allclose(sets.quantiles, np.sort(true)[::-1], rtol=1e-3)
     card = Path(run.run_folder, "model/README.md").read_text()
     assert f"calibrated on {len(labels)} validation rows: temperature {found.temperature:.3f}" in card
     assert RunSummary.model_validate(storage.read_json(f"{run.run_folder}/summary.json")) == summary
@@ -100,7 +106,9 @@ def test_chosen_without_calibration_has_none(tmp_path: Path, data: tuple[str, st
     run, summary = trained(tmp_path, data, word)
     assert summary.calibration is None
     assert json.loads(Path(run.run_folder, "model/model.json").read_text())["calibration"] is None
-    assert Classifier.load(f"{run.run_folder}/model").temperature == 1.0
+    classifier = Classifier.load(f"{run.run_folder}/model")
+    assert classifier.temperature == 1.0
+    assert (classifier.metadata.conformal is None) == run.train.train_on_valid
     assert "not calibrated" in Path(run.run_folder, "model/README.md").read_text()
     result = evaluate.evaluate(run.run_folder, with_baseline=False)
     assert result["calibration_error_before"] == pytest.approx(result["calibration_error"], abs=1e-7)

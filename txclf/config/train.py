@@ -105,7 +105,7 @@ class Train(Section):
     validation rows as the best checkpoint. At most `keep_checkpoints`. 0 bundles the best checkpoint."""
     train_on_valid: bool = False
     """Train on the validation rows too, as for the final model after a search. The run then has no early stopping,
-    bundles the last checkpoint, and does not calibrate."""
+    bundles the last checkpoint, does not calibrate, and has no quantiles for `--coverage`."""
     calibrate: bool = True
     """Calibrate the probabilities of the bundle, by a temperature fitted on the validation rows (arXiv:1706.04599).
     Without effect with `train_on_valid`, because the model has learned these rows."""

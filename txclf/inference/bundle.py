@@ -34,7 +34,7 @@ from txclf.core.errors import BundleError, DataError, StorageError
 from txclf.core.text import shown
 from txclf.data.tokenizer import parse_tokenizer, vocab_size
 from txclf.inference import model_card, soundness, transformers_folder
-from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, hub_metadata, summary, upgrade
+from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, Conformal, hub_metadata, summary, upgrade
 from txclf.model.pretrained import PretrainedClassifier
 from txclf.ngrams import blend as ngram_blend
 from txclf.ngrams.blend import Blend
@@ -63,6 +63,7 @@ def save(
     rows: Mapping[str, int],
     calibration: Calibration | None = None,
     thresholds: Mapping[str, float] | None = None,
+    conformal: Conformal | None = None,
     special: SpecialTokens | None = None,
     transformers_files: Mapping[str, bytes] | None = None,
     blend: Blend | None = None,
@@ -91,6 +92,7 @@ def save(
             "sha256": {name: _sha256(content) for name, content in files.items()},
             "calibration": calibration,
             "thresholds": None if thresholds is None else dict(thresholds),
+            "conformal": conformal,
             "num_segments": num_segments(weights),
             "special_tokens": special,
             "folded_temperature": transformers_files is not None and (calibration is not None or blend is not None),

@@ -12,6 +12,7 @@ from txclf.config.sections import Generate, Model, SpecialTokens, Truncation
 from txclf.config.tasks import TASKS, Task, TaskSpec
 from txclf.core.text import shown
 from txclf.inference.model_card import code
+from txclf.metrics.conformal import MAX_QUANTILES
 from txclf.ngrams.blend import NgramShare
 
 FORMAT = 2
@@ -62,6 +63,25 @@ class Calibration(BaseModel):
     """Expected calibration error with `temperature`."""
     rows: int
     """Validation rows that the temperature was fitted on: all of them, or a sample of 50,000."""
+
+
+class Conformal(BaseModel):
+    """Quantiles for the prediction sets of a bundle, of validation rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    rows: Annotated[int, Field(ge=1, le=2**53)]
+    """Validation rows that the quantiles are of: all of them, or a sample of 50,000."""
+    quantiles: list[Annotated[float, Field(ge=0.0, le=1.0)]]
+    """Probabilities of the true labels, in descending order (`txclf.metrics.conformal`)."""
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Self:
+        if len(self.quantiles) != min(self.rows, MAX_QUANTILES):
+            raise ValueError(f"{len(self.quantiles):,} `quantiles` of {self.rows:,} rows")
+        if self.quantiles != sorted(self.quantiles, reverse=True):
+            raise ValueError("`quantiles` are not in descending order")
+        return self
 
 
 def _distinct(names: Sequence[str]) -> Sequence[str]:
@@ -122,6 +142,8 @@ class BundleMetadata(BaseModel):
     """Separator of the labels of a `multilabel` model in csv and tsv files."""
     thresholds: dict[str, Annotated[float, Field(ge=0.0, le=1.0)]] | None = None
     """Minimum probability of each label of a `multilabel` model, chosen on the validation split; None for 0.5."""
+    conformal: Conformal | None = None
+    """Quantiles for the prediction sets of a `classify` model; None if the validation rows were trained on."""
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Self:
@@ -129,6 +151,8 @@ class BundleMetadata(BaseModel):
             raise ValueError(f"a model of `task: {self.task}` has {'' if self.task_spec.has_labels else 'no '}labels")
         if unknown := sorted(self.thresholds.keys() - set(self.labels)) if self.thresholds else []:
             raise ValueError(f"`thresholds` name `{shown(unknown[0])}`, which is no label")
+        if self.conformal and (self.task_spec.is_multilabel or not self.labels):
+            raise ValueError(f"a model of `task: {self.task}` has no `conformal`")
         if self.num_segments not in (0, len(self.text_columns)):
             raise ValueError("`num_segments` is not the number of text columns")
         if self.task_spec.is_seq2seq != (self.generate is not None and self.target_vocab_size > 0):
@@ -161,7 +185,7 @@ class BundleMetadata(BaseModel):
         if self.ngrams is None:
             return self
         calibration = Calibration(temperature=self.network_temperature, error_before=0.0, error_after=0.0, rows=0)
-        return self.model_copy(update={"ngrams": None, "calibration": calibration})
+        return self.model_copy(update={"ngrams": None, "calibration": calibration, "conformal": None})
 
 
 def hub_metadata(name: str, metadata: BundleMetadata) -> dict[str, Any]:

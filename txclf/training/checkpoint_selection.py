@@ -19,10 +19,10 @@ from txclf.artifacts.checkpoints import Checkpoint
 from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.data.batches import PairRows
-from txclf.inference.classifier import Classifier
-from txclf.inference.metadata import Calibration
+from txclf.inference.classifier import Classifier, softmax
+from txclf.inference.metadata import Calibration, Conformal
 from txclf.inference.seq2seq import Seq2Seq
-from txclf.metrics import binned, calibration, multiclass, thresholds
+from txclf.metrics import binned, calibration, conformal, multiclass, thresholds
 from txclf.ngrams.blend import Blend
 from txclf.training import ngram_share
 
@@ -55,6 +55,8 @@ class Chosen(NamedTuple):
     """Threshold of each label's calibrated probability (`multilabel`); None if the run trained on the rows."""
     blend: Blend | None = None
     """Linear model on n-grams that answers together with the network."""
+    conformal: Conformal | None = None
+    """Quantiles for prediction sets (`classify`); None if the run trained on the rows."""
 
 
 def chosen(
@@ -65,7 +67,8 @@ def chosen(
     With `train.average_checkpoints` it is the mean of the best few (Wortsman et al., arXiv:2203.05482) if that scores
     at least as well. With `train.train_on_valid` it is the last, because scores on training rows choose and calibrate
     nothing. With `model.ngrams` a linear model gets the share that the validation rows give, and a `multilabel` model
-    its thresholds. `transformers_files` describe the network of a pretrained run.
+    its thresholds. The prediction sets of a `classify` model follow from the final probabilities. `transformers_files`
+    describe the network of a pretrained run.
     """
     train, spec = run.train, run.task_spec
     if train.train_on_valid:
@@ -75,7 +78,7 @@ def chosen(
     metrics, weights = {name: float(value) for name, value in best.metrics.items()}, _weights(best)
     averages, calibrates = len(candidates) > 1, train.calibrate and spec.has_labels
     scored = None
-    if averages or calibrates or spec.is_multilabel or run.uses_ngrams:
+    if averages or spec.has_labels:
         scored = _score(run, prepared, weights, transformers_files)
     averaged: list[int] = []
     if scored and averages:
@@ -90,12 +93,15 @@ def chosen(
         blend, metrics = found.blend, _metrics(found.logits, scored.labels)
         scored = Scored(metrics, found.logits, scored.labels)
     calibrated = _calibrate(scored) if scored and calibrates else None
-    limits = None
+    limits, sets, temperature = None, None, calibrated.temperature if calibrated else 1.0
     if scored and spec.is_multilabel:
-        scaled = scored.logits / np.float32(calibrated.temperature if calibrated else 1.0)
+        scaled = scored.logits / np.float32(temperature)
         names = shards.load_manifest(prepared).labels
         limits = dict(zip(names, thresholds.choose(scaled, scored.labels.astype(bool)), strict=True))
-    return Chosen(best.step, metrics, weights, calibrated, averaged, limits, blend)
+    elif scored and spec.has_labels:
+        quantiles = conformal.table(softmax(scored.logits, temperature), scored.labels.astype(np.int64))
+        sets = Conformal(rows=len(scored.labels), quantiles=quantiles)
+    return Chosen(best.step, metrics, weights, calibrated, averaged, limits, blend, sets)
 
 
 def _mean(saved: list[Checkpoint]) -> Mapping[str, Tensor]:

@@ -322,6 +322,7 @@ def _write_bundle(folder: str, run: RunConfig, prepared: str, saved: list[Checkp
         rows={split: part.rows for split, part in manifest.splits.items() if not (seen and split == "valid")},
         calibration=winner.calibration,
         thresholds=winner.thresholds,
+        conformal=winner.conformal,
         special=manifest.special_tokens,
         transformers_files=files,
         blend=winner.blend,
