@@ -225,6 +225,7 @@ def predict(
     *,
     out: str | os.PathLike[str],
     probabilities: bool = ...,
+    coverage: float | None = ...,
     text_columns: Sequence[str] | None = ...,
     workers: int = ...,
     restart: bool = ...,
@@ -238,6 +239,7 @@ def predict(
     inputs: Table,
     *,
     probabilities: bool = ...,
+    coverage: float | None = ...,
     text_columns: Sequence[str] | None = ...,
     on_progress: Callable[[int], None] | None = ...,
 ) -> Table: ...
@@ -249,6 +251,7 @@ def predict(
     *,
     out: str | os.PathLike[str] | None = None,
     probabilities: bool = False,
+    coverage: float | None = None,
     text_columns: Sequence[str] | None = None,
     workers: int = 0,
     restart: bool = False,
@@ -259,7 +262,8 @@ def predict(
     A table in memory, such as a DataFrame, is returned with the predictions as additional columns, in this process; its
     rows without a text have nulls in them.
 
-    `probabilities` adds a column for each label. `text_columns` names the text columns if they differ from those of
+    `probabilities` adds a column for each label. `coverage` adds the column `labels_in_set`: the labels among which the
+    true one is with this probability. `text_columns` names the text columns if they differ from those of
     training. `workers` is the number of Ray workers; 0 = this process. `on_progress` receives the number of rows done.
     An interrupted prediction resumes when it is called again with the same arguments; `restart` starts over.
 
@@ -279,7 +283,7 @@ def predict(
                 "`inputs`: a table in memory is predicted in this process and returned. Remove `out`, `workers` and "
                 "`restart`, or write the table to a file and pass its path."
             )
-        return predict_table(storage.path_text(model), inputs, probabilities, columns, report)
+        return predict_table(storage.path_text(model), inputs, probabilities, columns, report, coverage)
     if out is None:
         raise ConfigError("`out`: not set. Pass the path of the output file, or a table in memory as `inputs`.")
     compute = load_config(None, [f"compute.workers={workers}"]).compute
@@ -289,6 +293,7 @@ def predict(
             tables.file_paths(inputs, "inputs"),
             out=os.fspath(out),
             probabilities=probabilities,
+            coverage=coverage,
             text_columns=columns,
             on_progress=report,
             compute=compute if workers else None,

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.helpers.command import TXCLF, environment
+from tests.helpers.prediction import with_quantiles
 from tests.helpers.serving import untrained
 from txclf.cli.main import app
 from txclf.core.errors import ConfigError, DataError
@@ -93,6 +94,31 @@ def test_predict_with_probabilities_prints_the_likeliest_labels(tiny_bundle: str
     done = CliRunner().invoke(app, ["predict", tiny_bundle, "--text", "a fox", "--probabilities"])
     first = done.stdout.splitlines()[1]
     assert all(f"{label} 0." in first for label in ("low", "mid", "high"))
+
+
+def test_predict_with_coverage_prints_and_writes_the_sets(tiny_bundle: str, tmp_path: Path) -> None:
+    command = ["predict", with_quantiles(tiny_bundle, tmp_path, [0.2] * 9), "--coverage", "1"]
+    for option in ([], ["--probabilities"]):
+        done = CliRunner().invoke(app, [*command, "--text", "a fox", *option])
+        assert done.exit_code == 0, done.output
+        header, first, _ = done.stdout.splitlines()
+        assert header.split() == ["labels_in_set", "probability", "text"]
+        assert all(label in first for label in ("low", "mid", "high"))
+        assert first.rstrip().endswith("a fox")
+    printed = CliRunner().invoke(app, [*command, "--text", "a fox", "--json"])
+    labels = json.loads(printed.stdout)["labels_in_set"]
+    assert sorted(labels) == ["high", "low", "mid"]
+    (tmp_path / "in.csv").write_text('text\na fox\n" "\n')
+    written = CliRunner().invoke(app, [*command, f"{tmp_path}/in.csv", "--out", f"{tmp_path}/out.csv"])
+    assert "(added: label, probability, labels_in_set)" in written.stdout.replace("\n", " ")
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].endswith('"' + ",".join(labels) + '"')
+    assert (tmp_path / "out.csv").read_text().splitlines()[2] == '" ",,,'
+
+
+def test_predict_coverage_of_a_bundle_without_quantiles_is_refused(tiny_bundle: str) -> None:
+    done = CliRunner().invoke(app, ["predict", tiny_bundle, "--text", "a fox", "--coverage", "0.9"])
+    assert isinstance(done.exception, ConfigError)
+    assert str(done.exception).startswith("--coverage: the model has no quantiles for prediction sets")
 
 
 @pytest.mark.parametrize("task", ["multilabel", "seq2seq"])

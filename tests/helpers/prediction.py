@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.helpers.data_files import PACK
+from txclf.core import storage
+from txclf.inference.bundle import METADATA
 
 Row = dict[str, Any]
 
@@ -51,6 +54,14 @@ def put(path: Path, rows: Sequence[Row] | bytes | str) -> str:
     content = rows if isinstance(rows, bytes) else as_bytes(rows, kind)
     path.write_bytes(PACK["." + codec if codec else ""](content))
     return str(path)
+
+
+def with_quantiles(bundle: str, folder: Path, quantiles: Sequence[float]) -> str:
+    """Copy a bundle into a folder, with quantiles for prediction sets of as many rows, and return the copy."""
+    copy = shutil.copytree(bundle, folder / "with_quantiles")
+    content = storage.read_json(copy / METADATA)
+    storage.write_json(copy / METADATA, {**content, "conformal": {"rows": len(quantiles), "quantiles": quantiles}})
+    return str(copy)
 
 
 LONG_TEXT = "five boxing wizards jump quickly over the lazy dog " * 20

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from tests.helpers.prediction import with_quantiles
 from tests.helpers.serving import untrained
 from txclf import Classifier, Seq2Seq
 from txclf.core.errors import ConfigError, DataError
@@ -147,3 +148,30 @@ def test_load_answer_of_seq2seq_gives_outputs(tmp_path: Path) -> None:
     folder = untrained(tmp_path, task="seq2seq", data={"target": "target"})
     answers = load_answer(folder, probabilities=False, lists=False)([("fox",), ("dog",)])
     assert list(answers) == [[output] for output in Seq2Seq.load(folder)(["fox", "dog"])]
+
+
+def test_output_columns_with_coverage_are_lists_where_the_format_has_them(tiny_bundle: str, tmp_path: Path) -> None:
+    metadata = bundle.read_metadata(with_quantiles(tiny_bundle, tmp_path, [0.5] * 19))
+    rows = batch({"text": ["fox"]})
+    for style, kind in (("csv", pa.string()), ("jsonl", pa.list_(pa.string()))):
+        columns = columns_of(metadata, rows, style, coverage=0.9, probabilities=True)
+        assert list(columns.added)[:4] == ["label", "probability", "labels_in_set", "probability_low"]
+        assert columns.added["labels_in_set"] == kind
+    comma = metadata.model_copy(update={"labels": ["a,b", "c", "d"]})
+    assert list(columns_of(comma, rows).added) == ["label", "probability"]
+    with pytest.raises(ConfigError, match=r"`a,b`: the label contains the delimiter `,`.* End --out in \.jsonl"):
+        columns_of(comma, rows, coverage=0.9)
+    with pytest.raises(ConfigError, match=r"^--coverage: 2 is out of range"):
+        columns_of(metadata, rows, coverage=2)
+
+
+def test_load_answer_with_coverage_gives_the_prediction_set(tiny_bundle: str, tmp_path: Path) -> None:
+    folder = with_quantiles(tiny_bundle, tmp_path, [0.5] * 19)
+    for lists in (True, False):
+        answer = load_answer(folder, probabilities=True, lists=lists, coverage=1.0)
+        ((label, _, labels, *probabilities),) = answer([("fox",)])
+        named = dict(zip(["low", "mid", "high"], map(float, probabilities), strict=True))  # type: ignore[arg-type]
+        expected = sorted(named, key=lambda name: -named[name])
+        assert labels == (expected if lists else ",".join(expected))
+        assert label == expected[0]
+        assert list(answer([])) == []

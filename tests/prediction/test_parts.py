@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.helpers.prediction import LONG_TEXT, Stop, part_files, stop, write_jsonl
+from tests.helpers.prediction import LONG_TEXT, Stop, part_files, stop, with_quantiles, write_jsonl
 from tests.helpers.processes import at_once
 from tests.helpers.waiting import wait_until
 from txclf.core.errors import ConfigError, StorageError
@@ -93,6 +93,17 @@ def test_predict_interrupted_with_other_arguments_raises(tmp_path: Path, tiny_bu
     assert predict.predict(tiny_bundle, [path], out=out, chunk_rows=100, restart=True) == predict.PredictionSummary(
         301, 3, ["label", "probability"]
     )
+
+
+def test_predict_interrupted_with_another_coverage_raises(tmp_path: Path, tiny_bundle: str) -> None:
+    path, out = write_jsonl(tmp_path / "in.jsonl", 300), str(tmp_path / "out.jsonl")
+    sets = with_quantiles(tiny_bundle, tmp_path, [0.5] * 19)
+    with pytest.raises(Stop):
+        predict.predict(sets, [path], out=out, chunk_rows=100, coverage=0.9, on_progress=stop)
+    for other in (None, 0.95):
+        with pytest.raises(ConfigError, match=r"an interrupted prediction with a different --coverage\. Rerun"):
+            predict.predict(sets, [path], out=out, chunk_rows=100, coverage=other)
+    assert predict.predict(sets, [path], out=out, chunk_rows=100, coverage=0.9).resumed_rows == 100
 
 
 def test_predict_interrupted_with_a_changed_text_file_raises(tmp_path: Path, tiny_bundle: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import signal
@@ -11,13 +12,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.helpers.prediction import Stop, part_files, stop, write_jsonl
+from tests.helpers.prediction import Stop, part_files, stop, with_quantiles, write_jsonl
 from tests.helpers.ray_cpus import every_cpu_taken
 from tests.helpers.testbed import Testbed
 from tests.helpers.waiting import PATIENCE_S, wait_until
@@ -50,6 +53,18 @@ def test_worker_writes_a_part_file_and_returns_its_count(tmp_path: Path, worker:
     assert (row["source"], row["number"]) == (2, 0)
     assert pickle.loads(row["content"]) == Count(rows=100, bad=1)
     assert part_files(tmp_path / "parts") == ["000002-00000000-100-1.jsonl"]
+
+
+def test_worker_with_coverage_writes_prediction_sets(tmp_path: Path, worker: Worker, tiny_bundle: str) -> None:
+    source = Source(write_jsonl(tmp_path / "in.jsonl", 1), "jsonl")
+    ((key, raw),) = parts.read(0, source, 100)
+    sets, kind = with_quantiles(tiny_bundle, tmp_path, [0.2] * 9), pa.list_(pa.string())
+    columns = replace(worker.plan.columns, added={**worker.plan.columns.added, "labels_in_set": kind})
+    worker.plan = pickle.loads(pickle.dumps(replace(worker.plan, model=sets, coverage=1.0, columns=columns)))
+    worker(ray_pool._row(key, raw))
+    (name,) = part_files(tmp_path / "parts")
+    (row,) = map(json.loads, (tmp_path / "parts" / name).read_text().splitlines())
+    assert sorted(row["labels_in_set"]) == ["high", "low", "mid"]
 
 
 def test_worker_returns_the_error_of_an_invalid_chunk(tmp_path: Path, worker: Worker) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.helpers.prediction import with_quantiles
 from tests.helpers.serving import untrained
 from tests.helpers.tables import Stream
 from txclf.core.errors import ConfigError, DataError
@@ -32,6 +33,16 @@ def test_predict_table_adds_what_the_prediction_of_the_file_adds(
     assert done == [3, 4]
     stream = tables.predict_table(tiny_bundle, Stream(pa.Table.from_pandas(FRAME)), True, None, done.append)
     assert stream.select(expected.column_names).to_pylist() == expected.to_pylist()
+
+
+def test_predict_table_with_coverage_adds_lists(tiny_bundle: str, tmp_path: Path) -> None:
+    bundle = with_quantiles(tiny_bundle, tmp_path, [0.2] * 9)
+    FRAME.to_parquet(tmp_path / "in.parquet", index=False)
+    predict(bundle, [str(tmp_path / "in.parquet")], out=str(tmp_path / "out.parquet"), coverage=0.9)
+    expected = pq.read_table(tmp_path / "out.parquet")
+    assert expected.schema.field("labels_in_set").type == pa.list_(pa.string())
+    found = tables.predict_table(bundle, pa.Table.from_pandas(FRAME), False, None, lambda rows: None, 0.9)
+    assert found["labels_in_set"].to_pylist() == expected["labels_in_set"].to_pylist()
 
 
 def test_predict_table_multilabel_gives_lists_and_other_text_columns(tmp_path: Path) -> None:

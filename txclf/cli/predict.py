@@ -51,6 +51,10 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Add a column with the probability of each label.")
     ] = False,
+    coverage: Annotated[
+        float | None,
+        typer.Option("--coverage", help="Add the labels among which the true one is with this probability, as 0.95."),
+    ] = None,
     text_column: Annotated[
         list[str] | None,
         typer.Option("--text-column", help="Text column(s) of the inputs, if they differ from the training data's."),
@@ -77,7 +81,8 @@ def predict(
     if out is None:
         if compute or restart:
             raise ConfigError(f"{'--workers' if compute else '--restart'}: needs an output file. Pass --out with it.")
-        _print_rows(model, _batches(model, inputs or [], text), probabilities, text_column, as_json=as_json)
+        batches = _batches(model, inputs or [], text)
+        _print_rows(model, batches, probabilities, coverage, text_column, as_json=as_json)
         return
     if text or not inputs or STDIN in inputs:
         what = "--text" if text else f"`{STDIN}`" if inputs else "no input"
@@ -87,6 +92,7 @@ def predict(
         inputs,
         out,
         probabilities=probabilities,
+        coverage=coverage,
         text_columns=text_column,
         compute=compute,
         chunk_rows=chunk_rows,
@@ -117,7 +123,13 @@ def _batches(model: str, inputs: Sequence[str], text: Sequence[str] | None) -> I
 
 
 def _print_rows(
-    model: str, batches: Iterator[RawBatch], probabilities: bool, text_columns: Sequence[str] | None, *, as_json: bool
+    model: str,
+    batches: Iterator[RawBatch],
+    probabilities: bool,
+    coverage: float | None,
+    text_columns: Sequence[str] | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Print each batch when it is predicted, then report the rows without a prediction."""
     from txclf.inference import bundle
@@ -126,11 +138,13 @@ def _print_rows(
     labels = bundle.read_metadata(model).labels
     lines.note(f"loading `{model}`")
     printed, bad, first = 0, 0, ""
-    for batch in rows.predict(model, batches, probabilities=probabilities, text_columns=text_columns):
+    predicted = rows.predict(model, batches, probabilities=probabilities, coverage=coverage, text_columns=text_columns)
+    for batch in predicted:
         if as_json:
             lines.json_lines(batch.json_lines())
         else:
-            _print_table(batch, labels, probabilities=probabilities, with_header=not printed)
+            with_sets = coverage is not None
+            _print_table(batch, labels, probabilities=probabilities, with_sets=with_sets, with_header=not printed)
         printed += len(batch.raw.rows)
         if batch.reasons and not bad:
             position = min(batch.reasons)
@@ -142,8 +156,13 @@ def _print_rows(
         lines.next_steps(f"txclf predict {shlex.quote(model)} INPUT --out predictions.csv")
 
 
-def _print_table(batch: PredictedRows, labels: Sequence[str], *, probabilities: bool, with_header: bool) -> None:
-    """Print a row per line: the answer, its probability, and the beginning of the text."""
+def _print_table(
+    batch: PredictedRows, labels: Sequence[str], *, probabilities: bool, with_sets: bool, with_header: bool
+) -> None:
+    """Print a row per line: the answer, its probability, and the beginning of the text.
+
+    A prediction set is shown as the answer, because its first label is the most probable one.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -153,18 +172,22 @@ def _print_table(batch: PredictedRows, labels: Sequence[str], *, probabilities: 
     with_probability = len(names) > 1 and names[1].endswith("probability")
     shown = Table(box=None, show_header=with_header, header_style="bold", pad_edge=False)
     # The widths follow from the model alone, so that the tables of all batches have the same.
-    widest = max((len(label) for label in labels), default=0) if with_probability and not probabilities else MAX_ANSWER
-    width = min(MAX_ANSWER, max(widest, len(names[0])))
-    shown.add_column(names[0], width=width, no_wrap=True)
+    is_label = with_probability and not probabilities and not with_sets
+    widest = max((len(label) for label in labels), default=0) if is_label else MAX_ANSWER
+    answers = 2 if with_sets else 0
+    width = min(MAX_ANSWER, max(widest, len(names[answers])))
+    shown.add_column(names[answers], width=width, no_wrap=True)
     if with_probability:
         shown.add_column("probability", width=len("probability"), justify="right", no_wrap=True)
     room = console.out.width - width - 2 - (len("probability  ") if with_probability else 0)
     shown.add_column("text", max_width=max(len("text"), room), no_wrap=True)
     for position, text in enumerate(batch.texts):
         values = [column[position] for column in batch.added.values()]
-        answer = ", ".join(values[0]) if isinstance(values[0], list) else values[0]
-        if probabilities and values[0] is not None:
-            answer = _likeliest(labels, values[-len(labels) :])
+        found = values[answers]
+        answer = ", ".join(found) if isinstance(found, list) else found
+        if probabilities and found is not None:
+            count = len(found) if with_sets and isinstance(found, list) else MAX_LABELS
+            answer = _likeliest(labels, values[-len(labels) :], count)
         cells = ["-" if answer is None else str(answer)]
         if with_probability:
             cells.append("" if values[1] is None else f"{values[1]:.4f}")
@@ -173,10 +196,10 @@ def _print_table(batch: PredictedRows, labels: Sequence[str], *, probabilities: 
     console.show(shown)
 
 
-def _likeliest(labels: Sequence[str], probabilities: Sequence[object]) -> str:
-    """Return the most probable labels with their probabilities, as text."""
+def _likeliest(labels: Sequence[str], probabilities: Sequence[object], count: int) -> str:
+    """Return the `count` most probable labels with their probabilities, as text."""
     pairs = sorted(zip(probabilities, labels, strict=True), key=lambda pair: -float(str(pair[0])))
-    return ", ".join(f"{label} {value:.2f}" for value, label in pairs[:MAX_LABELS])
+    return ", ".join(f"{label} {value:.2f}" for value, label in pairs[:count])
 
 
 def _write_file(
@@ -185,6 +208,7 @@ def _write_file(
     out: str,
     *,
     probabilities: bool,
+    coverage: float | None,
     text_columns: Sequence[str] | None,
     compute: Compute | None,
     chunk_rows: int,
@@ -204,6 +228,7 @@ def _write_file(
             inputs,
             out=out,
             probabilities=probabilities,
+            coverage=coverage,
             text_columns=text_columns,
             on_progress=display.show,
             compute=compute,

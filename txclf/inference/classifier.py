@@ -20,7 +20,7 @@ from txclf.data.batches import TokenRows
 from txclf.data.sampler import Layout, scoring_batches
 from txclf.data.tokenizer import encode, parse_tokenizer, separator_id
 from txclf.data.word_cache import WordCache
-from txclf.inference import occlusion, soundness, transformers_folder
+from txclf.inference import occlusion, prediction_sets, soundness, transformers_folder
 from txclf.inference.bundle import (
     METADATA,
     TOKENIZER,
@@ -211,6 +211,16 @@ class Classifier:
     def probabilities(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Floats:
         """Return the calibrated class probabilities (rows, classes) of rows of text columns."""
         return self.calibrated(self.logits(self.text_rows(texts), batch_size))
+
+    def prediction_sets(
+        self, texts: Sequence[str | tuple[str, ...]], coverage: float, batch_size: int = 64
+    ) -> list[list[str]]:
+        """Return for each text the labels among which the true one is with a probability of `coverage`.
+
+        The most probable label is the first. Raises `ConfigError` if the bundle has no quantiles for `coverage`.
+        """
+        minimum = prediction_sets.minimum(self.metadata, coverage)
+        return prediction_sets.label_sets(self.metadata, self.probabilities(self._as_rows(texts), batch_size), minimum)
 
     def text_rows(self, texts: Sequence[tuple[str, ...]]) -> TokenRows:
         """Return rows of text columns as input rows of this model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow as pa
 from txclf.core.errors import ConfigError, DataError
 from txclf.core.text import listed, nearest, shown
 from txclf.data.records import RawBatch
+from txclf.inference import prediction_sets
 from txclf.inference.classifier import Classifier
 from txclf.inference.load import load_model
 from txclf.inference.metadata import BundleMetadata
@@ -19,6 +21,8 @@ from txclf.inference.seq2seq import Seq2Seq
 Answer = Callable[[list[tuple[str, ...]]], Iterable[list[object]]]
 """Predicts rows of text columns; returns the values of the added columns for each row."""
 BATCH_ROWS, GPU_BATCH_ROWS = 64, 512
+SETS = "labels_in_set"
+"""Column of the prediction sets."""
 LIST_FORMATS = ("jsonl", "parquet")
 """Output formats whose cells can hold lists."""
 
@@ -40,7 +44,13 @@ class Columns:
 
 
 def output_columns(
-    metadata: BundleMetadata, first: RawBatch, *, style: str, probabilities: bool, texts: Sequence[str] | None
+    metadata: BundleMetadata,
+    first: RawBatch,
+    *,
+    style: str,
+    probabilities: bool,
+    texts: Sequence[str] | None,
+    coverage: float | None = None,
 ) -> Columns:
     """Return the columns of the output for an input that begins with `first`.
 
@@ -55,21 +65,32 @@ def output_columns(
         )
     columns = Columns(chosen, list(first.columns), {}, style, metadata.label_delimiter)
     text_columns(first, columns)
-    added = _with_free_names(columns.inputs, _added_columns(metadata, style, probabilities))
+    if coverage is not None:
+        prediction_sets.minimum(metadata, coverage, "--coverage")
+    added = _added_columns(metadata, style, probabilities, with_sets=coverage is not None)
+    added = _with_free_names(columns.inputs, added)
     return replace(columns, added=added)
 
 
-def _added_columns(metadata: BundleMetadata, style: str, probabilities: bool) -> dict[str, pa.DataType]:
+def _added_columns(
+    metadata: BundleMetadata, style: str, probabilities: bool, with_sets: bool
+) -> dict[str, pa.DataType]:
     spec = metadata.task_spec
     if not spec.has_labels:
         if probabilities:
             raise ConfigError(f"--probabilities: a `{spec.name}` model has no labels. Remove --probabilities.")
         return {"output": pa.string()}
     each = {f"probability_{label}": pa.float64() for label in metadata.labels} if probabilities else {}
-    if not spec.is_multilabel:
-        return {"label": pa.string(), "probability": pa.float64(), **each}
+    if spec.is_multilabel:
+        return {"labels": _labels_type(metadata, style), **each}
+    sets = {SETS: _labels_type(metadata, style)} if with_sets else {}
+    return {"label": pa.string(), "probability": pa.float64(), **sets, **each}
+
+
+def _labels_type(metadata: BundleMetadata, style: str) -> pa.DataType:
+    """Return the type of a column of several labels. Raises `ConfigError` if the format cannot hold the labels."""
     if style in LIST_FORMATS:
-        return {"labels": pa.list_(pa.string()), **each}
+        return pa.list_(pa.string())
     delimiter = metadata.label_delimiter
     for label in metadata.labels:
         if delimiter in label:
@@ -77,7 +98,7 @@ def _added_columns(metadata: BundleMetadata, style: str, probabilities: bool) ->
                 f"`{shown(label)}`: the label contains the delimiter `{delimiter}`, so a {style} file cannot hold it. "
                 "End --out in .jsonl or .parquet."
             )
-    return {"labels": pa.string(), **each}
+    return pa.string()
 
 
 def _with_free_names(taken: Sequence[str], added: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
@@ -122,10 +143,11 @@ def input_columns(raw: RawBatch, columns: Columns) -> dict[str, list[object]]:
     return {name: raw.columns.get(name) or [None] * len(raw.rows) for name in columns.inputs} | raw.columns
 
 
-def load_answer(folder: str, *, probabilities: bool, lists: bool) -> Answer:
+def load_answer(folder: str, *, probabilities: bool, lists: bool, coverage: float | None = None) -> Answer:
     """Load a bundle and return the function that predicts with it.
 
-    `lists` gives the labels of a multilabel model as lists, otherwise they are joined by its delimiter.
+    `coverage` adds the prediction set. `lists` gives several labels as a list, otherwise they are joined by the
+    delimiter of the bundle.
     """
     model = load_model(folder)
     if isinstance(model, Seq2Seq):
@@ -133,19 +155,27 @@ def load_answer(folder: str, *, probabilities: bool, lists: bool) -> Answer:
     batch_rows = GPU_BATCH_ROWS if model.device.type == "cuda" else BATCH_ROWS
     if model.is_multilabel:
         return lambda texts: _multilabel_values(model, model.probabilities(texts, batch_rows), probabilities, lists)
-    return lambda texts: _label_values(model, model.probabilities(texts, batch_rows), probabilities)
+    minimum = None if coverage is None else prediction_sets.minimum(model.metadata, coverage, "--coverage")
+    return lambda texts: _label_values(model, model.probabilities(texts, batch_rows), probabilities, lists, minimum)
 
 
 def _multilabel_values(model: Classifier, rows: np.ndarray, probabilities: bool, lists: bool) -> Iterator[list[object]]:
     for row, labels in zip(rows, model.predicted_labels(rows), strict=True):
-        cell = labels if lists else model.metadata.label_delimiter.join(labels)
-        yield [cell, *(row.tolist() if probabilities else [])]
+        yield [_cell(model, labels, lists), *(row.tolist() if probabilities else [])]
 
 
-def _label_values(model: Classifier, rows: np.ndarray, probabilities: bool) -> Iterator[list[object]]:
-    for row in rows:
+def _label_values(
+    model: Classifier, rows: np.ndarray, probabilities: bool, lists: bool, minimum: float | None
+) -> Iterator[list[object]]:
+    sets = [] if minimum is None else prediction_sets.label_sets(model.metadata, rows, minimum)
+    for row, labels in zip_longest(rows, sets):
         best = int(row.argmax())
-        yield [model.labels[best], float(row[best]), *(row.tolist() if probabilities else [])]
+        cells = [_cell(model, labels, lists)] if labels else []
+        yield [model.labels[best], float(row[best]), *cells, *(row.tolist() if probabilities else [])]
+
+
+def _cell(model: Classifier, labels: list[str], lists: bool) -> object:
+    return labels if lists else model.metadata.label_delimiter.join(labels)
 
 
 def added_columns(answer: Answer, raw: RawBatch, columns: Columns) -> tuple[dict[str, list[object]], dict[int, str]]:

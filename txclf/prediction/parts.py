@@ -65,6 +65,8 @@ class PredictionPlan:
     """Known types of the input columns of a Parquet output, so that a chunk that does not fit fails at once."""
     holding: Holding
     """Lease of the folder of the part files."""
+    coverage: float | None = None
+    """Coverage of the prediction sets to add; None for no sets."""
 
     @property
     def folder(self) -> str:
@@ -73,7 +75,8 @@ class PredictionPlan:
 
     def load_answer(self) -> Answer:
         """Load the model and return the function that predicts with it."""
-        return load_answer(self.model, probabilities=self.probabilities, lists=self.columns.style in LIST_FORMATS)
+        lists = self.columns.style in LIST_FORMATS
+        return load_answer(self.model, probabilities=self.probabilities, lists=lists, coverage=self.coverage)
 
     def file(self, key: ChunkKey, count: Count, ending: str) -> str:
         """Return the name of a part file, or with the ending `errors.jsonl` of the report of its bad rows."""

@@ -58,6 +58,7 @@ def predict(
     *,
     out: str,
     probabilities: bool = False,
+    coverage: float | None = None,
     text_columns: Sequence[str] | None = None,
     on_progress: Callable[[int], None] = lambda rows: None,
     compute: Compute | None = None,
@@ -66,7 +67,8 @@ def predict(
 ) -> PredictionSummary:
     """Predict every row of the inputs, in order, and write one file; the ending of `out` selects its format.
 
-    Adds the columns `label` and `probability`, and with `probabilities` one column per label. A `multilabel` model adds
+    Adds the columns `label` and `probability`, and with `probabilities` one column per label, with `coverage` the
+    prediction set in `labels_in_set`. A `multilabel` model adds
     `labels` instead: lists, the most likely label first, joined by `data.label_delimiter` in csv and tsv. A `seq2seq`
     model adds `output`. If the input has a column of that name, the added one is called `predicted_…`.
 
@@ -89,14 +91,16 @@ def predict(
     first = next(stream, None)
     if first is None:
         raise DataError(f"no row in {', '.join(inputs)}. Pass files that have rows.")
-    columns = output_columns(metadata, first[1], style=style, probabilities=probabilities, texts=text_columns)
+    columns = output_columns(
+        metadata, first[1], style=style, probabilities=probabilities, texts=text_columns, coverage=coverage
+    )
     types = _types(sources, first[1], columns)
     try:
         storage.require_writable(storage.folder_of(out))
     except StorageError as error:
         raise StorageError(f"`{out}`: cannot be written: {error}. Pass another --out.") from None
     with lease.held(_parts_folder(out), work=f"predicts into `{out}`", then="run the command again") as holding:
-        plan = PredictionPlan(model, probabilities, chunk_rows, columns, types, holding)
+        plan = PredictionPlan(model, probabilities, chunk_rows, columns, types, holding, coverage)
         finished = parts.finished_chunks(plan, _arguments(plan, sources), restart)
         resumed_rows = sum(count.rows for count in finished.values())
         try:
@@ -192,5 +196,6 @@ def _arguments(plan: PredictionPlan, sources: Sequence[Source]) -> dict[str, Any
         "inputs": [[source.path, *map(list, stamp(source))] for source in sources],
         "--text-column": plan.columns.texts,
         "--probabilities": plan.probabilities,
+        "--coverage": plan.coverage,
         "--chunk-rows": plan.chunk_rows,
     }

@@ -49,18 +49,25 @@ class PredictedRows(NamedTuple):
 
 
 def predict(
-    model: str, batches: Iterable[RawBatch], *, probabilities: bool = False, text_columns: Sequence[str] | None = None
+    model: str,
+    batches: Iterable[RawBatch],
+    *,
+    probabilities: bool = False,
+    coverage: float | None = None,
+    text_columns: Sequence[str] | None = None,
 ) -> Iterator[PredictedRows]:
     """Yield the rows of all batches with their predictions, as soon as each batch is predicted.
 
     Raises `ConfigError` and `DataError` as `predict.predict` does.
     """
     metadata = bundle.read_metadata(model)
-    answer = load_answer(storage.absolute(model), probabilities=probabilities, lists=True)
+    answer = load_answer(storage.absolute(model), probabilities=probabilities, lists=True, coverage=coverage)
     columns = None
     for batch in batches:
         if columns is None:
-            columns = output_columns(metadata, batch, style=STYLE, probabilities=probabilities, texts=text_columns)
+            columns = output_columns(
+                metadata, batch, style=STYLE, probabilities=probabilities, texts=text_columns, coverage=coverage
+            )
         inputs = input_columns(batch, columns)
         yield PredictedRows(columns, batch, inputs, *added_columns(answer, batch, columns))
 

@@ -24,6 +24,7 @@ def predict_table(
     probabilities: bool,
     text_columns: Sequence[str] | None,
     on_progress: Callable[[int], None],
+    coverage: float | None = None,
 ) -> Any:
     """Return a table with the predictions of all its rows as more columns; a row without a text has nulls.
 
@@ -32,9 +33,11 @@ def predict_table(
     metadata = bundle.read_metadata(model)
     table = tables.opened(table, "inputs")
     first = _batch(0, {name: [None] for name in tables.names(table)})
-    columns = output_columns(metadata, first, style="parquet", probabilities=probabilities, texts=text_columns)
+    columns = output_columns(
+        metadata, first, style="parquet", probabilities=probabilities, texts=text_columns, coverage=coverage
+    )
     texts = tables.columns(table, columns.texts, "inputs")
-    answer = load_answer(model, probabilities=probabilities, lists=True)
+    answer = load_answer(model, probabilities=probabilities, lists=True, coverage=coverage)
     parts = [pa.table({name: pa.array([], kind) for name, kind in columns.added.items()})]
     for start in range(0, texts.num_rows, CHUNK_ROWS):
         rows = texts.slice(start, CHUNK_ROWS)
