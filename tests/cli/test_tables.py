@@ -53,6 +53,16 @@ def test_print_scores_labels_shows_baseline_calibration_and_worst_classes(capsys
     assert "class 30" not in shown
 
 
+def test_print_scores_prediction_sets_take_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    sets = {"0.9": {"coverage": 0.9126, "mean_size": 1.084}, "0.95": {"coverage": 0.9499, "mean_size": 12.5}}
+    tables.print_scores(LABEL_SCORES | {"prediction_sets": sets})
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("coverage of sets")]
+    assert line == "coverage of sets: 0.913 for 0.9 (1.08 labels), 0.950 for 0.95 (12.50 labels)"
+    assert len(line) <= 80
+    tables.print_scores(LABEL_SCORES | {"prediction_sets": None})
+    assert "coverage of sets" not in capsys.readouterr().out
+
+
 def test_print_scores_multilabel_shows_ranking_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     result = LABEL_SCORES | {"f1_micro": 0.4, "subset_accuracy": 0.3, "map": 0.6, "lrap": 0.7, "hamming_loss": 0.1}
     result |= {"per_class": {"a": {"f1": 0.5, "support": 3} | dict.fromkeys(("threshold", "precision"), 0.25)}}

@@ -67,6 +67,25 @@ def test_evaluate_classify_test_split_scores_every_row(classify: RunConfig) -> N
     assert found["temperature"] == pytest.approx(summary["calibration"]["temperature"])
 
 
+def test_evaluate_classify_measures_the_coverage_of_prediction_sets(classify: RunConfig) -> None:
+    found = evaluate.evaluate(classify.run_folder, with_baseline=False)["prediction_sets"]
+    rows, classifier = make_rows(40, seed=1), Classifier.load(f"{classify.run_folder}/model")
+    for coverage in (0.9, 0.95):
+        sets = classifier.prediction_sets([text for text, _ in rows], coverage)
+        covered = np.mean([label in labels for labels, (_, label) in zip(sets, rows, strict=True)])
+        expected = {"coverage": pytest.approx(covered), "mean_size": pytest.approx(np.mean(list(map(len, sets))))}
+        assert found[str(coverage)] == expected
+
+
+def test_evaluate_classify_without_quantiles_has_no_prediction_sets(classify: RunConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(classify.run_folder, folder)
+    metadata = storage.read_json(folder / "model/model.json")
+    del metadata["conformal"]  # as an earlier version saved it
+    storage.write_json(folder / "model/model.json", metadata)
+    assert evaluate.evaluate(str(folder), with_baseline=False)["prediction_sets"] is None
+
+
 def test_evaluate_classify_baselines_are_scored_on_the_same_rows(classify: RunConfig) -> None:
     found = evaluate.evaluate(classify.run_folder)
     assert found["baseline"]["model"].startswith("n-gram linear model: ")

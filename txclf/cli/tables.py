@@ -249,6 +249,9 @@ def print_label_scores(result: dict[str, Any]) -> None:
         before, after = result["calibration_error_before"], result["calibration_error"]
         errors = f"{before:.4f} before calibration, {after:.4f} after"
         lines.out(f"calibration error {errors} (temperature {result['temperature']:.3f})")
+    if sets := result.get("prediction_sets"):
+        found = (f"{one['coverage']:.3f} for {asked} ({one['mean_size']:.2f} labels)" for asked, one in sets.items())
+        lines.out(f"coverage of sets: {', '.join(found)}")
     _print_class_scores(result["per_class"], is_multilabel)
 
 

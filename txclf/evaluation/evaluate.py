@@ -24,16 +24,19 @@ from txclf.data import shards, sources, tables
 from txclf.data.labels import LabelSets
 from txclf.evaluation import baselines, labelled_files, ray_pool, scoring
 from txclf.evaluation.scoring import ScoredRows, ScoringPlan
-from txclf.inference import bundle
+from txclf.inference import bundle, prediction_sets
 from txclf.inference.bundle import Floats
 from txclf.inference.classifier import label_thresholds, sigmoid, softmax
-from txclf.metrics import calibration, multiclass, multilabel, significance, thresholds
+from txclf.inference.metadata import BundleMetadata
+from txclf.metrics import calibration, conformal, multiclass, multilabel, significance, thresholds
 from txclf.metrics.text import text_scores
 from txclf.ngrams import fitting
 
 METRICS = "metrics.json"
 OTHER_METRICS = "metrics-data.json"
 """Scores on files of `--data`, the last ones."""
+COVERAGES = (0.9, 0.95)
+"""Coverages whose prediction sets are scored."""
 
 Bools = npt.NDArray[np.bool_]
 
@@ -200,7 +203,25 @@ def evaluate_classes(evaluation: Evaluation) -> dict[str, Any]:
         **multiclass.scores(probabilities, labels, metadata.labels),
         "temperature": metadata.temperature,
         "calibration_error_before": calibration.error(rows.logits, labels),
+        "prediction_sets": _set_scores(metadata, probabilities, labels),
         **(_class_baselines(evaluation, rows.answers, probabilities) if evaluation.with_baseline else {}),
+    }
+
+
+def _set_scores(
+    metadata: BundleMetadata, probabilities: Floats, labels: npt.NDArray[np.int64]
+) -> dict[str, dict[str, float]] | None:
+    """Return the measured coverage and the mean size of the prediction sets for each of `COVERAGES`.
+
+    Return None if the bundle has no quantiles for them.
+    """
+    if metadata.conformal is None:
+        return None
+    return {
+        str(coverage): conformal.scores(
+            conformal.members(probabilities, prediction_sets.minimum(metadata, coverage)), labels
+        )
+        for coverage in COVERAGES
     }
 
 
