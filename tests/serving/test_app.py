@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from tests.helpers.prediction import with_quantiles
 from tests.helpers.serving import TEXTS, counts, error_message, service_client, untrained
 from tests.helpers.waiting import wait_until
 from txclf import Classifier, Seq2Seq
@@ -46,6 +47,32 @@ def test_predict_returns_the_predictions_of_the_bundle(served: TestClient, tiny_
     assert alone == [{"label": expected[0].label, "probability": pytest.approx(expected[0].probability, abs=1e-6)}]
     rows = served.post("/predict", json={"rows": [{"text": text} for text in TEXTS]}).json()["predictions"]
     assert [row["label"] for row in rows] == [right.label for right in expected]
+
+
+def test_predict_with_coverage_adds_the_prediction_sets(tiny_bundle: str, tmp_path: Path) -> None:
+    folder = with_quantiles(tiny_bundle, tmp_path, [0.9 - i / 40 for i in range(35)])
+    classifier = Classifier.load(folder)
+    with service_client(folder) as client:
+        for coverage in (0.01, 0.8, 1):
+            predictions = client.post("/predict", json={"texts": TEXTS, "coverage": coverage}).json()["predictions"]
+            expected = classifier.prediction_sets(TEXTS, coverage)
+            assert [prediction["labels_in_set"] for prediction in predictions] == expected
+            assert [prediction["label"] for prediction in predictions] == [labels[0] for labels in expected]
+        for bad, problem in ((0, "greater than 0"), (1.5, "less than or equal to 1"), ("x", "valid number")):
+            message = error_message(client.post("/predict", json={"text": "fox", "coverage": bad}), 422)
+            assert message.startswith("`coverage`: ")
+            assert problem in message
+        schemas = client.get("/openapi.json").json()["components"]["schemas"]
+        assert "true one" in schemas["PredictRequest"]["properties"]["coverage"]["description"]
+        assert "labels_in_set" in schemas["TextPrediction"]["properties"]
+
+
+def test_predict_coverage_of_a_model_without_sets_is_refused(served: TestClient, tmp_path: Path) -> None:
+    message = error_message(served.post("/predict", json={"text": "fox", "coverage": 0.9}), 422)
+    assert message.startswith("`coverage`: the model has no quantiles for prediction sets")
+    with service_client(untrained(tmp_path, task="multilabel")) as tags:
+        message = error_message(tags.post("/predict", json={"text": "fox", "coverage": 0.9}), 422)
+    assert message == "`coverage`: a `multilabel` model chooses labels by their thresholds. Remove `coverage`."
 
 
 def test_multilabel_service_predicts_rows_by_thresholds(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from txclf._version import __version__
-from txclf.core.errors import DataError
+from txclf.core.errors import ConfigError, DataError
 from txclf.core.text import shown
-from txclf.inference import occlusion
+from txclf.inference import occlusion, prediction_sets
 from txclf.inference.metadata import BundleMetadata
 from txclf.inference.occlusion import Row
 from txclf.serving.batcher import Answers, Ask, BoundedLane, QueueFull
@@ -159,8 +159,13 @@ class PredictionService:
             raise InvalidRequest(
                 f"`top`, `probabilities`: a `{self.metadata.task}` model has no labels. Remove these keys."
             )
+        minimum = self._minimum(body.coverage)
         answers = await self._answer(self._rows_to_predict(body))
-        return JSONResponse({"predictions": self._predictions(answers, body)})
+        predictions = self._predictions(answers, body)
+        if minimum is not None:
+            sets = prediction_sets.label_sets(self.metadata, answers.probabilities, minimum)
+            predictions = [{**one, "labels_in_set": labels} for one, labels in zip(predictions, sets, strict=True)]
+        return JSONResponse({"predictions": predictions})
 
     async def explain(self, body: ExplainRequest) -> Response:
         """Return the weight of each word for a label, by occlusion."""
@@ -239,6 +244,13 @@ class PredictionService:
         self.metrics.batch.observe(answers.batch_rows)
         self.metrics.model_seconds.observe(answers.seconds)
         return answers
+
+    def _minimum(self, coverage: float | None) -> float | None:
+        """Return the minimum probability in a prediction set. Raises `InvalidRequest` if the model has no sets."""
+        try:
+            return None if coverage is None else prediction_sets.minimum(self.metadata, coverage)
+        except ConfigError as error:
+            raise InvalidRequest(str(error)) from None
 
     def _rows_to_predict(self, body: PredictRequest) -> list[Row]:
         """Return the rows of a request. Raises `InvalidRequest` for a row that the model cannot read."""

@@ -25,6 +25,10 @@ class PredictRequest(BaseModel):
     ] = None
     top: Annotated[int | None, Field(ge=1, description="Number of most likely labels to return per text.")] = None
     probabilities: Annotated[bool, Field(description="Return the probability of every label.")] = False
+    coverage: Annotated[
+        float | None,
+        Field(gt=0, le=1, description="Return labels among which the true one is with this probability, such as 0.95."),
+    ] = None
 
     @model_validator(mode="after")
     def _require_one_input(self) -> Self:
@@ -64,6 +68,10 @@ class TextPrediction(BaseModel):
     labels: Annotated[
         list[str] | None,
         Field(description="`multilabel`: labels that reach their thresholds, the most likely first."),
+    ] = None
+    labels_in_set: Annotated[
+        list[str] | None,
+        Field(description="`classify`: labels among which the true one is with `coverage`, the most likely first."),
     ] = None
     output: Annotated[str | None, Field(description="`seq2seq`: the generated text.")] = None
     top: Annotated[list[LabelScore] | None, Field(description="The `top` most likely labels.")] = None
