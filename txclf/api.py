@@ -227,6 +227,8 @@ def predict(
     probabilities: bool = ...,
     coverage: float | None = ...,
     text_columns: Sequence[str] | None = ...,
+    encoding: str = ...,
+    delimiter: str | None = ...,
     workers: int = ...,
     restart: bool = ...,
     on_progress: Callable[[int], None] | None = ...,
@@ -253,6 +255,8 @@ def predict(
     probabilities: bool = False,
     coverage: float | None = None,
     text_columns: Sequence[str] | None = None,
+    encoding: str = "utf-8",
+    delimiter: str | None = None,
     workers: int = 0,
     restart: bool = False,
     on_progress: Callable[[int], None] | None = None,
@@ -263,8 +267,9 @@ def predict(
     rows without a text have nulls in them.
 
     `probabilities` adds a column for each label. `coverage` adds the column `labels_in_set`: the labels among which the
-    true one is with this probability. `text_columns` names the text columns if they differ from those of
-    training. `workers` is the number of Ray workers; 0 = this process. `on_progress` receives the number of rows done.
+    true one is with this probability. `text_columns` names the text columns if they differ from those of training.
+    `encoding` is that of text files, `delimiter` that of csv files; None is a comma. `workers` is the number of Ray
+    workers; 0 = this process. `on_progress` receives the number of rows done.
     An interrupted prediction resumes when it is called again with the same arguments; `restart` starts over.
 
     Raises `BundleError` for a folder that is not a bundle, `DataError` for inputs that cannot be read.
@@ -295,6 +300,8 @@ def predict(
             probabilities=probabilities,
             coverage=coverage,
             text_columns=columns,
+            encoding=encoding,
+            delimiter=delimiter,
             on_progress=report,
             compute=compute if workers else None,
             restart=restart,

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from txclf.config.base import CheckpointEvery, Paths, Section, Weights
+from txclf.config.base import CheckpointEvery, Paths, Section, Weights, csv_delimiter, text_encoding
 
 
 class Example(Section):
@@ -64,3 +64,21 @@ def test_checkpoint_every_accepts_steps_shares_and_times(value: object) -> None:
 def test_checkpoint_every_refuses_other_values(value: object) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter[object](CheckpointEvery).validate_python(value)
+
+
+@pytest.mark.parametrize("name", ["utf-8", "UTF8", "latin-1", "utf-16", "utf-32", "gb18030", "utf-8-sig"])
+def test_text_encoding_known_name_is_kept(name: str) -> None:
+    assert text_encoding(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "no such", "base64", "rot13", "undefined", "utf-8\0"])
+def test_text_encoding_unknown_name_raises(name: str) -> None:
+    with pytest.raises(ValueError, match="unknown encoding"):
+        text_encoding(name)
+
+
+def test_csv_delimiter_is_one_character() -> None:
+    assert [csv_delimiter(value) for value in (";", "|", "\t", "\\t", "tab")] == [";", "|", "\t", "\t", "\t"]
+    for value in ("", "ab", '"', "\n", "\r", "\0"):
+        with pytest.raises(ValueError, match="cannot separate columns"):
+            csv_delimiter(value)

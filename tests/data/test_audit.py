@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,3 +86,13 @@ def test_audit_of_many_rejects_keeps_the_first_rows_and_some_reasons() -> None:
     assert audit.rejected == audit.reasons.total() == 5_001
     assert audit.reasons["label `7` is unknown"] == 2
     assert audit.reasons[OTHER_REASONS] == 5_000 - MAX_REASONS
+
+
+def test_check_rows_in_another_encoding_name_it(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("text,label\nGrüße,x\n".encode("latin-1"))
+    audit = Audit()
+    audit.reject([Reject(f"{tmp_path}/a.csv", 1, "not valid UTF-8")])
+    with pytest.raises(
+        DataError, match=r"row 1: not valid UTF-8\nIt looks like latin-1: set `data\.encoding: latin-1`"
+    ):
+        check(make_run(), "train", audit)

@@ -298,3 +298,22 @@ def test_prepare_taken_over_by_another_process_raises(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="stood still for so long that another process took its work over"):
         prepare(run, taken_over)
     assert not list((tmp_path / "runs" / "prepared").glob("*/manifest.json"))
+
+
+def test_prepare_encoding_and_delimiter_give_the_same_rows(tmp_path: Path) -> None:
+    rows = [(f"{text} schön", label) for text, label in make_rows(60)]
+    plain = prepare(run_config(tmp_path, train=write_csv(tmp_path / "a.csv", rows)))
+    content = Path(tmp_path / "a.csv").read_text().replace(",", ";")
+    (tmp_path / "b.csv").write_bytes(content.encode("utf-16"))
+    run = run_config(tmp_path, train=f"{tmp_path}/b.csv", encoding="utf-16", delimiter=";")
+    folder = prepare(run)
+    assert [row["text"] for row in read(folder, "train")] == [row["text"] for row in read(plain, "train")]
+    assert prepare(run_config(tmp_path, train=f"{tmp_path}/a.csv", encoding="latin-1")) != plain
+
+
+def test_prepare_skipped_rows_in_another_encoding_are_a_warning(tmp_path: Path) -> None:
+    content = "".join(f"text {i} {'ä' * (i % 3 == 0)},{'xy'[i % 2]}\n" for i in range(60))
+    (tmp_path / "a.csv").write_bytes(f"text,label\n{content}".encode("latin-1"))
+    folder = prepare(run_config(tmp_path, train=f"{tmp_path}/a.csv", on_bad_row="skip"))
+    (warning,) = shards.load_manifest(folder).warnings
+    assert warning.startswith("`data.train`: skipped rows. It looks like latin-1: set `data.encoding: latin-1`")

@@ -13,7 +13,7 @@ from pyarrow import fs as pafs
 
 from tests.helpers.data_files import ROWS, WRITERS, as_csv, as_tsv, checked, pairs, put
 from txclf.core import storage
-from txclf.core.errors import DataError, StorageError
+from txclf.core.errors import ConfigError, DataError, StorageError
 from txclf.data.records import read_raw
 from txclf.data.sources import Source, find_sources, require_unchanged, state
 
@@ -270,3 +270,11 @@ def test_find_sources_invalid_path_is_refused(
 def test_find_sources_unknown_scheme_is_refused() -> None:
     with pytest.raises(StorageError, match="nfs"):
         find_sources(["nfs://host/a.csv"])
+
+
+def test_find_sources_unknown_encoding_or_delimiter_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\n")
+    with pytest.raises(ConfigError, match="--encoding: unknown encoding `nope`"):
+        find_sources([f"{tmp_path}/a.csv"], "nope")
+    with pytest.raises(ConfigError, match="--delimiter: `ab` cannot separate columns"):
+        find_sources([f"{tmp_path}/a.csv"], delimiter="ab")

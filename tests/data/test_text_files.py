@@ -307,3 +307,51 @@ def test_read_jsonl_repeated_key_is_a_bad_row(tmp_path: Path) -> None:
     rows, rejects = checked(source_of(tmp_path / "a.jsonl", "\n".join([*lines, '{"text": "a", "label": "x"}'])))
     assert pairs(rows) == [("a", "x")]
     assert [reject.reason for reject in rejects] == ["key `text` comes twice", "key `n` comes twice"]
+
+
+ENCODINGS = ["latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32", "cp1251", "gb18030", "cp932"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "csv.gz"])
+def test_read_rows_in_an_encoding_equal_those_in_utf8(tmp_path: Path, encoding: str, ending: str) -> None:
+    text = {"latin-1": "schön", "cp1252": "“schön”", "cp1251": "Привет"}.get(encoding, "映画 です")
+    rows = [(text, "x"), ("plain", text)] * 9
+    kind, _, packed = ending.partition(".")
+    content = WRITERS[kind](rows).decode("unicode_escape" if kind == "jsonl" else "utf-8")
+    put(tmp_path / f"a.{ending}", PACK[f".{packed}" if packed else ""](content.encode(encoding)))
+    (source,) = find_sources([f"{tmp_path}/a.{ending}"], encoding)
+    found, rejects = checked(source)
+    assert rejects == []
+    assert pairs(found) == rows
+
+
+def test_read_rows_other_delimiter_is_for_csv_only(tmp_path: Path) -> None:
+    put(tmp_path / "a.csv", 'text;label\n"a;b, c";x\n')
+    put(tmp_path / "b.tsv", "text\tlabel\na;b\ty\n")
+    one, two = find_sources([f"{tmp_path}/a.csv", f"{tmp_path}/b.tsv"], delimiter=";")
+    assert pairs(checked(one)[0]) + pairs(checked(two)[0]) == [("a;b, c", "x"), ("a;b", "y")]
+
+
+def test_read_rows_bytes_outside_of_the_encoding_are_rejected(tmp_path: Path) -> None:
+    put(tmp_path / "a.csv", b"text,label\na\x81b,x\nfine,y\n")
+    (source,) = find_sources([f"{tmp_path}/a.csv"], "cp1252")
+    rows, rejects = checked(source)
+    assert (pairs(rows), rejects) == ([("fine", "y")], [Reject(source.path, 1, "not valid cp1252")])
+    put(tmp_path / "a.csv", "text,label\na,x\n".encode("utf-16") + b"b")
+    (source,) = find_sources([f"{tmp_path}/a.csv"], "utf-16")
+    assert [reject.reason for reject in checked(source)[1]] == ["expected 2 fields, found 1"]
+
+
+def test_read_rows_folder_of_texts_in_an_encoding(tmp_path: Path) -> None:
+    put(tmp_path / "pos" / "1.txt", "schön".encode("latin-1"))
+    (source,) = find_sources([str(tmp_path)], "latin-1")
+    assert pairs(checked(source)[0]) == [("schön", "pos")]
+
+
+def test_read_rows_wrong_encoding_or_delimiter_names_the_right_one(tmp_path: Path) -> None:
+    put(tmp_path / "a.csv", "text;label\nGrüße;x\n".encode("utf-16"))
+    for encoding, problem in (("utf-8", "header line: not valid UTF-8"), ("utf-32", "not valid utf-32")):
+        (source,) = find_sources([f"{tmp_path}/a.csv"], encoding)
+        with pytest.raises(DataError, match=rf"{problem}.*set `data\.encoding: utf-16`.*`data\.delimiter: \";\"`"):
+            checked(source)

@@ -342,3 +342,18 @@ def test_summary_in_a_notebook_shows_its_numbers_and_escaped_columns() -> None:
     shown = PredictionSummary(rows=1234, bad=5, columns=["label", "probability_<b>"])._repr_html_()
     assert "<td>rows</td><td>1,234</td>" in shown
     assert "probability_&lt;b&gt;" in shown
+
+
+def test_predict_other_encoding_and_delimiter_give_the_same_predictions(tmp_path: Path, tiny_bundle: str) -> None:
+    (tmp_path / "in.csv").write_bytes("text;n\nein schöner fox;1\na dog;2\n".encode("latin-1"))
+    inputs, out = [f"{tmp_path}/in.csv"], tmp_path / "out.csv"
+    with pytest.raises(DataError, match=r"no column `text`.*--encoding latin-1.*--delimiter \";\""):
+        predict.predict(tiny_bundle, inputs, out=str(out))
+    done = predict.predict(tiny_bundle, inputs, out=str(out), encoding="latin-1", delimiter=";")
+    assert (done.rows, done.bad, done.advice) == (2, 0, None)
+    assert read(out) == expected(
+        tiny_bundle, [{"text": "ein schöner fox", "n": "1"}, {"text": "a dog", "n": "2"}], "csv"
+    )
+    done = predict.predict(tiny_bundle, inputs, out=str(out), text_columns=["text"], delimiter=";")
+    assert done.bad == 1
+    assert done.advice == "It looks like latin-1: set `data.encoding: latin-1` (predict: --encoding latin-1)."

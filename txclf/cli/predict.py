@@ -32,6 +32,12 @@ MAX_LABELS = 3
 MAX_ANSWER = 36
 """Characters of an answer in the table."""
 
+UTF8 = "utf-8"
+Encoding = Annotated[str, typer.Option("--encoding", help="Encoding of text files, such as `latin-1`.")]
+Delimiter = Annotated[
+    str | None, typer.Option("--delimiter", help="Character between the columns of csv files; a comma if not given.")
+]
+
 commands = Commands()
 
 
@@ -59,6 +65,8 @@ def predict(
         list[str] | None,
         typer.Option("--text-column", help="Text column(s) of the inputs, if they differ from the training data's."),
     ] = None,
+    encoding: Encoding = UTF8,
+    delimiter: Delimiter = None,
     as_json: Json = False,
     workers: Annotated[
         int, typer.Option("--workers", min=0, help="Ray workers; 0 predicts in this process, without Ray.")
@@ -81,7 +89,7 @@ def predict(
     if out is None:
         if compute or restart:
             raise ConfigError(f"{'--workers' if compute else '--restart'}: needs an output file. Pass --out with it.")
-        batches = _batches(model, inputs or [], text)
+        batches = _batches(model, inputs or [], text, encoding, delimiter)
         _print_rows(model, batches, probabilities, coverage, text_column, as_json=as_json)
         return
     if text or not inputs or STDIN in inputs:
@@ -94,26 +102,32 @@ def predict(
         probabilities=probabilities,
         coverage=coverage,
         text_columns=text_column,
+        encoding=encoding,
+        delimiter=delimiter,
         compute=compute,
         chunk_rows=chunk_rows,
         restart=restart,
     )
 
 
-def _batches(model: str, inputs: Sequence[str], text: Sequence[str] | None) -> Iterator[RawBatch]:
+def _batches(
+    model: str, inputs: Sequence[str], text: Sequence[str] | None, encoding: str, delimiter: str | None
+) -> Iterator[RawBatch]:
     """Return the rows to print: those of the texts, of standard input or of the files."""
     from txclf.inference import bundle
     from txclf.prediction import rows
 
     if text and inputs:
         raise ConfigError("--text: excludes input files. Pass one of the two.")
+    if (text or STDIN in inputs) and (encoding, delimiter) != (UTF8, None):
+        raise ConfigError("--encoding, --delimiter: are for input files. Convert other input to UTF-8, as by `iconv`.")
     if text:
         rows.require_one_text(bundle.read_metadata(model), "--text")
         return rows.of_texts(text)
     if not inputs:
         raise ConfigError("no input. Name files, `-` for the lines of standard input, or pass --text TEXT.")
     if STDIN not in inputs:
-        return rows.of_files(inputs)
+        return rows.of_files(inputs, encoding, delimiter)
     if len(inputs) > 1:
         raise ConfigError(f"`{STDIN}`: excludes other inputs. Pass one of the two.")
     rows.require_one_text(bundle.read_metadata(model), f"`{STDIN}`")
@@ -210,6 +224,8 @@ def _write_file(
     probabilities: bool,
     coverage: float | None,
     text_columns: Sequence[str] | None,
+    encoding: str,
+    delimiter: str | None,
     compute: Compute | None,
     chunk_rows: int,
     restart: bool,
@@ -230,6 +246,8 @@ def _write_file(
             probabilities=probabilities,
             coverage=coverage,
             text_columns=text_columns,
+            encoding=encoding,
+            delimiter=delimiter,
             on_progress=display.show,
             compute=compute,
             chunk_rows=chunk_rows,
@@ -241,6 +259,7 @@ def _write_file(
     if summary.bad:
         lines.err(
             f"`{out}`: {summary.bad:,} row(s) could not be read and have no prediction. See `{out}.errors.jsonl`."
+            f"{f' {summary.advice}' if summary.advice else ''}"
         )
     if lines.mode.as_json:
         lines.result({"out": out, **asdict(summary)})

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from txclf.core.text import shown
 
 
 class Section(BaseModel):
@@ -43,6 +45,26 @@ def _text_keys(value: object) -> object:
     return {str(key).lower() if isinstance(key, bool) else str(key): weight for key, weight in value.items()}
 
 
+def text_encoding(name: str) -> str:
+    """Return the name of an encoding of text. Raises `ValueError` for an unknown one."""
+    try:
+        b"text".decode(name)
+    except UnicodeDecodeError:
+        pass  # a known encoding, of other bytes
+    except (LookupError, ValueError):
+        problem = f"unknown encoding `{shown(name)}`. Use a name of Python, such as `latin-1`, `cp1252` or `utf-16`."
+        raise ValueError(problem) from None
+    return name
+
+
+def csv_delimiter(value: str) -> str:
+    """Return the delimiter of csv columns. Raises `ValueError` if it is not one character."""
+    character = {"\\t": "\t", "tab": "\t"}.get(value, value)
+    if len(character) != 1 or character in '"\r\n\0':
+        raise ValueError(f"`{shown(value)}` cannot separate columns. Use one character, such as `;`, `|` or `\\t`.")
+    return character
+
+
 MAX_COUNT = 2**31 - 1
 """Largest count in a run file."""
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -54,6 +76,8 @@ Strings = BeforeValidator(_as_list, json_schema_input_type=str | Annotated[tuple
 FileNames = BeforeValidator(_as_paths, json_schema_input_type=str | Annotated[tuple[str, ...], Field(min_length=1)])
 Paths = Annotated[tuple[str, ...], FileNames, Field(min_length=1)]
 Columns = Annotated[tuple[str, ...], Strings, Field(min_length=1)]
+Encoding = Annotated[str, AfterValidator(text_encoding)]
+Delimiter = Annotated[str, AfterValidator(csv_delimiter)]
 Weights = Annotated[dict[str, Annotated[float, Field(ge=0.0, le=1e6)]], BeforeValidator(_text_keys)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 _WorkerCount = Annotated[int, Field(ge=1, le=100_000)]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from txclf.config.base import Columns, Count, CountOrZero, Fraction, Paths, Section, Size, Workers
+from txclf.config.base import Columns, Count, CountOrZero, Delimiter, Encoding, Fraction, Paths, Section, Size, Workers
 
 
 class Data(Section):
@@ -33,6 +33,12 @@ class Data(Section):
     valid_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Share of the training rows held out for validation. The choice is a hash of the text, so rows with the same text
     stay together. Without effect if `valid` is set."""
+    encoding: Encoding = "utf-8"
+    """Encoding of csv, tsv, jsonl and text files, by its name in Python: `utf-8` (with or without a byte order mark),
+    `latin-1`, `cp1252`, `utf-16` and so on."""
+    delimiter: Delimiter | None = None
+    """Character between the columns of csv files, such as `";"`, `"|"` or `"\\t"`. null is a comma. The columns of tsv
+    files are always separated by tabs."""
     text: Columns = ("text",)
     """Column with the text, or a list of columns, which become one sequence with a separator token between them. If
     they are too long together, the longest column is truncated first."""

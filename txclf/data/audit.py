@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import DataError
 from txclf.core.text import shown
-from txclf.data import shards
+from txclf.data import detect, shards
 from txclf.data.duplicates import RowHashes
 from txclf.data.records import Reject
 
@@ -37,6 +37,8 @@ class Audit:
     """Rows per label; empty if the task has no labels."""
     label_kinds: set[str] = field(default_factory=set)
     """Types of the labels in the files, as in `records.Rows`."""
+    advice: str | None = None
+    """How to read rejected rows that are not valid in the encoding of the run."""
 
     def reject(self, rejects: Sequence[Reject]) -> None:
         """Count rejected rows, and keep the first ones."""
@@ -54,17 +56,19 @@ def check(run: RunConfig, split: str, audit: Audit) -> None:
     classifier can learn.
     """
     key = f"`data.{split}`"
+    audit.advice = detect.advice_for_rows(audit.rejects, run.data.encoding)
     if audit.rejects and run.data.on_bad_row == "fail":
         lines = "\n".join(f"  {reject.file}: row {reject.row:,}: {reject.reason}" for reject in audit.rejects)
         count = len(audit.rejects)
         more = f"the first {count} bad rows" if count == MAX_SHOWN_REJECTS else f"{count} bad row(s)"
-        raise DataError(f"{key}: {more}:\n{lines}\nFix them, or skip them with `data.on_bad_row=skip`.")
+        fix = audit.advice or "Fix them, or skip them with `data.on_bad_row=skip`."
+        raise DataError(f"{key}: {more}:\n{lines}\n{fix}")
     rows, labels = len(audit.hashes), sorted(audit.labels)
     if not rows:
         paths = ", ".join(getattr(run.data, split))
         kind = "rows" if split == shards.UNLABELLED else "labelled rows"
         problem = f"no usable row in {paths}" if audit.rejected else f"no row in {paths}: no bytes, or only a header"
-        raise DataError(f"{key}: {problem}. Name files with {kind}.")
+        raise DataError(f"{key}: {problem}. {audit.advice or f'Name files with {kind}.'}")
     if split != "train" or not run.task_spec.has_labels:
         return
     if run.task_spec.is_multilabel and not labels:

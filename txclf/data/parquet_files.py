@@ -19,7 +19,8 @@ from txclf.core import storage
 from txclf.core.errors import DataError
 from txclf.core.text import shown
 from txclf.data import raw
-from txclf.data.raw import NOT_UTF8, RawBatch, choose, make_batch
+from txclf.data.detect import NOT_UTF8
+from txclf.data.raw import RawBatch, choose, make_batch
 from txclf.data.sources import Source, ending, fault
 
 MAX_PACKED_BYTES = 2**29

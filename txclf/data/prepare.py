@@ -163,7 +163,8 @@ def find_sources(run: RunConfig) -> dict[str, list[Source]]:
     if run.data.train is None:
         raise ConfigError("`data.train`: not set. Name the training files, as in `data.train=train.csv`.")
     paths_by_split = {split: getattr(run.data, split) for split in shards.SPLITS}
-    return {split: list_sources(paths) for split, paths in paths_by_split.items() if paths is not None}
+    text_format = run.data.encoding, run.data.delimiter
+    return {split: list_sources(paths, *text_format) for split, paths in paths_by_split.items() if paths is not None}
 
 
 def _fingerprint(run: RunConfig, sources: dict[str, list[Source]], encoder: tuple[str, SpecialTokens] | None) -> str:
@@ -178,8 +179,8 @@ def _fingerprint(run: RunConfig, sources: dict[str, list[Source]], encoder: tupl
         unused.add("label_delimiter")
     if run.data.truncation != "windows":
         unused |= {"window_overlap", "max_windows"}
-    if not run.data.altered_copies:  # as before there was this key
-        unused.add("altered_copies")
+    later = ("altered_copies", "encoding", "delimiter")  # data prepared before these keys keep their fingerprint
+    unused |= {key for key in later if getattr(run.data, key) == type(run.data).model_fields[key].default}
     data = run.data.model_dump(exclude={*shards.SPLITS, "shuffle_window", *unused})
     tokenizer = run.tokenizer.model_dump(exclude={"file", *unused})
     settings = [FINGERPRINT_VERSION, run.seed, run.task, data, tokenizer, tokenizer_file, stamps]
@@ -356,6 +357,7 @@ def _manifest(
         reject_reasons=dict(sum((audit.reasons for audit in audits.values()), Counter[str]())),
         conflicting_texts=conflicting_texts,
         warnings=[
+            *(f"`data.{split}`: skipped rows. {audit.advice}" for split, audit in audits.items() if audit.advice),
             *label_warnings(labels, audits["train"].label_kinds),
             *split_warnings({split: record.label_counts for split, record in splits.items()}),
         ],

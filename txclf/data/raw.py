@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,16 +11,30 @@ from typing import Any
 
 import pyarrow as pa
 
-from txclf.core import storage
 from txclf.core.errors import DataError
 from txclf.core.text import listed, nearest, shown
-from txclf.data.sources import Source, ending
+from txclf.data import detect
+from txclf.data.sources import Source, open_stream
 
 MAX_CHARS = 2**24
 """Maximum characters of a JSON line, csv record or text file, and bytes of a Parquet value. Longer ones are bad."""
 MAX_BATCH_CHARS = 2**23
 """Characters, or bytes of Parquet, after which a batch ends early. It bounds the memory of a batch of long rows."""
-NOT_UTF8 = "not valid UTF-8"
+INVALID_BYTES = "txclf.invalid_bytes"
+"""Error handler of decoders that turns invalid bytes into lone surrogates, as `surrogateescape` does for some."""
+
+
+def _as_surrogates(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "".join(chr(0xDC00 + byte) for byte in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(INVALID_BYTES, _as_surrogates)
+
+
+def codec(encoding: str) -> str:
+    """Return the decoder of an encoding; that of UTF-8 skips a byte order mark."""
+    return "utf-8-sig" if detect.is_utf8(encoding) else encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +75,10 @@ def choose(source: Source, names: list[str], wanted: list[str] | None) -> list[s
         if counts[name] > 1:
             raise DataError(f"`{source.path}`: column `{shown(name)}` comes twice in the header. Rename one of them.")
         if not counts[name]:
-            advice = "Set `data.text` or `data.label` to a column of the file."
+            advice = detect.advice(source) or "Set `data.text` or `data.label` to a column of the file."
             near = nearest(name, names)
             raise DataError(f"`{source.path}`: no column `{shown(name)}` among {listed(names)}. {near}{advice}")
     return names if wanted is None else wanted
-
-
-def open_stream(path: str) -> pa.NativeFile:
-    """Open a file for reading from its beginning, decompressed."""
-    filesystem, inner = storage.resolve(path)
-    return filesystem.open_input_stream(inner, compression=ending(inner)[1])
 
 
 def read_whole(path: str, max_bytes: int) -> bytes | None:

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -18,8 +18,9 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from txclf.config.base import csv_delimiter, text_encoding
 from txclf.core import storage
-from txclf.core.errors import DataError
+from txclf.core.errors import ConfigError, DataError
 
 _FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "text"}
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
@@ -36,10 +37,17 @@ class Source:
     """`csv`, `tsv`, `jsonl`, `parquet` or `text`."""
     label: str | None = None
     """Name of the folder for `text`; None for other formats."""
+    encoding: str = "utf-8"
+    """Encoding of the text, unless the format is `parquet`."""
+    delimiter: str | None = None
+    """Character between the columns of `csv`; None for a comma."""
 
 
-def find_sources(paths: Sequence[str]) -> list[Source]:
+def find_sources(paths: Sequence[str], encoding: str = "utf-8", delimiter: str | None = None) -> list[Source]:
     """Return the sources of files, globs, folders and URIs: in the given order, the sources of one path sorted.
+
+    `encoding` is that of text files, `delimiter` that of csv files. Raises `ConfigError` for an unknown encoding, and a
+    delimiter of several characters.
 
     Globs have `*`, `?` (not in a URI), `[…]` and `**`. A glob takes the files that it matches and the folders named
     like a data file, such as `out.csv` of Spark, or, if it matches none of these, the folders. A folder holds data
@@ -50,9 +58,17 @@ def find_sources(paths: Sequence[str]) -> list[Source]:
     Raises `DataError` if nothing matches, a file extension is unknown, an entry is no regular file, a folder has
     neither layout or both, or two paths reach the same file. Raises `StorageError` for a URI with an unknown scheme.
     """
+    option = "--encoding"
+    try:
+        text_encoding(encoding)
+        option = "--delimiter"
+        delimiter = None if delimiter is None else csv_delimiter(delimiter)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from None
     sources: dict[Identity, Source] = {}
     for path in paths:
         for source in sorted(_expand(path), key=lambda source: source.path):
+            source = replace(source, encoding=encoding, delimiter=delimiter)
             known = sources.setdefault(_identity_of(source), source)
             if known is not source:
                 same = "" if known.path == source.path else f"the same file as `{known.path}`, so it is "
@@ -60,6 +76,12 @@ def find_sources(paths: Sequence[str]) -> list[Source]:
                     f"`{source.path}`: {same}given twice, the second time by `{path}`. Name each file once."
                 )
     return list(sources.values())
+
+
+def open_stream(path: str) -> pa.NativeFile:
+    """Open a file for reading from its beginning, decompressed."""
+    filesystem, inner = storage.resolve(path)
+    return filesystem.open_input_stream(inner, compression=ending(inner)[1])
 
 
 def _expand(path: str) -> list[Source]:

@@ -20,9 +20,10 @@ from pyarrow import fs as pafs
 from txclf.core import storage
 from txclf.core.errors import DataError
 from txclf.core.text import shown
-from txclf.data import raw
-from txclf.data.raw import NOT_UTF8, RawBatch, choose, make_batch
-from txclf.data.sources import Source, distinct, ending, fault, list_files, public_name
+from txclf.data import detect, raw
+from txclf.data.detect import undecodable
+from txclf.data.raw import RawBatch, choose, make_batch
+from txclf.data.sources import Source, distinct, ending, fault, list_files, open_stream, public_name
 
 ENOUGH = 12.0
 """Evidence, in lines, from which on the lines of a quoted field count as rows that two stray quotes enclose."""
@@ -86,11 +87,15 @@ class LineTooLong(Exception):
 
 @contextmanager
 def _open(source: Source, newline: str) -> Iterator[Lines]:
-    """Open a text file for reading lines. Invalid UTF-8 becomes lone surrogates, which `_not_utf8` finds by row."""
+    """Open a text file for reading lines. Invalid bytes become lone surrogates, which `_undecoded` finds by row."""
     with fault(source.path, "cannot be read"):
-        buffer = io.BufferedReader(raw.open_stream(source.path), 2**17)
-    with io.TextIOWrapper(buffer, encoding="utf-8-sig", errors="surrogateescape", newline=newline) as stream:
-        yield Lines(stream)
+        buffer = io.BufferedReader(open_stream(source.path), 2**17)
+    with io.TextIOWrapper(buffer, raw.codec(source.encoding), raw.INVALID_BYTES, newline) as stream:
+        try:
+            yield Lines(stream)
+        except UnicodeError as error:  # of a decoder that cannot go on after invalid bytes
+            fix = detect.advice(source) or "Set `data.encoding` to the encoding of the file."
+            raise DataError(f"`{source.path}`: {undecodable(source.encoding)}: {error}. {fix}") from None
 
 
 def _take(source: Source, lines: Lines, items: Iterator[Any], count: int, done: int) -> list[Any]:
@@ -119,9 +124,10 @@ def read_csv(source: Source, wanted: list[str] | None, batch_rows: int) -> Itera
         header = _take_csv(source, lines, records, 1, 0)
         if not header:
             return
-        if isinstance(header[0], str) or _not_utf8(header[0]):
-            reason = header[0] if isinstance(header[0], str) else NOT_UTF8
-            raise DataError(f"`{source.path}`: header line: {reason}. Save the file as UTF-8 with a header.")
+        if isinstance(header[0], str) or _undecoded(header[0]):
+            reason = header[0] if isinstance(header[0], str) else undecodable(source.encoding)
+            advice = detect.advice(source) or "Save the file as UTF-8 with a header."
+            raise DataError(f"`{source.path}`: header line: {reason}. {advice}")
         names = column_names(header[0])
         chosen = choose(source, names, wanted)
         records.header = header[0]
@@ -133,7 +139,7 @@ def read_csv(source: Source, wanted: list[str] | None, batch_rows: int) -> Itera
             by_name = dict(zip(names, map(list, zip(*batch, strict=True)), strict=True))
             columns = {name: by_name[name] for name in chosen}
             for values in columns.values():
-                problems |= dict.fromkeys(_not_utf8(values), NOT_UTF8)
+                problems |= dict.fromkeys(_undecoded(values), undecodable(source.encoding))
             yield make_batch(source, done, len(batch), columns, problems)
             done += len(batch)
             del batch, by_name, columns  # before the next ones come
@@ -155,7 +161,7 @@ class Records:
 
     def __init__(self, source: Source, lines: Lines) -> None:
         is_tsv = source.format == "tsv"
-        self._delimiter = "\t" if is_tsv else ","
+        self._delimiter = "\t" if is_tsv else source.delimiter or ","
         dialect: dict[str, Any] = {"strict": True, "delimiter": self._delimiter}
         if is_tsv and not lines.peek().startswith('"'):
             dialect = {"quoting": csv.QUOTE_NONE, "delimiter": self._delimiter}
@@ -263,7 +269,7 @@ def _take_csv(source: Source, lines: Lines, records: Iterator[Any], count: int, 
             csv.field_size_limit(before)
 
 
-def _not_utf8(values: Iterable[str | None]) -> list[int]:
+def _undecoded(values: Iterable[str | None]) -> list[int]:
     """Return the positions of strings with lone surrogates. If there are none, it takes a single fast pass."""
     try:
         "".join(filter(None, values)).encode()
@@ -291,7 +297,7 @@ def read_folder(source: Source, wanted: list[str] | None, batch_rows: int) -> It
         chars = 0
         while waiting and len(files) < batch_rows and chars < raw.MAX_BATCH_CHARS:
             files.append(waiting.popleft())
-            text, reason = _read_text(files[-1])
+            text, reason = _read_text(files[-1], source.encoding)
             if reason:
                 problems[len(texts)] = reason
             texts.append(text)
@@ -301,13 +307,13 @@ def read_folder(source: Source, wanted: list[str] | None, batch_rows: int) -> It
         yield replace(batch, rows=[1] * len(files), files=files)
 
 
-def _read_text(file: str) -> tuple[str | None, str | None]:
+def _read_text(file: str, encoding: str) -> tuple[str | None, str | None]:
     """Return the text of a file, or None and the reason why it cannot be read."""
     try:
         content = raw.read_whole(file, 4 * raw.MAX_CHARS)
-        text = None if content is None else content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None, NOT_UTF8
+        text = None if content is None else content.decode(raw.codec(encoding))
+    except UnicodeError:
+        return None, undecodable(encoding)
     except OSError as error:
         return None, f"cannot be read: {error}"
     if text is None or len(text) > raw.MAX_CHARS:
@@ -322,7 +328,7 @@ def read_jsonl(source: Source, wanted: list[str] | None, batch_rows: int) -> Ite
     """Yield the rows of a file with a JSON object per line."""
     done = 0
     with _open(source, newline="\n") as lines:
-        objects = _json_objects(lines)
+        objects = _json_objects(lines, undecodable(source.encoding))
         while batch := _take(source, lines, objects, batch_rows, done):
             problems = {i: reason for i, reason in enumerate(batch) if isinstance(reason, str)}
             for i in problems:
@@ -336,7 +342,7 @@ def read_jsonl(source: Source, wanted: list[str] | None, batch_rows: int) -> Ite
             del batch, columns  # before the next ones come
 
 
-def _json_objects(lines: Lines) -> Iterator[Any]:
+def _json_objects(lines: Lines, undecoded: str) -> Iterator[Any]:
     while True:
         lines.start_record()
         try:
@@ -347,7 +353,7 @@ def _json_objects(lines: Lines) -> Iterator[Any]:
         if not line:
             return
         if not line.isspace():
-            yield _json_object(line)
+            yield _json_object(line, undecoded)
 
 
 class _RepeatedKey(ValueError):
@@ -373,8 +379,8 @@ def _in_range(number: str) -> float:
     return value
 
 
-def _json_object(line: str) -> Any:
-    """Return the object of a line, or a reason (a string) if the line is no JSON object."""
+def _json_object(line: str, undecoded: str) -> Any:
+    """Return the object of a line, or a reason (a string) if the line is no JSON object; `undecoded` for its bytes."""
     try:
         if not line.isascii():
             line.encode()
@@ -384,7 +390,7 @@ def _json_object(line: str) -> Any:
         if _LARGE_EXPONENT.search(line):  # Python reads 1e400 as infinity
             json.loads(line, parse_float=_in_range)
     except UnicodeEncodeError:
-        return NOT_UTF8
+        return undecoded
     except _RepeatedKey as error:
         return f"key `{error}` comes twice"
     except json.JSONDecodeError as error:

@@ -83,7 +83,9 @@ class Evaluation:
             run=self.run,
             model=self.model,
             prepared=self.prepared,
-            sources=self.manifest.splits["test"].shards if self.data is None else sources.find_sources(self.data),
+            sources=self.manifest.splits["test"].shards
+            if self.data is None
+            else sources.find_sources(self.data, self.run.data.encoding, self.run.data.delimiter),
             with_text=self.with_baseline,
         )
         parts = scoring.score_here(plan) if self.compute is None else ray_pool.score(plan, self.compute)

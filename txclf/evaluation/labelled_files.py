@@ -10,7 +10,7 @@ import pyarrow as pa
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import DataError
 from txclf.core.text import listed, shown
-from txclf.data import records
+from txclf.data import detect, records
 from txclf.data.records import Reject
 from txclf.data.sources import Source
 from txclf.data.tokenizer import encode_targets
@@ -83,7 +83,7 @@ def require_usable(run: RunConfig, paths: Sequence[str], rows: int, rejects: Seq
         )
         raise DataError(
             f"{listed(paths)}: {len(rejects):,} bad row(s) and the run has `data.on_bad_row: fail`. "
-            f"Fix these rows, the first of them:\n{shown}"
+            f"{detect.advice_for_rows(rejects, run.data.encoding) or 'Fix these rows, the first of them:'}\n{shown}"
         )
     if not rows:
         raise DataError(f"{listed(paths)}: no usable row. Pass files with labelled rows.")

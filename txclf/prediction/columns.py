@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from txclf.core.errors import ConfigError, DataError
 from txclf.core.text import listed, nearest, shown
+from txclf.data import detect
 from txclf.data.records import RawBatch
 from txclf.inference import prediction_sets
 from txclf.inference.classifier import Classifier
@@ -119,7 +120,8 @@ def text_columns(raw: RawBatch, columns: Columns) -> list[str]:
     if missing and not is_later_jsonl and len(raw.problems) < len(raw.rows):
         raise DataError(
             f"`{raw.source.path}`: no column `{shown(missing[0])}`, it has {listed(raw.columns)}. "
-            f"{nearest(missing[0], list(raw.columns))}Name the text column with --text-column."
+            f"{nearest(missing[0], list(raw.columns))}"
+            f"{detect.advice(raw.source) or 'Name the text column with --text-column.'}"
         )
     return names
 

@@ -23,7 +23,7 @@ from txclf._version import __version__
 from txclf.config.sections import Compute
 from txclf.core import html_table, lease, storage
 from txclf.core.errors import DataError, StorageError
-from txclf.data import writers
+from txclf.data import detect, writers
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source, ending, fault, find_sources, stamp, state, unchanged
 from txclf.data.writers import Chunk
@@ -45,6 +45,8 @@ class PredictionSummary:
     """Added columns."""
     resumed_rows: int = 0
     """Rows that an earlier, interrupted attempt had finished."""
+    advice: str | None = None
+    """How to read the rows without a prediction, if an input seems to have another encoding."""
 
     def _repr_html_(self) -> str:
         """Return the summary as a table for a notebook."""
@@ -60,6 +62,8 @@ def predict(
     probabilities: bool = False,
     coverage: float | None = None,
     text_columns: Sequence[str] | None = None,
+    encoding: str = "utf-8",
+    delimiter: str | None = None,
     on_progress: Callable[[int], None] = lambda rows: None,
     compute: Compute | None = None,
     chunk_rows: int = parts.CHUNK_ROWS,
@@ -71,6 +75,8 @@ def predict(
     prediction set in `labels_in_set`. A `multilabel` model adds
     `labels` instead: lists, the most likely label first, joined by `data.label_delimiter` in csv and tsv. A `seq2seq`
     model adds `output`. If the input has a column of that name, the added one is called `predicted_…`.
+
+    `encoding` is that of text files, `delimiter` that of csv files; None is a comma.
 
     `compute` distributes the chunks over Ray workers; Ray must be connected, and every node must reach all paths.
     `on_progress` receives the number of finished rows.
@@ -84,7 +90,7 @@ def predict(
     style, codec = writers.style(out)
     if storage.is_folder(out):
         raise StorageError(f"`{out}`: cannot be written: it is a folder. Pass the path of a file.")
-    model, sources = storage.absolute(model), find_sources(inputs)
+    model, sources = storage.absolute(model), find_sources(inputs, encoding, delimiter)
     before = state(sources)
     metadata = bundle.read_metadata(model)
     stream = (chunk for number, source in enumerate(sources) for chunk in parts.read(number, source, chunk_rows))
@@ -116,7 +122,8 @@ def predict(
             raise
         plan.holding.discard()
     rows, bad = (sum(counts) for counts in zip(*finished.values(), strict=True))
-    return PredictionSummary(rows, bad, list(columns.added), resumed_rows)
+    advice = next(filter(None, map(detect.advice, sources)), None) if bad else None
+    return PredictionSummary(rows, bad, list(columns.added), resumed_rows, advice)
 
 
 def _predict_here(
@@ -198,4 +205,6 @@ def _arguments(plan: PredictionPlan, sources: Sequence[Source]) -> dict[str, Any
         "--probabilities": plan.probabilities,
         "--coverage": plan.coverage,
         "--chunk-rows": plan.chunk_rows,
+        "--encoding": sources[0].encoding,
+        "--delimiter": sources[0].delimiter,
     }

@@ -8,6 +8,7 @@ from typing import BinaryIO, NamedTuple
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import raw, records
+from txclf.data.detect import NOT_UTF8
 from txclf.data.raw import RawBatch
 from txclf.data.sources import Source, find_sources
 from txclf.inference import bundle
@@ -82,10 +83,10 @@ def require_one_text(metadata: BundleMetadata, where: str) -> None:
         )
 
 
-def of_files(inputs: Sequence[str]) -> Iterator[RawBatch]:
+def of_files(inputs: Sequence[str], encoding: str = "utf-8", delimiter: str | None = None) -> Iterator[RawBatch]:
     """Yield the rows of files, globs, folders and URIs. Raises `DataError` if there is none."""
     has_rows = False
-    for source in find_sources(inputs):
+    for source in find_sources(inputs, encoding, delimiter):
         for batch in records.read_raw(source, batch_rows=BATCH_ROWS):
             has_rows = True
             yield batch
@@ -134,5 +135,5 @@ def _decoded(lines: Sequence[bytes], *, first_of_stream: bool) -> tuple[list[str
             texts.append(line.decode("utf-8-sig" if first_of_stream and not position else "utf-8").rstrip("\r"))
         except UnicodeDecodeError:
             texts.append(None)
-            problems[position] = raw.NOT_UTF8
+            problems[position] = NOT_UTF8
     return texts, problems
