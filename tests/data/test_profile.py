@@ -53,7 +53,7 @@ def test_audit_lists_of_labels_suggest_multilabel(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps({"text": f"t {i}", "labels": ["a", "b"][: i % 3]}) + "\n" for i in range(30)))
     found = audit(str(path))
     assert found["suggested"]["task"] == "multilabel"
-    assert "label_rows" not in found
+    assert found["label_rows"] == [{"label": "a", "rows": 20}, {"label": "b", "rows": 10}]
 
 
 def test_audit_file_names_suggest_splits(tmp_path: Path) -> None:
@@ -83,3 +83,55 @@ def test_audit_without_rows_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(DataError, match=r"a\.csv`: no row, only empty files or headers"):
         audit(str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "|"])
+def test_audit_strings_of_labels_suggest_multilabel(tmp_path: Path, delimiter: str) -> None:
+    sets = [["joy"], ["joy", "fear"], ["fear"], [], ["awe", "joy"], ["awe", "fear", "joy"]]
+    rows = [(f"text {number}", delimiter.join(sets[number % 6])) for number in range(60)]
+    found = audit(write_csv(tmp_path / "a.csv", rows, header=("text", "tags")), label="tags")
+    assert found["label_rows"][0] == {"label": "joy", "rows": 40}
+    assert (found["rows"], found["bad_rows"], found["suggested"]["task"]) == (60, 0, "multilabel")
+    assert run_config.parse(found["suggested"]).data.label_delimiter == delimiter
+
+
+def test_audit_single_labels_with_commas_stay_whole(tmp_path: Path) -> None:
+    rows = [(f"text {number}", ["Paris, Texas", "Rome, Georgia", "Paris, France"][number % 3]) for number in range(60)]
+    found = audit(write_csv(tmp_path / "a.csv", rows))
+    assert "task" not in found["suggested"]
+    assert found["labels"] == 3
+
+
+def test_audit_scripts_are_shares_of_letters(tmp_path: Path) -> None:
+    rows = [("Привет abcdef 123", "a"), ("Привет abcdef", "b")] * 5
+    found = audit(write_csv(tmp_path / "a.csv", rows))
+    assert found["script_percent"] == {"Cyrillic": 50, "Latin": 50}
+
+
+def test_audit_characters_of_scripts_without_spaces_are_words(tmp_path: Path) -> None:
+    found = audit(write_csv(tmp_path / "a.csv", [("映画はabc", "a"), ("映画", "b")] * 5))
+    assert (found["words"]["shortest"], found["words"]["longest"]) == (2, 4)
+
+
+def test_audit_header_that_is_a_row_is_named(tmp_path: Path) -> None:
+    path = write_csv(
+        tmp_path / "a.csv", [(label, text) for text, label in make_rows(30)], header=("pos", "a good film")
+    )
+    assert any(
+        warning.startswith("`pos`: a name of the header looks like a value") for warning in audit(path)["warnings"]
+    )
+
+
+def test_audit_columns_of_flags_are_named(tmp_path: Path) -> None:
+    rows = [(f"text {number}", str(number % 2), str(number % 3 // 2)) for number in range(30)]
+    found = audit(write_csv(tmp_path / "a.csv", rows, header=("text", "toxic", "rude")))
+    assert any(warning.startswith("`toxic`, `rude`: columns of 0 and 1.") for warning in found["warnings"])
+
+
+def test_audit_labels_that_differ_in_case_or_outer_spaces(tmp_path: Path) -> None:
+    rows = [(f"text {number}", ["Spam", "spam ", " spam", "ham"][number % 4]) for number in range(40)]
+    found = audit(write_csv(tmp_path / "a.csv", rows))
+    assert found["warnings"] == [
+        "`Spam`, `spam`: labels that differ only in case are different classes. Write them alike if they are one class."
+    ]
+    assert found["labels"] == 3  # outer spaces are not part of a label

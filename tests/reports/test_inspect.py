@@ -53,7 +53,7 @@ def test_inspect_raw_data_is_audited(tmp_path: Path) -> None:
     assert found["all_rows_read"] is True
     suggested = found["suggested"]
     assert suggested["data"] == {"train": path, "on_bad_row": "skip"}
-    assert suggested["train"] == {"monitor": "valid_f1_macro", "batch_size": 16}
+    assert suggested["train"] == {"monitor": "valid_f1_macro"}  # the other keys follow from the rows
 
 
 def test_inspect_raw_data_suggests_a_run_file_that_prepares(tmp_path: Path) -> None:
@@ -115,7 +115,8 @@ def test_inspect_lists_of_labels_suggest_multilabel(tmp_path: Path) -> None:
     assert "several labels" in found["note"]
     run = run_config.parse(found["suggested"])
     assert (run.task, run.data.label) == ("multilabel", "labels")
-    assert (found["rows"], found["bad_rows"], "label_rows" in found) == (10, 0, False)
+    assert (found["rows"], found["bad_rows"]) == (10, 0)
+    assert found["label_rows"] == [{"label": "a", "rows": 10}, {"label": "b", "rows": 5}]
 
 
 def test_inspect_folder_of_text_files_takes_labels_from_folders(tmp_path: Path) -> None:
@@ -202,3 +203,13 @@ def test_command_json_equals_the_function_and_errors_exit_with_2(run: RunConfig,
     assert (failed.returncode, failed.stdout) == (2, "")
     assert "Pass raw data, prepared data, a run, a search or a model bundle" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_inspect_other_encoding_and_delimiter_are_found_and_suggested(tmp_path: Path) -> None:
+    lines = [f"Grüße {number};{'ab'[number % 2]}\n" for number in range(50)]
+    (tmp_path / "a.csv").write_bytes(f"Nachricht;Art\n{''.join(lines)}".encode("latin-1"))
+    found = inspect(f"{tmp_path}/a.csv")
+    assert (found["encoding"], found["delimiter"], found["bad_rows"]) == ("latin-1", '";"', 0)
+    assert (found["text"], found["label"]) == (["Nachricht"], "Art")
+    data = run_config.parse(found["suggested"]).data
+    assert (data.encoding, data.delimiter, data.text, data.label) == ("latin-1", ";", ("Nachricht",), "Art")

@@ -11,14 +11,18 @@ from __future__ import annotations
 import math
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from txclf.config.sections import Tokenizer
 from txclf.core.errors import DataError
-from txclf.data import records, shards
+from txclf.core.text import listed, shown
+from txclf.data import detect, records, shards
 from txclf.data.label_warnings import label_warnings
 from txclf.data.sources import Source, unchanged
 
@@ -35,7 +39,14 @@ SPLITS = {"valid": r"(^|[^a-z])(valid|validation|val|dev)([^a-z]|$)", "test": r"
 RARE_ROWS = 20
 IMBALANCE = 10.0
 """Ratio of the rows of the commonest and the rarest label above which classes count as imbalanced."""
-WORD = re.compile(r"\w+|[^\w\s]")
+_UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
+WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+"""Word or sign; a character of the scripts that are written without spaces."""
+TOKENS_PER_WORD = 1.3
+MAX_NAME_CHARS = 80
+"""Characters above which the name of a column looks like a text."""
+SCRIPT_ROWS, SCRIPT_CHARS = 2_000, 500
+"""Texts, and characters of each, whose script is found."""
 
 
 def audit(path: str, sources: Sequence[Source], text: Sequence[str], label: str | None) -> dict[str, Any]:
@@ -48,7 +59,7 @@ def audit(path: str, sources: Sequence[Source], text: Sequence[str], label: str 
 
 
 def _audit(path: str, sources: Sequence[Source], text: Sequence[str], label: str | None) -> dict[str, Any]:
-    columns, rows = _columns(sources)
+    columns, values, rows = _columns(sources)
     if not rows:
         raise DataError(f"`{path}`: no row, only empty files or headers. Name files with rows.")
     text_columns = list(text) or [_text(columns)]
@@ -58,25 +69,79 @@ def _audit(path: str, sources: Sequence[Source], text: Sequence[str], label: str
         "path": path,
         "files": len(sources),
         "formats": sorted({source.format for source in sources}),
+        **_text_format(sources),
         "text": text_columns,
         "label": label_column,
         "columns": columns,
     }
-    listed = label_column is not None and columns_of(columns, label_column).get("kinds") == ["list"]
-    if listed:
-        found["note"] = f"`{label_column}` holds lists, so rows have several labels. The audit does not count them."
-    found |= _rows(sources, text_columns, None if listed else label_column)
-    task = {"task": "multilabel"} if listed else {}
-    return {**found, "suggested": {**task, **suggested(path, sources, found)}}
+    delimiter = _label_delimiter(values.get(label_column or "", []))
+    if delimiter:
+        found["label_delimiter"] = delimiter
+        found["note"] = f"rows have several labels in `{shown(label_column)}`, as `task: multilabel` reads them"
+    found |= _rows(sources, text_columns, label_column, delimiter)
+    found["warnings"] = [*_column_warnings(values, sources, label_column), *found.get("warnings", [])]
+    return {**found, "suggested": suggested(path, sources, found)}
 
 
-def columns_of(columns: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
-    """Return a column by its name; empty if there is no such column."""
-    return next((column for column in columns if column["column"] == name), {})
+def _text_format(sources: Sequence[Source]) -> dict[str, Any]:
+    """Return the encoding and the delimiter of the files that have one."""
+    encodings = {source.encoding for source in sources if source.format != "parquet"}
+    delimiters = {source.delimiter or "," for source in sources if source.format == "csv"}
+    return {
+        **({"encoding": encodings.pop()} if encodings else {}),
+        **({"delimiter": detect.quoted(delimiters.pop())} if delimiters else {}),
+    }
 
 
-def _columns(sources: Sequence[Source]) -> tuple[list[dict[str, Any]], int]:
-    """Return the facts about each column from the first rows, and the number of these rows."""
+def _label_delimiter(values: Sequence[Any]) -> str | None:
+    """Return the delimiter between the labels of a cell, a comma for lists; None if cells have single labels.
+
+    Cells have several labels if their parts are fewer than the cells, and most parts are also cells of their own.
+    """
+    if any(isinstance(value, list) for value in values):
+        return ","
+    cells = {value.strip() for value in values if isinstance(value, str) and value.strip()}
+    for delimiter in ("|", ";", ","):
+        joined = [cell for cell in cells if delimiter in cell]
+        parts = {part.strip() for cell in cells for part in cell.split(delimiter)}
+        if len(joined) > 1 and len(parts) < len(cells) and len(parts & cells) > 0.5 * len(parts):
+            return delimiter
+    return None
+
+
+def _column_warnings(values: Mapping[str, Sequence[Any]], sources: Sequence[Source], label: str | None) -> list[str]:
+    """Return warnings about a header that looks like a row, and about labels in columns of their own."""
+    warnings = []
+    repeated = [name for name, column in values.items() if name in column or len(name) > MAX_NAME_CHARS]
+    if repeated and any(source.format in ("csv", "tsv") for source in sources):
+        warnings.append(
+            f"{listed(repeated)}: a name of the header looks like a value. Add a first line with the names of the "
+            "columns if the file has none."
+        )
+    flags = [
+        name for name, column in values.items() if {str(value) for value in column} in ({"0", "1"}, {"0.0", "1.0"})
+    ]
+    if len(flags) > 1:
+        warnings.append(
+            f"{listed(flags)}: columns of 0 and 1. If they are labels of the texts, write the names of those with 1 "
+            "into one column, as in `a,b`, and set `task: multilabel`."
+        )
+    return warnings
+
+
+def _scripts(texts: Iterable[str]) -> dict[str, int]:
+    """Return the percentage of the letters in each script, the most frequent first."""
+    letters: Counter[str] = Counter()
+    for character, count in Counter(chain.from_iterable(texts)).items():
+        if character.isalpha():
+            name = unicodedata.name(character, "other").split()[0]
+            letters["Han" if name == "CJK" else name.title()] += count
+    shares = {name: round(100 * count / letters.total()) for name, count in letters.most_common()}
+    return {name: share for name, share in shares.items() if share}
+
+
+def _columns(sources: Sequence[Source]) -> tuple[list[dict[str, Any]], dict[str, list[Any]], int]:
+    """Return the facts about each column from the first rows, their values, and the number of these rows."""
     values: dict[str, list[Any]] = {}
     rows = chars = 0
     for source in sources:
@@ -91,7 +156,7 @@ def _columns(sources: Sequence[Source]) -> tuple[list[dict[str, Any]], int]:
                 break
         if rows >= SAMPLE_ROWS or chars >= SAMPLE_CHARS:
             break
-    return [_column(name, column) for name, column in values.items()], rows
+    return [_column(name, column) for name, column in values.items()], values, rows
 
 
 def _column(name: str, values: Sequence[Any]) -> dict[str, Any]:
@@ -133,9 +198,12 @@ def _label(columns: Sequence[dict[str, Any]], text: Sequence[str], rows: int) ->
     return str(min(few, key=lambda column: column["distinct"])["column"]) if few else None
 
 
-def _rows(sources: Sequence[Source], text: Sequence[str], label: str | None) -> dict[str, Any]:
+def _rows(
+    sources: Sequence[Source], text: Sequence[str], label: str | None, label_delimiter: str | None
+) -> dict[str, Any]:
     hashes, codes, lengths, locations = list[Any](), list[int](), list[int](), list[tuple[int, int]]()
-    numbers: dict[str, int] = {}
+    numbers: dict[tuple[str, ...], int] = {}
+    sample: list[str] = []
     bad: list[records.Reject] = []
     reasons: Counter[str] = Counter()
     kinds: set[str] = set()
@@ -144,12 +212,14 @@ def _rows(sources: Sequence[Source], text: Sequence[str], label: str | None) -> 
         if len(lengths) >= MAX_ROWS:
             all_rows_read = False
             break
-        for rows, rejects in records.read_rows(source, text, label):
+        for rows, rejects in records.read_rows(source, text, label, label_delimiter=label_delimiter):
             for reject in rejects:
                 reasons[reject.reason] += 1
             bad += rejects[: max(0, MAX_SHOWN - len(bad))]
             hashes.append(shards.text_hashes(rows.texts))
-            codes += [numbers.setdefault(name, len(numbers)) for name in rows.labels]
+            found = rows.label_sets or [(name,) for name in rows.labels]
+            codes += [numbers.setdefault(answer, len(numbers)) for answer in found]
+            sample += [cell[:SCRIPT_CHARS] for row in rows.texts[: max(0, SCRIPT_ROWS - len(sample))] for cell in row]
             lengths += [sum(len(WORD.findall(text)) for text in row) for row in rows.texts]
             locations += [(number, row) for row in rows.rows]
             kinds |= rows.label_kinds
@@ -157,9 +227,12 @@ def _rows(sources: Sequence[Source], text: Sequence[str], label: str | None) -> 
                 all_rows_read = False
                 break
     keys = np.concatenate([*hashes, np.empty(0, np.uint64)])
-    counts = Counter(codes)
-    names = {code: name for name, code in numbers.items()}
-    by_label = sorted(((names[code], count) for code, count in counts.items()), key=lambda item: -item[1])
+    names = {code: ", ".join(answer) for answer, code in numbers.items()}
+    counts: Counter[str] = Counter()
+    answers = list(numbers)
+    for code, count in Counter(codes).items():
+        counts.update(dict.fromkeys(answers[code], count))
+    by_label = counts.most_common()
     result: dict[str, Any] = {
         "rows": len(lengths),
         "all_rows_read": all_rows_read,
@@ -168,12 +241,13 @@ def _rows(sources: Sequence[Source], text: Sequence[str], label: str | None) -> 
         "bad_examples": [reject._asdict() for reject in bad[:5]],
         "duplicates": len(keys) - len(np.unique(keys)),
         "words": _percentiles(lengths),
+        "script_percent": _scripts(sample),
     }
     if label is not None:
         result |= {
             "label_kinds": sorted(kinds),
             "labels": len(by_label),
-            "warnings": label_warnings(numbers, kinds),
+            "warnings": label_warnings(counts, kinds),
             "label_rows": [{"label": name, "rows": count} for name, count in by_label],
             **_conflicts(sources, keys, np.asarray(codes, np.int64), locations, names),
         }
@@ -206,23 +280,29 @@ def _conflicts(
 def suggested(path: str, sources: Sequence[Source], found: dict[str, Any]) -> dict[str, Any]:
     """Return the keys of a run file that fits the audited data."""
     data: dict[str, Any] = {**_splits(path, sources)}
+    text_source = next((source for source in sources if source.format != "parquet"), None)
+    if text_source and text_source.encoding != "utf-8":
+        data["encoding"] = text_source.encoding
+    if text_source and text_source.delimiter:
+        data["delimiter"] = text_source.delimiter
     if found["text"] != ["text"]:
         data["text"] = found["text"]
     if found["label"] not in (None, "label"):
         data["label"] = found["label"]
+    if found.get("label_delimiter", ",") != ",":
+        data["label_delimiter"] = found["label_delimiter"]
     if found["bad_rows"]:
         data["on_bad_row"] = "skip"
-    keys: dict[str, Any] = {"data": data}
-    if found["words"]:
-        # A byte-pair vocabulary splits some words. The limit of 512 keeps attention affordable.
-        tokens = math.ceil(found["words"]["p99"] * 1.3 / 32) * 32
-        keys["tokenizer"] = {"max_length": int(min(512, max(32, tokens)))}
+    keys: dict[str, Any] = {**({"task": "multilabel"} if "label_delimiter" in found else {}), "data": data}
+    # A byte-pair vocabulary splits some words. The limit of 512 keeps attention affordable. Other keys follow from the
+    # rows, if the run file does not set them: see `config/recipes.py`.
+    if found["words"] and found["words"]["p99"] * TOKENS_PER_WORD > Tokenizer().max_length:
+        tokens = math.ceil(found["words"]["p99"] * TOKENS_PER_WORD / 32) * 32
+        keys["tokenizer"] = {"max_length": min(512, tokens)}
     rows = [label["rows"] for label in found.get("label_rows", [])]
     train: dict[str, Any] = {}
     if len(rows) > 1 and rows[0] > IMBALANCE * rows[-1]:
         train["monitor"] = "valid_f1_macro"
-    if found["rows"] < 2_000:
-        train["batch_size"] = 16
     return {**keys, **({"train": train} if train else {})}
 
 

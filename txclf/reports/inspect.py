@@ -19,7 +19,7 @@ from txclf.config import run_config
 from txclf.config.recipes import MODEL_KEYS
 from txclf.core import storage
 from txclf.core.errors import DataError, TxclfError
-from txclf.data import profile, shards, sources
+from txclf.data import detect, profile, shards, sources
 from txclf.inference import bundle
 from txclf.reports import run_report, run_scores
 
@@ -41,6 +41,7 @@ def inspect(path: str, text: Sequence[str] = (), label: str | None = None) -> di
         raise DataError(f"`{path}`: a folder of {len(runs)} run(s). Name one of them: {names}.")
     try:
         files = sources.find_sources([path])
+        files = sources.find_sources([path], *detect.of_files(files))
     except TxclfError as error:
         raise DataError(f"{error}\nPass raw data, prepared data, a run, a search or a model bundle.") from None
     return profile.audit(path, files, text, label)
