@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from txclf.core.hashing import UInt64s, mix
@@ -47,13 +48,17 @@ def test_count_is_equal_to_counting_all_rows_at_once(
     monkeypatch.setattr(duplicates, "BLOCK_ROWS", 4_000)
     train, test = random_hashes(1, 20_000, distinct), random_hashes(2, 5_000, distinct)
     answers = random_hashes(3, 20_000, 2)
-    held_out = None if valid_fraction is None else lambda hashes: shards.validation_rows(hashes, 7, valid_fraction)
+
+    def is_valid(hashes: UInt64s) -> npt.NDArray[np.bool_]:
+        return shards.validation_rows(hashes, 7, valid_fraction or 0.0)
+
+    held_out = None if valid_fraction is None else lambda hashes: {"valid": is_valid(hashes), "test": hashes == 0}
     hashes = {"train": make_row_hashes(train, answers), "test": make_row_hashes(test)}
     counts, conflicting = duplicates.count(hashes, held_out)
 
     splits = {"train": train, "test": test}
     if held_out is not None:
-        splits |= {"train": train[~held_out(train)], "valid": train[held_out(train)]}
+        splits |= {"train": train[~is_valid(train)], "valid": train[is_valid(train)]}
     assert set(counts) == set(splits)
     for split, rows in splits.items():
         of_train = 0 if split == "train" else int(np.isin(rows, splits["train"]).sum())

@@ -317,3 +317,68 @@ def test_prepare_skipped_rows_in_another_encoding_are_a_warning(tmp_path: Path) 
     folder = prepare(run_config(tmp_path, train=f"{tmp_path}/a.csv", on_bad_row="skip"))
     (warning,) = shards.load_manifest(folder).warnings
     assert warning.startswith("`data.train`: skipped rows. It looks like latin-1: set `data.encoding: latin-1`")
+
+
+def texts_of(folder: str, split: str) -> set[str]:
+    return {row["text"] for row in read(folder, split)}
+
+
+def test_prepare_test_fraction_auto_holds_out_rows_of_large_data(tmp_path: Path) -> None:
+    rows = [*make_rows(1_100), *make_rows(300)]  # 300 texts occur twice
+    folder = prepare(run_config(tmp_path, train=write_csv(tmp_path / "a.csv", rows)))
+    splits = {split: texts_of(folder, split) for split in ("train", "valid", "test")}
+    assert sum(map(len, splits.values())) == len(set.union(*splits.values()))
+    manifest = shards.load_manifest(folder)
+    assert sum(split.rows for split in manifest.splits.values()) == 1_400
+    assert 0.07 < manifest.splits["test"].rows / 1_400 < 0.13
+    assert 0.07 < manifest.splits["valid"].rows / 1_260 < 0.13
+    assert manifest.splits["test"].duplicates_of_train == 0
+    small = prepare(run_config(tmp_path, train=write_csv(tmp_path / "b.csv", rows[:999])))
+    assert set(shards.load_manifest(small).splits) == {"train", "valid"}
+
+
+def test_prepare_test_split_is_the_same_for_every_seed_and_file(tmp_path: Path) -> None:
+    rows = make_rows(400)
+    one = run_config(tmp_path, train=write_csv(tmp_path / "a.csv", rows), test_fraction=0.2)
+    other = one.model_copy(update={"seed": 4})
+    added = run_config(
+        tmp_path, train=write_csv(tmp_path / "b.csv", [*make_rows(50, seed=9), *rows]), test_fraction=0.2
+    )
+    first, second, third = (prepare(run) for run in (one, other, added))
+    assert texts_of(first, "test") == texts_of(second, "test") <= texts_of(third, "test")
+    assert texts_of(first, "valid") != texts_of(second, "valid")
+
+
+def test_prepare_test_fraction_with_validation_files_takes_training_rows(tmp_path: Path) -> None:
+    files = {"train": write_csv(tmp_path / "a.csv", make_rows(200))}
+    files["valid"] = write_csv(tmp_path / "b.csv", [(f"other {text}", label) for text, label in make_rows(30)])
+    manifest = shards.load_manifest(prepare(run_config(tmp_path, **files, test_fraction=0.3)))
+    assert manifest.splits["valid"].rows == 30
+    assert manifest.splits["train"].rows + manifest.splits["test"].rows == 200
+    assert 30 < manifest.splits["test"].rows < 90
+
+
+def test_prepare_test_fraction_is_without_effect_next_to_test_files(tmp_path: Path) -> None:
+    paths = {name: write_csv(tmp_path / f"{name}.csv", make_rows(60)) for name in ("train", "test")}
+    assert prepare(run_config(tmp_path, **paths)) == prepare(run_config(tmp_path, **paths, test_fraction=0.5))
+
+
+def test_prepare_test_fraction_that_leaves_no_test_row_is_refused(tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "a.csv", make_rows(30))
+    with pytest.raises(DataError, match=r"`data\.test_fraction`: 1e-06 leaves no row for the test split\. Set another"):
+        prepare(run_config(tmp_path, train=train, test_fraction=1e-6))
+    same = [(f"text {number % 7}", "ab"[number % 2]) for number in range(1_001)]
+    paths = {"train": write_csv(tmp_path / "b.csv", same), "valid": write_csv(tmp_path / "c.csv", same[:20])}
+    folder = prepare(run_config(tmp_path, **paths))  # too few texts for the automatic fraction
+    assert set(shards.load_manifest(folder).splits) == {"train", "valid"}
+
+
+def test_prepare_tokenizer_does_not_see_the_test_split(tmp_path: Path) -> None:
+    rows = [(f"common {'zq' * 3 if number % 2 else 'other'}{number}", "ab"[number % 2]) for number in range(1_200)]
+    train = write_csv(tmp_path / "a.csv", rows)
+    folder = prepare(run_config(tmp_path, train=train))
+    left_out = texts_of(folder, "test") | texts_of(folder, "valid")
+    seen = write_csv(tmp_path / "b.csv", [row for row in rows if row[0] not in left_out])
+    valid = write_csv(tmp_path / "c.csv", [row for row in rows if row[0] in left_out])
+    other = prepare(run_config(tmp_path, train=seen, valid=valid, test_fraction=0))
+    assert Path(folder, "tokenizer.json").read_text() == Path(other, "tokenizer.json").read_text()

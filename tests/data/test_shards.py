@@ -328,3 +328,15 @@ def test_first_rows_reads_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyP
         tables = list(shards.first_rows(str(tmp_path), manifest, "train", ["text"], most))
         assert [text for table in tables for text in table["text"].to_pylist()] == whole[:most]
         assert len(tables) == -(-min(most, 10) // 4)
+
+
+def test_held_out_rows_are_disjoint_and_independent_draws() -> None:
+    hashes = shards.text_hashes((f"text {number}",) for number in range(20_000))
+    for seed in range(6):
+        masks = shards.held_out_rows(hashes, seed, valid_fraction=0.2, test_fraction=0.2)
+        assert not (masks["valid"] & masks["test"]).any()
+        assert abs(masks["test"].mean() - 0.2) < 0.02
+        assert abs(masks["valid"].sum() / (~masks["test"]).sum() - 0.2) < 0.02
+    none = shards.held_out_rows(hashes, 0, valid_fraction=0.0, test_fraction=0.0)
+    assert not none["valid"].any()
+    assert not none["test"].any()

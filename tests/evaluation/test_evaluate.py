@@ -145,7 +145,7 @@ def test_evaluate_unfinished_run_is_refused(classify: RunConfig, tmp_path: Path)
 def test_evaluate_run_without_test_split_needs_files(tmp_path: Path) -> None:
     data = write_csv(tmp_path / "train.csv", make_rows(60))
     run, _ = trained(tmp_path / "runs", data, "train.epochs=1")
-    with pytest.raises(ConfigError, match=r"the run has no `data\.test`\. Pass other labelled files with --data FILE"):
+    with pytest.raises(ConfigError, match=r"the run has no test split\. Pass labelled files with --data FILE"):
         evaluate.evaluate(run.run_folder)
     assert evaluate.evaluate(run.run_folder, [data])["rows"] == 60
 

@@ -46,6 +46,11 @@ class RunState(NamedTuple):
         return float(self.log[-1]["epoch"]) if self.log else 0.0
 
     @property
+    def has_test(self) -> bool:
+        """True if the run has a test split."""
+        return "test" in self.manifest.splits if self.manifest else self.run.data.test is not None
+
+    @property
     def best(self) -> dict[str, float] | None:
         """Best validation by `train.monitor`; None without one."""
         validations = [line for line in self.validations if self.run.train.monitor in line]

@@ -21,7 +21,8 @@ class Data(Section):
     valid: Paths | None = None
     """Validation files, named as in `train`. null holds out `valid_fraction` of the training rows."""
     test: Paths | None = None
-    """Test files, named as in `train`. They are used for the final score of `txclf evaluate` only."""
+    """Test files, named as in `train`. They are used for the final score of `txclf evaluate` only. null holds out
+    `test_fraction` of the training rows."""
     unlabelled: Paths | None = None
     """Files without labels, named as in `train`, for the teacher of `distill`, which answers their rows, or for
     `train.pretrain_epochs`. A label column in them is ignored. The tokenizer is trained on them too. Not for `task:
@@ -39,6 +40,10 @@ class Data(Section):
     delimiter: Delimiter | None = None
     """Character between the columns of csv files, such as `";"`, `"|"` or `"\\t"`. null is a comma. The columns of tsv
     files are always separated by tabs."""
+    test_fraction: Literal["auto"] | Annotated[float, Field(ge=0.0, lt=1.0)] = "auto"
+    """Share of the training rows held out for the test split. `auto` is 0.1 if there are at least 1,000 rows, otherwise
+    0, which holds out none. The choice is a hash of the text alone, the same for every `seed`; rows with the same text
+    stay together. `valid_fraction` is a share of the other rows. Without effect if `test` is set."""
     text: Columns = ("text",)
     """Column with the text, or a list of columns, which become one sequence with a separator token between them. If
     they are too long together, the longest column is truncated first."""

@@ -74,12 +74,12 @@ class Duplicates(NamedTuple):
 
 
 def count(
-    hashes: Mapping[str, RowHashes], held_out: Callable[[UInt64s], npt.NDArray[np.bool_]] | None
+    hashes: Mapping[str, RowHashes], held_out: Callable[[UInt64s], Mapping[str, npt.NDArray[np.bool_]]] | None
 ) -> tuple[dict[str, Duplicates], int]:
     """Return the counts of each split, and the number of texts of the training files that have several answers.
 
-    `hashes` has those of the files of each split, with answers for `train`. `held_out` returns a mask of the training
-    rows that form the split `valid`; None if there are none.
+    `hashes` has those of the files of each split, with answers for `train`. `held_out` returns masks of the training
+    rows that form splits without files; None if there are none.
     """
     totals: dict[str, npt.NDArray[np.int64]] = {}
     conflicting = 0
@@ -88,8 +88,10 @@ def count(
         conflicting += num_conflicting(*columns["train"])
         texts = {split: found[0] for split, found in columns.items()}
         if held_out is not None:
-            mask = held_out(texts["train"])
-            texts |= {"train": texts["train"][~mask], "valid": texts["train"][mask]}
+            masks = held_out(texts["train"])
+            every = texts["train"]
+            texts |= {split: every[mask] for split, mask in masks.items() if split not in hashes}
+            texts["train"] = every[~np.any(list(masks.values()), axis=0)]
         for split, found in texts.items():
             of_train = 0 if split == "train" else int(np.isin(found, texts["train"]).sum())
             counts = np.asarray([len(found), num_repeated(found), of_train])

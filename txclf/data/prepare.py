@@ -18,7 +18,6 @@ import json
 import math
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
@@ -36,9 +35,7 @@ from txclf.core.errors import ConfigError, DataError
 from txclf.data import pipeline, pretrained_tokenizer, records, shards, writers
 from txclf.data.altered_texts import altered
 from txclf.data.audit import Audit
-from txclf.data.duplicates import Duplicates
-from txclf.data.duplicates import count as count_duplicates
-from txclf.data.label_warnings import label_warnings, split_warnings
+from txclf.data.manifest import summed_up
 from txclf.data.pipeline import Tables
 from txclf.data.scan import (
     FileTask,
@@ -50,21 +47,21 @@ from txclf.data.scan import (
     read_rows,
     row_labels,
     scan_all,
+    test_fraction,
 )
-from txclf.data.shards import Manifest, Shard, Split
+from txclf.data.shards import Shard
 from txclf.data.sources import Source, stamp, state, unchanged
 from txclf.data.sources import find_sources as list_sources
 from txclf.data.tokenizer import (
     encode,
     encode_targets,
     parse_tokenizer,
-    separator_id,
-    tokenizer_hash,
     train_tokenizer,
-    vocab_size,
 )
 from txclf.data.word_cache import WordCache
 
+HELD_OUT = ("valid", "test")
+"""Splits that are held out of the training rows if they have no files."""
 SHARD_BYTES = 64 * 2**20
 """Approximate number of raw bytes that become one shard."""
 FINGERPRINT_VERSION = 3
@@ -143,7 +140,7 @@ def _build(
         report=show,
     )
 
-    manifest = _manifest(
+    manifest = summed_up(
         run,
         fingerprint=fingerprint,
         labels=labels,
@@ -181,6 +178,8 @@ def _fingerprint(run: RunConfig, sources: dict[str, list[Source]], encoder: tupl
         unused |= {"window_overlap", "max_windows"}
     later = ("altered_copies", "encoding", "delimiter")  # data prepared before these keys keep their fingerprint
     unused |= {key for key in later if getattr(run.data, key) == type(run.data).model_fields[key].default}
+    if run.data.test is not None:
+        unused.add("test_fraction")
     data = run.data.model_dump(exclude={*shards.SPLITS, "shuffle_window", *unused})
     tokenizer = run.tokenizer.model_dump(exclude={"file", *unused})
     settings = [FINGERPRINT_VERSION, run.seed, run.task, data, tokenizer, tokenizer_file, stamps]
@@ -216,7 +215,13 @@ def _write_all(
 ) -> dict[str, list[Shard]]:
     """Tokenize every split into shards in shuffled order."""
     copies = run.data.altered_copies
-    named = {*sources, *([] if run.data.valid else ["valid"]), *([shards.UNLABELLED] if copies else [])}
+    held_out_for_test = test_fraction(run, len(audits["train"].hashes))
+    named = {
+        *sources,
+        *([] if run.data.valid else ["valid"]),
+        *(["test"] if held_out_for_test else []),
+        *([shards.UNLABELLED] if copies else []),
+    }
     written: dict[str, list[Shard]] = {split: [] for split in shards.SPLITS if split in named}
     num_rows = 0
     passes = [(split, split, 0) for split in sources] + ([("train", shards.UNLABELLED, copies)] if copies else [])
@@ -224,7 +229,7 @@ def _write_all(
         size = max(num_bytes(sources[file_split]), audits[file_split].chars) * max(1, copies)
         contents = pipeline.external_sort(
             partial(_tokenize, tokenizers=tokenizers, special=special),
-            file_tasks(run, sources, file_split, labels=tuple(labels), copies=copies),
+            file_tasks(run, sources, file_split, labels=tuple(labels), test_fraction=held_out_for_test, copies=copies),
             on_ray=run.compute.on_ray,
             write=partial(_write, folder=folder, split=as_split, num_labels=len(labels)),
             num_partitions=1 + size // SHARD_BYTES,
@@ -236,21 +241,29 @@ def _write_all(
             report("tokenized", num_rows)
     for split, split_shards in written.items():
         split_shards.sort(key=lambda shard: shard.file)
-        if not split_shards:
+        if not split_shards and split != "test":
             raise DataError(
                 f"`data.valid_fraction`: {run.data.valid_fraction} leaves no row for the {split} split. "
                 "Set another fraction, or name validation files with `data.valid`."
             )
+    if written.get("test") == []:  # few different texts
+        if run.data.test_fraction != "auto":
+            raise DataError(
+                f"`data.test_fraction`: {held_out_for_test} leaves no row for the test split. "
+                "Set another fraction, or name test files with `data.test`."
+            )
+        del written["test"]
     return written
 
 
 def _write(table: pa.Table, folder: str, split: str, num_labels: int) -> str:
-    """Write one shard of the rows of a split and one of the held-out rows, and return their records.
+    """Write a shard of the rows of a split and one of each split that is held out of it, and return their records.
 
     The records are JSON, because Ray Data carries no Python objects.
     """
-    held_out = table["held_out"].combine_chunks()
-    rows_by_split = [(split, table.filter(pc.invert(held_out))), ("valid", table.filter(held_out))]
+    rows_by_split = [
+        (name, table.filter(pc.equal(table["held_out"], number))) for number, name in enumerate((split, *HELD_OUT))
+    ]
     written = {
         name: shards.write_shard(folder, name, rows.drop_columns("held_out"), num_labels).model_dump()
         for name, rows in rows_by_split
@@ -260,23 +273,24 @@ def _write(table: pa.Table, folder: str, split: str, num_labels: int) -> str:
 
 
 def _tokenize(task: FileTask, tokenizers: list[str], special: SpecialTokens | None) -> Tables:
-    """Yield the tokenized rows of a file, with the column `held_out`: True if a row is held out for validation."""
+    """Yield the tokenized rows of a file, with the column `held_out`: 0, or 1 + the number of a split in `HELD_OUT`."""
     assert task.labels is not None
     run, spec = task.run, task.run.task_spec
     label_ids = {label: number for number, label in enumerate(task.labels)}
     encoder, target_encoder = (WordCache(parse_tokenizer(content)) for content in (tokenizers[0], tokenizers[-1]))
-    schema = shards.row_schema(spec).append(pa.field("held_out", pa.bool_()))
+    schema = shards.row_schema(spec).append(pa.field("held_out", pa.int8()))
     rows_done = 0
     for rows, _ in pipeline.prefetch(read_rows(task)):
         labels = row_labels(rows)
         is_kept = [not spec.has_labels or all(label in label_ids for label in row) for row in labels]
         kept = np.flatnonzero(is_kept)
         hashes = shards.text_hashes(rows.texts)[kept]
-        held_out = held_out_rows(task, hashes)
+        masks = held_out_rows(task, hashes)
+        held_out = np.select([masks[name] for name in HELD_OUT], range(1, len(HELD_OUT) + 1)).astype(np.int8)
         texts = [rows.texts[i] for i in kept]
         if task.copies:
-            kept, texts = _altered(task, kept[~held_out].tolist(), rows)
-            hashes, held_out = shards.text_hashes(texts), np.zeros(len(texts), bool)
+            kept, texts = _altered(task, kept[held_out == 0].tolist(), rows)
+            hashes, held_out = shards.text_hashes(texts), np.zeros(len(texts), np.int8)
         is_labelled = task.split != shards.UNLABELLED and not task.copies
         input_ids, full_lengths = encode(encoder, texts, run.tokenizer.max_length, run.truncation, special)
         columns = {
@@ -310,88 +324,3 @@ def _altered(task: FileTask, numbers: Sequence[int], rows: records.Rows) -> tupl
     ]
     texts = [tuple(text for _, text in copies) for copies in zip(*columns, strict=True)]
     return np.array([numbers[place] for place, _ in columns[0]], np.int64), texts
-
-
-# ------------------------------------------------------------------------------------------------------------ manifest
-
-
-def _manifest(
-    run: RunConfig,
-    *,
-    fingerprint: str,
-    labels: list[str],
-    tokenizers: list[str],
-    special: SpecialTokens | None,
-    audits: dict[str, Audit],
-    written: dict[str, list[Shard]],
-) -> Manifest:
-    """Sum up the scan and the shards of all splits."""
-    held_out = partial(shards.validation_rows, seed=run.seed, fraction=run.data.valid_fraction)
-    duplicates, conflicting_texts = count_duplicates(
-        {split: audit.hashes for split, audit in audits.items()}, held_out if run.data.valid is None else None
-    )
-    train_rows = sum(shard.rows for shard in written["train"])
-    splits = {
-        split: _split_record(
-            split_shards,
-            labels=labels,
-            duplicates=duplicates.get(split, Duplicates(0, 0, 0)),
-            altered=run.data.altered_copies * train_rows if split == shards.UNLABELLED else 0,
-            rejected=audits[split].rejected if split in audits else 0,
-            is_multilabel=run.task_spec.is_multilabel,
-        )
-        for split, split_shards in written.items()
-    }
-    encoder, target_encoder = parse_tokenizer(tokenizers[0]), parse_tokenizer(tokenizers[-1])
-    return Manifest(
-        fingerprint=fingerprint,
-        labels=labels,
-        tokenizer_hash=tokenizer_hash(encoder),
-        vocab_size=vocab_size(encoder),
-        target_vocab_size=vocab_size(target_encoder) if run.task_spec.is_seq2seq else 0,
-        max_length=run.tokenizer.max_length,
-        separator_id=separator_id(encoder) if len(run.data.text) > 1 and special is None else None,
-        special_tokens=special,
-        length_edges=list(shards.LENGTH_EDGES),
-        splits=splits,
-        reject_reasons=dict(sum((audit.reasons for audit in audits.values()), Counter[str]())),
-        conflicting_texts=conflicting_texts,
-        warnings=[
-            *(f"`data.{split}`: skipped rows. {audit.advice}" for split, audit in audits.items() if audit.advice),
-            *label_warnings(labels, audits["train"].label_kinds),
-            *split_warnings({split: record.label_counts for split, record in splits.items()}),
-        ],
-    )
-
-
-def _split_record(
-    split_shards: list[Shard],
-    *,
-    labels: list[str],
-    duplicates: Duplicates,
-    altered: int,
-    rejected: int,
-    is_multilabel: bool,
-) -> Split:
-    """Sum up the shards of a split."""
-    rows = sum(shard.rows for shard in split_shards)
-    assert rows == duplicates.rows + altered, f"{rows} rows written, {duplicates.rows} scanned, {altered} altered"
-    tokens = sum(shard.tokens for shard in split_shards)
-    label_counts = np.sum([shard.label_counts for shard in split_shards], axis=0).tolist()
-    return Split(
-        shards=split_shards,
-        rows=rows,
-        read=duplicates.rows + rejected,
-        rejected=rejected,
-        tokens=tokens,
-        truncated_rows=sum(shard.truncated_rows for shard in split_shards),
-        truncated_token_share=1.0 - tokens / sum(shard.full_tokens for shard in split_shards),
-        target_tokens=sum(shard.target_tokens for shard in split_shards),
-        truncated_targets=sum(shard.truncated_targets for shard in split_shards),
-        label_counts=dict(zip(labels, label_counts, strict=True)),
-        unlabelled_rows=sum(shard.unlabelled_rows for shard in split_shards),
-        label_cardinality=sum(label_counts) / rows if is_multilabel else 0.0,
-        length_histogram=np.sum([shard.length_histogram for shard in split_shards], axis=0).tolist(),
-        duplicates=duplicates.within,
-        duplicates_of_train=duplicates.of_train,
-    )

@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -49,6 +49,9 @@ REJECTED_SCHEMA = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reaso
 MAX_UNPACKED = 4
 """Ratio of the sampled texts and `tokenizer.training_megabytes` from which on no more texts are sampled."""
 
+AUTO_TEST_ROWS, AUTO_TEST_FRACTION = 1_000, 0.1
+"""Training rows from which on `data.test_fraction: auto` holds out rows, and their share."""
+
 ReportProgress = Callable[[str, int], None]
 """Receives the current stage and the number of rows done so far."""
 
@@ -66,6 +69,8 @@ class FileTask:
     """Share of the rows that the tokenizer is trained on."""
     labels: tuple[str, ...] | None = None
     """Training labels. Rows with other labels are rejected. None accepts any label."""
+    test_fraction: float = 0.0
+    """Share of the training rows that are held out for the test split."""
     copies: int = 0
     """Altered copies to make of each row of a training file, instead of the row itself."""
 
@@ -77,6 +82,10 @@ class TokenizerSample(NamedTuple):
     targets: list[str]
     """Empty if the task has no targets."""
 
+    def without(self, left_out: npt.NDArray[np.bool_]) -> TokenizerSample:
+        """Return the sample without some rows."""
+        return TokenizerSample(*(list(compress(texts, ~left_out)) for texts in self))
+
 
 def file_tasks(
     run: RunConfig,
@@ -85,13 +94,14 @@ def file_tasks(
     *,
     labels: tuple[str, ...] | None,
     sample_share: float = 0.0,
+    test_fraction: float = 0.0,
     copies: int = 0,
 ) -> list[FileTask]:
     """Return one task per file of a split. Files are numbered over all splits."""
     splits = list(sources)
     first = sum(len(sources[before]) for before in splits[: splits.index(split)])
     return [
-        FileTask(run, split, source, first + number, sample_share, labels, copies)
+        FileTask(run, split, source, first + number, sample_share, labels, test_fraction, copies)
         for number, source in enumerate(sources[split])
     ]
 
@@ -101,7 +111,8 @@ def scan_all(
 ) -> tuple[dict[str, Audit], TokenizerSample]:
     """Scan every split and check it. Rejected rows are written to `rejected` as JSON lines.
 
-    The training files come first, because the labels of the other splits must be among the training labels. Raises
+    The training files come first, because the labels of the other splits must be among the training labels. The number
+    of their rows decides whether there is a test split, whose rows the tokenizer must not see. Raises
     `DataError` as `audit.check` does.
     """
     audits: dict[str, Audit] = {}
@@ -117,6 +128,7 @@ def scan_all(
         labels = tuple(audits["train"].labels) if run.task_spec.has_labels and split != "train" else None
         share = sample_share if split in sampled else 0.0
         audit = audits[split] = Audit()
+        hashes = list[UInt64s]()
         tasks = file_tasks(run, sources, split, labels=labels, sample_share=share)
         for table in pipeline.tables(scan, tasks, run.compute.on_ray):
             accepted = table.filter(table["hash"].is_valid())
@@ -134,6 +146,7 @@ def scan_all(
             rejected.write(lines.encode("utf-8", "replace"))
             audit.chars += pc.sum(accepted["chars"]).as_py() or 0
             if sample_chars < max_sample_chars:  # the share follows from the size of the files, which may be compressed
+                hashes.append(accepted.filter(accepted["sample"].is_valid())["hash"].to_numpy())
                 sample.texts.extend(accepted["sample"].drop_null().to_pylist())
                 sample.targets.extend(accepted["target_sample"].drop_null().to_pylist())
                 sample_chars += pc.sum(accepted.filter(accepted["sample"].is_valid())["chars"]).as_py() or 0
@@ -142,7 +155,18 @@ def scan_all(
             if run.data.on_bad_row == "fail" and audit.rejected >= MAX_SHOWN_REJECTS:
                 break
         check(run, split, audit)
+        if split == "train" and hashes:
+            sample = sample.without(shards.test_rows(np.concatenate(hashes), test_fraction(run, len(audit.hashes))))
     return audits, sample
+
+
+def test_fraction(run: RunConfig, rows: int) -> float:
+    """Return the share of the training rows, `rows` in all, that are held out for the test split."""
+    if run.data.test is not None:
+        return 0.0
+    if run.data.test_fraction == "auto":
+        return AUTO_TEST_FRACTION if rows >= AUTO_TEST_ROWS else 0.0
+    return run.data.test_fraction
 
 
 def scan(task: FileTask) -> Tables:
@@ -165,7 +189,7 @@ def scan(task: FileTask) -> Tables:
             kept = np.setdiff1d(kept, np.fromiter(unseen, np.int64, len(unseen)))
         labels = [labels[i] for i in kept]
         hashes = shards.text_hashes(rows.texts[i] for i in kept)
-        sampled = shards.sampled_rows(hashes, task.run.seed, task.sample_share) & ~held_out_rows(task, hashes)
+        sampled = shards.sampled_rows(hashes, task.run.seed, task.sample_share) & ~held_out_rows(task, hashes)["valid"]
         samples = [(i, bool(is_sampled)) for i, is_sampled in zip(kept, sampled, strict=True)]
         accepted = {
             "hash": hashes,
@@ -203,12 +227,16 @@ def row_labels(rows: records.Rows) -> list[tuple[str, ...]]:
     return rows.label_sets or [(label,) for label in rows.labels] or [()] * len(rows.rows)
 
 
-def held_out_rows(task: FileTask, hashes: UInt64s) -> npt.NDArray[np.bool_]:
-    """Return a mask (rows,) of the rows of a training file that are held out for validation."""
+def held_out_rows(task: FileTask, hashes: UInt64s) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return the masks (rows,) of the rows of a file that are held out for other splits, `valid` and `test`."""
     data = task.run.data
-    if data.valid is not None or task.split != "train":
-        return np.zeros(len(hashes), bool)
-    return shards.validation_rows(hashes, task.run.seed, data.valid_fraction)
+    from_file = task.split == "train"
+    return shards.held_out_rows(
+        hashes,
+        task.run.seed,
+        valid_fraction=data.valid_fraction if from_file and data.valid is None else 0.0,
+        test_fraction=task.test_fraction if from_file else 0.0,
+    )
 
 
 def num_bytes(sources: list[Source]) -> int:

@@ -291,6 +291,19 @@ def validation_rows(hashes: UInt64s, seed: int, fraction: float) -> npt.NDArray[
     return uniform(mix(hashes ^ mix(np.uint64(seed) + np.uint64(1)))) < fraction
 
 
+def test_rows(hashes: UInt64s, fraction: float) -> npt.NDArray[np.bool_]:
+    """Return a mask of the training rows held out for the test split, the same for runs of any seed."""
+    return uniform(mix(hashes ^ mix(~np.uint64(0)))) < fraction  # no seed is that large
+
+
+def held_out_rows(
+    hashes: UInt64s, seed: int, *, valid_fraction: float, test_fraction: float
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return the masks of the training rows held out for `valid` and `test`; a fraction of 0 holds out none."""
+    is_test = test_rows(hashes, test_fraction)
+    return {"valid": validation_rows(hashes, seed, valid_fraction) & ~is_test, "test": is_test}
+
+
 def sampled_rows(hashes: UInt64s, seed: int, fraction: float) -> npt.NDArray[np.bool_]:
     """Return a mask of the rows that the tokenizer is trained on if the text is too large to use all of it."""
     return uniform(mix(hashes ^ mix(np.uint64(seed) + np.uint64(2)))) < fraction

@@ -166,7 +166,10 @@ def evaluate(
         compute=compute,
     )
     if data is None and "test" not in evaluation.manifest.splits:
-        raise ConfigError(f"`{run_folder}`: the run has no `data.test`. Pass other labelled files with --data FILE.")
+        raise ConfigError(
+            f"`{run_folder}`: the run has no test split. Pass labelled files with --data FILE, or train with "
+            "`data.test` or `data.test_fraction`."
+        )
     result = Scores(EVALUATORS[run.task_spec.name](evaluation), trained_rows=evaluation.trained_rows())
     storage.write_json_lines(storage.join(folder, metrics_file(data)), result)
     return result

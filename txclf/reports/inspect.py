@@ -85,7 +85,7 @@ def _finished_run(state: RunState, summary: dict[str, Any]) -> dict[str, Any]:
         fields["test"] = {key: tested[key] for key in ("data", "rows", "accuracy", "f1_macro", "bleu") if key in tested}
     folder, model = shlex.quote(state.folder), shlex.quote(storage.join(state.folder, "model"))
     fields["next"] = [f"txclf report {folder}", f"txclf predict {model} INPUT --out predictions.csv"]
-    if state.run.data.test and not tested:
+    if state.has_test and not tested:
         fields["next"].append(f"txclf evaluate {folder}")
     return fields
 

@@ -195,7 +195,7 @@ def _reproduction(state: RunState) -> Reproduction:
     folder, summary, manifest = state.folder, state.summary, state.manifest
     file = shlex.quote(storage.join(folder, "run.yaml"))
     commands = [f"txclf train {file} name={state.run.name}-again"]
-    commands += [f"txclf evaluate {shlex.quote(folder)}"] if state.run.data.test else []
+    commands += [f"txclf evaluate {shlex.quote(folder)}"] if state.has_test else []
     origin = [Fact("seed", state.run.seed)]
     if summary:
         origin.append(Fact("txclf version", summary["version"]))
