@@ -262,8 +262,10 @@ def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool
 
 def _after_training(run: RunConfig) -> list[str]:
     """Return the commands that can follow a finished run or search."""
+    from txclf.evaluation.evaluate import has_test_split
+
     folder = shlex.quote(run.run_folder)
-    evaluate = f"txclf evaluate {folder}{'' if run.data.test else ' --data FILE'}"
+    evaluate = f"txclf evaluate {folder}{'' if has_test_split(run.run_folder) else ' --data FILE'}"
     return [evaluate, f'txclf predict {folder}/model --text "some text"']
 
 

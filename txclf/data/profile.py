@@ -306,15 +306,19 @@ def suggested(path: str, sources: Sequence[Source], found: dict[str, Any]) -> di
     return {**keys, **({"train": train} if train else {})}
 
 
+def split_of(path: str) -> str:
+    """Return the split that the name of a file suggests."""
+    stem = os.path.basename(path.rstrip("/")).split(".")[0].lower()
+    return next((name for name, pattern in SPLITS.items() if re.search(pattern, stem)), "train")
+
+
 def _splits(path: str, sources: Sequence[Source]) -> dict[str, Any]:
     """Return the files of each split, as their names suggest; everything is training data if the names do not tell."""
     if any(source.format == "text" for source in sources):
         return {"train": path}
     found: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
     for source in sources:
-        stem = os.path.basename(source.path).split(".")[0].lower()
-        split = next((name for name, pattern in SPLITS.items() if re.search(pattern, stem)), "train")
-        found[split].append(source.path)
+        found[split_of(source.path)].append(source.path)
     if not found["train"]:
         return {"train": path}
     return {name: files[0] if len(files) == 1 else files for name, files in found.items() if files}

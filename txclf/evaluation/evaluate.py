@@ -180,6 +180,11 @@ def metrics_file(data: Sequence[str] | None) -> str:
     return METRICS if data is None else OTHER_METRICS
 
 
+def has_test_split(run_folder: str) -> bool:
+    """Return True if a finished run, or the winner of a search, has a test split."""
+    return "test" in shards.load_manifest(_finished(run_folder)[1]).splits
+
+
 def _finished(run_folder: str) -> tuple[RunConfig, str]:
     """Return a finished run, or the winner of a search, and the folder of its prepared data."""
     folder = storage.absolute(run_folder)
