@@ -127,7 +127,7 @@ def test_tables_in_memory_train_score_and_predict_as_their_files_do(folder: Path
     mapping = {"train": pa.Table.from_pandas(frame), "test": test}
     txclf.prepare(settings, data=mapping)
     assert list((folder / "runs/prepared").iterdir()) == prepared
-    with pytest.raises(txclf.ConfigError, match="differs in `data`"):
+    with pytest.raises(txclf.ConfigError, match=r"differs in `data\.train`"):
         txclf.train({"name": "tables", **settings}, data=frame[1:], test=test, resume=True)
 
     scores = txclf.evaluate("runs/tables", baseline=False)

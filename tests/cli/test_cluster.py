@@ -17,7 +17,9 @@ def test_check_without_ray_prints_one_line_per_finding(tmp_path: Path, folder: P
     arguments = [str(ROOT / "jobs/tiny.yaml"), f"storage={tmp_path}", f"data.train={folder}/train.csv"]
     done = CliRunner().invoke(app, ["check", *arguments])
     assert done.exit_code == 0, done.output
-    assert all(line.startswith(("pass  ", "warn  ")) for line in done.stdout.splitlines())
+    *findings, advice = done.stdout.splitlines()
+    assert all(line.startswith(("pass  ", "warn  ")) for line in findings)
+    assert advice.startswith("next: txclf train ")
     assert "pass  storage: " in done.stdout
 
 

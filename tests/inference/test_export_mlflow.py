@@ -122,4 +122,6 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: --format mlflow needs the package `mlflow`. Run `pip install 'txclf[mlflow]'`.\n"
+    assert done.stderr.splitlines()[-1] == (
+        "error: --format mlflow needs the package `mlflow`. Run `pip install 'txclf[mlflow]'`."
+    )
