@@ -77,6 +77,7 @@ def test_predict_files_print_what_the_output_file_holds(tiny_bundle: str, tmp_pa
         "bad": 0,
         "columns": ["label", "probability", "probability_low", "probability_mid", "probability_high"],
         "resumed_rows": 0,
+        "advice": None,
     }
     rows, expected = (
         [json.loads(line) for line in content.splitlines()]

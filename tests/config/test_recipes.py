@@ -52,7 +52,11 @@ def test_a_run_from_scratch_takes_steps_for_its_rows(rows: int, labels: int, epo
 def test_a_run_file_that_sets_a_key_of_the_recipe_is_taken_as_it_is(settings: dict[str, Any]) -> None:
     run = run_config.parse(settings)
     assert recipes.with_recipe(run, 5000, 6) == run
-    assert recipes.described(run, run, 5000) is None
+    (key,) = (f"{section}.{name}" for section, values in settings.items() for name in values)
+    shown = recipes.described(run, run, 5000)
+    assert shown
+    assert shown.startswith(f"fixed defaults, not chosen for 5,000 training rows, because `{key}` is set: ")
+    assert "train.batch_size" in shown
 
 
 @pytest.mark.parametrize("task", ["multilabel", "seq2seq"])

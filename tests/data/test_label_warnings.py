@@ -49,3 +49,10 @@ def test_warnings_of_one_kind_are_few() -> None:
     labels = [name for i in range(50) for name in (f"a{i}", f"A{i}")]
     assert len(label_warnings(labels, {"string"})) == 11
     assert label_warnings(labels, {"string"})[-1] == "40 more warnings of this kind"
+
+
+def test_split_warnings_name_classes_without_validation_rows() -> None:
+    counts = {"train": {"ham": 190, "spam": 28, "rare": 2}, "valid": {"ham": 22, "spam": 0, "rare": 0}}
+    (warning,) = split_warnings(counts)
+    assert warning.startswith("`spam`: no validation row, but 28 for training.")
+    assert split_warnings({"train": counts["train"]}) == []

@@ -191,9 +191,11 @@ def test_prepare_labels_that_surprise_are_in_the_manifest(tmp_path: Path) -> Non
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": "one", "label": "pos"}) + "\n")
     files: dict[str, Any] = {"train": str(tmp_path / "a.jsonl"), "valid": str(tmp_path / "b.jsonl")}
-    alike, booleans = shards.load_manifest(prepare(run_config(tmp_path, **files))).warnings
+    alike, booleans, *unseen = shards.load_manifest(prepare(run_config(tmp_path, **files))).warnings
     assert alike.startswith("`Pos`, `pos`: labels that differ only in case")
     assert booleans.startswith("`false`: booleans among labels of other types")
+    assert [warning.partition(":")[0] for warning in unseen] == ["`Pos`", "`false`", "`neg`"]
+    assert all("no validation row, but" in warning for warning in unseen)
     held_out = next(i for i in range(100) if shards.validation_rows(shards.text_hashes([(f"rare {i}",)]), 3, 0.1)[0])
     train = write_csv(tmp_path / "c.csv", [*rows, (f"rare {held_out}", "rare")])
     (rare,) = shards.load_manifest(prepare(run_config(tmp_path, train=train))).warnings

@@ -174,3 +174,13 @@ def test_scores_in_a_notebook_show_baselines_and_the_worst_classes_first() -> No
     assert "<td>accuracy</td><td>0.75</td><td>0.5</td>" in shown
     assert shown.index("&lt;b&gt;") < shown.index("<td>a</td>")
     assert "baseline" not in evaluate.Scores(rows=1, accuracy=1.0)._repr_html_()
+
+
+def test_evaluate_other_files_reads_them_as_the_run_does(tmp_path: Path) -> None:
+    rows = [(f"{text} é", label) for text, label in make_rows(80)]
+    path = tmp_path / "messy.csv"
+    path.write_text("text;label\n" + "".join(f"{text};{label}\n" for text, label in rows), encoding="latin-1")
+    run, _ = trained(tmp_path, str(path), "data.encoding=latin-1", "data.delimiter=;")
+    found = evaluate.evaluate(run.run_folder, [str(path)], with_baseline=False)
+    assert found["rows"] == 80
+    assert 0 < found["trained_rows"] <= 80

@@ -24,7 +24,20 @@ def test_split_row_covers_every_word_once(row: Row, max_spans: int) -> None:
     occluded = occlusion.occluded_rows(row, spans)
     assert len(occluded) == (len(spans) if len(spans) > 1 else 0)
     for other, span in zip(occluded, spans, strict=False):
-        assert sum(map(len, other)) == sum(map(len, row)) - (span.end - span.start)
+        without = row[span.column][: span.start] + row[span.column][span.end :]
+        assert other[span.column].split() == without.split()
+        assert len(without) - len(other[span.column]) in (0, 1)
+
+
+def test_occluded_rows_have_the_spaces_of_a_text_that_never_had_the_word() -> None:
+    row = ("win it  now", "")
+    spans = occlusion.split_row(row)
+    assert [other[0] for other in occlusion.occluded_rows(row, spans)] == ["it  now", "win  now", "win it "]
+    assert [other[0] for other in occlusion.occluded_rows(("a b c",), occlusion.split_row(("a b c",)))] == [
+        "b c",
+        "a c",
+        "a b",
+    ]
 
 
 def test_split_row_takes_scripts_without_spaces_by_character() -> None:

@@ -254,7 +254,7 @@ def test_explain_weight_is_the_drop_in_log_odds(served: TestClient, tiny_bundle:
     assert "".join(piece["text"] for piece in pieces) == text
     whole = classifier([text])[0]
     assert (explanation["label"], explanation["method"]) == (whole.label, "occlusion")
-    occluded = classifier(["the   brown fox"])[0].probabilities[whole.label]
+    occluded = classifier(["the  brown fox"])[0].probabilities[whole.label]
     odds = [np.log(p) - np.log1p(-p) for p in (whole.probability, occluded)]
     weight = next(piece["weight"] for piece in pieces if piece["text"] == "quick")
     assert weight == pytest.approx(odds[0] - odds[1], abs=1e-4)

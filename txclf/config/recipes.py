@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from txclf.config.sections import Model, Tokenizer
 from txclf.config.train import Train
+from txclf.core.text import listed
 
 if TYPE_CHECKING:
     from txclf.config.run_config import RunConfig
@@ -37,6 +38,8 @@ MODEL_KEYS = {
 }
 """Keys of `model` that have a meaning with a pretrained model."""
 _ONLY_PRETRAINED = ("revision", "freeze", "reinitialize_layers", "gradient_checkpointing")
+FEW_KEYS = 2
+"""Keys of the recipe from scratch up to which a run file that sets them may not mean to fix all the others."""
 STEPS, LABELS = 1000, 25
 """A model from scratch takes at least `STEPS` optimizer steps, and as many again per `LABELS` labels …"""
 MANY_STEPS, MANY_EPOCHS = 6000, 8
@@ -132,14 +135,25 @@ def as_begun(run: RunConfig, saved: RunConfig) -> RunConfig:
 
 
 def described(before: RunConfig, after: RunConfig, rows: int) -> str | None:
-    """Return what a number of training rows settled in a run, in words; None if nothing."""
+    """Return what a number of training rows settled in a run, or why they did not, in words; None if all is set."""
     chosen = [
         f"{section}.{key}={getattr(getattr(after, section), key)}"
         for section, keys in unsettled(before).items()
         for key in type(getattr(after, section)).model_fields
         if key in keys
     ]
-    return f"chosen for {rows:,} training rows: {', '.join(chosen)}" if chosen else None
+    if chosen:
+        return f"chosen for {rows:,} training rows: {', '.join(chosen)}"
+    if before.model.pretrained is not None or not before.task_spec.is_single_label:
+        return None
+    recipe = scratch(SMALL_ROWS, 2)
+    given = [
+        f"{name}.{key}" for name in recipe for key in recipe[name] if key in getattr(before, name).model_fields_set
+    ]
+    others = [f"{name}.{key}" for name in recipe for key in recipe[name] if f"{name}.{key}" not in given]
+    if not given or len(given) > FEW_KEYS:
+        return None  # nothing to say, or a run file that was thought about
+    return f"fixed defaults, not chosen for {rows:,} training rows, because {listed(given)} is set: {', '.join(others)}"
 
 
 def _updated(run: RunConfig, values: Recipe) -> RunConfig:

@@ -149,7 +149,9 @@ def advice(source: Source) -> str | None:
     with suppress(DataError):  # of a file that can no longer be read
         if source.format not in ("parquet", "text"):
             found = encoding_of(source.path)
-            if found not in (None, "ascii") and not _is_same(found, encoding):
+            western = {codecs.lookup(name).name for name in ("latin-1", "cp1252")}  # the header tells no difference
+            is_read = {codecs.lookup(name).name for name in (found or encoding, encoding)} <= western
+            if found not in (None, "ascii") and not is_read and not _is_same(found, encoding):
                 problems, encoding = [encoding_advice(found)], found
         likely = delimiter(source, encoding) if source.format == "csv" else None
         if likely and likely[0] != (source.delimiter or ","):

@@ -8,6 +8,9 @@ from collections.abc import Collection, Iterable, Mapping
 
 from txclf.core.text import MAX_VALUES, listed, shown
 
+MANY_ROWS = 10
+"""Training rows from which on a class should have validation rows."""
+
 
 def label_warnings(labels: Collection[str], kinds: Collection[str]) -> list[str]:
     """Return warnings about labels that look the same, and about booleans among labels of other types.
@@ -25,10 +28,19 @@ def label_warnings(labels: Collection[str], kinds: Collection[str]) -> list[str]
 
 
 def split_warnings(counts_by_split: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Return a warning for each class that has rows, but none in the train split. Its counts are those after it."""
+    """Return warnings about classes without a row for training, or with many of them and none for validation."""
     missing = [label for label, rows in counts_by_split["train"].items() if not rows]
     held_out = {label: sum(counts[label] for counts in counts_by_split.values()) for label in missing}
+    valid = counts_by_split.get("valid", {})
+    unseen = [
+        label for label, rows in counts_by_split["train"].items() if rows >= MANY_ROWS and not valid.get(label, 1)
+    ]
     return _first(
+        f"`{shown(label)}`: no validation row, but {counts_by_split['train'][label]:,} for training. The best "
+        "checkpoint and the probabilities do not depend on this class. Raise `data.valid_fraction`, change `seed`, or "
+        "name files with it in `data.valid`."
+        for label in unseen
+    ) + _first(
         f"`{shown(label)}`: no training row. The {rows:,} row(s) of this class are held out, so the model cannot learn "
         "it. Add rows, or name validation files with `data.valid`."
         for label, rows in held_out.items()

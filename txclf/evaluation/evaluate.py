@@ -83,9 +83,7 @@ class Evaluation:
             run=self.run,
             model=self.model,
             prepared=self.prepared,
-            sources=self.manifest.splits["test"].shards
-            if self.data is None
-            else sources.find_sources(self.data, self.run.data.encoding, self.run.data.delimiter),
+            sources=self.manifest.splits["test"].shards if self.data is None else self.files(),
             with_text=self.with_baseline,
         )
         parts = scoring.score_here(plan) if self.compute is None else ray_pool.score(plan, self.compute)
@@ -93,6 +91,11 @@ class Evaluation:
         if self.data is not None:
             labelled_files.require_usable(self.run, self.data, rows.answers.num_rows, rows.rejects)
         return rows
+
+    def files(self) -> list[sources.Source]:
+        """Return the files of `data`, which are read as those of the run are."""
+        assert self.data is not None
+        return sources.find_sources(self.data, self.run.data.encoding, self.run.data.delimiter)
 
     def first_rows(self, name: str, columns: Sequence[str]) -> pa.Table:
         """Return the first rows of a prepared split, at most as many as the baselines use."""
@@ -117,7 +120,7 @@ class Evaluation:
         known = bundle.read_metadata(self.model).labels or None
         texts = (
             "\n".join(text)
-            for source in sources.find_sources(self.data)
+            for source in self.files()
             for chunk in labelled_files.read_answers(self.run, source, known)
             for text in chunk.texts
         )

@@ -86,16 +86,21 @@ def split_row(row: Row, max_spans: int = MAX_SPANS) -> list[Span]:
 
 
 def occluded_rows(row: Row, spans: Sequence[Span]) -> list[Row]:
-    """Return one copy of the row per span, without that span.
+    """Return one copy of the row per span, without that span and one of the spaces around it.
 
     Returns no row if there is one span only: a model cannot predict an empty text.
     """
     if len(spans) < 2:
         return []
-    return [
-        tuple(text[: span.start] + text[span.end :] if i == span.column else text for i, text in enumerate(row))
-        for span in spans
-    ]
+    return [tuple(_without(text, span) if i == span.column else text for i, text in enumerate(row)) for span in spans]
+
+
+def _without(text: str, span: Span) -> str:
+    """Return a text without a span. Two spaces in a row would be another token than one."""
+    before, after = text[: span.start], text[span.end :]
+    if after[:1].isspace() and (not before or before[-1].isspace()):
+        return before + after[1:]
+    return before[:-1] if not after and before[-1:].isspace() else before + after
 
 
 def weights(probability: float, occluded: Sequence[float]) -> list[float]:

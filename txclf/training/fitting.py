@@ -45,7 +45,7 @@ def fit(config: WorkerConfig, report: Report, notes: list[str]) -> RunStats:
         from txclf import ray_cluster
 
         ray_cluster.require(compute)
-    notes = [*notes, _describe_data(config)]
+    notes = [*notes, describe_data(config)]
     report(Progress(notes=notes))
     begin(config)
     if compute.on_ray:
@@ -60,7 +60,7 @@ def fit(config: WorkerConfig, report: Report, notes: list[str]) -> RunStats:
     return worker.fit(config, None, show, DistributedContext())
 
 
-def _describe_data(config: WorkerConfig) -> str:
+def describe_data(config: WorkerConfig) -> str:
     """Describe the size of the training data and the shuffle windows of an epoch."""
     split, windows = config.manifest().splits["train"], config.train_reader().windows.windows_per_epoch
     size = f"{split.rows:,} rows, {split.tokens + split.target_tokens:,} tokens"

@@ -151,7 +151,8 @@ def compared(
         }
     )
     plain = replace(config, run=own, pretrained_encoder=None)
-    plain_stats = fitting.fit(plain, report, [*notes, "the same from random weights, to compare"])
+    seen = [*notes, fitting.describe_data(config)]
+    plain_stats = fitting.fit(plain, report, [*seen, "now the same from random weights, to compare with pre-training"])
     plain_saved = checkpoints.committed(_checkpoints(plain))
     monitor = run.train.monitor
     value, other = (checkpoints.ranked(found, monitor)[0].metrics[monitor] for found in (saved, plain_saved))

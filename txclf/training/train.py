@@ -129,7 +129,9 @@ def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
     rows = manifest.splits["train"].rows
     size, world, parts = run.train.batch_size, max(1, run.compute.max_workers), run.train.micro_batches
     if size > rows:
-        raise ConfigError(f"`train.batch_size` ({size}) is larger than the training split ({rows} rows)")
+        raise ConfigError(
+            f"`train.batch_size` ({size}) is larger than the training split ({rows} rows). Set a smaller one."
+        )
     if size < world * parts:
         raise ConfigError(
             f"`train.batch_size` ({size}) is less than `compute.workers` x `train.micro_batches` ({world * parts})"
