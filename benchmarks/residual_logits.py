@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
-from torch.nn import functional as F
 
 import txclf
 from txclf.artifacts import metric_logger
@@ -49,14 +48,6 @@ class ResidualModule(ClassifierModule):
     def summed_loss(self, batch: Any, shift_BTD: Tensor | None = None) -> Tensor:
         """Return the loss of the labels, summed over the rows."""
         return self.training_loss(self.logits(batch, shift_BTD), batch["labels"])
-
-    def update_scores(self, batch: Any) -> None:
-        """Score the rows of a batch, with validation loss and accuracy of both together."""
-        logits_BC = self.logits(batch)
-        self.loss_sum += F.cross_entropy(logits_BC, batch["labels"], reduction="sum").double()
-        self.row_count += len(batch["labels"])
-        self.accuracy.update(logits_BC, batch["labels"])
-        self.f1_macro.update(logits_BC, batch["labels"])
 
 
 def scores_of_folds(run: RunConfig, prepared: str) -> dict[str, Floats]:

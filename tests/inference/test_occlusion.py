@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from txclf.inference import occlusion
@@ -50,16 +51,24 @@ def test_split_row_takes_scripts_without_spaces_by_character() -> None:
     ]
 
 
-def test_weights_are_drops_in_log_odds() -> None:
-    positive, negative = occlusion.weights(0.5, [0.25, 0.75])
+@pytest.mark.parametrize("is_multilabel", [False, True])
+def test_weights_are_drops_in_log_odds(is_multilabel: bool) -> None:
+    rows = np.array([[0.5, 0.5], [0.25, 0.75], [0.75, 0.25]], np.float32)
+    positive, negative = occlusion.weights(rows, 0, is_multilabel)
     assert positive == pytest.approx(math.log(3))
     assert negative == pytest.approx(-math.log(3))
-    assert occlusion.weights(0.5, []) == []
+    assert occlusion.weights(rows[:1], 0, is_multilabel) == []
 
 
-def test_weights_of_extreme_probabilities_are_finite() -> None:
-    (weight,) = occlusion.weights(1.0, [0.0])
-    assert weight == pytest.approx(2 * math.log(1e6), rel=1e-3)
+def test_weights_of_a_certain_answer_are_those_of_the_other_probabilities() -> None:
+    """Next to 1, float32 knows no probabilities between which 1e-8 and 1e-10 lie."""
+    rows = np.array([[1, 1e-10, 0], [1, 1e-8, 0]], np.float32)
+    assert occlusion.weights(rows, 0, False) == [pytest.approx(math.log(100), abs=1e-3)]
+
+
+def test_weights_of_certain_answers_are_finite() -> None:
+    (weight,) = occlusion.weights(np.array([[1.0, 0.0], [0.0, 1.0]], np.float32), 0, True)
+    assert math.isfinite(weight)
 
 
 def test_weighted_texts_gives_spaces_no_weight() -> None:

@@ -304,9 +304,10 @@ class Classifier:
         spans = occlusion.split_row(row)
         probabilities = self.probabilities([row, *occlusion.occluded_rows(row, spans)])
         column = int(probabilities[0].argmax()) if label is None else self.labels.index(label)
-        probability, *occluded = probabilities[:, column].tolist()
-        weights: Sequence[float | None] = occlusion.weights(probability, occluded) or [None] * len(spans)
+        found = occlusion.weights(probabilities, column, self.metadata.task_spec.is_multilabel)
+        weights: Sequence[float | None] = found or [None] * len(spans)
         texts = occlusion.weighted_texts(row, spans, weights)
+        probability = float(probabilities[0, column])
         return Explanation(self.labels[column], probability, dict(zip(self.metadata.text_columns, texts, strict=True)))
 
     def _as_rows(self, texts: Sequence[str | tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -11,16 +11,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from txclf.core.text import escaped
 
 MAX_SPANS = 64
 """Maximum number of spans per row; it bounds the cost of long texts."""
-MIN_PROBABILITY = 1e-6
-"""Probabilities are clipped to this distance from 0 and 1."""
+MIN_PROBABILITY = 1e-30
+"""Probabilities of a label, and of all others, are at least this."""
 # Scripts without spaces between words are split into characters.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\s\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 
@@ -103,11 +104,17 @@ def _without(text: str, span: Span) -> str:
     return before[:-1] if not after and before[-1:].isspace() else before + after
 
 
-def weights(probability: float, occluded: Sequence[float]) -> list[float]:
-    """Return the drop in log-odds from `probability` to the probability without each span."""
-    clipped = np.clip(np.array([*occluded, probability], np.float64), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
-    odds = np.log(clipped) - np.log1p(-clipped)
-    return [float(value) for value in odds[-1] - odds[:-1]]
+def weights(probabilities: npt.NDArray[np.floating[Any]], column: int, is_multilabel: bool) -> list[float]:
+    """Return the drop in log-odds of a label from the whole row to the row without each span.
+
+    `probabilities` (1 + spans, labels) are those of the whole row, then of the rows without a span.
+    """
+    values = probabilities.astype(np.float64)
+    own = values[:, column]
+    # Not 1 - own, of which nothing is left where the answer is certain.
+    others = 1 - own if is_multilabel else np.delete(values, column, axis=1).sum(axis=1)
+    odds = np.log(own.clip(MIN_PROBABILITY)) - np.log(others.clip(MIN_PROBABILITY))
+    return [float(value) for value in odds[0] - odds[1:]]
 
 
 def weighted_texts(

@@ -185,15 +185,20 @@ class PredictionService:
             parts = [await self._answer(rows[i : i + EXPLAIN_ROWS]) for i in range(0, len(rows), EXPLAIN_ROWS)]
         probabilities = np.concatenate([part.probabilities for part in parts])
         column = labels.index(body.label) if body.label is not None else int(probabilities[0].argmax())
-        probability, *occluded = probabilities[:, column].tolist()
-        weights: Sequence[float | None] = occlusion.weights(probability, occluded) or [None] * len(spans)
+        found = occlusion.weights(probabilities, column, self.metadata.task_spec.is_multilabel)
+        weights: Sequence[float | None] = found or [None] * len(spans)
         texts = occlusion.weighted_texts(row, spans, weights)
         columns = {
             name: [{"text": text, "weight": weight} for text, weight in column]
             for name, column in zip(self.metadata.text_columns, texts, strict=True)
         }
         return JSONResponse(
-            {"method": "occlusion", "label": labels[column], "probability": probability, "columns": columns}
+            {
+                "method": "occlusion",
+                "label": labels[column],
+                "probability": float(probabilities[0, column]),
+                "columns": columns,
+            }
         )
 
     async def model(self) -> Response:
