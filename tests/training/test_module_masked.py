@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 import txclf
 from tests.helpers.runs import tiny
 from txclf.core import storage
+from txclf.core.errors import StorageError
 from txclf.data.sampler import micro_batches, rank_share
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.masked_tokens import encoder_weights
@@ -61,3 +62,12 @@ def test_classifier_starts_from_the_encoder_and_keeps_its_own_head(tmp_path: Pat
     torch.testing.assert_close(classifier.embedding.weight, module.model.encoder.embedding.weight)
     torch.testing.assert_close(classifier.blocks.state_dict(), module.model.encoder.blocks.state_dict())
     torch.testing.assert_close(classifier.state_dict()["head.1.weight"], head)
+
+
+def test_damaged_encoder_is_named_with_what_to_do(tmp_path: Path, data: str) -> None:
+    data_module, _ = module_of(tmp_path, data)
+    path = tmp_path / "pretraining-0" / "encoder.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"not weights")
+    with pytest.raises(StorageError, match=r"damaged: .* Remove `.*pretraining-0` and pass --resume"):
+        start_from(ClassifierModule.from_data(data_module).model, str(path))

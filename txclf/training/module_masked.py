@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
 from txclf.core import storage
+from txclf.core.errors import StorageError
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.masked_tokens import MaskedTokenModel
 from txclf.training.data_module import ShardsDataModule
@@ -68,7 +70,17 @@ class MaskedTokenModule(TrainingModule):
 
 
 def start_from(model: nn.Module, path: str) -> None:
-    """Give the encoder of a classifier the weights of an encoder that has learned to predict masked tokens."""
-    missing, unexpected = model.load_state_dict(load(storage.read_bytes(path)), strict=False)
+    """Give the encoder of a classifier the weights of an encoder that has learned to predict masked tokens.
+
+    Raises `StorageError` if the file is missing or damaged.
+    """
+    try:
+        weights = load(storage.read_bytes(path))
+    except SafetensorError as error:
+        folder = storage.folder_of(path)
+        raise StorageError(
+            f"`{path}`: damaged: {error}. Remove `{folder}` and pass --resume to train the encoder again."
+        ) from None
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected, unexpected
     assert all(name.split(".")[0] in ("pooling", "head") for name in missing), missing
