@@ -30,7 +30,7 @@ def test_training_display_prints_each_note_and_each_validation_once(capsys: pyte
         progress = Progress(step=5, total_steps=10, epoch=0.5, valid={"valid_loss": 0.25}, notes=["a note", "another"])
         display.show(progress)
         display.show(progress)
-    assert capsys.readouterr().err == "a note\nanother\nepoch 0.50  step 5  valid_loss 0.2500\n"
+    assert capsys.readouterr().err == "a note\nanother\nepoch 0.50  step 5  valid loss 0.2500\n"
 
 
 def test_training_display_describes_stage_loss_and_speed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,8 +42,8 @@ class TrainingDisplay:
             self.bar.update(0, None, "waiting for the workers")
         if progress.valid and progress.valid != self.shown_scores:
             self.shown_scores = dict(progress.valid)
-            scores = "  ".join(f"{name} {value:.4f}" for name, value in progress.valid.items())
-            self.bar.line(f"epoch {progress.epoch:.2f}  step {progress.step:,}  {scores}")
+            scores = "  ".join(f"{name.removeprefix('valid_')} {value:.4f}" for name, value in progress.valid.items())
+            self.bar.line(f"epoch {progress.epoch:.2f}  step {progress.step:,}  valid {scores}")
 
 
 def _describe(progress: Progress) -> str:
