@@ -4,13 +4,14 @@
     .venv/bin/python benchmarks/bench.py [--short FILE --short-test FILE --long FILE] [--suites training,ray] …
 
 Each sample is a process of its own. The variants of a comparison take turns, `--repeats` times, and the result is the
-ratio of their medians, because single times mean little on a shared machine. Run nothing else meanwhile. Every sample
-is written to the JSON file at once, with the machine, the versions and the date.
+ratio of their medians, because single times mean little on a shared machine. Run nothing else meanwhile: a sample is
+repeated, up to twice, if other programs keep the CPUs busy before or after it. Every sample is written to the JSON file
+at once, with the machine, the versions and the date.
 
 The suite `finetuning` takes a folder with a pretrained model, `--pretrained`, and runs only if it is named.
 
-`--short` is a Parquet file of short texts with the columns `text` and `label` (the targets were set on AG News),
-`--long` one of long texts (IMDB). Without them the corpus of `txclf demo` is used for both.
+`--short` and `--short-test` are Parquet files of short texts with the columns `text` and `label` (the targets were set
+on AG News), `--long` is one of long texts (IMDB). Without them the corpus of `txclf demo` is used.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,10 @@ HERE = Path(__file__).parent
 JOBS = HERE.parent / "jobs"
 SHAPE = str(JOBS / "seed_classifier.yaml")
 SEARCH = str(JOBS / "agnews_tune.yaml")
+IDLE = 0.9
+"""Least share of idle time around a sample."""
+ATTEMPTS = 3
+"""Times that a disturbed sample is measured at most."""
 PACKAGES = ("torch", "pytorch-lightning", "ray", "pyarrow", "tokenizers", "numpy", "transformers", "accelerate")
 
 
@@ -212,6 +218,34 @@ def machine() -> dict[str, Any]:
     }
 
 
+def idle_share(seconds: float = 1.0) -> float:
+    """Return the share of all CPUs' time over the next seconds in which they did nothing, 1.0 where it is not known."""
+    if not Path("/proc/stat").exists():
+        return 1.0
+
+    def times() -> list[int]:  # user, nice, system, idle, waiting for a disk, …
+        return [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+
+    before = times()
+    time.sleep(seconds)
+    spent = [after - earlier for after, earlier in zip(times(), before, strict=True)]
+    return (spent[3] + spent[4]) / max(1, sum(spent))
+
+
+def undisturbed(command: list[str], cores: int) -> dict[str, Any]:
+    """Measure a sample, again if the CPUs were busy before or after it. The last one says so if it is disturbed too."""
+    for attempt in range(ATTEMPTS):
+        before = idle_share()
+        found = sample(command, cores)
+        idle = min(before, idle_share())
+        if idle >= IDLE or "failed" in found:
+            break
+        again = ", measured again" if attempt + 1 < ATTEMPTS else ": this sample means little"
+        print(f"warning: other programs use the CPUs ({idle:.0%} idle){again}", file=sys.stderr)
+        found["idle_share"] = round(idle, 2)
+    return found
+
+
 def sample(command: list[str], cores: int) -> dict[str, Any]:
     """Run a program and return the JSON of its last line."""
     program, *arguments = command
@@ -277,6 +311,11 @@ def main() -> None:
     chosen = parser.parse_args()
     if "finetuning" in chosen.suites.split(",") and chosen.pretrained is None:
         parser.error("the suite finetuning needs --pretrained FOLDER")
+    for option in ("short", "short_test", "long"):
+        if path := getattr(chosen, option):
+            require_columns(parser, f"--{option.replace('_', '-')}", path)
+    if (chosen.short is None) != (chosen.short_test is None):
+        parser.error("--short and --short-test belong together: name both or neither")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="txclf-bench-") as scratch:
         corpus = demo_corpus(scratch) if not (chosen.short and chosen.short_test and chosen.long) else {}
@@ -295,15 +334,28 @@ def main() -> None:
         }
         for comparison in [one for suite in chosen.suites.split(",") for one in suites[suite]]:
             samples: dict[str, list[dict[str, Any]]] = {name: [] for name in comparison.variants}
-            entry = {"name": comparison.name, "unit": comparison.unit, "samples": samples}
+            entry: dict[str, Any] = {"name": comparison.name, "unit": comparison.unit, "samples": samples}
             result["comparisons"].append(entry)
             for _ in range(comparison.repeats or chosen.repeats):
                 for name, command in comparison.variants.items():
-                    samples[name].append(sample(command, cores))
+                    samples[name].append(undisturbed(command, cores))
                     entry["verdicts"] = verdicts(comparison, samples)
                     Path(chosen.out).write_text(json.dumps(result, indent=1) + "\n")
             show(comparison, samples, verdicts(comparison, samples))
     print(f"\nevery sample: {chosen.out}")
+
+
+def require_columns(parser: argparse.ArgumentParser, option: str, path: str) -> None:
+    """End with a message unless the file is Parquet with a text and a label."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        columns = pq.read_schema(path).names
+    except (OSError, pa.ArrowInvalid) as error:
+        parser.error(f"{option} {path}: not a Parquet file ({error})")
+    if missing := [column for column in ("text", "label") if column not in columns]:
+        parser.error(f"{option} {path}: no column {missing[0]}; its columns are {', '.join(columns)}")
 
 
 def demo_corpus(folder: str) -> dict[str, str]:
