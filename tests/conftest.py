@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 # One thread each, before torch is imported: the models of the tests are tiny, and on a small machine more threads only
 # wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# In the background of a shell script Python ignores Ctrl-C, and so would all processes that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
