@@ -1,10 +1,8 @@
-"""CPUs are those of the affinity and the control groups, and OpenMP's threads sleep while they wait."""
+"""CPUs are those of the affinity and the control groups."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -60,16 +58,3 @@ def test_available_cpus_follow_affinity_and_control_groups(
     tmp_path: Path, files: dict[str, str], quota: int | None
 ) -> None:
     assert cpus.available(write(tmp_path, files)) == (OWN if quota is None else quota)
-
-
-@pytest.mark.parametrize(("set_before", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
-def test_command_lets_threads_sleep_unless_the_environment_says_otherwise(
-    set_before: dict[str, str], policy: str
-) -> None:
-    code = "import os, sys; sys.argv = ['txclf', '--version']\nfrom txclf.cli.main import main\ntry: main()\n"
-    code += "except SystemExit: pass\nprint(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-    found = subprocess.run(
-        [sys.executable, "-c", code], env=environment | set_before, capture_output=True, text=True, check=True
-    )
-    assert found.stdout.split()[-2:] == [policy, "False"]

@@ -1,4 +1,4 @@
-"""The CPUs of this process, and how OpenMP's threads use them."""
+"""The CPUs of this process."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-WAITING = {"OMP_WAIT_POLICY": "passive"}
-"""Environment in which OpenMP's threads sleep while they wait. They spin by default, on cores that others need."""
 
 
 def available(root: Path = Path("/")) -> int:
@@ -56,14 +53,9 @@ def _quota(folder: Path) -> Iterator[float]:
 
 
 def share() -> None:
-    """Let OpenMP's threads sleep while they wait, and have no more of them than this process has CPUs.
+    """Let OpenMP have no more threads than this process has CPUs.
 
-    Next to other programs, threads that spin make training many times slower. It has an effect before torch is loaded
-    only. What the environment sets is kept.
+    It has an effect before torch is loaded only. What the environment sets is kept.
     """
-    if "torch" in sys.modules:
-        return
-    for name, value in WAITING.items():
-        os.environ.setdefault(name, value)
-    if available() < _affinity():  # which OpenMP knows
+    if "torch" not in sys.modules and available() < _affinity():  # which OpenMP knows
         os.environ.setdefault("OMP_NUM_THREADS", str(available()))

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from txclf.config.run_config import RunConfig
+from txclf.core import openmp
 from txclf.data import shards
 from txclf.data.batches import PairRows
 from txclf.data.records import Reject
@@ -149,9 +150,10 @@ def _part(chunk: Chunk, answers: pa.Table, logits: Floats) -> Part:
 def score_here(plan: ScoringPlan) -> Iterator[Part]:
     """Score all chunks in this process."""
     score = plan.scorer()
-    for number in range(len(plan.sources)):
-        for chunk in plan.chunks(number):
-            yield score(chunk)
+    with openmp.spinning_on_free_cpus():
+        for number in range(len(plan.sources)):
+            for chunk in plan.chunks(number):
+                yield score(chunk)
 
 
 class ScoredRows(NamedTuple):

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from txclf._version import __version__
 from txclf.config.sections import Compute
-from txclf.core import html_table, lease, storage
+from txclf.core import html_table, lease, openmp, storage
 from txclf.core.errors import DataError, StorageError
 from txclf.data import detect, writers
 from txclf.data.records import RawBatch
@@ -135,12 +135,13 @@ def _predict_here(
     """Predict the missing chunks in this process and add them to `finished`."""
     answer = plan.load_answer()
     rows = 0
-    for key, raw in stream:
-        if key not in finished:
-            finished[key] = parts.write(plan, answer, key, raw)
-            parts.trim_memory()
-        rows += finished[key].rows
-        on_progress(rows)
+    with openmp.spinning_on_free_cpus():
+        for key, raw in stream:
+            if key not in finished:
+                finished[key] = parts.write(plan, answer, key, raw)
+                parts.trim_memory()
+            rows += finished[key].rows
+            on_progress(rows)
 
 
 def _join(

@@ -17,7 +17,7 @@ import torch
 
 from txclf import upstream
 from txclf.config.run_config import RunConfig
-from txclf.core import storage
+from txclf.core import openmp, storage
 from txclf.data.sampler import Ints
 from txclf.data.window_reader import WindowSource
 from txclf.training import mfu, module_masked, shared_checkpoint
@@ -89,7 +89,7 @@ def fit(
         module_masked.start_from(module.model, config.pretrained_encoder)
     precision, _ = choose_precision(train.precision, uses_gpu(run.compute))
     callbacks = run_callbacks(run, state, data.reader.step_rows, checkpoint, context=context, report=report)
-    with _quiet():
+    with _quiet(), openmp.spinning_on_free_cpus():
         trainer = context.prepare(_trainer(run, context, precision, [*callbacks, *context.callbacks]))
         began = time.time()
         if not state.complete and not out_of_patience(state.history, train):
