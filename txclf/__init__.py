@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 from txclf._version import __version__
 
 if TYPE_CHECKING:
-    from txclf.api import distill, evaluate, export, load_config, predict, prepare, ray_result, serve, train, tune
+    from txclf.api import (
+        distill,
+        drift,
+        evaluate,
+        export,
+        load_config,
+        predict,
+        prepare,
+        ray_result,
+        serve,
+        train,
+        tune,
+    )
     from txclf.core.errors import BundleError, ClusterError, ConfigError, DataError, StorageError, TxclfError
     from txclf.estimator import TextClassifier
     from txclf.inference.classifier import Classifier, Prediction
@@ -33,6 +45,7 @@ __all__ = [
     "TxclfError",
     "__version__",
     "distill",
+    "drift",
     "evaluate",
     "export",
     "load_config",
@@ -47,6 +60,7 @@ __all__ = [
 _HOMES = {
     "txclf.api": (
         "distill",
+        "drift",
         "evaluate",
         "export",
         "load_config",

@@ -29,6 +29,7 @@ from txclf.core.errors import ConfigError
 if TYPE_CHECKING:
     from ray.train import Result
 
+    from txclf.evaluation.drift import Drift
     from txclf.evaluation.evaluate import Scores
     from txclf.inference.export import Exported
     from txclf.prediction.predict import PredictionSummary
@@ -216,6 +217,19 @@ def evaluate(
     compute = load_config(None, [f"compute.workers={workers}"]).compute
     with _ray(compute, storage.absolute(run_folder)):
         return score(storage.path_text(run_folder), data, baseline, compute if workers else None)
+
+
+def drift(run_folder: str | os.PathLike[str], data: Data) -> Drift:
+    """Compare new texts with the rows of a finished run that its model was not trained on; write and return the result.
+
+    `data` are paths or a table in memory; labels are not read. Raises `ConfigError` for a run of `seq2seq`, or one that
+    was trained on all its rows; `DataError` without a row.
+
+        print(txclf.drift("runs/trec", "new.csv")["findings"] or "no drift")
+    """
+    from txclf.evaluation.drift import drift as compare
+
+    return compare(storage.path_text(run_folder), data)
 
 
 @overload

@@ -108,3 +108,34 @@ def test_trial_table_has_at_most_30_rows() -> None:
 )
 def test_format_value_rounds_floats_to_four_digits(value: Any, expected: str) -> None:
     assert tables.format_value(value) == expected
+
+
+def test_print_drift_shows_differences_labels_and_findings(capsys: pytest.CaptureFixture[str]) -> None:
+    difference = {"value": 0.75, "p_value": 0.00001}
+    shares = {"spam": {"known": 0.5, "new": 0.9}, "ham": {"known": 0.5, "new": 0.1}}
+    result = {
+        "rows": 1200,
+        "skipped": 3,
+        "vectors": difference,
+        "labels": {**difference, "shares": shares},
+        "lengths": {"value": 0.01, "p_value": 0.4, "known_median": 7.0, "new_median": 7.5},
+        "words": {"unseen": {"known": 0.1, "new": 0.25}, "typical": ["invoice\x1b", "due"]},
+        "accuracy": {"known": 0.9, "expected": 0.8, "known_confidence": 0.91, "confidence": 0.81},
+        "findings": ["predicted labels differ: 40% of the rows would have to change theirs"],
+    }
+    tables.print_drift(result)
+    shown = capsys.readouterr().out
+    assert "1,200 new rows, 3 bad rows skipped" in shown
+    for cells in (
+        ["0.750", "< 0.001"],
+        ["7", "7.5", "0.400"],
+        ["10.0%", "25.0%"],
+        ["0.900", "0.800"],
+        ["50.0%", "90.0%"],
+    ):
+        assert any(all(cell in line for cell in cells) for line in shown.splitlines()), cells
+    assert "typical words of new rows: invoice\\x1b, due" in shown
+    tables.print_drift(result | {"findings": []})
+    shown = capsys.readouterr().out
+    assert "no drift found" in shown
+    assert "spam" not in shown

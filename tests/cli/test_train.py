@@ -158,6 +158,7 @@ def test_json_of_each_command_is_one_object_on_standard_output(tmp_path: Path, f
     assert trained["best"]["valid_loss"] > 0
     assert result("train", *shared, "--resume") == trained
     assert result("evaluate", run)["accuracy"] >= 0
+    assert result("drift", run, f"{folder}/test.csv")["rows"] > 0
     assert result("report", run) == {"report": f"{run}/report.html"}
     assert result("inspect", run)["state"] == "finished"
     exported = result("export", f"{run}/model", "--format", "torch", "--rows", "4")

@@ -1,8 +1,9 @@
-"""Commands that describe results: report, inspect; and the options of workers."""
+"""Commands that describe results: report, inspect, drift; and the options of workers."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,6 +91,28 @@ def inspect(
         lines.result(description)
     else:
         print_description(description)
+
+
+@commands.command()
+def drift(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
+    data: Annotated[list[str], typer.Argument(metavar="DATA…", help="New files; labels are not read.")],
+    as_json: Json = False,
+) -> None:
+    """Compare new texts with those that the model of a run was made for: words, lengths, predicted labels, vectors."""
+    lines.note(f"comparing {texts.listed(data)} with the rows of `{run}`")
+    from txclf.cli import tables
+    from txclf.evaluation import drift as verb
+
+    found = verb.drift(run, data)
+    tables.print_drift(found)
+    lines.out(f"all figures: {os.path.join(run, verb.RESULT)}")
+    if found["findings"]:
+        lines.next_steps(f"txclf evaluate {shlex.quote(run)} --data LABELLED.csv   # label some of the new rows")
+    else:
+        lines.next_steps(f"txclf predict {shlex.quote(run)}/model {' '.join(map(shlex.quote, data))} --out out.csv")
+    if as_json:
+        lines.result(found)
 
 
 MAX_ROWS = 30

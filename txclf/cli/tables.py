@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # they import Ray
 
 MAX_ROWS = 30
 """Maximum number of trials, or of classes, in a table."""
+MAX_LABELS = 10
+"""Maximum number of labels whose shares of new rows are shown."""
 SMALLEST_P = 0.001
 """Smaller p-values are not told apart."""
 STATES = ("running", "finished", "stopped", "failed", "waiting")
@@ -253,6 +255,35 @@ def print_label_scores(result: dict[str, Any]) -> None:
         found = (f"{one['coverage']:.3f} for {asked} ({one['mean_size']:.2f} labels)" for asked, one in sets.items())
         lines.out(f"coverage of sets: {', '.join(found)}")
     _print_class_scores(result["per_class"], is_multilabel)
+
+
+def print_drift(result: dict[str, Any]) -> None:
+    """Print the differences of new rows to known ones, and what follows from them."""
+    labels, lengths, words = result["labels"], result["lengths"], result["words"]
+    rows: list[Sequence[str]] = [
+        ("vectors: AUC of telling them apart", "0.500", f"{result['vectors']['value']:.3f}", _p(result["vectors"])),
+        ("predicted labels: distance", "0.000", f"{labels['value']:.3f}", _p(labels)),
+        ("words a row, median", f"{lengths['known_median']:g}", f"{lengths['new_median']:g}", _p(lengths)),
+        ("words not in training rows", f"{words['unseen']['known']:.1%}", f"{words['unseen']['new']:.1%}", ""),
+    ]
+    if accuracy := result.get("accuracy"):
+        confidences = (f"{accuracy[name]:.3f}" for name in ("known_confidence", "confidence"))
+        rows.append(("mean confidence", *confidences, ""))
+        rows.append(("accuracy, expected of new rows", f"{accuracy['known']:.3f}", f"{accuracy['expected']:.3f}", ""))
+    skipped = f", {result['skipped']:,} bad rows skipped" if result["skipped"] else ""
+    console.table(f"{result['rows']:,} new rows{skipped}", ["", "known", "new", "p"], rows)
+    changed = [(label, share) for label, share in labels["shares"].items() if share["new"] != share["known"]]
+    if any(finding.startswith("predicted labels") for finding in result["findings"]):
+        cells = [[text.shown(label), *(f"{share[name]:.1%}" for name in ("known", "new"))] for label, share in changed]
+        console.table("Predicted labels, most changed first", ["label", "known", "new"], cells[:MAX_LABELS])
+    if words["typical"]:
+        lines.out(f"typical words of new rows: {', '.join(map(text.shown, words['typical']))}")
+    for finding in result["findings"] or ["no drift found: the new rows are as the known ones"]:
+        lines.out(finding)
+
+
+def _p(difference: dict[str, Any]) -> str:
+    return f"< {SMALLEST_P}" if difference["p_value"] < SMALLEST_P else f"{difference['p_value']:.3f}"
 
 
 def _print_difference(result: dict[str, Any], key: str) -> None:

@@ -63,14 +63,15 @@ def by_split(data: Any, valid: Any = None, test: Any = None) -> dict[str, Any]:
     return found
 
 
-def paths(data: Any, run: RunConfig, folder: str, where: str) -> list[str]:
+def paths(data: Any, run: RunConfig, folder: str, where: str, *, labelled: bool = True) -> list[str]:
     """Return data as paths: a table is stored in `folder`, with the columns that the run reads.
 
-    `where` names the argument in messages. Raises `ConfigError` for values that are no data, `DataError` for a table
-    without these columns, or whose columns Arrow cannot hold.
+    `where` names the argument in messages, `labelled` says whether the rows have answers. Raises `ConfigError` for
+    values that are no data, `DataError` for a table without these columns, or whose columns Arrow cannot hold.
     """
     if is_table(data):
-        answer = [] if where == "data.unlabelled" else [getattr(run.data, run.task_spec.answer_key)]
+        has_answer = labelled and where != "data.unlabelled"
+        answer = [getattr(run.data, run.task_spec.answer_key)] if has_answer else []
         return [store(columns(data, [*run.data.text, *answer], where), folder)]
     return file_paths(data, where)
 

@@ -157,7 +157,7 @@ def evaluate(
     Raises `ConfigError` if the folder is not a finished run or has no test split, `DataError` for bad rows.
     """
     folder = storage.absolute(run_folder)
-    run, prepared = _finished(run_folder)
+    run, prepared = finished(run_folder)
     files = None if data is None else tables.paths(data, run, storage.join(folder, tables.FOLDER), "data")
     evaluation = Evaluation(
         run=run,
@@ -185,10 +185,10 @@ def metrics_file(data: Sequence[str] | None) -> str:
 
 def has_test_split(run_folder: str) -> bool:
     """Return True if a finished run, or the winner of a search, has a test split."""
-    return "test" in shards.load_manifest(_finished(run_folder)[1]).splits
+    return "test" in shards.load_manifest(finished(run_folder)[1]).splits
 
 
-def _finished(run_folder: str) -> tuple[RunConfig, str]:
+def finished(run_folder: str) -> tuple[RunConfig, str]:
     """Return a finished run, or the winner of a search, and the folder of its prepared data."""
     folder = storage.absolute(run_folder)
     summary, search = storage.join(folder, "summary.json"), storage.join(folder, "search.json")

@@ -274,7 +274,10 @@ class Classifier:
         The head of a pretrained model reads the vector of one token or the mean of all; if it is neither, the mean is
         returned. Raises `TypeError` for a bare string.
         """
-        rows = self.rows([pa.table({"input_ids": self.encode(self._as_rows(texts))})])
+        return self.vectors(self.rows([pa.table({"input_ids": self.encode(self._as_rows(texts))})]), batch_size)
+
+    def vectors(self, rows: TokenRows, batch_size: int = 64) -> Floats:
+        """Return the vectors of `embed` for input rows of this model."""
         model = self.model
         if isinstance(model, TransformerClassifier):
             return self._computed(rows, batch_size, model.vector_size, model.vectors)
@@ -285,10 +288,10 @@ class Classifier:
                 self._pooling = pooled_vectors.pooling_of(model, ids, mask, segments) or "mean"
         pooling = self._pooling
 
-        def vectors(ids: torch.Tensor, mask: torch.Tensor | None, segments: torch.Tensor | None) -> torch.Tensor:
+        def pooled(ids: torch.Tensor, mask: torch.Tensor | None, segments: torch.Tensor | None) -> torch.Tensor:
             return pooled_vectors.pooled(model, ids, mask, segments, pooling)
 
-        return self._computed(rows, batch_size, model.network.config.hidden_size, vectors)
+        return self._computed(rows, batch_size, model.network.config.hidden_size, pooled)
 
     def explain(self, text: str | tuple[str, ...], label: str | None = None) -> Explanation:
         """Return the weight of each word of a text for a label, by default the most probable one.

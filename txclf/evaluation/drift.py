@@ -1,0 +1,213 @@
+"""Drift: how new texts differ from those that a run was made for, without labels.
+
+    new files ──a random sample──▶ words, probabilities, vectors ──┐
+    rows of the run that its model was not trained on ─────────────┴──▶ differences, each with its p-value
+
+Known rows are those of the test and the validation split, because the vectors and probabilities of the rows that a
+model was trained on differ from all others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from txclf.core import html_table, openmp, storage
+from txclf.core.errors import ConfigError, DataError
+from txclf.core.text import listed
+from txclf.data import records, shards, sources, tables
+from txclf.evaluation.evaluate import finished
+from txclf.inference.bundle import Floats
+from txclf.inference.classifier import Classifier
+from txclf.metrics import drift as metrics
+from txclf.ngrams import fitting
+
+RESULT = "drift.json"
+MAX_ROWS = 2000
+"""Rows of each side that are compared."""
+LEVEL = 0.001
+"""p-value below which a difference counts."""
+LEAST = {"vectors": 0.6, "labels": 0.1, "lengths": 0.1}
+"""Value from which a difference counts: an area under the curve, and shares of rows."""
+LEAST_UNSEEN = 0.05
+"""Additional share of unseen words from which a difference counts."""
+TYPICAL_WORDS = 20
+
+# A word is a run of letters and digits; in Chinese and Japanese, a character.
+_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+
+
+class Drift(dict[str, Any]):
+    """Content of `drift.json`: a mapping that a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        return html_table.table(f"Drift of {self['rows']:,} new rows", [[line] for line in self["findings"]])
+
+
+class _Side(NamedTuple):
+    """Rows of one side."""
+
+    words: list[list[str]]
+    probabilities: Floats
+    vectors: Floats
+
+
+def drift(run_folder: str, data: Any, seed: int = 0) -> Drift:
+    """Compare new texts with the rows of a finished run that its model was not trained on; write and return the result.
+
+    `data` are files or a table in memory with the text columns of the run. At most `MAX_ROWS` rows of each side are
+    compared, a random sample.
+
+    Raises `ConfigError` if the folder is not a finished run, the run is of `seq2seq` or was trained on all its rows,
+    and `DataError` if there is no row.
+    """
+    folder = storage.absolute(run_folder)
+    run, prepared = finished(run_folder)
+    if run.task_spec.is_seq2seq:
+        raise ConfigError(f"`{run_folder}`: drift compares predicted labels, and a run of `seq2seq` has none.")
+    manifest = shards.load_manifest(prepared)
+    splits = [name for name in ("test", "valid") if name in manifest.splits]
+    if run.train.train_on_valid:
+        splits.remove("valid")
+    if not splits:
+        raise ConfigError(
+            f"`{run_folder}`: the model was trained on all rows of the run, so there is nothing to compare with. "
+            "Train with `data.test`, `data.test_fraction` or `train.train_on_valid: false`."
+        )
+    files = tables.paths(data, run, storage.join(folder, tables.FOLDER), "data", labelled=False)
+    found = sources.find_sources(files, run.data.encoding, run.data.delimiter)
+    with sources.unchanged(found):
+        texts, rows, skipped = _sample(found, run.data.text, seed)
+    if not texts:
+        raise DataError(f"{listed(files)}: no usable row. Pass files with the column(s) {listed(run.data.text)}.")
+    classifier = Classifier.load(storage.join(folder, "model"))
+    column = run.task_spec.shard_column
+    known_rows = _known_rows(prepared, manifest, splits, ["input_ids", "text", column])
+    new_rows = pa.table({"input_ids": classifier.encode(texts), "text": ["\n".join(text) for text in texts]})
+    with openmp.spinning_on_free_cpus():
+        known, new = _side(classifier, known_rows), _side(classifier, new_rows)
+    vocabulary = _vocabulary(prepared, manifest)
+    result = {
+        "data": list(files),
+        "rows": rows,
+        "skipped": skipped,
+        "compared": len(texts),
+        "known": splits,
+        "known_rows": known_rows.num_rows,
+        "vectors": metrics.of_vectors(known.vectors, new.vectors, seed)._asdict(),
+        "labels": _labels(classifier, known, new),
+        "lengths": _lengths(known, new),
+        "words": {
+            "unseen": {"known": _unseen(known.words, vocabulary), "new": _unseen(new.words, vocabulary)},
+            "typical": metrics.typical_words(known.words, new.words, TYPICAL_WORDS),
+        },
+    }
+    if not classifier.is_multilabel:
+        result["accuracy"] = _accuracy(known, new, known_rows[column].to_numpy())
+    drift = Drift(result, findings=findings(result))
+    storage.write_json_lines(storage.join(folder, RESULT), drift)
+    return drift
+
+
+def findings(result: dict[str, Any]) -> list[str]:
+    """Return one sentence for each difference that counts, none if the new rows are as the known ones."""
+    said = {
+        "vectors": "the network's vectors differ: a linear model tells new from known rows (AUC {value:.2f})",
+        "labels": "predicted labels differ: {value:.0%} of the rows would have to change theirs",
+        "lengths": "lengths differ: {known_median:g} words for known rows, {new_median:g} for new ones (medians)",
+    }
+    found = [
+        text.format(**result[name])
+        for name, text in said.items()
+        if result[name]["p_value"] < LEVEL and result[name]["value"] >= LEAST[name]
+    ]
+    unseen = result["words"]["unseen"]
+    if unseen["new"] - unseen["known"] >= LEAST_UNSEEN:
+        shares = f"{unseen['new']:.0%} are not in the training rows, {unseen['known']:.0%} of known rows"
+        found.append(f"words differ: {shares}")
+    return found
+
+
+def _sample(
+    found: Sequence[sources.Source], columns: Sequence[str], seed: int
+) -> tuple[list[tuple[str, ...]], int, int]:
+    """Return a random sample of the texts, the number of usable rows and that of bad ones."""
+    random = np.random.default_rng(seed)
+    texts: list[tuple[str, ...]] = []
+    keys = np.empty(0)
+    rows = skipped = 0
+    for source in found:
+        for batch, rejects in records.read_rows(source, columns, None):
+            rows, skipped = rows + len(batch.texts), skipped + len(rejects)
+            texts, keys = texts + batch.texts, np.append(keys, random.random(len(batch.texts)))
+            if len(texts) > MAX_ROWS:
+                kept = np.sort(np.argpartition(keys, MAX_ROWS)[:MAX_ROWS])
+                texts, keys = [texts[i] for i in kept], keys[kept]
+    return texts, rows, skipped
+
+
+def _known_rows(prepared: str, manifest: shards.Manifest, splits: Sequence[str], columns: Sequence[str]) -> pa.Table:
+    """Return rows of some splits, which are a random sample, at most `MAX_ROWS`."""
+    parts = [table for name in splits for table in shards.first_rows(prepared, manifest, name, columns, MAX_ROWS)]
+    return pa.concat_tables(parts).slice(0, MAX_ROWS)
+
+
+def _side(classifier: Classifier, table: pa.Table) -> _Side:
+    rows = classifier.rows([table])
+    words = [_words(text) for text in table["text"].to_pylist()]
+    return _Side(words, classifier.calibrated(classifier.logits(rows)), classifier.vectors(rows))
+
+
+def _words(text: str) -> list[str]:
+    return _WORDS.findall(text.lower())
+
+
+def _vocabulary(prepared: str, manifest: shards.Manifest) -> set[str]:
+    """Return the words of the training rows, of a random sample if there are many."""
+    parts: Iterator[pa.Table] = shards.first_rows(prepared, manifest, "train", ["text"], fitting.MAX_ROWS)
+    return {word for table in parts for text in table["text"].to_pylist() for word in _words(text)}
+
+
+def _unseen(rows: Sequence[Sequence[str]], vocabulary: set[str]) -> float:
+    """Return the share of the words of rows that are not in a vocabulary."""
+    words = [word for row in rows for word in row]
+    return sum(word not in vocabulary for word in words) / max(1, len(words))
+
+
+def _labels(classifier: Classifier, known: _Side, new: _Side) -> dict[str, Any]:
+    """Return the difference of the predicted labels, and the shares of the rows of each."""
+    counts = []
+    for side in (known, new):
+        if classifier.is_multilabel:
+            counts.append((side.probabilities >= classifier.thresholds).sum(axis=0).astype(np.int64))
+        else:
+            counts.append(np.bincount(side.probabilities.argmax(axis=1), minlength=len(classifier.labels)))
+    before, after = (count / count.sum() if count.any() else count.astype(float) for count in counts)
+    shares = {
+        label: {"known": float(before[i]), "new": float(after[i])}
+        for i, label in sorted(enumerate(classifier.labels), key=lambda item: -abs(after[item[0]] - before[item[0]]))
+    }
+    return {**metrics.of_labels(counts[0], counts[1])._asdict(), "shares": shares}
+
+
+def _lengths(known: _Side, new: _Side) -> dict[str, float]:
+    """Return the difference of the numbers of words of a row, and their medians."""
+    before, after = (np.array([len(row) for row in side.words]) for side in (known, new))
+    medians = {"known_median": float(np.median(before)), "new_median": float(np.median(after))}
+    return {**metrics.of_lengths(before, after)._asdict(), **medians}
+
+
+def _accuracy(known: _Side, new: _Side, labels: Any) -> dict[str, float]:
+    """Return the accuracy on known rows, and the one to expect on new ones.
+
+    It changes as the mean probability of the predicted label does (difference of confidences; Guillory et al.,
+    arXiv:2107.03315).
+    """
+    confidence = [float(side.probabilities.max(axis=1).mean()) for side in (known, new)]
+    right = float((known.probabilities.argmax(axis=1) == labels).mean())
+    expected = float(np.clip(right + confidence[1] - confidence[0], 0.0, 1.0))
+    return {"known": right, "expected": expected, "known_confidence": confidence[0], "confidence": confidence[1]}
