@@ -31,7 +31,7 @@ def scan_split(run: RunConfig, split: str = "train", **options: Any) -> pa.Table
 def test_scan_accepted_rows_have_hash_and_labels(tmp_path: Path) -> None:
     rows = make_rows(100)
     table = scan_split(make_run(tmp_path, train=write_csv(tmp_path / "a.csv", rows)))
-    schemas = (scan.ACCEPTED_SCHEMA, scan.LABELS_SCHEMA, scan.REJECTED_SCHEMA)
+    schemas = (scan.ACCEPTED_SCHEMA, scan.LABELS_SCHEMA, scan.CORRECTED_SCHEMA, scan.REJECTED_SCHEMA)
     assert table.column_names == [name for schema in schemas for name in schema.names]
     assert table["hash"].drop_null().to_pylist() == shards.text_hashes((text,) for text, _ in rows).tolist()
     assert table["answer_hash"].drop_null().to_pylist() == shards.text_hashes((label,) for _, label in rows).tolist()

@@ -199,6 +199,8 @@ def print_data_summary(run: RunConfig, folder: str, manifest: Manifest, seconds:
         for name, split in manifest.splits.items():
             unlabelled = f"{split.unlabelled_rows:,} of {split.rows:,} rows without a label"
             lines.out(f"{name}: {split.label_cardinality:.2f} labels per row, {unlabelled}")
+    if manifest.corrections:
+        lines.out(f"corrections: {manifest.corrections.rows:,} row(s), {manifest.corrections.dropped:,} left out")
     if manifest.conflicting_texts:
         noun = run.task_spec.answer_noun
         lines.out(f"{manifest.conflicting_texts:,} text(s) appear in the training files with more than one {noun}")

@@ -186,7 +186,7 @@ def _resolve_paths(run: RunConfig) -> RunConfig:
     """Return the same run with absolute paths, which mean the same in every process."""
     data = {
         split: tuple(map(storage.absolute, paths))
-        for split in ("train", "valid", "test", "unlabelled")
+        for split in ("train", "valid", "test", "unlabelled", "corrections")
         if (paths := getattr(run.data, split)) is not None
     }
     file = run.tokenizer.file and storage.absolute(run.tokenizer.file)

@@ -54,6 +54,11 @@ class Data(Section):
     `label_delimiter` between the labels."""
     label_delimiter: Annotated[str, Field(min_length=1)] = ","
     """Delimiter between labels in a column of strings, and in csv predictions, for `task: multilabel`."""
+    corrections: Paths | None = None
+    """Files with corrected labels, as `txclf audit` writes them: a path or a list, applied in order. A row of the
+    training, validation and test files with the text and label of a correction gets the label in the column
+    `corrected`. `[drop]` there leaves the row out, `[none]` takes all labels away with `task: multilabel`, and a blank
+    changes nothing. Not for `task: seq2seq`."""
     truncation: Literal["head", "tail", "head_tail", "windows"] = "head"
     """Truncation of texts with more than `tokenizer.max_length` tokens. `head` keeps the first tokens, `tail` the last,
     and `head_tail` 25 % from the head and 75 % from the tail (arXiv:1905.05583). `windows` reads overlapping windows of

@@ -35,6 +35,10 @@ class Audit:
     """Characters of the texts of the accepted rows."""
     labels: Counter[str] = field(default_factory=Counter)
     """Rows per label; empty if the task has no labels."""
+    read_labels: set[str] = field(default_factory=set)
+    """Labels of the training files before corrections, if there are any."""
+    corrected: Counter[int] = field(default_factory=Counter)
+    """Rows by the number of their correction; dropped rows are not among the accepted ones."""
     label_kinds: set[str] = field(default_factory=set)
     """Types of the labels in the files, as in `records.Rows`."""
     advice: str | None = None

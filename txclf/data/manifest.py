@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -15,7 +16,7 @@ from txclf.data.duplicates import Duplicates
 from txclf.data.duplicates import count as count_duplicates
 from txclf.data.label_warnings import label_warnings, split_warnings
 from txclf.data.scan import test_fraction
-from txclf.data.shards import Manifest, Shard, Split
+from txclf.data.shards import Corrected, Manifest, Shard, Split
 from txclf.data.tokenizer import parse_tokenizer, separator_id, tokenizer_hash, vocab_size
 
 
@@ -28,6 +29,8 @@ def summed_up(
     special: SpecialTokens | None,
     audits: dict[str, Audit],
     written: dict[str, list[Shard]],
+    corrections: Corrected | None = None,
+    warnings: Sequence[str] = (),
 ) -> Manifest:
     """Sum up the scan and the shards of all splits."""
     held_out = partial(
@@ -64,7 +67,9 @@ def summed_up(
         splits=splits,
         reject_reasons=dict(sum((audit.reasons for audit in audits.values()), Counter[str]())),
         conflicting_texts=conflicting_texts,
+        corrections=corrections,
         warnings=[
+            *warnings,
             *(f"`data.{split}`: skipped rows. {audit.advice}" for split, audit in audits.items() if audit.advice),
             *label_warnings(labels, audits["train"].label_kinds),
             *split_warnings({split: record.label_counts for split, record in splits.items()}),

@@ -18,6 +18,7 @@ import json
 import math
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
@@ -32,9 +33,11 @@ from txclf.config.run_config import RunConfig
 from txclf.config.sections import SpecialTokens
 from txclf.core import lease, storage
 from txclf.core.errors import ConfigError, DataError
+from txclf.data import corrections as label_corrections
 from txclf.data import pipeline, pretrained_tokenizer, records, shards, writers
 from txclf.data.altered_texts import altered
 from txclf.data.audit import Audit
+from txclf.data.corrections import Corrections
 from txclf.data.manifest import summed_up
 from txclf.data.pipeline import Tables
 from txclf.data.scan import (
@@ -80,9 +83,10 @@ def prepare(run: RunConfig, show: ReportProgress = lambda stage, rows: None) -> 
     """
     sources = find_sources(run)
     encoder = pretrained_tokenizer.load(run) if run.model.pretrained is not None else None
-    every = [source for files in sources.values() for source in files]
+    corrected = label_corrections.sources(run.data.corrections or ())
+    every = [*(source for files in sources.values() for source in files), *corrected]
     before = state(every)
-    fingerprint = _fingerprint(run, sources, encoder)
+    fingerprint = _fingerprint(run, sources, encoder, label_corrections.digests(corrected))
     folder = storage.join(run.storage, "prepared", fingerprint)
     if storage.exists(storage.join(folder, shards.MANIFEST)):
         return folder
@@ -100,7 +104,8 @@ def prepare(run: RunConfig, show: ReportProgress = lambda stage, rows: None) -> 
         building = storage.join(place, holding.id)
         try:
             with unchanged(every, before):
-                _build(run, sources, encoder, building, fingerprint, show)
+                corrections = label_corrections.load(run, corrected)
+                _build(run, sources, encoder, building, fingerprint, show, corrections=corrections)
             holding.require()
             storage.remove_folder(folder)  # of a version that built in place, or without its manifest
             storage.move_folder(building, folder, last=shards.MANIFEST)
@@ -116,14 +121,18 @@ def _build(
     folder: str,
     fingerprint: str,
     show: ReportProgress,
+    *,
+    corrections: Corrections,
 ) -> None:
     """Write the prepared data of a run to a folder that only this process writes, the manifest last."""
     storage.require_writable(folder)
     with tempfile.TemporaryFile(prefix="txclf-rejected-") as rejected:
-        audits, sample = scan_all(run, sources, show, rejected)
+        audits, sample = scan_all(run, sources, show, rejected, corrections)
         rejected.seek(0)
         with writers.atomic_stream(storage.join(folder, shards.REJECTED), None) as stream:
             shutil.copyfileobj(rejected, stream)
+    applied = sum((audit.corrected for audit in audits.values()), Counter[int]())
+    warnings = label_corrections.unmatched(corrections, applied)
     labels = records.sort_labels(audits["train"].labels)
     tokenizers = [encoder[0]] if encoder else _train_tokenizers(run, sample, show)
     special = encoder[1] if encoder else None
@@ -138,6 +147,7 @@ def _build(
         audits=audits,
         folder=folder,
         report=show,
+        corrections=corrections,
     )
 
     manifest = summed_up(
@@ -148,6 +158,8 @@ def _build(
         special=special,
         audits=audits,
         written=written,
+        corrections=label_corrections.counted(corrections, applied),
+        warnings=warnings,
     )
     storage.write_bytes(storage.join(folder, shards.MANIFEST), (manifest.model_dump_json(indent=2) + "\n").encode())
 
@@ -164,10 +176,16 @@ def find_sources(run: RunConfig) -> dict[str, list[Source]]:
     return {split: list_sources(paths, *text_format) for split, paths in paths_by_split.items() if paths is not None}
 
 
-def _fingerprint(run: RunConfig, sources: dict[str, list[Source]], encoder: tuple[str, SpecialTokens] | None) -> str:
+def _fingerprint(
+    run: RunConfig,
+    sources: dict[str, list[Source]],
+    encoder: tuple[str, SpecialTokens] | None,
+    corrections: Sequence[str],
+) -> str:
     """Hash everything that the prepared data depend on: settings, seed, and each file's size and modification time.
 
-    `encoder` is the tokenizer of a pretrained model, which replaces the settings of `tokenizer`.
+    `encoder` is the tokenizer of a pretrained model, which replaces the settings of `tokenizer`. `corrections` are the
+    digests of the files of corrections, wherever they are.
     """
     stamps = {split: [[source.path, *map(list, stamp(source))] for source in files] for split, files in sources.items()}
     tokenizer_file = run.tokenizer.file and hashlib.sha256(storage.read_bytes(run.tokenizer.file)).hexdigest()
@@ -180,11 +198,13 @@ def _fingerprint(run: RunConfig, sources: dict[str, list[Source]], encoder: tupl
     unused |= {key for key in later if getattr(run.data, key) == type(run.data).model_fields[key].default}
     if run.data.test is not None:
         unused.add("test_fraction")
-    data = run.data.model_dump(exclude={*shards.SPLITS, "shuffle_window", *unused})
+    data = run.data.model_dump(exclude={*shards.SPLITS, "shuffle_window", "corrections", *unused})
     tokenizer = run.tokenizer.model_dump(exclude={"file", *unused})
     settings = [FINGERPRINT_VERSION, run.seed, run.task, data, tokenizer, tokenizer_file, stamps]
     if encoder is not None:
         settings += [hashlib.sha256(encoder[0].encode()).hexdigest(), encoder[1].model_dump()]
+    if corrections:
+        settings += ["corrections", *corrections]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -212,6 +232,7 @@ def _write_all(
     audits: dict[str, Audit],
     folder: str,
     report: ReportProgress,
+    corrections: Corrections,
 ) -> dict[str, list[Shard]]:
     """Tokenize every split into shards in shuffled order."""
     copies = run.data.altered_copies
@@ -229,7 +250,13 @@ def _write_all(
         size = max(num_bytes(sources[file_split]), audits[file_split].chars) * max(1, copies)
         contents = pipeline.external_sort(
             partial(_tokenize, tokenizers=tokenizers, special=special),
-            file_tasks(run, sources, file_split, labels=tuple(labels), test_fraction=held_out_for_test, copies=copies),
+            file_tasks(
+                *(run, sources, file_split),
+                labels=tuple(labels),
+                test_fraction=held_out_for_test,
+                copies=copies,
+                corrections=corrections,
+            ),
             on_ray=run.compute.on_ray,
             write=partial(_write, folder=folder, split=as_split, num_labels=len(labels)),
             num_partitions=1 + size // SHARD_BYTES,
@@ -281,6 +308,7 @@ def _tokenize(task: FileTask, tokenizers: list[str], special: SpecialTokens | No
     schema = shards.row_schema(spec).append(pa.field("held_out", pa.int8()))
     rows_done = 0
     for rows, _ in pipeline.prefetch(read_rows(task)):
+        rows, _ = label_corrections.apply(task.corrections, rows)
         labels = row_labels(rows)
         is_kept = [not spec.has_labels or all(label in label_ids for label in row) for row in labels]
         kept = np.flatnonzero(is_kept)

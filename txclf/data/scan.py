@@ -24,6 +24,8 @@ from txclf.core.hashing import UInt64s
 from txclf.core.text import shown
 from txclf.data import pipeline, records, shards
 from txclf.data.audit import MAX_SHOWN_REJECTS, Audit, check
+from txclf.data.corrections import Corrections, require_known
+from txclf.data.corrections import apply as apply_corrections
 from txclf.data.pipeline import Tables
 from txclf.data.records import Reject
 from txclf.data.sources import Source, stamp
@@ -41,9 +43,11 @@ LABELS_SCHEMA = pa.schema(
     [
         ("label", pa.string()),
         ("label_rows", pa.int64()),  # accepted rows with this label
+        ("label_rows_read", pa.int64()),  # training rows that have it in the file, if there are corrections
         ("label_kinds", pa.list_(pa.string())),  # types of the labels of the batch
     ]
 )
+CORRECTED_SCHEMA = pa.schema([("correction", pa.int64()), ("corrected_rows", pa.int64())])  # number of a correction
 REJECTED_SCHEMA = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string())])
 
 MAX_UNPACKED = 4
@@ -73,6 +77,8 @@ class FileTask:
     """Share of the training rows that are held out for the test split."""
     copies: int = 0
     """Altered copies to make of each row of a training file, instead of the row itself."""
+    corrections: Corrections = ()
+    """Corrected labels of rows."""
 
 
 class TokenizerSample(NamedTuple):
@@ -96,18 +102,24 @@ def file_tasks(
     sample_share: float = 0.0,
     test_fraction: float = 0.0,
     copies: int = 0,
+    corrections: Corrections = (),
 ) -> list[FileTask]:
     """Return one task per file of a split. Files are numbered over all splits."""
     splits = list(sources)
+    applied = () if split == shards.UNLABELLED else corrections
     first = sum(len(sources[before]) for before in splits[: splits.index(split)])
     return [
-        FileTask(run, split, source, first + number, sample_share, labels, test_fraction, copies)
+        FileTask(run, split, source, first + number, sample_share, labels, test_fraction, copies, applied)
         for number, source in enumerate(sources[split])
     ]
 
 
 def scan_all(
-    run: RunConfig, sources: dict[str, list[Source]], report: ReportProgress, rejected: IO[bytes]
+    run: RunConfig,
+    sources: dict[str, list[Source]],
+    report: ReportProgress,
+    rejected: IO[bytes],
+    corrections: Corrections = (),
 ) -> tuple[dict[str, Audit], TokenizerSample]:
     """Scan every split and check it. Rejected rows are written to `rejected` as JSON lines.
 
@@ -129,14 +141,19 @@ def scan_all(
         share = sample_share if split in sampled else 0.0
         audit = audits[split] = Audit()
         hashes = list[UInt64s]()
-        tasks = file_tasks(run, sources, split, labels=labels, sample_share=share)
+        tasks = file_tasks(run, sources, split, labels=labels, sample_share=share, corrections=corrections)
         for table in pipeline.tables(scan, tasks, run.compute.on_ray):
             accepted = table.filter(table["hash"].is_valid())
             answers = accepted["answer_hash"].to_numpy() if split == "train" else None
             audit.hashes.append(accepted["hash"].to_numpy(), answers)
             for counted in table.filter(table["label"].is_valid()).select(LABELS_SCHEMA.names).to_pylist():
-                audit.labels[counted["label"]] += counted["label_rows"]
+                if counted["label_rows"]:
+                    audit.labels[counted["label"]] += counted["label_rows"]
+                if counted["label_rows_read"]:
+                    audit.read_labels.add(counted["label"])
                 audit.label_kinds.update(counted["label_kinds"])
+            for done in table.filter(table["correction"].is_valid()).select(CORRECTED_SCHEMA.names).to_pylist():
+                audit.corrected[done["correction"]] += done["corrected_rows"]
             rejects = [
                 Reject(**row)
                 for row in table.filter(table["reason"].is_valid()).select(REJECTED_SCHEMA.names).to_pylist()
@@ -154,6 +171,8 @@ def scan_all(
             report("read", num_rows)
             if run.data.on_bad_row == "fail" and audit.rejected >= MAX_SHOWN_REJECTS:
                 break
+        if split == "train":
+            require_known(corrections, audit.read_labels)
         check(run, split, audit)
         if split == "train" and hashes:
             sample = sample.without(shards.test_rows(np.concatenate(hashes), test_fraction(run, len(audit.hashes))))
@@ -170,13 +189,15 @@ def test_fraction(run: RunConfig, rows: int) -> float:
 
 
 def scan(task: FileTask) -> Tables:
-    """Yield the accepted rows (`ACCEPTED_SCHEMA`), their labels (`LABELS_SCHEMA`) and the rejects (`REJECTED_SCHEMA`).
+    """Yield the accepted rows (`ACCEPTED_SCHEMA`), their labels, the applied corrections, and the rejects.
 
-    Each table has the columns of all three schemas; those of the other schemas are null.
+    Each table has the columns of all four schemas; those of the other schemas are null.
     """
     known = None if task.labels is None else set(task.labels)
     spec = task.run.task_spec
     for rows, rejects in pipeline.prefetch(read_rows(task)):
+        read = Counter(chain.from_iterable(row_labels(rows) if task.corrections and known is None else ()))
+        rows, corrected = apply_corrections(task.corrections, rows)
         labels = row_labels(rows)
         kept = np.arange(len(rows.rows))
         if known is not None:
@@ -199,15 +220,18 @@ def scan(task: FileTask) -> Tables:
             "target_sample": [rows.labels[i] if is_sampled and spec.is_seq2seq else None for i, is_sampled in samples],
         }
         counts = Counter(chain.from_iterable(labels)) if spec.has_labels else Counter[str]()
+        found = list(read | counts)
         counted = {
-            "label": list(counts),
-            "label_rows": list(counts.values()),
-            "label_kinds": [sorted(rows.label_kinds)] * len(counts),
+            "label": found,
+            "label_rows": [counts[label] for label in found],
+            "label_rows_read": [read[label] for label in found],
+            "label_kinds": [sorted(rows.label_kinds)] * len(found),
         }
         yield pa.concat_tables(
             [
                 pa.table(accepted, schema=ACCEPTED_SCHEMA),
                 pa.table(counted, schema=LABELS_SCHEMA),
+                pa.table([list(corrected), list(corrected.values())], schema=CORRECTED_SCHEMA),
                 pa.Table.from_pylist([reject._asdict() for reject in rejects], schema=REJECTED_SCHEMA),
             ],
             promote_options="default",

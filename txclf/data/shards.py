@@ -130,6 +130,15 @@ class Split(_Record):
         return sum(shard.rows for shard in self.shards if shard.split != UNLABELLED)
 
 
+class Corrected(_Record):
+    """Counts of `data.corrections`, over all splits."""
+
+    rows: int
+    """Rows that match a correction."""
+    dropped: int
+    """Those of them that are left out."""
+
+
 class Manifest(_Record):
     """Contents of a prepared folder."""
 
@@ -152,8 +161,10 @@ class Manifest(_Record):
     reject_reasons: dict[str, int]
     conflicting_texts: int
     """Texts that occur in the training files with more than one label, set of labels or target."""
+    corrections: Corrected | None = None
+    """Rows that `data.corrections` changed; None without the key."""
     warnings: list[str] = []
-    """Warnings about labels."""
+    """Warnings about labels and corrections."""
 
 
 def load_manifest(folder: str) -> Manifest:
