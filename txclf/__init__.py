@@ -12,6 +12,7 @@ from txclf._version import __version__
 
 if TYPE_CHECKING:
     from txclf.api import (
+        audit,
         distill,
         drift,
         evaluate,
@@ -44,6 +45,7 @@ __all__ = [
     "TextClassifier",
     "TxclfError",
     "__version__",
+    "audit",
     "distill",
     "drift",
     "evaluate",
@@ -59,6 +61,7 @@ __all__ = [
 
 _HOMES = {
     "txclf.api": (
+        "audit",
         "distill",
         "drift",
         "evaluate",

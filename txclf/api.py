@@ -16,13 +16,11 @@ one that ends with the call.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
-from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 
@@ -84,10 +82,12 @@ def prepare(
 
         folder = txclf.prepare("run.yaml")
     """
+    from txclf.data import tables
     from txclf.data.prepare import prepare as prepare_data
+    from txclf.launch import preflight
 
-    run = _with_data(load_config(run), data, valid, test)
-    with _ray(run.compute, run.storage):
+    run = tables.with_data(load_config(run), data, valid, test)
+    with preflight.connected(run.compute, run.storage):
         return prepare_data(run, on_progress or (lambda stage, rows: None))
 
 
@@ -115,13 +115,15 @@ def train(
         summary = txclf.train("run.yaml", ["train.epochs=2"])
         print(summary.best)
     """
+    from txclf.data import tables
+    from txclf.launch import preflight
     from txclf.training import train as training
 
-    run = _with_data(load_config(run, overrides), data, valid, test)
+    run = tables.with_data(load_config(run, overrides), data, valid, test)
     finished = training.check_folder(run, resume)
     if finished:
         return finished
-    with _ray(run.compute, run.storage):
+    with preflight.connected(run.compute, run.storage):
         prepared = training.recorded_data(run) or prepare(run)
         return training.train(run, prepared, lambda progress: bool(on_progress and on_progress(progress)))
 
@@ -186,10 +188,12 @@ def tune(
         search = txclf.tune("search.yaml")
         print(search.winner, search.settings, search.best)
     """
+    from txclf.data import tables
+    from txclf.launch import preflight
     from txclf.tuning import tune as tuning
 
-    wanted = _with_data(load_config(run, overrides), data, valid, test)
-    with tuning.opened(wanted, resume, extend) as run, _ray(run.compute, run.storage, always=True):
+    wanted = tables.with_data(load_config(run, overrides), data, valid, test)
+    with tuning.opened(wanted, resume, extend) as run, preflight.connected(run.compute, run.storage, always=True):
         return tuning.tune(run, tuning.plan(run), lambda state: bool(on_progress and on_progress(state)))
 
 
@@ -213,9 +217,10 @@ def evaluate(
         print(scores["accuracy"], scores["baseline"]["accuracy"])
     """
     from txclf.evaluation.evaluate import evaluate as score
+    from txclf.launch import preflight
 
     compute = load_config(None, [f"compute.workers={workers}"]).compute
-    with _ray(compute, storage.absolute(run_folder)):
+    with preflight.connected(compute, storage.absolute(run_folder)):
         return score(storage.path_text(run_folder), data, baseline, compute if workers else None)
 
 
@@ -230,6 +235,18 @@ def drift(run_folder: str | os.PathLike[str], data: Data) -> Drift:
     from txclf.evaluation.drift import drift as compare
 
     return compare(storage.path_text(run_folder), data)
+
+
+def audit(
+    run_folder: str | os.PathLike[str], *, folds: int = 5, output: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Find rows whose label is probably wrong, write them to `suspects.csv` in `output`, and return a summary.
+
+    Raises `ConfigError` if the folder is not a run with labels, or a `suspects.csv` there has been filled in.
+    """
+    from txclf.auditing.audit import audit as audit_labels
+
+    return audit_labels(run_folder, folds=folds, output=output)
 
 
 @overload
@@ -291,6 +308,7 @@ def predict(
         done = txclf.predict("runs/trec/model", ["new.csv"], out="predictions.parquet", probabilities=True)
     """
     from txclf.data import tables
+    from txclf.launch import preflight
     from txclf.prediction.predict import predict as predict_files
     from txclf.prediction.tables import predict_table
 
@@ -306,7 +324,7 @@ def predict(
     if out is None:
         raise ConfigError("`out`: not set. Pass the path of the output file, or a table in memory as `inputs`.")
     compute = load_config(None, [f"compute.workers={workers}"]).compute
-    with _ray(compute, storage.folder_of(out)):
+    with preflight.connected(compute, storage.folder_of(out)):
         return predict_files(
             storage.path_text(model),
             tables.file_paths(inputs, "inputs"),
@@ -368,34 +386,6 @@ def serve(model: str | os.PathLike[str], *, on_ready: Callable[[str], None] | No
     )
 
 
-def _with_data(run: RunConfig, data: Data, valid: Data, test: Data) -> RunConfig:
-    """Return a run with the given data as its files; tables in memory are stored first."""
-    if data is None and valid is None and test is None:
-        return run
-    from txclf.data import tables
-
-    folder = storage.join(run.storage, tables.FOLDER)
-    given = tables.by_split(data, valid, test).items()
-    files = {f"data.{split}": tables.paths(value, run, folder, f"data.{split}") for split, value in given}
-    return run_config.with_overrides(run, files)
-
-
 def _as_list(values: Sequence[str]) -> list[str]:
     """Return strings as a list, also a single one."""
     return [values] if isinstance(values, str) else list(values)
-
-
-@contextmanager
-def _ray(compute: Compute, shared: str, *, always: bool = False) -> Iterator[None]:
-    """Connect to a Ray that has room for the workers, if there are any or `always`; all nodes must reach `shared`."""
-    if not (compute.on_ray or always):
-        yield
-        return
-    from txclf import ray_cluster
-    from txclf.launch import preflight
-
-    with ray_cluster.connected(compute):
-        if compute.on_ray:
-            ray_cluster.require(compute)
-        preflight.require_shared(shared)
-        yield

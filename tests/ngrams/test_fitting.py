@@ -31,6 +31,16 @@ def test_choose_learns_topics_and_calibrates_on_the_validation_rows() -> None:
     assert choice.model.temperature == pytest.approx(calibration.temperature(logits, valid_labels))
 
 
+def test_refit_trains_the_chosen_setting_on_other_rows() -> None:
+    texts, labels = make(300)
+    choice = choose(texts[:200], labels[:200], texts[200:], labels[200:], num_labels=3)
+    again = fitting.refit(choice, texts[:200], labels[:200], num_labels=3)
+    assert (again.weighting, again.analyzer) == (choice.model.weighting, choice.model.analyzer)
+    assert np.array_equal(again.weights, choice.model.weights)
+    other = fitting.refit(choice, texts[100:], labels[100:], num_labels=3)
+    assert np.array_equal(other.logits(texts[:100]).argmax(axis=1), labels[:100])
+
+
 def test_choose_without_validation_rows_tries_one_setting() -> None:
     texts, labels = make(300)
     choice = choose(texts, labels, [], labels[:0], num_labels=3)

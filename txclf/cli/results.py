@@ -45,14 +45,11 @@ def connected_workers(compute: Compute | None, shared: str) -> Iterator[None]:
     if compute is None:
         yield
         return
-    from txclf import ray_cluster
     from txclf.launch import preflight
 
     # Ray warns that the arguments of each Ray Data actor could be lost, which cannot happen while this process lives.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with ray_cluster.connected(compute):
-        ray_cluster.require(compute)
-        preflight.require_shared(shared)
+    with preflight.connected(compute, shared):
         yield
 
 

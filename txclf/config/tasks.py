@@ -96,7 +96,7 @@ TASKS: dict[str, TaskSpec] = {
                 Restriction("data.truncation", ("head", "tail", "head_tail")),
                 Restriction("data.unlabelled", (None,)),
                 Restriction("data.altered_copies", (0,)),
-                Restriction("data.corrections", (None,)),
+                Restriction("data.corrections", (None,), "Remove the key: only labels can be corrected."),
                 Restriction("distill.teacher", (None,)),
                 Restriction("model.ngrams", ("auto", False)),
                 Restriction("model.pretrained", (None,)),

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
@@ -35,6 +36,14 @@ GROUP_ROWS = 65_536
 SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "test": "test", "unlabelled": "unlabelled"}
 """Key of `data` by the name of a split in a mapping such as `DatasetDict`."""
 _EXPECTED = "Pass a path, a pandas or Polars DataFrame, a Dataset or an Arrow table."
+
+
+def with_data(run: RunConfig, data: Any, valid: Any = None, test: Any = None) -> RunConfig:
+    """Return a run with the given data as its files; tables are stored in its storage first."""
+    folder = storage.join(run.storage, FOLDER)
+    given = by_split(data, valid, test).items()
+    files = {f"data.{split}": paths(value, run, folder, f"data.{split}") for split, value in given}
+    return run_config.with_overrides(run, files) if files else run
 
 
 def is_table(value: object) -> bool:

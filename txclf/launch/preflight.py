@@ -13,12 +13,16 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 from txclf._version import __version__
 from txclf.config.run_config import RunConfig
+from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, TxclfError
+from txclf.data import corrections
 from txclf.data.prepare import find_sources
 from txclf.training.precision import choose_precision
 
@@ -53,6 +57,21 @@ class Node(NamedTuple):
     bf16: str
     problems: list[str]
     """Paths that the node cannot read or write, each with the reason."""
+
+
+@contextmanager
+def connected(compute: Compute, shared: str, *, always: bool = False) -> Iterator[None]:
+    """Connect to a Ray that has room for the workers, if there are any or `always`; all nodes must reach `shared`."""
+    if not (compute.on_ray or always):
+        yield
+        return
+    from txclf import ray_cluster
+
+    with ray_cluster.connected(compute):
+        if compute.on_ray:
+            ray_cluster.require(compute)
+        require_shared(shared)
+        yield
 
 
 def check(run: RunConfig) -> list[Finding]:
@@ -180,6 +199,7 @@ def _ask_all(token: str, folder: str, paths: list[str]) -> list[Node]:
 def _settings(run: RunConfig) -> list[Finding]:
     try:
         sources = find_sources(run)
+        corrections.load(run, corrections.sources(run.data.corrections or ()))
         count = sum(len(files) for files in sources.values())
         return [Finding("pass", "run file", f"`{run.name}`, {count} data file(s) for {', '.join(sources)}")]
     except TxclfError as error:

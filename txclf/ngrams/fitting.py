@@ -107,6 +107,14 @@ def choose(
     return Choice(best[1], tried, rows)
 
 
+def refit(choice: Choice, texts: Sequence[str], labels: Labels, *, num_labels: int) -> NgramModel:
+    """Train a model with the chosen features and cost on other rows, as many as `choice` used at most."""
+    best = max(choice.candidates, key=lambda candidate: candidate.score)  # the first of several, as `choose` does
+    texts, labels, analyzer = texts[: choice.train_rows], labels[: choice.train_rows], choice.model.analyzer
+    counts = _kept(count(texts, analyzer), num_labels)
+    return fit(counts, labels, num_labels=num_labels, analyzer=analyzer, weighting=best.weighting, cost=best.cost)
+
+
 def _score(logits: Floats, labels: Labels) -> float:
     """Return the accuracy of logits, or of several labels per text their negative mean log loss."""
     if labels.ndim == 1:

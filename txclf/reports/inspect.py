@@ -178,6 +178,7 @@ def _prepared(path: str) -> dict[str, Any]:
         "vocab_size": manifest.vocab_size,
         "max_length": manifest.max_length,
         "conflicting_texts": manifest.conflicting_texts,
+        "corrections": manifest.corrections and manifest.corrections.model_dump(),
         "warnings": manifest.warnings,
         "splits": [{"split": split.pop("name"), **split} for split in splits],
         "label_rows": [{"label": label.label, **label.rows} for label in data.labels],
