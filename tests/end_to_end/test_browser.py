@@ -177,6 +177,41 @@ def test_run_page_tabs_and_axes_change_the_charts(opened: Open, run_page: str) -
     assert page.evaluate("document.querySelector('[data-chart=roc-valid]').data.length") == 1
 
 
+def clicked(page: Any) -> list[str]:
+    """Click every button of the charts and of the page, open every detail, choose every option; return the names."""
+    names: list[str] = page.evaluate(
+        """() => {
+          const name = (one) => one.dataset.title || one.textContent || one.id;
+          const found = [];
+          for (const one of document.querySelectorAll("summary, button, a, .modebar-btn, [data-trial]")) {
+            if (one.dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true }))) found.push(name(one));
+          }
+          for (const one of document.querySelectorAll("select")) for (const option of one.options) {
+            one.value = option.value;
+            one.dispatchEvent(new Event("change", { bubbles: true }));
+          }
+          return found;
+        }"""
+    )
+    page.wait_for_timeout(500)
+    return names
+
+
+def test_pages_every_control_clicked_sends_nothing_away(opened: Open, run_page: str, tmp_path: Path) -> None:
+    search = report.report([search_folder(tmp_path).run_folder])
+    both = report.report([str(Path(run_page).parent)] * 2, storage.join(str(tmp_path), "both.html"))
+    for path in (run_page, search, both):
+        page = opened(path)
+        windows: list[Any] = []
+        page.context.on("page", lambda window, seen=windows: seen.append(window))
+        names = clicked(page)
+        assert "Zoom in" in names
+        assert not [name for name in names if "share chart" in name.lower() or "cloud" in name.lower()]
+        assert page.evaluate("window.open('https://example.org')") is None
+        assert windows == []
+        assert page.url.split("#")[0] == Path(path).as_uri()
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_search_page_click_on_a_trial_highlights_it(opened: Open, tmp_path: Path, size: str) -> None:
     page = opened(report.report([search_folder(tmp_path).run_folder]), size, "dark")

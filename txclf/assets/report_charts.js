@@ -89,9 +89,13 @@ function layout(x, y, more = {}) {
   };
 }
 
+// Buttons are listed, because plotly's own choice has one that uploads the chart.
+const BUTTONS = [["toImage"], ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]];
+window.open = () => null;  // the Content-Security-Policy of a file cannot forbid windows
+
 function plot(element, traces, shape) {
-  return Plotly.react(element, traces, shape, { responsive: true, displaylogo: false, displayModeBar: "hover",
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+  return Plotly.react(element, traces, shape, { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtons: BUTTONS,
+    plotlyServerURL: "" });
 }
 
 const verticalLine = (x, text) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { dash: "dash", width: 1, color: color("soft") }, label: { text, font: { size: 10 } } });

@@ -2,7 +2,8 @@
 
 Text from the data stays text: Jinja escapes it in the markup, the JSON in the script tag contains no `<`, and the
 scripts of the page write it through `textContent`. A Content-Security-Policy allows only the two scripts of the page,
-named by their hashes, and no requests.
+named by their hashes, and no requests. No button sends data away: the script lists plotly's buttons, and no window
+opens.
 
 plotly.js (4.8 MB) is embedded compressed, 2 MB a page. The browser decompresses it before the first chart.
 """
