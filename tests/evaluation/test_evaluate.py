@@ -94,6 +94,11 @@ def test_evaluate_classify_baselines_are_scored_on_the_same_rows(classify: RunCo
     majority = max(train.label_counts, key=lambda label: train.label_counts[label])
     share = np.mean([label == majority for _, label in make_rows(40, seed=1)])
     assert found["majority"]["accuracy"] == pytest.approx(share)
+    for name, (difference, low, high) in found["baseline"]["difference"].items():
+        assert difference == pytest.approx(found[name] - found["baseline"][name])
+        assert low <= difference <= high
+    for label, scores in found["baseline"]["per_class"].items():
+        assert scores["difference"][0] == pytest.approx(found["per_class"][label]["f1"] - scores["f1"])
     without = evaluate.evaluate(classify.run_folder, with_baseline=False)
     assert not {"baseline", "majority"} & set(without)
     assert without["accuracy"] == found["accuracy"]
@@ -115,8 +120,11 @@ def test_evaluate_multilabel_other_files_equal_the_test_split(tags: RunConfig) -
         "of_train_rows",
         "seconds",
         "p_value",
+        "difference",
+        "per_class",
         *found["majority"],
     }
+    assert found["baseline"]["difference"].keys() == {"f1_micro", "f1_macro"}
     again = evaluate.evaluate(tags.run_folder, list(tags.data.test or ()), with_baseline=False)
     assert {key: again[key] for key in ("f1_macro", "map", "per_class")} == {
         key: found[key] for key in ("f1_macro", "map", "per_class")

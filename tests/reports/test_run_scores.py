@@ -15,6 +15,7 @@ from txclf import Classifier
 from txclf.artifacts import run_folder
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
+from txclf.core import storage
 from txclf.data.prepare import prepare
 from txclf.evaluation import evaluate
 from txclf.reports import error_analysis, report, run_scores
@@ -32,7 +33,26 @@ def test_scored_splits_evaluated_run_shows_the_test_split_first(run: RunConfig, 
     assert content["headline"]["where"] == "test"
     assert content["headline"]["value"] == pytest.approx(found["accuracy"])
     assert content["headline"]["bars"][1]["value"] == found["baseline"]["accuracy"]
-    assert content["splits"][0]["per_class"] == found["per_class"]
+    test = content["splits"][0]
+    assert test["per_class"] == found["per_class"]
+    assert content["headline"]["difference"] == found["baseline"]["difference"]["accuracy"]
+    low, high = content["headline"]["interval"]
+    assert 0 < low <= found["accuracy"] <= high < 1
+    expected = [one["difference"] for one in found["baseline"]["per_class"].values()]
+    assert [one[1:] for one in test["differences"].values()] == expected
+    assert "per_class" not in test["compared"]["baseline"]
+    assert content["splits"][1]["differences"] == {}
+
+
+def test_scored_splits_scores_without_differences_show_none(run: RunConfig, tmp_path: Path) -> None:
+    folder = copied_run(run, tmp_path)
+    found = evaluate.evaluate(folder)
+    del found["baseline"]["per_class"], found["baseline"]["difference"]  # as an earlier version wrote them
+    storage.write_json(storage.join(folder, evaluate.METRICS), found)
+    content = ReportPage(report.report([folder])).content
+    assert content["headline"]["difference"] is None
+    assert content["headline"]["beats_baseline"] is not None
+    assert content["splits"][0]["differences"] == {}
 
 
 def test_scored_splits_multilabel_run_shows_thresholds_and_label_mistakes(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ const charts = {};  // chart id → (element) => draws the chart; called again w
 
 function value(cell) {
   const text = cell.textContent.trim();
-  const number = parseFloat(text.replace(/,/g, ""));
+  const number = parseFloat(text.replace(/,/g, "").replace("−", "-"));
   return cell.classList.contains("num") ? (Number.isNaN(number) ? -Infinity : number) : text.toLowerCase();
 }
 

@@ -31,6 +31,16 @@ class EfficiencyFigure(NamedTuple):
     meaning: str
 
 
+class ClassDifference(NamedTuple):
+    """F1 of the n-gram baseline for one class, and the difference of the model to it."""
+
+    baseline: float
+    difference: float
+    low: float
+    """Lower end of the 95 % confidence interval of `difference`."""
+    high: float
+
+
 class ChangedSetting(NamedTuple):
     """Run-file key whose value is not the default, with both values as YAML text."""
 
@@ -54,6 +64,8 @@ class Headline:
 
     title: str
     value: float
+    interval: tuple[float, float] | None = None
+    """Ends of the 95 % confidence interval of `value`."""
     where: str
     """Rows that were scored, for example `validation`."""
     rows: int | None = None
@@ -62,6 +74,8 @@ class Headline:
     """Score of the model, then those of the baselines."""
     beats_baseline: bool | None = None
     """True if the score is higher than that of the n-gram baseline; None without that baseline."""
+    difference: tuple[float, float, float] | None = None
+    """Difference to the n-gram baseline on the same rows, and the ends of its 95 % confidence interval."""
     note: str = ""
 
 
@@ -143,8 +157,12 @@ class LabelSplit:
     """(true class, predicted class, rows) of the cells that are not zero; None in multilabel tasks."""
     per_class: Mapping[str, Mapping[str, Any]]
     """Scores by label, as in `metrics.json`."""
+    differences: Mapping[str, ClassDifference]
+    """Differences to the n-gram baseline by label; empty if it was not scored on these rows."""
     metrics: Mapping[str, Any]
     """Scores over all classes, as in `metrics.json`."""
+    intervals: Mapping[str, tuple[float, float]]
+    """Ends of the 95 % confidence intervals of some of `metrics`."""
     compared: Mapping[str, Mapping[str, Any]]
     """Scores of `baseline` and `majority` on the same rows, as in `metrics.json`."""
     reliability: Sequence[Sequence[float]]

@@ -22,9 +22,9 @@ from txclf.data.labels import LabelSets
 from txclf.evaluation import baselines
 from txclf.inference.classifier import Classifier, sigmoid, softmax
 from txclf.inference.seq2seq import Seq2Seq
-from txclf.metrics import multiclass, multilabel, significance
+from txclf.metrics import intervals, multiclass, multilabel, significance
 from txclf.ngrams import fitting
-from txclf.reports.content import ALL_CLASSES, ClassCurves, Example, ExampleSplit, LabelSplit, Mistake
+from txclf.reports.content import ALL_CLASSES, ClassCurves, ClassDifference, Example, ExampleSplit, LabelSplit, Mistake
 
 CURVE_POINTS = 80
 """Max points of a curve."""
@@ -131,11 +131,13 @@ def label_split(
     cells = None
     if classifier.is_multilabel:
         metrics = multilabel.scores(probabilities, scored.labels, classifier.thresholds, names)
+        found = intervals.of_scores(scored.labels, probabilities >= classifier.thresholds, len(names))
         targets = scored.labels
         bins = [reliability(matrix.ravel(), targets.ravel()) for matrix in (probabilities, uncalibrated)]
         wrong = label_mistakes(scored, probabilities, names, classifier.thresholds)
     else:
         metrics = multiclass.scores(probabilities, scored.labels, names)
+        found = intervals.of_scores(scored.labels, probabilities.argmax(axis=1), len(names))
         confusion = multiclass.Confusion.of(probabilities.argmax(axis=1), scored.labels, len(names))
         cells = [(true, predicted, rows) for true, predicted, rows in confusion.cells.tolist()]
         metrics = {key: value for key, value in metrics.items() if not key.startswith("confusion")}
@@ -153,13 +155,31 @@ def label_split(
         labels=names,
         confusion=cells,
         per_class=metrics.pop("per_class"),
+        differences=_class_differences(compared.get("baseline", {}), names),
         metrics=metrics,
-        compared=compared,
+        intervals={
+            "f1_micro" if classifier.is_multilabel else "accuracy": found.micro[1:],
+            "f1_macro": found.macro[1:],
+        },
+        compared={name: _plain(scores) for name, scores in compared.items()},
         reliability=bins[0],
         uncalibrated=bins[1] if classifier.temperature != 1.0 else None,
         curves=curves(probabilities, targets),
         mistakes=wrong,
     )
+
+
+def _class_differences(baseline: Mapping[str, Any], names: Sequence[str]) -> dict[str, ClassDifference]:
+    """Return the F1 of the baseline and the difference to it by the shown names of the labels; empty if not scored."""
+    scores = baseline.get("per_class", {}).values()
+    if len(scores) != len(names):  # of an earlier version, which did not write them
+        return {}
+    return {name: ClassDifference(one["f1"], *one["difference"]) for name, one in zip(names, scores, strict=True)}
+
+
+def _plain(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scores of a baseline without those by label, whose names are not those of the page."""
+    return {key: value for key, value in scores.items() if key != "per_class"}
 
 
 def reliability(confidence: Floats, right: Bools, num_bins: int = 15) -> list[list[float]]:
@@ -310,6 +330,7 @@ def baseline_scores(
         "baseline": {
             **multiclass.short_scores(predicted, scored.labels, classes),
             "p_value": significance.mcnemar(scored.logits.argmax(axis=1) == scored.labels, predicted == scored.labels),
+            **intervals.record(scored.labels, scored.logits.argmax(axis=1), predicted, manifest.labels),
             **linear.record(manifest.splits["train"].rows),
         },
     }

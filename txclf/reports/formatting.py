@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from txclf.reports.content import Fact
@@ -47,6 +47,22 @@ def number(value: Any) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.3g}"
+
+
+def signed(value: float) -> str:
+    """Format a difference with its sign; one that rounds to nothing has none."""
+    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}") if round(value, 4) else "0.0000"
+
+
+def with_intervals(facts: Sequence[Fact], metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> list[Fact]:
+    """Add the confidence intervals to facts about metrics that have one."""
+    ends = {TITLES[name]: interval for name, interval in intervals.items() if name in metrics}
+    return [
+        Fact(title, f"{number(value)} ({number(ends[title][0])} to {number(ends[title][1])})")
+        if title in ends
+        else Fact(title, value)
+        for title, value in facts
+    ]
 
 
 def whole(value: float) -> str:

@@ -53,7 +53,8 @@ def render(page: Page) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for format_value in (formatting.number, formatting.whole, formatting.share, formatting.titled):
+    formats = (formatting.number, formatting.signed, formatting.whole, formatting.share, formatting.titled)
+    for format_value in (*formats, formatting.with_intervals):
         environment.filters[format_value.__name__] = format_value
     text = environment.get_template(f"{page.kind}.html").render(
         **content,

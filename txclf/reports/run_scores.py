@@ -101,7 +101,8 @@ def headline(state: RunState, splits: Sequence[LabelSplit], tested: Metrics | No
         return _generation_headline(state, tested)
     metric = "f1_macro" if spec.is_multilabel or monitor == "valid_f1_macro" else "accuracy"
     if spec.is_multilabel and tested:
-        return _evaluation_headline(metric, tested)
+        scored = next((one for one in splits if one.id == "test" and one.rows == tested["rows"]), None)
+        return _evaluation_headline(metric, tested, scored.intervals.get(metric) if scored else None)
     if splits:
         return _split_headline(metric, splits[0])
     value = (state.best or {}).get(f"valid_{metric}")
@@ -116,16 +117,18 @@ def _generation_headline(state: RunState, tested: Metrics | None) -> Headline | 
     return None if title is None else Headline(title=title, value=scores[title], where=where)
 
 
-def _evaluation_headline(metric: str, tested: Metrics) -> Headline:
+def _evaluation_headline(metric: str, tested: Metrics, interval: tuple[float, float] | None) -> Headline:
     """Return the score of `metrics.json`."""
     value = tested[metric]
     return Headline(
         title=TITLES[metric],
         value=value,
+        interval=interval,
         where=_evaluated_rows(tested),
         rows=tested["rows"],
         bars=_bars(metric, value, tested, majority="most frequent labels"),
         beats_baseline=value > tested["baseline"][metric] if "baseline" in tested else None,
+        difference=_difference(tested.get("baseline", {}), metric),
         note=_note(tested.get("baseline", {})),
     )
 
@@ -136,12 +139,20 @@ def _split_headline(metric: str, split: LabelSplit) -> Headline:
     return Headline(
         title=TITLES[metric],
         value=value,
+        interval=split.intervals.get(metric),
         where=split.title.lower(),
         rows=split.rows,
         bars=_bars(metric, value, split.compared, majority="majority class"),
         beats_baseline=value > linear[metric] if linear else None,
+        difference=_difference(linear, metric),
         note=_note(linear),
     )
+
+
+def _difference(linear: Metrics, metric: str) -> tuple[float, float, float] | None:
+    """Return the difference of a metric to the linear model with its interval; None if it was not measured."""
+    found = linear.get("difference", {}).get(metric)
+    return None if found is None else (found[0], found[1], found[2])
 
 
 def _note(linear: Metrics) -> str:

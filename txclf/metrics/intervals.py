@@ -1,0 +1,127 @@
+"""Confidence intervals of scores, and of the difference of two models on the same rows.
+
+The intervals are percentiles over resampled rows (Efron, 1979). Rows with the same true and predicted labels are equal
+for every score here, so their numbers are drawn together.
+
+Shapes: N rows, K kinds of rows, C labels, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+LEVEL = 0.95
+"""Coverage of the intervals."""
+RESAMPLES = 1000
+MIN_RESAMPLES = 200
+MAX_DRAWS = 2**24
+"""Max kinds of rows times resamples; data with more kinds are resampled less often."""
+CHUNK_DRAWS = 2**21
+"""Draws that are held at once."""
+
+Answers = npt.NDArray[Any]
+"""Class ids (N,), or a mask of the labels of each row (N, C)."""
+Floats = npt.NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """Value of a score, or of a difference, with the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Intervals(NamedTuple):
+    """Intervals of the scores of a model, or of its differences to another model."""
+
+    micro: Interval
+    """Accuracy of single labels; micro F1 of sets of labels."""
+    macro: Interval
+    """Macro F1."""
+    classes: list[Interval]
+    """F1 of each class."""
+
+
+class _Kinds(NamedTuple):
+    """Kinds of rows: how many rows each has, and masks of its true and predicted labels as sparse matrices (K, C)."""
+
+    rows: npt.NDArray[np.int64]
+    targets: Any
+    predicted: list[Any]
+
+
+def of_scores(targets: Answers, predicted: Answers, classes: int, seed: int = 0) -> Intervals:
+    """Return the intervals of the scores of one model."""
+    return _intervals(_kinds(targets, [predicted], classes), classes, seed)
+
+
+def of_differences(targets: Answers, predicted: Answers, other: Answers, classes: int, seed: int = 0) -> Intervals:
+    """Return the intervals of the scores of a model less those of another one, on the same rows."""
+    return _intervals(_kinds(targets, [predicted, other], classes), classes, seed)
+
+
+def record(
+    targets: Answers, predicted: Answers, other: Answers, names: Sequence[str], micro: str = "accuracy"
+) -> dict[str, Any]:
+    """Return the entries of `metrics.json` about the differences of the model to the baseline `other`."""
+    found = of_differences(targets, predicted, other, len(names))
+    f1 = _scores(_kinds(targets, [other], len(names)), len(names), None)[0, 2:]
+    return {
+        "difference": {micro: list(found.micro), "f1_macro": list(found.macro)},
+        "per_class": {
+            name: {"f1": float(score), "difference": list(difference)}
+            for name, score, difference in zip(names, f1, found.classes, strict=True)
+        },
+    }
+
+
+def _kinds(targets: Answers, predicted: Sequence[Answers], classes: int) -> _Kinds:
+    """Count the kinds of rows. Rows of masks are not compared: each is a kind of its own."""
+    from scipy import sparse
+
+    if targets.ndim == 2:
+        masks = [sparse.csr_array(mask.astype(np.float64)) for mask in (targets, *predicted)]
+        return _Kinds(np.ones(len(targets), np.int64), masks[0], masks[1:])
+    kinds, rows = np.unique(np.stack([targets, *predicted], axis=1), axis=0, return_counts=True)
+    ones, places = np.ones(len(kinds)), np.arange(len(kinds))
+    masks = [sparse.csr_array((ones, (places, column)), shape=(len(kinds), classes)) for column in kinds.T]
+    return _Kinds(rows, masks[0], masks[1:])
+
+
+def _intervals(kinds: _Kinds, classes: int, seed: int) -> Intervals:
+    """Return the percentile intervals of the columns of `_scores`."""
+    values = _scores(kinds, classes, None)[0]
+    draw, total = np.random.default_rng(seed), int(kinds.rows.sum())
+    resamples = int(np.clip(MAX_DRAWS // max(1, len(kinds.rows)), MIN_RESAMPLES, RESAMPLES))
+    size = max(1, CHUNK_DRAWS // max(1, len(kinds.rows)))
+    shares = kinds.rows / max(1, total)
+    parts = [
+        _scores(kinds, classes, draw.multinomial(total, shares, min(size, resamples - start)))
+        for start in range(0, resamples if total else 0, size)
+    ]
+    ends = np.quantile(np.concatenate(parts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0) if parts else [values] * 2
+    found = [Interval(*map(float, three)) for three in zip(values, *ends, strict=True)]
+    return Intervals(found[0], found[1], found[2:])
+
+
+def _scores(kinds: _Kinds, classes: int, drawn: npt.NDArray[np.int64] | None) -> Floats:
+    """Return (R, 2 + C): micro F1, macro F1 and the F1 of each class, or the differences of two models.
+
+    `drawn` (R, K) are numbers of rows of each kind; None stands for those of the data.
+    """
+    rows = (kinds.rows[None] if drawn is None else drawn).T.astype(np.float64)
+    support = kinds.targets.T @ rows
+    found = []
+    for predicted in kinds.predicted:
+        counts = support + predicted.T @ rows
+        hits = kinds.targets.multiply(predicted).T @ rows
+        f1 = 2 * hits / np.maximum(counts, 1)
+        micro = 2 * hits.sum(axis=0) / np.maximum(counts.sum(axis=0), 1)
+        macro = f1.sum(axis=0) / np.maximum((counts > 0).sum(axis=0), 1)
+        found.append(np.concatenate([micro[None], macro[None], f1]).T)
+    return found[0] if len(found) == 1 else found[0] - found[1]
