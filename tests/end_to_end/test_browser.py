@@ -82,6 +82,16 @@ def undrawn(page: Any) -> list[str]:
     return found
 
 
+def scrollers(page: Any) -> list[str]:
+    """Return the visible elements in the page that scroll by themselves, but for code, and tables that are cut."""
+    code = """all => all.filter(e => e.offsetParent && e.tagName !== "PRE" && (
+      e.scrollHeight > e.clientHeight + 1 && ["auto", "scroll"].includes(getComputedStyle(e).overflowY)
+      && e.clientHeight || e.matches(".scroll") && e.scrollWidth > e.clientWidth + 1
+    )).map(e => e.className + ": " + e.textContent.slice(0, 40))"""
+    found: list[str] = page.eval_on_selector_all("main *", code)
+    return found
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_run_page_any_size_and_scheme_draws_all_charts(opened: Open, run_page: str, size: str, scheme: str) -> None:
@@ -91,6 +101,7 @@ def test_run_page_any_size_and_scheme_draws_all_charts(opened: Open, run_page: s
     assert page.locator("img").count() == 0
     assert page.locator("main script, .js-plotly-plot script").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
+    assert scrollers(page) == []
     back = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
 
@@ -117,6 +128,9 @@ def test_run_page_tables_sort_and_mistakes_are_filtered(opened: Open, run_page: 
     assert {row.get_attribute("data-true") for row in rows.all()} == {LABELS[0]}
     page.click("#mistakes [data-clear]")
     assert rows.count() == total
+    page.select_option("#mistakes [data-kind]", "right")
+    assert {row.get_attribute("data-kind") for row in rows.all()} == {"right"}
+    assert all(row.get_attribute("data-true") == row.get_attribute("data-predicted") for row in rows.all())
 
 
 def test_run_page_click_on_a_confusion_cell_lists_its_mistakes(opened: Open, run_page: str) -> None:
@@ -153,6 +167,8 @@ def test_run_page_click_on_a_confusion_cell_lists_its_mistakes(opened: Open, run
     page.mouse.click(x, y)
     page.wait_for_timeout(300)
     rows = page.locator("#mistakes li:not([hidden])")
+    assert rows.count() == 30 < count
+    page.click("#mistakes [data-more]")
     assert rows.count() == count
     assert {row.get_attribute("data-true") for row in rows.all()} == {wanted[i]}
     assert {row.get_attribute("data-predicted") for row in rows.all()} == {wanted[j]}
@@ -301,6 +317,7 @@ def test_serve_page_keyboard_alone_predicts_and_explains(
     second = page.locator("#scores li:nth-child(2) button").get_attribute("data-label")
     assert second in page.locator("#explanation").text_content()
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
+    assert scrollers(page) == []
     back = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
     page.fill("textarea", "  ")

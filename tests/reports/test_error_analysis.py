@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn import metrics
 
 from tests.helpers.reports import ReportPage
 from txclf import Classifier
@@ -15,7 +13,6 @@ from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.data import shards
 from txclf.reports import error_analysis, report
-from txclf.reports.content import ALL_CLASSES
 from txclf.reports.error_analysis import Budget, ScoredRows, TextRow
 
 
@@ -42,20 +39,6 @@ def test_score_budget_bounds_the_rows(run: RunConfig) -> None:
     np.testing.assert_allclose(few.logits, every.logits[:7], atol=1e-5)
     found = error_analysis.baseline_scores(few, prepared, manifest, lowercase=True, budget=Budget(7, 60.0, 50))
     assert found["baseline"]["train_rows"] == 50
-
-
-@pytest.mark.parametrize("rows", [2, 30, 5000])
-def test_class_curves_any_scores_have_the_areas_of_scikit_learn(rows: int) -> None:
-    draw = np.random.default_rng(rows)
-    truth = draw.random(rows) < 0.3
-    truth[:2] = [True, False]
-    scores = np.round(truth * 0.3 + draw.random(rows), 2).astype(np.float32)
-    found = asdict(error_analysis.class_curves(scores, truth, ALL_CLASSES))
-    assert found["auc"] == pytest.approx(metrics.roc_auc_score(truth, scores))
-    assert found["ap"] == pytest.approx(metrics.average_precision_score(truth, scores))
-    assert len(found["fpr"]) <= error_analysis.CURVE_POINTS + 2
-    assert (found["fpr"][0], found["tpr"][0], found["fpr"][-1], found["tpr"][-1]) == (0, 0, 1, 1)
-    assert np.trapezoid(found["tpr"], found["fpr"]) == pytest.approx(found["auc"], abs=0.02)
 
 
 def rows(labels: np.ndarray, text: str = "text") -> ScoredRows:
@@ -101,23 +84,6 @@ def test_label_mistakes_rows_are_ranked_by_the_distance_from_the_threshold() -> 
     assert unexpected.true_labels == ["a"]
 
 
-def test_reliability_bins_hold_every_row_once() -> None:
-    draw = np.random.default_rng(0)
-    confidence = np.append(draw.random(200), [0.0, 1.0]).astype(np.float32)
-    right = draw.random(202) < confidence
-    bins = error_analysis.reliability(confidence, right)
-    assert sum(count for _, _, count in bins) == 202
-    assert sum(accuracy * count for _, accuracy, count in bins) == pytest.approx(right.sum())
-    assert sum(mean * count for mean, _, count in bins) == pytest.approx(confidence.sum(), rel=1e-5)
-    assert [mean for mean, _, _ in bins] == sorted(mean for mean, _, _ in bins)
-
-
-def test_curves_classes_without_a_contrast_have_none() -> None:
-    targets = np.array([[True, True, False], [False, True, False], [True, True, False]])
-    found = error_analysis.curves(np.array([[0.9, 0.1, 0.2]] * 3, np.float32), targets)
-    assert [curve.class_id for curve in found] == [ALL_CLASSES, 0]
-
-
 def test_score_time_limit_still_scores_one_chunk(run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(error_analysis, "CHUNK_ROWS", 16)
     prepared = storage.read_json(storage.join(run.run_folder, "summary.json"))["prepared"]
@@ -125,3 +91,52 @@ def test_score_time_limit_still_scores_one_chunk(run: RunConfig, monkeypatch: py
     manifest = shards.load_manifest(prepared)
     found = error_analysis.score(classifier, prepared, manifest, "train", Budget(1000, 0.0, 50))
     assert len(found.sources) == len(found.labels) == len(found.logits) == 16
+
+
+def test_correct_rows_are_the_least_confident_and_the_best_of_each_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(error_analysis, "MAX_CORRECT", 2)
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7], [0.8, 0.2]], np.float32)
+    found = error_analysis.correct(rows(np.array([0, 0, 1, 1, 1])), probabilities, ["a", "b"])
+    assert [(one.row, one.label, one.predicted) for one in found] == [
+        (1, "a", "a"),
+        (3, "b", "b"),
+        (0, "a", "a"),
+        (2, "b", "b"),
+    ]
+
+
+def test_label_correct_rows_have_all_labels_right_and_the_closest_come_first() -> None:
+    targets = np.array([[True, False], [False, False], [True, True]])
+    probabilities = np.array([[0.9, 0.1], [0.1, 0.45], [0.6, 0.4]], np.float32)
+    thresholds = np.array([0.5, 0.5], np.float32)
+    found = error_analysis.label_correct(rows(targets), probabilities, ["a", "b"], thresholds)
+    assert [(one.row, one.label, one.predicted) for one in found] == [
+        (1, error_analysis.NO_LABEL, error_analysis.NO_LABEL),
+        (0, "a", "a"),
+    ]
+
+
+def test_explained_words_add_up_to_the_text_and_have_the_weights_of_the_bundle(run: RunConfig) -> None:
+    (split,) = ReportPage(report.report([run.run_folder], budget=error_analysis.QUICK)).content["splits"]
+    classifier = Classifier.load(storage.join(run.run_folder, "model"))
+    weighed = [mistake for mistake in split["mistakes"] if mistake["words"]]
+    assert len(weighed) == min(len(split["mistakes"]), error_analysis.QUICK.explained_rows)
+    for mistake in weighed[:3]:
+        assert "".join(text for text, _ in mistake["words"]) == mistake["text"]
+        ((_, expected),) = classifier.explain(mistake["text"], mistake["predicted"]).columns.items()
+        assert [weight for _, weight in mistake["words"]] == pytest.approx(
+            [weight for _, weight in expected], abs=2e-3, nan_ok=True
+        )
+
+
+def test_explained_no_budget_weighs_nothing(run: RunConfig) -> None:
+    (split,) = ReportPage(report.report([run.run_folder], budget=Budget(1000, 60.0, 50))).content["splits"]
+    assert split["mistakes"]
+    assert not any(mistake["words"] for mistake in split["mistakes"])
+
+
+def test_pieces_long_texts_are_shortened_like_the_text() -> None:
+    words = [("x" * 500, 1.0), (" ", None), ("y" * 500, -2.0), (" z", None)]
+    found = error_analysis._pieces([words])
+    assert "".join(text for text, _ in found) == error_analysis._shortened("".join(text for text, _ in words))
+    assert error_analysis._pieces([[("a", 0.5)], [("b", None)]]) == [("a", 0.5), ("\n", None), ("b", None)]

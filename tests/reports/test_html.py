@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.helpers.reports import HOSTILE, LABELS, ReportPage, search_folder
@@ -89,3 +90,28 @@ def test_render_not_finished_is_in_the_heading(tmp_path: Path) -> None:
 def test_assets_no_template_or_script_compares_tasks() -> None:
     for path in html.ASSETS.iterdir():
         assert not re.search(r"\btask\b\s*[!=]=", path.read_text()), path.name
+
+
+def test_assets_numbers_on_the_confusion_matrix_have_enough_contrast() -> None:
+    """The text of the page is readable on each color of the matrix: WCAG 2.2 asks for a contrast of 4.5."""
+    style = (html.ASSETS / "report.css").read_text()
+    light, dark = style.split("@media (prefers-color-scheme: dark)")
+    for scheme in (light, dark):
+        colors = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", scheme.split("body {")[0]))
+        for back in ("back", "panel", "warm", "heat"):
+            assert contrast(colors["text"], colors[back]) >= 4.5, back
+        for name in ("soft", "accent", "good", "bad"):
+            assert contrast(colors[name], colors["back"]) >= 4.5, name
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast of two colors as WCAG 2.2 defines it."""
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(color: str) -> float:
+    """Return the relative luminance of a color."""
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))

@@ -93,3 +93,11 @@ def test_compare_evaluated_run_adds_its_test_scores(run: RunConfig, tmp_path: Pa
     assert evaluated["test_accuracy of the n-gram baseline"] == found["baseline"]["accuracy"]
     # Metrics of all runs come before those of some.
     assert list(page.metrics).index("valid_accuracy") < list(page.metrics).index("test_accuracy")
+
+
+def test_gather_trials_with_a_page_link_to_it(tmp_path: Path) -> None:
+    folder = search_folder(tmp_path).run_folder
+    page = storage.join(folder, "trials", "0002", "report.html")
+    storage.write_bytes(page, b"")
+    links = {found["href"] for tag, found in ReportPage(report.report([folder])).tags if tag == "a"}
+    assert {href for href in links if href and not href.startswith("#")} == {"trials/0002/report.html"}

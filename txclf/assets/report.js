@@ -22,6 +22,7 @@ async function unpack() {
 }
 
 async function start() {
+  queryAll(document, "table").filter((table) => query(table, "thead")).forEach(labelled);
   queryAll(document, "table.sortable").forEach(sortable);
   ({ run, search, comparison })[content.kind]();
   for (const element of queryAll(document, "[data-chart]")) element.hidden = !charts[element.dataset.chart];

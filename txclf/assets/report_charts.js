@@ -43,26 +43,53 @@ function sortable(table) {
       const rows = queryAll(body, "tr").map((row) => [value(row.cells[column]), row]);
       rows.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0) * (up ? 1 : -1));
       body.append(...rows.map(([, row]) => row));
+      table.dispatchEvent(new Event("sorted", { bubbles: true }));
     });
   });
 }
+
+const FIRST = 30;  // items of a list that are shown before "show all"
 
 // Filters items by the search field and by keeps(item), and shows their number. Returns the function that applies the filter.
 function filtered(section, items, keeps) {
   const find = query(section, "[data-find]"), count = query(section, "[data-count]");
   const texts = items.map((item) => item.textContent.toLowerCase());
+  const more = document.createElement("button");
+  let all = false;
+  more.type = "button";
+  more.dataset.more = "";
+  if (items.length) (items[0].closest("table") || items[0].parentElement).after(more);
   const apply = () => {
-    const term = find.value.trim().toLowerCase();
-    let shown = 0;
-    items.forEach((item, number) => {
-      item.hidden = !(texts[number].includes(term) && keeps(item));
-      shown += item.hidden ? 0 : 1;
-    });
-    count.textContent = shown === items.length ? shown + " shown" : shown + " of " + items.length;
+    const term = find.value.trim().toLowerCase(), inner = items.length ? [...items[0].parentElement.children] : [];
+    let found = 0;
+    for (const item of inner) {  // in the order of the table, which may be sorted
+      const fits = texts[items.indexOf(item)].includes(term) && keeps(item);
+      found += fits ? 1 : 0;
+      item.hidden = !fits || (!all && found > FIRST);
+    }
+    more.hidden = all || found <= FIRST;
+    more.textContent = "Show all " + found;
+    count.textContent = found === items.length ? found + (found === 1 ? " row" : " rows") : found + " of " + items.length + " rows";
   };
+  more.addEventListener("click", () => { all = true; apply(); });
+  section.addEventListener("sorted", apply);
   find.addEventListener("input", apply);
   apply();
   return apply;
+}
+
+// On a phone the cells of a row are below each other, each with the name of its column.
+function labelled(table) {
+  const heads = queryAll(table, "thead th").map((head) => head.textContent);
+  table.classList.add("cards");
+  table.setAttribute("role", "table");
+  for (const row of queryAll(table, "tr")) {
+    row.setAttribute("role", "row");
+    [...row.cells].forEach((cell, column) => {
+      cell.setAttribute("role", cell.tagName === "TD" ? "cell" : "columnheader");
+      if (cell.tagName === "TD") cell.dataset.head = heads[column];
+    });
+  }
 }
 
 function options(select, values) {
@@ -77,7 +104,7 @@ function options(select, values) {
 // ---- charts ----
 
 function layout(x, y, more = {}) {
-  const axis = { gridcolor: color("grid"), zerolinecolor: color("grid"), linecolor: color("line"), automargin: true, exponentformat: "power" };
+  const axis = { gridcolor: color("grid"), zerolinecolor: color("grid"), linecolor: color("line"), automargin: true, exponentformat: "none", separatethousands: true };
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: color("text"), size: 12 },
     margin: { l: 50, r: 12, t: more.title ? 34 : 12, b: 40 }, hovermode: "closest", showlegend: true,

@@ -15,7 +15,7 @@ function learning() {
   };
   add("loss", ["train_loss", "valid_loss"], "Loss", marked);
   add("scores", scores, "Validation", marked);
-  add("rate", ["learning_rate"], "Learning rate");
+  add("rate", ["learning_rate"], "Learning rate", () => ({ yaxis: { tickformat: "~g" }, showlegend: false }));
   add("speed", ["tokens_per_second"], "Tokens per second", () => ({ yaxis: { rangemode: "tozero" }, showlegend: false }));
   add("waiting", ["data_share"], "Waiting for data", () => ({ yaxis: { rangemode: "tozero", tickformat: ".1%" }, showlegend: false }));
   document.getElementById("axis")?.addEventListener("change", () => redraw(["loss", "scores", "rate", "speed", "waiting"]));
@@ -49,16 +49,16 @@ function confusion(split, box) {
     if (size <= 14) {
       const rows = sorted.map(() => Array(size).fill(""));
       for (const [i, j, number] of split.confusion) if (i !== j || shade.value !== "mistakes") rows[positions[i]][positions[j]] = number.toLocaleString("en");
-      trace.text = rows; trace.texttemplate = "%{text}"; trace.textfont = { size: 11 };
+      trace.text = rows; trace.texttemplate = "%{text}"; trace.textfont = { size: 11, color: color("text") };
     }
     element.style.height = Math.max(420, Math.min(860, element.clientWidth, 260 + size * 14)) + "px";
-    plot(element, [trace], layout("predicted", "true", { showlegend: false,
-      xaxis: { ...axis, tickangle: -60 }, yaxis: { ...axis, autorange: "reversed", title: { text: small ? "" : "true", standoff: 6 } } }));
+    plot(element, [trace], layout("predicted label", "true label", { showlegend: false,
+      xaxis: { ...axis, tickangle: -60 }, yaxis: { ...axis, autorange: "reversed", title: { text: "true label", standoff: 6 } } }));
     if (!element.listens) {
       element.listens = true;
       element.on("plotly_click", (event) => {
         const { x, y } = event.points[0];
-        box.show(names[sorted[y]], sorted[x] === sorted[y] ? "" : names[sorted[x]]);
+        box.show(names[sorted[y]], names[sorted[x]]);
       });
     }
   };
@@ -103,7 +103,16 @@ function probabilities(split, box) {
   };
   both("roc-", "fpr", "tpr", "auc", "ROC, one class against the rest", "false positive rate", "true positive rate");
   both("recall-", "recall", "precision", "ap", "Precision-recall", "recall", "precision");
-  select.addEventListener("change", () => redraw(["roc-" + split.id, "recall-" + split.id]));
+  charts["threshold-" + split.id] = (element) => {
+    const curve = split.curves[Math.max(0, Number(select.value))];
+    const line = (name, values, number) => ({ type: "scatter", mode: "lines", name, x: curve.threshold, y: values, line: { color: colors(number) }, hovertemplate: "threshold %{x:.3f}<br>" + name + " %{y:.3f}<extra></extra>" });
+    plot(element, [line("precision", curve.precision, 0), line("recall", curve.recall, 1)],
+      layout("threshold of the probability", "", { title: "Precision and recall by threshold, " + label(short(curve.class_id < 0 ? "all classes" : split.labels[curve.class_id], 28)), xaxis: { range: [0, 1.02] }, yaxis: { range: [0, 1.03] } }));
+  };
+  if (split.coverage.length) charts["coverage-" + split.id] = (element) => plot(element, [{ type: "scatter", mode: "lines", x: split.coverage.map((p) => p[0]), y: split.coverage.map((p) => p[1]), line: { color: colors(0) }, hoverinfo: "text",
+    text: split.coverage.map((p) => percent(p[0]) + " of the rows, confidence at least " + p[2].toFixed(3) + "<br>accuracy " + percent(p[1])) }],
+    layout("share of rows answered, most confident first", "accuracy", { title: "Accuracy by coverage", showlegend: false, xaxis: { range: [0, 1.02], tickformat: ".0%" }, yaxis: { tickformat: ".1~%" } }));
+  select.addEventListener("change", () => redraw(["roc-" + split.id, "recall-" + split.id, "threshold-" + split.id]));
 }
 
 function mistakes(split, box) {
@@ -111,12 +120,13 @@ function mistakes(split, box) {
   const truth = query(section, "[data-true]"), guess = query(section, "[data-predicted]"), find = query(section, "[data-find]");
   options(truth, [...new Set(items.map((item) => item.dataset.true))].sort());
   options(guess, [...new Set(items.map((item) => item.dataset.predicted))].sort());
-  const apply = filtered(section, items, (item) => (!truth.value || item.dataset.true === truth.value) && (!guess.value || item.dataset.predicted === guess.value));
-  for (const select of [truth, guess]) select.addEventListener("change", apply);
+  const kind = query(section, "[data-kind]");
+  const apply = filtered(section, items, (item) => (!kind.value || item.dataset.kind === kind.value) && (!truth.value || item.dataset.true === truth.value) && (!guess.value || item.dataset.predicted === guess.value));
+  for (const select of [truth, guess, kind]) select.addEventListener("change", apply);
   const set = (select, text) => { select.value = [...select.options].some((option) => option.value === text) ? text : ""; };
-  query(section, "[data-clear]").addEventListener("click", () => { find.value = truth.value = guess.value = ""; apply(); });
+  query(section, "[data-clear]").addEventListener("click", () => { find.value = truth.value = guess.value = ""; kind.value = "wrong"; apply(); });
   box.show = (label_, predicted) => {
-    find.value = ""; set(truth, label_); set(guess, predicted); apply();
+    find.value = ""; kind.value = predicted === label_ ? "right" : "wrong"; set(truth, label_); set(guess, predicted === label_ ? "" : predicted); apply();
     section.scrollIntoView({ behavior: "smooth" });
   };
 }
@@ -125,12 +135,15 @@ function lengths(data) {
   const names = data.edges.map((edge, number) => (number + 1 < data.edges.length ? (data.edges[number + 1] - edge > 1 ? edge + "–" + (data.edges[number + 1] - 1) : String(edge)) : edge + "+"));
   const used = names.map((_, number) => Object.values(data.lengths).some((rows) => rows[number]));
   const first = used.indexOf(true), last = used.lastIndexOf(true) + 1;
-  const cut = data.edges.slice(first, last).filter((edge) => edge <= data.max_length).length - 0.5;
+  // The bars are at 0, 1, 2 …: the line is where max_length is in its bin. Without a truncated text there is none.
+  const bin = data.edges.filter((edge) => edge <= data.max_length).length - 1, next = data.edges[bin + 1] ?? data.max_length + 1;
+  const cut = bin - first - 0.5 + (data.max_length + 1 - data.edges[bin]) / (next - data.edges[bin]);
+  const truncated = data.splits.some((split) => split.truncated_rows);
   charts.lengths = (element) => plot(element, Object.entries(data.lengths).map(([split, rows], number) => {
     const sum = rows.reduce((a, b) => a + b, 0) || 1;
     return { type: "bar", name: split, x: names.slice(first, last).map((_, bin) => bin), y: rows.slice(first, last).map((count) => count / sum), marker: { color: colors(number) },
       text: rows.slice(first, last).map((count, bin) => split + ": " + count.toLocaleString("en") + " rows of " + names[first + bin] + " tokens"), textposition: "none", hoverinfo: "text" };
-  }), layout("tokens", "share of rows", { title: "Lengths", yaxis: { tickformat: ".0%" }, shapes: cut < last - first ? [verticalLine(cut)] : [],
+  }), layout("tokens", "share of rows", { title: "Lengths", yaxis: { tickformat: ".0%" }, shapes: truncated ? [verticalLine(cut, "max_length")] : [],
     xaxis: { tickvals: names.slice(first, last).map((_, bin) => bin), ticktext: names.slice(first, last), tickangle: -45 } }));
 }
 
@@ -155,5 +168,5 @@ function run() {
   });
   if (content.data) lengths(content.data);
   if (content.seconds.length) charts.seconds = (element) => plot(element, content.seconds.map(([name, seconds], number) => ({ type: "bar", orientation: "h", name: plain(name), x: [seconds], y: [""], marker: { color: colors(number) },
-    hovertemplate: plain(name) + ": %{x:.1f} s<extra></extra>" })), layout("seconds", "", { title: "Time of the last attempt", barmode: "stack", height: 240 }));
+    hovertemplate: plain(name) + ": %{x:.1f} s<extra></extra>" })), layout("", "", { xaxis: { ticksuffix: " s" }, title: "Time of the last attempt", barmode: "stack", height: 240 }));
 }

@@ -106,13 +106,15 @@ class ClassCurves:
     recall: Sequence[float]
     precision: Sequence[float]
     """Precision at each of `recall`."""
+    threshold: Sequence[float]
+    """Least probability of a positive prediction at each of `recall`."""
     ap: float
     """Average precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """Row with a wrong prediction."""
+    """Row with its prediction, which is wrong unless it is among the correct rows of a split."""
 
     text: str
     file: str
@@ -127,6 +129,8 @@ class Mistake:
     """Likely labels with their probabilities, most likely first."""
     true_labels: Sequence[str]
     """All labels of the row."""
+    words: Sequence[tuple[str, float | None]] = ()
+    """`text` in pieces with their weights for the label in question; empty if they were not weighed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +173,12 @@ class LabelSplit:
     """(mean confidence, accuracy, count) of each bin."""
     uncalibrated: Sequence[Sequence[float]] | None
     """`reliability` before calibration; None if the bundle is not calibrated."""
+    coverage: Sequence[Sequence[float]]
+    """(share of rows answered, accuracy on them, least confidence) if only confident rows are; empty in multilabel."""
     curves: Sequence[ClassCurves]
     mistakes: Sequence[Mistake]
+    correct: Sequence[Mistake]
+    """Some rows with a right prediction, least confident first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +298,8 @@ class TrialRow:
     """Reason of a failure."""
     history: Sequence[Sequence[float]]
     """(epoch, value) of each validation."""
+    page: str = ""
+    """Path of the trial's page, relative to that of the search; empty if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,18 +25,15 @@ from txclf.inference.classifier import Classifier, sigmoid, softmax
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.metrics import intervals, multiclass, multilabel, significance
 from txclf.ngrams import fitting
-from txclf.reports.content import ALL_CLASSES, ClassCurves, ClassDifference, Example, ExampleSplit, LabelSplit, Mistake
+from txclf.reports import curves
+from txclf.reports.content import ClassDifference, Example, ExampleSplit, LabelSplit, Mistake
 
-CURVE_POINTS = 80
-"""Max points of a curve."""
-MAX_CLASS_CURVES = 100
-"""Max classes with curves of their own: those with the most rows."""
-MICRO_CELLS = 500_000
-"""Max probabilities that the curves over all classes are computed from."""
 MAX_MISTAKES = 200
 """Mistakes that are shown because they are the worst."""
 MAX_MISTAKES_WITH_PAIRS = 600
 """Max mistakes after the worst one of each remaining pair of classes is added."""
+MAX_CORRECT = 40
+"""Correct rows that are shown because the model was least certain."""
 MAX_TEXT_CHARS = 700
 MAX_EXAMPLES = 40
 CHUNK_ROWS = 512
@@ -58,11 +56,13 @@ class Budget(NamedTuple):
     """Seconds after which no further chunk is scored."""
     baseline_rows: int
     """Max training rows of the baseline."""
+    explained_rows: int = 0
+    """Max mistakes whose words are weighed. They take at most a fifth of `seconds`."""
 
 
-QUICK = Budget(5_000, 15.0, 20_000)
+QUICK = Budget(5_000, 15.0, 20_000, 20)
 """Budget at the end of a run."""
-FULL = Budget(50_000, 600.0, fitting.MAX_ROWS)
+FULL = Budget(50_000, 600.0, fitting.MAX_ROWS, 100)
 """Budget of `txclf report`."""
 
 
@@ -124,6 +124,7 @@ def label_split(
     split: str,
     title: str,
     compared: Mapping[str, Mapping[str, Any]],
+    budget: Budget,
 ) -> LabelSplit:
     """Return metrics, confusion matrix, calibration, curves and mistakes of scored rows."""
     names, probabilities = distinct(classifier.labels), classifier.calibrated(scored.logits)
@@ -133,8 +134,9 @@ def label_split(
         metrics = multilabel.scores(probabilities, scored.labels, classifier.thresholds, names)
         found = intervals.of_scores(scored.labels, probabilities >= classifier.thresholds, len(names))
         targets = scored.labels
-        bins = [reliability(matrix.ravel(), targets.ravel()) for matrix in (probabilities, uncalibrated)]
+        bins = [curves.reliability(matrix.ravel(), targets.ravel()) for matrix in (probabilities, uncalibrated)]
         wrong = label_mistakes(scored, probabilities, names, classifier.thresholds)
+        right = label_correct(scored, probabilities, names, classifier.thresholds)
     else:
         metrics = multiclass.scores(probabilities, scored.labels, names)
         found = intervals.of_scores(scored.labels, probabilities.argmax(axis=1), len(names))
@@ -143,10 +145,10 @@ def label_split(
         metrics = {key: value for key, value in metrics.items() if not key.startswith("confusion")}
         targets = scored.labels[:, None] == np.arange(len(names))
         bins = [
-            reliability(matrix.max(axis=1), matrix.argmax(axis=1) == scored.labels)
+            curves.reliability(matrix.max(axis=1), matrix.argmax(axis=1) == scored.labels)
             for matrix in (probabilities, uncalibrated)
         ]
-        wrong = mistakes(scored, probabilities, names)
+        wrong, right = mistakes(scored, probabilities, names), correct(scored, probabilities, names)
     return LabelSplit(
         id=split,
         title=title,
@@ -164,8 +166,12 @@ def label_split(
         compared={name: _plain(scores) for name, scores in compared.items()},
         reliability=bins[0],
         uncalibrated=bins[1] if classifier.temperature != 1.0 else None,
-        curves=curves(probabilities, targets),
-        mistakes=wrong,
+        coverage=curves.coverage(probabilities.max(axis=1), probabilities.argmax(axis=1) == scored.labels)
+        if cells is not None
+        else [],
+        curves=curves.by_class(probabilities, targets),
+        mistakes=explained(classifier, scored, wrong, budget),
+        correct=right,
     )
 
 
@@ -180,58 +186,6 @@ def _class_differences(baseline: Mapping[str, Any], names: Sequence[str]) -> dic
 def _plain(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Return the scores of a baseline without those by label, whose names are not those of the page."""
     return {key: value for key, value in scores.items() if key != "per_class"}
-
-
-def reliability(confidence: Floats, right: Bools, num_bins: int = 15) -> list[list[float]]:
-    """Return mean confidence, accuracy and count of each bin of equal width that has rows."""
-    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-    members = [bins == number for number in np.unique(bins)]
-    return [[float(confidence[rows].mean()), float(right[rows].mean()), int(rows.sum())] for rows in members]
-
-
-def curves(probabilities: Floats, targets: Bools) -> list[ClassCurves]:
-    """Return the curves over all classes, then those of each of the largest classes against the rest.
-
-    Args: probabilities (N, C) and targets (N, C). A class that no row has, or every row, has no curves.
-    """
-    sample = slice(max(1, MICRO_CELLS // probabilities.shape[1]))
-    support = targets.sum(axis=0)
-    largest = [number for number in np.argsort(-support, kind="stable")[:MAX_CLASS_CURVES].tolist() if support[number]]
-    return [
-        class_curves(probabilities[sample].ravel(), targets[sample].ravel(), ALL_CLASSES),
-        *(
-            class_curves(probabilities[:, number], targets[:, number], number)
-            for number in largest
-            if support[number] < len(targets)
-        ),
-    ]
-
-
-def class_curves(scores: Floats, targets: Bools, class_id: int) -> ClassCurves:
-    """Return both curves of scores (N,) against targets (N,), thinned, and the areas under the full curves."""
-    from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_curve
-
-    fpr, tpr, _ = roc_curve(targets, scores)
-    precision, recall, _ = precision_recall_curve(targets, scores)
-    thin_fpr, thin_tpr = _thinned(fpr, tpr)
-    thin_recall, thin_precision = _thinned(recall, precision)
-    return ClassCurves(
-        class_id=class_id,
-        fpr=thin_fpr,
-        tpr=thin_tpr,
-        auc=float(auc(fpr, tpr)),
-        recall=thin_recall,
-        precision=thin_precision,
-        ap=float(average_precision_score(targets, scores)),
-    )
-
-
-def _thinned(x: Any, y: Any) -> tuple[list[float], list[float]]:
-    """Return about `CURVE_POINTS` points evenly spaced along the curve, both ends included."""
-    length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
-    points = np.unique(np.searchsorted(length, np.linspace(0, length[-1], CURVE_POINTS)).clip(0, len(x) - 1))
-    points = np.unique(np.concatenate([[0], points, [len(x) - 1]]))
-    return np.round(x[points], 4).tolist(), np.round(y[points], 4).tolist()
 
 
 def mistakes(scored: ScoredRows, probabilities: Floats, names: Sequence[str]) -> list[Mistake]:
@@ -250,19 +204,34 @@ def mistakes(scored: ScoredRows, probabilities: Floats, names: Sequence[str]) ->
         if pair not in pairs and len(shown) < MAX_MISTAKES_WITH_PAIRS:
             pairs.add(pair)
             shown.append(row)
-    return [
-        Mistake(
-            text=_shortened(scored.sources[row].text),
-            file=scored.sources[row].file,
-            row=scored.sources[row].row,
-            label=names[scored.labels[row]],
-            predicted=names[predicted[row]],
-            label_probability=float(true_probability[row]),
-            top=_named(probabilities[row], np.argsort(-probabilities[row], kind="stable")[:3].tolist(), names),
-            true_labels=[names[scored.labels[row]]],
-        )
-        for row in shown
-    ]
+    return [_answer(scored, probabilities, names, row) for row in shown]
+
+
+def correct(scored: ScoredRows, probabilities: Floats, names: Sequence[str]) -> list[Mistake]:
+    """Return right single-label predictions: the least confident, then the most confident one of each class."""
+    confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
+    right = np.flatnonzero(predicted == scored.labels)
+    right = right[np.argsort(confidence[right], kind="stable")]
+    shown = right[:MAX_CORRECT].tolist()
+    best = {int(predicted[row]): row for row in right.tolist()}  # the last one is the most confident
+    shown += [row for _, row in sorted(best.items()) if row not in shown][:MAX_CORRECT]
+    return [_answer(scored, probabilities, names, row) for row in shown]
+
+
+def _answer(scored: ScoredRows, probabilities: Floats, names: Sequence[str], row: int) -> Mistake:
+    """Return one row with its single label and the prediction."""
+    likely = np.argsort(-probabilities[row], kind="stable")[:3].tolist()
+    true = int(scored.labels[row])
+    return Mistake(
+        text=_shortened(scored.sources[row].text),
+        file=scored.sources[row].file,
+        row=scored.sources[row].row,
+        label=names[true],
+        predicted=names[likely[0]],
+        label_probability=float(probabilities[row, true]),
+        top=_named(probabilities[row], likely, names),
+        true_labels=[names[true]],
+    )
 
 
 def label_mistakes(
@@ -277,24 +246,71 @@ def label_mistakes(
     distance = np.where(predicted != scored.labels, np.abs(probabilities - thresholds) / max_distance, -1.0)
     worst = distance.max(axis=1)
     rows = [row for row in np.argsort(-worst, kind="stable")[:MAX_MISTAKES].tolist() if worst[row] >= 0]
-    shown = []
-    for row in rows:
-        label = int(distance[row].argmax())
-        true_labels = [names[number] for number in np.flatnonzero(scored.labels[row]).tolist()]
-        order = np.argsort(-probabilities[row], kind="stable").tolist()
-        likely = [number for number in order if predicted[row, number] or names[number] in true_labels][:6]
-        shown.append(
-            Mistake(
-                text=_shortened(scored.sources[row].text),
-                file=scored.sources[row].file,
-                row=scored.sources[row].row,
-                label=NO_LABEL if predicted[row, label] else names[label],
-                predicted=names[label] if predicted[row, label] else NO_LABEL,
-                label_probability=float(probabilities[row, label]),
-                top=_named(probabilities[row], likely, names),
-                true_labels=true_labels,
-            )
-        )
+    return [
+        _label_answer(scored, probabilities, names, row, int(distance[row].argmax()), predicted[row]) for row in rows
+    ]
+
+
+def label_correct(scored: ScoredRows, probabilities: Floats, names: Sequence[str], thresholds: Floats) -> list[Mistake]:
+    """Return multilabel rows whose labels are all predicted right, those closest to a threshold first."""
+    predicted = probabilities >= thresholds
+    distance = np.abs(probabilities - thresholds)
+    right = np.flatnonzero((predicted == scored.labels).all(axis=1))
+    shown = right[np.argsort(distance[right].min(axis=1), kind="stable")][:MAX_CORRECT].tolist()
+    return [
+        _label_answer(scored, probabilities, names, row, int(distance[row].argmin()), predicted[row]) for row in shown
+    ]
+
+
+def _label_answer(
+    scored: ScoredRows, probabilities: Floats, names: Sequence[str], row: int, label: int, predicted: Bools
+) -> Mistake:
+    """Return one row with its labels; `label` is the one that counts as its true and predicted label."""
+    true_labels = [names[number] for number in np.flatnonzero(scored.labels[row]).tolist()]
+    order = np.argsort(-probabilities[row], kind="stable").tolist()
+    likely = [number for number in order if predicted[number] or names[number] in true_labels][:6]
+    return Mistake(
+        text=_shortened(scored.sources[row].text),
+        file=scored.sources[row].file,
+        row=scored.sources[row].row,
+        label=names[label] if scored.labels[row, label] else NO_LABEL,
+        predicted=names[label] if predicted[label] else NO_LABEL,
+        label_probability=float(probabilities[row, label]),
+        top=_named(probabilities[row], likely, names),
+        true_labels=true_labels,
+    )
+
+
+def explained(classifier: Classifier, scored: ScoredRows, wrong: Sequence[Mistake], budget: Budget) -> list[Mistake]:
+    """Add the weights of the words for the label in question to the first mistakes, within the budget."""
+    end = time.monotonic() + budget.seconds / 5
+    found, names = list(wrong), distinct(classifier.labels)
+    texts = {(source.file, source.row): source.text for source in scored.sources}
+    for number, mistake in enumerate(wrong[: budget.explained_rows]):
+        row = tuple(texts[mistake.file, mistake.row].split("\n"))  # shards join columns by line breaks
+        if time.monotonic() > end:
+            break
+        if len(classifier.metadata.text_columns) == 1:
+            row = ("\n".join(row),)
+        elif len(row) != len(classifier.metadata.text_columns):
+            continue  # a text has line breaks of its own
+        name = mistake.label if mistake.predicted == NO_LABEL else mistake.predicted
+        explanation = classifier.explain(row, classifier.labels[names.index(name)])
+        found[number] = replace(mistake, words=_pieces(list(explanation.columns.values())))
+    return found
+
+
+def _pieces(columns: Sequence[Sequence[tuple[str, float | None]]]) -> list[tuple[str, float | None]]:
+    """Join the weighted words of all columns, and shorten them like the text."""
+    words = list(columns[0])
+    for column in columns[1:]:
+        words += [("\n", None), *column]
+    shown, left = list[tuple[str, float | None]](), MAX_TEXT_CHARS
+    for text, weight in words:
+        shown.append((text[:left], weight if weight is None else round(weight, 3)))
+        left -= len(text)
+        if left < 0:
+            return [*shown, (" …", None)]
     return shown
 
 

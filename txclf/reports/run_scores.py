@@ -88,7 +88,7 @@ def _label_split(
         lowercase = state.run.tokenizer.lowercase
         scores = error_analysis.baseline_scores(scored, state.prepared, manifest, lowercase=lowercase, budget=budget)
     compared = {key: scores[key] for key in ("baseline", "majority") if key in scores}
-    return error_analysis.label_split(scored, classifier, split=name, title=title, compared=compared)
+    return error_analysis.label_split(scored, classifier, split=name, title=title, compared=compared, budget=budget)
 
 
 def headline(state: RunState, splits: Sequence[LabelSplit], tested: Metrics | None) -> Headline | None:

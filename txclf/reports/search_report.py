@@ -17,6 +17,8 @@ from txclf.reports import run_scores
 from txclf.reports.content import ComparedRun, ComparisonPage, Fact, SearchPage, TrialRow
 from txclf.reports.run_report import curves, facts, plain
 
+PAGE = "report.html"
+"""Page of a run in its folder."""
 STATES = ("running", "finished", "stopped", "failed", "waiting")
 """States of trials, in the order in which a page counts them."""
 
@@ -51,10 +53,12 @@ def gather(folder: str) -> SearchPage:
 def _trial_row(run: RunConfig, folder: str, result: Result) -> TrialRow:
     """Return a trial with the values of all its validations."""
     trial, metric = result.trial, trials.metric(run)
+    page = storage.join(trials.FOLDER, f"{trial.number:04d}", PAGE)
     return TrialRow(
         number=trial.number,
         state=trial.state,
         settings=[trial.settings.get(key) for key in run.tune.space],
+        page=page if storage.exists(storage.join(folder, page)) else "",
         best=None if math.isnan(result.best) else result.best,
         best_epoch=result.best_epoch,
         epochs=result.epochs,
