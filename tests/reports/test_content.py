@@ -50,6 +50,6 @@ def test_run_page_label_splits_leave_out_example_splits(run: RunConfig) -> None:
 
 def test_comparison_page_is_valid_json(run: RunConfig) -> None:
     state = run_folder.read_run(run.run_folder)
-    values = json.loads(json.dumps(dataclasses.asdict(search_report.compare([state, state]))))
+    values = json.loads(json.dumps(dataclasses.asdict(search_report.compare([state, state], QUICK))))
     assert values["kind"] == "comparison"
     assert len(values["runs"]) == 2

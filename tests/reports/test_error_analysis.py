@@ -138,5 +138,5 @@ def test_explained_no_budget_weighs_nothing(run: RunConfig) -> None:
 def test_pieces_long_texts_are_shortened_like_the_text() -> None:
     words = [("x" * 500, 1.0), (" ", None), ("y" * 500, -2.0), (" z", None)]
     found = error_analysis._pieces([words])
-    assert "".join(text for text, _ in found) == error_analysis._shortened("".join(text for text, _ in words))
+    assert "".join(text for text, _ in found) == error_analysis.shortened("".join(text for text, _ in words))
     assert error_analysis._pieces([[("a", 0.5)], [("b", None)]]) == [("a", 0.5), ("\n", None), ("b", None)]

@@ -15,6 +15,7 @@ from txclf.core import storage
 from txclf.data.prepare import prepare
 from txclf.evaluation import evaluate
 from txclf.reports import report, search_report
+from txclf.reports.error_analysis import QUICK
 from txclf.training.train import train
 
 
@@ -78,7 +79,7 @@ def test_gather_finished_search_reports_its_summary(tmp_path: Path) -> None:
 
 def test_compare_same_folder_twice_has_no_differences(run: RunConfig) -> None:
     state = run_folder.read_run(run.run_folder)
-    page = search_report.compare([state, state])
+    page = search_report.compare([state, state], QUICK)
     assert (page.differing, page.notes) == ([], [])
     assert [compared.name for compared in page.runs] == [state.folder] * 2
 
@@ -86,7 +87,7 @@ def test_compare_same_folder_twice_has_no_differences(run: RunConfig) -> None:
 def test_compare_evaluated_run_adds_its_test_scores(run: RunConfig, tmp_path: Path) -> None:
     folder = copied_run(run, tmp_path)
     found = evaluate.evaluate(folder)
-    page = search_report.compare([run_folder.read_run(run.run_folder), run_folder.read_run(folder)])
+    page = search_report.compare([run_folder.read_run(run.run_folder), run_folder.read_run(folder)], QUICK)
     plain, evaluated = (compared.metrics for compared in page.runs)
     assert "test_accuracy" not in plain
     assert evaluated["test_accuracy"] == found["accuracy"]

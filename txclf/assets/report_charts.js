@@ -125,7 +125,7 @@ function plot(element, traces, shape) {
     plotlyServerURL: "" });
 }
 
-const verticalLine = (x, text) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { dash: "dash", width: 1, color: color("soft") }, label: { text, font: { size: 10 } } });
+const verticalLine = (x, text) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { dash: "dash", width: 1, color: color("soft") }, label: { text, textangle: 0, textposition: "end", xanchor: "left", font: { size: 11, color: color("soft") } } });
 
 function curve(element, heading, named, more = {}) {
   const by = Number(document.getElementById("axis").value);

@@ -135,16 +135,14 @@ function lengths(data) {
   const names = data.edges.map((edge, number) => (number + 1 < data.edges.length ? (data.edges[number + 1] - edge > 1 ? edge + "–" + (data.edges[number + 1] - 1) : String(edge)) : edge + "+"));
   const used = names.map((_, number) => Object.values(data.lengths).some((rows) => rows[number]));
   const first = used.indexOf(true), last = used.lastIndexOf(true) + 1;
-  // The bars are at 0, 1, 2 …: the line is where max_length is in its bin. Without a truncated text there is none.
-  const bin = data.edges.filter((edge) => edge <= data.max_length).length - 1, next = data.edges[bin + 1] ?? data.max_length + 1;
-  const cut = bin - first - 0.5 + (data.max_length + 1 - data.edges[bin]) / (next - data.edges[bin]);
-  const truncated = data.splits.some((split) => split.truncated_rows);
-  charts.lengths = (element) => plot(element, Object.entries(data.lengths).map(([split, rows], number) => {
-    const sum = rows.reduce((a, b) => a + b, 0) || 1;
-    return { type: "bar", name: split, x: names.slice(first, last).map((_, bin) => bin), y: rows.slice(first, last).map((count) => count / sum), marker: { color: colors(number) },
-      text: rows.slice(first, last).map((count, bin) => split + ": " + count.toLocaleString("en") + " rows of " + names[first + bin] + " tokens"), textposition: "none", hoverinfo: "text" };
-  }), layout("tokens", "share of rows", { title: "Lengths", yaxis: { tickformat: ".0%" }, shapes: truncated ? [verticalLine(cut, "max_length")] : [],
-    xaxis: { tickvals: names.slice(first, last).map((_, bin) => bin), ticktext: names.slice(first, last), tickangle: -45 } }));
+  const edges = [...data.edges.slice(first, last), data.edges[last] ?? Math.round(1.4 * data.edges[last - 1])].map((edge) => Math.max(edge, 0.5));
+  const truncated = data.splits.some((split) => split.truncated_rows), total = (rows) => rows.reduce((a, b) => a + b, 0) || 1;
+  charts.lengths = (element) => plot(element, Object.entries(data.lengths).map(([split, all], number) => {
+    const rows = all.slice(first, last), sum = total(all);
+    return { type: "scatter", mode: "lines", name: split, x: edges, y: [...rows, rows.at(-1)].map((count) => count / sum), line: { shape: "hv", color: colors(number) },
+      text: [...rows, rows.at(-1)].map((count, bin) => split + ": " + count.toLocaleString("en") + " rows of " + names[first + Math.min(bin, rows.length - 1)] + " tokens"), hoverinfo: "text" };
+  }), layout("tokens", "share of rows", { title: "Lengths", yaxis: { tickformat: ".0%", rangemode: "tozero" }, shapes: truncated ? [verticalLine(data.max_length + 0.5, "max_length")] : [],
+    xaxis: { type: "log", tickvals: edges, ticktext: edges.map((edge) => figure(edge)), tickangle: 0 } }));
 }
 
 function run() {

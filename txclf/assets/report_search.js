@@ -88,6 +88,12 @@ function parallel(element, trials, scale, picked, pick, hover, name) {
 }
 
 function comparison() {
+  for (const section of queryAll(document, "#classes, #disagreements")) {
+    if (!query(section, "[data-find]")) continue;
+    const right = query(section, "[data-right]:is(select)"), items = queryAll(section, "tbody tr, .mistakes li");
+    const apply = filtered(section, items, (item) => !right || !right.value || item.dataset.right.trim() === (right.value === "none" ? "" : right.value));
+    right?.addEventListener("change", apply);
+  }
   const names = [...new Set(content.runs.flatMap((run) => Object.keys(run.curves.points)))];
   const preferred = ["valid_loss", "valid_accuracy", "valid_f1_macro", "train_loss", "learning_rate", "tokens_per_second", "data_share"];
   const order = [...preferred.filter((name) => names.includes(name)), ...names.filter((name) => !preferred.includes(name))];

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from txclf.artifacts.trials import State
+from txclf.reports.paired_content import PairedRuns
 
 ALL_CLASSES = -1
 """`ClassCurves.class_id` of the curves over the probabilities of all classes together."""
@@ -345,6 +346,8 @@ class ComparisonPage:
     """Page that compares several runs."""
 
     name: str
+    paired: PairedRuns | None
+    """None if fewer than two runs can be scored on the same rows."""
     runs: Sequence[ComparedRun]
     metrics: Sequence[str]
     """Columns of the metrics table: metrics of all runs first, then those of some."""

@@ -223,7 +223,7 @@ def _answer(scored: ScoredRows, probabilities: Floats, names: Sequence[str], row
     likely = np.argsort(-probabilities[row], kind="stable")[:3].tolist()
     true = int(scored.labels[row])
     return Mistake(
-        text=_shortened(scored.sources[row].text),
+        text=shortened(scored.sources[row].text),
         file=scored.sources[row].file,
         row=scored.sources[row].row,
         label=names[true],
@@ -270,7 +270,7 @@ def _label_answer(
     order = np.argsort(-probabilities[row], kind="stable").tolist()
     likely = [number for number in order if predicted[number] or names[number] in true_labels][:6]
     return Mistake(
-        text=_shortened(scored.sources[row].text),
+        text=shortened(scored.sources[row].text),
         file=scored.sources[row].file,
         row=scored.sources[row].row,
         label=names[label] if scored.labels[row, label] else NO_LABEL,
@@ -319,7 +319,7 @@ def _named(probabilities: Floats, classes: Sequence[int], names: Sequence[str]) 
     return [(names[number], float(probabilities[number])) for number in classes]
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     """Return the first `MAX_TEXT_CHARS` characters of a text, with an ellipsis if it is longer."""
     return text if len(text) <= MAX_TEXT_CHARS else text[:MAX_TEXT_CHARS] + " …"
 
@@ -367,9 +367,9 @@ def example_split(
     outputs = model.generate(TokenRows([table]))
     examples = [
         Example(
-            text=_shortened(row["text"]),
-            target=_shortened(row["target"]),
-            output=_shortened(output),
+            text=shortened(row["text"]),
+            target=shortened(row["target"]),
+            output=shortened(output),
             right=output.split() == row["target"].split(),
             file=row["file"],
             row=row["row"],

@@ -36,6 +36,11 @@ def titled(metrics: Mapping[str, Any]) -> list[Fact]:
     return [Fact(title, values[name]) for name, title in TITLES.items() if isinstance(values.get(name), int | float)]
 
 
+def metric_title(name: str) -> str:
+    """Return the title of a metric, or its name without underscores."""
+    return TITLES.get(name, name.replace("_", " "))
+
+
 def number(value: Any) -> str:
     """Format a number for a table; other values are returned as text."""
     if isinstance(value, bool) or not isinstance(value, int | float):

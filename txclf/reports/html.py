@@ -53,8 +53,8 @@ def render(page: Page) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = (formatting.number, formatting.signed, formatting.whole, formatting.share, formatting.titled)
-    for format_value in (*formats, formatting.with_intervals):
+    numbers = (formatting.number, formatting.signed, formatting.whole, formatting.share)
+    for format_value in (*numbers, formatting.titled, formatting.metric_title, formatting.with_intervals):
         environment.filters[format_value.__name__] = format_value
     text = environment.get_template(f"{page.kind}.html").render(
         **content,

@@ -31,7 +31,7 @@ def report(paths: Sequence[str], out: str | None = None, budget: Budget = FULL) 
         _require_reportable(path, kind, is_compared=len(paths) > 1)
     page: Page
     if len(paths) > 1:
-        page = search_report.compare([run_folder.read_run(path) for path in paths])
+        page = search_report.compare([run_folder.read_run(path) for path in paths], budget)
         target = out or COMPARISON
     elif kinds == ["search"]:
         page, target = search_report.gather(paths[0]), out or storage.join(paths[0], FILE)

@@ -13,8 +13,9 @@ from txclf.config import run_config
 from txclf.config.dotted import flatten_dotted
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
-from txclf.reports import run_scores
+from txclf.reports import paired, run_scores
 from txclf.reports.content import ComparedRun, ComparisonPage, Fact, SearchPage, TrialRow
+from txclf.reports.error_analysis import Budget
 from txclf.reports.run_report import curves, facts, plain
 
 PAGE = "report.html"
@@ -89,7 +90,7 @@ def _facts(run: RunConfig, results: Sequence[Result], summary: dict[str, Any] | 
     return lines
 
 
-def compare(states: Sequence[RunState]) -> ComparisonPage:
+def compare(states: Sequence[RunState], budget: Budget) -> ComparisonPage:
     """Return the page that compares several runs."""
     names = _distinct_names(states)
     settings = [flatten_dotted(state.run.model_dump(mode="json", exclude={"name", "storage"})) for state in states]
@@ -99,13 +100,15 @@ def compare(states: Sequence[RunState]) -> ComparisonPage:
     in_all = [key for key in runs[0].metrics if all(key in run.metrics for run in runs)]
     in_some = list(dict.fromkeys(key for run in runs for key in run.metrics if key not in in_all))
     data = {state.manifest.fingerprint if state.manifest else "?" for state in states}
-    notes = ["The runs used different prepared data. Their validation rows may differ."]
+    notes = ["The runs used different prepared data. Their validation rows may differ."] if len(data) > 1 else []
+    same_rows = paired.paired(states, names, budget, notes)
     return ComparisonPage(
         name=" · ".join(names),
+        paired=same_rows,
         runs=runs,
         metrics=[*in_all, *in_some],
         differing=[(key, [plain(values[key]) if key in values else "–" for values in settings]) for key in differing],
-        notes=notes if len(data) > 1 else [],
+        notes=notes,
     )
 
 
