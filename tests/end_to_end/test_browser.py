@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +189,10 @@ def test_run_page_tabs_and_axes_change_the_charts(opened: Open, run_page: str) -
     steps = page.evaluate(last)
     page.select_option("#axis", "1")
     assert page.evaluate(last) == 2 < steps
+    shapes = page.evaluate("document.querySelector('[data-chart=lengths]').layout.shapes.map(shape => shape.x0)")
+    data = page.evaluate("content.data")
+    truncated = any(split["truncated_rows"] for split in data["splits"])
+    assert shapes == ([data["max_length"] + 0.5] if truncated else [])
     page.select_option("[data-split=valid] [data-class]", "1")
     page.locator("[data-chart=roc-valid]").scroll_into_view_if_needed()
     page.wait_for_timeout(500)
@@ -239,6 +245,7 @@ def test_search_page_click_on_a_trial_highlights_it(opened: Open, tmp_path: Path
     page.select_option("#key", "1")
     assert page.evaluate("document.querySelector('[data-chart=slice]').layout.xaxis.type") == "category"
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
+    assert scrollers(page) == []
 
 
 def test_comparison_page_draws_one_curve_per_run(opened: Open, run_page: str, tmp_path: Path) -> None:
@@ -246,6 +253,8 @@ def test_comparison_page_draws_one_curve_per_run(opened: Open, run_page: str, tm
     page = opened(report.report([folder, folder], storage.join(str(tmp_path), "both.html")), "phone")
     assert undrawn(page) == []
     assert page.evaluate("document.querySelector('[data-chart=valid_loss]').data.length") == 2
+    assert scrollers(page) == []
+    assert "same accuracy" in str(page.locator("#verdict .big").text_content())
 
 
 @pytest.fixture(scope="module")
@@ -257,9 +266,15 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         "multilabel": {"data": {"text": ["title", "body"]}},
         "seq2seq": {"data": {"target": "target"}},
     }
+    examples = {
+        "classify": ("--example", "the lazy <b>dog</b>"),
+        "multilabel": ("--example", '{"title": "a", "body": "b"}'),
+    }
     tokens = {"multilabel": {"TXCLF_SERVE_TOKEN": "s3cret"}}
     started = {
-        task: Server(untrained(folder, task=task, **some), "--replicas", "0", **tokens.get(task, {}))
+        task: Server(
+            untrained(folder, task=task, **some), "--replicas", "0", *examples.get(task, ()), **tokens.get(task, {})
+        )
         for task, some in settings.items()
     }
     yield {task: server.url for task, server in started.items()}
@@ -307,8 +322,8 @@ def test_serve_page_keyboard_alone_predicts_and_explains(
     assert page.locator("#words").text_content() == "the quick <img src=x onerror=alert(1)> fox"
     assert page.locator("img").count() == 0
     first = page.locator("#scores [aria-pressed=true]").get_attribute("data-label")
-    # Tab past the button to the second label and select it.
-    for _ in range(3):
+    # Tab past the two buttons to the second label and select it.
+    for _ in range(4):
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.wait_for_function(
@@ -344,6 +359,52 @@ def test_serve_page_multilabel_shows_columns_and_thresholds_after_the_token(
     assert "low" in given
     assert "high" not in given
     assert page.locator("#words .words").all_text_contents() == ["the fox", "a lazy dog"]
+
+
+def test_serve_page_example_batch_and_curl(tried: Open, servers: dict[str, str]) -> None:
+    page = tried(servers["classify"])
+    page.click("#examples button")
+    page.wait_for_selector("#words span")
+    assert page.locator("#words").text_content() == "the lazy <b>dog</b>"
+
+    page.click("#batch summary")
+    page.fill("#lines", "the fox\n\nit's a <i>dog</i>\n" + "quick\n" * 300)  # more than one request holds
+    page.click("#many button")
+    page.wait_for_selector("#rows tbody tr:nth-child(302)")
+    assert page.locator("#rows thead th").all_text_contents() == ["text", "label", "probability"]
+    assert page.locator("#rows tbody tr:nth-child(2) td").first.text_content() == "it's a <i>dog</i>"
+
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.fill("#field-0", "it's")
+    page.click("#curl")
+    page.wait_for_selector("#curl:has-text('Copied')")
+    command = page.evaluate("navigator.clipboard.readText()")
+    answer = subprocess.run(["sh", "-c", command], capture_output=True, check=True, text=True)
+    assert json.loads(answer.stdout)["predictions"][0]["label"] in ("low", "mid", "high")
+    page.click("#copy")
+    page.wait_for_selector("#copy:has-text('Copied')")
+    lines = str(page.evaluate("navigator.clipboard.readText()")).splitlines()
+    assert (len(lines), lines[0]) == (303, "text\tlabel\tprobability")
+
+
+def test_serve_page_curl_of_several_columns_has_no_token(tried: Open, servers: dict[str, str]) -> None:
+    page = tried(servers["multilabel"])
+    page.fill("#token", "s3cret")
+    page.keyboard.press("Enter")
+    page.click("#examples button")
+    page.wait_for_selector("#words span, #explanation:has-text('word')")
+    assert page.input_value("#field-1") == "b"
+    page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(); }")
+    page.click("#curl")
+    page.wait_for_selector("#command:not([hidden])")
+    command = str(page.locator("#command").text_content())
+    assert "s3cret" not in command
+    assert "Bearer $TXCLF_SERVE_TOKEN" in command
+    page.click("#batch summary")
+    page.fill("#lines", "a title\tand a body\nonly a title")
+    page.click("#many button")
+    page.wait_for_selector("#rows tbody tr:nth-child(2)")
+    assert page.locator("#rows tbody td:nth-child(2)").all_text_contents() == ["and a body", ""]
 
 
 def test_serve_page_seq2seq_shows_the_output(tried: Open, servers: dict[str, str]) -> None:

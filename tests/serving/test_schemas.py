@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from txclf.core.errors import ConfigError
 from txclf.serving import schemas
 from txclf.serving.schemas import ExplainRequest, PredictRequest
 
@@ -39,3 +40,15 @@ def test_every_schema_has_a_description() -> None:
     assert len(models) > 5
     for model in models:
         assert model is BaseModel or model.model_json_schema()["description"]
+
+
+def test_example_rows_are_texts_or_objects_of_the_columns() -> None:
+    assert schemas.example_rows(["some text", '{"a": 1}'], ["text"]) == [{"text": "some text"}, {"text": '{"a": 1}'}]
+    assert schemas.example_rows(['{"title": "a", "body": null}'], ["title", "body"]) == [{"title": "a", "body": None}]
+
+
+@pytest.mark.parametrize("text", ["", " ", "text", "[1]", '{"title": "a"}', '{"title": 1, "body": "b"}', "[" * 10**5])
+def test_example_rows_unreadable_example_is_named(text: str) -> None:
+    columns = ["text"] if not text.strip() else ["title", "body"]
+    with pytest.raises(ConfigError, match=r"--example `.*the model cannot read it. Pass "):
+        schemas.example_rows([text], columns)

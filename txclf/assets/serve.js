@@ -62,7 +62,73 @@
       area.dir = "auto";
       return [label, area];
     }));
+    get("batch").hidden = false;
+    get("lines-hint").textContent = model.text_columns.length > 1
+      ? "The columns " + model.text_columns.join(", ") + " of a row are separated by tabs, as copied from a spreadsheet." : "Blank lines are skipped.";
+    const examples = model.examples.map(example => {
+      const texts = model.text_columns.map(name => example[name] ?? ""), button = make("button", "plain", texts.join(" · "));
+      button.type = "button";
+      button.onclick = () => { texts.forEach((text, i) => { get("field-" + i).value = text; }); predict(); };
+      return button;
+    });
+    get("examples").replaceChildren(...examples);
+    get("examples").hidden = !examples.length;
     get("field-0").focus();
+  }
+
+  const quoted = text => "'" + text.replace(/'/g, "'\\''") + "'";
+
+  // The token stays out of the command: whoever runs it has it in the environment.
+  function command() {
+    const body = JSON.stringify({rows: [readFields()]});
+    return "curl " + quoted(new URL("predict", location.href).href) + " -H 'Content-Type: application/json'"
+      + (token ? ' -H "Authorization: Bearer $TXCLF_SERVE_TOKEN"' : "") + " -d " + quoted(body);
+  }
+
+  async function copy(text, button) {
+    const title = button.textContent;
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "Copied";
+      get("status").textContent = "copied";
+      setTimeout(() => { button.textContent = title; }, 1500);
+      return true;
+    } catch {  // without HTTPS, or refused
+      return false;
+    }
+  }
+
+  // Predicts lines in requests of at most as many texts as the service accepts.
+  async function predictLines() {
+    const lines = get("lines").value.split("\n").filter(line => line.trim()), mine = ++turn, found = [];
+    const rows = lines.map(line => {
+      const cells = model.text_columns.length > 1 ? line.split("\t") : [line];
+      return Object.fromEntries(model.text_columns.map((name, i) => [name, cells[i] ?? ""]));
+    });
+    showError(null);
+    for (let i = 0; i < rows.length; i += model.limits.texts) {
+      get("status").textContent = "predicting";
+      const content = await call("predict", {rows: rows.slice(i, i + model.limits.texts), ...(model.is_multilabel ? {top: 1} : {})});
+      if (mine !== turn) return;
+      found.push(...content.predictions);
+    }
+    const head = [...model.text_columns, ...(model.is_seq2seq ? ["output"] : ["label", "probability"])];
+    const cells = found.map((one, i) => [...Object.values(rows[i]), ...(model.is_seq2seq ? [one.output]
+      : model.is_multilabel ? [one.labels.join(", "), one.top[0].probability.toFixed(4)] : [one.label, one.probability.toFixed(4)])]);
+    const line = (tag, values) => {
+      const row = make("tr");
+      row.append(...values.map((value, i) => {
+        const cell = make(tag, head[i] === "probability" ? "num" : "text", value);
+        if (tag === "th") cell.scope = "col";
+        return cell;
+      }));
+      return row;
+    };
+    document.querySelector("#rows thead").replaceChildren(line("th", head));
+    document.querySelector("#rows tbody").replaceChildren(...cells.map(values => line("td", values)));
+    get("rows").hidden = get("copy").hidden = !cells.length;
+    get("copy").onclick = () => copy([head, ...cells].map(values => values.map(value => value.replace(/[\t\n]/g, " ")).join("\t")).join("\n"), get("copy"));
+    get("status").textContent = cells.length + " predictions";
   }
 
   const readFields = () => Object.fromEntries([...document.querySelectorAll("#fields textarea")].map(area => [area.name, area.value]));
@@ -156,6 +222,11 @@
     get("strongest").hidden = !strongest.length;
   }
 
+  get("curl").addEventListener("click", async () => {
+    get("command").textContent = command();
+    get("command").hidden = await copy(command(), get("curl"));
+  });
+  get("many").addEventListener("submit", event => { event.preventDefault(); predictLines().catch(showError); });
   get("ask").addEventListener("submit", event => { event.preventDefault(); predict(); });
   get("ask").addEventListener("keydown", event => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); predict(); }

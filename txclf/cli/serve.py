@@ -61,6 +61,10 @@ def serve(
     token_file: Annotated[
         str | None, typer.Option("--token-file", help=f"File with the bearer token of requests; or set {TOKEN}.")
     ] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option("--example", help="Text that the page offers to try; repeat it for several texts."),
+    ] = None,
     allowed_host: Annotated[
         list[str] | None,
         typer.Option("--allowed-host", help="Name of the service that requests may use; repeat it for several names."),
@@ -112,6 +116,7 @@ def serve(
             connections=max_connections,
         ),
         token=token,
+        examples=tuple(example or ()),
         allowed_hosts=tuple(allowed_host or ()),
     )
 

@@ -61,17 +61,9 @@ ERRORS = {
 """Meaning of the status codes, in the OpenAPI document."""
 EXPLAIN_ROWS = 16
 """Rows per call of `/explain`, so that other requests are answered between its calls."""
-_MODEL_KEYS = {
-    "task",
-    "labels",
-    "text_columns",
-    "max_length",
-    "metrics",
-    "rows",
-    "calibration",
-    "thresholds",
-    "generate",
-}
+_MODEL_KEYS = frozenset(
+    ("task", "labels", "text_columns", "max_length", "metrics", "rows", "calibration", "thresholds", "generate")
+)
 """Keys of `model.json` that `GET /model` returns."""
 
 
@@ -99,6 +91,8 @@ class PredictionService:
     metrics: Metrics
     token: str | None = None
     """Bearer token that requests must carry; None accepts every request."""
+    examples: Sequence[Columns] = ()
+    """Rows that the page offers to try."""
     hosts: HostPolicy = field(default_factory=HostPolicy)
     """Hosts and pages whose requests are answered."""
     is_healthy: Callable[[], bool] = lambda: True
@@ -215,9 +209,10 @@ class PredictionService:
                     "characters": limits.characters,
                     "seconds": limits.seconds,
                 },
+                "examples": list(self.examples),
                 "is_multilabel": spec.is_multilabel,
                 "is_seq2seq": spec.is_seq2seq,
-                **self.metadata.model_dump(mode="json", include=_MODEL_KEYS),
+                **self.metadata.model_dump(mode="json", include=set(_MODEL_KEYS)),
             }
         )
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from txclf.core.errors import ConfigError
+from txclf.core.text import shown
 
 Columns = dict[str, str | None]
 """One text per text column, by the column's name."""
@@ -119,3 +124,30 @@ class ErrorResponse(BaseModel):
     """Body of every error."""
 
     error: ErrorDetail
+
+
+def example_rows(texts: Sequence[str], columns: Sequence[str]) -> list[Columns]:
+    """Return the rows of examples: texts, or JSON objects of the text columns if there are several.
+
+    Raises `ConfigError` for an example that the model cannot read.
+    """
+    rows: list[Columns] = []
+    for text in texts:
+        row: Columns = {columns[0]: text} if len(columns) == 1 else _object(text)
+        is_readable = row.keys() == set(columns) and all(one is None or isinstance(one, str) for one in row.values())
+        if not is_readable or not any((one or "").strip() for one in row.values()):
+            shape = (
+                "a text" if len(columns) == 1 else json.dumps(dict.fromkeys(columns, "some text"), ensure_ascii=False)
+            )
+            raise ConfigError(f"--example `{shown(text)}`: the model cannot read it. Pass {shape}.")
+        rows.append(row)
+    return rows
+
+
+def _object(text: str) -> dict[str, Any]:
+    """Return a JSON object; an empty one for any other text."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

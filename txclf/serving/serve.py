@@ -35,6 +35,7 @@ from txclf.serving.connections import guarded_protocol
 from txclf.serving.middleware import Limits, Metrics
 from txclf.serving.origins import HostPolicy, is_loopback
 from txclf.serving.predictor import Predictor
+from txclf.serving.schemas import example_rows
 
 if TYPE_CHECKING:
     import uvicorn
@@ -71,6 +72,8 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     token: str | None = None
     """Bearer token that requests must carry; None accepts every request."""
+    examples: tuple[str, ...] = ()
+    """Texts that the page offers to try; JSON objects of the text columns if the model reads several."""
     allowed_hosts: tuple[str, ...] = ()
     """Names of the service, in addition to loopback names."""
 
@@ -124,6 +127,7 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
     # A bundle that cannot answer fails here. A replica of this process loads it itself; on Ray that is late.
     metadata = bundle.read_metadata(folder) if settings.replicas == 0 else load_model(folder, on_cpu=True).metadata
     folder = storage.absolute(folder)
+    examples = example_rows(settings.examples, metadata.text_columns)
     metrics = Metrics()
     with stop_signals(max_collected=0) as signals, _listening_socket(settings) as listening:
         host, port = listening.getsockname()[:2]
@@ -141,6 +145,7 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
                 limits=settings.limits,
                 metrics=metrics,
                 token=settings.token,
+                examples=examples,
                 hosts=HostPolicy(is_loopback(host), frozenset(name.lower() for name in settings.allowed_hosts)),
                 is_healthy=lambda: metrics.running > 0,
             )
