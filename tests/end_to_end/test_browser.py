@@ -85,8 +85,8 @@ def undrawn(page: Any) -> list[str]:
 
 
 def scrollers(page: Any) -> list[str]:
-    """Return the visible elements in the page that scroll by themselves, but for code, and tables that are cut."""
-    code = """all => all.filter(e => e.offsetParent && e.tagName !== "PRE" && (
+    """Return the visible elements in the page that scroll by themselves."""
+    code = """all => all.filter(e => e.offsetParent && (
       e.scrollHeight > e.clientHeight + 1 && ["auto", "scroll"].includes(getComputedStyle(e).overflowY)
       && e.clientHeight || e.matches(".scroll") && e.scrollWidth > e.clientWidth + 1
     )).map(e => e.className + ": " + e.textContent.slice(0, 40))"""
