@@ -47,6 +47,11 @@ def test_call_has_the_resources_of_a_worker_and_keeps_the_type_of_errors() -> No
     assert type(caught.value) is DataError
 
 
+def test_call_has_the_priority_of_this_process() -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert worker_task.call(Compute(workers=1), os.getpriority, os.PRIO_PROCESS, 0) == own
+
+
 def test_call_in_a_placement_group_without_room_runs_outside_of_it() -> None:
     from ray.util.placement_group import placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
