@@ -57,8 +57,10 @@ def print_audit(found: dict[str, Any], target: str) -> None:
     kinds, share = found["kinds"], found["suspects"] / found["rows"]
     lines.out(f"{found['suspects']:,} of {found['rows']:,} labels are doubtful ({share:.1%}):")
     lines.out(f"  {kinds[verb.LABEL]:,} doubted by models of the other rows ({found['model']})")
-    lines.out(f"  {kinds[verb.TWIN]:,} of {found['conflicting_texts']:,} text(s) that occur with several labels")
-    lines.out(f"  {kinds[verb.NEAR]:,} of near-duplicates that have other labels")
+    if found["conflicting_texts"]:
+        lines.out(f"  {kinds[verb.TWIN]:,} of {found['conflicting_texts']:,} text(s) that occur with several labels")
+    if kinds[verb.NEAR]:
+        lines.out(f"  {kinds[verb.NEAR]:,} of near-duplicates that have other labels")
     lines.out(
         f"{found['near_duplicate_rows']:,} rows are in {found['near_duplicate_groups']:,} groups of near-duplicates"
     )
