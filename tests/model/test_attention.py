@@ -105,3 +105,20 @@ def test_attend_keeps_the_type() -> None:
     found = attend(*given, MASK, dropout=0.1)
     assert found.dtype == torch.bfloat16
     assert all(slope.dtype == torch.bfloat16 for slope in torch.autograd.grad(found.sum(), given))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("length", [1, 8, 52, 130, 512])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.03)])
+def test_attend_kernels_agree_at_every_length(dtype: torch.dtype, tolerance: float, length: int, padded: bool) -> None:
+    torch.manual_seed(0)
+    exact = [torch.randn(2, length, 4, 16, dtype=torch.float64).transpose(1, 2).requires_grad_() for _ in range(3)]
+    mask = (torch.arange(length) < torch.tensor([length, max(1, length // 3)])[:, None])[:, None, None]
+    rounded = [part.detach().to(dtype).requires_grad_() for part in exact]
+    found = attend(rounded[0], rounded[1], rounded[2], mask if padded else None)
+    expected = F.scaled_dot_product_attention(exact[0], exact[1], exact[2], attn_mask=mask if padded else None)
+    torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)
+    slope = torch.randn_like(expected)
+    ours = torch.autograd.grad(found, rounded, slope.to(dtype))
+    for mine, wanted in zip(ours, torch.autograd.grad(expected, exact, slope), strict=True):
+        torch.testing.assert_close(mine.double(), wanted, atol=2 * tolerance, rtol=2 * tolerance)
