@@ -224,17 +224,20 @@ def evaluate(
         return score(storage.path_text(run_folder), data, baseline, compute if workers else None)
 
 
-def drift(run_folder: str | os.PathLike[str], data: Data) -> Drift:
+def drift(
+    run_folder: str | os.PathLike[str], data: Data, *, encoding: str | None = None, delimiter: str | None = None
+) -> Drift:
     """Compare new texts with the rows of a finished run that its model was not trained on; write and return the result.
 
-    `data` are paths or a table in memory; labels are not read. Raises `ConfigError` for a run of `seq2seq`, or one that
-    was trained on all its rows; `DataError` without a row.
+    `data` are paths or a table in memory; labels are not read. `encoding` and `delimiter` are those of the run if not
+    given. Raises `ConfigError` for a run of `seq2seq` or one that was trained on all its rows, `DataError` without a
+    row.
 
         print(txclf.drift("runs/trec", "new.csv")["findings"] or "no drift")
     """
     from txclf.evaluation.drift import drift as compare
 
-    return compare(storage.path_text(run_folder), data)
+    return compare(storage.path_text(run_folder), data, encoding=encoding, delimiter=delimiter)
 
 
 def audit(

@@ -78,8 +78,13 @@ def test_multilabel_counts_the_labels_of_all_rows(tmp_path: Path) -> None:
 
 def test_runs_without_unseen_rows_and_files_without_texts_are_refused(run: RunConfig, tmp_path: Path) -> None:
     empty = write_csv(tmp_path / "empty.csv", [])
-    with pytest.raises(DataError, match="no usable row"):
+    with pytest.raises(DataError, match=r"no usable row\. Pass files"):
         drift.drift(run.run_folder, [empty])
+    (tmp_path / "latin.csv").write_bytes("text\nRechnung fällig\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"no usable row\. The first is row 1: .*UTF-8.*encoding"):
+        drift.drift(run.run_folder, [str(tmp_path / "latin.csv")])
+    found = txclf.drift(run.run_folder, tmp_path / "latin.csv", encoding="latin-1")
+    assert found["words"]["unseen"]["new"] == 1.0
     data = write_csv(tmp_path / "train.csv", make_rows(100))
     everything, _ = trained(tmp_path / "runs", data, "data.test_fraction=0", "train.train_on_valid=true")
     with pytest.raises(ConfigError, match="nothing to compare with"):

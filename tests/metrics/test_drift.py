@@ -46,6 +46,7 @@ def test_vectors_that_are_moved_are_told_apart_as_well_as_is_possible() -> None:
 def test_vectors_of_few_equal_rows_do_not_differ() -> None:
     same = np.ones((3, 4))
     assert drift.of_vectors(same, np.ones((5, 4))) == (0.5, 1.0)
+    assert drift.of_vectors(same, np.zeros((1, 4))) == (0.5, 1.0)
 
 
 def test_typical_words_are_those_that_new_rows_have_more_often() -> None:

@@ -94,6 +94,13 @@ def inspect(
 def drift(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
     data: Annotated[list[str], typer.Argument(metavar="DATA…", help="New files; labels are not read.")],
+    *,
+    encoding: Annotated[
+        str | None, typer.Option("--encoding", help="Encoding of text files; the run's if not given.")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option("--delimiter", help="Character between csv columns; the run's if not given.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare new texts with those that the model of a run was made for: words, lengths, predicted labels, vectors."""
@@ -101,7 +108,7 @@ def drift(
     from txclf.cli import tables
     from txclf.evaluation import drift as verb
 
-    found = verb.drift(run, data)
+    found = verb.drift(run, data, encoding=encoding, delimiter=delimiter)
     tables.print_drift(found)
     lines.out(f"all figures: {os.path.join(run, verb.RESULT)}")
     if found["findings"]:

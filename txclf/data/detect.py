@@ -177,7 +177,7 @@ def advice_for_rows(rejects: Iterable[tuple[str, int, str]], encoding: str) -> s
 
 def encoding_advice(found: str) -> str:
     """Return how to set an encoding."""
-    return f"It looks like {found}: set `data.encoding: {found}` (predict: --encoding {found})."
+    return f"It looks like {found}: set `data.encoding: {found}` (predict, drift: --encoding {found})."
 
 
 def of_files(sources: Sequence[Source]) -> tuple[str, str | None]:

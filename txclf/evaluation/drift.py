@@ -19,7 +19,7 @@ import pyarrow as pa
 from txclf.core import html_table, openmp, storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.core.text import listed
-from txclf.data import records, shards, sources, tables
+from txclf.data import detect, records, shards, sources, tables
 from txclf.evaluation.evaluate import finished
 from txclf.inference.bundle import Floats
 from txclf.inference.classifier import Classifier
@@ -56,11 +56,13 @@ class _Side(NamedTuple):
     vectors: Floats
 
 
-def drift(run_folder: str, data: Any, seed: int = 0) -> Drift:
+def drift(
+    run_folder: str, data: Any, *, encoding: str | None = None, delimiter: str | None = None, seed: int = 0
+) -> Drift:
     """Compare new texts with the rows of a finished run that its model was not trained on; write and return the result.
 
     `data` are files or a table in memory with the text columns of the run. At most `MAX_ROWS` rows of each side are
-    compared, a random sample.
+    compared, a random sample. `encoding` and `delimiter` of text files are those of the run if not given.
 
     Raises `ConfigError` if the folder is not a finished run, the run is of `seq2seq` or was trained on all its rows,
     and `DataError` if there is no row.
@@ -79,11 +81,14 @@ def drift(run_folder: str, data: Any, seed: int = 0) -> Drift:
             "Train with `data.test`, `data.test_fraction` or `train.train_on_valid: false`."
         )
     files = tables.paths(data, run, storage.join(folder, tables.FOLDER), "data", labelled=False)
-    found = sources.find_sources(files, run.data.encoding, run.data.delimiter)
+    encoding = encoding or run.data.encoding
+    found = sources.find_sources(files, encoding, delimiter or run.data.delimiter)
     with sources.unchanged(found):
-        texts, rows, skipped = _sample(found, run.data.text, seed)
+        texts, rows, rejects = _sample(found, run.data.text, seed)
     if not texts:
-        raise DataError(f"{listed(files)}: no usable row. Pass files with the column(s) {listed(run.data.text)}.")
+        reason = f" The first is row {rejects[0].row:,}: {rejects[0].reason}." if rejects else ""
+        advice = detect.advice_for_rows(rejects, encoding) or "Pass files with texts in the run's columns."
+        raise DataError(f"{listed(files)}: no usable row.{reason} {advice}")
     classifier = Classifier.load(storage.join(folder, "model"))
     column = run.task_spec.shard_column
     known_rows = _known_rows(prepared, manifest, splits, ["input_ids", "text", column])
@@ -94,7 +99,7 @@ def drift(run_folder: str, data: Any, seed: int = 0) -> Drift:
     result = {
         "data": list(files),
         "rows": rows,
-        "skipped": skipped,
+        "skipped": len(rejects),
         "compared": len(texts),
         "known": splits,
         "known_rows": known_rows.num_rows,
@@ -134,20 +139,21 @@ def findings(result: dict[str, Any]) -> list[str]:
 
 def _sample(
     found: Sequence[sources.Source], columns: Sequence[str], seed: int
-) -> tuple[list[tuple[str, ...]], int, int]:
-    """Return a random sample of the texts, the number of usable rows and that of bad ones."""
+) -> tuple[list[tuple[str, ...]], int, list[records.Reject]]:
+    """Return a random sample of the texts, the number of usable rows, and the bad ones."""
     random = np.random.default_rng(seed)
     texts: list[tuple[str, ...]] = []
     keys = np.empty(0)
-    rows = skipped = 0
+    rejects: list[records.Reject] = []
+    rows = 0
     for source in found:
-        for batch, rejects in records.read_rows(source, columns, None):
-            rows, skipped = rows + len(batch.texts), skipped + len(rejects)
+        for batch, bad in records.read_rows(source, columns, None):
+            rows, rejects = rows + len(batch.texts), rejects + bad
             texts, keys = texts + batch.texts, np.append(keys, random.random(len(batch.texts)))
             if len(texts) > MAX_ROWS:
                 kept = np.sort(np.argpartition(keys, MAX_ROWS)[:MAX_ROWS])
                 texts, keys = [texts[i] for i in kept], keys[kept]
-    return texts, rows, skipped
+    return texts, rows, rejects
 
 
 def _known_rows(prepared: str, manifest: shards.Manifest, splits: Sequence[str], columns: Sequence[str]) -> pa.Table:

@@ -53,6 +53,9 @@ def of_vectors(known: Floats, new: Floats, seed: int = 0) -> Difference:
     The value is the area under the ROC curve of rows that the model was not trained on: 0.5 where nothing tells them
     apart, 1 where everything does (Lopez-Paz and Oquab, arXiv:1610.06545). The p-value is Mann and Whitney's.
     """
+    num_folds = min(FOLDS, len(known), len(new))
+    if num_folds < 2:
+        return Difference(0.5, 1.0)
     from scipy.stats import mannwhitneyu
     from sklearn.linear_model import LogisticRegression
 
@@ -61,9 +64,9 @@ def of_vectors(known: Floats, new: Floats, seed: int = 0) -> Difference:
     is_new = np.repeat([False, True], [len(known), len(new)])
     # Each side has every fold, so that both are in each training part.
     random = np.random.default_rng(seed)
-    folds = np.concatenate([random.permutation(np.arange(len(side)) % FOLDS) for side in (known, new)])
+    folds = np.concatenate([random.permutation(np.arange(len(side)) % num_folds) for side in (known, new)])
     scores = np.empty(len(vectors))
-    for fold in range(FOLDS):
+    for fold in range(num_folds):
         held_out = folds == fold
         model = LogisticRegression(C=0.01, class_weight="balanced", max_iter=200)
         model.fit(vectors[~held_out], is_new[~held_out])
