@@ -27,7 +27,7 @@ def seconds():  # of all threads, mostly of the one that waits for the next oper
     return time.process_time() - began
 library = openmp._gnu_openmp()
 before = seconds()
-with openmp._more_threads_than_cpus(library):
+with openmp._more_threads_than_cpus(library, library.omp_get_num_procs()):
     asleep = seconds()
 print(before, asleep, seconds())
 """

@@ -78,7 +78,7 @@
 
   const quoted = text => "'" + text.replace(/'/g, "'\\''") + "'";
 
-  // The token stays out of the command: whoever runs it has it in the environment.
+  // The command reads the token from the environment, so that a copy of it holds no secret.
   function command() {
     const body = JSON.stringify({rows: [readFields()]});
     return "curl " + quoted(new URL("predict", location.href).href) + " -H 'Content-Type: application/json'"

@@ -35,11 +35,13 @@ def spinning_on_free_cpus() -> Iterator[None]:
     torch must be loaded. Without Linux's scheduling statistics or GNU's OpenMP nothing changes, nor with one thread.
     """
     library = _gnu_openmp()
-    if library is None or library.omp_get_max_threads() == 1 or _seconds_waited() is None:
+    threads = library.omp_get_max_threads() if library else 1
+    if library is None or threads == 1 or _seconds_waited() is None:
         yield
         return
     ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(library, ended), name="openmp-waiting", daemon=True)
+    spare = max(0, library.omp_get_num_procs() - threads)
+    watcher = threading.Thread(target=_watch, args=(library, spare + 2, ended), name="openmp-waiting", daemon=True)
     watcher.start()
     try:
         yield
@@ -52,9 +54,11 @@ def _gnu_openmp() -> ctypes.CDLL | None:
     """Return the OpenMP that torch has loaded."""
     try:
         paths = {line.split()[-1] for line in MAPPED.read_text().splitlines() if "/torch/lib/libgomp" in line}
-        return ctypes.CDLL(paths.pop()) if paths else None
+        library = ctypes.CDLL(paths.pop()) if paths else None
     except OSError:
         return None
+    needed = ("GOMP_parallel", "omp_get_max_threads", "omp_get_num_procs")
+    return library if library and all(hasattr(library, name) for name in needed) else None
 
 
 def _seconds_waited() -> float | None:
@@ -71,33 +75,31 @@ def _seconds_waited() -> float | None:
     return waited / 1e9
 
 
-def _watch(library: ctypes.CDLL, ended: threading.Event) -> None:
-    sleep_s, calm_since = FIRST_SLEEP_S, time.monotonic()
-    before, then = _seconds_waited(), time.monotonic()
-    while not ended.wait(INTERVAL_S):
-        waited, now = _seconds_waited(), time.monotonic()
-        crowded = waited is not None and before is not None and waited - before > CROWDED * (now - then)
-        before, then = waited, now
-        if not crowded:
+def _watch(library: ctypes.CDLL, team: int, ended: threading.Event) -> None:
+    """Hold a team of threads whenever CPUs are missing, until the end."""
+    sleep_s, calm_s = FIRST_SLEEP_S, 0.0
+    while not ended.is_set():
+        before, began = _seconds_waited() or 0.0, time.monotonic()
+        ended.wait(INTERVAL_S)
+        elapsed = time.monotonic() - began
+        if (_seconds_waited() or 0.0) - before <= CROWDED * elapsed:
+            calm_s += elapsed
             continue
-        if now - calm_since > LONGEST_SLEEP_S:
+        if calm_s > LONGEST_SLEEP_S:
             sleep_s = FIRST_SLEEP_S
-        with _more_threads_than_cpus(library):
+        with _more_threads_than_cpus(library, team):
             ended.wait(sleep_s)
-        sleep_s = min(2 * sleep_s, LONGEST_SLEEP_S)
-        before = _seconds_waited()
-        then = calm_since = time.monotonic()
+        sleep_s, calm_s = min(2 * sleep_s, LONGEST_SLEEP_S), 0.0
 
 
 @contextmanager
-def _more_threads_than_cpus(library: ctypes.CDLL) -> Iterator[None]:
-    """Hold a second team of OpenMP, whose threads sleep, for the duration of the block."""
+def _more_threads_than_cpus(library: ctypes.CDLL, team: int) -> Iterator[None]:
+    """Hold a second team of so many threads of OpenMP, which sleep, for the duration of the block."""
     started, ended = threading.Event(), threading.Event()
     nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)
 
     def hold() -> None:
-        size = library.omp_get_num_procs() + 1
-        library.GOMP_parallel(nothing, None, ctypes.c_uint(size), ctypes.c_uint(0))
+        library.GOMP_parallel(nothing, None, ctypes.c_uint(team), ctypes.c_uint(0))
         started.set()
         ended.wait()  # the team lives as long as the thread that has started it
 
