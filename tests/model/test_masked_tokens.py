@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from txclf.config.sections import Model
+from txclf.model import masked_tokens
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.masked_tokens import MaskedTokenModel, encoder_weights
 
@@ -20,8 +21,14 @@ def make(**settings: object) -> MaskedTokenModel:
     return MaskedTokenModel(TransformerClassifier(config, VOCABULARY, 2, 12))
 
 
+@pytest.mark.parametrize("is_old_torch", [False, True])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_loss_is_the_cross_entropy_of_the_tied_output_layer(pooling: str) -> None:
+def test_loss_is_the_cross_entropy_of_the_tied_output_layer(
+    pooling: str, is_old_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_old_torch:  # than 2.13
+        monkeypatch.delattr(F, "linear_cross_entropy")
+        monkeypatch.setattr(masked_tokens, "CHUNK", 2)
     model = make(pooling=pooling)
     tokens_BT = torch.randint(1, VOCABULARY, (3, 9))
     masked_BT = torch.zeros(3, 9, dtype=torch.bool)
@@ -30,7 +37,13 @@ def test_loss_is_the_cross_entropy_of_the_tied_output_layer(pooling: str) -> Non
     vectors_MD = model(ids_BT)
     logits_MV = vectors_MD @ model.encoder.embedding.weight.T + model.bias
     expected = F.cross_entropy(logits_MV, tokens_BT[masked_BT], reduction="sum")
-    torch.testing.assert_close(model.loss(vectors_MD, ids_BT), expected)
+    found = model.loss(vectors_MD, ids_BT)
+    torch.testing.assert_close(found, expected)
+    weights = list(model.parameters())
+    found_slopes = torch.autograd.grad(found, weights, retain_graph=True, allow_unused=True)
+    slopes = torch.autograd.grad(expected, weights, allow_unused=True)
+    for one, other in zip(found_slopes, slopes, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_training_in_bf16_has_nearly_the_gradient_of_fp32_and_scoring_its_loss() -> None:

@@ -6,16 +6,18 @@ Shapes: B sequences, T tokens, D size of a token vector, M masked tokens, V voca
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from txclf.model.classifier import TransformerClassifier
 
 ENCODER = "encoder."
 """Prefix of the encoder's weights."""
-CHUNKED = nn.LinearCrossEntropyOptions(batch_chunk_size=256)
+CHUNK = 256
 """Logits are computed for so many masked tokens at a time: all of them would take gigabytes."""
 
 
@@ -51,9 +53,23 @@ class MaskedTokenModel(nn.Module):
         is_bf16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
         dtype = torch.bfloat16 if is_bf16 and torch.is_grad_enabled() else torch.float32
         inputs = [tensor.to(dtype) for tensor in (vectors_MD, embeddings_VD, self.bias)]
+        return _linear_cross_entropy(inputs[0], inputs[1], inputs[2], wanted_M).float()
+
+
+def _linear_cross_entropy(vectors_MD: Tensor, weight_VD: Tensor, bias_V: Tensor, wanted_M: Tensor) -> Tensor:
+    """Return the summed cross-entropy of a linear layer, without its logits for all vectors at once."""
+    if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
         return F.linear_cross_entropy(
-            inputs[0], inputs[1], wanted_M, linear_bias=inputs[2], reduction="sum", options=CHUNKED
-        ).float()
+            vectors_MD, weight_VD, wanted_M, linear_bias=bias_V, reduction="sum", options=options
+        )
+
+    def of_chunk(chunk_CD: Tensor, wanted_C: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(chunk_CD, weight_VD, bias_V).float(), wanted_C, reduction="sum")
+
+    chunks = zip(torch.split(vectors_MD, CHUNK), torch.split(wanted_M, CHUNK), strict=True)
+    losses: list[Any] = [checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.stack(losses).sum()
 
 
 def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
