@@ -16,7 +16,7 @@ from threading import Barrier
 import pytest
 
 import txclf
-from tests.helpers.encoders import write_encoder
+from tests.helpers.encoders import as_sentence_encoder, write_encoder
 from tests.helpers.hub import Hub, served
 from tests.helpers.runs import TINY
 from txclf import pretrained
@@ -140,6 +140,21 @@ def test_revisions_of_the_hub_are_resolved_to_commits(tmp_path: Path, hub: Hub) 
     commits = [commit_of("org/tiny", revision) for revision in (None, "main", "v1", first)]
     assert commits == [second, second, first, first]
     assert not any(".bin" in path for path in hub.requests)
+
+
+def test_pooling_of_a_sentence_encoder_is_read_and_stored(tmp_path: Path, hub: Hub) -> None:
+    encoder = as_sentence_encoder(write_encoder(tmp_path / "second"))
+    (tmp_path / "second" / "onnx").mkdir()
+    (tmp_path / "second" / "onnx" / "config.json").write_text("{}")
+    hub.push("main", encoder)
+    for name in (encoder, f"file://{encoder}", "org/tiny"):
+        with pretrained.located(name) as found:
+            stored = pretrained.stored(found, name, os.fspath(tmp_path / "runs"))
+        for folder in (stored, f"file://{stored}"):
+            with pretrained.local_copy(folder, weights=False) as copy:
+                assert storage.read_json(f"{copy}/{pretrained.POOLING}")["pooling_mode_mean_tokens"] is True
+    assert len(os.listdir(tmp_path / "runs/pretrained")) == 1
+    assert not any("onnx" in path for path in hub.requests)
 
 
 def test_offline_hub_gives_what_is_cached(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

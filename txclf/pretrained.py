@@ -21,6 +21,8 @@ from txclf.core import storage
 from txclf.core.errors import ConfigError, StorageError
 
 CONFIG, SOURCE = "config.json", "source.json"
+POOLING = "1_Pooling/config.json"
+"""How a model of sentence-transformers pools the token vectors."""
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 _TEXT_ENDINGS = (".json", ".txt", ".model")
 """Configuration and vocabularies. `.py` is left out, because the code of a model is never run."""
@@ -80,10 +82,17 @@ def _local(name: str, files: Iterable[str], scratch: str, weights: bool) -> str:
     """Return a folder of this machine with the files of a folder or URI."""
     if "://" not in name:
         return name
+    _copy(name, files, scratch, weights)
+    return scratch
+
+
+def _copy(source: str, files: Iterable[str], target: str, weights: bool) -> None:
+    """Copy the files of a model; without `weights`, all others."""
     for file in files:
         if file.endswith((*_TEXT_ENDINGS, _WEIGHTS) if weights else _TEXT_ENDINGS):
-            storage.copy_file(storage.join(name, file), os.path.join(scratch, file))
-    return scratch
+            storage.copy_file(storage.join(source, file), os.path.join(target, file))
+    if storage.exists(storage.join(source, POOLING)):
+        storage.copy_file(storage.join(source, POOLING), os.path.join(target, POOLING))
 
 
 def _from_hub(name: str, revision: str | None) -> Pretrained:
@@ -97,6 +106,7 @@ def _from_hub(name: str, revision: str | None) -> Pretrained:
     }
     try:
         folder = snapshot_download(name, **options)
+        snapshot_download(name, revision=os.path.basename(folder), allow_patterns=POOLING)
     except Exception as error:  # of the hub, of its HTTP client, of the file system
         raise ConfigError(_hub_problem(name, revision, error, constants.HF_HUB_OFFLINE)) from None
     return Pretrained(folder, os.path.basename(folder))
@@ -173,6 +183,8 @@ def stored(found: Pretrained, name: str, root: str) -> str:
     names = sorted(
         file for file in os.listdir(found.folder) if file.endswith((*_TEXT_ENDINGS, _WEIGHTS)) and file != SOURCE
     )
+    if os.path.exists(os.path.join(found.folder, POOLING)):
+        names.append(POOLING)
     digest = hashlib.sha256()
     for file in names:
         digest.update(file.encode())
@@ -194,9 +206,7 @@ def local_copy(folder: str, *, weights: bool) -> Iterator[str]:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="txclf-pretrained-") as scratch:
-        for file in storage.list_folder(folder):
-            if weights or not file.endswith(_WEIGHTS):
-                storage.copy_file(storage.join(folder, file), os.path.join(scratch, file))
+        _copy(folder, storage.list_folder(folder), scratch, weights)
         yield scratch
 
 

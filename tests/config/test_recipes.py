@@ -90,12 +90,18 @@ def test_a_resumed_run_keeps_what_was_settled() -> None:
     run = recipes.as_begun(parse(), saved)
     assert run.train.learning_rate == 3e-5
     assert run.train.epochs == saved.train.epochs
+    assert run.model.pooling == "cls"  # as all had it when there was no other
+    saved = saved.model_copy(update={"model": saved.model.model_copy(update={"pooling": "mean"})})
+    assert recipes.as_begun(parse(), saved).model.pooling == "mean"
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": {"pooling": "max"}}, "`model.pooling` follows from `model.pretrained`"),
+        (
+            {"model": {"pooling": "max"}},
+            "`model.pooling`: expected `mean` or `cls` with `model.pretrained`, found `max`",
+        ),
         ({"tokenizer": {"vocab_size": 500}}, "`tokenizer.vocab_size` follows from `model.pretrained`"),
         ({"task": "seq2seq"}, "`model.pretrained: org/name` is not supported with `task: seq2seq`"),
     ],

@@ -104,6 +104,16 @@ def write_encoder(folder: Path, architecture: str = "bert", *, texts: list[str] 
     return os.fspath(folder)
 
 
+def as_sentence_encoder(folder: str, content: dict[str, Any] | None = None) -> str:
+    """Make a folder one of sentence-transformers that pools by the mean, and return it."""
+    os.makedirs(f"{folder}/1_Pooling")
+    modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
+    Path(folder, "1_Pooling", "config.json").write_text(
+        json.dumps(content or {"word_embedding_dimension": 32, **modes})
+    )
+    return folder
+
+
 def _tokenizer(architecture: str, texts: list[str]) -> PreTrainedTokenizerFast:
     """Return a tokenizer of the kind that models of the architecture have."""
     if architecture in ("bert", "distilbert", "electra"):

@@ -12,6 +12,7 @@ from txclf.config import run_config
 from txclf.data import pretrained_tokenizer
 from txclf.inference import bundle, transformers_folder
 from txclf.inference.metadata import Calibration
+from txclf.model import mean_pooling
 from txclf.model.pretrained import PretrainedClassifier, read_config, with_sizes
 
 LABELS = ["low", "mid", "high"]
@@ -39,7 +40,10 @@ def fine_tuned(folder: Path, architecture: str = "bert", **settings: Any) -> str
         rows={"train": 1234, "valid": 56},
         # The tiny networks differ in the size of their logits.
         calibration=Calibration(
-            temperature=1.5 if architecture == "modernbert" else 0.02, error_before=0.2, error_after=0.1, rows=56
+            temperature=1.5 if architecture == "modernbert" else 0.1 if mean_pooling.is_used(config) else 0.02,
+            error_before=0.2,
+            error_after=0.1,
+            rows=56,
         ),
         thresholds=THRESHOLDS if is_multilabel else None,
         special=special,

@@ -56,7 +56,7 @@ class Hub:
             return 200, {"X-Repo-Commit": commit, "ETag": f'"{commit}-{file}"'}, (folder / file).read_bytes()
         entries = [
             {"type": "file", "path": name, "size": (folder / name).stat().st_size, "oid": f"{commit}-{name}"}
-            for name in sorted(os.listdir(folder))
+            for name in sorted(os.path.relpath(path, folder) for path in folder.rglob("*") if path.is_file())
         ]
         content: Any = {"id": "org/tiny", "sha": commit, "siblings": []} if kind == "revision" else entries
         return 200, {"Content-Type": "application/json"}, json.dumps(content).encode()

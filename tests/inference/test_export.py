@@ -119,11 +119,11 @@ def test_export_seq2seq_model_generates_the_same_texts(pair_data: str, tmp_path:
         assert decode(bundle.target_tokenizer, [output]) == bundle([text])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_export_fine_tuned_model_with_two_columns_is_exact(tmp_path: Path, architecture: str) -> None:
+@pytest.mark.parametrize(("architecture", "pooling"), [*((name, "cls") for name in ARCHITECTURES), ("bert", "mean")])
+def test_export_fine_tuned_model_with_two_columns_is_exact(tmp_path: Path, architecture: str, pooling: str) -> None:
     from transformers import AutoTokenizer
 
-    folder = fine_tuned(tmp_path, architecture, data={"text": ["title", "body"]})
+    folder = fine_tuned(tmp_path, architecture, data={"text": ["title", "body"]}, model={"pooling": pooling})
     pairs = [(first, second) for first in TEXTS for second in reversed(TEXTS)]
     rows = write_csv(tmp_path / "rows.csv", pairs, ("title", "body"))
     out = tmp_path / "out"

@@ -75,6 +75,15 @@ def test_transformers_gives_the_answers_of_the_bundle(
     assert classifier.temperature != 1.0
 
 
+@pytest.mark.parametrize("architecture", ["bert", "roberta"])
+def test_transformers_gives_the_answers_of_mean_pooling(tmp_path: Path, architecture: str) -> None:
+    folder, rows = fine_tuned(tmp_path, architecture, model={"pooling": "mean"}), rows_of(["text"])
+    probabilities = Classifier.load(folder).probabilities(rows)
+    assert probabilities.std(axis=0).max() > 0.01
+    for row, scores in zip(probabilities, scores_of_pipeline(folder, rows), strict=True):
+        assert dict(zip(LABELS, row.tolist(), strict=True)) == pytest.approx(scores, abs=1e-5)
+
+
 @pytest.mark.parametrize("truncation", ["head", "tail"])
 @pytest.mark.parametrize("columns", [["text"], ["title", "body"]])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -34,6 +34,7 @@ MODEL_KEYS = {
     "ngrams",
     "dropout",
     "attention_dropout",
+    "pooling",
     *SIZES,
 }
 """Keys of `model` that have a meaning with a pretrained model."""
@@ -127,8 +128,10 @@ def as_begun(run: RunConfig, saved: RunConfig) -> RunConfig:
         return run
     keys = {section: names & getattr(saved, section).model_fields_set for section, names in unsettled(run).items()}
     if run.model.pretrained is not None:
-        sizes = (set(SIZES) & saved.model.model_fields_set) - run.model.model_fields_set
-        keys["model"] = {*sizes, "revision"}
+        fixed = ({*SIZES, "pooling"} & saved.model.model_fields_set) - run.model.model_fields_set
+        keys["model"] = {*fixed, "revision"}
+        if not {"pooling"} & (run.model.model_fields_set | saved.model.model_fields_set):  # begun by an older version
+            run = _updated(run, {"model": {"pooling": "cls"}})
     return _updated(
         run, {section: {key: getattr(getattr(saved, section), key) for key in names} for section, names in keys.items()}
     )
@@ -169,6 +172,8 @@ def problem(model: Model, tokenizer: Tokenizer, train: Train) -> str | None:
             if getattr(model, key) != Model.model_fields[key].default:
                 return f"`model.{key}` needs a pretrained model. Set `model.pretrained`, or remove the key."
         return None
+    if "pooling" in model.model_fields_set and model.pooling not in ("mean", "cls"):
+        return f"`model.pooling`: expected `mean` or `cls` with `model.pretrained`, found `{model.pooling}`."
     if train.pretrain_epochs:
         return "`train.pretrain_epochs` is for a model from scratch. Remove it, or remove `model.pretrained`."
     for section, values, free in (("model", model, MODEL_KEYS), ("tokenizer", tokenizer, {"max_length"})):

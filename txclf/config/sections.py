@@ -219,7 +219,9 @@ class Model(Section):
     pooling: Literal["mean", "max", "mean_max", "cls", "attention"] = "mean"
     """Pooling of the token vectors into one vector: their `mean`, their `max`, both concatenated (`mean_max`), a mean
     with learned weights (`attention`), or the output of a learned vector in front of the text (`cls`). `task: seq2seq`
-    does not use it and does not accept `cls`."""
+    does not use it and does not accept `cls`. A pretrained model pools as it was trained: by the `mean` if it is a
+    sentence encoder (BERT or RoBERTa with a folder `1_Pooling` that says so), otherwise as its classifier in
+    Transformers does (`cls`). `mean` selects the mean for any BERT or RoBERTa."""
     segment_embeddings: bool | None = None
     """Add a learned vector for its text column to each token (arXiv:1810.04805). null adds it if `data.text` names
     several columns. Not for `task: seq2seq`."""

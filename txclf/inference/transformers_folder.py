@@ -18,6 +18,7 @@ from torch import Tensor
 from txclf import pretrained
 from txclf.config.sections import Truncation
 from txclf.core.errors import BundleError
+from txclf.model import mean_pooling
 from txclf.model.pretrained import PretrainedClassifier
 
 _PREFIX = "network."
@@ -108,14 +109,18 @@ def exported(weights: Mapping[str, Tensor], content: Mapping[str, bytes], temper
 
     The weights of the last layer are divided by `temperature`, which divides the logits.
     """
-    last = network(content).last_layer
+    model = network(content)
     plain = {name.removeprefix(_PREFIX): weight for name, weight in weights.items()}
-    return _scaled(plain, last, 1 / temperature)
+    if mean_pooling.is_used(model.network.config):
+        plain = mean_pooling.exported(plain, model.network, model.last_layer)
+    return _scaled(plain, model.last_layer, 1 / temperature)
 
 
 def imported(weights: Mapping[str, Tensor], model: PretrainedClassifier, temperature: float) -> dict[str, Tensor]:
     """Return the weights of `exported` by the names of a `PretrainedClassifier`, without the temperature."""
     scaled = _scaled(weights, model.last_layer, temperature)
+    if mean_pooling.is_used(model.network.config):
+        scaled = mean_pooling.imported(scaled, model.network, model.last_layer)
     return {_PREFIX + name: weight for name, weight in scaled.items()}
 
 

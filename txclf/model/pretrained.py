@@ -1,14 +1,13 @@
 """Classifier made of a pretrained model: a network of Transformers with a new head.
 
-Its dropout and, on a CPU, its attention are those of txclf, which compute the same faster. Everything else is left as
-Transformers has it, so the weights can be loaded there again.
+Its dropout and, on a CPU, its attention are those of txclf, which compute the same faster. Mean pooling is saved in a
+form that Transformers has. Everything else is left as it is there, so the weights can be loaded there again.
 
 Shapes: B sequences, T tokens, C classes, H heads, E head width.
 """
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from txclf import pretrained
 from txclf.config.sections import Model
 from txclf.core import storage
 from txclf.core.errors import ConfigError
+from txclf.model import mean_pooling
 from txclf.model.attention import attend
 from txclf.model.dropout import Dropout
 
@@ -51,7 +51,9 @@ class PretrainedClassifier(nn.Module):
         _register_attention()
         with pretrained.quiet():
             make: Any = AutoModelForSequenceClassification.from_config
-            self.network = make(copy.deepcopy(config), **_attention_option(config))
+            self.network = make(mean_pooling.without(config), **_attention_option(config))
+        if mean_pooling.is_used(config):
+            mean_pooling.attach(self.network, self.last_layer)
         self.frozen: list[nn.Module] = []
         self.notes: list[str] = []
         """Messages for the user about the weights that were read."""
@@ -74,7 +76,7 @@ class PretrainedClassifier(nn.Module):
             try:
                 model.network, info = loader.from_pretrained(
                     folder,
-                    config=copy.deepcopy(config),
+                    config=mean_pooling.without(config),
                     use_safetensors=True,
                     local_files_only=True,
                     trust_remote_code=False,
@@ -94,9 +96,13 @@ class PretrainedClassifier(nn.Module):
         if not new & {f"{last}.weight"} and not _is_for_labels(folder, config):
             _initialize(model.network, model.network.get_submodule(last))
             new |= {name for name, _ in model.network.named_parameters() if name.rpartition(".")[0] == last}
-        model.notes = [
-            f"pretrained weights: new {_shortened(sorted(new))}; not used {_shortened(sorted(info['unexpected_keys']))}"
-        ]
+        unused = set(info["unexpected_keys"])
+        if mean_pooling.is_used(config):
+            mean_pooling.attach(model.network, last)
+            if f"{last}.weight" not in new:
+                model.network.load_state_dict(mean_pooling.imported(model.network.state_dict(), model.network, last))
+            unused = {name for name in unused if not name.startswith(mean_pooling.layer_prefix(model.network))}
+        model.notes = [f"pretrained weights: new {_shortened(sorted(new))}; not used {_shortened(sorted(unused))}"]
         model._renew(settings.reinitialize_layers)
         model._adapt(settings)
         model._try(settings)
@@ -180,7 +186,7 @@ class PretrainedClassifier(nn.Module):
         base = self.network.base_model
         lists = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
         if lists:
-            return list(lists[0])
+            return [layer for layer in lists[0] if not isinstance(layer, mean_pooling.MeanLayer)]
         return [base.encoder] if isinstance(getattr(base, "encoder", None), nn.Module) else []
 
     @property
@@ -280,12 +286,20 @@ def read_config(folder: str, settings: Model, *, labels: Sequence[str], is_multi
             for name in names:
                 if hasattr(config, name):
                     setattr(config, name, getattr(settings, key))
+    try:
+        if mean_pooling.wanted(folder, config, settings.pooling if "pooling" in settings.model_fields_set else None):
+            mean_pooling.use(config)
+    except ValueError as error:
+        raise ConfigError(f"`model.pooling`: {error}. Remove the key.") from None
     return config
 
 
 def with_sizes(settings: Model, config: Any) -> Model:
-    """Return the settings with the sizes of a pretrained model. Raises `ConfigError` if a run file sets others."""
-    sizes = {key: getattr(config, name) for key, name in _SIZES.items()}
+    """Return the settings with the sizes and the pooling of a pretrained model.
+
+    Raises `ConfigError` if a run file sets other sizes.
+    """
+    sizes = {key: getattr(mean_pooling.without(config), name) for key, name in _SIZES.items()}
     # Some architectures name it otherwise; 4 is what those without a name multiply by.
     inner = (getattr(config, name, None) for name in ("intermediate_size", "hidden_dim", "n_inner", "ffn_dim"))
     sizes["intermediate_size"] = next(filter(None, inner), 4 * config.hidden_size)
@@ -294,14 +308,15 @@ def with_sizes(settings: Model, config: Any) -> Model:
             raise ConfigError(
                 f"`model.{key}` ({getattr(settings, key)}) is not that of `model.pretrained` ({sizes[key]}). Remove it."
             )
-    return settings.model_copy(update=sizes)
+    return settings.model_copy(update={**sizes, "pooling": "mean" if mean_pooling.is_used(config) else "cls"})
 
 
 def _is_for_labels(folder: str, config: Any) -> bool:
-    """Return True if the model of a folder was fine-tuned for the labels of `config`, in their order."""
+    """Return True if the model of a folder was fine-tuned for the labels, in their order, and pooling of `config`."""
     saved = storage.read_json(os.path.join(folder, pretrained.CONFIG))
     labels = {int(number): label for number, label in (saved.get("id2label") or {}).items()}
-    return labels == config.id2label and saved.get("problem_type") in (None, config.problem_type)
+    is_same = labels == config.id2label and saved.get("problem_type") in (None, config.problem_type)
+    return is_same and saved.get(mean_pooling.KEY) == getattr(config, mean_pooling.KEY, None)
 
 
 def _initialize(network: Any, module: nn.Module) -> None:

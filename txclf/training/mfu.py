@@ -33,7 +33,7 @@ def forward_flops(model: Model, batch: Batch | PairBatch, target_vocab: int = 0)
     """Return the floating-point operations of a forward pass without the classifier's head, which sees rows."""
     width, inner = model.hidden_size, model.intermediate_size
     token, pair = 8 * width**2 + 4 * width * inner, 4 * width
-    source = _lengths(batch["input_ids"], batch["mask"]) + (model.pooling == "cls")
+    source = _lengths(batch["input_ids"], batch["mask"]) + (model.pooling == "cls" and model.pretrained is None)
     total = model.num_layers * (token * float(source.sum()) + pair * float((source**2).sum()))
     target_lengths = batch.get("target_lengths")
     if isinstance(target_lengths, Tensor):
