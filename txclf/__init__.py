@@ -13,6 +13,7 @@ from txclf._version import __version__
 if TYPE_CHECKING:
     from txclf.api import (
         audit,
+        curve,
         distill,
         drift,
         evaluate,
@@ -46,6 +47,7 @@ __all__ = [
     "TxclfError",
     "__version__",
     "audit",
+    "curve",
     "distill",
     "drift",
     "evaluate",
@@ -62,6 +64,7 @@ __all__ = [
 _HOMES = {
     "txclf.api": (
         "audit",
+        "curve",
         "distill",
         "drift",
         "evaluate",

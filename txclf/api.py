@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from txclf.evaluation.drift import Drift
     from txclf.evaluation.evaluate import Scores
+    from txclf.evaluation.learning_curve import Curve
     from txclf.inference.export import Exported
     from txclf.prediction.predict import PredictionSummary
     from txclf.training.progress import Progress
@@ -142,8 +143,6 @@ def distill(
     """Train a run on the answers of the bundle `teacher`: `train` with the key `distill.teacher`.
 
     Raises `ConfigError` as `train` does, and for a teacher of another task or with other labels.
-
-        summary = txclf.distill("runs/large/model", "small.yaml", overrides=["name=small"])
     """
     taught = run_config.with_overrides(load_config(run, overrides), {"distill.teacher": storage.path_text(teacher)})
     return train(taught, data=data, valid=valid, test=test, resume=resume, on_progress=on_progress)
@@ -185,8 +184,7 @@ def tune(
 
     Raises `ConfigError` as `train` does, and for a search space that makes no sense.
 
-        search = txclf.tune("search.yaml")
-        print(search.winner, search.settings, search.best)
+        print(txclf.tune("search.yaml").settings)
     """
     from txclf.data import tables
     from txclf.launch import preflight
@@ -206,15 +204,12 @@ def evaluate(
 ) -> Scores:
     """Score a finished run on its test split, or on other labelled `data`; write and return the scores.
 
-    `data` are paths or a table in memory, which is stored in the run folder.
-
-    With `baseline` the majority class and an n-gram linear model are scored too. `workers` is the number of Ray
-    workers that score; 0 = this process.
+    `data` are paths or a table in memory, which is stored in the run folder. With `baseline` the majority class and an
+    n-gram linear model are scored too. `workers` is the number of Ray workers that score; 0 = this process.
 
     Raises `ConfigError` if the folder is not a finished run or has no test split, `DataError` for bad rows.
 
-        scores = txclf.evaluate("runs/trec")
-        print(scores["accuracy"], scores["baseline"]["accuracy"])
+        print(txclf.evaluate("runs/trec")["accuracy"])
     """
     from txclf.evaluation.evaluate import evaluate as score
     from txclf.launch import preflight
@@ -232,12 +227,23 @@ def drift(
     `data` are paths or a table in memory; labels are not read. `encoding` and `delimiter` are those of the run if not
     given. Raises `ConfigError` for a run of `seq2seq` or one that was trained on all its rows, `DataError` without a
     row.
-
-        print(txclf.drift("runs/trec", "new.csv")["findings"] or "no drift")
     """
     from txclf.evaluation.drift import drift as compare
 
     return compare(storage.path_text(run_folder), data, encoding=encoding, delimiter=delimiter)
+
+
+def curve(run_folder: str | os.PathLike[str], *, points: int = 4) -> Curve:
+    """Train a finished run on parts of its rows, and return the scores and what more labelled rows would bring.
+
+    Raises `ConfigError` for a run without validation rows, `DataError` for one with too few rows.
+    """
+    from txclf.evaluation import learning_curve
+
+    planned = learning_curve.plan(storage.path_text(run_folder), points)
+    for part in planned.parts.values():
+        train(part, resume=storage.exists(storage.join(part.run_folder, "run.yaml")))
+    return learning_curve.result(planned)
 
 
 def audit(

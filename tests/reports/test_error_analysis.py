@@ -12,7 +12,7 @@ from txclf import Classifier
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.data import shards
-from txclf.reports import error_analysis, report
+from txclf.reports import error_analysis, report, word_weights
 from txclf.reports.error_analysis import Budget, ScoredRows, TextRow
 
 
@@ -66,7 +66,7 @@ def test_mistakes_pair_outside_of_the_worst_is_added_once(monkeypatch: pytest.Mo
 def test_mistakes_long_text_is_truncated() -> None:
     probabilities = np.array([[0.9, 0.1]], np.float32)
     (mistake,) = error_analysis.mistakes(rows(np.array([1]), "x" * 2000), probabilities, ["a", "b"])
-    assert mistake.text == "x" * error_analysis.MAX_TEXT_CHARS + " …"
+    assert mistake.text == "x" * word_weights.MAX_TEXT_CHARS + " …"
 
 
 def test_label_mistakes_rows_are_ranked_by_the_distance_from_the_threshold() -> None:
@@ -133,10 +133,3 @@ def test_explained_no_budget_weighs_nothing(run: RunConfig) -> None:
     (split,) = ReportPage(report.report([run.run_folder], budget=Budget(1000, 60.0, 50))).content["splits"]
     assert split["mistakes"]
     assert not any(mistake["words"] for mistake in split["mistakes"])
-
-
-def test_pieces_long_texts_are_shortened_like_the_text() -> None:
-    words = [("x" * 500, 1.0), (" ", None), ("y" * 500, -2.0), (" z", None)]
-    found = error_analysis._pieces([words])
-    assert "".join(text for text, _ in found) == error_analysis.shortened("".join(text for text, _ in words))
-    assert error_analysis._pieces([[("a", 0.5)], [("b", None)]]) == [("a", 0.5), ("\n", None), ("b", None)]

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from txclf._version import __version__
-from txclf.cli import audit, cluster, demo, export, init, lines, predict, results, serve, train
+from txclf.cli import audit, cluster, curve, demo, export, init, lines, predict, results, serve, train
 from txclf.cli.commands import Commands
 from txclf.core import cpus
 from txclf.core.errors import TxclfError
@@ -26,7 +26,7 @@ app = Commands(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for group in (init, train, audit, demo, predict, results, export, serve, cluster):
+for group in (init, train, audit, curve, demo, predict, results, export, serve, cluster):
     app.add_typer(group.commands)
 
 

@@ -214,10 +214,13 @@ def prepare_run(run: RunConfig) -> str:
     return folder
 
 
-def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool = True) -> RunSummary:
+def train_run(
+    run: RunConfig, *, resume: bool, started: float, with_report: bool = True, with_summary: bool = True
+) -> RunSummary:
     """Train a run, print its summary and return it; the first stop signal saves a checkpoint and ends the command.
 
-    `started` is the wall-clock time at which the command began. A finished run is only summarized.
+    `started` is the wall-clock time at which the command began. A finished run is only summarized. Without
+    `with_report` no report is written, and no command that can follow is printed.
     """
     from txclf.cli import console, displays, tables
     from txclf.launch import preflight
@@ -230,8 +233,10 @@ def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool
     finished = verb.check_folder(run, resume)
     if finished:
         lines.out(f"`{run.run_folder}` is already finished")
-        tables.print_run_summary(run, finished)
-        lines.next_steps(*_after_training(run))
+        if with_summary:
+            tables.print_run_summary(run, finished)
+        if with_report:
+            lines.next_steps(*_after_training(run))
         return finished
     with _ray(run):
         if run.compute.on_ray:
@@ -252,7 +257,8 @@ def train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool
             except Interrupted:
                 lines.err(f"`{run.run_folder}`: stopped, and the checkpoint is saved. Pass --resume to continue.")
                 raise typer.Exit(signals.exit_code) from None
-    tables.print_run_summary(run, summary)
+    if with_summary:
+        tables.print_run_summary(run, summary)
     if with_report:
         results.write_report(run.run_folder)
         results.print_advice(run.run_folder)

@@ -197,3 +197,22 @@ def set_keys(run: RunConfig, **options: Any) -> dict[str, Any]:
     for section, keys in unsettled(run).items():
         settings[section] = {key: value for key, value in settings[section].items() if key not in keys}
     return settings
+
+
+def without_settled(run: RunConfig, rows: int, labels: int) -> dict[str, Any]:
+    """Return the settings of a run without what a number of training rows settled in it, for another number."""
+    settings = set_keys(run)
+    recipe = scratch(rows, labels) if run.model.pretrained is None else pretrained(rows)
+    kept = {
+        (section, key)
+        for section, values in recipe.items()
+        for key, value in values.items()
+        if getattr(getattr(run, section), key) != value
+    }
+    if run.model.pretrained is None and kept:  # the keys from scratch belong together
+        return settings
+    for section, values in recipe.items():
+        settings[section] = {
+            key: value for key, value in settings[section].items() if key not in values or (section, key) in kept
+        }
+    return settings

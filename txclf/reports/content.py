@@ -134,6 +134,18 @@ class Mistake:
     """`text` in pieces with their weights for the label in question; empty if they were not weighed."""
 
 
+class Fidelity(NamedTuple):
+    """How far word weights are faithful to the model, over some mistakes."""
+
+    rows: int
+    probability: float
+    """Mean probability of the label in question."""
+    strongest: float
+    """How much it falls without a fifth of the words, those with the largest weights."""
+    random: float
+    """How much it falls without as many words that are drawn at random."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """Row of a seq2seq split with the generated text."""
@@ -178,6 +190,8 @@ class LabelSplit:
     """(share of rows answered, accuracy on them, least confidence) if only confident rows are; empty in multilabel."""
     curves: Sequence[ClassCurves]
     mistakes: Sequence[Mistake]
+    fidelity: Fidelity | None
+    """Of the word weights of `mistakes`; None if there are none."""
     correct: Sequence[Mistake]
     """Some rows with a right prediction, least confident first."""
 

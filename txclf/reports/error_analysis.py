@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,8 +24,9 @@ from txclf.inference.classifier import Classifier, sigmoid, softmax
 from txclf.inference.seq2seq import Seq2Seq
 from txclf.metrics import intervals, multiclass, multilabel, significance
 from txclf.ngrams import fitting
-from txclf.reports import curves
+from txclf.reports import curves, word_weights
 from txclf.reports.content import ClassDifference, Example, ExampleSplit, LabelSplit, Mistake
+from txclf.reports.word_weights import MAX_TEXT_CHARS
 
 MAX_MISTAKES = 200
 """Mistakes that are shown because they are the worst."""
@@ -34,7 +34,6 @@ MAX_MISTAKES_WITH_PAIRS = 600
 """Max mistakes after the worst one of each remaining pair of classes is added."""
 MAX_CORRECT = 40
 """Correct rows that are shown because the model was least certain."""
-MAX_TEXT_CHARS = 700
 MAX_EXAMPLES = 40
 CHUNK_ROWS = 512
 """Rows scored between two looks at the clock."""
@@ -149,6 +148,11 @@ def label_split(
             for matrix in (probabilities, uncalibrated)
         ]
         wrong, right = mistakes(scored, probabilities, names), correct(scored, probabilities, names)
+    asked = [wrong_one.label if wrong_one.predicted == NO_LABEL else wrong_one.predicted for wrong_one in wrong]
+    texts = {(source.file, source.row): source.text for source in scored.sources}
+    wrong, fidelity = word_weights.explained(
+        classifier, wrong, asked[: budget.explained_rows], texts, budget.seconds / 5
+    )
     return LabelSplit(
         id=split,
         title=title,
@@ -170,7 +174,8 @@ def label_split(
         if cells is not None
         else [],
         curves=curves.by_class(probabilities, targets),
-        mistakes=explained(classifier, scored, wrong, budget),
+        mistakes=wrong,
+        fidelity=fidelity,
         correct=right,
     )
 
@@ -279,39 +284,6 @@ def _label_answer(
         top=_named(probabilities[row], likely, names),
         true_labels=true_labels,
     )
-
-
-def explained(classifier: Classifier, scored: ScoredRows, wrong: Sequence[Mistake], budget: Budget) -> list[Mistake]:
-    """Add the weights of the words for the label in question to the first mistakes, within the budget."""
-    end = time.monotonic() + budget.seconds / 5
-    found, names = list(wrong), distinct(classifier.labels)
-    texts = {(source.file, source.row): source.text for source in scored.sources}
-    for number, mistake in enumerate(wrong[: budget.explained_rows]):
-        row = tuple(texts[mistake.file, mistake.row].split("\n"))  # shards join columns by line breaks
-        if time.monotonic() > end:
-            break
-        if len(classifier.metadata.text_columns) == 1:
-            row = ("\n".join(row),)
-        elif len(row) != len(classifier.metadata.text_columns):
-            continue  # a text has line breaks of its own
-        name = mistake.label if mistake.predicted == NO_LABEL else mistake.predicted
-        explanation = classifier.explain(row, classifier.labels[names.index(name)])
-        found[number] = replace(mistake, words=_pieces(list(explanation.columns.values())))
-    return found
-
-
-def _pieces(columns: Sequence[Sequence[tuple[str, float | None]]]) -> list[tuple[str, float | None]]:
-    """Join the weighted words of all columns, and shorten them like the text."""
-    words = list(columns[0])
-    for column in columns[1:]:
-        words += [("\n", None), *column]
-    shown, left = list[tuple[str, float | None]](), MAX_TEXT_CHARS
-    for text, weight in words:
-        shown.append((text[:left], weight if weight is None else round(weight, 3)))
-        left -= len(text)
-        if left < 0:
-            return [*shown, (" …", None)]
-    return shown
 
 
 def _named(probabilities: Floats, classes: Sequence[int], names: Sequence[str]) -> list[tuple[str, float]]:

@@ -1,0 +1,25 @@
+"""The command `curve`: its table in 80 columns, its JSON, and the step that follows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from tests.helpers.files import make_rows, write_csv
+from tests.helpers.runs import trained
+from txclf.cli.main import app
+
+
+def test_curve_prints_a_table_and_a_forecast(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "train.csv", make_rows(200))
+    run, _ = trained(tmp_path / "runs", data, "name=one", "train.epochs=1")
+    done = CliRunner().invoke(app, ["curve", run.run_folder, "--points", "2"])
+    assert done.exit_code == 0, done.output
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if run.run_folder not in line), done.stdout
+    assert "Learning curve, " in done.stdout
+    assert "2 x the rows (3" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith(f"next: txclf audit {run.run_folder}")
+    again = CliRunner().invoke(app, ["curve", run.run_folder, "--points", "2", "--json"])
+    assert json.loads(again.stdout) == json.loads(Path(run.run_folder, "curve/curve.json").read_text())
