@@ -235,7 +235,11 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
                     f"`{folder}`: no replica could load the bundle: {reason}. "
                     "Store the bundle where every node of the cluster can read it."
                 ) from None
-            yield _batch_calls(_ask_replicas(handle, metrics), settings, metrics), lambda: _count_replicas(name)
+            try:
+                yield _batch_calls(_ask_replicas(handle, metrics), settings, metrics), lambda: _count_replicas(name)
+            finally:
+                with suppress(Exception):  # its thread reports loads to Ray, and would start another Ray after the end
+                    handle.shutdown()  # type: ignore[no-untyped-call]
         finally:
             # A local Ray ends with this process; in a shared cluster the application must be removed.
             if in_shared_cluster:

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle, tune
+from ray.tune.logger import JsonLoggerCallback
 
 from txclf.artifacts import trials
 from txclf.artifacts.metric_logger import LogReader
@@ -117,6 +118,14 @@ class Watcher(tune.Callback):
 def flat_config(trial: dict[str, Any]) -> dict[str, Any]:
     """Return the number and the settings of a trial as Ray Tune's results show them."""
     return {"trial": trial["number"], **trial["settings"]}
+
+
+class ResultLog(JsonLoggerCallback):
+    """Ray Tune's log of results, whose files are closed also for the trials that a search leaves unfinished."""
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        for trial in trials:
+            self.log_trial_end(trial)
 
 
 class Stopper(tune.Stopper):

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import ray
 from ray import tune as ray_tune
-from ray.tune.logger import JsonLoggerCallback
 
 from txclf.artifacts import trials
 from txclf.artifacts.trials import Result, Trial
@@ -23,7 +22,7 @@ from txclf.core import storage
 from txclf.training.distributed import ray_trainer
 from txclf.training.progress import Interrupted
 from txclf.tuning import schedulers
-from txclf.tuning.callbacks import SearchState, Stopper, Watcher
+from txclf.tuning.callbacks import ResultLog, SearchState, Stopper, Watcher
 from txclf.tuning.trainable import STOP_S, Flag, Trainable
 
 SCRATCH, KEPT = ".ray", "ray"
@@ -94,7 +93,7 @@ def run_trials(
             name=f"{run.name}-{len(storage.list_folder(folder)) + 1}",
             storage_path=folder,
             stop=controls.stopper,
-            callbacks=[JsonLoggerCallback(), controls.watcher],  # type: ignore[no-untyped-call]
+            callbacks=[ResultLog(), controls.watcher],  # type: ignore[no-untyped-call]
             verbose=0,
             checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=ray_tune.FailureConfig(max_failures=run.compute.max_failures),
