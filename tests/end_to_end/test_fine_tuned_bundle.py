@@ -89,5 +89,5 @@ def test_serve_answers_rows_and_explains_them(run: RunConfig) -> None:
 
 def test_inspect_lists_the_settings_of_a_pretrained_model(run: RunConfig) -> None:
     model = inspect.inspect(f"{run.run_folder}/model")["model"]
-    assert (model["num_layers"], model["hidden_size"], model["freeze"]) == (3, 32, "none")
-    assert not model.keys() & {"pooling", "position_encoding", "norm"}
+    assert (model["num_layers"], model["hidden_size"], model["freeze"], model["pooling"]) == (3, 32, "none", "cls")
+    assert not model.keys() & {"position_encoding", "norm"}

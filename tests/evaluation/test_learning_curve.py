@@ -16,6 +16,7 @@ from tests.helpers.runs import go_on, trained
 from txclf.artifacts import run_folder
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError, DataError
+from txclf.data import shards
 from txclf.data.prepare import prepare
 from txclf.evaluation import learning_curve
 from txclf.training.train import train
@@ -95,6 +96,28 @@ def test_multilabel_parts_have_every_label(tmp_path: Path) -> None:
     state = run_folder.read_run(whole.run_folder)
     assert state.manifest is not None
     assert labels == set(state.manifest.labels)
+
+
+def test_labels_and_parts_that_no_run_can_use_are_left_out(tmp_path: Path) -> None:
+    held_out = next(
+        text
+        for text in (f"rare {number}" for number in range(100))
+        if shards.validation_rows(shards.text_hashes([(text,)]), 1, 0.1)[0]
+    )
+    data = write_csv(tmp_path / "train.csv", [*make_rows(300), (held_out, "rare")])
+    run, _ = trained(tmp_path / "runs", data, "train.epochs=1", "train.batch_size=100")
+    state = run_folder.read_run(run.run_folder)
+    assert state.manifest is not None
+    planned = learning_curve.plan(run.run_folder, points=2)
+    assert planned.valid_rows == state.manifest.splits["valid"].rows - 1
+    assert list(planned.parts) == [state.manifest.splits["train"].rows >> 1]  # a quarter is less than a batch
+    for part in planned.parts.values():
+        prepare(part)
+    with pytest.raises(ConfigError, match="`points`: expected 1 or more, found 0"):
+        learning_curve.plan(run.run_folder, points=0)
+    large, _ = trained(tmp_path / "runs", data, "name=large", "train.epochs=1", "train.batch_size=200")
+    with pytest.raises(DataError, match="a half of its rows is less than a step of the run needs"):
+        learning_curve.plan(large.run_folder)
 
 
 def test_runs_without_a_curve_are_refused(run: RunConfig, tmp_path: Path) -> None:

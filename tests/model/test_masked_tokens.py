@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from txclf.config.sections import Model
@@ -27,7 +28,7 @@ def test_loss_is_the_cross_entropy_of_the_tied_output_layer(
     pooling: str, is_old_torch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if is_old_torch:  # than 2.13
-        monkeypatch.delattr(F, "linear_cross_entropy")
+        monkeypatch.delattr(nn, "LinearCrossEntropyOptions")
         monkeypatch.setattr(masked_tokens, "CHUNK", 2)
     model = make(pooling=pooling)
     tokens_BT = torch.randint(1, VOCABULARY, (3, 9))
@@ -46,7 +47,12 @@ def test_loss_is_the_cross_entropy_of_the_tied_output_layer(
         torch.testing.assert_close(one, other)
 
 
-def test_training_in_bf16_has_nearly_the_gradient_of_fp32_and_scoring_its_loss() -> None:
+@pytest.mark.parametrize("is_old_torch", [False, True])
+def test_training_in_bf16_has_nearly_the_gradient_of_fp32_and_scoring_its_loss(
+    is_old_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_old_torch:
+        monkeypatch.delattr(nn, "LinearCrossEntropyOptions")
     model = make(hidden_size=64, intermediate_size=64)
     ids_BT = torch.randint(1, VOCABULARY, (40, 12))
     ids_BT[:, ::3] = ~ids_BT[:, ::3]

@@ -131,6 +131,33 @@ def test_pooling_is_that_of_the_folder_unless_set(tmp_path: Path, content: dict[
         assert "classifier.weight" in model.notes[0]
 
 
+def test_a_bundle_keeps_its_pooling_and_its_layer(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = as_sentence_encoder(write_encoder(tmp_path / "encoder"))
+    saved = save(folder, tmp_path / "saved", *load(folder))
+    with pytest.raises(ConfigError, match=r"`model\.pooling`: `.*saved` was fine-tuned with the mean of its tokens"):
+        load(saved, pooling="cls")
+    assert load(saved, pooling="mean")[0].notes == ["pretrained weights: new none; not used none"]
+    weights = load_file(f"{saved}/model.safetensors")
+    for name in ("bert.encoder.layer.3.attention.self.query.weight", "bert.pooler.dense.weight"):
+        changed = {**weights, name: weights[name] + 0.01}
+        save_file(changed, f"{saved}/model.safetensors", {"format": "pt"})
+        with pytest.raises(
+            ConfigError, match=r"the last layer of `.*saved` no longer averages, because it was trained"
+        ):
+            load(saved)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{"])
+def test_a_damaged_pooling_is_an_error(tmp_path: Path, content: str) -> None:
+    folder = as_sentence_encoder(write_encoder(tmp_path))
+    Path(folder, "1_Pooling/config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"`1_Pooling/config.json` of the model is damaged"):
+        load(folder)
+    load(folder, pooling="mean")
+
+
 def test_other_architectures_pool_their_own_way(tmp_path: Path) -> None:
     folder = as_sentence_encoder(write_encoder(tmp_path, "mpnet"))
     assert not mean_pooling.is_used(load(folder)[1])

@@ -29,11 +29,14 @@ def settled(run: RunConfig) -> WorkerConfig:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("architecture", ["bert", "modernbert", "gpt2"])
+@pytest.mark.parametrize(
+    ("architecture", "pooling"), [("bert", "cls"), ("bert", "mean"), ("modernbert", "cls"), ("gpt2", "cls")]
+)
 def test_training_on_stored_vectors_gives_the_weights_of_training_on_tokens(
-    tmp_path: Path, data: str, architecture: str
+    tmp_path: Path, data: str, architecture: str, pooling: str
 ) -> None:
-    run = make_run(tmp_path, data, write_encoder(tmp_path / "encoder", architecture), *FROZEN, "model.dropout=0")
+    encoder = write_encoder(tmp_path / "encoder", architecture)
+    run = make_run(tmp_path, data, encoder, *FROZEN, "model.dropout=0", f"model.pooling={pooling}")
     ready = row_sidecars.ready(settled(run))
     assert [sidecar.splits for sidecar in ready.sidecars] == [("train", "valid")]
     found = []
@@ -50,6 +53,18 @@ def test_training_on_stored_vectors_gives_the_weights_of_training_on_tokens(
     assert one_loss == pytest.approx(two_loss, rel=1e-4)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_vectors_of_each_pooling_are_stored_apart(tmp_path: Path, data: str) -> None:
+    encoder = write_encoder(tmp_path / "encoder")
+    names = set()
+    for pooling in ("cls", "mean"):
+        config = settled(make_run(tmp_path, data, encoder, *FROZEN, f"model.pooling={pooling}"))
+        sidecar = encoded_rows.sidecar(config)
+        assert sidecar is not None
+        names.add((config.prepared, sidecar.name))
+    assert len({prepared for prepared, _ in names}) == 1
+    assert len(names) == 2
 
 
 def test_bundle_of_a_head_trained_on_vectors_answers_texts(tmp_path: Path, data: str) -> None:

@@ -220,7 +220,7 @@ def train_run(
     """Train a run, print its summary and return it; the first stop signal saves a checkpoint and ends the command.
 
     `started` is the wall-clock time at which the command began. A finished run is only summarized. Without
-    `with_report` no report is written, and no command that can follow is printed.
+    `with_report` no report is written and no command that can follow is printed, without `with_summary` no table.
     """
     from txclf.cli import console, displays, tables
     from txclf.launch import preflight

@@ -202,6 +202,8 @@ def set_keys(run: RunConfig, **options: Any) -> dict[str, Any]:
 def without_settled(run: RunConfig, rows: int, labels: int) -> dict[str, Any]:
     """Return the settings of a run without what a number of training rows settled in it, for another number."""
     settings = set_keys(run)
+    if run.model.pretrained is not None:
+        settings["model"] = {"pooling": "cls", **settings["model"]}  # unless a run by this version recorded it
     recipe = scratch(rows, labels) if run.model.pretrained is None else pretrained(rows)
     kept = {
         (section, key)

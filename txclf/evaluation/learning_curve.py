@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy.stats import t as student_t
 
 from txclf.config import recipes, run_config
 from txclf.config.dotted import set_dotted
@@ -45,6 +46,7 @@ class Plan(NamedTuple):
     folder: str
     valid: str
     """File with the validation rows."""
+    valid_rows: int
     rows: int
     """Training rows of the run itself."""
     parts: dict[int, RunConfig]
@@ -65,12 +67,15 @@ def plan(run_folder: str, points: int = 4) -> Plan:
     """Write the parts of the training rows of a finished run, and return the runs that train on them.
 
     The parts have a half, a quarter … of the rows, `points` in all. A part contains the smaller ones, and each has a
-    row of every label. Parts with fewer rows than are useful are left out.
+    row of every label that the training rows have. Parts with fewer rows than are useful, or than a step of the run
+    needs, are left out, and so are validation rows with other labels.
 
     Raises `ConfigError` if the folder is not a finished run that classifies and has validation rows, `DataError` if it
     has too few training rows.
     """
     run, prepared = finished(run_folder)
+    if points < 1:
+        raise ConfigError(f"`points`: expected 1 or more, found {points}.")
     if not run.task_spec.has_labels:
         raise ConfigError(f"`{run_folder}`: `task: {run.task}` has no labels. Pass a run that classifies.")
     if run.train.train_on_valid:
@@ -85,13 +90,26 @@ def plan(run_folder: str, points: int = 4) -> Plan:
         )
     folder = storage.join(storage.absolute(run_folder), FOLDER)
     train, valid = (_table(run, prepared, manifest, split) for split in ("train", "valid"))
-    order = _nested(train, run, len(manifest.labels))
+    order, known = _nested(train, run, len(manifest.labels))
+    labels = valid[run.data.label].to_pylist()
+    answers = [set(label) if run.task_spec.is_multilabel else {label} for label in labels]
+    valid = valid.filter(pa.array([answer <= known for answer in answers], pa.bool_()))
     files = {str(size): train.take(pa.array(np.sort(order[:size]))) for size in sizes} | {"valid": valid}
     for name, table in files.items():
         _write(storage.join(folder, "data", f"{name}.parquet"), table)
     settings = recipes.without_settled(run, rows, len(manifest.labels))
     parts = {size: _part(settings, folder, size) for size in sizes}
-    return Plan(run, prepared, folder, storage.join(folder, "data", "valid.parquet"), rows, parts)
+    parts = {size: part for size, part in parts.items() if _holds_a_step(part, size, len(manifest.labels))}
+    if not parts:
+        raise DataError(f"`{run_folder}`: a half of its rows is less than a step of the run needs. Label more rows.")
+    return Plan(run, prepared, folder, storage.join(folder, "data", "valid.parquet"), len(valid), rows, parts)
+
+
+def _holds_a_step(part: RunConfig, rows: int, labels: int) -> bool:
+    """Return True if a part has enough rows for a batch, and the batch for all workers and micro-batches."""
+    settled = recipes.with_recipe(part, rows, labels)
+    least = max(1, part.compute.max_workers) * part.train.micro_batches
+    return least <= settled.train.batch_size <= rows
 
 
 def result(planned: Plan) -> Curve:
@@ -110,7 +128,7 @@ def result(planned: Plan) -> Curve:
         )
         scores = EVALUATORS[run.task_spec.name](evaluation)
         points.append({"rows": rows, **{key: scores[key] for key in (score, "f1_macro", "loss")}})
-    valid_rows = shards.load_manifest(planned.prepared).splits["valid"].rows
+    valid_rows = planned.valid_rows
     curve = Curve(
         run=planned.run.run_folder,
         score=score,
@@ -125,21 +143,23 @@ def result(planned: Plan) -> Curve:
 def forecast(rows: Sequence[int], scores: Sequence[float], valid_rows: int, name: str) -> list[dict[str, Any]]:
     """Return the score `name` expected of twice and four times the last number of rows, with a 95 % range.
 
-    The errors 1 - score are fitted by a power law that never rises. The range counts how far they are from it, but at
-    least the chance of the validation rows.
+    The errors 1 - score are fitted by a power law that never rises. The range counts how far they are from it (by
+    Student's t), but at least the chance of the validation rows. With two points it counts that chance alone.
     """
     errors = np.maximum(1 - np.array(scores), 0.5 / valid_rows)
     x, y = np.log(np.array(rows, float)), np.log(errors)
     centred = x - x.mean()
     slope = min(0.0, float(centred @ y / (centred @ centred)))
     residuals = y - y.mean() - slope * centred
-    chance = float(np.mean((1 - errors) / (errors * valid_rows)))
-    variance = max(float(residuals @ residuals) / max(1, len(x) - 2), chance)
+    chance, freedom = float(np.mean((1 - errors) / (errors * valid_rows))), len(x) - 2
+    width = 1.96 * math.sqrt(chance)
+    if freedom:
+        width = max(width, float(student_t.ppf(0.975, freedom)) * math.sqrt(float(residuals @ residuals) / freedom))
     found = []
     for factor in FORECASTS:
         distance = math.log(rows[-1] * factor) - x.mean()
         middle = y.mean() + slope * distance
-        spread = 1.96 * math.sqrt(variance * (1 / len(x) + distance**2 / float(centred @ centred)))
+        spread = width * math.sqrt(1 / len(x) + distance**2 / float(centred @ centred))
         low, high = (max(0.0, 1 - math.exp(middle + sign * spread)) for sign in (1, -1))
         found.append({"rows": rows[-1] * factor, name: 1 - math.exp(middle), "low": low, "high": high})
     return found
@@ -165,8 +185,11 @@ def _table(run: RunConfig, prepared: str, manifest: shards.Manifest, split: str)
     return pa.table(columns)
 
 
-def _nested(train: pa.Table, run: RunConfig, num_labels: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the rows in an order whose beginnings are the parts: by a hash of the text, a row of each label first."""
+def _nested(train: pa.Table, run: RunConfig, num_labels: int) -> tuple[np.ndarray[Any, np.dtype[np.int64]], set[str]]:
+    """Return the rows in an order whose beginnings are the parts, and their labels.
+
+    The order is that of a hash of the text, after a row of each label.
+    """
     texts = zip(*(train[name].to_pylist() for name in run.data.text), strict=True)
     order = np.argsort(shards.text_hashes(texts), kind="stable")
     labels = train[run.data.label].to_pylist()
@@ -177,12 +200,12 @@ def _nested(train: pa.Table, run: RunConfig, num_labels: int) -> np.ndarray[Any,
         if len(first) == num_labels:
             break
     ahead = np.array(list(dict.fromkeys(first.values())), np.int64)
-    return np.concatenate([ahead, order[~np.isin(order, ahead)]])
+    return np.concatenate([ahead, order[~np.isin(order, ahead)]]), set(first)
 
 
 def _part(settings: Mapping[str, Any], folder: str, size: int) -> RunConfig:
     """Return the run on a part of the rows."""
-    changes = {
+    changes: dict[str, Any] = {
         "name": str(size),
         "storage": folder,
         "data.train": storage.join(folder, "data", f"{size}.parquet"),
@@ -190,6 +213,7 @@ def _part(settings: Mapping[str, Any], folder: str, size: int) -> RunConfig:
         "data.test": None,
         "data.test_fraction": 0.0,
         "data.corrections": None,
+        "train.trackers": [],
     }
     return run_config.parse(set_dotted(changes, settings), f"run on {size:,} rows")
 

@@ -58,17 +58,21 @@ class MaskedTokenModel(nn.Module):
 
 def _linear_cross_entropy(vectors_MD: Tensor, weight_VD: Tensor, bias_V: Tensor, wanted_M: Tensor) -> Tensor:
     """Return the summed cross-entropy of a linear layer, without its logits for all vectors at once."""
-    if hasattr(F, "linear_cross_entropy"):  # since torch 2.13
+    if hasattr(nn, "LinearCrossEntropyOptions"):  # since torch 2.13
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
         return F.linear_cross_entropy(
             vectors_MD, weight_VD, wanted_M, linear_bias=bias_V, reduction="sum", options=options
         )
 
     def of_chunk(chunk_CD: Tensor, wanted_C: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(chunk_CD, weight_VD, bias_V).float(), wanted_C, reduction="sum")
+        with torch.autocast(chunk_CD.device.type, enabled=False):  # the dtype is that of the arguments
+            logits_CV = F.linear(chunk_CD, weight_VD, bias_V)
+        return F.cross_entropy(logits_CV.float(), wanted_C, reduction="sum")
 
     chunks = zip(torch.split(vectors_MD, CHUNK), torch.split(wanted_M, CHUNK), strict=True)
-    losses: list[Any] = [checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks]
+    losses: list[Any] = [
+        checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks
+    ]
     return torch.stack(losses).sum()
 
 

@@ -17,11 +17,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from txclf import pretrained
 from txclf.core import storage
+from txclf.core.errors import StorageError
 
 KEY = "txclf_pooling"
 """Key in a configuration of Transformers. "mean" says that the last layer averages."""
@@ -59,22 +61,50 @@ class ScaledLinear(nn.Linear):
 def wanted(folder: str, config: Any, pooling: str | None) -> bool:
     """Return True if the network of a folder pools by the mean, as the run file says; if that is None, as the folder.
 
-    Raises `ValueError` if the run file says so and the architecture has no such layers.
+    Raises `ValueError` if the run file asks for a pooling that the network cannot have.
     """
-    if is_used(config):  # a bundle of txclf
-        return True
     is_able = config.model_type in ARCHITECTURES
+    if is_used(config):  # a bundle of txclf
+        if pooling == "cls" or not is_able:
+            raise ValueError(f"`{folder}` was fine-tuned with the mean of its tokens. Choose another model, or `mean`")
+        return True
     if pooling == "mean" and not is_able:
-        raise ValueError(f"a model of the type `{config.model_type}` pools its own way")
+        raise ValueError(f"a model of the type `{config.model_type}` pools its own way. Remove the key")
     return is_able and (pooling == "mean" or (pooling is None and _is_trained_with_mean(folder)))
 
 
 def _is_trained_with_mean(folder: str) -> bool:
     """Return True if the folder is a model of sentence-transformers that pools by the mean alone."""
     path = os.path.join(folder, pretrained.POOLING)
-    content = storage.read_json(path) if os.path.exists(path) else {}
+    if not os.path.exists(path):
+        return False
+    try:
+        content = storage.read_json(path)
+    except StorageError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"`{pretrained.POOLING}` of the model is damaged. Copy the folder again, or set `cls` or `mean`"
+        )
     modes = {key for key, value in content.items() if key.startswith("pooling_mode_") and value is True}
     return content.get("pooling_mode") == "mean" or modes == {"pooling_mode_mean_tokens"}
+
+
+def require_constant(folder: str, network: Any) -> None:
+    """Raise `ValueError` if a folder of `exported` weights was trained further, so that its last layer differs."""
+    if storage.read_json(os.path.join(folder, pretrained.CONFIG)).get(KEY) != "mean":
+        return
+    dense = f"{_dense(network)}.weight"
+    expected = _constants(network) | {dense: torch.eye(network.config.hidden_size) / SCALE}
+    stored = dict[str, Tensor]()
+    for file in sorted(name for name in os.listdir(folder) if name.endswith(".safetensors")):
+        with safe_open(os.path.join(folder, file), "pt") as content:
+            stored |= {name: content.get_tensor(name) for name in expected.keys() & set(content.keys())}
+    if stored.keys() != expected.keys() or any(not torch.equal(stored[name], expected[name]) for name in expected):
+        raise ValueError(
+            f"the last layer of `{folder}` no longer averages, because it was trained further elsewhere. Remove "
+            f"`{KEY}` from its `{pretrained.CONFIG}`"
+        )
 
 
 def is_used(config: Any) -> bool:
@@ -99,8 +129,8 @@ def without(config: Any) -> Any:
 
 def attach(network: Any, last_layer: str) -> None:
     """Add the layer to a network of `without`, and make its head linear in the mean. `last_layer` gives the logits."""
-    base, last = network.base_model, network.get_submodule(last_layer)
-    base.encoder.layer.append(MeanLayer(network.config.layer_norm_eps))
+    last = network.get_submodule(last_layer)
+    network.base_model.encoder.layer.append(MeanLayer(network.config.layer_norm_eps))
     network.config.num_hidden_layers += 1
     dense = network.get_submodule(_dense(network))
     with torch.no_grad():
@@ -124,18 +154,24 @@ def layer_prefix(network: Any) -> str:
 
 def exported(weights: Mapping[str, Tensor], network: Any, last_layer: str) -> dict[str, Tensor]:
     """Return weights by which Transformers computes the same."""
-    prefix, changed = layer_prefix(network), dict(weights)
+    changed = {**weights, **_constants(network)}
+    changed[f"{last_layer}.weight"] = SCALE * weights[f"{last_layer}.weight"]
+    return changed
+
+
+def _constants(network: Any) -> dict[str, Tensor]:
+    """Return the weights of the layer."""
+    prefix, found = layer_prefix(network), dict[str, Tensor]()
     for name, weight in network.base_model.encoder.layer[0].state_dict().items():
-        new = torch.zeros_like(weight, device="cpu")
+        new = torch.zeros(weight.shape)
         if name == "attention.self.value.weight":
             new.fill_diagonal_(1.0)
         elif name == "attention.output.dense.weight":
             new.fill_diagonal_(SCALE)
         elif name.endswith("LayerNorm.weight"):
             new.fill_(1.0)
-        changed[prefix + name] = new
-    changed[f"{last_layer}.weight"] = SCALE * weights[f"{last_layer}.weight"]
-    return changed
+        found[prefix + name] = new
+    return found
 
 
 def imported(weights: Mapping[str, Tensor], network: Any, last_layer: str) -> dict[str, Tensor]:

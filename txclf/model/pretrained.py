@@ -99,6 +99,10 @@ class PretrainedClassifier(nn.Module):
         unused = set(info["unexpected_keys"])
         if mean_pooling.is_used(config):
             mean_pooling.attach(model.network, last)
+            try:
+                mean_pooling.require_constant(folder, model.network)
+            except ValueError as error:
+                raise ConfigError(f"`model.pretrained`: {error}.") from None
             if f"{last}.weight" not in new:
                 model.network.load_state_dict(mean_pooling.imported(model.network.state_dict(), model.network, last))
             unused = {name for name in unused if not name.startswith(mean_pooling.layer_prefix(model.network))}
@@ -290,7 +294,7 @@ def read_config(folder: str, settings: Model, *, labels: Sequence[str], is_multi
         if mean_pooling.wanted(folder, config, settings.pooling if "pooling" in settings.model_fields_set else None):
             mean_pooling.use(config)
     except ValueError as error:
-        raise ConfigError(f"`model.pooling`: {error}. Remove the key.") from None
+        raise ConfigError(f"`model.pooling`: {error}.") from None
     return config
 
 

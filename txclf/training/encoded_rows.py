@@ -16,7 +16,7 @@ from txclf.data import shards
 from txclf.data.batches import ENCODED, TokenRows
 from txclf.data.sampler import scoring_batches
 from txclf.data.sidecars import RowGroup, Sidecar
-from txclf.model import pooled_vectors
+from txclf.model import mean_pooling, pooled_vectors
 from txclf.model.pooled_vectors import Pooling
 from txclf.model.pretrained import PretrainedClassifier
 from txclf.training.job import WorkerConfig
@@ -44,6 +44,8 @@ def sidecar(config: WorkerConfig) -> Sidecar | None:
     assert config.encoder is not None
     # The hash of the model's files is the name of their folder. Mixed precision changes the vectors a little.
     parts = [config.encoder.rstrip("/").rpartition("/")[2], str(run.train.precision == "fp32")]
+    if mean_pooling.is_used(model.network.config):  # others have the names that they had before
+        parts.append("mean")
     digest = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
     return Sidecar(
         name=f"encoded-{digest}",
