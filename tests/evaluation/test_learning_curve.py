@@ -12,14 +12,14 @@ import pytest
 import txclf
 from tests.helpers import multilabel, pairs
 from tests.helpers.files import make_rows, write_csv
-from tests.helpers.runs import go_on, trained
+from tests.helpers.runs import go_on, tiny, trained
 from txclf.artifacts import run_folder
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards
 from txclf.data.prepare import prepare
 from txclf.evaluation import learning_curve
-from txclf.training.train import train
+from txclf.training.train import check_folder, train
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,18 @@ def test_labels_and_parts_that_no_run_can_use_are_left_out(tmp_path: Path) -> No
     large, _ = trained(tmp_path / "runs", data, "name=large", "train.epochs=1", "train.batch_size=200")
     with pytest.raises(DataError, match="a half of its rows is less than a step of the run needs"):
         learning_curve.plan(large.run_folder)
+
+
+def test_curve_of_a_run_that_changed_is_refused(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "train.csv", make_rows(150))
+    run, _ = trained(tmp_path / "runs", data, "train.epochs=1")
+    txclf.curve(run.run_folder, points=1)
+    longer = tiny(tmp_path / "runs", data, "train.epochs=2")
+    assert check_folder(longer, resume=True) is None
+    train(longer, prepare(longer), go_on)
+    assert not Path(run.run_folder, "curve/curve.json").exists()
+    with pytest.raises(ConfigError, match=r"curve`: from before the run or its rows changed. Remove this folder"):
+        txclf.curve(run.run_folder, points=1)
 
 
 def test_runs_without_a_curve_are_refused(run: RunConfig, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ Errors fall with the number of rows as a power law (arXiv:1712.00409): a line th
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -94,15 +95,18 @@ def plan(run_folder: str, points: int = 4) -> Plan:
     labels = valid[run.data.label].to_pylist()
     answers = [set(label) if run.task_spec.is_multilabel else {label} for label in labels]
     valid = valid.filter(pa.array([answer <= known for answer in answers], pa.bool_()))
-    files = {str(size): train.take(pa.array(np.sort(order[:size]))) for size in sizes} | {"valid": valid}
-    for name, table in files.items():
-        _write(storage.join(folder, "data", f"{name}.parquet"), table)
     settings = recipes.without_settled(run, rows, len(manifest.labels))
     parts = {size: _part(settings, folder, size) for size in sizes}
     parts = {size: part for size, part in parts.items() if _holds_a_step(part, size, len(manifest.labels))}
     if not parts:
         raise DataError(f"`{run_folder}`: a half of its rows is less than a step of the run needs. Label more rows.")
-    return Plan(run, prepared, folder, storage.join(folder, "data", "valid.parquet"), len(valid), rows, parts)
+    for size, part in parts.items():
+        _write_part(part, train.take(pa.array(np.sort(order[:size]))))
+    sink = pa.BufferOutputStream()
+    pq.write_table(valid, sink)
+    path = storage.join(folder, "data", "valid.parquet")
+    storage.write_bytes(path, sink.getvalue().to_pybytes())
+    return Plan(run, prepared, folder, path, len(valid), rows, parts)
 
 
 def _holds_a_step(part: RunConfig, rows: int, labels: int) -> bool:
@@ -218,10 +222,19 @@ def _part(settings: Mapping[str, Any], folder: str, size: int) -> RunConfig:
     return run_config.parse(set_dotted(changes, settings), f"run on {size:,} rows")
 
 
-def _write(path: str, table: pa.Table) -> None:
-    """Write a file unless it is there with the same rows, whose runs would otherwise have to start again."""
+def _write_part(part: RunConfig, table: pa.Table) -> None:
+    """Write the rows of a part, and a hash of them and its settings next to them.
+
+    Raises `ConfigError` if its run began with others.
+    """
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    content = sink.getvalue().to_pybytes()
-    if not storage.exists(path) or storage.read_bytes(path) != content:
-        storage.write_bytes(path, content)
+    content, (path,) = sink.getvalue().to_pybytes(), part.data.train or ()
+    digest, marker = hashlib.sha256(content + run_config.dump(part).encode()).hexdigest(), f"{path}.sha256"
+    is_begun = storage.exists(storage.join(part.run_folder, "run.yaml"))
+    if is_begun and (not storage.exists(marker) or storage.read_bytes(marker).decode() != digest):
+        raise ConfigError(
+            f"`{part.storage}`: from before the run or its rows changed. Remove this folder, and run the command again."
+        )
+    storage.write_bytes(path, content)
+    storage.write_bytes(marker, digest.encode())

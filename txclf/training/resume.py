@@ -19,7 +19,7 @@ from txclf.core.text import shown
 EPOCHS = "train.epochs"
 FREE = ("checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps", "trackers")
 """Keys of `train` that a resumed run may change."""
-OF_THE_END = ("summary.json", "metrics.json", "metrics-data.json", "drift.json", "report.html")
+OF_THE_END = ("summary.json", "metrics.json", "metrics-data.json", "drift.json", "curve/curve.json", "report.html")
 """Files of a finished run that are out of date once it trains on. The first marks it as finished."""
 
 
