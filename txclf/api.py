@@ -242,7 +242,7 @@ def curve(run_folder: str | os.PathLike[str], *, points: int = 4) -> Curve:
 
     planned = learning_curve.plan(storage.path_text(run_folder), points)
     for part in planned.parts.values():
-        train(part, resume=storage.exists(storage.join(part.run_folder, "run.yaml")))
+        train(part, resume=learning_curve.is_begun(part))
     return learning_curve.result(planned)
 
 

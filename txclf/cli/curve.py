@@ -18,7 +18,7 @@ commands = Commands()
 def curve(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
     points: Annotated[
-        int, typer.Option("--points", min=2, max=12, help="Parts of the rows: a half, a quarter and so on.")
+        int, typer.Option("--points", min=1, max=12, help="Parts of the rows: a half, a quarter and so on.")
     ] = 4,
     as_json: Json = False,
 ) -> None:
@@ -30,8 +30,7 @@ def curve(
 
     planned = verb.plan(run, points)
     for part in planned.parts.values():
-        begun = storage.exists(storage.join(part.run_folder, "run.yaml"))
-        train_run(part, resume=begun, started=time.time(), with_report=False, with_summary=False)
+        train_run(part, resume=verb.is_begun(part), started=time.time(), is_part=True)
     found = verb.result(planned)
     print_curve(found)
     lines.out(f"all figures: {storage.join(planned.folder, verb.RESULT)}")

@@ -215,12 +215,13 @@ def prepare_run(run: RunConfig) -> str:
 
 
 def train_run(
-    run: RunConfig, *, resume: bool, started: float, with_report: bool = True, with_summary: bool = True
+    run: RunConfig, *, resume: bool, started: float, with_report: bool = True, is_part: bool = False
 ) -> RunSummary:
     """Train a run, print its summary and return it; the first stop signal saves a checkpoint and ends the command.
 
     `started` is the wall-clock time at which the command began. A finished run is only summarized. Without
-    `with_report` no report is written and no command that can follow is printed, without `with_summary` no table.
+    `with_report` no report is written and no command that can follow is printed. A run that is part of
+    another command has neither, nor a summary, and that command continues it when it is run again.
     """
     from txclf.cli import console, displays, tables
     from txclf.launch import preflight
@@ -233,9 +234,9 @@ def train_run(
     finished = verb.check_folder(run, resume)
     if finished:
         lines.out(f"`{run.run_folder}` is already finished")
-        if with_summary:
+        if not is_part:
             tables.print_run_summary(run, finished)
-        if with_report:
+        if with_report and not is_part:
             lines.next_steps(*_after_training(run))
         return finished
     with _ray(run):
@@ -255,11 +256,12 @@ def train_run(
             try:
                 summary = verb.train(run, prepared, show, started)
             except Interrupted:
-                lines.err(f"`{run.run_folder}`: stopped, and the checkpoint is saved. Pass --resume to continue.")
+                how = "Run the command again" if is_part else "Pass --resume"
+                lines.err(f"`{run.run_folder}`: stopped, and the checkpoint is saved. {how} to continue.")
                 raise typer.Exit(signals.exit_code) from None
-    if with_summary:
+    if not is_part:
         tables.print_run_summary(run, summary)
-    if with_report:
+    if with_report and not is_part:
         results.write_report(run.run_folder)
         results.print_advice(run.run_folder)
         lines.next_steps(*_after_training(run))

@@ -102,10 +102,8 @@ def plan(run_folder: str, points: int = 4) -> Plan:
         raise DataError(f"`{run_folder}`: a half of its rows is less than a step of the run needs. Label more rows.")
     for size, part in parts.items():
         _write_part(part, train.take(pa.array(np.sort(order[:size]))))
-    sink = pa.BufferOutputStream()
-    pq.write_table(valid, sink)
     path = storage.join(folder, "data", "valid.parquet")
-    storage.write_bytes(path, sink.getvalue().to_pybytes())
+    storage.write_bytes(path, _parquet(valid))
     return Plan(run, prepared, folder, path, len(valid), rows, parts)
 
 
@@ -114,6 +112,11 @@ def _holds_a_step(part: RunConfig, rows: int, labels: int) -> bool:
     settled = recipes.with_recipe(part, rows, labels)
     least = max(1, part.compute.max_workers) * part.train.micro_batches
     return least <= settled.train.batch_size <= rows
+
+
+def is_begun(part: RunConfig) -> bool:
+    """Return True if the run on a part has begun, so that it is to be resumed."""
+    return storage.exists(storage.join(part.run_folder, "run.yaml"))
 
 
 def result(planned: Plan) -> Curve:
@@ -132,13 +135,13 @@ def result(planned: Plan) -> Curve:
         )
         scores = EVALUATORS[run.task_spec.name](evaluation)
         points.append({"rows": rows, **{key: scores[key] for key in (score, "f1_macro", "loss")}})
-    valid_rows = planned.valid_rows
+    seen, values = [point["rows"] for point in points], [point[score] for point in points]
     curve = Curve(
         run=planned.run.run_folder,
         score=score,
-        valid_rows=valid_rows,
+        valid_rows=planned.valid_rows,
         points=points,
-        forecast=forecast([point["rows"] for point in points], [point[score] for point in points], valid_rows, score),
+        forecast=forecast(seen, values, planned.valid_rows, score),
     )
     storage.write_json(storage.join(planned.folder, RESULT), curve)
     return curve
@@ -227,14 +230,18 @@ def _write_part(part: RunConfig, table: pa.Table) -> None:
 
     Raises `ConfigError` if its run began with others.
     """
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    content, (path,) = sink.getvalue().to_pybytes(), part.data.train or ()
+    content, (path,) = _parquet(table), part.data.train or ()
     digest, marker = hashlib.sha256(content + run_config.dump(part).encode()).hexdigest(), f"{path}.sha256"
-    is_begun = storage.exists(storage.join(part.run_folder, "run.yaml"))
-    if is_begun and (not storage.exists(marker) or storage.read_bytes(marker).decode() != digest):
+    if is_begun(part) and (not storage.exists(marker) or storage.read_bytes(marker).decode() != digest):
         raise ConfigError(
             f"`{part.storage}`: from before the run or its rows changed. Remove this folder, and run the command again."
         )
     storage.write_bytes(path, content)
     storage.write_bytes(marker, digest.encode())
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
