@@ -224,11 +224,10 @@ def drift(
 ) -> Drift:
     """Compare new texts with the rows of a finished run that its model was not trained on; write and return the result.
 
-    `data` are paths or a table in memory; labels are not read. `encoding` and `delimiter` are those of the run if not
-    given. Raises `ConfigError` for a run of `seq2seq` or one that was trained on all its rows, `DataError` without a
-    row.
+    `data` are paths or a table in memory, without labels. `encoding` and `delimiter` default to those of the run.
+    Raises `ConfigError` for a run of `seq2seq` or one that was trained on all its rows, `DataError` without a row.
     """
-    from txclf.evaluation.drift import drift as compare
+    from txclf.reports.result_pages import drift as compare
 
     return compare(storage.path_text(run_folder), data, encoding=encoding, delimiter=delimiter)
 
@@ -239,11 +238,12 @@ def curve(run_folder: str | os.PathLike[str], *, points: int = 4) -> Curve:
     Raises `ConfigError` for a run without validation rows, `DataError` for one with too few rows.
     """
     from txclf.evaluation import learning_curve
+    from txclf.reports import result_pages
 
     planned = learning_curve.plan(storage.path_text(run_folder), points)
     for part in planned.parts.values():
         train(part, resume=learning_curve.is_begun(part))
-    return learning_curve.result(planned)
+    return result_pages.curve(planned)
 
 
 def audit(

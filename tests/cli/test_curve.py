@@ -8,6 +8,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from tests.helpers.files import make_rows, write_csv
+from tests.helpers.reports import ReportPage
 from tests.helpers.runs import trained
 from txclf.cli.main import app
 
@@ -20,6 +21,10 @@ def test_curve_prints_a_table_and_a_forecast(tmp_path: Path) -> None:
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if run.run_folder not in line), done.stdout
     assert "Learning curve, " in done.stdout
     assert "2 x the rows (3" in done.stdout
+    page = ReportPage(f"{run.run_folder}/curve/curve.html")
+    assert f"page: {run.run_folder}/curve/curve.html" in done.stdout
+    assert "2 times the rows" in page.text
+    assert page.content["kind"] == "learning_curve"
     assert done.stdout.splitlines()[-1].startswith(f"next: txclf audit {run.run_folder}")
     again = CliRunner().invoke(app, ["curve", run.run_folder, "--points", "2", "--json"])
     assert json.loads(again.stdout) == json.loads(Path(run.run_folder, "curve/curve.json").read_text())

@@ -33,6 +33,7 @@ def test_rows_that_are_drawn_alike_show_no_drift(run: RunConfig, tmp_path: Path)
     new = write_csv(tmp_path / "new.csv", [*make_rows(200, seed=2), ("", "neg")])
     found = drift.drift(run.run_folder, [new])
     assert found["findings"] == []
+    assert found["strangest"] == []
     assert (found["rows"], found["skipped"], found["compared"], found["known"]) == (200, 1, 200, ["test", "valid"])
     assert found["accuracy"]["expected"] == pytest.approx(found["accuracy"]["known"], abs=0.1)
     assert json.loads(Path(run.run_folder, drift.RESULT).read_text()) == found
@@ -45,6 +46,11 @@ def test_other_texts_differ_in_words_lengths_labels_and_vectors(run: RunConfig) 
     assert [kind for kind in kinds if kind != "predicted"] == ["the", "lengths", "words"]
     assert {"overdue", "invoice"} <= set(found["words"]["typical"])
     assert found["lengths"]["new_median"] > 2 * found["lengths"]["known_median"]
+    assert [sum(found["lengths"]["bins"][side]) for side in ("known", "new")] == pytest.approx([1.0, 1.0])
+    assert len(found["strangest"]) == drift.STRANGEST
+    scores = [row["score"] for row in found["strangest"]]
+    assert scores == sorted(scores, reverse=True)
+    assert all(row["text"] in texts for row in found["strangest"])
     shown = html.unescape(found._repr_html_())
     assert all(finding.split("(")[0] in shown for finding in found["findings"])
 

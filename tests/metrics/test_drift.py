@@ -29,7 +29,7 @@ def test_vectors_from_one_distribution_cannot_be_told_apart() -> None:
     random = np.random.default_rng(0)
     p_values = []
     for seed in range(8):
-        found = drift.of_vectors(random.normal(size=(200, 4)), random.normal(size=(300, 4)), seed)
+        found, _ = drift.of_vectors(random.normal(size=(200, 4)), random.normal(size=(300, 4)), seed)
         assert found.value == pytest.approx(0.5, abs=0.1)
         p_values.append(found.p_value)
     assert np.mean(np.array(p_values) < 0.2) < 0.6
@@ -38,15 +38,17 @@ def test_vectors_from_one_distribution_cannot_be_told_apart() -> None:
 def test_vectors_that_are_moved_are_told_apart_as_well_as_is_possible() -> None:
     random = np.random.default_rng(0)
     moved = random.normal(size=(2000, 1)) + 1.0
-    found = drift.of_vectors(random.normal(size=(2000, 1)), moved)
+    found, scores = drift.of_vectors(random.normal(size=(2000, 1)), moved)
     assert found.value == pytest.approx(0.760, abs=0.02)  # the normal distribution at 1 / sqrt(2)
     assert found.p_value < 1e-50
+    assert np.corrcoef(scores, moved[:, 0])[0, 1] > 0.9
 
 
 def test_vectors_of_few_equal_rows_do_not_differ() -> None:
     same = np.ones((3, 4))
-    assert drift.of_vectors(same, np.ones((5, 4))) == (0.5, 1.0)
-    assert drift.of_vectors(same, np.zeros((1, 4))) == (0.5, 1.0)
+    assert drift.of_vectors(same, np.ones((5, 4)))[0] == (0.5, 1.0)
+    found, scores = drift.of_vectors(same, np.zeros((1, 4)))
+    assert (found, scores.tolist()) == ((0.5, 1.0), [0.5])
 
 
 def test_typical_words_are_those_that_new_rows_have_more_often() -> None:

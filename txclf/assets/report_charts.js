@@ -1,6 +1,6 @@
 "use strict";
 // Text from the data is written through textContent only; in charts it is escaped by plain(), because plotly renders some HTML.
-// report_charts.js, report_run.js, report_search.js and report.js are joined into the one script of a page.
+// report_charts.js, report_run.js, report_search.js, report_results.js and report.js are joined into the one script of a page.
 const content = JSON.parse(document.getElementById("content").textContent);
 const queryAll = (root, selector) => [...root.querySelectorAll(selector)];
 const query = (root, selector) => root.querySelector(selector);

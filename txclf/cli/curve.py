@@ -27,13 +27,15 @@ def curve(
     from txclf.cli.train import train_run
     from txclf.core import storage
     from txclf.evaluation import learning_curve as verb
+    from txclf.reports import result_pages
 
     planned = verb.plan(run, points)
     for part in planned.parts.values():
         train_run(part, resume=verb.is_begun(part), started=time.time(), is_part=True)
-    found = verb.result(planned)
+    found = result_pages.curve(planned)
     print_curve(found)
     lines.out(f"all figures: {storage.join(planned.folder, verb.RESULT)}")
+    lines.out(f"page: {storage.join(run, result_pages.CURVE_PAGE)}")
     lines.next_steps(f"txclf audit {shlex.quote(run)}   # or better labels instead of more")
     if as_json:
         lines.result(found)

@@ -106,11 +106,13 @@ def drift(
     """Compare new texts with those that the model of a run was made for: words, lengths, predicted labels, vectors."""
     lines.note(f"comparing {texts.listed(data)} with the rows of `{run}`")
     from txclf.cli import tables
-    from txclf.evaluation import drift as verb
+    from txclf.evaluation.drift import RESULT
+    from txclf.reports import result_pages
 
-    found = verb.drift(run, data, encoding=encoding, delimiter=delimiter)
+    found = result_pages.drift(run, data, encoding=encoding, delimiter=delimiter)
     tables.print_drift(found)
-    lines.out(f"all figures: {os.path.join(run, verb.RESULT)}")
+    lines.out(f"all figures: {os.path.join(run, RESULT)}")
+    lines.out(f"page: {os.path.join(run, result_pages.DRIFT_PAGE)}")
     if found["findings"]:
         lines.next_steps(f"txclf evaluate {shlex.quote(run)} --data LABELLED.csv   # label some of the new rows")
     else:

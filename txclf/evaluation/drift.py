@@ -36,6 +36,12 @@ LEAST = {"vectors": 0.6, "labels": 0.1, "lengths": 0.1}
 LEAST_UNSEEN = 0.05
 """Additional share of unseen words from which a difference counts."""
 TYPICAL_WORDS = 20
+STRANGEST = 10
+"""New rows that are listed if the vectors differ: those most unlike known ones."""
+MAX_CHARS = 500
+"""Characters of such a row."""
+BINS = 30
+"""Bins of the lengths."""
 
 # A word is a run of letters and digits; in Chinese and Japanese, a character.
 _WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
@@ -96,6 +102,7 @@ def drift(
     with openmp.spinning_on_free_cpus():
         known, new = _side(classifier, known_rows), _side(classifier, new_rows)
     vocabulary = _vocabulary(prepared, manifest)
+    vectors, scores = metrics.of_vectors(known.vectors, new.vectors, seed)
     result = {
         "data": list(files),
         "rows": rows,
@@ -103,7 +110,7 @@ def drift(
         "compared": len(texts),
         "known": splits,
         "known_rows": known_rows.num_rows,
-        "vectors": metrics.of_vectors(known.vectors, new.vectors, seed)._asdict(),
+        "vectors": vectors._asdict(),
         "labels": _labels(classifier, known, new),
         "lengths": _lengths(known, new),
         "words": {
@@ -113,6 +120,8 @@ def drift(
     }
     if not classifier.is_multilabel:
         result["accuracy"] = _accuracy(known, new, known_rows[column].to_numpy())
+    strangest = np.argsort(-scores, kind="stable")[:STRANGEST].tolist() if _counts("vectors", result) else []
+    result["strangest"] = [{"text": " ".join(texts[i])[:MAX_CHARS], "score": float(scores[i])} for i in strangest]
     drift = Drift(result, findings=findings(result))
     storage.write_json_lines(storage.join(folder, RESULT), drift)
     return drift
@@ -125,16 +134,17 @@ def findings(result: dict[str, Any]) -> list[str]:
         "labels": "predicted labels differ: {value:.0%} of the rows would have to change theirs",
         "lengths": "lengths differ: {known_median:g} words for known rows, {new_median:g} for new ones (medians)",
     }
-    found = [
-        text.format(**result[name])
-        for name, text in said.items()
-        if result[name]["p_value"] < LEVEL and result[name]["value"] >= LEAST[name]
-    ]
+    found = [text.format(**result[name]) for name, text in said.items() if _counts(name, result)]
     unseen = result["words"]["unseen"]
     if unseen["new"] - unseen["known"] >= LEAST_UNSEEN:
         shares = f"{unseen['new']:.0%} are not in the training rows, {unseen['known']:.0%} of known rows"
         found.append(f"words differ: {shares}")
     return found
+
+
+def _counts(name: str, result: dict[str, Any]) -> bool:
+    """Return True if a difference is large and unlikely to be chance."""
+    return bool(result[name]["p_value"] < LEVEL and result[name]["value"] >= LEAST[name])
 
 
 def _sample(
@@ -200,11 +210,18 @@ def _labels(classifier: Classifier, known: _Side, new: _Side) -> dict[str, Any]:
     return {**metrics.of_labels(counts[0], counts[1])._asdict(), "shares": shares}
 
 
-def _lengths(known: _Side, new: _Side) -> dict[str, float]:
-    """Return the difference of the numbers of words of a row, and their medians."""
+def _lengths(known: _Side, new: _Side) -> dict[str, Any]:
+    """Return the difference of the numbers of words of a row, their medians, and the share of the rows in each bin."""
     before, after = (np.array([len(row) for row in side.words]) for side in (known, new))
     medians = {"known_median": float(np.median(before)), "new_median": float(np.median(after))}
-    return {**metrics.of_lengths(before, after)._asdict(), **medians}
+    longest = int(np.percentile(np.concatenate([before, after]), 99)) + 1
+    step = -(-longest // BINS)
+    starts = np.arange(0, longest, step)  # the last bin has all longer rows too
+    shares = {
+        name: (np.bincount(np.minimum(lengths // step, len(starts) - 1), minlength=len(starts)) / len(lengths)).tolist()
+        for name, lengths in (("known", before), ("new", after))
+    }
+    return {**metrics.of_lengths(before, after)._asdict(), **medians, "bins": {"starts": starts.tolist(), **shares}}
 
 
 def _accuracy(known: _Side, new: _Side, labels: Any) -> dict[str, float]:

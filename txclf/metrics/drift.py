@@ -47,15 +47,16 @@ def of_lengths(known: Ints, new: Ints) -> Difference:
     return Difference(float(found.statistic), float(found.pvalue))
 
 
-def of_vectors(known: Floats, new: Floats, seed: int = 0) -> Difference:
+def of_vectors(known: Floats, new: Floats, seed: int = 0) -> tuple[Difference, Floats]:
     """Return how well a linear model tells new vectors (M, D) from known ones (N, D), a classifier two-sample test.
 
     The value is the area under the ROC curve of rows that the model was not trained on: 0.5 where nothing tells them
-    apart, 1 where everything does (Lopez-Paz and Oquab, arXiv:1610.06545). The p-value is Mann and Whitney's.
+    apart, 1 where everything does (Lopez-Paz and Oquab, arXiv:1610.06545). The p-value is Mann and Whitney's. The
+    second result is the model's probability that each new row is new (M,).
     """
     num_folds = min(FOLDS, len(known), len(new))
     if num_folds < 2:
-        return Difference(0.5, 1.0)
+        return Difference(0.5, 1.0), np.full(len(new), 0.5)
     from scipy.stats import mannwhitneyu
     from sklearn.linear_model import LogisticRegression
 
@@ -72,7 +73,7 @@ def of_vectors(known: Floats, new: Floats, seed: int = 0) -> Difference:
         model.fit(vectors[~held_out], is_new[~held_out])
         scores[held_out] = model.predict_proba(vectors[held_out])[:, 1]
     found = mannwhitneyu(scores[is_new], scores[~is_new])
-    return Difference(float(found.statistic) / (len(known) * len(new)), float(found.pvalue))
+    return Difference(float(found.statistic) / (len(known) * len(new)), float(found.pvalue)), scores[is_new]
 
 
 def typical_words(known: Iterable[Iterable[str]], new: Iterable[Iterable[str]], most: int) -> list[str]:

@@ -371,5 +371,17 @@ class ComparisonPage:
     kind: Literal["comparison"] = field(default="comparison", init=False)
 
 
-Page = RunPage | SearchPage | ComparisonPage
+@dataclass(frozen=True, kw_only=True)
+class ResultPage:
+    """Page of what `txclf drift` or `txclf curve` found out about a run."""
+
+    name: str
+    folder: str
+    result: Mapping[str, Any]
+    """Content of `drift.json` or `curve.json`."""
+    kind: Literal["drift", "learning_curve"]
+    notes: Sequence[str] = ()
+
+
+Page = RunPage | SearchPage | ComparisonPage | ResultPage
 """Content of any report page."""

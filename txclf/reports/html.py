@@ -33,7 +33,7 @@ from txclf.reports import formatting
 from txclf.reports.content import Page
 
 ASSETS = files("txclf") / "assets"
-SCRIPTS = ("report_charts.js", "report_run.js", "report_search.js", "report.js")
+SCRIPTS = ("report_charts.js", "report_run.js", "report_search.js", "report_results.js", "report.js")
 """Parts of the page's script, in the order in which they are joined."""
 
 

@@ -1,0 +1,34 @@
+"""Pages of drift and of learning curves: their figures, and text from the data stays text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+
+import txclf
+from tests.helpers.reports import HOSTILE, ReportPage
+from txclf.config.run_config import RunConfig
+
+
+def test_drift_writes_a_page_with_the_rows_most_unlike_known_ones(run: RunConfig) -> None:
+    texts = [f"{HOSTILE[0]} overdue invoice {number}" for number in range(200)]
+    found = txclf.drift(run.run_folder, pa.table({"text": texts}))
+    page = ReportPage(f"{run.run_folder}/drift.html")
+    assert page.content["result"] == json.loads(Path(run.run_folder, "drift.json").read_text()) == found
+    assert all(finding in page.text for finding in found["findings"])
+    assert found["findings"]
+    assert "overdue" in page.text
+    assert sum(row["text"] in page.text for row in found["strangest"]) == len(found["strangest"]) > 0
+    assert [tag for tag, _ in page.tags].count("script") == 3
+    assert {found.get("data-chart") for _, found in page.tags} > {"shares", "lengths"}
+    assert "not finished" not in page.text
+
+
+def test_drift_of_rows_that_are_drawn_alike_says_so(run: RunConfig) -> None:
+    known = txclf.drift(run.run_folder, run.data.test)
+    page = ReportPage(f"{run.run_folder}/drift.html")
+    assert known["findings"] == []
+    assert "No drift found" in page.text
+    assert "Rows most unlike" not in page.text
