@@ -253,7 +253,7 @@ def audit(
 
     Raises `ConfigError` if the folder is not a run with labels, or a `suspects.csv` there has been filled in.
     """
-    from txclf.auditing.audit import audit as audit_labels
+    from txclf.reports.result_pages import audit as audit_labels
 
     return audit_labels(run_folder, folds=folds, output=output)
 

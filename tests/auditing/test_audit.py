@@ -15,6 +15,7 @@ from tests.helpers.files import write_csv
 from tests.helpers.pairs import write_pairs
 from tests.helpers.runs import tiny
 from tests.helpers.topics import make
+from txclf.auditing import audit as audits
 from txclf.auditing.audit import audit
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
@@ -88,6 +89,27 @@ def test_audit_rows_file_has_every_row_hardest_first(audited: tuple[RunConfig, d
     assert len(set(groups)) == 1
     assert groups[0]
     assert found["near_duplicate_rows"] >= 3
+
+
+def test_audit_maps_the_rows(audited: tuple[RunConfig, dict[str, Any], set[str]]) -> None:
+    _, found, wrong = audited
+    rows = {(row["file"], row["row"]): row for row in read(found["rows_file"])}
+    texts = {(row["file"], row["row"]): row["text"] for row in read(found["suspects_file"])}
+    planted = [float(rows[key]["confidence"]) for key, text in texts.items() if text in wrong]
+    others = [float(row["confidence"]) for key, row in rows.items() if key not in texts]
+    assert np.median(planted) < 0.5 < np.median(others) - 0.1
+    variability = [float(row["variability"]) for row in rows.values()]
+    assert found["most_ambiguous"][0]["variability"] == max(variability)
+    assert found["loneliest"][0]["similarity"] == min(float(row["similarity"]) for row in rows.values())
+    assert found["lonely_rows"] == sum(float(row["similarity"]) < 0.1 for row in rows.values())
+
+
+def test_audit_beyond_the_bound_leaves_the_map_blank(
+    audited: tuple[RunConfig, dict[str, Any], set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audits, "MAX_MAPPED", 100)
+    rows = read(audits.audit(audited[0].run_folder, folds=2, output=str(tmp_path))["rows_file"])
+    assert [len([row for row in rows if row[name]]) for name in ("confidence", "similarity")] == [100, 100]
 
 
 def test_audit_filled_in_corrections_are_applied_and_never_replaced(

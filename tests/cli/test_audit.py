@@ -41,6 +41,7 @@ def test_audit_prints_a_summary_and_the_command_that_follows(
     assert done.exit_code == 0, done.output
     assert " of 150 labels are doubtful (" in done.stdout
     assert "\x1b" not in done.stdout
+    assert "page: runs/one/audit/audit.html" in done.stdout
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if not line.startswith("next: ")), done.stdout
     command = shlex.split(done.stdout.splitlines()[-1].removeprefix("next: "))
     assert command[:2] == ["txclf", "train"]

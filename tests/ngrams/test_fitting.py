@@ -85,7 +85,7 @@ def test_fit_keeps_the_ngrams_of_most_rows(monkeypatch: pytest.MonkeyPatch) -> N
     texts = ["often rare1", "often rare2", "often twice", "twice"] * 2
     monkeypatch.setattr(fitting, "MIN_FEATURES", 2)
     monkeypatch.setattr(fitting, "MAX_WEIGHTS", 4)
-    kept = fitting._kept(count(texts, WORDS), 2)
+    kept = fitting.kept(count(texts, WORDS), 2)
     assert np.array_equal(kept.keys, count(["often", "twice"], WORDS).keys)
     assert kept.matrix.sum() == 10
 

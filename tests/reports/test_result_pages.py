@@ -1,4 +1,4 @@
-"""Pages of drift and of learning curves: their figures, and text from the data stays text."""
+"""Pages of drift and of an audit: their figures, and text from the data stays text."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
 import txclf
 from tests.helpers.reports import HOSTILE, ReportPage
 from txclf.config.run_config import RunConfig
+from txclf.reports import result_pages
 
 
 def test_drift_writes_a_page_with_the_rows_most_unlike_known_ones(run: RunConfig) -> None:
@@ -32,3 +34,14 @@ def test_drift_of_rows_that_are_drawn_alike_says_so(run: RunConfig) -> None:
     assert known["findings"] == []
     assert "No drift found" in page.text
     assert "Rows most unlike" not in page.text
+
+
+def test_audit_writes_a_page_with_the_map(run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(result_pages, "MAX_POINTS", 50)
+    found = txclf.audit(run.run_folder, folds=2, output=tmp_path)
+    page = ReportPage(f"{tmp_path}/audit.html")
+    result = page.content["result"]
+    assert len(result.pop("map")) == 50
+    assert result == json.loads(json.dumps(found))
+    assert all(row["text"] in page.text for row in found["most_doubtful"] + found["loneliest"])
+    assert not any(tag in ("img", "b") for tag, _ in page.tags)

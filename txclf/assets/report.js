@@ -24,7 +24,7 @@ async function unpack() {
 async function start() {
   queryAll(document, "table").filter((table) => query(table, "thead")).forEach(labelled);
   queryAll(document, "table.sortable").forEach(sortable);
-  ({ run, search, comparison, drift, learning_curve })[content.kind]();
+  ({ run, search, comparison, drift, learning_curve, audit })[content.kind]();
   for (const element of queryAll(document, "[data-chart]")) element.hidden = !charts[element.dataset.chart];
   await unpack();
   if (!window.Plotly) throw new Error("plotly.js did not start");

@@ -1,4 +1,4 @@
-// ---- results of drift and curve ----
+// ---- results of drift, curve and audit ----
 
 const MAX_BARS = 30;
 
@@ -25,4 +25,12 @@ function learning_curve() {
     { type: "scatter", mode: "lines+markers", name: "forecast", x, y: ahead.map((p) => p[score]), line: { color: color("c0"), dash: "dash" }, hovertemplate: "%{x:,} rows: %{y:.4f}" },
     { type: "scatter", mode: "lines+markers", name: "measured", x: points.map((p) => p.rows), y: points.map((p) => p[score]), line: { color: color("c0") }, hovertemplate: "%{x:,} rows: %{y:.4f}" },
   ], layout("training rows", title(score), { xaxis: { type: "log", tickvals: [...points, ...forecast].map((p) => p.rows), tickformat: "," } }));
+}
+
+function audit() {
+  charts.map = (element) => plot(element, [[false, "label not doubted", "c0"], [true, "label doubted", "c1"]].map(([doubted, name, shade]) => {
+    const rows = content.result.map.filter((row) => row[2] === doubted);
+    return { type: "scatter", mode: "markers", name, x: rows.map((row) => row[0]), y: rows.map((row) => row[1]), text: rows.map((row) => label(row[3]) + "<br>" + label(row[4])),
+      marker: { color: color(shade), size: 5, opacity: 0.6 }, hovertemplate: "%{text}<br>confidence %{y:.2f}, variability %{x:.2f}<extra></extra>" };
+  }), layout("variability", "confidence", { yaxis: { range: [-0.03, 1.03] }, xaxis: { rangemode: "tozero" } }));
 }

@@ -1,7 +1,8 @@
 """`txclf audit`: what the labels of a run say, in a csv file to correct.
 
     <run>/audit/suspects.csv    rows whose label is probably wrong, the most doubtful first; `corrected` is to be filled
-    <run>/audit/rows.csv        every audited row: what the models of the other folds say, and its near-duplicates
+    <run>/audit/rows.csv        every audited row: what the models of the other folds say, its near-duplicates, how it
+                                is learned, and how near the next training row is
 
 The rows are those of the training and validation split. Rows with nearly the same text are in one fold, so none of them
 teaches the model about another. The test split is left alone, because a test set that is corrected by a model's
@@ -22,7 +23,8 @@ import pyarrow as pa
 
 from txclf.artifacts import run_folder as run_folders
 from txclf.artifacts.run_folder import RunState
-from txclf.auditing import confident, near_duplicates
+from txclf.auditing import cartography, confident, near_duplicates, nearest
+from txclf.auditing.cartography import Map
 from txclf.auditing.folds import assign, out_of_fold
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
@@ -30,12 +32,18 @@ from txclf.core.text import shown
 from txclf.data import corrections, shards, writers
 from txclf.data.labels import LabelSets
 from txclf.metrics.calibration import Labels
+from txclf.ngrams import features, fitting
+from txclf.ngrams.features import Analyzer
 from txclf.ngrams.linear import Floats
 
 FOLDER, SUSPECTS, ROWS = "audit", "suspects.csv", "rows.csv"
 SPLITS = ("train", "valid")
 MAX_ROWS = 1_000_000
 """Most rows of a split to audit: the first ones, which are drawn at random."""
+MAX_MAPPED = fitting.MAX_ROWS
+"""Rows of which it is found how they are learned, and how near the next training row is."""
+LONELY = 0.1
+"""Similarity to the nearest training row below which a row is like none."""
 MAX_SHOWN = 10
 """Rows and pairs of labels in the summary."""
 LABEL, TWIN, NEAR = "label", "twin", "near-duplicate"
@@ -72,6 +80,10 @@ class Audited(NamedTuple):
     """The same of the suggested labels."""
     groups: Ints
     """Number of the group of near-duplicates (rows,)."""
+    map: Map
+    """How the first `MAX_MAPPED` rows are learned."""
+    similarity: Floats
+    """Similarity of these rows to the training row that is most like them."""
     conflicts: dict[str, int]
     """Number of texts, and of groups of near-duplicates, with several answers, by kind."""
     model: str
@@ -116,7 +128,7 @@ def audit(
     return {
         "run": state.folder,
         "rows": len(audited.given),
-        **_summary(audited, columns),
+        **_summary(audited, columns, join),
         "suspects_file": suspects,
         "rows_file": storage.join(target, ROWS),
     }
@@ -170,7 +182,7 @@ def _rows(state: RunState) -> Rows:
 def _audited(state: RunState, rows: Rows, folds: int, report: Callable[[int, int], None]) -> Audited:
     """Find near-duplicates, train the models of all folds, and judge each row."""
     assert state.manifest is not None
-    names = state.manifest.labels
+    names, lowercase = state.manifest.labels, state.run.tokenizer.lowercase
     normalized = [near_duplicates.normalized(text) for text in rows.texts]
     hashes = shards.text_hashes((text,) for text in normalized)
     groups = near_duplicates.groups(normalized)
@@ -182,7 +194,7 @@ def _audited(state: RunState, rows: Rows, folds: int, report: Callable[[int, int
     found = out_of_fold(
         *(rows.texts, rows.labels, assign(hashes, groups, folds)),
         num_labels=len(names),
-        lowercase=state.run.tokenizer.lowercase,
+        lowercase=lowercase,
         report=report,
     )
     given = _answers(rows.labels, names)
@@ -192,6 +204,7 @@ def _audited(state: RunState, rows: Rows, folds: int, report: Callable[[int, int
         kind: _mark_conflicts(kind, numbers, given, suggested, kinds)
         for kind, numbers in ((TWIN, texts), (NEAR, groups))
     }
+    mapped = min(len(given), MAX_MAPPED)
     return Audited(
         rows,
         given,
@@ -200,9 +213,19 @@ def _audited(state: RunState, rows: Rows, folds: int, report: Callable[[int, int
         probability=_probabilities(found.probabilities, given, names),
         probability_suggested=_probabilities(found.probabilities, suggested, names),
         groups=groups,
+        map=_map(rows, mapped, len(names), lowercase),
+        similarity=nearest.similarity(
+            rows.texts[:mapped], np.array([split == "train" for split in rows.splits[:mapped]]), lowercase=lowercase
+        ),
         conflicts=conflicts,
         model=f"n-gram linear model, {found.choice.model.weighting}",
     )
+
+
+def _map(rows: Rows, mapped: int, num_labels: int, lowercase: bool) -> Map:
+    """Return how a linear model on words and word pairs learns the first rows."""
+    counts = fitting.kept(features.count(rows.texts[:mapped], Analyzer(words=2, lowercase=lowercase)), num_labels)
+    return cartography.data_map(fitting.weighted(counts, "tfidf")[0], rows.labels[:mapped], num_labels)
 
 
 def _answers(labels: Labels, names: Sequence[str]) -> list[Answer]:
@@ -292,7 +315,14 @@ def _row_columns(audited: Audited, join: Callable[[Answer], str]) -> dict[str, l
         "probability": [round(float(audited.probability[i]), 4) for i in order],
         "kind": ["+".join(audited.kinds[i]) for i in order],
         "group": [int(audited.groups[i]) if is_repeated[i] else None for i in order],
+        "confidence": _of_mapped(audited.map.confidence, order),
+        "variability": _of_mapped(audited.map.variability, order),
+        "similarity": _of_mapped(audited.similarity, order),
     }
+
+
+def _of_mapped(values: Floats, order: Sequence[int]) -> list[float | None]:
+    return [round(float(values[i]), 4) if i < len(values) else None for i in order]
 
 
 def _write(path: str, columns: dict[str, list[Any]]) -> None:
@@ -301,8 +331,8 @@ def _write(path: str, columns: dict[str, list[Any]]) -> None:
         stream.write(writers.encode("csv", columns))
 
 
-def _summary(audited: Audited, columns: dict[str, list[Any]]) -> dict[str, Any]:
-    """Return the counts, the most frequent pairs of labels and the most doubtful rows."""
+def _summary(audited: Audited, columns: dict[str, list[Any]], join: Callable[[Answer], str]) -> dict[str, Any]:
+    """Return the counts, the most frequent pairs of labels, and the most doubtful, ambiguous and lonely rows."""
     pairs = Counter(zip(columns["label"], columns["suggested"], strict=True)).most_common(MAX_SHOWN)
     sizes = np.bincount(audited.groups)
     shown_names = [name for name in columns if name not in (corrections.CORRECTED, "text")]
@@ -319,4 +349,24 @@ def _summary(audited: Audited, columns: dict[str, list[Any]]) -> dict[str, Any]:
             {"text": shown(columns["text"][n], 300)} | {name: columns[name][n] for name in shown_names}
             for n in range(min(MAX_SHOWN, len(columns["row"])))
         ],
+        "most_ambiguous": _listed(audited, join, "variability", audited.map.variability, largest=True),
+        "lonely_rows": int((audited.similarity < LONELY).sum()),
+        "loneliest": _listed(audited, join, "similarity", audited.similarity),
     }
+
+
+def _listed(
+    audited: Audited, join: Callable[[Answer], str], name: str, values: Floats, *, largest: bool = False
+) -> list[dict[str, Any]]:
+    """Return the rows with the lowest values, or the largest ones."""
+    rows = audited.rows
+    return [
+        {
+            "text": shown(rows.texts[i], 300),
+            "file": rows.files[i],
+            "row": rows.rows[i],
+            "label": join(audited.given[i]),
+            name: round(float(values[i]), 4),
+        }
+        for i in np.argsort(-values if largest else values, kind="stable")[:MAX_SHOWN].tolist()
+    ]

@@ -15,6 +15,9 @@ from txclf.core import text
 if TYPE_CHECKING:
     from txclf.config.run_config import RunConfig
 
+LONELIEST = 3
+"""Rows like no other on the screen."""
+
 commands = Commands()
 
 
@@ -35,9 +38,12 @@ def audit(
     from txclf.cli import console
     from txclf.config import run_config
     from txclf.core import storage
+    from txclf.reports import result_pages
 
     with console.Bar("training") as bar:
-        found = verb.audit(run, folds=folds, output=output, report=lambda done, total: bar.update(done, total, "folds"))
+        found = result_pages.audit(
+            run, folds=folds, output=output, report=lambda done, total: bar.update(done, total, "folds")
+        )
     target = output or storage.join(run, verb.FOLDER)
     print_audit(found, target)
     if found["suspects"]:
@@ -53,6 +59,7 @@ def print_audit(found: dict[str, Any], target: str) -> None:
     from txclf.auditing import audit as verb
     from txclf.cli import console
     from txclf.core import storage
+    from txclf.reports import result_pages
 
     kinds, share = found["kinds"], found["suspects"] / found["rows"]
     lines.out(f"{found['suspects']:,} of {found['rows']:,} labels are doubtful ({share:.1%}):")
@@ -70,12 +77,22 @@ def print_audit(found: dict[str, Any], target: str) -> None:
                 text.shown(row["text"], 27),
                 text.shown(row["label"], 12),
                 text.shown(row["suggested"], 12),
-                text.shown(f"{row['file'].rpartition('/')[2]}:{row['row']}", 16),
+                text.shown(_place(row), 16),
             ]
             for row in found["most_doubtful"]
         ]
         console.table("Most doubtful labels", ["text", "label", "suggested", "row"], rows)
+    if found["lonely_rows"]:
+        lines.out(f"{found['lonely_rows']:,} rows share hardly a word with any training row, the least first:")
+        for row in found["loneliest"][: min(LONELIEST, found["lonely_rows"])]:
+            lines.out(f"  {text.shown(row['text'], 50)}   {text.shown(_place(row), 20)}")
     lines.out(f"every row, hardest first: {storage.join(target, verb.ROWS)}")
+    lines.out(f"page: {storage.join(target, result_pages.AUDIT_PAGE)}")
+
+
+def _place(row: dict[str, Any]) -> str:
+    """Return the name of a row's file and its number."""
+    return f"{row['file'].rpartition('/')[2]}:{row['row']}"
 
 
 def _train(run: RunConfig, folder: str, suspects: str) -> str:

@@ -87,7 +87,7 @@ def choose(
     for weighting, analyzer in analyzers.items():
         if best is not None and not valid_texts:
             break
-        counts = _kept(count(train_texts, analyzer), num_labels)
+        counts = kept(count(train_texts, analyzer), num_labels)
         affordable = MAX_WORK / max(1, counts.matrix.nnz * num_labels)
         if affordable < 1:
             rows = min(rows, int(affordable * len(train_texts)))
@@ -111,7 +111,7 @@ def refit(choice: Choice, texts: Sequence[str], labels: Labels, *, num_labels: i
     """Train a model with the chosen features and cost on other rows, as many as `choice` used at most."""
     best = max(choice.candidates, key=lambda candidate: candidate.score)  # the first of several, as `choose` does
     texts, labels, analyzer = texts[: choice.train_rows], labels[: choice.train_rows], choice.model.analyzer
-    counts = _kept(count(texts, analyzer), num_labels)
+    counts = kept(count(texts, analyzer), num_labels)
     return fit(counts, labels, num_labels=num_labels, analyzer=analyzer, weighting=best.weighting, cost=best.cost)
 
 
@@ -134,10 +134,7 @@ def fit(
 
     targets: Bools = labels.astype(np.bool_) if labels.ndim == 2 else np.eye(num_labels, dtype=np.bool_)[labels]
     rows, num = counts.matrix.shape
-    scale = np.ones(num, np.float32)
-    if weighting == "tfidf":
-        scale = (np.log((1 + rows) / (1 + _document_frequencies(counts))) + 1).astype(np.float32)
-    matrix = features(counts, weighting, scale)
+    matrix, scale = weighted(counts, weighting)
     weights, bias = np.zeros((num, num_labels), np.float32), np.zeros(num_labels, np.float32)
     is_pair = num_labels == 2 and labels.ndim == 1
     for label in range(num_labels):
@@ -161,7 +158,16 @@ def fit(
     return NgramModel(analyzer, weighting, counts.keys, scale, weights, bias)
 
 
-def _kept(counts: Counts, num_labels: int) -> Counts:
+def weighted(counts: Counts, weighting: Weighting) -> tuple[Any, Floats]:
+    """Return the features (rows, n-grams) of training rows, and the scale of each n-gram (n-grams,) that they give."""
+    rows, num = counts.matrix.shape
+    scale = np.ones(num, np.float32)
+    if weighting == "tfidf":
+        scale = (np.log((1 + rows) / (1 + _document_frequencies(counts))) + 1).astype(np.float32)
+    return features(counts, weighting, scale), scale
+
+
+def kept(counts: Counts, num_labels: int) -> Counts:
     """Return the counts of the n-grams that occur in most rows, as many as a model may have."""
     frequencies = _document_frequencies(counts)
     most = int(np.clip(MAX_WEIGHTS // num_labels, MIN_FEATURES, MAX_FEATURES))

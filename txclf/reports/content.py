@@ -373,13 +373,13 @@ class ComparisonPage:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultPage:
-    """Page of what `txclf drift` or `txclf curve` found out about a run."""
+    """Page of what `txclf drift`, `txclf curve` or `txclf audit` found out about a run."""
 
     name: str
     folder: str
     result: Mapping[str, Any]
-    """Content of `drift.json` or `curve.json`."""
-    kind: Literal["drift", "learning_curve"]
+    """What the function of the same name returns; of an audit also `map`, the points to draw."""
+    kind: Literal["drift", "learning_curve", "audit"]
     notes: Sequence[str] = ()
 
 

@@ -1,14 +1,21 @@
-"""Results of `txclf drift` and `txclf curve` with their pages, next to their JSON.
+"""Results of `txclf drift`, `txclf curve` and `txclf audit` with their pages.
 
 run folder/drift.html          new texts against those of the run
 run folder/curve/curve.html    scores by training rows, and their forecast
+run folder/audit/audit.html    doubtful labels, and how the rows are learned
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+import csv
+import io
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
+
+from txclf.auditing.audit import audit as audit_labels
 from txclf.core import storage
 from txclf.evaluation import learning_curve
 from txclf.evaluation.drift import Drift
@@ -18,23 +25,62 @@ from txclf.reports import html
 from txclf.reports.content import ResultPage
 
 DRIFT_PAGE, CURVE_PAGE = "drift.html", storage.join(learning_curve.FOLDER, "curve.html")
+AUDIT_PAGE = "audit.html"
+"""Page in the folder of the audit."""
+MAX_POINTS = 3000
+"""Rows of an audit that are drawn, a random sample."""
 
 
 def drift(run_folder: str, data: Any, *, encoding: str | None = None, delimiter: str | None = None) -> Drift:
     """Compare new texts with the rows of a run as `evaluation.drift.drift` does, and write the page of the result."""
     found = compare(run_folder, data, encoding=encoding, delimiter=delimiter)
-    _write(run_folder, DRIFT_PAGE, "drift", found)
+    _write(storage.join(run_folder, DRIFT_PAGE), ResultPage(kind="drift", **_of_run(run_folder, found)))
     return found
 
 
 def curve(planned: Plan) -> Curve:
     """Score the runs of a plan as `learning_curve.result` does, and write the page of the result."""
-    found = learning_curve.result(planned)
-    _write(planned.run.run_folder, CURVE_PAGE, "learning_curve", found)
+    found, folder = learning_curve.result(planned), planned.run.run_folder
+    _write(storage.join(folder, CURVE_PAGE), ResultPage(kind="learning_curve", **_of_run(folder, found)))
     return found
 
 
-def _write(run_folder: str, name: str, kind: Literal["drift", "learning_curve"], result: Mapping[str, Any]) -> None:
+def audit(
+    run_folder: str | os.PathLike[str],
+    *,
+    folds: int = 5,
+    output: str | os.PathLike[str] | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Audit the labels of a run as `auditing.audit.audit` does, and write the page of the result."""
+    found = audit_labels(run_folder, folds=folds, output=output, report=report)
+    content = {**found, "map": _points(found["rows_file"])}
+    page = ResultPage(kind="audit", **_of_run(found["run"], content))
+    _write(storage.join(storage.folder_of(found["rows_file"]), AUDIT_PAGE), page)
+    return found
+
+
+def _points(path: str) -> list[tuple[float, float, bool, str, str]]:
+    """Return (variability, confidence, whether its label is doubtful, label, file and row) of some audited rows."""
+    rows = [row for row in csv.DictReader(io.StringIO(storage.read_bytes(path).decode())) if row["confidence"]]
+    if len(rows) > MAX_POINTS:
+        rows = [rows[i] for i in np.sort(np.random.default_rng(0).choice(len(rows), MAX_POINTS, replace=False))]
+    return [
+        (
+            float(row["variability"]),
+            float(row["confidence"]),
+            bool(row["kind"]),
+            row["label"],
+            f"{row['file'].rpartition('/')[2]}:{row['row']}",
+        )
+        for row in rows
+    ]
+
+
+def _of_run(run_folder: str, result: Mapping[str, Any]) -> dict[str, Any]:
     folder = storage.absolute(run_folder)
-    page = ResultPage(name=folder.rstrip("/").rsplit("/", 1)[-1], folder=folder, result=result, kind=kind)
-    storage.write_bytes(storage.join(folder, name), html.render(page))
+    return {"name": folder.rstrip("/").rsplit("/", 1)[-1], "folder": folder, "result": result}
+
+
+def _write(path: str, page: ResultPage) -> None:
+    storage.write_bytes(path, html.render(page))
