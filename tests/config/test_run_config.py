@@ -117,6 +117,18 @@ def test_load_invalid_file_is_refused(tmp_path: Path, content: str, message: str
         run_config.load(write(tmp_path / "run.yaml", content))
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "Rows.TSV", "rows.jsonl.gz", "train.parquet"])
+def test_load_data_file_names_the_command_that_writes_a_run_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=rf"a data file, not a run file\. Write .* `txclf init .*{name}`"):
+        run_config.load(tmp_path / name)
+
+
+def test_load_setting_in_the_place_of_the_file_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Pass the run file before settings"):
+        run_config.load("data.train=rows.csv")
+
+
 def test_load_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.yaml`: no such run file"):
         run_config.load(tmp_path / "run.yaml")

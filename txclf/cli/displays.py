@@ -39,7 +39,7 @@ class TrainingDisplay:
         elif progress.total_steps:
             self.bar.update(progress.step, progress.total_steps, _describe(progress))
         else:
-            self.bar.update(0, None, "waiting for the workers")
+            self.bar.update(0, None, "starting")
         if progress.valid and progress.valid != self.shown_scores:
             self.shown_scores = dict(progress.valid)
             scores = "  ".join(f"{name.removeprefix('valid_')} {value:.4f}" for name, value in progress.valid.items())

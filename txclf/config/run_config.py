@@ -11,6 +11,7 @@ import copy
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self, get_args
 
@@ -27,6 +28,8 @@ from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.core.text import nearest, shown
 
+DATA_FILE = re.compile(r"\.(csv|tsv|jsonl|ndjson|parquet)(\.(gz|zst))?$", re.IGNORECASE)
+"""Ending of a file that holds data, not a run."""
 SEARCHABLE = ("seed", "data", "tokenizer", "model", "train", "distill")
 """Sections and keys that a search may change."""
 
@@ -219,7 +222,13 @@ def schema() -> str:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     if not storage.exists(path):
+        if "=" in path:
+            raise ConfigError(f"`{path}`: a setting in the place of the run file. Pass the run file before settings.")
         raise ConfigError(f"`{path}`: no such run file. Check the path.")
+    if DATA_FILE.search(path):
+        raise ConfigError(
+            f"`{path}`: a data file, not a run file. Write a run file for it with `txclf init {shlex.quote(path)}`."
+        )
     try:
         settings = yaml_text.parse(storage.read_bytes(path, yaml_text.MAX_BYTES + 1))
     except yaml_text.YamlError as error:
