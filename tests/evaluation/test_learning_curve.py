@@ -147,3 +147,7 @@ def test_runs_without_a_curve_are_refused(run: RunConfig, tmp_path: Path) -> Non
     )[0]
     with pytest.raises(ConfigError, match="trained on its validation rows too"):
         learning_curve.plan(whole.run_folder)
+    teacher = f"distill.teacher={few.run_folder}/model"
+    student = trained(tmp_path / "runs", str(tmp_path / "few.csv"), "name=student", "train.epochs=1", teacher)[0]
+    with pytest.raises(ConfigError, match=r"`distill\.teacher` has seen all rows"):
+        learning_curve.plan(student.run_folder)

@@ -81,6 +81,11 @@ def plan(run_folder: str, points: int = 4) -> Plan:
         raise ConfigError(f"`{run_folder}`: `task: {run.task}` has no labels. Pass a run that classifies.")
     if run.train.train_on_valid:
         raise ConfigError(f"`{run_folder}`: trained on its validation rows too, so none are left to score.")
+    if run.distill.teacher is not None:
+        raise ConfigError(
+            f"`{run_folder}`: `distill.teacher` has seen all rows, so runs on parts of them would score too high. Pass "
+            "the run of the teacher."
+        )
     manifest = shards.load_manifest(prepared)
     rows = manifest.splits["train"].rows
     least = max(LEAST_ROWS, LEAST_PER_LABEL * len(manifest.labels))
