@@ -9,12 +9,15 @@ import ast
 import inspect
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from datetime import timedelta
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +25,9 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import ray
 import torch
-from ray.train.torch import TorchConfig
+from ray.train.torch import TorchTrainer
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -117,22 +121,80 @@ def test_population_exploit_asks_explore_for_the_config() -> None:
         assert population._get_new_config("a", "b") == ({"trial": "a", "donor": "b"}, {})
 
 
-def test_torch_backend_runs_the_hook_before_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_backend_does_what_that_of_ray_does_after_the_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     with upgrade("ray"):
-        from ray.train.torch.config import _TorchBackend
+        from ray.train.torch import config
 
-        assert TorchConfig().backend_cls is _TorchBackend
-        assert list(inspect.signature(_TorchBackend.on_start).parameters)[:3] == [
-            "self",
-            "worker_group",
-            "backend_config",
-        ]
         calls: list[Any] = []
-        monkeypatch.setattr(_TorchBackend, "on_start", lambda self, group, config: calls.append("process group"))
-        group: Any = SimpleNamespace(execute=calls.append)
-        upstream.torch_backend(keep)().on_start(group, TorchConfig())
-        assert calls == [keep, "process group"]
-        assert upstream.torch_backend(keep) is upstream.torch_backend(keep)
+        monkeypatch.setattr(ray, "get", lambda found, timeout=None: found)
+        monkeypatch.setattr(config, "_set_torch_distributed_env_vars", lambda: calls.append(os.environ["MASTER_PORT"]))
+        monkeypatch.setattr(torch.distributed, "init_process_group", lambda **settings: calls.append(settings))
+        monkeypatch.setattr(config, "_shutdown_torch", lambda destroy_process_group: calls.append("end"))
+        monkeypatch.setenv("MASTER_ADDR", "")
+        monkeypatch.setenv("MASTER_PORT", "")
+        backend: Any = upstream.torch_backend(hook := partial(calls.append, "hook"))()
+        backend.on_start(Group(), SimpleNamespace(backend="gloo", timeout_s=9))
+        assert calls[0] == "hook"
+        assert int(calls[1]) > 0
+        assert calls[2] == {
+            "backend": "gloo",
+            "init_method": "env://",
+            "rank": 0,
+            "world_size": 1,
+            "timeout": timedelta(seconds=9),
+        }
+        backend.on_shutdown(Group(), None)
+        assert calls[3:] == ["end"]
+        assert upstream.torch_backend(hook) is upstream.torch_backend(hook)
+
+
+class Group:
+    """A worker group of one worker in this process."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def execute_single(self, index: int, call: Any, *arguments: Any) -> Any:
+        return call(*arguments)
+
+    execute_single_async = execute_single
+
+    def execute_async(self, call: Any, *arguments: Any) -> Any:
+        return [call(*arguments)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own context
+def test_start_lightly_leaves_the_cleaner_out() -> None:
+    with upgrade("ray"):
+        from ray.train.v2.api import data_parallel_trainer
+
+        source = inspect.getsource(data_parallel_trainer.DataParallelTrainer)
+        assert "callbacks=self._create_default_callbacks()" in source
+        assert "self._initialize_and_run_controller(" in source
+        assert "ray.get(controller.run.remote())" in source
+        assert "return ray.get(controller.get_result.remote())" in source
+        trainer: Any = TorchTrainer(lambda: None)
+        before = [type(one).__name__ for one in trainer._create_default_callbacks()]
+        upstream.start_lightly(trainer)
+        after = [type(one).__name__ for one in trainer._create_default_callbacks()]
+        assert sorted([*after, "PlacementGroupCleanerCallback"]) == sorted(before)
+
+
+def test_scipy_signal_is_loaded_when_it_is_used() -> None:
+    code = """
+import sys
+from txclf import upstream
+upstream.load_scipy_signal_when_used()
+import torchmetrics
+assert not any(name.startswith("scipy.signal.") for name in sys.modules)
+import scipy.signal
+from scipy.signal import windows
+import scipy.signal.windows
+assert scipy.signal.convolve([1, 2], [1]).tolist() == [1, 2]
+assert windows.hann(3).tolist() == [0, 1, 0]
+assert sys.modules["scipy.signal"].__spec__.name == "scipy.signal"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_store_in_separates_the_experiment_folder_from_the_name(tmp_path: Path) -> None:

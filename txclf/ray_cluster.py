@@ -32,6 +32,22 @@ SETTINGS = {
     # By default Ray's workers have a niceness of 15: next to one other busy program a worker gets 3 % of a CPU.
     "RAY_worker_niceness": "0",
 }
+CLUSTER_SETTINGS = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
+"""Further ones on a cluster: its dashboard shows the state of runs."""
+IS_LOCAL = "TXCLF_RAY_IS_LOCAL"
+LOCAL_SETTINGS = {
+    IS_LOCAL: "1",
+    # Each of these is a process. A local Ray has no dashboard, and nobody takes its node away.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+}
+"""Further ones on a Ray that `connected` starts; all its processes inherit them."""
+
+
+def is_local() -> bool:
+    """Return True on a Ray that `connected` has started, in the process that did and in those of that Ray."""
+    return os.environ.get(IS_LOCAL) == "1"
 
 
 @contextmanager
@@ -42,15 +58,36 @@ def connected(compute: Compute) -> Iterator[None]:
     starts a local Ray with all cores of this machine. Raises `ClusterError` if the address does not answer.
     """
     if ray.is_initialized():
-        yield
+        with _environment({} if is_local() else CLUSTER_SETTINGS):
+            yield
         return
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+    address = compute.address or os.environ.get("RAY_ADDRESS")
+    with _environment({**SETTINGS, **(CLUSTER_SETTINGS if address else LOCAL_SETTINGS)}):
+        _join(address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Set the variables that the environment lacks, for the duration of the block."""
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _join(address: str | None) -> None:
+    """Join a cluster or start a local Ray."""
     is_verbose = logging.getLogger("txclf").isEnabledFor(logging.INFO)  # with --verbose
     log: dict[str, Any] = {"log_to_driver": is_verbose, "logging_level": logging.INFO if is_verbose else logging.ERROR}
     for name in ("ray.data", "ray.train", "ray.tune") if not is_verbose else ():
         logging.getLogger(name).setLevel(logging.ERROR)
-    address = compute.address or os.environ.get("RAY_ADDRESS")
     if address and address not in ("auto", "local"):
         _require_answer(address)
     # Ray replaces the handler of SIGTERM, and its own would end the driver without a checkpoint.
@@ -72,10 +109,6 @@ def connected(compute: Compute) -> Iterator[None]:
         ) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _require_answer(address: str) -> None:

@@ -7,18 +7,22 @@ without Ray Tune and the command line must stay quick. A mixin precedes the Ray 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
     from ray.train import RunConfig
-    from ray.train.torch.config import _TorchBackend
+    from ray.train.backend import Backend
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
     from torch import nn
 
@@ -99,20 +103,52 @@ class ExploringPopulation:
 
 
 @cache
-def torch_backend(before_start: Callable[[], None]) -> type[_TorchBackend]:
-    """Return Ray Train's torch backend, extended to run `before_start` on each worker before the process group starts.
+def torch_backend(before_start: Callable[[], None]) -> type[Backend]:
+    """Return a backend for Ray Train that starts torch's process groups as its own does, after `before_start`.
 
-    `TorchConfig` has no such hook, and the environment of `init_process_group` must be set before it.
+    Ray's own has no such hook, although the environment of `init_process_group` must be set before it, and its
+    controller imports torch, for seconds, before it starts the workers.
     Source: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/train/torch/config.py
     """
-    from ray.train.torch.config import _TorchBackend
+    import ray
+    from ray.exceptions import GetTimeoutError
+    from ray.train._internal.utils import get_address_and_port
+    from ray.train.backend import Backend
+    from ray.train.constants import DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
 
-    class Backend(_TorchBackend):
+    class TorchBackend(Backend):
+        share_cuda_visible_devices = True
+
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            worker_group.execute(before_start)
-            super().on_start(worker_group, backend_config)
+            size, address = len(worker_group), worker_group.execute_single(0, get_address_and_port)
+            settings = (before_start, backend_config.backend, size, address, backend_config.timeout_s)
+            ray.get([worker_group.execute_single_async(i, start_process_group, i, *settings) for i in range(size)])
 
-    return Backend
+        def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+            ended = worker_group.execute_async(end_process_group, len(worker_group))
+            with suppress(GetTimeoutError):
+                ray.get(ended, timeout=DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)
+
+    return TorchBackend
+
+
+def start_process_group(
+    rank: int, before_start: Callable[[], None], backend: str, size: int, address: tuple[str, int], timeout_s: int
+) -> None:
+    """Start torch's process group on a worker, as Ray's torch backend does."""
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
+
+    before_start()
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address[0], str(address[1])
+    _set_torch_distributed_env_vars()  # type: ignore[no-untyped-call]
+    _setup_torch_process_group(backend, rank, size, "env://", timeout_s)
+
+
+def end_process_group(size: int) -> None:
+    """End torch's process group on a worker, as Ray's torch backend does."""
+    from ray.train.torch.config import _shutdown_torch
+
+    _shutdown_torch(destroy_process_group=size > 1)  # type: ignore[no-untyped-call]
 
 
 def store_in(config: RunConfig, folder: str, state: str) -> None:
@@ -151,6 +187,31 @@ def delay_resizes(trainer: Any, may_resize: Callable[[], bool]) -> None:
         return start(**{**arguments, "scaling_policy": delayed_policy(trainer.scaling_config, may_resize)})
 
     trainer._initialize_and_run_controller = start_with_policy
+
+
+def start_lightly(trainer: Any) -> None:
+    """Have a trainer on a local Ray start its controller in a process of the pool, and no cleaner of placement groups.
+
+    The controller gets a process of its own for a few environment variables, which all processes of a local Ray have,
+    and so do all that it starts. The cleaner frees resources of a dead controller, with which a local Ray ends. Ray
+    Train has no option for either.
+    Source: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/train/v2/api/data_parallel_trainer.py
+    """
+    import ray
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.execution.controller import TrainController
+
+    make_callbacks = trainer._create_default_callbacks
+
+    def callbacks() -> list[Any]:
+        return [one for one in make_callbacks() if not isinstance(one, PlacementGroupCleanerCallback)]
+
+    def start(**arguments: Any) -> Any:
+        controller: Any = ray.remote(num_cpus=0)(TrainController).remote(**arguments)
+        ray.get(controller.run.remote())
+        return ray.get(controller.get_result.remote())
+
+    trainer._create_default_callbacks, trainer._initialize_and_run_controller = callbacks, start
 
 
 def delayed_policy(scaling_config: Any, may_resize: Callable[[], bool]) -> ElasticScalingPolicy:
@@ -245,6 +306,32 @@ def hide_transformers_from_torchmetrics() -> None:
             check(self)
 
     RequirementCache._check_requirement = check_requirement  # type: ignore[method-assign]
+
+
+def load_scipy_signal_when_used() -> None:
+    """Keep torchmetrics from importing `scipy.signal`, which takes a second, to see whether it has a `hamming`.
+
+    A stand-in has one, and becomes the module when anything else of it is asked for. Without effect if either was
+    imported before.
+    Source: https://github.com/Lightning-AI/torchmetrics/blob/v1.9.0/src/torchmetrics/__init__.py
+    """
+    name = "scipy.signal"
+
+    class StandIn(ModuleType):
+        hamming = None
+
+        def __getattr__(self, attribute: str) -> Any:
+            if attribute.startswith("__") and attribute not in (
+                "__path__",
+                "__all__",
+            ):  # `inspect` looks at all modules
+                raise AttributeError(attribute)
+            if sys.modules.get(name) is self:
+                del sys.modules[name]
+            return getattr(importlib.import_module(name), attribute)
+
+    if not {name, "torchmetrics"} & sys.modules.keys() and importlib.util.find_spec("scipy"):
+        sys.modules[name] = StandIn(name)
 
 
 def exclude_from_ddp(module: nn.Module, names: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
@@ -10,7 +12,7 @@ from txclf.auditing import cartography
 from txclf.auditing.cartography import EPOCHS, data_map
 
 
-def rows(features: list[list[float]]) -> csr_matrix:
+def rows(features: Sequence[Sequence[float]]) -> csr_matrix:
     return csr_matrix(np.array(features, np.float32))
 
 

@@ -27,22 +27,22 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
+from safetensors.numpy import save as save_safetensors
 from tokenizers import Tokenizer as FastTokenizer
-from torch import Tensor
 
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
-from txclf.data import encoder_vectors, shards
+from txclf.data import shards
 from txclf.data.tokenizer import parse_tokenizer, vocab_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EXACT, LOWERED, FOLDED = 3, 2, 1
 """Quality of a match: the same word; the lower-case form of the token; the lower-case form of the file's word."""
@@ -168,7 +168,7 @@ def matched(run: RunConfig, prepared: str) -> Coverage:
         damaged=found.damaged,
         num_damaged=found.num_damaged,
     )
-    tensors = {"vectors": torch.from_numpy(filled(found.matrix, known, run.seed)), "found": torch.from_numpy(known)}
+    tensors = {"vectors": filled(found.matrix, known, run.seed), "found": known}
     storage.write_bytes(storage.join(prepared, coverage.matrix), save_safetensors(tensors))
     storage.write_json(record, coverage.model_dump())
     return coverage
@@ -176,6 +176,8 @@ def matched(run: RunConfig, prepared: str) -> Coverage:
 
 def load(prepared: str, matrix: str) -> tuple[Tensor, Tensor]:
     """Return the matrix (V, D) that `matched` stored, and a mask (V,) of the rows that were found."""
+    from safetensors.torch import load as load_safetensors  # not by the processes that only read rows
+
     path = storage.join(prepared, matrix)
     if not storage.exists(path):
         raise DataError(f"`{path}`: the vectors that this run started from are gone. Start a new run.")
@@ -209,6 +211,8 @@ def _stamp(path: str) -> list[int]:
 
 def _by_encoder(folder: str, width: int, tokenizer: FastTokenizer, vocabulary: Mapping[str, int], size: int) -> _Found:
     """Return the vectors of a vocabulary (word to row) with `size` rows by an encoder."""
+    from txclf.data import encoder_vectors  # and torch
+
     found = _Found(np.zeros((size, width), np.float32), np.zeros(size, np.int8), lines=len(vocabulary))
     rows = sorted(vocabulary.values())
     found.matrix[rows] = encoder_vectors.read(folder, encoder_vectors.token_texts(tokenizer, rows), width)

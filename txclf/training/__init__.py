@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["ClassifierModule", "MultilabelModule", "Seq2SeqModule", "ShardsDataModule"]
 
 upstream.hide_transformers_from_torchmetrics()
+upstream.load_scipy_signal_when_used()
 _HOMES = {
     "ClassifierModule": "module",
     "MultilabelModule": "module_multilabel",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -41,7 +42,13 @@ def test_reason_is_the_first_line_of_a_failed_collective(error: Exception, expec
     assert gloo.reason(error) == expected
 
 
-def test_backend_of_the_config_extends_that_of_ray() -> None:
-    theirs, ours = TorchConfig(backend="gloo").backend_cls, GlooTorchConfig(backend="gloo").backend_cls
-    assert issubclass(ours, theirs)
-    assert ours.on_start is not theirs.on_start
+def test_config_stands_for_that_of_ray_and_imports_no_torch() -> None:
+    theirs, ours = TorchConfig("gloo", timeout_s=7), GlooTorchConfig("gloo", 7)
+    assert (ours.framework, ours.train_func_context) == (theirs.framework, theirs.train_func_context)
+    assert ours.to_dict() == {"backend": "gloo", "timeout_s": 7}
+    assert ours.backend_cls.share_cuda_visible_devices == theirs.backend_cls.share_cuda_visible_devices
+    code = (
+        "import sys; from txclf.training.distributed import ray_data; from txclf.training.distributed.gloo import "
+        "GlooTorchConfig; GlooTorchConfig('gloo', 7).backend_cls(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -66,7 +66,7 @@ def test_explain_collective_that_times_out_on_every_attempt(tmp_path: Path, loca
     trainer = TorchTrainer(
         hang,
         train_loop_config={"starts": str(tmp_path / "starts")},
-        torch_config=GlooTorchConfig(timeout_s=2),
+        torch_config=GlooTorchConfig("gloo", timeout_s=2),  # type: ignore[arg-type]
         scaling_config=ray_trainer._scaling(Compute(workers=2, cpus_per_worker=0.5)),
         run_config=RunConfig(
             name="hang", storage_path=str(tmp_path / "ray"), failure_config=FailureConfig(max_failures=1)

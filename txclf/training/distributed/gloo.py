@@ -11,25 +11,55 @@ import os
 import re
 import socket
 import struct
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig
-from torch import distributed
+from ray.train.backend import Backend, BackendConfig
 
 from txclf import upstream
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchConfig
 
 SIOCGIFADDR = 0x8915
 """The Linux request for the address of an interface (netdevice(7))."""
 
 
-class GlooTorchConfig(TorchConfig):
-    """A `TorchConfig` that sets `GLOO_SOCKET_IFNAME` on each worker whose environment does not set it."""
+@dataclass
+class GlooTorchConfig(BackendConfig):
+    """A `TorchConfig` of Ray Train that sets `GLOO_SOCKET_IFNAME` on each worker whose environment does not set it.
+
+    It imports torch on the workers only.
+    """
+
+    backend: str
+    """Backend of torch's process groups: `gloo` or `nccl`."""
+    timeout_s: int
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """Ray Train's torch backend with the interface set first."""
+        """A torch backend that sets the interface first."""
         return upstream.torch_backend(_use_cluster_interface)
+
+    @property
+    def train_func_context(self) -> Any:
+        """Context that sets the GPU of a worker."""
+        return self._of_ray().train_func_context
+
+    @property
+    def framework(self) -> Any:
+        """Framework, for the dashboard."""
+        return self._of_ray().framework
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings, for the dashboard."""
+        return asdict(self)
+
+    def _of_ray(self) -> TorchConfig:
+        from ray.train.torch import TorchConfig  # and torch
+
+        return TorchConfig(self.backend, timeout_s=self.timeout_s)
 
 
 def _use_cluster_interface() -> None:
@@ -40,6 +70,8 @@ def _use_cluster_interface() -> None:
 
 def reason(error: BaseException) -> str | None:
     """Return the reason of a failed collective, such as a peer that hangs or is gone; None for any other error."""
+    from torch import distributed
+
     text = str(error).strip()
     # Gloo's errors have no type of their own, but they name its source file.
     if not (isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in text)):

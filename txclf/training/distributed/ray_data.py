@@ -10,7 +10,9 @@ last committed step. The stream lasts for the rest of the run, so workers do not
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pyarrow as pa
@@ -94,17 +96,24 @@ class WindowsDataConfig(DataConfig):
 
 
 class RayWindows:
-    """Source of the windows of one worker of Ray Train."""
+    """Source of the windows of one worker of Ray Train.
+
+    The first window is read while the worker imports what it needs, the first validation rows while it trains: both
+    wait for processes of Ray to start.
+    """
 
     def __init__(self, config: WorkerConfig) -> None:
         self._train, self._valid = config.train_reader(), config.scoring_reader("valid")
+        self._begun, self._is_training = {"train": _begin("train")}, False
         self._valid_rows: list[Rows] = []
         """The validation rows of this rank, if they fit one window."""
 
     def train(self, steps: range, rank: int, world_size: int) -> Iterator[Window]:
         """Yield the windows of these steps."""
         expected = self._train.windows.window_of(steps.start)
-        for number, table in _received("train", rank):
+        for number, table in self._received("train", rank):
+            if not self._is_training:
+                self._is_training, self._begun["valid"] = True, _begin("valid")
             if number < expected:  # the step of a checkpoint that came after the stream was set up
                 continue
             assert number == expected, f"window {number} came instead of {expected}"
@@ -119,15 +128,41 @@ class RayWindows:
         if self._valid_rows:
             yield from self._valid_rows
             return
-        for _, table in _received(split, rank):
+        for _, table in self._received(split, rank):
             rows = self._valid.rows([table])
             if self._valid.num_windows == 1:
                 self._valid_rows = [rows]
             yield rows
 
+    def _received(self, split: str, rank: int) -> Iterator[tuple[int, pa.Table]]:
+        """Yield the window numbers and rows of the blocks that this rank receives.
 
-def _received(split: str, rank: int) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the window numbers and rows of the blocks that this rank receives. Raises the error of a reading task."""
-    shard = get_dataset_shard(split)
-    for block in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-        yield window_blocks.unpack(block, rank)
+        Raises the error of a reading task.
+        """
+        begun = self._begun.pop(split, None)
+        first, blocks = begun.result() if begun else (None, _blocks(split))
+        if first is not None:
+            yield window_blocks.unpack(first, rank)
+            del first
+        for block in blocks:
+            yield window_blocks.unpack(block, rank)
+
+
+def _blocks(split: str) -> Iterator[pa.Table]:
+    """Yield the blocks of a split that this worker receives."""
+    return iter(get_dataset_shard(split).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+
+
+def _begin(split: str) -> Future[tuple[pa.Table | None, Iterator[pa.Table]]]:
+    """Receive the first block of a split in a thread; the result is the block and an iterator over the others."""
+    found: Future[tuple[pa.Table | None, Iterator[pa.Table]]] = Future()
+
+    def receive() -> None:
+        try:
+            blocks = _blocks(split)
+            found.set_result((next(blocks, None), blocks))
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=receive, name=f"first-{split}", daemon=True).start()
+    return found

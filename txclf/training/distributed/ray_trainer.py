@@ -157,7 +157,6 @@ def _run_trainer(config: WorkerConfig, monitor: Any, outcome: Outcome) -> None:
     release(config.run.run_folder)
     scratch = storage.join(config.run.run_folder, SCRATCH)
     storage.remove_folder(scratch)  # Ray would resume from its own state, and our checkpoints know better
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # for the API of the dashboard
     if compute.elastic:
         # After a loss Ray first retries with as many workers as before, by default for a minute.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_S)
@@ -169,12 +168,16 @@ def _run_trainer(config: WorkerConfig, monitor: Any, outcome: Outcome) -> None:
             # As bytes: the controller would import Lightning to look at it, seconds before it starts the workers.
             partial(_work, {"config": pickle.dumps(config), "monitor": monitor}),  # type: ignore[arg-type]
             train_loop_config=config.run.model_dump(mode="json"),  # for the API of the dashboard
-            torch_config=GlooTorchConfig(timeout_s=int(2 * config.run.train.stall_timeout_s) + 1),
+            torch_config=GlooTorchConfig(  # type: ignore[arg-type]
+                "nccl" if compute.gpus_per_worker else "gloo", timeout_s=int(2 * config.run.train.stall_timeout_s) + 1
+            ),
             scaling_config=_scaling(compute),
             run_config=_run_config(config.run),
             datasets=ray_data.datasets(config),
             dataset_config=WindowsDataConfig(config),
         )
+        if ray_cluster.is_local() and not compute.elastic:
+            upstream.start_lightly(trainer)
         if compute.elastic:
             upstream.delay_resizes(trainer, PauseForResize(monitor))
         outcome.stats = trainer.fit().return_value  # type: ignore[attr-defined]
@@ -270,8 +273,6 @@ def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | N
 
 def _work(settings: dict[str, Any], shown: dict[str, Any]) -> RunStats | None:
     """Run one worker of Ray Train; return None if it was interrupted."""
-    from txclf.training import worker  # and Lightning: not in the driver
-
     config: WorkerConfig = pickle.loads(settings["config"])
     monitor, context = settings["monitor"], get_context()
     torch.set_num_threads(max(1, int(config.run.compute.cpus_per_worker)))
@@ -293,9 +294,12 @@ def _work(settings: dict[str, Any], shown: dict[str, Any]) -> RunStats | None:
     if ray.get(monitor.failed.remote()) is not None:
         return None  # Ray Train restarts workers after any error, and this one would only come back
     try:
+        windows = RayWindows(config)  # begins to read, and meanwhile:
+        from txclf.training import worker  # and Lightning: not in the driver
+
         with _heartbeats(monitor, rank, world_size, heartbeat, requests):
             place = _context(config.run, rank, world_size, heartbeat, requests)
-            return worker.fit(config, RayWindows(config), report, place)
+            return worker.fit(config, windows, report, place)
     except Interrupted:
         return None
     except TxclfError as error:
