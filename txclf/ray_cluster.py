@@ -34,20 +34,13 @@ SETTINGS = {
 }
 CLUSTER_SETTINGS = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
 """Further ones on a cluster: its dashboard shows the state of runs."""
-IS_LOCAL = "TXCLF_RAY_IS_LOCAL"
 LOCAL_SETTINGS = {
-    IS_LOCAL: "1",
     # Each of these is a process. A local Ray has no dashboard, and nobody takes its node away.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
 }
 """Further ones on a Ray that `connected` starts; all its processes inherit them."""
-
-
-def is_local() -> bool:
-    """Return True on a Ray that `connected` has started, in the process that did and in those of that Ray."""
-    return os.environ.get(IS_LOCAL) == "1"
 
 
 @contextmanager
@@ -58,7 +51,7 @@ def connected(compute: Compute) -> Iterator[None]:
     starts a local Ray with all cores of this machine. Raises `ClusterError` if the address does not answer.
     """
     if ray.is_initialized():
-        with _environment({} if is_local() else CLUSTER_SETTINGS):
+        with _environment({} if upstream.is_lean() else CLUSTER_SETTINGS):
             yield
         return
     address = compute.address or os.environ.get("RAY_ADDRESS")
@@ -96,7 +89,7 @@ def _join(address: str | None) -> None:
         if address:
             ray.init(address=address, **log)
         else:
-            ray.init(
+            upstream.init_lean(
                 address="local",
                 num_cpus=cpus.available(),
                 include_dashboard=False,
@@ -135,7 +128,7 @@ def require(compute: Compute) -> None:
 
 def autoscales() -> bool:
     """Return True if the cluster has an autoscaler, which starts nodes when a run waits for them."""
-    return upstream.has_autoscaler(patience_s=15)
+    return not upstream.is_lean() and upstream.has_autoscaler(patience_s=15)
 
 
 def _shortage(compute: Compute) -> str:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from txclf import upstream
 from txclf._version import __version__
 from txclf.artifacts import attempts, checkpoints, trackers
 from txclf.artifacts.checkpoints import Checkpoint
@@ -291,10 +292,10 @@ def save_bundle(
 ) -> Chosen:
     """Write the bundle of a run from its checkpoints; return what was chosen for it, without the weights.
 
-    `encoder` is the folder of the stored pretrained model. With `on_ray` a task with the resources of a worker does it,
-    because the driver may have no GPU. Ray must be connected.
+    `encoder` is the folder of the stored pretrained model. With `on_ray`, on a cluster, a task with the resources of a
+    worker does it, because the driver may have no GPU. Ray must be connected.
     """
-    if not on_ray:
+    if not on_ray or upstream.is_lean():
         return _write_bundle(folder, run, prepared, saved, encoder)
     from txclf.training.distributed import worker_task
 

@@ -176,7 +176,7 @@ def _run_trainer(config: WorkerConfig, monitor: Any, outcome: Outcome) -> None:
             datasets=ray_data.datasets(config),
             dataset_config=WindowsDataConfig(config),
         )
-        if ray_cluster.is_local() and not compute.elastic:
+        if upstream.is_lean() and not compute.elastic:
             upstream.start_lightly(trainer)
         if compute.elastic:
             upstream.delay_resizes(trainer, PauseForResize(monitor))
