@@ -57,3 +57,8 @@ def test_data_map_rows_without_features_and_one_label() -> None:
     found = data_map(rows([[0, 0], [0, 0]]), np.array([0, 0]), 1)
     assert found.confidence.tolist() == [1.0, 1.0]
     assert found.variability.tolist() == [0.0, 0.0]
+
+
+def test_data_map_without_any_feature_follows_the_frequencies() -> None:
+    found = data_map(csr_matrix((4, 0), dtype=np.float32), np.array([0, 0, 0, 1]), 2)
+    assert found.confidence[0] > 0.5 > found.confidence[3]

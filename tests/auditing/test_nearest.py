@@ -53,3 +53,7 @@ def test_similarity_of_long_texts_compares_the_words_with_the_largest_weights(mo
 
 def test_similarity_without_training_rows_is_zero() -> None:
     assert similarity(["a"], np.zeros(1, np.bool_)).tolist() == [0]
+
+
+def test_similarity_of_texts_without_words_is_zero() -> None:
+    assert similarity(["", " "], np.ones(2, np.bool_)).tolist() == [0, 0]

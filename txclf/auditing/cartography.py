@@ -33,6 +33,10 @@ def data_map(matrix: Any, labels: Labels, num_labels: int) -> Map:
 
     `labels` are class ids (rows,), or a mask of the labels of each row (rows, labels).
     """
+    from scipy.sparse import csr_matrix
+
+    if not matrix.shape[1]:  # no n-gram occurs often enough
+        matrix = csr_matrix((len(labels), 1), dtype=np.float32)
     targets = labels if labels.ndim == 2 else np.eye(num_labels, dtype=np.bool_)[labels]
     models = _models(targets)
     random = np.random.default_rng(0)
