@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -45,15 +45,9 @@ def curve(planned: Plan) -> Curve:
     return found
 
 
-def audit(
-    run_folder: str | os.PathLike[str],
-    *,
-    folds: int = 5,
-    output: str | os.PathLike[str] | None = None,
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
-    """Audit the labels of a run as `auditing.audit.audit` does, and write the page of the result."""
-    found = audit_labels(run_folder, folds=folds, output=output, report=report)
+def audit(run_folder: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
+    """Audit the labels of a run as `auditing.audit.audit` does, with its options, and write the page of the result."""
+    found = audit_labels(run_folder, **options)
     content = {**found, "map": _points(found["rows_file"])}
     page = ResultPage(kind="audit", **_of_run(found["run"], content))
     _write(storage.join(storage.folder_of(found["rows_file"]), AUDIT_PAGE), page)
