@@ -14,6 +14,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Two processes, because most tests wait for others of their own; the tests of one file share what they set up.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
 .PHONY: install demo test test-faults test-browser check docs docs-serve bench lock clean
@@ -32,16 +34,16 @@ demo: install
 	$(BIN)/txclf demo
 
 test: install
-	$(BIN)/python -m pytest -m "not faults"
+	$(PYTEST) -m "not faults"
 
 test-faults: install
-	$(BIN)/python -m pytest -m faults
+	$(PYTEST) -m faults
 
 # Uses the system's Chromium (Debian: apt-get install chromium); without one Playwright downloads its own.
 test-browser: install
 	$(BIN)/python -m pip install --quiet 'playwright>=1.50'
 	command -v chromium || command -v google-chrome || $(BIN)/python -m playwright install chromium
-	$(BIN)/python -m pytest tests/end_to_end/test_browser.py tests/docs/test_site.py -k "browser"
+	$(BIN)/python -m pytest tests/end_to_end/test_browser_*.py tests/docs/test_site.py -k "browser"
 
 check: install
 	$(BIN)/ruff check .

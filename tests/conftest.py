@@ -90,16 +90,15 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-FIGURES = pytest.StashKey[list[str]]()
-
-
 @pytest.fixture
-def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Return a function that takes a line to print after all tests, for the tables of the docs."""
-    return request.config.stash.setdefault(FIGURES, []).append
+    return lambda line: record_property("figure", line)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the measured figures."""
-    for line in terminalreporter.config.stash.get(FIGURES, []):
-        terminalreporter.write_line(line)
+    for report in terminalreporter.getreports("passed"):
+        for name, line in report.user_properties:
+            if name == "figure":
+                terminalreporter.write_line(str(line))
