@@ -14,8 +14,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Two processes, because most tests wait for others of their own; the tests of one file share what they set up.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
 .PHONY: install demo test test-faults test-browser check docs docs-serve bench lock clean
@@ -33,15 +31,17 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: install
 	$(BIN)/txclf demo
 
+# Two processes, because most tests wait for others of their own; the tests of one file share what they set up.
 test: install
-	$(PYTEST) -m "not faults"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not faults"
 
+# One process: stalled workers and lost nodes are told by timeouts of seconds.
 test-faults: install
-	$(PYTEST) -m faults
+	$(BIN)/python -m pytest -m faults
 
 # Uses the system's Chromium (Debian: apt-get install chromium); without one Playwright downloads its own.
 test-browser: install
-	$(BIN)/python -m pip install --quiet 'playwright>=1.50'
+	$(BIN)/python -m pip install --quiet 'playwright>=1.50' 'axe-playwright-python>=0.1.8'
 	command -v chromium || command -v google-chrome || $(BIN)/python -m playwright install chromium
 	$(BIN)/python -m pytest tests/end_to_end/test_browser_*.py tests/docs/test_site.py -k "browser"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import pytest
 import typer.core
 from pydantic import BaseModel
 
+from tests.helpers.browsing import chromium
 from tests.helpers.docs import APP, ROOT
 from txclf.config.run_config import RunConfig
 
@@ -118,14 +118,8 @@ class _Silent(SimpleHTTPRequestHandler):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_site_in_a_browser(address: str, width: int) -> None:
     """Check that pages fit the window, search finds a key, colours change, and the console stays empty."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright here: make test-browser installs it")
-    executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     trouble: list[str] = []
-    with playwright.sync_playwright() as driver:
-        try:
-            browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        except playwright.Error as error:
-            pytest.skip(f"no Chromium here (make test-browser): {str(error).splitlines()[0]}")
+    with chromium() as browser:
         context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme="dark")
         page = context.new_page()
         page.on("console", lambda message: trouble.append(f"{message.type}: {message.text}"))
@@ -142,7 +136,6 @@ def test_the_site_in_a_browser(address: str, width: int) -> None:
         page.keyboard.type("token_dropout")
         # Results of the word's beginning come first.
         page.wait_for_function("document.querySelector('.md-search-result__link')?.href.includes('reference/run-file')")
-        browser.close()
     assert trouble == []
 
 

@@ -66,12 +66,23 @@ def scrolled(page: Any) -> Any:
 
 
 def looks_right(page: Any, size: str, scheme: str) -> None:
-    """Fail unless the page draws its charts, fits the window, scrolls as a whole and has the colours of the scheme."""
+    """Fail unless the page draws its charts, fits the window, scrolls as a whole, and everybody can read it."""
     assert undrawn(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
     assert scrollers(page) == []
     back = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert back == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
+    assert barriers(page) == []
+
+
+def barriers(page: Any) -> list[str]:
+    """Return what axe-core finds serious or critical for people who use a screen reader, a keyboard or a large font."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="Run make test-browser: it installs axe.")
+    return [
+        f"{one['id']}: {one['help']}: {[node['html'][:200] for node in one['nodes'][:3]]}"
+        for one in axe.Axe().run(page).response["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
 
 
 def undrawn(page: Any) -> list[str]:

@@ -83,6 +83,7 @@ function parallel(element, trials, scale, picked, pick, hover, name) {
     for (const tick of axis.ticks) drawing.append(svg("text", { x: axis.x + 5, y: axis.y(tick) + 4, "font-size": 11, stroke: color("back"), "stroke-width": 3, "paint-order": "stroke" }, axis.numeric ? (Number.isInteger(tick) ? String(tick) : tick.toPrecision(3)) : short(tick, 14)));
   });
   element.style.overflowX = "auto";
+  element.tabIndex = 0;
   element.style.minHeight = height + "px";
   element.replaceChildren(drawing);
 }
