@@ -357,7 +357,9 @@ def test_opened_taken_folder_raises(tmp_path: Path, data: str) -> None:
         open_and_close(run, resume=True)
     with pytest.raises(ConfigError, match=r"exists already\. Pass --resume to continue it"):
         open_and_close(run)
-    with pytest.raises(ConfigError, match=r"differs in `train`, `tune`\. Pass the settings"):
+    with pytest.raises(
+        ConfigError, match=r"differs in `train\.epochs` \(4, now 5\), `tune\.search` \(random, now optuna\)\."
+    ):
         open_and_close(search(tmp_path, data, None, "train.epochs=5", search="optuna"), resume=True)
     with pytest.raises(ConfigError, match="nothing to search"):
         open_and_close(search(tmp_path, data, None, "tune.space={}"), resume=True)

@@ -39,7 +39,7 @@ class Bar:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}", markup=False),
-                TimeElapsedColumn(),
+                *([TimeElapsedColumn()] if err.width >= 100 else []),
                 TimeRemainingColumn(),
                 console=err,
                 transient=True,

@@ -37,7 +37,7 @@ class TrainingDisplay:
         if progress.stage == "preparing":
             self.bar.update(progress.step, progress.total_steps, "rows read")
         elif progress.total_steps:
-            self.bar.update(progress.step, progress.total_steps, _describe(progress))
+            self.bar.update(progress.step, progress.total_steps, _describe(progress), title=progress.stage)
         else:
             self.bar.update(0, None, "starting")
         if progress.valid and progress.valid != self.shown_scores:
@@ -47,10 +47,9 @@ class TrainingDisplay:
 
 
 def _describe(progress: Progress) -> str:
-    """Return the text next to the bar: stage, epoch, loss and speed."""
-    stage = "" if progress.stage == "training" else f"{progress.stage}, "
+    """Return the text next to the bar: epoch, loss and speed."""
     loss = "" if math.isnan(progress.train_loss) else f"  loss {progress.train_loss:.4f}"
-    return f"{stage}epoch {progress.epoch:.2f}{loss}  {progress.tokens_per_second:,.0f} tokens/s"
+    return f"epoch {progress.epoch:.2f}{loss}  {progress.tokens_per_second:,.0f} tokens/s"
 
 
 class SearchDisplay:

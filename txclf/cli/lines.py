@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
+import textwrap
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from txclf.core import strict_json, text
 
@@ -28,6 +30,8 @@ class Mode:
 
 
 mode = Mode()
+NEXT = "next: "
+"""Start of a line with a command that can follow."""
 
 
 def accept_every_character() -> None:
@@ -42,7 +46,7 @@ def out(line: str) -> None:
     if mode.as_json:
         note(line)
     else:
-        print(text.message(line), flush=True)
+        _print(line, sys.stdout)
 
 
 def note(line: str) -> None:
@@ -54,12 +58,29 @@ def note(line: str) -> None:
 def next_steps(*commands: str) -> None:
     """Print commands that can follow, unless the command is quiet."""
     for command in commands if not mode.quiet else ():
-        out(f"next: {command}")
+        out(f"{NEXT}{command}")
 
 
 def err(line: str) -> None:
     """Print a line, or several, on standard error."""
-    print(text.message(line), file=sys.stderr, flush=True)
+    _print(line, sys.stderr)
+
+
+def _print(content: str, stream: TextIO) -> None:
+    """Print lines; on a terminal a sentence that is too wide continues between two words.
+
+    Indented lines and next steps are to be copied, so they stay whole.
+    """
+    shown = text.message(content).split("\n")
+    if stream.isatty():
+        width = shutil.get_terminal_size().columns
+        split = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
+        shown = [
+            part
+            for line in shown
+            for part in ([line] if len(line) <= width or line.startswith((" ", NEXT)) else split.wrap(line))
+        ]
+    print("\n".join(shown), file=stream, flush=True)
 
 
 def result(value: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from txclf.core.text import shown
+
 Settings = dict[str, Any]
 """Values by dotted key."""
 
@@ -27,3 +29,9 @@ def flatten_dotted(settings: Mapping[str, Any], prefix: str = "") -> Settings:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def changed(was: Settings, now: Settings) -> dict[str, str]:
+    """Return `key` (old value, now new value) for each key whose value changed, came or went, by key."""
+    keys = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+    return {key: f"`{key}` ({shown(was.get(key))}, now {shown(now.get(key))})" for key in keys}

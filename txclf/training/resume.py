@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from txclf.config import recipes, run_config
-from txclf.config.dotted import Settings, flatten_dotted
+from txclf.config.dotted import Settings, changed, flatten_dotted
 from txclf.config.run_config import RunConfig
 from txclf.config.train import Train
 from txclf.core import storage
 from txclf.core.errors import ConfigError
-from txclf.core.text import shown
 
 EPOCHS = "train.epochs"
 FREE = ("checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps", "trackers")
@@ -34,12 +33,12 @@ def as_resumed(run: RunConfig, saved: RunConfig) -> RunConfig:
 def require_kept(run: RunConfig, saved: RunConfig, path: str) -> None:
     """Raise `ConfigError` that names the keys of a run, begun as `saved` at `path`, that a resume may not change."""
     was, now = _kept(saved), _kept(as_resumed(run, saved))
-    changed = [key for key in {**was, **now} if was.get(key) != now.get(key)]
-    if changed == [EPOCHS] and now[EPOCHS] > was[EPOCHS]:
+    found = changed(was, now)
+    only_epochs = list(found) == [EPOCHS]
+    if only_epochs and now[EPOCHS] > was[EPOCHS]:
         return
-    if changed:
-        values = ", ".join(f"`{key}` ({shown(was.get(key))}, now {shown(now.get(key))})" for key in changed)
-        more = " `train.epochs` may only grow." if changed == [EPOCHS] else ""
+    if found:
+        values, more = ", ".join(found.values()), " `train.epochs` may only grow." if only_epochs else ""
         raise ConfigError(
             f"`{path}` differs in {values}.{more} Pass the settings of the run, or choose another `name`."
         )

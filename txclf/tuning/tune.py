@@ -23,6 +23,7 @@ from txclf._version import __version__
 from txclf.artifacts import checkpoints, trials
 from txclf.artifacts.trials import Trial
 from txclf.config import recipes, run_config
+from txclf.config.dotted import Settings, changed, flatten_dotted
 from txclf.config.run_config import RunConfig
 from txclf.config.search_space import Tune
 from txclf.core import html_table, lease, storage
@@ -157,10 +158,9 @@ def _open(run: RunConfig, resume: bool, extend: int) -> RunConfig:
         raise ConfigError(f"`{folder}` holds a run of `txclf train`. Choose another `name`.")
     if not (resume or extend):
         raise ConfigError(f"`{folder}` exists already. Pass --resume to continue it, or choose another `name`.")
-    changed = [key for key, value in _kept(was).items() if _kept(run)[key] != value]
-    if changed:
-        names = ", ".join(f"`{key}`" for key in changed)
-        raise ConfigError(f"`{saved}` differs in {names}. Pass the settings of the search, or choose another `name`.")
+    found = ", ".join(changed(_kept(was), _kept(run)).values())
+    if found:
+        raise ConfigError(f"`{saved}` differs in {found}. Pass the settings of the search, or choose another `name`.")
     count = was.tune.trials + extend
     if extend and was.tune.search == "grid":
         raise ConfigError("--extend: `search: grid` already tries every combination. Use --resume.")
@@ -169,12 +169,12 @@ def _open(run: RunConfig, resume: bool, extend: int) -> RunConfig:
     return run
 
 
-def _kept(run: RunConfig) -> dict[str, Any]:
+def _kept(run: RunConfig) -> Settings:
     """Return the settings that a resumed search must keep."""
     sections = run.model_dump(include={"seed", "task", "data", "tokenizer", "model", "train", "distill", "tune"})
     for key in ("trials", "time", "max_concurrent", "keep_ray_folder"):
         del sections["tune"][key]
-    return sections
+    return flatten_dotted(sections)
 
 
 def concurrency(run: RunConfig) -> tuple[int, str]:
