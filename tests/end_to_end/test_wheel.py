@@ -1,14 +1,10 @@
-"""The wheel of this checkout: installed by itself, it has every file of the package and does its work.
-
-The packages that txclf depends on are those of the running environment: installing them, and the extras, needs a
-network.
-"""
+"""The wheel of this checkout in empty environments: it has every file of the package and asks for what it imports."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
-import sys
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -17,10 +13,11 @@ import pytest
 import yaml
 
 import txclf
-from tests.helpers.runs import trained
+from tests.helpers.environments import PIP, install, run
+from tests.helpers.files import write_csv
+from tests.helpers.runs import TINY
 
 ROOT = Path(__file__).parents[2]
-PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 
 
 @pytest.fixture(scope="module")
@@ -30,25 +27,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, *PIP, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(ROOT))
     (path,) = folder.glob("*.whl")
     return path
-
-
-@pytest.fixture(scope="module")
-def site(wheel: Path) -> Path:
-    """Install the wheel alone into an empty folder and return that."""
-    folder = wheel.parent / "site"
-    run(wheel.parent, *PIP, "install", "--no-deps", "--no-index", "--no-compile", "--target", str(folder), str(wheel))
-    return folder
-
-
-def run(folder: Path, *command: str, site: Path | None = None) -> str:
-    """Run a command in a folder, with the packages in `site` before all others, and return its output."""
-    found = {"PYTHONPATH": str(site)} if site else {}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", **found}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
 
 
 def test_wheel_has_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
@@ -71,22 +49,53 @@ def test_wheel_metadata_has_the_extras_that_messages_and_pages_name(wheel: Path)
     assert {"cluster", "export", "serve", "mlflow", "pretrained", "wandb"} <= extras
 
 
-def test_installed_wheel_answers_its_commands(site: Path, tmp_path: Path) -> None:
-    where = run(tmp_path, sys.executable, "-c", "import txclf; print(txclf.__file__)", site=site)
-    assert where.strip() == str(site / "txclf/__init__.py")
-    assert "evaluate" in run(tmp_path, sys.executable, "-m", "txclf", "--help", site=site)
-    command = str(site / "bin/txclf")
-    shown = yaml.safe_load(run(tmp_path, command, "config", "train.epochs=7", site=site))
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    """Install the wheel without extras and return the folder of its commands."""
+    return install(wheel.parent / "plain", wheel)
+
+
+def test_wheel_without_extras_trains_and_predicts(installed: Path, tmp_path: Path, data: str) -> None:
+    where = Path(run(tmp_path, installed / "python", "-c", "import txclf; print(txclf.__file__)").strip())
+    assert where.is_relative_to(installed.parent)
+    shown = yaml.safe_load(run(tmp_path, installed / "txclf", "config", "train.epochs=7"))
     assert shown["train"]["epochs"] == 7
+    (tmp_path / "run.yaml").write_text("name: run")
+    run(tmp_path, installed / "txclf", "train", "run.yaml", *TINY, f"data.train={data}", "compute.workers=0")
+    assert (ROOT / "txclf/assets/report_run.js").read_text().strip() in (tmp_path / "runs/run/report.html").read_text()
+    said = run(tmp_path, installed / "txclf", "predict", "runs/run/model", "--text", "a good film", "--json")
+    assert "probability" in said
 
 
-def test_installed_wheel_makes_a_report_and_has_the_page_of_the_service(site: Path, tmp_path: Path, data: str) -> None:
-    finished, _ = trained(tmp_path, data)
-    code = (
-        "import sys, txclf; from txclf.reports.report import report; from txclf.serving import app; "
-        "assert txclf.__file__.startswith(sys.argv[2]); print(report([sys.argv[1]])); "
-        "print(*sorted(path.name for path in app.ASSETS.iterdir() if path.name.startswith('serve.')))"
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["export", "runs/run/model", "--format", "onnx"], "export"),
+        (["serve", "runs/run/model"], "serve"),
+        (["train", "run.yaml", "model.pretrained=nowhere"], "pretrained"),
+    ],
+)
+def test_wheel_without_extras_names_the_one_it_needs(
+    installed: Path, tmp_path: Path, tiny_bundle: str, data: str, command: list[str], extra: str
+) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "runs/run/model")
+    (tmp_path / "run.yaml").write_text(f"name: other\ndata: {{train: {data}}}\n")
+    done = subprocess.run(
+        [installed / "txclf", *command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
     )
-    printed = run(tmp_path, sys.executable, "-c", code, finished.run_folder, str(site), site=site).split()
-    assert (ROOT / "txclf/assets/report_run.js").read_text().strip() in Path(printed[0]).read_text()
-    assert printed[1:] == ["serve.css", "serve.html", "serve.js"]
+    assert done.returncode == 2, done.stderr
+    assert f"txclf[{extra}]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_wheel_with_extras_exports_and_serves(wheel: Path, tmp_path: Path, tiny_bundle: str) -> None:
+    bin_folder = install(tmp_path / "all", wheel, "[cluster,export,mlflow,pretrained,serve]")
+    rows = write_csv(tmp_path / "rows.csv", [("the quick brown fox", "low"), ("five boxing wizards", "high")] * 9)
+    words = ["export", tiny_bundle, "--format", "onnx", "--data", rows, "--out", str(tmp_path / "graph")]
+    assert "onnx" in run(tmp_path, bin_folder / "txclf", *words)
+    code = "from txclf.serving import app; print(*sorted(p.name for p in app.ASSETS.iterdir() if 'serve.' in p.name))"
+    assert run(tmp_path, bin_folder / "python", "-c", code).split() == ["serve.css", "serve.html", "serve.js"]
