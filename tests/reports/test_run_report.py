@@ -20,7 +20,9 @@ from txclf.reports.error_analysis import QUICK
 
 
 def test_gather_finished_run_has_the_figures_of_its_files(run: RunConfig) -> None:
-    content = ReportPage(report.report([run.run_folder])).content
+    page = ReportPage(report.report([run.run_folder]))
+    content = page.content
+    assert ("of the network alone" in page.text) == run.uses_ngrams
     (split,) = content["splits"]
     assert (split["id"], content["headline"]["where"]) == ("valid", "validation")
     summary = storage.read_json(storage.join(run.run_folder, "summary.json"))

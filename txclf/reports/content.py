@@ -269,6 +269,8 @@ class RunPage:
     folder: str
     is_multilabel: bool
     is_seq2seq: bool
+    uses_ngrams: bool
+    """True if the linear model on n-grams may answer too; the curves are of the network alone."""
     num_labels: int
     finished: bool
     notes: Sequence[str]

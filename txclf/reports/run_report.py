@@ -56,6 +56,7 @@ def gather(state: RunState, budget: Budget) -> RunPage:
         folder=state.folder,
         is_multilabel=run.task_spec.is_multilabel,
         is_seq2seq=run.task_spec.is_seq2seq,
+        uses_ngrams=run.uses_ngrams,
         num_labels=len(manifest.labels) if manifest else 0,
         finished=summary is not None,
         notes=notes,
