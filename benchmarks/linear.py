@@ -13,6 +13,7 @@ import argparse
 import json
 import resource
 import tempfile
+import time
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from txclf.data.prepare import prepare
 from txclf.evaluation import baselines
 from txclf.inference.classifier import sigmoid
 from txclf.metrics import multiclass, multilabel, thresholds
+from txclf.ngrams import fitting
 
 
 def main() -> None:
@@ -41,16 +43,20 @@ def main() -> None:
             labels = LabelSets.from_tables([table]).matrix(num_labels) if is_multilabel else table[column].to_numpy()
             parts.append(baselines.Rows(table["text"].to_pylist(), labels))
     train, valid, test = parts
-    found = baselines.ngrams(train, valid, [*valid.texts, *test.texts], num_labels=num_labels)
-    valid_logits, logits = np.split(found.logits, [len(valid.texts)])
+    start = time.monotonic()
+    choice = fitting.choose(train.texts, train.labels, valid.texts, valid.labels, num_labels=num_labels)
+    found = choice.model.logits([*valid.texts, *test.texts]) / np.float32(choice.model.temperature)
+    seconds = round(time.monotonic() - start, 2)
+    valid_logits, logits = np.split(found, [len(valid.texts)])
     if run.task_spec.is_multilabel:
         limits = np.array(thresholds.choose(valid_logits, valid.labels.astype(np.bool_)), np.float32)
         scores = multilabel.short_scores(sigmoid(logits) >= limits, test.labels.astype(np.bool_))
     else:
         scores = multiclass.short_scores(logits.argmax(axis=1), test.labels.astype(np.int64), num_labels)
-    tried = [candidate._asdict() for candidate in found.choice.candidates]
+    tried = [candidate._asdict() for candidate in choice.candidates]
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps({**scores, **found.record(len(train.texts)), "candidates": tried, "peak_mb": megabytes}))
+    about = {"train_rows": choice.train_rows, "seconds": seconds, "peak_mb": megabytes}
+    print(json.dumps({**scores, **about, "candidates": tried}))
 
 
 if __name__ == "__main__":

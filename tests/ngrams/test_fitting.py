@@ -24,11 +24,28 @@ def test_choose_learns_topics_and_calibrates_on_the_validation_rows() -> None:
     valid_labels[::10] = (valid_labels[::10] + 1) % 3
     choice = choose(texts, labels, valid_texts, valid_labels, num_labels=3)
     assert {candidate.weighting for candidate in choice.candidates} == {"tfidf", "naive bayes"}
-    assert len(choice.candidates) == sum(map(len, fitting.COSTS.values()))
+    assert len(choice.candidates) == sum(map(len, fitting.COSTS.values())) - 1
     logits = choice.model.logits(valid_texts)
     best = max(candidate.score for candidate in choice.candidates)
     assert float((logits.argmax(axis=1) == valid_labels).mean()) == best > 0.85
     assert choice.model.temperature == pytest.approx(calibration.temperature(logits, valid_labels))
+
+
+@pytest.mark.parametrize(("words", "expected"), [(10, [(2, True), (2, True)]), (200, [(2, False), (3, False)])])
+def test_choose_counts_characters_of_short_texts_alone(
+    monkeypatch: pytest.MonkeyPatch, words: int, expected: list[tuple[int, bool]]
+) -> None:
+    texts, labels = make(60)
+    texts = [" ".join([text] * (words // len(text.split()) + 1)) for text in texts]
+    seen: dict[str, Analyzer] = {}
+
+    def fitted(*given: Any, **settings: Any) -> Any:
+        seen[settings["weighting"]] = settings["analyzer"]
+        return fit(*given, **settings)
+
+    monkeypatch.setattr(fitting, "fit", fitted)
+    choose(texts[:40], labels[:40], texts[40:], labels[40:], num_labels=3)
+    assert [(analyzer.words, analyzer.characters is not None) for analyzer in seen.values()] == expected
 
 
 def test_refit_trains_the_chosen_setting_on_other_rows() -> None:

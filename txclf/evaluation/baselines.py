@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from txclf.metrics.calibration import Labels
 from txclf.ngrams import fitting
-from txclf.ngrams.blend import Blend
-from txclf.ngrams.linear import Floats, Weighting
+from txclf.ngrams.blend import Blend, NgramShare
+from txclf.ngrams.linear import Floats, NgramModel
 
 NAME = "n-gram linear model"
 
@@ -32,7 +32,8 @@ class Baseline(NamedTuple):
 
     logits: Floats
     """Calibrated logits (rows, labels)."""
-    weighting: Weighting
+    features: str
+    """Weighting and n-grams of the linear model."""
     train_rows: int
     """Training rows of the linear model."""
     seconds: float
@@ -40,9 +41,8 @@ class Baseline(NamedTuple):
 
     def record(self, of_train_rows: int) -> dict[str, Any]:
         """Return the entries of `metrics.json` that describe the model."""
-        features = {"tfidf": "TF-IDF of words, word pairs and characters", "naive bayes": "naive Bayes word triples"}
         return {
-            "model": f"{NAME}: {features[self.weighting]}",
+            "model": f"{NAME}: {self.features}",
             "train_rows": self.train_rows,
             "of_train_rows": of_train_rows,
             "seconds": round(self.seconds, 2),
@@ -61,11 +61,19 @@ def ngrams(train: Rows, valid: Rows, texts: Sequence[str], *, num_labels: int, l
         train.texts, train.labels, valid.texts, valid.labels, num_labels=num_labels, lowercase=lowercase
     )
     logits = choice.model.logits(texts) / np.float32(choice.model.temperature)
-    return Baseline(logits, choice.model.weighting, choice.train_rows, time.monotonic() - start)
+    return Baseline(logits, _features(choice.model), choice.train_rows, time.monotonic() - start)
 
 
 def ngrams_of_bundle(blend: Blend, texts: Sequence[str]) -> Baseline:
     """Score `texts` with the linear model of a bundle, which was chosen on the same rows as `ngrams` would."""
     start = time.monotonic()
     scores = blend.scores(texts)
-    return Baseline(scores, blend.share.weighting, blend.share.train_rows, time.monotonic() - start)
+    return Baseline(scores, _features(blend.share), blend.share.train_rows, time.monotonic() - start)
+
+
+def _features(model: NgramModel | NgramShare) -> str:
+    """Return for example `TF-IDF of words, word pairs and characters`."""
+    analyzer = model.analyzer
+    grams = ["words", "word pairs", "word triples"][: analyzer.words] + ["characters"] * bool(analyzer.characters)
+    weighting = {"tfidf": "TF-IDF", "naive bayes": "naive Bayes"}[model.weighting]
+    return f"{weighting} of {', '.join(grams[:-1])} and {grams[-1]}"

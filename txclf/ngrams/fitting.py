@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from txclf.ngrams.linear import Floats, NgramModel, Weighting, features
 Bools = npt.NDArray[np.bool_]
 
 COSTS: dict[Weighting, tuple[float, ...]] = {"tfidf": (0.1, 0.3, 1.0), "naive bayes": (0.3, 1.0, 3.0)}
-"""Costs of errors that are tried."""
+"""Costs of errors that are tried. With character n-grams naive Bayes omits the last, which is slow and rarely best."""
 LONG_CHARS = 500
 """Mean characters of a text from which on character n-grams are left out: they add time and no accuracy."""
 MAX_ROWS = 100_000
@@ -78,22 +78,25 @@ def choose(
     is_long = len(chars) > 0 and bool(chars[-1] > LONG_CHARS * len(chars))
     rows = int(np.searchsorted(chars, MAX_LONG_CHARS if is_long else MAX_SHORT_CHARS, side="right"))
     train_texts, train_labels = train_texts[:rows], train_labels[:rows]
-    analyzers: dict[Weighting, Analyzer] = {
-        "tfidf": Analyzer(words=2, characters=None if is_long else (2, 5), lowercase=lowercase),
-        "naive bayes": Analyzer(words=3, lowercase=lowercase),
-    }
+    short = Analyzer(words=2, characters=(2, 5), lowercase=lowercase)
+    words = Analyzer(words=2, lowercase=lowercase), Analyzer(words=3, lowercase=lowercase)
+    analyzers = dict(zip(get_args(Weighting), words if is_long else (short, short), strict=True))
     best: tuple[float, NgramModel] | None = None
     tried: list[Candidate] = []
+    counted: Counts | None = None
     for weighting, analyzer in analyzers.items():
         if best is not None and not valid_texts:
             break
-        counts = kept(count(train_texts, analyzer), num_labels)
+        if counted is None or is_long:
+            counted = kept(count(train_texts, analyzer), num_labels)
+        counts = counted
         affordable = MAX_WORK / max(1, counts.matrix.nnz * num_labels)
         if affordable < 1:
             rows = min(rows, int(affordable * len(train_texts)))
             counts = Counts(counts.keys, counts.matrix[:rows])
         labels, valid_counts = train_labels[: counts.matrix.shape[0]], count(valid_texts, analyzer, counts.keys)
-        for cost in COSTS[weighting] if valid_texts and affordable >= len(COSTS[weighting]) else COSTS[weighting][1:2]:
+        costs = COSTS[weighting][: None if is_long or weighting == "tfidf" else -1]
+        for cost in costs if valid_texts and affordable >= len(costs) else costs[1:2]:
             model = fit(counts, labels, num_labels=num_labels, analyzer=analyzer, weighting=weighting, cost=cost)
             score = 0.0
             if valid_texts:

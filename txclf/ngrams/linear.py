@@ -1,7 +1,10 @@
 """Linear classifiers on n-gram counts: the strongest cheap model of a text, and of each label its exact reasons.
 
-tfidf          word 1-2-grams and character 2-5-grams, sublinear TF-IDF, rows of length 1 in each of the two blocks
-naive bayes    word 1-3-grams, 0 or 1, each weighted by its log-count ratio (Wang and Manning, ACL 2012)
+tfidf          sublinear TF-IDF, rows of length 1 in each block, words and characters
+naive bayes    0 or 1, rows of length 1 alike, each n-gram weighted by its log-count ratio (Wang and Manning, ACL 2012)
+
+Of short texts, the n-grams are words, word pairs and 2 to 5 characters; of long ones words, pairs, and for naive Bayes
+triples.
 """
 
 from __future__ import annotations
