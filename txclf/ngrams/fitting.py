@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,6 @@ from txclf.ngrams.linear import Floats, NgramModel, Weighting, features
 
 Bools = npt.NDArray[np.bool_]
 
-COSTS: dict[Weighting, tuple[float, ...]] = {"tfidf": (0.1, 0.3, 1.0), "naive bayes": (0.3, 1.0, 3.0)}
-"""Costs of errors that are tried. With character n-grams naive Bayes omits the last, which is slow and rarely best."""
 LONG_CHARS = 500
 """Mean characters of a text from which on character n-grams are left out: they add time and no accuracy."""
 MAX_ROWS = 100_000
@@ -78,24 +76,19 @@ def choose(
     is_long = len(chars) > 0 and bool(chars[-1] > LONG_CHARS * len(chars))
     rows = int(np.searchsorted(chars, MAX_LONG_CHARS if is_long else MAX_SHORT_CHARS, side="right"))
     train_texts, train_labels = train_texts[:rows], train_labels[:rows]
-    short = Analyzer(words=2, characters=(2, 5), lowercase=lowercase)
-    words = Analyzer(words=2, lowercase=lowercase), Analyzer(words=3, lowercase=lowercase)
-    analyzers = dict(zip(get_args(Weighting), words if is_long else (short, short), strict=True))
     best: tuple[float, NgramModel] | None = None
     tried: list[Candidate] = []
-    counted: Counts | None = None
-    for weighting, analyzer in analyzers.items():
+    counts: Counts | None = None
+    for weighting, analyzer, costs in _settings(is_long, lowercase):
         if best is not None and not valid_texts:
             break
-        if counted is None or is_long:
-            counted = kept(count(train_texts, analyzer), num_labels)
-        counts = counted
-        affordable = MAX_WORK / max(1, counts.matrix.nnz * num_labels)
-        if affordable < 1:
-            rows = min(rows, int(affordable * len(train_texts)))
-            counts = Counts(counts.keys, counts.matrix[:rows])
-        labels, valid_counts = train_labels[: counts.matrix.shape[0]], count(valid_texts, analyzer, counts.keys)
-        costs = COSTS[weighting][: None if is_long or weighting == "tfidf" else -1]
+        if counts is None or is_long:
+            counts = kept(count(train_texts, analyzer), num_labels)
+            affordable = MAX_WORK / max(1, counts.matrix.nnz * num_labels)
+            if affordable < 1:
+                rows = min(rows, int(affordable * len(train_texts)))
+                counts = Counts(counts.keys, counts.matrix[:rows])
+            labels, valid_counts = train_labels[: counts.matrix.shape[0]], count(valid_texts, analyzer, counts.keys)
         for cost in costs if valid_texts and affordable >= len(costs) else costs[1:2]:
             model = fit(counts, labels, num_labels=num_labels, analyzer=analyzer, weighting=weighting, cost=cost)
             score = 0.0
@@ -108,6 +101,15 @@ def choose(
                 best = score, model
     assert best is not None
     return Choice(best[1], tried, rows)
+
+
+def _settings(is_long: bool, lowercase: bool) -> list[tuple[Weighting, Analyzer, tuple[float, ...]]]:
+    """Return what is tried: weightings, n-grams (the same for all, if texts are short) and costs of errors."""
+    if is_long:
+        pairs, triples = Analyzer(words=2, lowercase=lowercase), Analyzer(words=3, lowercase=lowercase)
+        return [("tfidf", pairs, (0.1, 0.3, 1.0)), ("naive bayes", triples, (0.3, 1.0, 3.0))]
+    short = Analyzer(words=2, characters=(2, 5), lowercase=lowercase)
+    return [("tfidf", short, (0.1, 0.3, 1.0)), ("naive bayes", short, (0.3, 1.0))]
 
 
 def refit(choice: Choice, texts: Sequence[str], labels: Labels, *, num_labels: int) -> NgramModel:
