@@ -27,6 +27,7 @@ def test_export_prints_a_row_per_format_and_the_folder(tiny_bundle: str, tmp_pat
     assert " torch " in done.stdout
     assert " onnx " not in done.stdout
     assert f"in `{out}`, described by export.json\n" in done.stdout
+    assert f"next: python -m json.tool {out}/export.json" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["onxx", "ONNX", ""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -77,6 +78,10 @@ def export(
     lines.out(f"in `{out}`, described by {verb.RECORD}")
     if verb.left_out(bundle.read_metadata(model)) and set(formats) != {"mlflow"}:
         lines.out("the graphs hold the network alone, without the n-gram model of the bundle")
+    if "://" not in out:
+        lines.next_steps(
+            f"python -m json.tool {shlex.quote(storage.join(out, verb.RECORD))}   # labels, inputs, outputs"
+        )
     if as_json:
         lines.result({"out": out, "exports": [exported.model_dump(mode="json") for exported in exports]})
     if rejected:

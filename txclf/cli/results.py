@@ -67,6 +67,8 @@ def report(
 
     path = verb.report(runs, out)
     lines.out(f"report: {path}")
+    if "://" not in path:
+        lines.next_steps(f"python -m webbrowser {shlex.quote(path)}")
     if as_json:
         lines.result({"report": path})
 
