@@ -20,9 +20,7 @@ from txclf.reports.error_analysis import QUICK
 
 
 def test_gather_finished_run_has_the_figures_of_its_files(run: RunConfig) -> None:
-    page = ReportPage(report.report([run.run_folder]))
-    content = page.content
-    assert ("of the network alone" in page.text) == run.uses_ngrams
+    content = ReportPage(report.report([run.run_folder])).content
     (split,) = content["splits"]
     assert (split["id"], content["headline"]["where"]) == ("valid", "validation")
     summary = storage.read_json(storage.join(run.run_folder, "summary.json"))
@@ -52,6 +50,18 @@ def test_gather_finished_run_has_the_figures_of_its_files(run: RunConfig) -> Non
     assert sum(content["data"]["lengths"]["train"]) == manifest.splits["train"].rows
     counts = manifest.splits["train"].label_counts
     assert {one["label"]: one["rows"]["train"] for one in content["data"]["labels"]} == counts
+
+
+@pytest.mark.parametrize("ngrams", ["true", "false"])
+def test_gather_run_with_ngrams_says_that_its_curves_are_of_the_network_alone(
+    tmp_path: Path, run: RunConfig, ngrams: str
+) -> None:
+    files = run.data.train
+    assert files
+    words = [f"data.train={files[0]}", f"storage={tmp_path}", f"model.ngrams={ngrams}"]
+    stopped = run_config.load(None, [*TINY, *words, "name=stopped"])
+    stopped_at(stopped, 7)
+    assert ("of the network alone" in ReportPage(report.report([stopped.run_folder])).text) == (ngrams == "true")
 
 
 def test_gather_unfinished_run_has_no_scores(tmp_path: Path, run: RunConfig) -> None:
