@@ -30,6 +30,41 @@ def test_few_rows_take_more_epochs_and_not_more_validations(rows: int, epochs: i
 
 
 @pytest.mark.parametrize(
+    ("rows", "model", "data", "steps"),
+    [
+        (64, {"pooling": "mean"}, {}, 120),
+        (65, {"pooling": "mean"}, {}, 0),
+        (64, {"pooling": "cls"}, {}, 0),
+        (64, {"pooling": "mean", "reinitialize_layers": 1}, {}, 0),
+        (64, {"pooling": "mean"}, {"truncation": "windows"}, 0),
+    ],
+)
+def test_few_rows_of_a_sentence_encoder_make_pairs(
+    rows: int, model: dict[str, Any], data: dict[str, Any], steps: int
+) -> None:
+    run = parse(model=model, data=data)
+    settled = recipes.with_recipe(run, rows, 2)
+    assert settled.train.contrastive_steps == steps
+    assert settled.model.freeze == ("encoder" if steps else "none")
+    assert recipes.with_recipe(settled, 5000, 2) == settled
+    shown = recipes.described(run, settled, rows)
+    assert shown
+    assert ("train.contrastive_steps=120" in shown) == ("model.freeze=encoder" in shown) == bool(steps)
+    assert recipes.without_settled(settled, rows, 2)["model"].get("freeze") is None  # for other numbers of rows
+    assert "contrastive_steps" not in recipes.without_settled(settled, rows, 2)["train"]
+    assert recipes.as_begun(run, settled) == settled
+
+
+@pytest.mark.parametrize("words", [{"model": {"freeze": "none"}}, {"train": {"contrastive_steps": 0}}])
+def test_pairs_and_the_frozen_encoder_belong_together(words: dict[str, Any]) -> None:
+    run = parse(**{**words, "model": {"pooling": "mean", **words.get("model", {})}})
+    settled = recipes.with_recipe(run, 10, 2)
+    assert (settled.train.contrastive_steps, settled.model.freeze) == (0, "none")
+    assert recipes.with_recipe(parse(), 10, 2).train.model_fields_set >= {"epochs"}
+    assert "contrastive_steps" not in recipes.with_recipe(parse(), 10, 2).train.model_fields_set  # pooling unknown
+
+
+@pytest.mark.parametrize(
     ("rows", "labels", "epochs", "batch_size"),
     [
         (1, 2, 30, 1),

@@ -23,6 +23,10 @@ SMALL_ROWS = 1000
 """Training rows below which a pretrained model takes more epochs and smaller batches."""
 SMALL_STEPS = 200
 """Optimizer steps that a pretrained model takes on few rows, within 20 to 100 epochs."""
+FEW_ROWS = 32
+"""Training rows of each label, on average, up to which a sentence encoder learns from pairs of rows …"""
+CONTRASTIVE_STEPS = 120
+"""… in so many steps, and then is frozen."""
 SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
 """Keys of `model` that a pretrained model fixes and a run records."""
 MODEL_KEYS = {
@@ -49,12 +53,16 @@ MIN_EPOCHS, MAX_EPOCHS = 2, 30
 """… and in any case at least and at most these epochs."""
 
 
-def pretrained(rows: int) -> Recipe:
-    """Return the defaults for a pretrained model and a number of training rows."""
+def pretrained(rows: int, by_contrast: bool | None = None) -> Recipe:
+    """Return the defaults for a pretrained model and a number of training rows.
+
+    `by_contrast` is True for one that learns from pairs of rows, after which its head alone is trained, and None as
+    long as its pooling is not known.
+    """
     is_small = rows < SMALL_ROWS
     batch_size = min(16, rows) if is_small else 32
     epochs = min(100, max(20, math.ceil(SMALL_STEPS * batch_size / rows))) if is_small else 4
-    return {
+    recipe: Recipe = {
         "train": {
             "epochs": epochs,
             "eval_every": max(1.0, epochs / 20),  # a checkpoint of all weights takes longer than a few steps
@@ -64,8 +72,13 @@ def pretrained(rows: int) -> Recipe:
             "layer_decay": 0.85,
             "schedule": "linear",
             "start_factor": 0.0,
-        }
+        },
+        "model": {},
     }
+    if by_contrast is not None:
+        recipe["train"]["contrastive_steps"] = CONTRASTIVE_STEPS if by_contrast else 0
+        recipe["model"]["freeze"] = "encoder" if by_contrast else "none"
+    return recipe
 
 
 def scratch(rows: int, labels: int) -> Recipe:
@@ -102,7 +115,10 @@ def unsettled(run: RunConfig) -> dict[str, set[str]]:
     scratch belong together: they are settled if the run file sets none of them.
     """
     if run.model.pretrained is not None:
-        return {"train": pretrained(SMALL_ROWS)["train"].keys() - run.train.model_fields_set}
+        together = {"contrastive_steps", "freeze"}
+        is_set = together & (run.train.model_fields_set | run.model.model_fields_set)
+        keys = pretrained(SMALL_ROWS, by_contrast=None if is_set else False)
+        return {section: values.keys() - getattr(run, section).model_fields_set for section, values in keys.items()}
     if not run.task_spec.is_single_label:
         return {}
     recipe = scratch(SMALL_ROWS, 2)
@@ -113,10 +129,24 @@ def unsettled(run: RunConfig) -> dict[str, set[str]]:
 
 def with_recipe(run: RunConfig, rows: int, labels: int) -> RunConfig:
     """Return a run whose keys are all settled by a number of training rows and labels."""
-    recipe = scratch(rows, labels) if run.model.pretrained is None else pretrained(rows)
+    recipe = _recipe(run, rows, labels)
     return _updated(
-        run, {section: {key: recipe[section][key] for key in keys} for section, keys in unsettled(run).items()}
+        run,
+        {
+            section: {key: recipe[section][key] for key in keys & recipe[section].keys()}
+            for section, keys in unsettled(run).items()
+        },
     )
+
+
+def _recipe(run: RunConfig, rows: int, labels: int) -> Recipe:
+    if run.model.pretrained is None:
+        return scratch(rows, labels)
+    if "pooling" not in run.model.model_fields_set:
+        return pretrained(rows)
+    is_able = run.model.pooling == "mean" and not run.model.reinitialize_layers and run.data.truncation != "windows"
+    is_few = run.task_spec.is_single_label and rows <= FEW_ROWS * labels
+    return pretrained(rows, by_contrast=is_able and is_few)
 
 
 def as_begun(run: RunConfig, saved: RunConfig) -> RunConfig:
@@ -129,7 +159,7 @@ def as_begun(run: RunConfig, saved: RunConfig) -> RunConfig:
     keys = {section: names & getattr(saved, section).model_fields_set for section, names in unsettled(run).items()}
     if run.model.pretrained is not None:
         fixed = ({*SIZES, "pooling"} & saved.model.model_fields_set) - run.model.model_fields_set
-        keys["model"] = {*fixed, "revision"}
+        keys["model"] = {*keys.get("model", ()), *fixed, "revision"}
         if not {"pooling"} & (run.model.model_fields_set | saved.model.model_fields_set):  # begun by an older version
             run = _updated(run, {"model": {"pooling": "cls"}})
     return _updated(
@@ -143,7 +173,7 @@ def described(before: RunConfig, after: RunConfig, rows: int) -> str | None:
         f"{section}.{key}={getattr(getattr(after, section), key)}"
         for section, keys in unsettled(before).items()
         for key in type(getattr(after, section)).model_fields
-        if key in keys
+        if key in keys and getattr(getattr(after, section), key) not in (0, "none")
     ]
     if chosen:
         return f"chosen for {rows:,} training rows: {', '.join(chosen)}"
@@ -168,12 +198,16 @@ def _updated(run: RunConfig, values: Recipe) -> RunConfig:
 def problem(model: Model, tokenizer: Tokenizer, train: Train) -> str | None:
     """Return what is wrong with a run file as regards `model.pretrained`, or None."""
     if model.pretrained is None:
+        if train.contrastive_steps:
+            return "`train.contrastive_steps` needs a pretrained model. Set `model.pretrained`, or remove the key."
         for key in _ONLY_PRETRAINED:
             if getattr(model, key) != Model.model_fields[key].default:
                 return f"`model.{key}` needs a pretrained model. Set `model.pretrained`, or remove the key."
         return None
     if "pooling" in model.model_fields_set and model.pooling not in ("mean", "cls"):
         return f"`model.pooling`: expected `mean` or `cls` with `model.pretrained`, found `{model.pooling}`."
+    if train.contrastive_steps and model.reinitialize_layers:
+        return "`train.contrastive_steps` and `model.reinitialize_layers` exclude each other. Remove one of them."
     if train.pretrain_epochs:
         return "`train.pretrain_epochs` is for a model from scratch. Remove it, or remove `model.pretrained`."
     for section, values, free in (("model", model, MODEL_KEYS), ("tokenizer", tokenizer, {"max_length"})):
@@ -204,7 +238,7 @@ def without_settled(run: RunConfig, rows: int, labels: int) -> dict[str, Any]:
     settings = set_keys(run)
     if run.model.pretrained is not None:
         settings["model"] = {"pooling": "cls", **settings["model"]}  # unless a run by this version recorded it
-    recipe = scratch(rows, labels) if run.model.pretrained is None else pretrained(rows)
+    recipe = _recipe(run, rows, labels)
     kept = {
         (section, key)
         for section, values in recipe.items()

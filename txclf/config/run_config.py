@@ -85,6 +85,10 @@ class RunConfig(Section):
             raise ValueError("`model.segment_embeddings: true` needs several text columns. Name them in `data.text`.")
         if problem := recipes.problem(self.model, self.tokenizer, self.train):
             raise ValueError(problem)
+        if self.train.contrastive_steps and self.data.truncation == "windows":
+            raise ValueError(
+                "`train.contrastive_steps` and `data.truncation: windows` exclude each other. Remove one of them."
+            )
         if self.train.pretrain_epochs and self.model.word_vectors:
             raise ValueError("`train.pretrain_epochs` and `model.word_vectors` exclude each other. Remove one of them.")
         unlabelled = [key for key in ("unlabelled", "altered_copies") if getattr(self.data, key)]

@@ -76,6 +76,7 @@ TASKS: dict[str, TaskSpec] = {
             pipeline_tag="text-classification",
             is_multilabel=True,
             restrictions=(
+                Restriction("train.contrastive_steps", (0,)),
                 Restriction(
                     "train.sampling",
                     ("shuffle",),
@@ -105,6 +106,7 @@ TASKS: dict[str, TaskSpec] = {
                 Restriction("model.pooling", ("mean", "max", "mean_max", "attention")),
                 Restriction("train.adversarial", (0.0,)),
                 Restriction("train.pretrain_epochs", (0,)),
+                Restriction("train.contrastive_steps", (0,)),
                 Restriction("train.head_learning_rate", (None,)),
                 Restriction("train.layer_decay", (1.0,)),
                 Restriction("train.class_weights", ("none",)),

@@ -30,6 +30,11 @@ class Train(Section):
     to predict masked tokens (arXiv:1810.04805). The model is then trained twice, from this encoder and from random
     weights, and the better one by `monitor` is bundled. Runs on the same prepared data share the encoder; the trials of
     a search train from it only. Not with `model.pretrained` or `model.word_vectors`, and not for `task: seq2seq`."""
+    contrastive_steps: CountOrZero = 0
+    """Optimizer steps before training in which a sentence encoder of `model.pretrained` learns from pairs of training
+    rows to give those of one label similar vectors (SetFit, arXiv:2209.11055). Made for few rows, with `model.freeze:
+    encoder`: of up to 32 rows of each label both follow if the run file sets neither. For `task: classify` and an
+    encoder with `model.pooling: mean`. Not with `model.reinitialize_layers` or `data.truncation: windows`."""
     learning_rate: Annotated[float, Field(gt=0.0, le=1e30)] = 1e-3
     """Peak learning rate."""
     head_learning_rate: Annotated[float, Field(gt=0.0, le=1e30)] | None = None

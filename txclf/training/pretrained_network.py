@@ -13,6 +13,7 @@ import torch
 from txclf import pretrained
 from txclf.config.recipes import with_recipe
 from txclf.config.run_config import RunConfig
+from txclf.core.errors import ConfigError
 from txclf.data.shards import Manifest
 from txclf.inference import transformers_folder
 from txclf.model.pretrained import PretrainedClassifier, read_config, with_sizes
@@ -83,7 +84,12 @@ def settled(run: RunConfig, manifest: Manifest) -> tuple[RunConfig, str]:
     The rows give the settings of the recipe, the model its sizes and its commit.
     """
     stored, commit = store(run)
-    run = with_recipe(run, manifest.splits["train"].rows, len(manifest.labels))
     with pretrained.local_copy(stored, weights=False) as folder:
         model = with_sizes(run.model, config_of(folder, run, manifest))
-    return run.model_copy(update={"model": model.model_copy(update={"revision": commit} if commit else {})}), stored
+    if run.train.contrastive_steps and model.pooling != "mean":
+        raise ConfigError(
+            "`train.contrastive_steps` is for encoders that pool by the mean of the tokens, such as those of "
+            "sentence-transformers. Set `model.pooling: mean`, or remove the key."
+        )
+    run = run.model_copy(update={"model": model.model_copy(update={"revision": commit} if commit else {})})
+    return with_recipe(run, manifest.splits["train"].rows, len(manifest.labels)), stored

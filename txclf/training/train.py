@@ -38,7 +38,7 @@ from txclf.data.word_vectors import Coverage
 from txclf.inference import bundle
 from txclf.inference.metadata import Calibration
 from txclf.ngrams.blend import NgramShare
-from txclf.training import distill, fitting, pretraining, row_sidecars
+from txclf.training import contrastive, distill, fitting, pretraining, row_sidecars
 from txclf.training import resume as resume_rules
 from txclf.training.class_weights import label_weights
 from txclf.training.fitting import PREPARED, VECTORS, Report
@@ -187,6 +187,7 @@ def train(
         if began:
             resume_rules.extend(run)
         with _connected(run):
+            config = contrastive.ready(config, report, notes)
             config = _with_sidecars(config, report, notes)
             config = pretraining.ready(config, report, notes)
             stats = fitting.fit(config, report, notes)

@@ -1,0 +1,221 @@
+"""`train.contrastive_steps`: a pretrained encoder that first learns to give rows of one label similar vectors.
+
+    <prepared>/contrastive-<hash>/config.json, tokenizer.json, …, model.safetensors
+                                  source.json   written last
+
+A few rows make many pairs. The encoder learns a cosine of 1 for two rows of one label, and of 0 for others (SetFit,
+arXiv:2209.11055, with the loss of arXiv:1908.10084); then its head trains as that of any encoder. The hash is of all
+that the weights depend on, so resumed runs and trials share them. One process does it, in a minute; a run that is
+stopped meanwhile begins it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from txclf import pretrained
+from txclf.core import lease, storage
+from txclf.core.errors import ConfigError
+from txclf.training import fitting
+from txclf.training.fitting import Report
+from txclf.training.job import WorkerConfig
+from txclf.training.progress import Interrupted, Progress
+
+PAIRS = 16
+"""Pairs of a step; about half of them have one label."""
+LEARNING_RATE = 5e-5
+"""Peak learning rate, after a tenth of the steps. A fixed one, so trials share the encoder."""
+WEIGHT_DECAY = 0.01
+
+Ints = npt.NDArray[np.int64]
+
+
+class Pairs(NamedTuple):
+    """The pairs of a step."""
+
+    first: Ints
+    """Numbers of rows (pairs,)."""
+    second: Ints
+    same: npt.NDArray[np.bool_]
+    """True for two rows of one label (pairs,)."""
+
+
+def ready(config: WorkerConfig, report: Report, notes: list[str]) -> WorkerConfig:
+    """Return the configuration with the encoder that has learned from pairs, after teaching it if it is not stored yet.
+
+    Raises `Interrupted` if `report` asked for a stop.
+    """
+    steps = config.run.train.contrastive_steps
+    if not steps:
+        return config
+    folder = storage.join(config.prepared, f"contrastive-{_digest(config)}")
+    if not storage.exists(storage.join(folder, pretrained.SOURCE)):
+        fitting.begin(config)  # with the encoder as it was, so a resumed run comes here again
+        notes = [*notes, f"the encoder first learns from {steps * PAIRS:,} pairs of training rows"]
+
+        def show(done: int) -> None:
+            if report(Progress("preparing", done, steps, notes=notes)):
+                raise Interrupted
+
+        def wait(note: str) -> None:
+            if report(Progress("preparing", notes=[*notes, note])):
+                raise Interrupted
+
+        with lease.held(folder, wait, math.inf, work="teaches the same encoder") as holding:
+            if not storage.exists(storage.join(folder, pretrained.SOURCE)):
+                show(0)
+                if config.run.compute.on_ray:
+                    from txclf.training.distributed import worker_task
+
+                    worker_task.call(config.run.compute, _learn, config, folder)
+                else:
+                    _learn(config, folder, show)
+                holding.require()
+                storage.write_json(storage.join(folder, pretrained.SOURCE), {"name": config.encoder, "commit": None})
+    return replace(config, encoder=folder)
+
+
+def _digest(config: WorkerConfig) -> str:
+    """Return the hash of all that the weights of the encoder depend on."""
+    run = config.run
+    assert config.encoder is not None
+    dropouts = {"dropout", "attention_dropout"} & run.model.model_fields_set
+    depends_on = {
+        **run.model_dump(mode="json", include={"seed"}),
+        # The hash of the model's files is the name of their folder.
+        "encoder": config.encoder.rstrip("/").rpartition("/")[2],
+        "model": run.model.model_dump(mode="json", include=dropouts),
+        "tokens": [run.tokenizer.max_length, *run.truncation.model_dump().values()],
+        "train": [run.train.contrastive_steps, run.train.train_on_valid, run.train.precision == "fp32"],
+    }
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def pairs(labels: Ints, steps: int, seed: int) -> Iterator[Pairs]:
+    """Yield the pairs of each step. Every row is as often the first of a pair as any other.
+
+    A label of one row is paired with itself, which dropout makes two; without a second label all pairs have one.
+    """
+    draw = np.random.default_rng([seed, 0x70616972])
+    of_label = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
+    others = {label: np.flatnonzero(labels != label) for label in of_label}
+    order = np.empty(0, np.int64)
+    for _ in range(steps):
+        while len(order) < PAIRS:
+            order = np.concatenate([order, draw.permutation(len(labels))])
+        first, order = order[:PAIRS], order[PAIRS:]
+        same = (draw.random(PAIRS) < 0.5) | (len(of_label) == 1)
+        second = [
+            draw.choice(_without(of_label[labels[row]], row) if is_same else others[labels[row]])
+            for row, is_same in zip(first, same, strict=True)
+        ]
+        yield Pairs(first, np.array(second, np.int64), same)
+
+
+def _without(rows: Ints, row: np.int64) -> Ints:
+    return rows[rows != row] if len(rows) > 1 else rows
+
+
+def _learn(config: WorkerConfig, folder: str, show: Callable[[int], None] = lambda done: None) -> None:
+    """Teach the encoder of a run and write it to a folder. `show` receives the steps done."""
+    from txclf.training import pretrained_network
+
+    assert config.encoder is not None
+    with pretrained.local_copy(config.encoder, weights=True) as source, tempfile.TemporaryDirectory() as target:
+        model = _load(source, pretrained_network.config_of(source, config.run, config.manifest()))
+        _fit(model, config, show)
+        for file in os.listdir(source):
+            if not file.endswith(".safetensors") and not file.endswith(".safetensors.index.json"):
+                copy: Any = shutil.copytree if os.path.isdir(os.path.join(source, file)) else shutil.copy
+                copy(os.path.join(source, file), os.path.join(target, file))
+        with pretrained.quiet():
+            model.save_pretrained(target)
+        for path in Path(target).rglob("*"):
+            if path.is_file() and path.name != pretrained.SOURCE:
+                storage.copy_file(path, storage.join(folder, path.relative_to(target).as_posix()))
+
+
+def _load(folder: str, config: Any) -> Any:
+    """Return the encoder of a folder, without a head."""
+    from transformers import AutoModel
+
+    from txclf.model import mean_pooling
+
+    config = mean_pooling.without(config)
+    delattr(config, mean_pooling.KEY)  # the saved one has the layers of the encoder alone
+    with pretrained.quiet():
+        try:
+            return AutoModel.from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype="float32",
+            )
+        except Exception as error:  # safetensors and Transformers raise several kinds for damaged files
+            raise ConfigError(
+                f"`model.pretrained`: the encoder cannot be loaded: {error}. Copy the folder again."
+            ) from None
+
+
+def _fit(model: Any, config: WorkerConfig, show: Callable[[int], None]) -> None:
+    """Teach an encoder, in place."""
+    import torch
+    from torch.nn.functional import cosine_similarity, mse_loss
+
+    from txclf.data import shards
+    from txclf.data.batches import TokenRows
+    from txclf.training.precision import choose_precision
+
+    run = config.run
+    torch.manual_seed(run.seed)
+    table = shards.read_split(config.prepared, config.manifest(), "train", ["input_ids", "label"])
+    rows, labels = TokenRows([table], layout=config.layout()), table["label"].to_numpy()
+    labelled = np.flatnonzero(labels >= 0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    is_mixed = choose_precision(run.train.precision, device.type == "cuda")[0] == "bf16-mixed"
+    model.to(device).train()
+
+    def vectors(numbers: Ints) -> torch.Tensor:
+        """Return the means (B, D) of the token vectors of rows."""
+        ids, mask, segments, _, _ = rows.pad(numbers)
+        inside = (torch.ones_like(ids) if mask is None else mask.long()).to(device)
+        types = {} if segments is None else {"token_type_ids": segments.to(device)}
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_mixed):
+            states = model(input_ids=ids.to(device), attention_mask=inside, **types).last_hidden_state
+        mean: torch.Tensor = (states.float() * inside[..., None]).sum(dim=1) / inside.sum(dim=1, keepdim=True)
+        return mean
+
+    parameters = [one for one in model.parameters() if one.requires_grad]
+    groups = [
+        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
+    ]
+    steps = run.train.contrastive_steps
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
+    warmup = max(1, steps // 10)
+    for step, found in enumerate(pairs(labels[labelled], steps, run.seed)):
+        rate = LEARNING_RATE * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        both = vectors(labelled[np.concatenate([found.first, found.second])])
+        wanted = torch.from_numpy(found.same).to(device, torch.float32)
+        loss = mse_loss(cosine_similarity(both[:PAIRS], both[PAIRS:]), wanted)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        show(step + 1)
