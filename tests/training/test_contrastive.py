@@ -128,16 +128,16 @@ def test_run_stopped_while_the_encoder_learns_resumes_to_the_same_weights(
     tmp_path: Path, few: str, encoder: str
 ) -> None:
     run = short(tmp_path / "a", few, encoder)
-    steps: list[int] = []
+    read: list[int] = []
 
     def stop_half_way(progress: Progress) -> bool:
         if progress.stage == "preparing":
-            steps.append(progress.step)
-        return progress.stage == "preparing" and progress.step == 4
+            read.append(progress.step)
+        return progress.stage == "preparing" and progress.step == 4 * 2 * PAIRS
 
     with pytest.raises(Interrupted):
         train(run, txclf.prepare(run), stop_half_way)
-    assert steps == [0, 1, 2, 3, 4]
+    assert read == [0, 32, 64, 96, 128]
     assert check_folder(run, resume=True) is None
     train(run, txclf.prepare(run), go_on)
     whole = short(tmp_path / "b", few, encoder)

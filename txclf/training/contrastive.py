@@ -66,7 +66,8 @@ def ready(config: WorkerConfig, report: Report, notes: list[str]) -> WorkerConfi
         notes = [*notes, f"the encoder first learns from {steps * PAIRS:,} pairs of training rows"]
 
         def show(done: int) -> None:
-            if report(Progress("preparing", done, steps, notes=notes)):
+            read, total = (count * 2 * PAIRS for count in (done, steps))  # rows
+            if report(Progress("preparing", read, total, notes=notes)):
                 raise Interrupted
 
         def wait(note: str) -> None:
