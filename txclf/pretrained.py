@@ -24,7 +24,7 @@ CONFIG, SOURCE = "config.json", "source.json"
 POOLING = "1_Pooling/config.json"
 """How a model of sentence-transformers pools the token vectors."""
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
-_TEXT_ENDINGS = (".json", ".txt", ".model")
+TEXT_ENDINGS = (".json", ".txt", ".model")
 """Configuration and vocabularies. `.py` is left out, because the code of a model is never run."""
 _WEIGHTS = ".safetensors"
 
@@ -89,7 +89,7 @@ def _local(name: str, files: Iterable[str], scratch: str, weights: bool) -> str:
 def _copy(source: str, files: Iterable[str], target: str, weights: bool) -> None:
     """Copy the files of a model; without `weights`, all others."""
     for file in files:
-        if file.endswith((*_TEXT_ENDINGS, _WEIGHTS) if weights else _TEXT_ENDINGS):
+        if file.endswith((*TEXT_ENDINGS, _WEIGHTS) if weights else TEXT_ENDINGS):
             storage.copy_file(storage.join(source, file), os.path.join(target, file))
     if storage.exists(storage.join(source, POOLING)):
         storage.copy_file(storage.join(source, POOLING), os.path.join(target, POOLING))
@@ -101,7 +101,7 @@ def _from_hub(name: str, revision: str | None) -> Pretrained:
 
     options: dict[str, Any] = {
         "revision": revision,
-        "allow_patterns": [f"*{ending}" for ending in (*_TEXT_ENDINGS, _WEIGHTS)],
+        "allow_patterns": [f"*{ending}" for ending in (*TEXT_ENDINGS, _WEIGHTS)],
         "ignore_patterns": ["*/*"],
     }
     try:
@@ -181,7 +181,7 @@ def _check_type(config: dict[str, Any], name: str) -> None:
 def stored(found: Pretrained, name: str, root: str) -> str:
     """Copy the files of a model to `<root>/pretrained` unless they are there, and return their folder."""
     names = sorted(
-        file for file in os.listdir(found.folder) if file.endswith((*_TEXT_ENDINGS, _WEIGHTS)) and file != SOURCE
+        file for file in os.listdir(found.folder) if file.endswith((*TEXT_ENDINGS, _WEIGHTS)) and file != SOURCE
     )
     if os.path.exists(os.path.join(found.folder, POOLING)):
         names.append(POOLING)

@@ -30,38 +30,58 @@ def test_few_rows_take_more_epochs_and_not_more_validations(rows: int, epochs: i
 
 
 @pytest.mark.parametrize(
-    ("rows", "model", "data", "steps"),
+    ("rows", "labels", "sections", "steps"),
     [
-        (64, {"pooling": "mean"}, {}, 120),
-        (65, {"pooling": "mean"}, {}, 0),
-        (64, {"pooling": "cls"}, {}, 0),
-        (64, {"pooling": "mean", "reinitialize_layers": 1}, {}, 0),
-        (64, {"pooling": "mean"}, {"truncation": "windows"}, 0),
+        (64, 2, {}, 120),
+        (65, 2, {}, 0),
+        (480, 77, {}, 120),
+        (481, 77, {}, 0),
+        (64, 2, {"model": {"pooling": "cls"}}, 0),
+        (64, 2, {"model": {"reinitialize_layers": 1}}, 0),
+        (64, 2, {"data": {"truncation": "windows"}}, 0),
+        (64, 2, {"compute": {"strategy": "fsdp"}}, 0),
+        (64, 2, {"distill": {"teacher": "runs/teacher/model"}}, 0),
+        (64, 2, {"task": "multilabel"}, 0),
     ],
 )
 def test_few_rows_of_a_sentence_encoder_make_pairs(
-    rows: int, model: dict[str, Any], data: dict[str, Any], steps: int
+    rows: int, labels: int, sections: dict[str, Any], steps: int
 ) -> None:
-    run = parse(model=model, data=data)
-    settled = recipes.with_recipe(run, rows, 2)
+    run = parse(**{**sections, "model": {"pooling": "mean", **sections.get("model", {})}})
+    settled = recipes.with_recipe(recipes.with_pairs(run, rows, labels), rows, labels)
     assert settled.train.contrastive_steps == steps
     assert settled.model.freeze == ("encoder" if steps else "none")
-    assert recipes.with_recipe(settled, 5000, 2) == settled
     shown = recipes.described(run, settled, rows)
     assert shown
     assert ("train.contrastive_steps=120" in shown) == ("model.freeze=encoder" in shown) == bool(steps)
-    assert recipes.without_settled(settled, rows, 2)["model"].get("freeze") is None  # for other numbers of rows
-    assert "contrastive_steps" not in recipes.without_settled(settled, rows, 2)["train"]
+    assert "train.start_factor=0.0" in shown
     assert recipes.as_begun(run, settled) == settled
 
 
-@pytest.mark.parametrize("words", [{"model": {"freeze": "none"}}, {"train": {"contrastive_steps": 0}}])
-def test_pairs_and_the_frozen_encoder_belong_together(words: dict[str, Any]) -> None:
-    run = parse(**{**words, "model": {"pooling": "mean", **words.get("model", {})}})
-    settled = recipes.with_recipe(run, 10, 2)
-    assert (settled.train.contrastive_steps, settled.model.freeze) == (0, "none")
-    assert recipes.with_recipe(parse(), 10, 2).train.model_fields_set >= {"epochs"}
-    assert "contrastive_steps" not in recipes.with_recipe(parse(), 10, 2).train.model_fields_set  # pooling unknown
+@pytest.mark.parametrize(
+    ("steps", "freeze"), [(None, "none"), (None, "encoder"), (0, None), (60, "encoder"), (120, None), (120, "none")]
+)
+def test_pairs_that_a_run_file_sets_are_kept_also_for_a_part_of_the_rows(steps: int | None, freeze: str | None) -> None:
+    train = {} if steps is None else {"contrastive_steps": steps}
+    model = {"pooling": "mean"} | ({} if freeze is None else {"freeze": freeze})
+    for rows in (64, 5000):
+        run = parse(train=train, model=model)
+        settled = recipes.with_recipe(recipes.with_pairs(run, rows, 2), rows, 2)
+        expected = (steps or 0, freeze or "none")
+        assert (settled.train.contrastive_steps, settled.model.freeze) == expected
+        part = run_config.parse(
+            recipes.without_settled(run_config.parse(yaml_text.parse(run_config.dump(settled))), rows, 2)
+        )
+        part = recipes.with_recipe(recipes.with_pairs(part, 32, 2), 32, 2)
+        assert (part.train.contrastive_steps, part.model.freeze) == expected
+
+
+def test_a_search_leaves_pairs_to_its_trials() -> None:
+    run = recipes.with_recipe(parse(model={"pooling": "mean"}), 40, 2)
+    assert not {"contrastive_steps"} & run.train.model_fields_set
+    assert not {"freeze"} & run.model.model_fields_set
+    trial = run_config.parse(recipes.set_keys(run))
+    assert recipes.with_pairs(trial, 40, 2).train.contrastive_steps == 120
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, pipeline
 
 import txclf
@@ -161,6 +163,52 @@ def test_runs_on_the_same_rows_share_the_encoder_and_other_settings_do_not(
         assert len({path for folder in tmp_path.glob("runs/prepared/*") for path in taught(str(folder))}) == 2 + number
 
 
+def test_run_with_a_stored_encoder_resumes_with_it(tmp_path: Path, few: str, encoder: str) -> None:
+    first = txclf.train(short(tmp_path, few, encoder, "name=one", "train.epochs=100"))
+    run = short(tmp_path, few, encoder, "name=two", "train.epochs=100")
+
+    def stop_in_training(progress: Progress) -> bool:
+        return progress.stage == "training" and progress.step >= 2
+
+    with pytest.raises(Interrupted):
+        train(run, first.prepared, stop_in_training)
+    recorded = json.loads(Path(run.run_folder, "prepared.json").read_text())
+    assert "contrastive" not in recorded["encoder"]
+    assert [sidecar["column"] for sidecar in recorded["sidecars"]] == ["encoded"]
+    shutil.rmtree(f"{run.run_folder}/checkpoints")  # as if it was killed before the first
+    train(run, first.prepared, go_on)
+    assert len(taught(first.prepared)) == 1
+    weights = load_file(f"{tmp_path}/runs/one/model/model.safetensors")
+    for name, value in load_file(f"{run.run_folder}/model/model.safetensors").items():
+        np.testing.assert_array_equal(value, weights[name])
+
+
+def test_run_of_which_only_the_stored_model_is_gone_does_not_change_its_method(
+    tmp_path: Path, few: str, encoder: str
+) -> None:
+    run = make_run(tmp_path, few, encoder, "model.freeze=none", "train.epochs=40")
+    prepared = txclf.prepare(run)
+    with pytest.raises(Interrupted):
+        train(run, prepared, lambda progress: progress.step >= 1)
+    shutil.rmtree(tmp_path / "runs" / "pretrained")
+    again = make_run(tmp_path, few, encoder, "train.epochs=40")
+    train(again, prepared, go_on)
+    assert not taught(prepared)
+
+
+def test_fine_tuned_model_keeps_its_head(tmp_path: Path, few: str, encoder: str) -> None:
+    first = make_run(tmp_path, few, encoder, "train.epochs=1", "model.freeze=none")
+    txclf.train(first)
+    run = make_run(tmp_path, few, f"{first.run_folder}/model", "name=again", "train.epochs=1")
+    summary = txclf.train(run)
+    assert not taught(summary.prepared)
+    pairs_too = short(tmp_path, few, f"{first.run_folder}/model", "name=pairs")
+    (weights,) = taught(txclf.train(pairs_too).prepared)
+    content = json.loads((weights.parent / "config.json").read_text())
+    assert content["num_hidden_layers"] == json.loads(Path(encoder, "config.json").read_text())["num_hidden_layers"]
+    assert "txclf_pooling" not in content
+
+
 @pytest.mark.faults
 def test_a_worker_of_ray_teaches_the_same_encoder(tmp_path: Path, few: str, encoder: str, local_ray: None) -> None:
     here = txclf.train(short(tmp_path / "a", few, encoder, "model.dropout=0"))
@@ -190,9 +238,14 @@ def test_settings_without_a_meaning_are_refused(
 
 def test_damaged_weights_are_refused(tmp_path: Path, few: str) -> None:
     folder = as_sentence_encoder(write_encoder(tmp_path / "encoder"))
-    Path(folder, "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ConfigError, match="the encoder cannot be loaded"):
+    weights = load_file(f"{folder}/model.safetensors")
+    kept = {name: value for name, value in weights.items() if "layer.2." not in name}
+    save_file(kept, f"{folder}/model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="lacks weights, of its layers"):
         txclf.train(short(tmp_path, few, folder))
+    Path(folder, "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        txclf.train(short(tmp_path, few, folder, "name=damaged"))
 
 
 def test_ready_without_steps_returns_the_configuration() -> None:

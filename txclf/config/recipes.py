@@ -23,10 +23,10 @@ SMALL_ROWS = 1000
 """Training rows below which a pretrained model takes more epochs and smaller batches."""
 SMALL_STEPS = 200
 """Optimizer steps that a pretrained model takes on few rows, within 20 to 100 epochs."""
-FEW_ROWS = 32
-"""Training rows of each label, on average, up to which a sentence encoder learns from pairs of rows …"""
-CONTRASTIVE_STEPS = 120
-"""… in so many steps, and then is frozen."""
+FEW_ROWS, MANY_ROWS = 32, 480
+"""Training rows of each label, on average, and in all, up to which a sentence encoder learns from pairs of rows."""
+PAIRS: Recipe = {"train": {"contrastive_steps": 120}, "model": {"freeze": "encoder"}}
+"""Values with which it does: then it is frozen."""
 SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")
 """Keys of `model` that a pretrained model fixes and a run records."""
 MODEL_KEYS = {
@@ -53,16 +53,12 @@ MIN_EPOCHS, MAX_EPOCHS = 2, 30
 """… and in any case at least and at most these epochs."""
 
 
-def pretrained(rows: int, by_contrast: bool | None = None) -> Recipe:
-    """Return the defaults for a pretrained model and a number of training rows.
-
-    `by_contrast` is True for one that learns from pairs of rows, after which its head alone is trained, and None as
-    long as its pooling is not known.
-    """
+def pretrained(rows: int) -> Recipe:
+    """Return the defaults for a pretrained model and a number of training rows."""
     is_small = rows < SMALL_ROWS
     batch_size = min(16, rows) if is_small else 32
     epochs = min(100, max(20, math.ceil(SMALL_STEPS * batch_size / rows))) if is_small else 4
-    recipe: Recipe = {
+    return {
         "train": {
             "epochs": epochs,
             "eval_every": max(1.0, epochs / 20),  # a checkpoint of all weights takes longer than a few steps
@@ -72,13 +68,8 @@ def pretrained(rows: int, by_contrast: bool | None = None) -> Recipe:
             "layer_decay": 0.85,
             "schedule": "linear",
             "start_factor": 0.0,
-        },
-        "model": {},
+        }
     }
-    if by_contrast is not None:
-        recipe["train"]["contrastive_steps"] = CONTRASTIVE_STEPS if by_contrast else 0
-        recipe["model"]["freeze"] = "encoder" if by_contrast else "none"
-    return recipe
 
 
 def scratch(rows: int, labels: int) -> Recipe:
@@ -115,10 +106,10 @@ def unsettled(run: RunConfig) -> dict[str, set[str]]:
     scratch belong together: they are settled if the run file sets none of them.
     """
     if run.model.pretrained is not None:
-        together = {"contrastive_steps", "freeze"}
-        is_set = together & (run.train.model_fields_set | run.model.model_fields_set)
-        keys = pretrained(SMALL_ROWS, by_contrast=None if is_set else False)
-        return {section: values.keys() - getattr(run, section).model_fields_set for section, values in keys.items()}
+        keys = {"train": pretrained(SMALL_ROWS)["train"].keys() - run.train.model_fields_set}
+        return (
+            keys if _sets_pairs(run) else {"train": keys["train"] | PAIRS["train"].keys(), "model": set(PAIRS["model"])}
+        )
     if not run.task_spec.is_single_label:
         return {}
     recipe = scratch(SMALL_ROWS, 2)
@@ -129,24 +120,33 @@ def unsettled(run: RunConfig) -> dict[str, set[str]]:
 
 def with_recipe(run: RunConfig, rows: int, labels: int) -> RunConfig:
     """Return a run whose keys are all settled by a number of training rows and labels."""
-    recipe = _recipe(run, rows, labels)
+    recipe = scratch(rows, labels) if run.model.pretrained is None else pretrained(rows)
+    keys = unsettled(run)
     return _updated(
         run,
-        {
-            section: {key: recipe[section][key] for key in keys & recipe[section].keys()}
-            for section, keys in unsettled(run).items()
-        },
+        {name: {key: values[key] for key in keys.get(name, set()) & values.keys()} for name, values in recipe.items()},
     )
 
 
-def _recipe(run: RunConfig, rows: int, labels: int) -> Recipe:
-    if run.model.pretrained is None:
-        return scratch(rows, labels)
-    if "pooling" not in run.model.model_fields_set:
-        return pretrained(rows)
-    is_able = run.model.pooling == "mean" and not run.model.reinitialize_layers and run.data.truncation != "windows"
-    is_few = run.task_spec.is_single_label and rows <= FEW_ROWS * labels
-    return pretrained(rows, by_contrast=is_able and is_few)
+def with_pairs(run: RunConfig, rows: int, labels: int) -> RunConfig:
+    """Return a run whose sentence encoder learns from pairs of rows if they are few. Its pooling must be known.
+
+    What the run file sets is kept: the two keys belong together. A student learns from its teacher instead.
+    """
+    is_able = (
+        run.task_spec.is_single_label
+        and run.model.pooling == "mean"
+        and not run.model.reinitialize_layers
+        and run.data.truncation != "windows"
+        and run.compute.strategy != "fsdp"
+        and run.distill.teacher is None
+    )
+    is_few = rows <= min(FEW_ROWS * labels, MANY_ROWS)
+    return _updated(run, PAIRS) if is_able and is_few and not _sets_pairs(run) else run
+
+
+def _sets_pairs(run: RunConfig) -> bool:
+    return any(values.keys() & getattr(run, section).model_fields_set for section, values in PAIRS.items())
 
 
 def as_begun(run: RunConfig, saved: RunConfig) -> RunConfig:
@@ -173,7 +173,7 @@ def described(before: RunConfig, after: RunConfig, rows: int) -> str | None:
         f"{section}.{key}={getattr(getattr(after, section), key)}"
         for section, keys in unsettled(before).items()
         for key in type(getattr(after, section)).model_fields
-        if key in keys and getattr(getattr(after, section), key) not in (0, "none")
+        if key in keys and (_sets_pairs(after) or key not in PAIRS.get(section, {}))
     ]
     if chosen:
         return f"chosen for {rows:,} training rows: {', '.join(chosen)}"
@@ -234,11 +234,19 @@ def set_keys(run: RunConfig, **options: Any) -> dict[str, Any]:
 
 
 def without_settled(run: RunConfig, rows: int, labels: int) -> dict[str, Any]:
-    """Return the settings of a run without what a number of training rows settled in it, for another number."""
+    """Return the settings of a run without what a number of training rows settled in it, for another number.
+
+    A run that learns from pairs of rows does so from any number.
+    """
     settings = set_keys(run)
     if run.model.pretrained is not None:
-        settings["model"] = {"pooling": "cls", **settings["model"]}  # unless a run by this version recorded it
-    recipe = _recipe(run, rows, labels)
+        settings["train"]["contrastive_steps"] = run.train.contrastive_steps
+        settings["model"] = {
+            "pooling": "cls",
+            **settings["model"],
+            "freeze": run.model.freeze,
+        }  # pooling: unless a run by this version recorded it
+    recipe = scratch(rows, labels) if run.model.pretrained is None else pretrained(rows)
     kept = {
         (section, key)
         for section, values in recipe.items()

@@ -33,8 +33,9 @@ class Train(Section):
     contrastive_steps: CountOrZero = 0
     """Optimizer steps before training in which a sentence encoder of `model.pretrained` learns from pairs of training
     rows to give those of one label similar vectors (SetFit, arXiv:2209.11055). Made for few rows, with `model.freeze:
-    encoder`: of up to 32 rows of each label both follow if the run file sets neither. For `task: classify` and an
-    encoder with `model.pooling: mean`. Not with `model.reinitialize_layers` or `data.truncation: windows`."""
+    encoder`: of up to 32 rows of each label, and 480 in all, both follow if the run file sets neither. For `task:
+    classify` and an encoder with `model.pooling: mean`. Not with `model.reinitialize_layers` or `data.truncation:
+    windows`."""
     learning_rate: Annotated[float, Field(gt=0.0, le=1e30)] = 1e-3
     """Peak learning rate."""
     head_learning_rate: Annotated[float, Field(gt=0.0, le=1e30)] | None = None

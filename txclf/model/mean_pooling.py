@@ -142,6 +142,20 @@ def attach(network: Any, last_layer: str) -> None:
     network.set_submodule(last_layer, scaled)
 
 
+def detached(network: Any) -> Any:
+    """Remove the layer from a network, and return its encoder, which gives the vectors (B, T, D) of the tokens."""
+    del network.base_model.encoder.layer[-1]
+    network.config.num_hidden_layers -= 1
+    return network.base_model
+
+
+def plain(config: Any) -> Any:
+    """Return a copy of a configuration, for the weights of the encoder alone."""
+    config = without(config)
+    delattr(config, KEY)
+    return config
+
+
 def _dense(network: Any) -> str:
     """Return the name of the layer between the encoder and the last layer."""
     return f"{network.base_model_prefix}.pooler.dense" if network.base_model.pooler is not None else "classifier.dense"

@@ -323,6 +323,13 @@ def _is_for_labels(folder: str, config: Any) -> bool:
     return is_same and saved.get(mean_pooling.KEY) == getattr(config, mean_pooling.KEY, None)
 
 
+def is_fine_tuned(folder: str, config: Any) -> bool:
+    """Return True if the model of a folder is a bundle of txclf, or was fine-tuned for the labels of `config`."""
+    return mean_pooling.KEY in storage.read_json(os.path.join(folder, pretrained.CONFIG)) or _is_for_labels(
+        folder, config
+    )
+
+
 def _initialize(network: Any, module: nn.Module) -> None:
     """Give a part of a network new random weights, as its architecture prescribes."""
     for part in module.modules():

@@ -5,8 +5,8 @@
 
 A few rows make many pairs. The encoder learns a cosine of 1 for two rows of one label, and of 0 for others (SetFit,
 arXiv:2209.11055, with the loss of arXiv:1908.10084); then its head trains as that of any encoder. The hash is of all
-that the weights depend on, so resumed runs and trials share them. One process does it, in a minute; a run that is
-stopped meanwhile begins it again.
+that the weights depend on, so resumed runs and trials share them. One process does it, in a minute for MiniLM; a run
+that is stopped meanwhile begins it again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +26,6 @@ import numpy.typing as npt
 
 from txclf import pretrained
 from txclf.core import lease, storage
-from txclf.core.errors import ConfigError
 from txclf.training import fitting
 from txclf.training.fitting import Report
 from txclf.training.job import WorkerConfig
@@ -62,7 +60,7 @@ def ready(config: WorkerConfig, report: Report, notes: list[str]) -> WorkerConfi
         return config
     folder = storage.join(config.prepared, f"contrastive-{_digest(config)}")
     if not storage.exists(storage.join(folder, pretrained.SOURCE)):
-        fitting.begin(config)  # with the encoder as it was, so a resumed run comes here again
+        fitting.begin(config)
         notes = [*notes, f"the encoder first learns from {steps * PAIRS:,} pairs of training rows"]
 
         def show(done: int) -> None:
@@ -78,14 +76,16 @@ def ready(config: WorkerConfig, report: Report, notes: list[str]) -> WorkerConfi
             if not storage.exists(storage.join(folder, pretrained.SOURCE)):
                 show(0)
                 if config.run.compute.on_ray:
+                    from txclf import ray_cluster
                     from txclf.training.distributed import worker_task
 
+                    ray_cluster.require(config.run.compute)
                     worker_task.call(config.run.compute, _learn, config, folder)
                 else:
-                    _learn(config, folder, show)
+                    _learn(config, folder, show, holding.require)
                 holding.require()
                 storage.write_json(storage.join(folder, pretrained.SOURCE), {"name": config.encoder, "commit": None})
-    return replace(config, encoder=folder)
+    return replace(config, taught=folder)
 
 
 def _digest(config: WorkerConfig) -> str:
@@ -99,7 +99,8 @@ def _digest(config: WorkerConfig) -> str:
         "encoder": config.encoder.rstrip("/").rpartition("/")[2],
         "model": run.model.model_dump(mode="json", include=dropouts),
         "tokens": [run.tokenizer.max_length, *run.truncation.model_dump().values()],
-        "train": [run.train.contrastive_steps, run.train.train_on_valid, run.train.precision == "fp32"],
+        "train": [run.train.contrastive_steps, run.train.train_on_valid, run.train.precision in ("fp32", "fp16")],
+        "method": 1,  # to be raised when the same settings give other weights
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -107,7 +108,7 @@ def _digest(config: WorkerConfig) -> str:
 def pairs(labels: Ints, steps: int, seed: int) -> Iterator[Pairs]:
     """Yield the pairs of each step. Every row is as often the first of a pair as any other.
 
-    A label of one row is paired with itself, which dropout makes two; without a second label all pairs have one.
+    The only row of a label is paired with itself, and dropout makes its vectors differ.
     """
     draw = np.random.default_rng([seed, 0x70616972])
     of_label = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
@@ -129,50 +130,46 @@ def _without(rows: Ints, row: np.int64) -> Ints:
     return rows[rows != row] if len(rows) > 1 else rows
 
 
-def _learn(config: WorkerConfig, folder: str, show: Callable[[int], None] = lambda done: None) -> None:
-    """Teach the encoder of a run and write it to a folder. `show` receives the steps done."""
-    from txclf.training import pretrained_network
+def _learn(
+    config: WorkerConfig,
+    folder: str,
+    show: Callable[[int], None] = lambda done: None,
+    require: Callable[[], None] = lambda: None,
+) -> None:
+    """Teach the encoder of a run and write it to a folder.
 
-    assert config.encoder is not None
-    with pretrained.local_copy(config.encoder, weights=True) as source, tempfile.TemporaryDirectory() as target:
-        model = _load(source, pretrained_network.config_of(source, config.run, config.manifest()))
-        _fit(model, config, show)
-        for file in os.listdir(source):
-            if not file.endswith(".safetensors") and not file.endswith(".safetensors.index.json"):
-                copy: Any = shutil.copytree if os.path.isdir(os.path.join(source, file)) else shutil.copy
-                copy(os.path.join(source, file), os.path.join(target, file))
-        with pretrained.quiet():
-            model.save_pretrained(target)
-        for path in Path(target).rglob("*"):
-            if path.is_file() and path.name != pretrained.SOURCE:
-                storage.copy_file(path, storage.join(folder, path.relative_to(target).as_posix()))
-
-
-def _load(folder: str, config: Any) -> Any:
-    """Return the encoder of a folder, without a head."""
-    from transformers import AutoModel
+    `show` receives the steps done. `require` is called before anything is written.
+    """
+    from safetensors.torch import save_file
 
     from txclf.model import mean_pooling
+    from txclf.model.pretrained import PretrainedClassifier
+    from txclf.training import pretrained_network
 
-    config = mean_pooling.without(config)
-    delattr(config, mean_pooling.KEY)  # the saved one has the layers of the encoder alone
-    with pretrained.quiet():
-        try:
-            return AutoModel.from_pretrained(
-                folder,
-                config=config,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                dtype="float32",
-            )
-        except Exception as error:  # safetensors and Transformers raise several kinds for damaged files
-            raise ConfigError(
-                f"`model.pretrained`: the encoder cannot be loaded: {error}. Copy the folder again."
-            ) from None
+    run = config.run
+    assert config.encoder is not None
+    with pretrained.local_copy(config.encoder, weights=True) as source, tempfile.TemporaryDirectory() as target:
+        settings = pretrained_network.config_of(source, run, config.manifest())
+        learning = run.model.model_copy(update={"freeze": "none"}) if run.model.freeze == "encoder" else run.model
+        encoder = mean_pooling.detached(PretrainedClassifier.load(source, settings, learning).network)
+        _fit(encoder, config, show)
+        for file in os.listdir(source):
+            if file.endswith(pretrained.TEXT_ENDINGS):
+                shutil.copy(os.path.join(source, file), target)
+        weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
+        save_file(
+            {name: value for name, value in weights.items() if not name.startswith("pooler.")},  # part of the head
+            os.path.join(target, "model.safetensors"),
+            {"format": "pt"},
+        )
+        mean_pooling.plain(settings).save_pretrained(target)
+        require()
+        for file in os.listdir(target):
+            if file != pretrained.SOURCE:
+                storage.copy_file(os.path.join(target, file), storage.join(folder, file))
 
 
-def _fit(model: Any, config: WorkerConfig, show: Callable[[int], None]) -> None:
+def _fit(encoder: Any, config: WorkerConfig, show: Callable[[int], None]) -> None:
     """Teach an encoder, in place."""
     import torch
     from torch.nn.functional import cosine_similarity, mse_loss
@@ -186,9 +183,10 @@ def _fit(model: Any, config: WorkerConfig, show: Callable[[int], None]) -> None:
     table = shards.read_split(config.prepared, config.manifest(), "train", ["input_ids", "label"])
     rows, labels = TokenRows([table], layout=config.layout()), table["label"].to_numpy()
     labelled = np.flatnonzero(labels >= 0)
+    assert len(labelled), "no row has a label"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     is_mixed = choose_precision(run.train.precision, device.type == "cuda")[0] == "bf16-mixed"
-    model.to(device).train()
+    encoder.to(device).train()
 
     def vectors(numbers: Ints) -> torch.Tensor:
         """Return the means (B, D) of the token vectors of rows."""
@@ -196,11 +194,11 @@ def _fit(model: Any, config: WorkerConfig, show: Callable[[int], None]) -> None:
         inside = (torch.ones_like(ids) if mask is None else mask.long()).to(device)
         types = {} if segments is None else {"token_type_ids": segments.to(device)}
         with torch.autocast(device.type, torch.bfloat16, enabled=is_mixed):
-            states = model(input_ids=ids.to(device), attention_mask=inside, **types).last_hidden_state
+            states = encoder(input_ids=ids.to(device), attention_mask=inside, **types).last_hidden_state
         mean: torch.Tensor = (states.float() * inside[..., None]).sum(dim=1) / inside.sum(dim=1, keepdim=True)
         return mean
 
-    parameters = [one for one in model.parameters() if one.requires_grad]
+    parameters = [one for one in encoder.parameters() if one.requires_grad]
     groups = [
         {"params": [one for one in parameters if one.ndim > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},

@@ -41,9 +41,10 @@ def sidecar(config: WorkerConfig) -> Sidecar | None:
     model = _network(config)
     if _pooling(config, model) is None:
         return None
-    assert config.encoder is not None
+    encoder = config.taught or config.encoder
+    assert encoder is not None
     # The hash of the model's files is the name of their folder. Mixed precision changes the vectors a little.
-    parts = [config.encoder.rstrip("/").rpartition("/")[2], str(run.train.precision == "fp32")]
+    parts = [encoder.rstrip("/").rpartition("/")[2], str(run.train.precision == "fp32")]
     if mean_pooling.is_used(model.network.config):  # others have the names that they had before
         parts.append("mean")
     digest = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
@@ -58,8 +59,9 @@ def sidecar(config: WorkerConfig) -> Sidecar | None:
 def _network(config: WorkerConfig) -> PretrainedClassifier:
     from txclf.training import pretrained_network
 
-    assert config.encoder is not None
-    model = pretrained_network.network(config.encoder, config.run, config.manifest()).eval()
+    encoder = config.taught or config.encoder
+    assert encoder is not None
+    model = pretrained_network.network(encoder, config.run, config.manifest()).eval()
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

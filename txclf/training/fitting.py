@@ -20,15 +20,23 @@ Report = Callable[[Progress], bool]
 
 
 def begin(config: WorkerConfig) -> None:
-    """Write the files that make the folder a run's, after all checks; a resumed run has them."""
+    """Write the files that make the folder a run's, after all checks; a resumed run has them.
+
+    A run that has begun before its sidecars were known records them.
+    """
     folder = config.run.run_folder
+    sidecars = [sidecar.model_dump() for sidecar in config.sidecars]
     if storage.exists(storage.join(folder, "run.yaml")):
+        path = storage.join(folder, PREPARED)
+        recorded = storage.read_object(path)
+        if sidecars and "sidecars" not in recorded:
+            storage.write_json(path, {**recorded, "sidecars": sidecars})
         return
     data: dict[str, Any] = {"folder": config.prepared, "fingerprint": config.manifest().fingerprint}
     if config.encoder:
         data["encoder"] = config.encoder
-    if config.sidecars:
-        data["sidecars"] = [sidecar.model_dump() for sidecar in config.sidecars]
+    if sidecars:
+        data["sidecars"] = sidecars
     storage.write_json(storage.join(folder, PREPARED), data)
     if config.vectors:
         storage.write_json(storage.join(folder, VECTORS), config.vectors.model_dump())

@@ -47,6 +47,8 @@ class WorkerConfig:
     """Word vectors that initialize the token embeddings."""
     encoder: str | None = None
     """Folder of the pretrained model in the storage of the run; None for a model from scratch."""
+    taught: str | None = None
+    """Folder of that model after it has learned from pairs of rows, from which the run starts."""
     sidecars: tuple[Sidecar, ...] = ()
     """Further columns of the rows."""
     masked: float = 0.0

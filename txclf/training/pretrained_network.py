@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from txclf import pretrained
-from txclf.config.recipes import with_recipe
+from txclf.config import recipes
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
 from txclf.data.shards import Manifest
 from txclf.inference import transformers_folder
-from txclf.model.pretrained import PretrainedClassifier, read_config, with_sizes
+from txclf.model.pretrained import PretrainedClassifier, is_fine_tuned, read_config, with_sizes
 from txclf.training import shared_checkpoint
 
 
@@ -85,11 +85,15 @@ def settled(run: RunConfig, manifest: Manifest) -> tuple[RunConfig, str]:
     """
     stored, commit = store(run)
     with pretrained.local_copy(stored, weights=False) as folder:
-        model = with_sizes(run.model, config_of(folder, run, manifest))
+        config = config_of(folder, run, manifest)
+        model, is_tuned = with_sizes(run.model, config), is_fine_tuned(folder, config)
     if run.train.contrastive_steps and model.pooling != "mean":
         raise ConfigError(
             "`train.contrastive_steps` is for encoders that pool by the mean of the tokens, such as those of "
             "sentence-transformers. Set `model.pooling: mean`, or remove the key."
         )
     run = run.model_copy(update={"model": model.model_copy(update={"revision": commit} if commit else {})})
-    return with_recipe(run, manifest.splits["train"].rows, len(manifest.labels)), stored
+    rows, labels = manifest.splits["train"].rows, len(manifest.labels)
+    if not is_tuned:  # a fine-tuned encoder has learned more than a few rows teach
+        run = recipes.with_pairs(run, rows, labels)
+    return recipes.with_recipe(run, rows, labels), stored

@@ -240,8 +240,10 @@ def _settled(run: RunConfig, manifest: shards.Manifest) -> tuple[RunConfig, str 
     A started run keeps its own, so the original model may be gone.
     """
     encoder = recorded_encoder(run)
-    if _began_with(run) and (encoder is None or storage.exists(encoder)):
-        return resume_rules.as_resumed(run, run_config.load(storage.join(run.run_folder, "run.yaml"))), encoder
+    if _began_with(run):
+        run = resume_rules.as_resumed(run, run_config.load(storage.join(run.run_folder, "run.yaml")))
+        if encoder is None or storage.exists(encoder):
+            return run, encoder
     if run.model.pretrained is None:
         return recipes.with_recipe(run, manifest.splits["train"].rows, len(manifest.labels)), None
     from txclf.training import pretrained_network  # and Transformers

@@ -71,7 +71,7 @@ def fit(
         config.prepared,
         vectors=config.vectors,
         source=source,
-        encoder=config.encoder,
+        encoder=config.taught or config.encoder,
         sidecars=config.sidecars,
         masked=config.masked,
     )

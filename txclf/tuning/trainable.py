@@ -21,7 +21,7 @@ from ray import tune
 
 from txclf.artifacts import checkpoints, trials
 from txclf.artifacts.metric_logger import LogReader
-from txclf.config import run_config
+from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import TxclfError
@@ -124,7 +124,10 @@ class Trainable(tune.Trainable):
         checkpoints.remove_after(folder, donor["step"])
         state = torch.load(os.path.join(checkpoint, DONOR_STATE), map_location="cpu", weights_only=True)
         checkpoints.save(folder, donor["step"], donor["metrics"], state)
-        storage.write_bytes(storage.join(run.run_folder, "run.yaml"), run_config.dump(run).encode())
+        path = storage.join(run.run_folder, "run.yaml")
+        if storage.exists(path):  # with what the rows and the pretrained model have settled
+            run = recipes.as_begun(run, run_config.load(path))
+        storage.write_bytes(path, run_config.dump(run).encode())
 
 
 class Training(threading.Thread):
