@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from txclf import pretrained
-from txclf.core import lease, storage
+from txclf.core import lease, openmp, storage
 from txclf.training import fitting
 from txclf.training.fitting import Report
 from txclf.training.job import WorkerConfig
@@ -152,7 +152,8 @@ def _learn(
         settings = pretrained_network.config_of(source, run, config.manifest())
         learning = run.model.model_copy(update={"freeze": "none"}) if run.model.freeze == "encoder" else run.model
         encoder = mean_pooling.detached(PretrainedClassifier.load(source, settings, learning).network)
-        _fit(encoder, config, show)
+        with openmp.spinning_on_free_cpus():
+            _fit(encoder, config, show)
         for file in os.listdir(source):
             if file.endswith(pretrained.TEXT_ENDINGS):
                 shutil.copy(os.path.join(source, file), target)

@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import NamedTuple
 
+from txclf.core import openmp
 from txclf.core.errors import ConfigError
 from txclf.data.batches import ENCODED, TEACHER
 from txclf.data.sidecars import RowGroup, Sidecar
@@ -107,7 +108,8 @@ def _compute(
     if on_ray:
         _on_ray(config, sidecar, groups, show)
     else:
-        kind.store(config, sidecar, groups, show)
+        with openmp.spinning_on_free_cpus():
+            kind.store(config, sidecar, groups, show)
 
 
 def _on_ray(config: WorkerConfig, sidecar: Sidecar, groups: list[RowGroup], show: Show) -> None:
