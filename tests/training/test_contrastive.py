@@ -196,6 +196,19 @@ def test_run_of_which_only_the_stored_model_is_gone_does_not_change_its_method(
     assert not taught(prepared)
 
 
+def test_weights_in_several_files_become_one(tmp_path: Path, few: str, encoder: str) -> None:
+    parts = tmp_path / "parts"
+    shutil.copytree(encoder, parts, ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModel.from_pretrained(encoder).save_pretrained(parts, max_shard_size="40KB")
+    assert len(list(parts.glob("*.safetensors"))) > 1
+    one, two = (
+        txclf.train(short(tmp_path, few, str(folder), f"name={name}"))
+        for name, folder in [("a", encoder), ("b", parts)]
+    )
+    assert one.best == two.best
+    assert {file.name for path in taught(one.prepared) for file in path.parent.glob("model*")} == {"model.safetensors"}
+
+
 def test_fine_tuned_model_keeps_its_head(tmp_path: Path, few: str, encoder: str) -> None:
     first = make_run(tmp_path, few, encoder, "train.epochs=1", "model.freeze=none")
     txclf.train(first)

@@ -155,7 +155,9 @@ def _learn(
         with openmp.spinning_on_free_cpus():
             _fit(encoder, config, show)
         for file in os.listdir(source):
-            if file.endswith(pretrained.TEXT_ENDINGS):
+            if file.endswith(pretrained.TEXT_ENDINGS) and not file.endswith(
+                ".index.json"
+            ):  # of several files of weights
                 shutil.copy(os.path.join(source, file), target)
         weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
         save_file(
