@@ -53,7 +53,11 @@ def test_overfitting_needs_a_rising_validation_and_a_low_training_loss() -> None
     found = advice.overfitting(run, validations(0.8, 0.4, 0.6, train_loss=0.01))
     assert found
     assert found.startswith("Overfitting: the validation loss rose from 0.400 at epoch 2 to 0.600, while the")
-    assert "`train.token_dropout` (now 0)" in found
+    assert "Raise `train.token_dropout` (now 0) or `model.dropout`" in found
+    frozen = run_config.load(None, ["model={pretrained: some/encoder, freeze: encoder}"])
+    found = advice.overfitting(frozen, validations(0.8, 0.4, 0.6, train_loss=0.01))
+    assert found
+    assert "Raise `train.label_smoothing` (now 0), or lower `train.epochs`." in found
     assert advice.overfitting(run, validations(0.8, 0.4, 0.41, train_loss=0.01)) is None
     assert advice.overfitting(run, validations(0.8, 0.4, 0.6, train_loss=0.3)) is None
     assert advice.overfitting(run, validations(0.4, train_loss=0.01)) is None

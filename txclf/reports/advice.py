@@ -39,10 +39,13 @@ def overfitting(run: RunConfig, log: Sequence[Mapping[str, float]]) -> str | Non
     lowest, last = best["valid_loss"], validations[-1]["valid_loss"]
     if last <= RISE * lowest or losses[-1] >= GAP * lowest:
         return None
+    if run.model.freeze == "encoder":  # which reads each row once
+        keys = f"`train.label_smoothing` (now {run.train.label_smoothing:g})"
+    else:
+        keys = f"`train.token_dropout` (now {run.train.token_dropout:g}) or `model.dropout` (now {run.model.dropout:g})"
     return (
         f"Overfitting: the validation loss rose from {lowest:.3f} at epoch {best['epoch']:.3g} to {last:.3f}, while "
-        f"the training loss fell to {losses[-1]:.3f}. Raise `train.token_dropout` (now {run.train.token_dropout:g}) or "
-        f"`model.dropout` (now {run.model.dropout:g}), or lower `train.epochs`."
+        f"the training loss fell to {losses[-1]:.3f}. Raise {keys}, or lower `train.epochs`."
     )
 
 
