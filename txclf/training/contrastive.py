@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from txclf import pretrained
+from txclf.config.train import Train
 from txclf.core import lease, openmp, storage
 from txclf.training import fitting
 from txclf.training.fitting import Report
@@ -34,8 +35,7 @@ from txclf.training.progress import Interrupted, Progress
 PAIRS = 16
 """Pairs of a step; about half of them have one label."""
 LEARNING_RATE = 5e-5
-"""Peak learning rate, after a tenth of the steps. A fixed one, so trials share the encoder."""
-WEIGHT_DECAY = 0.01
+"""Peak learning rate. A fixed one, so trials share the encoder."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -179,6 +179,8 @@ def _fit(encoder: Any, config: WorkerConfig, show: Callable[[int], None]) -> Non
 
     from txclf.data import shards
     from txclf.data.batches import TokenRows
+    from txclf.training.lr_schedule import schedule_learning_rate
+    from txclf.training.optim import parameter_groups
     from txclf.training.precision import choose_precision
 
     run = config.run
@@ -201,23 +203,16 @@ def _fit(encoder: Any, config: WorkerConfig, show: Callable[[int], None]) -> Non
         mean: torch.Tensor = (states.float() * inside[..., None]).sum(dim=1) / inside.sum(dim=1, keepdim=True)
         return mean
 
-    parameters = [one for one in encoder.parameters() if one.requires_grad]
-    groups = [
-        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": WEIGHT_DECAY},
-        {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
-    ]
-    steps = run.train.contrastive_steps
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
-    warmup = max(1, steps // 10)
+    steps, train = run.train.contrastive_steps, Train(learning_rate=LEARNING_RATE, schedule="linear")
+    optimizer = torch.optim.AdamW(parameter_groups(encoder, train), lr=LEARNING_RATE, fused=True)
+    schedule = schedule_learning_rate(optimizer, train, 0, steps)
     for step, found in enumerate(pairs(labels[labelled], steps, run.seed)):
-        rate = LEARNING_RATE * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         both = vectors(labelled[np.concatenate([found.first, found.second])])
         wanted = torch.from_numpy(found.same).to(device, torch.float32)
         loss = mse_loss(cosine_similarity(both[:PAIRS], both[PAIRS:]), wanted)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(encoder.parameters(), train.max_grad_norm)
         optimizer.step()
+        schedule.step()
         show(step + 1)

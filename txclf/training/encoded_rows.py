@@ -41,10 +41,9 @@ def sidecar(config: WorkerConfig) -> Sidecar | None:
     model = _network(config)
     if _pooling(config, model) is None:
         return None
-    encoder = config.taught or config.encoder
-    assert encoder is not None
+    assert config.first_encoder is not None
     # The hash of the model's files is the name of their folder. Mixed precision changes the vectors a little.
-    parts = [encoder.rstrip("/").rpartition("/")[2], str(run.train.precision == "fp32")]
+    parts = [config.first_encoder.rstrip("/").rpartition("/")[2], str(run.train.precision == "fp32")]
     if mean_pooling.is_used(model.network.config):  # others have the names that they had before
         parts.append("mean")
     digest = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
@@ -59,9 +58,8 @@ def sidecar(config: WorkerConfig) -> Sidecar | None:
 def _network(config: WorkerConfig) -> PretrainedClassifier:
     from txclf.training import pretrained_network
 
-    encoder = config.taught or config.encoder
-    assert encoder is not None
-    model = pretrained_network.network(encoder, config.run, config.manifest()).eval()
+    assert config.first_encoder is not None
+    model = pretrained_network.network(config.first_encoder, config.run, config.manifest()).eval()
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -57,6 +57,11 @@ class WorkerConfig:
     """Weights of an encoder that has learned so, from which the model starts."""
 
     @property
+    def first_encoder(self) -> str | None:
+        """Folder of the pretrained model from which the run starts: after what it has learned from pairs, if it has."""
+        return self.taught or self.encoder
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the shards that a worker reads."""
         return self.run.task_spec.shard_columns

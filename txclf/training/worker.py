@@ -71,7 +71,7 @@ def fit(
         config.prepared,
         vectors=config.vectors,
         source=source,
-        encoder=config.taught or config.encoder,
+        encoder=config.first_encoder,
         sidecars=config.sidecars,
         masked=config.masked,
     )
