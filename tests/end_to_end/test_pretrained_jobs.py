@@ -35,9 +35,9 @@ def test_distill_job_learns_from_the_bundle_of_its_teacher(tmp_path: Path, encod
     overrides = [f"data.train={data}", "data.test=null", f"storage={tmp_path}", "train.epochs=1"]
     jobs, teacher = JOBS[0].parent, f"{tmp_path}/minilm_{name}/model"
     txclf.train(jobs / f"minilm_{name}.yaml", [*overrides, f"model.pretrained={encoder}"])
-    if name == "trec":  # which starts from the tokenizer and the word vectors of its teacher
-        files = [f"tokenizer.file={teacher}/tokenizer.json", f"model.word_vectors={teacher}"]
-        overrides += [*files, "model.hidden_size=32", "data.altered_copies=2"]
+    overrides += [f"model.word_vectors={teacher}", "model.hidden_size=32"]  # both start from the vectors of their teacher
+    if name == "trec":
+        overrides += [f"tokenizer.file={teacher}/tokenizer.json", "data.altered_copies=2"]
     summary = txclf.distill(teacher, jobs / f"distill_{name}.yaml", overrides=overrides)
     assert summary.steps > 0
     assert txclf.Classifier.load(f"{tmp_path}/distill_{name}/model").metadata.labels == ["neg", "pos"]
