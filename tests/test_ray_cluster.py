@@ -1,12 +1,15 @@
-"""Checks of the cluster that need no Ray process."""
+"""Connection to Ray, and checks of the cluster."""
 
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
+import ray
+from ray._private import node, parameter
 
-from txclf import ray_cluster
+from txclf import ray_cluster, upstream
 from txclf.config.sections import Compute
 from txclf.core.errors import ClusterError
 
@@ -35,8 +38,20 @@ def test_connected_closed_port_is_refused_at_once(monkeypatch: pytest.MonkeyPatc
         pass
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_connected_local_ray_has_no_monitors_and_no_api_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = parameter.RayParams, node.Node.start_api_server
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # Ray's own word for what happens without an address
+    with ray_cluster.connected(Compute(workers=1)):
+        assert (parameter.RayParams, node.Node.start_api_server) == whole
+        started: Any = ray._private.worker._global_node
+        assert set(started.all_processes) - {"reaper"} == {"gcs_server", "raylet"}
+        assert upstream.is_lean()
+        assert ray.get(ray.remote(num_cpus=0)(upstream.is_lean).remote())
+
+
 @pytest.mark.parametrize(
-    ("node", "cpus", "gpus", "workers"),
+    ("resources", "cpus", "gpus", "workers"),
     [
         ({"CPU": 8.0}, 2, 0, 4),
         ({"CPU": 8.0, "GPU": 1.0}, 2, 0.5, 2),
@@ -45,6 +60,6 @@ def test_connected_closed_port_is_refused_at_once(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_room_of_a_node_is_limited_by_its_scarcest_resource(
-    node: dict[str, float], cpus: float, gpus: float, workers: int
+    resources: dict[str, float], cpus: float, gpus: float, workers: int
 ) -> None:
-    assert ray_cluster._room(node, {"CPU": cpus, "GPU": gpus}) == workers
+    assert ray_cluster._room(resources, {"CPU": cpus, "GPU": gpus}) == workers

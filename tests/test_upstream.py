@@ -163,23 +163,6 @@ class Group:
         return [call(*arguments)]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_init_lean_starts_no_monitors_and_no_api_server(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with upgrade("ray"):
-        from ray._private import node, parameter
-
-        whole = parameter.RayParams, node.Node.start_api_server
-        upstream.init_lean(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-        try:
-            assert upstream.is_lean()
-            assert (parameter.RayParams, node.Node.start_api_server) == whole
-            started: Any = ray._private.worker._global_node
-            assert set(started.all_processes) - {"reaper"} == {"gcs_server", "raylet"}
-            assert ray.get(ray.remote(num_cpus=0)(upstream.is_lean).remote())
-        finally:
-            ray.shutdown()
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own context
 def test_start_lightly_leaves_the_cleaner_out() -> None:
     with upgrade("ray"):

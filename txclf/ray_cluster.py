@@ -55,6 +55,7 @@ def connected(compute: Compute) -> Iterator[None]:
             yield
         return
     address = compute.address or os.environ.get("RAY_ADDRESS")
+    address = None if address == "local" else address
     with _environment({**SETTINGS, **(CLUSTER_SETTINGS if address else LOCAL_SETTINGS)}):
         _join(address)
         try:
@@ -81,7 +82,7 @@ def _join(address: str | None) -> None:
     log: dict[str, Any] = {"log_to_driver": is_verbose, "logging_level": logging.INFO if is_verbose else logging.ERROR}
     for name in ("ray.data", "ray.train", "ray.tune") if not is_verbose else ():
         logging.getLogger(name).setLevel(logging.ERROR)
-    if address and address not in ("auto", "local"):
+    if address and address != "auto":
         _require_answer(address)
     # Ray replaces the handler of SIGTERM, and its own would end the driver without a checkpoint.
     handler = signal.getsignal(signal.SIGTERM)

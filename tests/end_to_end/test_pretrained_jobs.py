@@ -35,7 +35,7 @@ def test_distill_job_learns_from_the_bundle_of_its_teacher(tmp_path: Path, encod
     overrides = [f"data.train={data}", "data.test=null", f"storage={tmp_path}", "train.epochs=1"]
     jobs, teacher = JOBS[0].parent, f"{tmp_path}/minilm_{name}/model"
     txclf.train(jobs / f"minilm_{name}.yaml", [*overrides, f"model.pretrained={encoder}"])
-    overrides += [f"model.word_vectors={teacher}", "model.hidden_size=32"]  # both start from the vectors of their teacher
+    overrides += [f"model.word_vectors={teacher}", "model.hidden_size=32"]  # both start from its vectors
     if name == "trec":
         overrides += [f"tokenizer.file={teacher}/tokenizer.json", "data.altered_copies=2"]
     summary = txclf.distill(teacher, jobs / f"distill_{name}.yaml", overrides=overrides)

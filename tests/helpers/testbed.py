@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ BEDS = itertools.count()
 TOKEN = secrets.token_hex(16)
 METRICS = 8080
 """Port of the head's metrics, in its own namespace."""
+STARTED = b"Ray runtime started."
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -135,7 +137,7 @@ class Testbed:
                 [*within, *words], stdout=log, stderr=log, env=self._environment(), start_new_session=True
             )
         node = self.nodes[name] = Node(name, address, process, within)
-        self._wait_for(len(self.nodes), cpus)
+        self._wait_for(node)
         return node
 
     def start(self, *words: str, **settings: Any) -> subprocess.Popen[str]:
@@ -229,30 +231,21 @@ class Testbed:
         )
         return path
 
-    def _wait_for(self, count: int, cpus: int) -> None:
-        """Wait until that many nodes are alive, by asking the cluster from the head node."""
-        code = f"""
-import ray, time
-for attempt in range(100):
-    try:
-        ray.init(address="{self.address}", logging_level=50, log_to_driver=False)
-        break
-    except ConnectionError:
-        time.sleep(0.5)
-while sum(node["Alive"] for node in ray.nodes()) < {count}:
-    time.sleep(0.2)
-"""
-        head = next(iter(self.nodes.values()))
-        subprocess.run(
-            [*head.within, sys.executable, "-c", code], check=True, timeout=120, env=environment(), capture_output=True
-        )
+    def _wait_for(self, node: Node) -> None:
+        """Wait until `ray start` says that the cluster has the node."""
+        log, deadline = self.folder / f"{node.name}.log", time.monotonic() + 120
+        while STARTED not in (said := log.read_bytes()):
+            if node.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"node {node.name} did not start: {said.decode(errors='replace')[-2000:]}")
+            time.sleep(0.1)
 
     def _environment(self) -> dict[str, str]:
         """Return the environment of the nodes: Ray is started by its path, without an activated environment."""
         path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if part != str(Path(RAY).parent))
         enabled = "1" if self.with_dashboard else "0"
         fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"} if self.autoscaling else {}
-        return {**environment(), **fake, "PATH": path, "RAY_enable_metrics_collection": enabled}
+        own = {"PATH": path, "PYTHONUNBUFFERED": "1", "RAY_enable_metrics_collection": enabled}
+        return {**environment(), **fake, **own}
 
     def _ip(self, *words: str) -> None:
         subprocess.run(["ip", *words], check=True, capture_output=True)
