@@ -223,9 +223,15 @@ def test_fine_tuned_model_keeps_its_head(tmp_path: Path, few: str, encoder: str)
 
 
 @pytest.mark.faults
-def test_a_worker_of_ray_teaches_the_same_encoder(tmp_path: Path, few: str, encoder: str, local_ray: None) -> None:
+def test_a_worker_of_ray_teaches_the_same_encoder_also_after_a_stop(
+    tmp_path: Path, few: str, encoder: str, local_ray: None
+) -> None:
     here = txclf.train(short(tmp_path / "a", few, encoder, "model.dropout=0"))
-    there = txclf.train(short(tmp_path / "b", few, encoder, "model.dropout=0", "compute.workers=1"))
+    run = short(tmp_path / "b", few, encoder, "model.dropout=0", "compute.workers=1")
+    with pytest.raises(Interrupted):
+        train(run, txclf.prepare(run), lambda progress: progress.stage == "preparing" and progress.step > 0)
+    assert not taught(txclf.prepare(run))
+    there = txclf.train(run, resume=True)
     (one,), (two,) = taught(here.prepared), taught(there.prepared)
     weights = load_file(one)
     for name, value in load_file(two).items():

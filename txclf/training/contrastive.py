@@ -17,7 +17,8 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -75,14 +76,11 @@ def ready(config: WorkerConfig, report: Report, notes: list[str]) -> WorkerConfi
         with lease.held(folder, wait, math.inf, work="teaches the same encoder") as holding:
             if not storage.exists(storage.join(folder, pretrained.SOURCE)):
                 show(0)
-                if config.run.compute.on_ray:
-                    from txclf import ray_cluster
-                    from txclf.training.distributed import worker_task
-
-                    ray_cluster.require(config.run.compute)
-                    worker_task.call(config.run.compute, _learn, config, folder)
-                else:
-                    _learn(config, folder, show, holding.require)
+                with closing(_steps(config, folder)) as done:
+                    for step in done:
+                        show(step)
+                        if step == steps:  # before the encoder is written
+                            holding.require()
                 holding.require()
                 storage.write_json(storage.join(folder, pretrained.SOURCE), {"name": config.encoder, "commit": None})
     return replace(config, taught=folder)
@@ -130,16 +128,19 @@ def _without(rows: Ints, row: np.int64) -> Ints:
     return rows[rows != row] if len(rows) > 1 else rows
 
 
-def _learn(
-    config: WorkerConfig,
-    folder: str,
-    show: Callable[[int], None] = lambda done: None,
-    require: Callable[[], None] = lambda: None,
-) -> None:
-    """Teach the encoder of a run and write it to a folder.
+def _steps(config: WorkerConfig, folder: str) -> Generator[int]:
+    """Return the generator of `_learn`, in this process or on Ray."""
+    if not config.run.compute.on_ray:
+        return _learn(config, folder)
+    from txclf import ray_cluster
+    from txclf.training.distributed import worker_task
 
-    `show` receives the steps done. `require` is called before anything is written.
-    """
+    ray_cluster.require(config.run.compute)
+    return worker_task.stream(config.run.compute, _learn, config, folder)
+
+
+def _learn(config: WorkerConfig, folder: str) -> Generator[int]:
+    """Teach the encoder of a run and write it to a folder. Yields the steps done."""
     from safetensors.torch import save_file
 
     from txclf.model import mean_pooling
@@ -153,11 +154,10 @@ def _learn(
         learning = run.model.model_copy(update={"freeze": "none"}) if run.model.freeze == "encoder" else run.model
         encoder = mean_pooling.detached(PretrainedClassifier.load(source, settings, learning).network)
         with openmp.spinning_on_free_cpus():
-            _fit(encoder, config, show)
+            yield from _fit(encoder, config)
         for file in os.listdir(source):
-            if file.endswith(pretrained.TEXT_ENDINGS) and not file.endswith(
-                ".index.json"
-            ):  # of several files of weights
+            is_index = file.endswith(".index.json")  # of several files of weights
+            if file.endswith(pretrained.TEXT_ENDINGS) and not is_index:
                 shutil.copy(os.path.join(source, file), target)
         weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
         save_file(
@@ -166,14 +166,13 @@ def _learn(
             {"format": "pt"},
         )
         mean_pooling.plain(settings).save_pretrained(target)
-        require()
         for file in os.listdir(target):
             if file != pretrained.SOURCE:
                 storage.copy_file(os.path.join(target, file), storage.join(folder, file))
 
 
-def _fit(encoder: Any, config: WorkerConfig, show: Callable[[int], None]) -> None:
-    """Teach an encoder, in place."""
+def _fit(encoder: Any, config: WorkerConfig) -> Iterator[int]:
+    """Teach an encoder, in place. Yields the steps done."""
     import torch
     from torch.nn.functional import cosine_similarity, mse_loss
 
@@ -215,4 +214,4 @@ def _fit(encoder: Any, config: WorkerConfig, show: Callable[[int], None]) -> Non
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), train.max_grad_norm)
         optimizer.step()
         schedule.step()
-        show(step + 1)
+        yield step + 1

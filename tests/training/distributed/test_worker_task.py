@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import ray
 import torch
 
+from tests.helpers.waiting import wait_until
 from txclf.config.sections import Compute
 from txclf.core.errors import ClusterError, DataError
 from txclf.training.distributed import worker_task
@@ -31,6 +35,22 @@ def _die(marks: str) -> None:
     Path(marks, str(os.getpid())).touch()
     if len(os.listdir(marks)) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _count(marks: str) -> Iterator[int]:
+    """Yield 0 and 1, in the second process after the first died; then write down whether more were asked for."""
+    yield 0
+    _die(marks)
+    yield 1
+    try:
+        time.sleep(60)
+    finally:
+        Path(marks, "ended").touch()
+
+
+def _count_and_refuse() -> Iterator[int]:
+    yield 0
+    _refuse()
 
 
 def _die_always() -> None:
@@ -70,6 +90,21 @@ def test_call_in_a_placement_group_without_room_runs_outside_of_it() -> None:
 def test_call_killed_process_is_started_again(tmp_path: Path) -> None:
     worker_task.call(Compute(workers=1), _die, str(tmp_path))
     assert len(os.listdir(tmp_path)) == 2
+
+
+def test_stream_killed_process_is_started_again_and_closing_ends_the_task(tmp_path: Path) -> None:
+    with closing(worker_task.stream(Compute(workers=1), _count, str(tmp_path))) as values:
+        assert [next(values), next(values)] == [0, 1]
+        assert len(os.listdir(tmp_path)) == 2
+    wait_until(lambda: (tmp_path / "ended").exists())
+
+
+def test_stream_keeps_the_type_of_errors() -> None:
+    values = worker_task.stream(Compute(workers=1), _count_and_refuse)
+    assert next(values) == 0
+    with pytest.raises(DataError, match="Copy it again") as caught:
+        next(values)
+    assert type(caught.value) is DataError
 
 
 @pytest.mark.faults

@@ -1,9 +1,10 @@
-"""One function as a Ray task with the resources of a worker."""
+"""One function, or one generator, as a Ray task with the resources of a worker."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ray
@@ -20,30 +21,76 @@ def call(compute: Compute, function: Callable[..., Result], *arguments: Any) -> 
 
     Raises the function's `TxclfError`, or `ClusterError` if the task's process or node dies too often.
     """
-    task = ray.remote(_run).options(
+    with _one_message():
+        return _value(_task(compute, _run).remote(compute, function, arguments))  # type: ignore[no-any-return]
+
+
+def stream(compute: Compute, function: Callable[..., Iterator[Result]], *arguments: Any) -> Generator[Result]:
+    """Yield what `function(*arguments)` yields in a task with the CPUs and GPUs of one worker.
+
+    The task does not wait for the values to be taken. It ends when the iterator is closed. Raises as `call`.
+    """
+    values = _task(compute, _stream, num_returns="streaming").remote(compute, function, arguments)
+    try:
+        with _one_message():
+            for reference in values:
+                yield _value(reference)
+    finally:
+        ray.cancel(values)
+
+
+def _task(compute: Compute, function: Callable[..., Any], **options: Any) -> Any:
+    return ray.remote(function).options(
         num_cpus=compute.cpus_per_worker,
         num_gpus=compute.gpus_per_worker or None,
         scheduling_strategy="DEFAULT",  # not in the placement group of a trial, which has no room for it
+        **options,
     )
+
+
+def _value(reference: Any) -> Any:
+    value, error = ray.get(reference)
+    if error is not None:
+        raise error
+    return value
+
+
+@contextmanager
+def _one_message() -> Iterator[None]:
+    """Turn Ray's errors within the block, except bugs of the task, into `ClusterError`."""
     try:
-        result, error = ray.get(task.remote(compute, function, arguments))
+        yield
     except ray.exceptions.RayTaskError:
         raise  # a bug: keep its traceback
     except ray.exceptions.RayError as failure:
         raise ClusterError(
             f"a task of the run died: {failure}. Finished work is kept: pass --resume to continue."
         ) from None
-    if error is not None:
-        raise error
-    return result  # type: ignore[no-any-return]
+
+
+def _stream(
+    compute: Compute, function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]
+) -> Iterator[tuple[Any, TxclfError | None]]:
+    """Yield values without error or, because Ray changes the type of a raised error, one without value."""
+    _limit(compute)
+    try:
+        for value in function(*arguments):
+            yield value, None
+    except TxclfError as error:
+        yield None, error
 
 
 def _run(compute: Compute, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, TxclfError | None]:
-    """Return the result and the error of a function, because Ray changes the type of a raised error."""
-    if not compute.gpus_per_worker:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the GPUs belong to tasks that request them
-    torch.set_num_threads(max(1, int(compute.cpus_per_worker)))
+    """Return the result and the error of a function."""
+    _limit(compute)
     try:
         return function(*arguments), None
     except TxclfError as error:
         return None, error
+
+
+def _limit(compute: Compute) -> None:
+    """Limit this process to the threads and GPUs of a worker."""
+    if not compute.gpus_per_worker:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the GPUs belong to tasks that request them
+    torch.set_num_threads(max(1, int(compute.cpus_per_worker)))
