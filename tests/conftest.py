@@ -78,16 +78,32 @@ def pair_data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """Start one local Ray of three logical CPUs for a whole file."""
+    """Start one local Ray of three logical CPUs for a whole file, as a run starts its own."""
+    import ray
+
+    from txclf import ray_cluster, upstream
+
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in {**ray_cluster.SETTINGS, **ray_cluster.LOCAL_SETTINGS}.items():
+            environment.setenv(name, value)
+        upstream.init_lean(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster_ray() -> Iterator[None]:
+    """Start a Ray like `local_ray`, but with everything that a cluster has."""
     import ray
 
     from txclf import ray_cluster
 
-    for name, value in ray_cluster.SETTINGS.items():
-        os.environ.setdefault(name, value)
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in {**ray_cluster.SETTINGS, **ray_cluster.CLUSTER_SETTINGS}.items():
+            environment.setenv(name, value)
+        ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_train_on_a_signal_saves_a_checkpoint_and_resumes(
 ) -> None:
     overrides = [str(ROOT / "jobs/tiny.yaml"), f"storage={tmp_path}", f"data.train={folder}/train.csv", *SMALL]
     overrides += [
-        "train.epochs=60",
+        "train.epochs=25",
         "train.early_stopping_patience=0",
         f"compute.workers={workers}",
         "compute.cpus_per_worker=0.5",

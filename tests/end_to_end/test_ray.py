@@ -99,15 +99,15 @@ def test_encoder_learns_from_masked_tokens_on_two_workers_as_in_one_process(tmp_
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.faults)])
-def test_validation_on_five_workers_scores_three_rows_once(tmp_path: Path, data: str, strategy: str) -> None:
+def test_validation_on_more_workers_than_rows_scores_each_once(tmp_path: Path, data: str, strategy: str) -> None:
     valid = tmp_path / "valid.csv"
-    valid.write_text("text,label\nthe good film,pos\nbad plot,neg\na good score of the actor,pos\n")
-    words = ["compute.workers=5", "compute.cpus_per_worker=0.5", f"compute.strategy={strategy}", "model.dropout=0"]
+    valid.write_text("text,label\nthe good film,pos\nbad plot,neg\n")
+    words = ["compute.workers=3", "compute.cpus_per_worker=0.5", f"compute.strategy={strategy}", "model.dropout=0"]
     run, summary = trained(tmp_path, data, *words, f"data.valid={valid}", "train.epochs=1")
     here, _ = trained(tmp_path, data, "name=here", "model.dropout=0", f"data.valid={valid}", "train.epochs=1")
     one, two = lines(run)[-1], lines(here)[-1]
-    assert summary.workers == 5
-    assert one["valid_rows"] == two["valid_rows"] == 3
+    assert summary.workers == 3
+    assert one["valid_rows"] == two["valid_rows"] == 2
     assert one["valid_loss"] == pytest.approx(two["valid_loss"], rel=2e-3)
 
 
