@@ -165,13 +165,14 @@ def test_export_file_below_min_agreement_is_not_kept(model: str, tmp_path: Path)
 
 def test_export_command_compares_on_the_rows_of_data(model: str, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "alone")
-    (tmp_path / "rows.csv").write_text("text\n" + "\n".join(TEXTS) + "\n")
+    rows = [f"{number};{text}" for number, text in enumerate([*TEXTS, "die gr\u00f6\u00dfte Freude", "ein \u00c4rger"])]
+    (tmp_path / "rows.csv").write_text("id;text\n" + "\n".join(rows) + "\n", encoding="latin-1")  # as Excel writes it
     alone = str(tmp_path / "alone")
     with pytest.raises(ConfigError, match=r"not in a finished run, .* --data"):
         export(alone)
     done = txclf(tmp_path, "export", alone, "--data", "rows.csv", "--format", "onnx")
     assert done.returncode == 0, done.stderr
-    assert "4 rows by each file and by the bundle" in done.stdout
+    assert "6 rows by each file and by the bundle" in done.stdout
     assert "100.00%" in done.stdout
     assert sorted(path.name for path in (tmp_path / "alone/export").iterdir()) == [
         "export.json",

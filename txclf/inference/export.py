@@ -30,7 +30,7 @@ from torch import Tensor
 
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
-from txclf.data import records, shards, sources
+from txclf.data import detect, records, shards, sources
 from txclf.data.batches import TokenRows, padded
 from txclf.data.sampler import Ints, scoring_batches
 from txclf.data.tokenizer import target_ends
@@ -198,9 +198,10 @@ def _require_packages(formats: Sequence[Format]) -> None:
 
 
 def _texts(model: Model, data: Sequence[str], count: int) -> list[tuple[str, ...]]:
-    """Return the text columns of the first rows of files."""
+    """Return the text columns of the first rows of files, whose encoding and delimiter are found out."""
     columns = tuple(model.metadata.text_columns)
-    batches = (batch for source in sources.find_sources(data) for batch, _ in records.read_rows(source, columns, None))
+    found = sources.find_sources(data, *detect.of_files(sources.find_sources(data)))
+    batches = (batch for source in found for batch, _ in records.read_rows(source, columns, None))
     texts = list(islice((text for batch in batches for text in batch.texts), count))
     if not texts:
         raise DataError(f"no usable row in {', '.join(data)}. Pass --data with files that have rows.")
