@@ -38,12 +38,14 @@ def _die(marks: str) -> None:
 
 
 def _count(marks: str) -> Iterator[int]:
-    """Yield 0 and 1, in the second process after the first died; then write down whether more were asked for."""
+    """Yield 0 and 1, in the second process after the first died, and go on for a minute."""
     yield 0
     _die(marks)
     yield 1
     try:
-        time.sleep(60)
+        for _ in range(600):
+            time.sleep(0.1)
+        Path(marks, "finished").touch()
     finally:
         Path(marks, "ended").touch()
 
@@ -97,6 +99,7 @@ def test_stream_killed_process_is_started_again_and_closing_ends_the_task(tmp_pa
         assert [next(values), next(values)] == [0, 1]
         assert len(os.listdir(tmp_path)) == 2
     wait_until(lambda: (tmp_path / "ended").exists())
+    assert not (tmp_path / "finished").exists()
 
 
 def test_stream_keeps_the_type_of_errors() -> None:

@@ -35,8 +35,9 @@ def stream(compute: Compute, function: Callable[..., Iterator[Result]], *argumen
         with _one_message():
             for reference in values:
                 yield _value(reference)
-    finally:
+    except GeneratorExit:
         ray.cancel(values)
+        raise
 
 
 def _task(compute: Compute, function: Callable[..., Any], **options: Any) -> Any:
