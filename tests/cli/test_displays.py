@@ -38,7 +38,12 @@ def test_training_display_describes_stage_loss_and_speed(capsys: pytest.CaptureF
         bar.printed -= console.PLAIN_SECONDS
         progress = Progress("validating", step=5, total_steps=10, epoch=0.5, train_loss=0.125, tokens_per_second=1234.0)
         displays.TrainingDisplay(bar).show(progress)
-    assert capsys.readouterr().err == "validating: 5 of 10 epoch 0.50  loss 0.1250  1,234 tokens/s\n"
+        bar.printed -= console.PLAIN_SECONDS
+        displays.TrainingDisplay(bar).show(Progress("bundling", 7, 7))
+    assert capsys.readouterr().err.splitlines() == [
+        "validating: 5 of 10 epoch 0.50  loss 0.1250  1,234 tokens/s",
+        "bundling: 7 steps done",
+    ]
 
 
 def test_search_display_without_a_terminal_prints_each_event_once(capsys: pytest.CaptureFixture[str]) -> None:

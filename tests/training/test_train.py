@@ -236,15 +236,18 @@ def test_train_checkpoints_by_steps_share_or_time(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch, every: str, steps: set[int]
 ) -> None:
     run = tiny(tmp_path, data, "train.epochs=1", f"train.checkpoint_every={every}")
-    saved: set[int] = set()
+    saved, stages = set[int](), dict[str, int]()
 
     def watch(progress: Progress) -> bool:
+        stages[progress.stage] = progress.step
         saved.update(checkpoint.step for checkpoint in checkpoints.committed(f"{run.run_folder}/checkpoints"))
         return False
 
     monkeypatch.setattr(callbacks, "REPORT_INTERVAL_S", 0.0)
     summary = train(run, prepare(run), watch)
     saved.update(checkpoint.step for checkpoint in checkpoints.committed(f"{run.run_folder}/checkpoints"))
+    assert list(stages) == ["training", "validating", "bundling"]
+    assert stages["bundling"] == summary.steps
     assert saved | {summary.steps} == {step for step in steps if step <= summary.steps} | {summary.steps}
 
 

@@ -33,9 +33,11 @@ class TrainingDisplay:
         """Update the bar; print new notes and new validation scores."""
         for note in progress.notes[self.shown_notes :]:
             self.bar.line(note)
-        self.shown_notes = len(progress.notes)
+        self.shown_notes = max(self.shown_notes, len(progress.notes))
         if progress.stage == "preparing":
             self.bar.update(progress.step, progress.total_steps, "rows read")
+        elif progress.stage == "bundling":
+            self.bar.update(progress.step, None, "steps done", title=progress.stage)
         elif progress.total_steps:
             self.bar.update(progress.step, progress.total_steps, _describe(progress), title=progress.stage)
         else:

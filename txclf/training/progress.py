@@ -15,8 +15,9 @@ class Interrupted(Exception):
 class Progress:
     """Progress of a run as the driver shows it; plain numbers, so that it travels."""
 
-    stage: Literal["preparing", "training", "validating"] = "training"
-    """`preparing` while a network reads the rows once: `step` and `total_steps` count rows then."""
+    stage: Literal["preparing", "training", "validating", "bundling"] = "training"
+    """`preparing` while a network reads the rows once: `step` and `total_steps` count rows then. `bundling` after the
+    last step, while the bundle is made and the linear model on n-grams is fitted."""
     step: int = 0
     total_steps: int = 0
     epoch: float = 0.0

@@ -196,6 +196,7 @@ def train(
                 effect = pretraining.result(config)
             elif config.pretrained_encoder:
                 stats, saved, effect = pretraining.compared(config, stats, report, notes)
+            report(Progress("bundling", stats.steps, stats.steps))  # a stop would save nothing
             return _finish(config, stats, saved, effect, holding)
 
 
