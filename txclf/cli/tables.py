@@ -141,8 +141,8 @@ def print_search_summary(run: RunConfig, search: Search) -> None:
     ]
     console.table("Result", ["", ""], rows)
     folder = run.run_folder
-    lines.out(f"run file of the winner: {folder}/best.yaml\nall trials:  {folder}/trials.csv, trials.parquet")
-    lines.out(f"model:       {folder}/model")
+    lines.out(f"winner:     {folder}/best.yaml\nall trials: {folder}/trials.csv, trials.parquet")
+    lines.out(f"model:      {folder}/model")
 
 
 def trial_table(
