@@ -83,9 +83,7 @@ def local_ray() -> Iterator[None]:
 
     from txclf import ray_cluster, upstream
 
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {**ray_cluster.SETTINGS, **ray_cluster.LOCAL_SETTINGS}.items():
-            environment.setenv(name, value)
+    with ray_cluster.environment({**ray_cluster.SETTINGS, **ray_cluster.LOCAL_SETTINGS}):
         upstream.init_lean(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
@@ -93,14 +91,12 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cluster_ray() -> Iterator[None]:
-    """Start a Ray like `local_ray`, but with everything that a cluster has."""
+    """Start a Ray like `local_ray`, on which a run has all of Ray Train's actors, as on a cluster."""
     import ray
 
     from txclf import ray_cluster
 
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {**ray_cluster.SETTINGS, **ray_cluster.CLUSTER_SETTINGS}.items():
-            environment.setenv(name, value)
+    with ray_cluster.environment({**ray_cluster.SETTINGS, **ray_cluster.CLUSTER_SETTINGS}):
         ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()

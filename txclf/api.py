@@ -108,8 +108,8 @@ def train(
     `data.text` and `data.label` name. A table is stored as `storage/tables/<hash>.parquet`. `data` may also be a
     mapping from `train`, `valid` (or `validation`), `test` and `unlabelled` to them, as a `DatasetDict` is.
 
-    `on_progress` is called a few times a second; if it returns True, a checkpoint is saved and `Interrupted` is raised.
-    With `resume` a stopped run continues from its last checkpoint, and a finished one returns its summary.
+    `on_progress` is called a few times a second; if it returns True before the last step, a checkpoint is saved and
+    `Interrupted` raised. With `resume` a stopped run continues from there, and a finished one returns its summary.
 
     Raises `ConfigError` if the run folder exists and `resume` is False, or does not exist and `resume` is True.
 

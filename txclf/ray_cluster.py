@@ -51,12 +51,11 @@ def connected(compute: Compute) -> Iterator[None]:
     starts a local Ray with all cores of this machine. Raises `ClusterError` if the address does not answer.
     """
     if ray.is_initialized():
-        with _environment({} if upstream.is_lean() else CLUSTER_SETTINGS):
+        with environment({} if upstream.is_lean() else CLUSTER_SETTINGS):
             yield
         return
-    address = compute.address or os.environ.get("RAY_ADDRESS")
-    address = None if address == "local" else address
-    with _environment({**SETTINGS, **(CLUSTER_SETTINGS if address else LOCAL_SETTINGS)}):
+    address = cluster_address(compute.address)
+    with environment({**SETTINGS, **(CLUSTER_SETTINGS if address else LOCAL_SETTINGS)}):
         _join(address)
         try:
             yield
@@ -64,8 +63,14 @@ def connected(compute: Compute) -> Iterator[None]:
             ray.shutdown()
 
 
+def cluster_address(address: str | None) -> str | None:
+    """Return the address of the cluster to join, by default that of `RAY_ADDRESS`; None for a local Ray."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address
+
+
 @contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
+def environment(settings: dict[str, str]) -> Iterator[None]:
     """Set the variables that the environment lacks, for the duration of the block."""
     added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)

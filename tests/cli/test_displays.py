@@ -30,7 +30,10 @@ def test_training_display_prints_each_note_and_each_validation_once(capsys: pyte
         progress = Progress(step=5, total_steps=10, epoch=0.5, valid={"valid_loss": 0.25}, notes=["a note", "another"])
         display.show(progress)
         display.show(progress)
-    assert capsys.readouterr().err == "a note\nanother\nepoch 0.50  step 5  valid loss 0.2500\n"
+        display.show(Progress(notes=["a note"]))  # the next stage has the notes of the first and its own
+        display.show(Progress(notes=["a note", "a third", "a third"]))
+    notes = ["a note", "another", "epoch 0.50  step 5  valid loss 0.2500", "a third", "a third"]
+    assert capsys.readouterr().err.splitlines() == notes
 
 
 def test_training_display_describes_stage_loss_and_speed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,11 +41,10 @@ def test_training_display_describes_stage_loss_and_speed(capsys: pytest.CaptureF
         bar.printed -= console.PLAIN_SECONDS
         progress = Progress("validating", step=5, total_steps=10, epoch=0.5, train_loss=0.125, tokens_per_second=1234.0)
         displays.TrainingDisplay(bar).show(progress)
-        bar.printed -= console.PLAIN_SECONDS
         displays.TrainingDisplay(bar).show(Progress("bundling", 7, 7))
     assert capsys.readouterr().err.splitlines() == [
         "validating: 5 of 10 epoch 0.50  loss 0.1250  1,234 tokens/s",
-        "bundling: 7 steps done",
+        "bundling: choosing a checkpoint, fitting the linear model on n-grams if there is one",
     ]
 
 

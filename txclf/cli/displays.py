@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -26,18 +27,24 @@ class TrainingDisplay:
 
     def __init__(self, bar: console.Bar) -> None:
         self.bar = bar
-        self.shown_notes = 0
+        self.shown_notes = Counter[str]()
+        self.is_bundling = False
         self.shown_scores: dict[str, float] = {}
 
     def show(self, progress: Progress) -> None:
         """Update the bar; print new notes and new validation scores."""
-        for note in progress.notes[self.shown_notes :]:
-            self.bar.line(note)
-        self.shown_notes = max(self.shown_notes, len(progress.notes))
+        for note, count in Counter(progress.notes).items():  # those of an earlier stage may be gone
+            for _ in range(count - self.shown_notes[note]):
+                self.bar.line(note)
+            self.shown_notes[note] = max(count, self.shown_notes[note])
         if progress.stage == "preparing":
             self.bar.update(progress.step, progress.total_steps, "rows read")
         elif progress.stage == "bundling":
-            self.bar.update(progress.step, None, "steps done", title=progress.stage)
+            if self.bar.rich:
+                self.bar.update(progress.step, None, "steps done", title=progress.stage)
+            elif not self.is_bundling:  # at once, because nothing else is printed meanwhile
+                self.bar.line("bundling: choosing a checkpoint, fitting the linear model on n-grams if there is one")
+            self.is_bundling = True
         elif progress.total_steps:
             self.bar.update(progress.step, progress.total_steps, _describe(progress), title=progress.stage)
         else:

@@ -300,7 +300,7 @@ class Compute(Section):
     """Worker failures after which a Ray run gives up. Before that, it restarts from the last checkpoint."""
     address: str | None = None
     """Address of the Ray cluster to join: `auto` or `host:port`. null takes the environment variable `RAY_ADDRESS`, or
-    starts a local Ray for this run."""
+    starts a local Ray for this run, as `local` always does."""
 
     @model_validator(mode="after")
     def _min_before_max(self) -> Self:

@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal, get_args
 
@@ -200,12 +201,18 @@ def _require_packages(formats: Sequence[Format]) -> None:
 def _texts(model: Model, data: Sequence[str], count: int) -> list[tuple[str, ...]]:
     """Return the text columns of the first rows of files, whose encoding and delimiter are found out."""
     columns = tuple(model.metadata.text_columns)
-    found = sources.find_sources(data, *detect.of_files(sources.find_sources(data)))
-    batches = (batch for source in found for batch, _ in records.read_rows(source, columns, None))
+    batches = (batch for source in _detected(data) for batch, _ in records.read_rows(source, columns, None))
     texts = list(islice((text for batch in batches for text in batch.texts), count))
     if not texts:
         raise DataError(f"no usable row in {', '.join(data)}. Pass --data with files that have rows.")
     return texts
+
+
+def _detected(data: Sequence[str]) -> Iterator[sources.Source]:
+    """Yield the sources of files, each with the encoding and delimiter that it seems to have."""
+    for source in sources.find_sources(data):
+        encoding, delimiter = detect.of_files([source])
+        yield replace(source, encoding=encoding, delimiter=delimiter)
 
 
 def _sample_rows(model: Model, folder: str, texts: Sequence[tuple[str, ...]] | None, count: int) -> TokenRows:

@@ -222,7 +222,7 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
         room = ray_cluster.room(compute)
         if room < settings.replicas and not ray_cluster.autoscales():
             _require_resources(settings, room)
-        in_shared_cluster = settings.address or os.environ.get("RAY_ADDRESS")
+        in_shared_cluster = ray_cluster.cluster_address(settings.address) is not None
         name = f"txclf-{uuid.uuid4().hex[:8]}"
         ray_serve.start(proxy_location="Disabled")
         application = _deployment(settings).bind(folder, settings.threads, settings.use_gpu, settings.max_batch_size)

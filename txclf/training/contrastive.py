@@ -75,11 +75,13 @@ def ready(config: WorkerConfig, report: Report, notes: list[str]) -> WorkerConfi
 
         with lease.held(folder, wait, math.inf, work="teaches the same encoder") as holding:
             if not storage.exists(storage.join(folder, pretrained.SOURCE)):
-                show(0)
-                with closing(_steps(config, folder)) as done:
-                    for step in done:
-                        show(step)
-                        if step == steps:  # before the encoder is written
+                done = 0
+                show(done)
+                with closing(_steps(config, folder)) as found:
+                    for step in found:
+                        done = done if step is None else step
+                        show(done)
+                        if done == steps:  # in this process before the encoder is written
                             holding.require()
                 holding.require()
                 storage.write_json(storage.join(folder, pretrained.SOURCE), {"name": config.encoder, "commit": None})
@@ -128,8 +130,8 @@ def _without(rows: Ints, row: np.int64) -> Ints:
     return rows[rows != row] if len(rows) > 1 else rows
 
 
-def _steps(config: WorkerConfig, folder: str) -> Generator[int]:
-    """Return the generator of `_learn`, in this process or on Ray."""
+def _steps(config: WorkerConfig, folder: str) -> Generator[int | None] | Generator[int]:
+    """Return the generator of `_learn`, in this process or on Ray, where None comes between the steps."""
     if not config.run.compute.on_ray:
         return _learn(config, folder)
     from txclf import ray_cluster

@@ -17,7 +17,7 @@ class Progress:
 
     stage: Literal["preparing", "training", "validating", "bundling"] = "training"
     """`preparing` while a network reads the rows once: `step` and `total_steps` count rows then. `bundling` after the
-    last step, while the bundle is made and the linear model on n-grams is fitted."""
+    last step, while a checkpoint is chosen and the linear model on n-grams is fitted; a run does not stop then."""
     step: int = 0
     total_steps: int = 0
     epoch: float = 0.0

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -175,6 +176,13 @@ def train(
     if chosen := recipes.described(unsettled, run, rows):
         notes.append(chosen)
 
+    last = Progress()
+
+    def remembered(progress: Progress) -> bool:
+        nonlocal last
+        last = progress
+        return report(progress)
+
     def wait(note: str) -> None:
         if note not in notes:
             notes.append(note)
@@ -190,13 +198,13 @@ def train(
             config = contrastive.ready(config, report, notes)
             config = _with_sidecars(config, report, notes)
             config = pretraining.ready(config, report, notes)
-            stats = fitting.fit(config, report, notes)
+            stats = fitting.fit(config, remembered, notes)
             saved, effect = checkpoints.committed(storage.join(run.run_folder, "checkpoints")), None
             if config.pretrained_encoder and (is_trial or run.train.train_on_valid):
                 effect = pretraining.result(config)
             elif config.pretrained_encoder:
-                stats, saved, effect = pretraining.compared(config, stats, report, notes)
-            report(Progress("bundling", stats.steps, stats.steps))  # a stop would save nothing
+                stats, saved, effect = pretraining.compared(config, stats, remembered, notes)
+            report(replace(last, stage="bundling", step=stats.steps, total_steps=stats.steps))
             return _finish(config, stats, saved, effect, holding)
 
 

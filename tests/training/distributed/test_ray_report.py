@@ -26,7 +26,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("attempts_of_run", [1, pytest.param(2, marks=pytest.mark.faults)])
-def test_ray_train_gets_every_validation_also_after_a_killed_worker(
+def test_ray_train_gets_every_validation_of_each_attempt(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch, attempts_of_run: int
 ) -> None:
     results, fit = list[Result](), TorchTrainer.fit
@@ -76,6 +76,6 @@ def test_ray_train_gets_every_validation_also_after_a_killed_worker(
     assert not left_by_ray
 
     state: Any = ray.get_actor("train_v2_state_actor", namespace="_train_state_actor")
-    shown = list(ray.get(state.get_train_runs.remote()).values())[-1]
+    *_, shown = ray.get(state.get_train_runs.remote()).values()
     assert (shown.name, shown.status) == ("run-1", "FINISHED")
     assert shown.run_settings.train_loop_config["train"]["epochs"] == 6

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import ray
@@ -14,6 +15,8 @@ from txclf.config.sections import Compute
 from txclf.core.errors import ClusterError, TxclfError
 
 Result = TypeVar("Result")
+POLL_S = 0.5
+END_S = 10.0
 
 
 def call(compute: Compute, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -25,19 +28,36 @@ def call(compute: Compute, function: Callable[..., Result], *arguments: Any) -> 
         return _value(_task(compute, _run).remote(compute, function, arguments))  # type: ignore[no-any-return]
 
 
-def stream(compute: Compute, function: Callable[..., Iterator[Result]], *arguments: Any) -> Generator[Result]:
+def stream(compute: Compute, function: Callable[..., Iterator[Result]], *arguments: Any) -> Generator[Result | None]:
     """Yield what `function(*arguments)` yields in a task with the CPUs and GPUs of one worker.
 
-    The task does not wait for the values to be taken. It ends when the iterator is closed. Raises as `call`.
+    None comes every `POLL_S` seconds without a value. The task does not wait for its values to be taken. If the
+    iterator is closed or interrupted, the task has ended afterwards, or `END_S` seconds have passed. Raises as `call`.
     """
     values = _task(compute, _stream, num_returns="streaming").remote(compute, function, arguments)
     try:
         with _one_message():
-            for reference in values:
+            while True:
+                if not ray.wait([values], timeout=POLL_S)[0]:
+                    yield None
+                    continue
+                try:
+                    reference = next(values)
+                except StopIteration:
+                    return
                 yield _value(reference)
-    except GeneratorExit:
-        ray.cancel(values)
+    except BaseException:
+        _end(values)
         raise
+
+
+def _end(values: Any) -> None:
+    """End the task of a stream, and wait for that for at most `END_S` seconds."""
+    deadline = time.monotonic() + END_S
+    with suppress(StopIteration, ray.exceptions.RayError):
+        ray.cancel(values)
+        while ray.wait([values], timeout=max(0.0, deadline - time.monotonic()))[0]:
+            ray.get(next(values))
 
 
 def _task(compute: Compute, function: Callable[..., Any], **options: Any) -> Any:
