@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 # One thread each, before torch is imported: the models of the tests are tiny, and on a small machine more threads only
 # wait for each other.
@@ -79,14 +80,9 @@ def pair_data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """Start one local Ray of three logical CPUs for a whole file, as a run starts its own."""
-    import ray
-
     from txclf import ray_cluster, upstream
 
-    with ray_cluster.environment({**ray_cluster.SETTINGS, **ray_cluster.LOCAL_SETTINGS}):
-        upstream.init_lean(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
+    yield from _ray(ray_cluster.LOCAL_SETTINGS, upstream.init_lean)
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +92,16 @@ def cluster_ray() -> Iterator[None]:
 
     from txclf import ray_cluster
 
-    with ray_cluster.environment({**ray_cluster.SETTINGS, **ray_cluster.CLUSTER_SETTINGS}):
-        ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield from _ray(ray_cluster.CLUSTER_SETTINGS, ray.init)
+
+
+def _ray(settings: dict[str, str], init: Callable[..., Any]) -> Iterator[None]:
+    import ray
+
+    from txclf import ray_cluster
+
+    with ray_cluster.environment({**ray_cluster.SETTINGS, **settings}):
+        init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
 

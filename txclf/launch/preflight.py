@@ -238,10 +238,12 @@ def _request(run: RunConfig) -> Finding:
 
 
 def _authentication() -> Finding:
+    from txclf import ray_cluster
+
     if os.environ.get("RAY_AUTH_MODE") == "token":
         return Finding("pass", "token", "Ray asks for a token")
     advice = "anyone who reaches the head can run code: set RAY_AUTH_MODE=token on every node (docs/ray/clusters.md)"
-    address = os.environ.get("RAY_ADDRESS")
+    address = ray_cluster.cluster_address(None)
     return Finding("warn", "token", "no token is asked for" + (f" at {address}" if address else ""), advice)
 
 

@@ -130,7 +130,7 @@ def _without(rows: Ints, row: np.int64) -> Ints:
     return rows[rows != row] if len(rows) > 1 else rows
 
 
-def _steps(config: WorkerConfig, folder: str) -> Generator[int | None] | Generator[int]:
+def _steps(config: WorkerConfig, folder: str) -> Generator[int | None]:
     """Return the generator of `_learn`, in this process or on Ray, where None comes between the steps."""
     if not config.run.compute.on_ray:
         return _learn(config, folder)

@@ -16,7 +16,9 @@ from txclf.core.errors import ClusterError, TxclfError
 
 Result = TypeVar("Result")
 POLL_S = 0.5
+"""Seconds without a value after which a stream lets its reader look for a request to stop."""
 END_S = 10.0
+"""Seconds that the task of a closed stream has to end."""
 
 
 def call(compute: Compute, function: Callable[..., Result], *arguments: Any) -> Result:
