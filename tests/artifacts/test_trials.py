@@ -112,3 +112,16 @@ def test_run_of_returns_an_ordinary_run(tmp_path: Path) -> None:
     assert trial_run.train.monitor == "valid_f1_macro"
     assert not trial_run.tune.space
     assert run_config.parse(__import__("yaml").safe_load(run_config.dump(trial_run))) == trial_run
+
+
+def test_changes_data_is_true_of_all_keys_that_determine_the_prepared_data() -> None:
+    keys = [
+        "seed",
+        "data.text",
+        "tokenizer.kind",
+        "model.pretrained",
+        "model.revision",
+        "model.dropout",
+        "train.epochs",
+    ]
+    assert [trials.changes_data(key) for key in keys] == [True] * 5 + [False] * 2

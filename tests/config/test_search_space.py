@@ -153,6 +153,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"seed": {"choice": [1]}}, {"metric": "valid_loss", "mode": "max"}, "ranks the worst `valid_"),
     ({"seed": {"choice": [1]}}, {"metric": "loss"}, "`tune.metric`: input should be 'valid_loss'"),
     ({"seed": {"choice": [1]}}, {"search": "optuna", "scheduler": {"kind": "pbt"}}, "both choose settings"),
+    ({"seed": {"grid": [1, 2]}}, {"search": "optuna"}, "`search: optuna` chooses values, and `seed` is a `grid`."),
     ({"seed": {"choice": [1]}}, {"scheduler": {"kind": "hyperband"}}, "`tune.scheduler.kind`: input should be 'asha'"),
 ]
 

@@ -23,6 +23,12 @@ def test_search_without_encoders_varies_the_model_from_scratch() -> None:
     assert (first.train.learning_rate, first.model.hidden_size) == (1e-3, 128)
 
 
+def test_search_keeps_what_the_run_file_says_of_searches() -> None:
+    words = ["data.train=a.csv", "tune.metric=valid_accuracy", "tune.max_concurrent=1", "tune.trials=3"]
+    run = race.search(run_config.load(None, words), "10m")
+    assert (run.tune.metric, run.tune.max_concurrent, run.tune.trials) == ("valid_accuracy", 1, race.TRIALS)
+
+
 def test_search_tries_each_encoder_with_its_recipe_first(tmp_path: Path) -> None:
     for name in ("small", "large"):
         write_encoder(tmp_path / name, "bert")

@@ -21,7 +21,8 @@ from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf import Classifier
 from txclf.artifacts import attempts, checkpoints, trials
 from txclf.artifacts.trials import Trial
-from txclf.config import run_config
+from txclf.config import recipes, run_config
+from txclf.config.dotted import changed, flatten_dotted
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.data.prepare import prepare
@@ -61,6 +62,25 @@ def open_and_close(run: RunConfig, resume: bool = False) -> None:
         pass
 
 
+def summary_of(winner: int, settings: dict[str, Any]) -> Search:
+    """Return the summary of a finished search."""
+    return Search(
+        version="0",
+        metric="valid_accuracy",
+        trials=4,
+        finished=4,
+        stopped=0,
+        failed=0,
+        winner=winner,
+        best={"valid_accuracy": 0.9},
+        settings=settings,
+        epochs=3.0,
+        epochs_to_the_end=3.0,
+        importance={},
+        seconds=1.0,
+    )
+
+
 def told(run: RunConfig) -> list[tuple[int, str, dict[str, Any], float]]:
     """Of each trial: its number, how it ended, its settings, its best."""
     metric = trials.metric(run)
@@ -94,6 +114,31 @@ def test_tune_writes_tables_a_run_file_and_a_model(tmp_path: Path, data: str) ->
     assert summary.calibration
     assert calibration.temperature == pytest.approx(summary.calibration.temperature, rel=1e-3) != 1.0
     assert calibration.rows == summary.calibration.rows
+    # Extended and stopped, the search is not finished any more.
+    with tune.opened(run, extend=1) as more, pytest.raises(Interrupted):
+        tune.tune(more, tune.plan(more), lambda standing: True)
+    assert not Path(run.run_folder, tune.SUMMARY).exists()
+
+
+def test_refit_run_trains_the_winner_with_what_its_rows_settled(tmp_path: Path) -> None:
+    given = {"storage": str(tmp_path), "name": "search", "train": {"monitor": "valid_accuracy"}}
+    run = run_config.parse({**given, "data": {"train": "a.csv"}, "tune": {"space": RATES}})
+    settings = {"train.learning_rate": 1e-3}
+    trials.write(run.run_folder, Trial(number=3, settings=settings))
+    found = [(5, 0.5), (10, 0.9), (15, 0.8)]
+    logged = [{"step": n, "epoch": n / 5, "valid_loss": n, "valid_accuracy": value} for n, value in found]
+    Path(trials.folder(run.run_folder, 3), "metrics.jsonl").write_text("\n".join(map(json.dumps, logged)) + "\n")
+    best = recipes.with_recipe(trials.trial_config(run, settings), rows=5452, labels=6)
+    Path(run.run_folder, tune.BEST).write_text(run_config.dump(best))
+    again = tune.refit_run(run, summary_of(winner=3, settings=settings), workers=2)
+    assert changed(flatten_dotted(best.model_dump()), flatten_dotted(again.model_dump())).keys() == {
+        "name",
+        "train.epochs",
+        "train.train_on_valid",
+        "model.ngrams",
+        "compute.workers",
+    }
+    assert (again.name, again.train.epochs, again.train.token_dropout) == ("search-refit-0003", 2, 0.3)
 
 
 def check_ray_results(run: RunConfig, found: Search) -> None:
@@ -197,6 +242,7 @@ def test_tune_interrupted_search_resumes_and_is_extended(tmp_path: Path, data: s
     assert "Pass --resume to continue" in said
     assert "Traceback" not in said
     assert {one.state for one in trials.read(run.run_folder)} <= {"running", "waiting"}
+    assert all(one.seconds > 0 for one in trials.read(run.run_folder) if one.state == "running")
     assert start(run, tmp_path, data, *words, "--resume").wait(timeout=200) == 0
     for number in range(2):  # stopped between two validations, with a checkpoint of the very step
         assert [one.repeated for one in attempts.read(trials.folder(run.run_folder, number))] == [0, 0]
@@ -361,26 +407,13 @@ def test_opened_taken_folder_raises(tmp_path: Path, data: str) -> None:
         ConfigError, match=r"differs in `train\.epochs` \(4, now 5\), `tune\.search` \(random, now optuna\)\."
     ):
         open_and_close(search(tmp_path, data, None, "train.epochs=5", search="optuna"), resume=True)
+    with pytest.raises(ConfigError, match=r"`tune\.trials: 32`: the search has 16 trials\. Pass --extend 16\."):
+        open_and_close(search(tmp_path, data, trials=32), resume=True)
     with pytest.raises(ConfigError, match="nothing to search"):
         open_and_close(search(tmp_path, data, None, "tune.space={}"), resume=True)
 
 
 def test_search_in_a_notebook_shows_the_winner_and_its_settings() -> None:
-    search = Search(
-        version="0",
-        metric="valid_loss",
-        trials=3,
-        finished=3,
-        stopped=0,
-        failed=0,
-        winner=2,
-        best={"valid_loss": 0.5},
-        settings={"train.learning_rate": 0.001},
-        epochs=3.0,
-        epochs_to_the_end=3.0,
-        importance={},
-        seconds=1.0,
-    )
-    shown = search._repr_html_()
+    shown = summary_of(winner=2, settings={"train.learning_rate": 0.001})._repr_html_()
     assert "<td>winner</td><td>2</td>" in shown
     assert "<td>train.learning_rate</td><td>0.001</td>" in shown

@@ -36,6 +36,14 @@ FOLDER = "trials"
 MAX_DRAWS = 1000
 """Maximum number of draws to find valid settings of a trial."""
 
+_PREPARED: dict[str, Any] = {
+    "seed": True,
+    "data": True,
+    "tokenizer": True,
+    "model": {"pretrained": True, "revision": True},
+}
+"""Keys of the run file that determine the prepared data, as pydantic includes them."""
+
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 
 
@@ -110,9 +118,14 @@ def draw(run: RunConfig, number: int) -> Settings:
 
 def preparation(run: RunConfig) -> str:
     """Return the settings that determine the prepared data, as JSON; trials with equal ones share the data."""
-    return run.model_dump_json(
-        include={"seed": True, "data": True, "tokenizer": True, "model": {"pretrained": True, "revision": True}}
-    )
+    return run.model_dump_json(include=_PREPARED)
+
+
+def changes_data(key: str) -> bool:
+    """Return True if a dotted key is among those that determine the prepared data."""
+    section, _, name = key.partition(".")
+    known = _PREPARED.get(section, False)
+    return known if isinstance(known, bool) else name in known
 
 
 def read(search: str) -> list[Trial]:

@@ -184,6 +184,8 @@ class Tune(Section):
             raise ValueError(f"`mode: {self.mode}` ranks the worst `{self.metric}` first. Remove `mode`.")
         if self.search == "grid" and (ranges := [key for key, domain in self.space.items() if not domain.finite]):
             raise ValueError(f"`search: grid` cannot search `{ranges[0]}`, a range. Give it a `choice` or `grid`.")
+        if self.search == "optuna" and (grids := [key for key, domain in self.space.items() if domain.grid]):
+            raise ValueError(f"`search: optuna` chooses values, and `{grids[0]}` is a `grid`. Make it a `choice`.")
         if self.search == "optuna" and self.scheduler.kind == "pbt":
             raise ValueError("`search: optuna` and `scheduler: pbt` both choose settings. Set one of them.")
         for point in self.points_to_evaluate:

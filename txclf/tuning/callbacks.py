@@ -72,10 +72,11 @@ class Watcher(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record the end of a trial: finished, stopped or failed."""
-        self.live.discard(trial.config["trial"]["number"])
-        if self.stopping:
-            return
         known, reason = self._read(trial), (trial.last_result or {}).get("failed")
+        self.live.discard(known.number)
+        if self.stopping:  # it can be resumed
+            self._write(known.model_copy(update={"seconds": self._seconds(known)}))
+            return
         finished = storage.exists(storage.join(self._folder(known.number), "summary.json"))
         self._end(known, "failed" if reason else "finished" if finished else "stopped", reason or "")
 
@@ -103,12 +104,16 @@ class Watcher(tune.Callback):
         return trials.folder(self.search, number)
 
     def _end(self, trial: Trial, state: str, reason: str) -> None:
-        seconds = trial.seconds + time.time() - self.state.began.get(trial.number, time.time())
-        self._note(trial.model_copy(update={"state": state, "reason": reason, "seconds": seconds}))
+        self._note(trial.model_copy(update={"state": state, "reason": reason, "seconds": self._seconds(trial)}))
 
-    def _note(self, trial: Trial, write: bool = True) -> None:
-        if write:
-            trials.write(self.search, trial)
+    def _seconds(self, trial: Trial) -> float:
+        return trial.seconds + time.time() - self.state.began.get(trial.number, time.time())
+
+    def _write(self, trial: Trial) -> None:
+        trials.write(self.search, trial)
+
+    def _note(self, trial: Trial) -> None:
+        self._write(trial)
         log = self.logs.setdefault(trial.number, LogReader(self._folder(trial.number)))
         result = trials.result(self.search, trial, self.state.metric, log.read())
         self.state.results[trial.number] = result

@@ -50,7 +50,8 @@ def search(run: RunConfig, time: str, encoders: str | None = None) -> RunConfig:
         "space": space,
     }
     as_set = run.model_dump(exclude_unset=True)  # so that each kind of model has its own recipe
-    return run_config.parse(set_dotted({"tune": settings, "model.ngrams": True}, as_set), run.name)
+    tune = {**as_set.get("tune", {}), **settings}
+    return run_config.parse(set_dotted({"tune": tune, "model.ngrams": True}, as_set), run.name)
 
 
 def _found(folder: str | None) -> list[str]:

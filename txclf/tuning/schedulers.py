@@ -193,7 +193,7 @@ class Optuna(Searcher):
 
     def _settings(self, number: int) -> Settings:
         tune = self.run.tune
-        if number < len(tune.points_to_evaluate) or any(domain.grid for domain in tune.space.values()):
+        if number < len(tune.points_to_evaluate):
             return trials.draw(self.run, number)
         for _ in range(trials.MAX_DRAWS):
             asked = self.study.ask(self.distributions)

@@ -36,7 +36,7 @@ from txclf.training.job import WorkerConfig
 from txclf.training.train import check_fit, recorded_encoder, save_bundle
 from txclf.tuning.runner import SearchPlan, Show, run_trials
 
-SUMMARY = "search.json"
+SUMMARY, BEST = "search.json", "best.yaml"
 MAX_PREPARED = 100
 """Maximum number of distinct preparations of the data in one search."""
 SETTINGS = {
@@ -97,8 +97,7 @@ def check(run: RunConfig) -> None:
         raise ConfigError(
             "`train.train_on_valid`: trials are compared on the validation rows. Set it to false and pass --refit."
         )
-    touched = [key for key in tune.space if key.split(".")[0] in ("seed", "data", "tokenizer")]
-    ranges = [key for key in touched if not tune.space[key].finite]
+    ranges = [key for key, domain in tune.space.items() if trials.changes_data(key) and not domain.finite]
     if tune.search == "optuna" and ranges:
         raise ConfigError(
             f"`tune.space.{ranges[0]}`: with `search: optuna` a key that changes the data needs `choice`. "
@@ -162,8 +161,12 @@ def _open(run: RunConfig, resume: bool, extend: int) -> RunConfig:
     if found:
         raise ConfigError(f"`{saved}` differs in {found}. Pass the settings of the search, or choose another `name`.")
     count = was.tune.trials + extend
-    if extend and was.tune.search == "grid":
-        raise ConfigError("--extend: `search: grid` already tries every combination. Use --resume.")
+    if was.tune.search == "grid":
+        if extend:
+            raise ConfigError("--extend: `search: grid` already tries every combination. Use --resume.")
+    elif run.tune.trials > count:
+        more = run.tune.trials - was.tune.trials
+        raise ConfigError(f"`tune.trials: {run.tune.trials}`: the search has {count} trials. Pass --extend {more}.")
     run = run.model_copy(update={"tune": run.tune.model_copy(update={"trials": count})})
     storage.write_bytes(saved, run_config.dump(run).encode())
     return run
@@ -200,7 +203,7 @@ def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
     """Prepare the data of all possible trials, one after the other, and return the folder of each preparation."""
     tune = run.tune
     if tune.search == "optuna":
-        grid = {key: domain for key, domain in tune.space.items() if key.split(".")[0] in ("seed", "data", "tokenizer")}
+        grid = {key: domain for key, domain in tune.space.items() if trials.changes_data(key)}
         data = Tune(search="grid", space=grid)
         each = [trials.trial_config(run, data.drawn(number, 0)) for number in range(data.total)]
     else:
@@ -257,6 +260,7 @@ def tune(run: RunConfig, plan: SearchPlan, show: Show = lambda state: False) -> 
     new = run.tune.total - len(results) if run.tune.search == "optuna" else 0
     grid = None
     if pending or new > 0:
+        storage.remove_file(storage.join(search, SUMMARY))  # of the search before it was extended
         for trial in pending:
             ray_trainer.release(trials.folder(search, trial.number))
         grid = run_trials(run, plan, results, pending, show)
@@ -276,9 +280,8 @@ def refit_run(run: RunConfig, search: Search, workers: int | None) -> RunConfig:
     }
     if workers is not None:
         overrides["compute.workers"] = workers
-    return run_config.with_overrides(
-        trials.trial_config(run, search.settings), {**overrides, "train.epochs": max(1, round(best_epoch))}
-    )
+    best = run_config.load(storage.join(run.run_folder, BEST))  # with all that the rows settled
+    return run_config.with_overrides(best, {**overrides, "train.epochs": max(1, round(best_epoch))})
 
 
 def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
@@ -300,7 +303,7 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
         raise ClusterError(f"no trial came to a validation; the first failed because: {winner.trial.reason}")
     model, data = storage.join(search, "model"), prepared[trials.preparation(source)]
     best = recipes.as_begun(best, run_config.load(storage.join(source.run_folder, "run.yaml")))
-    storage.write_bytes(storage.join(search, "best.yaml"), run_config.dump(best).encode())
+    storage.write_bytes(storage.join(search, BEST), run_config.dump(best).encode())
     encoder = recorded_encoder(source)
     chosen = save_bundle(model, best, data, saved, encoder=encoder, on_ray=True)
     states = [one.trial.state for one in results]
