@@ -15,6 +15,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -187,6 +188,18 @@ def test_clone_and_parameters_have_the_keys_of_the_run_file(fitted: TextClassifi
         copy.set_params(**{"trian.epochs": 5})
     run = TextClassifier(txclf.load_config(SETTINGS)).set_params(seed=1)
     assert txclf.load_config(run.settings) == txclf.load_config(SETTINGS, ["seed=1"])
+
+
+def test_fit_and_search_a_run_file_which_may_be_gone_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS))
+    search = GridSearchCV(TextClassifier(str(path)), {"train.learning_rate": [1e-9, 1e-2]}, cv=2)
+    search.fit(TEXTS, LABELS)
+    assert search.best_params_ == {"train.learning_rate": 1e-2}
+    fitted = TextClassifier(str(path)).fit(TEXTS, LABELS)
+    path.unlink()
+    assert fitted.predict(TEXTS[:2]).tolist() == LABELS[:2]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_cross_validation_and_a_grid_search_in_a_pipeline_work() -> None:

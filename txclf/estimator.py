@@ -40,8 +40,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     `settings` is a run: a mapping with the keys of a run file, a path or a `RunConfig`. Dotted keys are parameters too,
     so `GridSearchCV(TextClassifier(), {"train.learning_rate": [1e-3, 3e-3]})` searches them. The run is made in a
-    temporary folder, unless the settings name a `storage`: then it is kept as `storage/name`, and another fit needs
-    another `name`.
+    temporary folder, unless the settings name a `storage`, as a `RunConfig` always does: then it is kept as
+    `storage/name`, and another fit needs another `name`.
 
     The fitted attributes are `classes_`, `n_features_in_` (text columns), `feature_names_in_` (of a DataFrame),
     `classifier_` (the `txclf.Classifier`) and `bundle_` (the content of its files, which a pickle holds).
@@ -65,8 +65,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         if params:
             given = self.settings or {}
-            known = given if isinstance(given, Mapping) else recipes.set_keys(api.load_config(given))
-            self.settings = set_dotted(params, known)
+            self.settings = set_dotted(params, _settings(given))
         return self
 
     def fit(self, X: Any, y: Any, *, valid: tuple[Any, Any] | None = None) -> Self:
@@ -80,7 +79,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         run = api.load_config(self.settings)
         answers, classes, self._is_indicator = _answers(y)
-        texts, names = _texts(X, run, "X")
+        self._columns = list(run.data.text) if "text" in run.data.model_fields_set else None
+        texts, names = _texts(X, self._columns, "X")
         if run.task_spec.is_seq2seq:
             raise ConfigError(f"`task: {run.task}`: a text-to-text model is no classifier. Use `txclf.train`.")
         cells = self._set_classes(classes)
@@ -90,10 +90,10 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         settings |= {"data.text": columns, "data.label": "label"}
         data = {"train": _table(texts, answers, columns, cells)}
         if valid is not None:
-            valid_texts, _ = _texts(valid[0], run, "valid")
+            valid_texts, _ = _texts(valid[0], self._columns, "valid")
             data["valid"] = _table(valid_texts, _answers(valid[1])[0], columns, cells)
         with tempfile.TemporaryDirectory(prefix="txclf-") as temporary:
-            if not _names_storage(self.settings):
+            if "storage" not in _settings(self.settings or {}):
                 settings["storage"] = temporary
             run = run_config.with_overrides(run, settings)
             api.train(run, data=data)
@@ -126,7 +126,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the probability of each class (rows, classes), in the order of `classes_`."""
         check_is_fitted(self)
-        texts, names = _texts(X, api.load_config(self.settings), "X")
+        texts, names = _texts(X, self._columns, "X")
         if len(names) != self.n_features_in_:
             raise ValueError(
                 f"X has {len(names)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
@@ -192,20 +192,22 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
-def _names_storage(settings: api.Run | None) -> bool:
-    """Return True if settings say where the run is kept."""
-    if settings is None or isinstance(settings, RunConfig):
-        return settings is not None
-    return "storage" in (settings if isinstance(settings, Mapping) else run_config.read_settings(settings))
+def _settings(given: api.Run) -> Mapping[str, Any]:
+    """Return the keys that are set in a run."""
+    if isinstance(given, RunConfig):
+        return recipes.set_keys(given)
+    return given if isinstance(given, Mapping) else run_config.read_settings(given)
 
 
-def _texts(X: Any, run: RunConfig, name: str) -> tuple[Rows, list[str]]:
-    """Return the texts of each row, and the names of their columns; of an array the numbers."""
+def _texts(X: Any, wanted: list[str] | None, name: str) -> tuple[Rows, list[str]]:
+    """Return the texts of each row, and the names of their columns; of an array the numbers.
+
+    `wanted` are the columns of a table to take; None takes all.
+    """
     if isinstance(X, str):
         raise ValueError(f'{name}: expected a sequence of texts, as in ["some text"], found a text.')
     if tables.is_table(X) and (hasattr(X, "columns") or hasattr(X, "column_names")):
-        known = tables.names(X)
-        names = list(run.data.text) if "text" in run.data.model_fields_set else known
+        names = wanted or tables.names(X)
         found = tables.columns(X, names, name)
         columns = [found[column].to_pylist() for column in names]
     else:
