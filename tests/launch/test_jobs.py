@@ -234,10 +234,10 @@ def metrics(bed: Testbed) -> str:
 @pytest.mark.faults
 def test_submit_tune_then_predict(bed: Testbed, tmp_path: Path, data: str) -> None:
     words = settings(tmp_path, data, "compute.workers=1")
-    (tmp_path / "mine.yaml").write_text("name: mine\ntune: {trials: 3, space: {train.batch_size: {choice: [8, 16]}}}\n")
+    (tmp_path / "mine.yaml").write_text("tune: {trials: 3, space: {train.batch_size: {choice: [8, 16]}}}\n")
     done = txclf(bed, tmp_path, "submit", "tune", *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    model = f"{tmp_path}/runs/mine/model"
+    model = f"{tmp_path}/runs/mine-1/model"  # by the name of its run file
     assert Classifier.load(model)
     done = txclf(bed, tmp_path, "submit", "predict", model, data, "--out", f"{tmp_path}/out.csv")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import shlex
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +27,8 @@ RUN_FILE_AT = {"train": 0, "distill": 1, "tune": 0, "prepare": 0, "check": 0}
 """Position of the run file among the words after a verb; the other verbs read none."""
 STOP_S = 120
 """Maximum seconds for a stopped job to save a checkpoint; Ray's default is 3."""
+RUN_FILE_FOLDER = "submitted"
+"""Folder of the run file in the uploaded folder."""
 MAX_MB = 100.0
 """Maximum size of an uploaded working folder, in MB."""
 INTERPRETER = (
@@ -78,8 +79,9 @@ def submit(
                     f"`storage: {path}` would lie in the job's own folder and be lost with it. "
                     "Set `storage=` to a path that every node mounts, or to a URI such as s3://bucket/runs."
                 )
-            shutil.copyfile(words[at], Path(staging, "run.yaml"))
-            words[at] = "run.yaml"
+            run_file = storage.join(RUN_FILE_FOLDER, os.path.basename(words[at]))  # its name is that of the run
+            storage.write_bytes(storage.join(staging, run_file), storage.read_bytes(words[at]))
+            words[at] = run_file
             if run.compute.address is None:
                 words.append("compute.address=auto")
         return str(
