@@ -82,10 +82,14 @@ def test_train_on_n_workers_takes_the_same_steps(
     assert not storage.exists(f"{run.run_folder}/.ray")
 
 
-def test_encoder_learns_from_masked_tokens_on_two_workers_as_in_one_process(tmp_path: Path, data: str) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.faults)])
+def test_encoder_learns_from_masked_tokens_on_two_workers_as_in_one_process(
+    tmp_path: Path, data: str, strategy: str
+) -> None:
     words = ["model.dropout=0", "train.epochs=1", "train.pretrain_epochs=2", "train.train_on_valid=true"]
     single, alone = trained(tmp_path / "alone", data, *words)
-    run, summary = trained(tmp_path / "two", data, *words, "compute.workers=2", "compute.cpus_per_worker=0.5")
+    two = ["compute.workers=2", "compute.cpus_per_worker=0.5", f"compute.strategy={strategy}"]
+    run, summary = trained(tmp_path / "two", data, *words, *two)
     (log,) = (tmp_path / "two").glob("prepared/*/pretraining-*/metrics.jsonl")
     (expected,) = (tmp_path / "alone").glob("prepared/*/pretraining-*/metrics.jsonl")
     entries = [[json.loads(line) for line in one.read_text().splitlines()] for one in (log, expected)]

@@ -11,7 +11,7 @@ from tests.helpers.runs import go_on, lines, tiny
 from txclf.training import callbacks, worker
 from txclf.training.data_module import ShardsDataModule
 from txclf.training.job import DistributedContext
-from txclf.training.progress import Progress
+from txclf.training.progress import Interrupted, Progress
 from txclf.training.step_schedule import StepSchedule
 from txclf.training.train_state import TrainState
 
@@ -49,6 +49,21 @@ def test_progress_report_shows_each_validation_after_its_checkpoint(
 
     txclf.train(run, on_progress=watch)
     assert [seen[count] for count in range(1, 5)] == [True] * 4
+
+
+def test_request_to_stop_is_kept_until_the_run_can_stop(tmp_path: Path, data: str) -> None:
+    """The reports after it say no more that the run should stop."""
+    asked: list[int] = []
+
+    def ask_once(progress: Progress) -> bool:
+        if progress.stage == "validating" and not asked:
+            asked.append(progress.step)
+        return progress.stage == "validating"
+
+    run = tiny(tmp_path, data, "train.eval_every=0.5")
+    with pytest.raises(Interrupted):
+        txclf.train(run, on_progress=ask_once)
+    assert [line["step"] for line in lines(run) if "valid_loss" in line] == asked
 
 
 def test_learning_rate_in_the_log_is_that_of_the_step(tmp_path: Path, data: str) -> None:

@@ -163,6 +163,19 @@ def test_runs_on_the_same_rows_share_the_encoder_and_other_settings_do_not(
         assert len({path for folder in tmp_path.glob("runs/prepared/*") for path in taught(str(folder))}) == 2 + number
 
 
+def test_an_encoder_of_which_a_part_is_frozen_learns_other_weights(tmp_path: Path, few: str, encoder: str) -> None:
+    """One that is frozen as a whole afterwards learns as if it was not."""
+    stored = {}
+    for freeze in ("encoder", "none", "embeddings", "1"):
+        words = [f"name=frozen-{freeze}", "train.epochs=1", f"model.freeze={freeze}"]
+        summary = txclf.train(short(tmp_path, few, encoder, *words))
+        stored[freeze] = len(taught(summary.prepared))
+    assert stored == {"encoder": 1, "none": 1, "embeddings": 2, "1": 3}
+    embeddings = [load_file(path)["embeddings.word_embeddings.weight"] for path in taught(summary.prepared)]
+    own = AutoModel.from_pretrained(encoder).embeddings.word_embeddings.weight.detach().numpy()
+    assert sorted(bool((each == own).all()) for each in embeddings) == [False, True, True]
+
+
 def test_run_with_a_stored_encoder_resumes_with_it(tmp_path: Path, few: str, encoder: str) -> None:
     first = txclf.train(short(tmp_path, few, encoder, "name=one", "train.epochs=100"))
     run = short(tmp_path, few, encoder, "name=two", "train.epochs=100")

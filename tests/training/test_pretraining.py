@@ -114,6 +114,20 @@ def test_model_from_scratch_is_bundled_if_it_is_better(tmp_path: Path, data: str
     assert lines(run) == lines(plain)
     weights = [Path(one.run_folder, "model", "model.safetensors").read_bytes() for one in (run, plain)]
     assert weights[0] == weights[1]
+    own = Path(run.run_folder, "own-metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in own] != lines(run)
+    # With more epochs both train on, each with its own log.
+    longer = txclf.load_config(run.model_dump(exclude_unset=True), ["train.epochs=5"])
+    seen: list[str] = []
+
+    def watch(progress: Progress) -> bool:
+        if progress.stage == "training" and not progress.step % 17:
+            seen.append(Path(run.run_folder, "metrics.jsonl").read_text())
+        return False
+
+    check_folder(longer, resume=True)
+    train(longer, prepared, watch)
+    assert seen[0].splitlines() == own
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from tests.helpers.files import make_rows, write_csv
 from tests.helpers.runs import go_on, tiny
 from tests.helpers.teachers import finish, save_teacher, student
 from txclf import ConfigError, Interrupted
+from txclf.data.batches import TEACHER
+from txclf.data.sidecars import RowGroup, Sidecar
 from txclf.training import row_sidecars
 from txclf.training.job import WorkerConfig
 from txclf.training.progress import Progress
@@ -53,6 +58,29 @@ def test_ready_computes_the_values_of_each_row_group_once(
     stages.clear()
     assert row_sidecars.ready(config, begin=begun.append, report=report) == ready
     assert (len(begun), stages) == (1, [])
+
+
+def test_ready_of_two_runs_at_once_computes_the_values_once(
+    tmp_path: Path, data: str, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = student(tmp_path, data, teacher)
+    config = WorkerConfig(run, txclf.prepare(run))
+    kind, both, stored = row_sidecars.KINDS[TEACHER], threading.Barrier(2), list[int]()
+
+    def sidecar(config: WorkerConfig) -> Sidecar | None:
+        found = kind.of_run(config)
+        both.wait()
+        return found
+
+    def store(config: WorkerConfig, sidecar: Sidecar, groups: Sequence[RowGroup], show: row_sidecars.Show) -> None:
+        stored.append(len(groups))
+        kind.store(config, sidecar, groups, show)
+
+    monkeypatch.setitem(row_sidecars.KINDS, TEACHER, kind._replace(of_run=sidecar, store=store))
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(row_sidecars.ready, [config, config])
+    assert first == second
+    assert len(stored) == 1
 
 
 def test_ready_of_a_run_without_sidecars_returns_it(tmp_path: Path, data: str) -> None:

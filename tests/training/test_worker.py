@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.helpers.runs import go_on, tiny
 from txclf.artifacts import checkpoints
 from txclf.config.tasks import TASKS
 from txclf.training.job import DistributedContext, WorkerConfig
-from txclf.training.progress import Interrupted
+from txclf.training.progress import Interrupted, Progress
 from txclf.training.worker import MODULES, fit
 
 
@@ -30,6 +31,25 @@ def test_fit_returns_the_measurements_and_leaves_checkpoints(tmp_path: Path, dat
     assert checkpoints.committed(f"{run.run_folder}/checkpoints")[-1].step == stats.steps
     again = fit(config, None, go_on, DistributedContext())  # a complete run trains no further
     assert (again.steps, again.tokens_per_second, again.mfu) == (stats.steps, 0.0, None)
+
+
+def test_fit_of_a_resumed_run_does_not_keep_its_checkpoint_in_memory(tmp_path: Path, data: str) -> None:
+    run = tiny(tmp_path, data, "train.ema_decay=0.9")
+    config = WorkerConfig(run, txclf.prepare(run))
+    with pytest.raises(Interrupted):
+        fit(config, None, lambda progress: progress.step >= 3, DistributedContext())
+    alive: list[int] = []
+
+    def count(progress: Progress) -> bool:
+        if progress.stage == "validating":
+            gc.collect()
+            kept = [one for one in gc.get_objects() if type(one) is dict and {"optimizer", "average"} <= one.keys()]
+            alive.append(len(kept))
+        return False
+
+    fit(config, None, count, DistributedContext())
+    assert alive
+    assert not any(alive)
 
 
 def test_fit_raises_interrupted_after_saving(tmp_path: Path, data: str) -> None:

@@ -274,10 +274,13 @@ def remove_file(path: str | os.PathLike[str]) -> None:
 
 
 def remove_folder(path: str | os.PathLike[str]) -> None:
-    """Remove a folder and its content if it exists."""
+    """Remove a folder and its content if it exists. Raises `StorageError` if it cannot be removed."""
     filesystem, inner = resolve(path)
     if _info(path).type == pafs.FileType.Directory:
-        filesystem.delete_dir(inner)
+        try:
+            filesystem.delete_dir(inner)
+        except OSError as error:
+            raise StorageError(f"`{os.fspath(path)}`: cannot be removed: {_reason(error)}") from error
 
 
 def move_folder(source: str, target: str, last: str) -> None:

@@ -231,7 +231,7 @@ class ProgressReport(pl.Callback):
         if new_tokens := (tokens - self.reported_tokens) * trainer.world_size:
             progress.tokens_per_second = new_tokens / max(now - self.reported, 1e-9)
         progress.step, progress.epoch, progress.train_loss = self.state.step, self.state.epoch, self.state.train_loss
-        self.state.stop_requested = self.report(progress)
+        self.state.stop_requested |= self.report(progress)
         self.reported, self.reported_tokens = time.time(), tokens
 
 

@@ -143,8 +143,10 @@ class OptimizerRestore(pl.Callback):
     """Restores the optimizer and the gradient scaler of a checkpoint."""
 
     def __init__(self, checkpoint: Mapping[str, Any]) -> None:
-        self.checkpoint = checkpoint
+        self.states = [checkpoint["optimizer"], checkpoint["scaler"]]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        restore_optimizer(trainer.optimizers[0], self.checkpoint["optimizer"])
-        trainer.precision_plugin.load_state_dict(self.checkpoint["scaler"])
+        optimizer, scaler = self.states
+        restore_optimizer(trainer.optimizers[0], optimizer)
+        trainer.precision_plugin.load_state_dict(scaler)
+        self.states.clear()  # the memory that the training needs

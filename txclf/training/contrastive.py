@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -26,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from txclf import pretrained
+from txclf.config.sections import Model
 from txclf.config.train import Train
-from txclf.core import lease, openmp, storage
+from txclf.core import openmp, storage
 from txclf.training import fitting
 from txclf.training.fitting import Report
 from txclf.training.job import WorkerConfig
@@ -69,11 +69,7 @@ def ready(config: WorkerConfig, report: Report, notes: list[str]) -> WorkerConfi
             if report(Progress("preparing", read, total, notes=notes)):
                 raise Interrupted
 
-        def wait(note: str) -> None:
-            if report(Progress("preparing", notes=[*notes, note])):
-                raise Interrupted
-
-        with lease.held(folder, wait, math.inf, work="teaches the same encoder") as holding:
+        with fitting.alone(folder, report, notes, "teaches the same encoder") as holding:
             if not storage.exists(storage.join(folder, pretrained.SOURCE)):
                 done = 0
                 show(done)
@@ -92,17 +88,24 @@ def _digest(config: WorkerConfig) -> str:
     """Return the hash of all that the weights of the encoder depend on."""
     run = config.run
     assert config.encoder is not None
-    dropouts = {"dropout", "attention_dropout"} & run.model.model_fields_set
+    changed = {"dropout", "attention_dropout"} & run.model.model_fields_set
+    if _learning(run.model).freeze != "none":
+        changed.add("freeze")
     depends_on = {
         **run.model_dump(mode="json", include={"seed"}),
         # The hash of the model's files is the name of their folder.
         "encoder": config.encoder.rstrip("/").rpartition("/")[2],
-        "model": run.model.model_dump(mode="json", include=dropouts),
+        "model": run.model.model_dump(mode="json", include=changed),
         "tokens": [run.tokenizer.max_length, *run.truncation.model_dump().values()],
         "train": [run.train.contrastive_steps, run.train.train_on_valid, run.train.precision in ("fp32", "fp16")],
         "method": 1,  # to be raised when the same settings give other weights
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _learning(model: Model) -> Model:
+    """Return the settings with which an encoder learns from pairs: one that is frozen afterwards is not yet."""
+    return model.model_copy(update={"freeze": "none"}) if model.freeze == "encoder" else model
 
 
 def pairs(labels: Ints, steps: int, seed: int) -> Iterator[Pairs]:
@@ -153,8 +156,7 @@ def _learn(config: WorkerConfig, folder: str) -> Generator[int]:
     assert config.encoder is not None
     with pretrained.local_copy(config.encoder, weights=True) as source, tempfile.TemporaryDirectory() as target:
         settings = pretrained_network.config_of(source, run, config.manifest())
-        learning = run.model.model_copy(update={"freeze": "none"}) if run.model.freeze == "encoder" else run.model
-        encoder = mean_pooling.detached(PretrainedClassifier.load(source, settings, learning).network)
+        encoder = mean_pooling.detached(PretrainedClassifier.load(source, settings, _learning(run.model)).network)
         with openmp.spinning_on_free_cpus():
             yield from _fit(encoder, config)
         for file in os.listdir(source):

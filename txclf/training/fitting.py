@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from txclf.config import run_config
-from txclf.core import storage
+from txclf.core import lease, storage
+from txclf.core.lease import Holding
 from txclf.training.job import DistributedContext, WorkerConfig
-from txclf.training.progress import Progress
+from txclf.training.progress import Interrupted, Progress
 from txclf.training.run_stats import RunStats
 
 PREPARED = "prepared.json"
@@ -41,6 +44,21 @@ def begin(config: WorkerConfig) -> None:
     if config.vectors:
         storage.write_json(storage.join(folder, VECTORS), config.vectors.model_dump())
     storage.write_bytes(storage.join(folder, "run.yaml"), run_config.dump(config.run).encode())
+
+
+@contextmanager
+def alone(folder: str, report: Report, notes: Sequence[str], work: str) -> Iterator[Holding]:
+    """Hold a folder that several runs fill while the block runs, after waiting for the run that `work`.
+
+    Raises `Interrupted` if `report` asked for a stop meanwhile.
+    """
+
+    def wait(note: str) -> None:
+        if report(Progress("preparing", notes=[*notes, note])):
+            raise Interrupted
+
+    with lease.held(folder, wait, math.inf, work=work) as holding:
+        yield holding
 
 
 def fit(config: WorkerConfig, report: Report, notes: list[str]) -> RunStats:

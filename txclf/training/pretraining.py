@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import replace
 
 from pydantic import BaseModel
@@ -20,11 +19,11 @@ from txclf.artifacts import checkpoints
 from txclf.artifacts.checkpoints import Checkpoint
 from txclf.config.sections import Distill
 from txclf.config.train import Train
-from txclf.core import lease, storage
-from txclf.training import fitting
+from txclf.core import storage
+from txclf.training import fitting, resume
 from txclf.training.fitting import Report
 from txclf.training.job import WorkerConfig
-from txclf.training.progress import Interrupted, Progress
+from txclf.training.progress import Progress
 from txclf.training.run_stats import RunStats
 
 MASKED_SHARE = 0.3
@@ -87,11 +86,7 @@ def ready(config: WorkerConfig, report: Report, notes: list[str]) -> WorkerConfi
             done, total = (count * target.run.train.batch_size for count in (progress.step, progress.total_steps))
             return report(Progress("preparing", done, total, notes=notes + progress.notes))
 
-        def wait(note: str) -> None:
-            if report(Progress("preparing", notes=[*notes, note])):
-                raise Interrupted
-
-        with lease.held(folder, wait, math.inf, work="trains the same encoder") as holding:
+        with fitting.alone(folder, report, notes, "trains the same encoder") as holding:
             if not storage.exists(storage.join(folder, RESULT)):
                 fitting.fit(target, show, [])
                 saved = checkpoints.ranked(checkpoints.committed(_checkpoints(target)), "valid_loss")[0]
@@ -160,8 +155,7 @@ def compared(
     outcome = outcome.model_copy(update={"value": value, "value_from_scratch": other, "kept": kept})
     if kept:
         return stats, saved, outcome
-    log = storage.read_bytes(storage.join(own.run_folder, "metrics.jsonl"))
-    storage.write_bytes(storage.join(run.run_folder, "metrics.jsonl"), log)
+    resume.replace_log(run.run_folder, own.run_folder)
     return plain_stats, plain_saved, outcome
 
 

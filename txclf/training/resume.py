@@ -20,6 +20,7 @@ FREE = ("checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps", "tra
 """Keys of `train` that a resumed run may change."""
 OF_THE_END = ("summary.json", "metrics.json", "metrics-data.json", "drift.json", "curve/curve.json", "report.html")
 """Files of a finished run that are out of date once it trains on. The first marks it as finished."""
+LOG, OWN_LOG = "metrics.jsonl", "own-metrics.jsonl"
 
 
 def as_resumed(run: RunConfig, saved: RunConfig) -> RunConfig:
@@ -68,6 +69,21 @@ def require_extendable(summary: dict[str, Any]) -> None:
         )
 
 
+def replace_log(folder: str, other: str) -> None:
+    """Put the log of the run in the folder `other` in place of a finished run's own, which is kept for more epochs."""
+    log, own = storage.join(folder, LOG), storage.join(folder, OWN_LOG)
+    if not storage.exists(own):
+        storage.write_bytes(own, storage.read_bytes(log))
+    storage.write_bytes(log, storage.read_bytes(storage.join(other, LOG)))
+
+
+def _restore_log(folder: str) -> None:
+    log, own = storage.join(folder, LOG), storage.join(folder, OWN_LOG)
+    if storage.exists(own):
+        storage.write_bytes(log, storage.read_bytes(own))
+        storage.remove_file(own)
+
+
 def extend(run: RunConfig) -> None:
     """Write the new number of epochs to `run.yaml`; a finished run becomes an unfinished one first.
 
@@ -78,5 +94,6 @@ def extend(run: RunConfig) -> None:
     if extends(run, saved):
         for name in OF_THE_END:
             storage.remove_file(storage.join(run.run_folder, name))
+        _restore_log(run.run_folder)
         train = saved.train.model_copy(update={"epochs": run.train.epochs})
         storage.write_bytes(path, run_config.dump(saved.model_copy(update={"train": train})).encode())

@@ -11,11 +11,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import NamedTuple
 
-from txclf.core import openmp
+from txclf.core import openmp, storage
 from txclf.core.errors import ConfigError
 from txclf.data.batches import ENCODED, TEACHER
 from txclf.data.sidecars import RowGroup, Sidecar
-from txclf.training import distill, encoded_rows
+from txclf.training import distill, encoded_rows, fitting
 from txclf.training.job import WorkerConfig
 from txclf.training.progress import Interrupted, Progress
 
@@ -94,22 +94,26 @@ def _compute(
     notes: Sequence[str],
     on_ray: bool,
 ) -> None:
-    groups, kind = missing(config, sidecar), KINDS[sidecar.column]
-    total, done = sum(group.rows for group in groups), 0
-
-    def show(rows: int) -> None:
-        nonlocal done
-        done += rows
-        if report(Progress("preparing", done, total, notes=[*notes, kind.stage])):
-            raise Interrupted
-
-    if not groups:
+    if not missing(config, sidecar):
         return
-    if on_ray:
-        _on_ray(config, sidecar, groups, show)
-    else:
-        with openmp.spinning_on_free_cpus():
-            kind.store(config, sidecar, groups, show)
+    kind, folder = KINDS[sidecar.column], storage.join(config.prepared, sidecar.name)
+    with fitting.alone(folder, report, notes, "computes the same values"):
+        groups = missing(config, sidecar)
+        if not groups:
+            return  # another run has stored them meanwhile
+        total, done = sum(group.rows for group in groups), 0
+
+        def show(rows: int) -> None:
+            nonlocal done
+            done += rows
+            if report(Progress("preparing", done, total, notes=[*notes, kind.stage])):
+                raise Interrupted
+
+        if on_ray:
+            _on_ray(config, sidecar, groups, show)
+        else:
+            with openmp.spinning_on_free_cpus():
+                kind.store(config, sidecar, groups, show)
 
 
 def _on_ray(config: WorkerConfig, sidecar: Sidecar, groups: list[RowGroup], show: Show) -> None:

@@ -91,6 +91,7 @@ def fit(
     callbacks = run_callbacks(run, state, data.reader.step_rows, checkpoint, context=context, report=report)
     with _quiet(), openmp.spinning_on_free_cpus():
         trainer = context.prepare(_trainer(run, context, precision, [*callbacks, *context.callbacks]))
+        del last, checkpoint, callbacks  # the memory that the training needs
         began = time.time()
         if not state.complete and not out_of_patience(state.history, train):
             trainer.fit(module, datamodule=data)

@@ -14,12 +14,14 @@ from ray.train import ControllerError, FailureConfig, RunConfig, WorkerGroupErro
 from ray.train.torch import TorchTrainer
 from torch import distributed
 
+from tests.helpers.runs import tiny
 from txclf.config.sections import Compute
 from txclf.core import storage
-from txclf.core.errors import ClusterError, DataError
+from txclf.core.errors import ClusterError, DataError, StorageError
 from txclf.training.distributed import ray_trainer
 from txclf.training.distributed.gloo import GlooTorchConfig
 from txclf.training.distributed.monitor import StalledWorker
+from txclf.training.job import WorkerConfig
 
 COMPUTE = Compute(workers=2, max_failures=1)
 
@@ -102,3 +104,15 @@ def test_scaling_asks_for_what_a_worker_takes() -> None:
 def test_release_does_nothing_without_a_killed_driver(tmp_path: Path) -> None:
     ray_trainer.release(str(tmp_path / "run"))
     assert not storage.exists(str(tmp_path / "run"))
+
+
+def test_run_trainer_leaves_an_error_before_the_start_in_the_outcome(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> None:
+        raise StorageError(f"`{path}`: cannot be removed")
+
+    monkeypatch.setattr(storage, "remove_folder", fail)
+    run, outcome = tiny(tmp_path, data, "compute.workers=2"), ray_trainer.Outcome()
+    ray_trainer._run_trainer(WorkerConfig(run, "nowhere"), None, outcome)
+    assert isinstance(outcome.error, StorageError)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, distributed
@@ -14,6 +15,7 @@ from torch.multiprocessing.spawn import spawn
 from tests.helpers import ranks
 from txclf.config import run_config
 from txclf.model.classifier import TransformerClassifier
+from txclf.model.masked_tokens import MaskedTokenModel
 from txclf.training.distributed.strategies import FSDPStrategy, exchange_rows
 
 WORLD = 3
@@ -57,10 +59,11 @@ def test_exchange_rows_gives_the_mean_gradient() -> None:
 class Module(pl.LightningModule):
     """A model that records which of its parameters are sharded when it is moved to the device."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_masked: bool) -> None:
         super().__init__()
         run = run_config.parse({"model": {"num_layers": 2, "hidden_size": 16, "num_heads": 2}})
-        self.model = TransformerClassifier(run.model, 50, 3, 8)
+        classifier = TransformerClassifier(run.model, 50, 3, 8)
+        self.model = MaskedTokenModel(classifier) if is_masked else classifier
         self.sharded: list[bool] = []
 
     def to(self, *args: Any, **kwargs: Any) -> Module:
@@ -73,10 +76,10 @@ class CPUStrategy(FSDPStrategy):
     world_size = 2
 
 
-def shard(rank: int, port: int) -> None:
+def shard(rank: int, port: int, is_masked: bool) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    strategy, module = CPUStrategy("fp32"), Module()
+    strategy, module = CPUStrategy("fp32"), Module(is_masked)
     strategy.connect(module)
     strategy._lightning_module = module
     strategy.model_to_device()
@@ -89,5 +92,6 @@ def shard(rank: int, port: int) -> None:
     ranks.leave()
 
 
-def test_fsdp_shards_the_model_before_it_is_moved_to_the_device() -> None:
-    spawn(shard, (free_port(),), 2)  # type: ignore[no-untyped-call]
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_fsdp_shards_the_model_before_it_is_moved_to_the_device(is_masked: bool) -> None:
+    spawn(shard, (free_port(), is_masked), 2)  # type: ignore[no-untyped-call]

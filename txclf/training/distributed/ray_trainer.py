@@ -154,16 +154,16 @@ def fit(config: WorkerConfig, report: Callable[[Progress], bool], notes: Sequenc
 def _run_trainer(config: WorkerConfig, monitor: Any, outcome: Outcome) -> None:
     """Run Ray Train to its end and leave the result of rank 0 or the error in `outcome`."""
     compute = config.run.compute
-    release(config.run.run_folder)
     scratch = storage.join(config.run.run_folder, SCRATCH)
-    storage.remove_folder(scratch)  # Ray would resume from its own state, and our checkpoints know better
-    if compute.elastic:
-        # After a loss Ray first retries with as many workers as before, by default for a minute.
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_S)
-    elif ray_cluster.room(compute) < compute.min_workers:
-        # The autoscaler may take many minutes to start a node, and each timeout counts towards the limit below.
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", AUTOSCALER_START_S)
     try:
+        release(config.run.run_folder)
+        storage.remove_folder(scratch)  # Ray would resume from its own state, and our checkpoints know better
+        if compute.elastic:
+            # After a loss Ray first retries with as many workers as before, by default for a minute.
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_S)
+        elif ray_cluster.room(compute) < compute.min_workers:
+            # The autoscaler may take many minutes to start a node, and each timeout counts towards the limit below.
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", AUTOSCALER_START_S)
         trainer = TorchTrainer(
             # As bytes: the controller would import Lightning to look at it, seconds before it starts the workers.
             partial(_work, {"config": pickle.dumps(config), "monitor": monitor}),  # type: ignore[arg-type]
@@ -184,7 +184,8 @@ def _run_trainer(config: WorkerConfig, monitor: Any, outcome: Outcome) -> None:
     except BaseException as error:
         outcome.error = error
     finally:
-        storage.remove_folder(scratch)
+        with suppress(TxclfError):  # the next attempt removes it, and the outcome counts
+            storage.remove_folder(scratch)
 
 
 def _run_config(run: TrainingRun) -> RunConfig:

@@ -111,7 +111,7 @@ class FSDPStrategy(RayDDPStrategy):
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
         policy = MixedPrecisionPolicy(reduce_dtype=self.reduce_dtype)
         decoder = getattr(model, "decoder", ())
-        for module in [*model.blocks, *decoder, model]:
+        for module in [*getattr(model, "encoder", model).blocks, *decoder, model]:
             fully_shard(module, mesh=mesh, mp_policy=policy)
         for block in decoder:  # generation calls these instead of `forward`
             for method in ("memory", "decode"):
