@@ -39,6 +39,8 @@ LOCAL_SETTINGS = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+    # Ray Train takes one report of the workers each time: a short run would end seconds after its last step.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
 }
 """Further ones on a Ray that `connected` starts; all its processes inherit them."""
 

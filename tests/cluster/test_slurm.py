@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.runs import TINY
+from tests.helpers.runs import TINY, prepare_here, tiny
 from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf import Classifier
-from txclf.artifacts import checkpoints
+from txclf.artifacts import attempts, checkpoints
 
 ROOT = Path(__file__).parents[2]
 STAND_INS = {
@@ -97,50 +97,43 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
 
 def settings(folder: Path, data: str, *words: str) -> list[str]:
     (folder / "mine.yaml").write_text("name: mine\n")
+    prepare_here(tiny(folder / "runs", data))
     return ["mine.yaml", *TINY, f"data.train={data}", f"storage={folder}/runs", "compute.workers=2", *words]
 
 
 @pytest.mark.faults
-def test_slurm_run_on_two_nodes_returns_its_exit_code(slurm: Slurm, tmp_path: Path, data: str) -> None:
-    process = slurm.start("train", *settings(tmp_path, data))
+def test_slurm_job_near_its_time_limit_is_resumed_and_returns_its_exit_code(
+    slurm: Slurm, tmp_path: Path, data: str
+) -> None:
+    words = settings(tmp_path, data, "train.epochs=40", "train.early_stopping_patience=0")
+    process = slurm.start("train", *words)
     token = tmp_path / f".ray-{os.getpid()}/token"
     wait_until(lambda: token.exists() and token.stat().st_size == 64, process)
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.parent.stat().st_mode & 0o777 == 0o700
-    wait_until(lambda: (tmp_path / "runs/mine/attempts.jsonl").exists(), process)
-    secret = token.read_text()
+    secret, log = token.read_text(), tmp_path / "runs/mine/metrics.jsonl"
+    wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, process)
     seen = slurm.left().values()
     assert len(seen) > 5
     assert not [line for line in seen if secret.encode() in line]
-    out = process.communicate(timeout=PATIENCE_S)[0]
-    assert process.returncode == 0, out
-    assert "Ray: 2 nodes; the dashboard: ssh -L 8265:127.0.0.1:" in out
-    assert Classifier.load(f"{tmp_path}/runs/mine/model")(["a good film"])[0].label in ("neg", "pos")
-    assert not token.parent.exists()
-    slurm.ends()
-    assert secret not in out
-
-
-@pytest.mark.faults
-def test_slurm_job_near_its_time_limit_can_be_resumed(slurm: Slurm, tmp_path: Path, data: str) -> None:
-    words = settings(tmp_path, data, "train.epochs=300", "train.early_stopping_patience=0")
-    process = slurm.start("train", *words)
-    log = tmp_path / "runs/mine/metrics.jsonl"
-    wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50, process)
     process.send_signal(signal.SIGTERM)  # as `--signal=B:TERM@120` does: to the script alone
     out = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 143, out
+    assert "Ray: 2 nodes; the dashboard: ssh -L 8265:127.0.0.1:" in out
+    assert secret not in out
     saved = checkpoints.committed(f"{tmp_path}/runs/mine/checkpoints")
-    assert saved
+    assert 50 < saved[-1].step < 40 * 17
+    assert not token.parent.exists()
     slurm.ends()
     # Slurm restarts the job with the same arguments, without `--resume`.
     process = slurm.start("train", *words, SLURM_RESTART_COUNT="1")
-    attempts = tmp_path / "runs/mine/attempts.jsonl"
-    wait_until(lambda: attempts.read_text().count("\n") == 2, process)
-    process.send_signal(signal.SIGTERM)
     out = process.communicate(timeout=PATIENCE_S)[0]
-    assert process.returncode == 143, out
-    assert checkpoints.committed(f"{tmp_path}/runs/mine/checkpoints")[-1].step >= saved[-1].step
+    assert process.returncode == 0, out
+    second = attempts.read(f"{tmp_path}/runs/mine")[1]
+    assert (second.step, second.workers) == (saved[-1].step, 2)
+    assert Classifier.load(f"{tmp_path}/runs/mine/model")(["a good film"])[0].label in ("neg", "pos")
+    assert not token.parent.exists()
+    slurm.ends()
 
 
 @pytest.mark.faults

@@ -11,13 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.files import make_rows, write_csv
-from tests.helpers.runs import TINY, lines, tiny
+from tests.helpers.runs import TINY, lines, prepare_here, tiny
 from tests.helpers.testbed import Node, Testbed, environment
 from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf.artifacts import attempts, checkpoints
 from txclf.config.run_config import RunConfig
-from txclf.data.prepare import prepare
 
 pytestmark = pytest.mark.faults
 
@@ -56,12 +54,12 @@ def last_step(run: RunConfig) -> int:
     return path.read_bytes().count(b'"train_loss"') if path.exists() else 0
 
 
-def test_train_preempted_node_is_replaced_and_no_step_repeated(tmp_path: Path, figure: Any) -> None:
-    # An epoch takes longer than the notice, so no validation saves a checkpoint.
-    data = write_csv(tmp_path / "long.csv", make_rows(20_000))
-    words = ["train.epochs=20", "train.checkpoint_every=1h", "train.batch_size=2", "compute.workers=2"]
+def test_train_preempted_node_is_replaced_and_no_step_repeated(tmp_path: Path, data: str, figure: Any) -> None:
+    # No validation and no timed checkpoint comes within the notice.
+    words = ["train.epochs=20000", "train.eval_every=20000", "train.checkpoint_every=1h", "compute.workers=2"]
     words += ["compute.max_failures=0"]  # preemptions count apart
     run = tiny(tmp_path / "runs", data, *words)
+    prepare_here(run)
     with Testbed(head_cpus=0) as bed:
         bed.add("one", 1)
         two = bed.add("two", 1)
@@ -96,7 +94,7 @@ def test_train_waits_for_the_nodes_of_the_autoscaler(tmp_path: Path, data: str, 
     node_type = {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2}
     words = ["train.epochs=1", "compute.workers=2", "compute.cpus_per_worker=2"]
     run = tiny(tmp_path / "runs", data, *words)
-    prepare(tiny(tmp_path / "runs", data))  # without Ray, or its tasks would ask the autoscaler for nodes first
+    prepare_here(run)  # or its tasks would ask the autoscaler for nodes first
     with Testbed(head_cpus=0, autoscaling={"worker": node_type}) as bed:
         started = time.time()
         process = start(bed, run, data, words)

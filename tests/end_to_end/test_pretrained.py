@@ -13,12 +13,11 @@ import yaml
 
 from tests.helpers.encoders import write_encoder
 from tests.helpers.ray_processes import workers_of_ray
-from tests.helpers.runs import go_on, lines, losses
+from tests.helpers.runs import go_on, lines, losses, prepare_here
 from txclf import Classifier
 from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
-from txclf.data.prepare import prepare
 from txclf.training.progress import Interrupted, Progress
 from txclf.training.train import RunSummary, check_folder, train
 from txclf.tuning import tune
@@ -54,7 +53,7 @@ def trained(folder: Path, data: str, encoder: str, *words: str) -> tuple[RunConf
     """Train a run in a folder."""
     run = make(folder, data, encoder, *words)
     check_folder(run, resume=False)
-    return run, train(run, prepare(run), go_on)
+    return run, train(run, prepare_here(run), go_on)
 
 
 def weights(run: RunConfig) -> str:
@@ -76,7 +75,7 @@ def test_two_workers_take_the_same_steps(tmp_path: Path, data: str, encoder: str
         notes.update(progress.notes)
         return False
 
-    summary = train(run, prepare(run), show)
+    summary = train(run, prepare_here(run), show)
     assert summary.workers == 2
     np.testing.assert_allclose(losses(run), losses(here), rtol=2e-3)
     assert any(note.startswith("pretrained weights: new `classifier.bias`") for note in notes)
@@ -103,7 +102,7 @@ def test_frozen_layers_on_two_workers_take_the_same_steps(tmp_path: Path, data: 
 @pytest.mark.faults
 def test_fsdp_takes_the_same_steps_after_a_stop(tmp_path: Path, data: str, encoder: str, here: RunConfig) -> None:
     run = make(tmp_path, data, encoder, *TWO, "compute.strategy=fsdp")
-    prepared = prepare(run)
+    prepared = prepare_here(run)
     with suppress(Interrupted):
         train(run, prepared, lambda progress: progress.step >= 5)
     train(run, prepared, go_on)
@@ -123,7 +122,7 @@ def test_killed_worker_restarts_from_the_checkpoint(tmp_path: Path, data: str, e
             os.kill(killed[0], signal.SIGKILL)
         return False
 
-    summary = train(run, prepare(run), kill)
+    summary = train(run, prepare_here(run), kill)
     assert summary.attempts == 2
     assert lines(run) == lines(unbroken)
     assert weights(run) == weights(unbroken)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.helpers.files import make_rows, read
-from tests.helpers.runs import go_on, lines, losses, tiny, trained
+from tests.helpers.runs import go_on, lines, losses, prepare_here, tiny, trained
 from tests.helpers.waiting import PATIENCE_S
 from txclf import Classifier, ray_cluster
 from txclf.artifacts import checkpoints
@@ -121,7 +121,7 @@ def test_fsdp_takes_the_same_steps_after_a_stop(
 ) -> None:
     words = ["model.dropout=0", "compute.workers=2", "compute.cpus_per_worker=0.5", "compute.strategy=fsdp"]
     run = tiny(tmp_path, data, *words, "train.ema_decay=0.5")
-    prepared = prepare(run)
+    prepared = prepare_here(run)
     with suppress(Interrupted):
         train(run, prepared, lambda progress: progress.step >= 5)
     summary = train(run, prepared, go_on)
@@ -204,7 +204,7 @@ def test_fsdp_over_nccl_trains(tmp_path: Path, data: str, here: tuple[list[float
 def test_stop_request_saves_a_checkpoint_and_resumes(tmp_path: Path, data: str) -> None:
     words = ["compute.workers=2", "compute.cpus_per_worker=0.5", "train.epochs=40", "train.early_stopping_patience=0"]
     run = tiny(tmp_path, data, *words)
-    prepared = prepare(run)
+    prepared = prepare_here(run)
     with pytest.raises(Interrupted):
         train(run, prepared, lambda progress: progress.step >= 20)
     (*_, last) = checkpoints.committed(f"{run.run_folder}/checkpoints")
@@ -224,7 +224,7 @@ def test_require_too_many_workers_raises_with_the_arithmetic(tmp_path: Path, dat
     run = tiny(tmp_path, data, "compute.workers=4")
     start = time.monotonic()
     with pytest.raises(ClusterError, match=r"\(4\) x `compute.cpus_per_worker` \(1\) = 4 CPUs, but Ray has 3"):
-        train(run, prepare(run), go_on)
+        train(run, prepare_here(run), go_on)
     with pytest.raises(ClusterError, match="1 GPUs, but Ray has 0"):
         ray_cluster.require(Compute(workers=1, gpus_per_worker=1))
     assert time.monotonic() - start < 60
@@ -233,7 +233,7 @@ def test_require_too_many_workers_raises_with_the_arithmetic(tmp_path: Path, dat
 
 def test_worker_error_keeps_its_type(tmp_path: Path, data: str) -> None:
     run = tiny(tmp_path, data, "compute.workers=1")
-    prepared = prepare(run)
+    prepared = prepare_here(run)
     (shard,) = Path(prepared, "train").iterdir()
     shard.write_bytes(shard.read_bytes()[:200])
     with pytest.raises(DataError, match=shard.name):

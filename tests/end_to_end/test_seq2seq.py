@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.lengths import padding_share
 from tests.helpers.pairs import pairs
-from tests.helpers.runs import go_on, lines, stopped_at
+from tests.helpers.runs import go_on, lines, prepare_here, stopped_at
 from txclf import Classifier, Seq2Seq
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Tokenizer
@@ -19,7 +19,6 @@ from txclf.core import storage
 from txclf.core.errors import BundleError, ConfigError
 from txclf.data import shards
 from txclf.data.batches import PairRows
-from txclf.data.prepare import prepare
 from txclf.data.sampler import window_batches
 from txclf.data.tokenizer import decode, encode_targets, target_ends, train_tokenizer
 from txclf.data.word_cache import WordCache
@@ -37,7 +36,7 @@ def data(pair_data: str) -> str:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, data: str) -> RunConfig:
     run = pairs(tmp_path_factory.mktemp("trained"), data)
-    summary = train(run, prepare(run), go_on)
+    summary = train(run, prepare_here(run), go_on)
     assert summary.best["valid_exact_match"] > 0.9
     return run
 
@@ -75,7 +74,7 @@ def test_predict_adds_outputs_to_files(trained: RunConfig, tmp_path: Path) -> No
 def test_train_stopped_and_resumed_gives_the_same_losses(trained: RunConfig, tmp_path: Path, data: str) -> None:
     run = pairs(tmp_path, data, "train.checkpoint_every=7", "train.epochs=4", "model.dropout=0.1")
     whole = pairs(tmp_path, data, "name=whole", "train.checkpoint_every=7", "train.epochs=4", "model.dropout=0.1")
-    folder = prepare(run)
+    folder = prepare_here(run)
     train(whole, folder, go_on)
 
     def stop(progress: Progress) -> bool:
@@ -94,16 +93,16 @@ def losses(run: RunConfig) -> list[tuple[Any, ...]]:
 def test_train_resumed_in_a_shuffle_window_gives_the_same_losses(tmp_path: Path, data: str) -> None:
     words = ["data.shuffle_window=1000", "train.epochs=2", "model.dropout=0.1", "train.token_dropout=0.1"]
     whole, halted = (pairs(tmp_path, data, f"name={name}", *words) for name in ("whole", "halted"))
-    train(whole, prepare(whole), go_on)
+    train(whole, prepare_here(whole), go_on)
     stopped_at(halted, 7)
-    train(halted, prepare(halted), go_on)
+    train(halted, prepare_here(halted), go_on)
     assert losses(halted) == losses(whole)
 
 
 def test_average_checkpoints_bundles_the_mean_if_it_is_as_good(tmp_path: Path, data: str) -> None:
     words = ["train.average_checkpoints=3", "train.eval_every=0.25", "train.epochs=6", "train.schedule=constant"]
     run = pairs(tmp_path, data, *words, "train.monitor=valid_loss", "model.dropout=0.2")
-    summary = train(run, prepare(run), go_on)
+    summary = train(run, prepare_here(run), go_on)
     assert len(summary.averaged) == 3
     best = min(line["valid_loss"] for line in lines(run) if "valid_loss" in line)
     assert summary.best["valid_loss"] <= best
@@ -121,7 +120,7 @@ def test_fsdp_takes_the_same_steps(tmp_path: Path, data: str) -> None:
     found = []
     for words in (["name=whole"], ["name=sharded", "compute.workers=2", "compute.strategy=fsdp"]):
         run = pairs(tmp_path, data, *words, "train.epochs=1", "train.learning_rate=1e-3", "model.num_decoder_layers=2")
-        summary = train(run, prepare(run), go_on)
+        summary = train(run, prepare_here(run), go_on)
         found.append([value or 0.0 for line in losses(run) for value in line])
         assert summary.steps == len(lines(run)) - 1
     assert found[0] == pytest.approx(found[1], rel=2e-3)
@@ -142,7 +141,7 @@ def test_train_two_workers_take_the_steps_of_one(tmp_path: Path, data: str) -> N
             "train.epochs=1",
             "train.learning_rate=1e-3",
         )
-        train(run, prepare(run), go_on)
+        train(run, prepare_here(run), go_on)
         found[workers] = losses(run)
     assert [step for step, *_ in found[0]] == [step for step, *_ in found[2]]
     for one, two in zip(found[0], found[2], strict=True):

@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers import multilabel, pairs
 from tests.helpers.files import make_rows, write_csv
+from tests.helpers.ray_processes import workers_of_ray
 from tests.helpers.runs import go_on, trained
 from txclf.config.sections import Compute
 from txclf.core.errors import DataError
@@ -76,12 +77,7 @@ class Killing:
     def __call__(self, plan: ScoringPlan, compute: Compute) -> Iterator[Part]:
         for part in SCORE(plan, compute):
             if not self.killed:
-                workers = [
-                    int(path.parent.name)
-                    for path in Path("/proc").glob("[0-9]*/cmdline")
-                    if path.read_bytes().startswith(b"ray::MapWorker")
-                ]
-                self.killed = workers[0]
+                self.killed = workers_of_ray("MapWorker")[0]
                 os.kill(self.killed, signal.SIGKILL)
             yield part
 

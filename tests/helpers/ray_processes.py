@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 
 
-def workers_of_ray() -> list[int]:
-    """Return the processes of Ray Train's workers that descend from this process."""
+def workers_of_ray(name: str = "RayTrainWorker") -> list[int]:
+    """Return the processes of Ray with a name, by default Ray Train's workers, that descend from this process."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"RayTrainWorker" in path.read_bytes() and _is_mine(int(path.parent.name)):
+            title = path.read_bytes()
+            if title.startswith(b"ray::") and name.encode() in title and _is_mine(int(path.parent.name)):
                 found.append(int(path.parent.name))
         except OSError:
             continue

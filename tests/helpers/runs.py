@@ -10,6 +10,7 @@ import pytest
 
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
+from txclf.config.sections import Compute
 from txclf.data.prepare import prepare
 from txclf.training.progress import Interrupted, Progress
 from txclf.training.train import RunSummary, check_folder, train
@@ -36,6 +37,11 @@ def tiny(folder: Path, data: str, *words: str) -> RunConfig:
     return run_config.load(None, [*TINY, f"data.train={data}", f"storage={folder}", *words])
 
 
+def prepare_here(run: RunConfig) -> str:
+    """Prepare without Ray, which takes seconds more for the same folder."""
+    return prepare(run.model_copy(update={"compute": Compute()}))
+
+
 def go_on(progress: Progress) -> bool:
     return False
 
@@ -54,9 +60,9 @@ def losses(run: RunConfig) -> list[Any]:
 def trained(folder: Path, data: str, *words: str) -> tuple[RunConfig, RunSummary]:
     run = tiny(folder, data, *words)
     check_folder(run, resume=False)
-    return run, train(run, prepare(run), go_on)
+    return run, train(run, prepare_here(run), go_on)
 
 
 def stopped_at(run: RunConfig, step: int) -> None:
     with pytest.raises(Interrupted):
-        train(run, prepare(run), lambda progress: progress.step >= step)
+        train(run, prepare_here(run), lambda progress: progress.step >= step)

@@ -20,7 +20,7 @@ from tests.helpers.runs import TINY
 from tests.helpers.testbed import METRICS, TOKEN, Testbed, environment
 from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf import Classifier, _version
-from txclf.artifacts import checkpoints
+from txclf.artifacts import attempts, checkpoints
 from txclf.core.errors import ConfigError, StorageError
 from txclf.launch import jobs
 
@@ -168,60 +168,70 @@ def sent_job(bed: Testbed, folder: Path, *words: str) -> Iterator[str]:
     assert sent.returncode == 0, sent.stderr
     job = sent.stderr.split("job ")[1].split(":")[0]
     log = folder / "runs/mine/metrics.jsonl"
+    before = log.read_bytes().count(b"train_loss") if log.exists() else 0
     try:
-        wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > 50)
+        wait_until(lambda: log.exists() and log.read_bytes().count(b"train_loss") > before + 50)
         yield job
     finally:
         txclf(bed, folder, "jobs", "stop", job)
 
 
+class Terminal:
+    """`txclf jobs logs` of a job, at a terminal."""
+
+    def __init__(self, bed: Testbed, job: str) -> None:
+        self.ours, theirs = pty.openpty()
+        self.said = b""
+        words = [*bed.head.within, TXCLF, "jobs", "logs", job, "--address", bed.dashboard]
+        self.process = subprocess.Popen(
+            words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(), start_new_session=True
+        )
+
+    def shows(self, text: bytes) -> bool:
+        """Read what it says, or it could not write to a terminal that is full."""
+        self.said += os.read(self.ours, 10_000) if select.select([self.ours], [], [], 0.1)[0] else b""
+        return text in self.said
+
+    def interrupt_and_answer(self, answer: str) -> int:
+        """Press Ctrl-C, answer whether the job is to stop, and return the exit code."""
+        wait_until(lambda: self.shows(b"epoch"))
+        os.killpg(self.process.pid, signal.SIGINT)
+        wait_until(lambda: self.shows(b"it keeps running"))
+        os.write(self.ours, f"{answer}\n".encode())
+        wait_until(lambda: self.shows(b"") and self.process.poll() is not None)
+        return self.process.returncode
+
+
 @pytest.mark.faults
-def test_jobs_stop_leaves_a_run_that_resumes(bed: Testbed, tmp_path: Path, data: str) -> None:
-    words = settings(tmp_path, data, "train.epochs=20000", "train.early_stopping_patience=0")
-    names = ("epoch", "train_loss", "tokens_per_second", "valid", "data_wait_seconds", "gpu_memory_bytes", "step")
+def test_jobs_ctrl_c_asks_whether_to_stop_the_job_and_a_stopped_run_resumes(
+    bed: Testbed, tmp_path: Path, data: str
+) -> None:
+    endless = ["train.epochs=20000", "train.eval_every=20", "train.early_stopping_patience=0"]  # and with a short log
+    words = settings(tmp_path, data, *endless)
+
+    def has_state(wanted: str) -> bool:
+        return txclf(bed, tmp_path, "jobs", "status", job).stdout.strip() == wanted
+
     with sent_job(bed, tmp_path, "train", *words) as job:
+        terminal = Terminal(bed, job)
+        assert terminal.interrupt_and_answer("n") == 130
+        assert has_state("running")
+        wait_until(lambda: terminal.shows(b"keeps running: txclf jobs logs"))
+        assert Terminal(bed, job).interrupt_and_answer("y") == 130
+        wait_until(lambda: has_state("stopped"))
+    saved = checkpoints.committed(f"{tmp_path}/runs/mine/checkpoints")
+    assert saved
+    names = ("epoch", "train_loss", "tokens_per_second", "valid", "data_wait_seconds", "gpu_memory_bytes", "step")
+    with sent_job(bed, tmp_path, "train", *words, "--resume") as job:
+        second = attempts.read(f"{tmp_path}/runs/mine")[1]
+        assert (second.step, second.repeated) == (saved[-1].step, 0)
         if bed.namespaces:
             shown = [re.compile(rf'^ray_txclf_{name}{{.*run="mine"', re.MULTILINE) for name in names]
             wait_until(lambda: all(pattern.search(metrics(bed)) for pattern in shown))
+            assert TOKEN not in metrics(bed)
         assert txclf(bed, tmp_path, "jobs", "stop", job).returncode == 0
-        wait_until(lambda: "stopped" in txclf(bed, tmp_path, "jobs", "status", job).stdout)
-    saved = checkpoints.committed(f"{tmp_path}/runs/mine/checkpoints")
-    assert saved
-    attempts = tmp_path / "runs/mine/attempts.jsonl"
-    with sent_job(bed, tmp_path, "train", *words, "--resume"):
-        wait_until(lambda: attempts.read_text().count("\n") == 2)
-    assert TOKEN not in metrics(bed)
+        wait_until(lambda: has_state("stopped"))
     assert "no such job" in txclf(bed, tmp_path, "jobs", "status", "none").stderr
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize(("answer", "state"), [("n", "running"), ("y", "stopped")])
-def test_submit_ctrl_c_asks_whether_to_stop_the_job(
-    bed: Testbed, tmp_path: Path, data: str, answer: str, state: str
-) -> None:
-    endless = ["train.epochs=20000", "train.eval_every=100", "train.early_stopping_patience=0"]  # and with a short log
-    with sent_job(bed, tmp_path, "train", *settings(tmp_path, data, *endless)) as job:
-        ours, theirs = pty.openpty()
-        words = [*bed.head.within, TXCLF, "jobs", "logs", job, "--address", bed.dashboard]
-        process = subprocess.Popen(
-            words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(), start_new_session=True
-        )
-        said = b""
-
-        def shows(text: bytes) -> bool:
-            nonlocal said
-            said += os.read(ours, 10_000) if select.select([ours], [], [], 0.1)[0] else b""
-            return text in said
-
-        wait_until(lambda: shows(b"epoch"))
-        os.killpg(process.pid, signal.SIGINT)
-        wait_until(lambda: shows(b"it keeps running"))
-        os.write(ours, f"{answer}\n".encode())
-        wait_until(lambda: shows(b"") and process.poll() is not None)  # it could not write to a terminal that is full
-        assert process.returncode == 130
-        wait_until(lambda: txclf(bed, tmp_path, "jobs", "status", job).stdout.strip() == state)
-        if state == "running":
-            wait_until(lambda: shows(b"keeps running: txclf jobs logs"))
 
 
 def metrics(bed: Testbed) -> str:
@@ -267,12 +277,11 @@ def test_submit_sends_the_local_txclf(bed: Testbed, tmp_path: Path, data: str) -
 
 @pytest.mark.faults
 def test_submit_job_survives_a_lost_node(bed: Testbed, tmp_path: Path, data: str) -> None:
-    words = settings(tmp_path, data, "compute.workers=[1, 2]", "train.epochs=40", "train.early_stopping_patience=0")
+    words = settings(tmp_path, data, "compute.workers=[1, 2]", "train.epochs=20", "train.early_stopping_patience=0")
     with sent_job(bed, tmp_path, "train", *words, "train.checkpoint_every=10") as job:
         bed.kill(bed.nodes["two"])
         done = txclf(bed, tmp_path, "jobs", "logs", job)
         assert done.returncode == 0, done.stdout + done.stderr
         assert Classifier.load(f"{tmp_path}/runs/mine/model")
-        began = (tmp_path / "runs/mine/attempts.jsonl").read_text().splitlines()
-        assert len(began) > 1
+        assert len(attempts.read(f"{tmp_path}/runs/mine")) > 1
         assert txclf(bed, tmp_path, "jobs", "status", job).stdout == "succeeded\n"

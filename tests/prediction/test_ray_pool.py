@@ -22,6 +22,7 @@ import torch
 
 from tests.helpers.prediction import Stop, part_files, stop, with_quantiles, write_jsonl
 from tests.helpers.ray_cpus import every_cpu_taken
+from tests.helpers.ray_processes import workers_of_ray
 from tests.helpers.testbed import Testbed
 from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf.config.sections import Compute
@@ -172,11 +173,7 @@ def test_predict_on_ray_survives_killed_workers_and_reports_bad_rows(
 
     def kill(rows: int) -> None:
         if rows >= 1_000 and not killed:
-            workers = [
-                int(path.parent.name)
-                for path in Path("/proc").glob("[0-9]*/cmdline")
-                if path.read_bytes().startswith(b"ray::MapWorker")
-            ]
+            workers = workers_of_ray("MapWorker")
             assert len(workers) == 2
             killed.append(workers[0])
             os.kill(workers[0], signal.SIGKILL)

@@ -16,6 +16,7 @@ import ray
 import yaml
 from ray.tune import ExperimentAnalysis, ResultGrid
 
+from tests.helpers.ray_processes import workers_of_ray
 from tests.helpers.runs import TINY, lines
 from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf import Classifier
@@ -219,7 +220,7 @@ def test_tune_killed_driver_resumes_to_the_same_result(tmp_path: Path, data: str
     before = {one.number: attempts.read(trials.folder(broken.run_folder, one.number)) for one in ended()}
     assert 4 <= len(before) < 8
     again = start(broken, tmp_path, data, "--resume")
-    assert again.wait(timeout=200) == 0, (tmp_path / "driver.log").read_text()[-2000:]
+    assert again.wait(timeout=PATIENCE_S) == 0, (tmp_path / "driver.log").read_text()[-2000:]
     assert told(broken) == told(whole)
     for number, begun in before.items():
         assert attempts.read(trials.folder(broken.run_folder, number)) == begun
@@ -234,8 +235,8 @@ def test_tune_interrupted_search_resumes_and_is_extended(tmp_path: Path, data: s
     )
     words = ["train.epochs=40", "train.early_stopping_patience=0"]
     process = start(run, tmp_path, data, *words)
-    log = Path(trials.folder(run.run_folder, 0), "metrics.jsonl")
-    wait_until(lambda: log.exists() and b"valid_loss" in log.read_bytes(), process)
+    logs = [Path(trials.folder(run.run_folder, number), "metrics.jsonl") for number in range(2)]
+    wait_until(lambda: all(log.exists() and b"valid_loss" in log.read_bytes() for log in logs), process)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=PATIENCE_S) == 130
     said = (tmp_path / "driver.log").read_text()
@@ -243,12 +244,14 @@ def test_tune_interrupted_search_resumes_and_is_extended(tmp_path: Path, data: s
     assert "Traceback" not in said
     assert {one.state for one in trials.read(run.run_folder)} <= {"running", "waiting"}
     assert all(one.seconds > 0 for one in trials.read(run.run_folder) if one.state == "running")
-    assert start(run, tmp_path, data, *words, "--resume").wait(timeout=200) == 0
+    with tune.opened(run, resume=True) as again:
+        tune.tune(again, tune.plan(again))
     for number in range(2):  # stopped between two validations, with a checkpoint of the very step
         assert [one.repeated for one in attempts.read(trials.folder(run.run_folder, number))] == [0, 0]
     steps = [line["step"] for line in lines(trials.run_of(run, 0, {})) if "train_loss" in line]
     assert steps == list(range(1, len(steps) + 1))
-    assert start(run, tmp_path, data, *words, "--extend", "1").wait(timeout=200) == 0
+    with tune.opened(run, extend=1) as again:
+        tune.tune(again, tune.plan(again))
     assert [state for _, state, _, _ in told(run)] == ["finished"] * 3
     assert run_config.load(f"{run.run_folder}/run.yaml").tune.trials == 3
 
@@ -302,17 +305,6 @@ def test_tune_pbt_copies_weights_and_perturbs_settings(tmp_path: Path, data: str
         assert steps[-1] == 8 * 17
 
 
-def trial_processes() -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if b"ray::" in path.read_bytes() and b"Trainable" in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
-
-
 @pytest.mark.faults
 def test_tune_killed_trial_resumes_from_its_checkpoint(tmp_path: Path, data: str) -> None:
     words, points = ["train.epochs=30", "train.early_stopping_patience=0"], [{"train.learning_rate": 1e-3}]
@@ -321,7 +313,7 @@ def test_tune_killed_trial_resumes_from_its_checkpoint(tmp_path: Path, data: str
 
     def kill(standing: SearchState) -> bool:
         if not killed and standing.results and standing.results[0].epochs >= 5:
-            killed.extend(trial_processes())
+            killed.extend(workers_of_ray("Trainable"))
             os.kill(killed[0], signal.SIGKILL)
         return False
 
@@ -343,7 +335,7 @@ def test_tune_trials_of_two_workers_free_their_cpus(tmp_path: Path, data: str) -
 
     def kill(standing: SearchState) -> bool:
         if not killed and any(one.epochs for one in standing.results.values()):
-            killed.extend(trial_processes())
+            killed.extend(workers_of_ray("Trainable"))
             os.kill(killed[0], signal.SIGKILL)
         return False
 

@@ -13,9 +13,9 @@ from ray.train import Result
 from ray.train.torch import TorchTrainer
 
 from tests.helpers.ray_processes import workers_of_ray
-from tests.helpers.runs import lines, tiny
+from tests.helpers.runs import lines, prepare_here, tiny
 from txclf.artifacts import attempts, checkpoints
-from txclf.data.prepare import prepare
+from txclf.training.distributed import ray_trainer
 from txclf.training.progress import Progress
 from txclf.training.train import train
 
@@ -36,6 +36,7 @@ def test_ray_train_gets_every_validation_of_each_attempt(
         return results[-1]
 
     monkeypatch.setattr(TorchTrainer, "fit", recorded)
+    monkeypatch.setattr(ray_trainer, "POLL_S", 0.02)  # the run ends two seconds after its third validation
     run = tiny(
         tmp_path,
         data,
@@ -53,7 +54,7 @@ def test_ray_train_gets_every_validation_of_each_attempt(
             os.kill(workers_of_ray()[0], signal.SIGKILL)
         return False
 
-    summary = train(run, prepare(run), kill)
+    summary = train(run, prepare_here(run), kill)
     assert summary.attempts == attempts_of_run
     result = results[0]
     validations = [{key: value for key, value in line.items() if key != "valid_rows"} for line in lines(run)]

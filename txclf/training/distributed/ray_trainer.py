@@ -8,7 +8,6 @@ that is not finite), the run ends with that error.
 from __future__ import annotations
 
 import math
-import os
 import pickle
 import threading
 import time
@@ -50,6 +49,8 @@ from txclf.training.run_stats import RunStats
 SCRATCH, HELD = ".ray", "placement_group"
 """Folder of Ray Train's state in the run folder while it runs, and the file there that names its placement group."""
 
+POLL_S = 0.3
+"""Seconds between two looks of the driver at the workers."""
 HEARTBEAT_S = 1.0
 """Seconds between two heartbeats of a worker."""
 WAITING_S = 45.0
@@ -113,7 +114,7 @@ def fit(config: WorkerConfig, report: Callable[[Progress], bool], notes: Sequenc
     if ray_cluster.room(compute) < compute.min_workers:
         last_seen -= WAITING_S  # an autoscaler must start nodes first: report at once what the run waits for
     while thread.is_alive():
-        thread.join(timeout=0.3)
+        thread.join(timeout=POLL_S)
         latest, workers = ray.get(monitor.latest.remote())
         shown = latest or shown
         if workers:
@@ -158,12 +159,6 @@ def _run_trainer(config: WorkerConfig, monitor: Any, outcome: Outcome) -> None:
     try:
         release(config.run.run_folder)
         storage.remove_folder(scratch)  # Ray would resume from its own state, and our checkpoints know better
-        if compute.elastic:
-            # After a loss Ray first retries with as many workers as before, by default for a minute.
-            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", GROUP_START_S)
-        elif ray_cluster.room(compute) < compute.min_workers:
-            # The autoscaler may take many minutes to start a node, and each timeout counts towards the limit below.
-            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", AUTOSCALER_START_S)
         trainer = TorchTrainer(
             # As bytes: the controller would import Lightning to look at it, seconds before it starts the workers.
             partial(_work, {"config": pickle.dumps(config), "monitor": monitor}),  # type: ignore[arg-type]
@@ -180,12 +175,25 @@ def _run_trainer(config: WorkerConfig, monitor: Any, outcome: Outcome) -> None:
             upstream.start_lightly(trainer)
         if compute.elastic:
             upstream.delay_resizes(trainer, PauseForResize(monitor))
-        outcome.stats = trainer.fit().return_value  # type: ignore[attr-defined]
+        with ray_cluster.environment(_patience(compute)):
+            outcome.stats = trainer.fit().return_value  # type: ignore[attr-defined]
     except BaseException as error:
         outcome.error = error
     finally:
         with suppress(TxclfError):  # the next attempt removes it, and the outcome counts
             storage.remove_folder(scratch)
+
+
+def _patience(compute: Compute) -> dict[str, str]:
+    """Return the environment with which Ray Train waits for workers to start."""
+    seconds = None
+    if compute.elastic:
+        # After a loss Ray first retries with as many workers as before, by default for a minute.
+        seconds = GROUP_START_S
+    elif ray_cluster.room(compute) < compute.min_workers:
+        # The autoscaler may take many minutes to start a node, and each timeout counts towards the failure limit.
+        seconds = AUTOSCALER_START_S
+    return {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": seconds} if seconds else {}
 
 
 def _run_config(run: TrainingRun) -> RunConfig:
