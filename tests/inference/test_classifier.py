@@ -113,10 +113,11 @@ def test_call_long_text_is_truncated_as_in_training(classifier: Classifier) -> N
     assert classifier([long]) == classifier([long + "more and more"])
 
 
-def test_probabilities_depend_on_the_order_of_columns(classifier: Classifier) -> None:
-    one, other = classifier.probabilities([("fox", "dog"), ("dog", "fox")])
+def test_probabilities_depend_on_the_order_of_columns(tmp_path: Path) -> None:
+    pairs = Classifier.load(untrained(tmp_path, data={"text": ["title", "body"]}))
+    one, other = pairs.probabilities([("fox", "dog"), ("dog", "fox")])
     assert not np.allclose(one, other)
-    assert np.allclose(classifier.probabilities([("fox", "dog")])[0], one, atol=1e-6)
+    assert np.allclose(pairs.probabilities([("fox", "dog")])[0], one, atol=1e-6)
 
 
 def test_call_without_texts_returns_nothing(classifier: Classifier) -> None:
@@ -125,8 +126,19 @@ def test_call_without_texts_returns_nothing(classifier: Classifier) -> None:
 
 
 def test_call_bare_string_raises_type_error(classifier: Classifier) -> None:
-    with pytest.raises(TypeError, match="expected a list of texts"):
-        classifier("the quick brown fox")
+    for answer in (classifier, classifier.probabilities):
+        with pytest.raises(TypeError, match="expected a list of texts"):
+            answer("the quick brown fox")
+
+
+def test_call_rows_of_other_columns_raise_type_error(tmp_path: Path, classifier: Classifier) -> None:
+    pairs = Classifier.load(untrained(tmp_path, data={"text": ["title", "body"]}))
+    for answer in (pairs, pairs.probabilities):
+        with pytest.raises(TypeError, match=r"^expected 2 text\(s\) per row \(title, body\), not \('fox',\)$"):
+            answer(["fox"])
+    row = ("the fox", "lazy dog")
+    assert pairs([row])[0].probability == pairs.probabilities([row]).max()
+    assert np.array_equal(classifier.probabilities(["fox"]), classifier.probabilities([("fox",)]))
 
 
 def test_predicted_labels_multilabel_reach_their_thresholds(tmp_path: Path) -> None:

@@ -67,6 +67,28 @@ def test_metadata_conformal_of_another_task_is_refused(tmp_path: Path) -> None:
         BundleMetadata.model_validate({**metadata, "conformal": Conformal(rows=1, quantiles=[0.5])})
 
 
+def test_as_rows_takes_texts_and_rows_of_text_columns(tmp_path: Path) -> None:
+    one = bundle.read_metadata(untrained(tmp_path / "one"))
+    two = bundle.read_metadata(untrained(tmp_path / "two", data={"text": ["title", "body"]}))
+    assert one.as_rows(["a", ("b",)]) == [("a",), ("b",)]
+    assert one.as_rows([]) == []
+    assert two.as_rows([("a", "b")]) == [("a", "b")]
+
+
+def test_as_rows_of_other_columns_raises_type_error(tmp_path: Path) -> None:
+    two = bundle.read_metadata(untrained(tmp_path, data={"text": ["title", "body"]}))
+    with pytest.raises(TypeError, match=r'^expected a list of texts, as in \["some text"\]$'):
+        two.as_rows("ab")
+    for row, text in (
+        ("ab", r"\('ab',\)"),
+        (("a", "b", "c"), r"\('a', 'b', 'c'\)"),
+        (("a", 3), r"\('a', 3\)"),
+        (3, r"\(3,\)"),
+    ):
+        with pytest.raises(TypeError, match=rf"^expected 2 text\(s\) per row \(title, body\), not {text}$"):
+            two.as_rows([("a", "b"), row])  # type: ignore[list-item]
+
+
 def test_of_network_has_no_quantiles_of_the_blend(tiny_bundle: str) -> None:
     sets = Conformal(rows=1, quantiles=[0.5])
     metadata = bundle.read_metadata(tiny_bundle).model_copy(update={"conformal": sets})

@@ -47,6 +47,14 @@ def test_call_bare_string_raises_type_error(model: Seq2Seq) -> None:
         model("the quick brown fox")
 
 
+def test_call_rows_of_other_columns_raise_type_error(tmp_path: Path) -> None:
+    pairs = Seq2Seq.load(untrained(tmp_path, task="seq2seq", data={"text": ["title", "body"], "target": "target"}))
+    for answer in (pairs, pairs.outputs):
+        with pytest.raises(TypeError, match=r"^expected 2 text\(s\) per row \(title, body\), not \('fox',\)$"):
+            answer(["fox"])
+    assert pairs([("the fox", "dog")]) == pairs.outputs([("the fox", "dog")])
+
+
 def test_load_classifier_bundle_raises(tiny_bundle: str) -> None:
     with pytest.raises(BundleError, match=r"a model of `task: classify`\. Load it with `Classifier\.load`\."):
         Seq2Seq.load(tiny_bundle)

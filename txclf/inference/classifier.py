@@ -183,11 +183,12 @@ class Classifier:
         """Minimum probabilities (classes,) at which a multilabel model predicts each label."""
         return label_thresholds(self.metadata)
 
-    def __call__(self, texts: Sequence[str], batch_size: int = 64) -> list[Prediction]:
-        """Return the predictions for texts, in their order. Raises `TypeError` for a bare string."""
-        if isinstance(texts, str):
-            raise TypeError('expected a list of texts, as in classifier(["some text"])')
-        probabilities = self.probabilities([(text,) for text in texts], batch_size)
+    def __call__(self, texts: Sequence[str | tuple[str, ...]], batch_size: int = 64) -> list[Prediction]:
+        """Return the predictions for texts, in their order.
+
+        A row of several text columns is a tuple. Raises `TypeError` for a bare string and for other numbers of columns.
+        """
+        probabilities = self.probabilities(texts, batch_size)
         return [
             Prediction(
                 self.labels[row.argmax()],
@@ -208,9 +209,12 @@ class Classifier:
             [self.labels[i] for i in numbers if row[i]] for numbers, row in zip(order.tolist(), reached, strict=True)
         ]
 
-    def probabilities(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> Floats:
-        """Return the calibrated class probabilities (rows, classes) of rows of text columns."""
-        return self.calibrated(self.logits(self.text_rows(texts), batch_size))
+    def probabilities(self, texts: Sequence[str | tuple[str, ...]], batch_size: int = 64) -> Floats:
+        """Return the calibrated class probabilities (rows, classes) of texts, or of rows of text columns.
+
+        Raises `TypeError` for a bare string and for other numbers of columns.
+        """
+        return self.calibrated(self.logits(self.text_rows(self.metadata.as_rows(texts)), batch_size))
 
     def prediction_sets(
         self, texts: Sequence[str | tuple[str, ...]], coverage: float, batch_size: int = 64
@@ -220,7 +224,7 @@ class Classifier:
         The most probable label is the first. Raises `ConfigError` if the bundle has no quantiles for `coverage`.
         """
         minimum = prediction_sets.minimum(self.metadata, coverage)
-        return prediction_sets.label_sets(self.metadata, self.probabilities(self._as_rows(texts), batch_size), minimum)
+        return prediction_sets.label_sets(self.metadata, self.probabilities(texts, batch_size), minimum)
 
     def text_rows(self, texts: Sequence[tuple[str, ...]]) -> TokenRows:
         """Return rows of text columns as input rows of this model."""
@@ -274,7 +278,7 @@ class Classifier:
         The head of a pretrained model reads the vector of one token or the mean of all; if it is neither, the mean is
         returned. Raises `TypeError` for a bare string.
         """
-        return self.vectors(self.rows([pa.table({"input_ids": self.encode(self._as_rows(texts))})]), batch_size)
+        return self.vectors(self.rows([pa.table({"input_ids": self.encode(self.metadata.as_rows(texts))})]), batch_size)
 
     def vectors(self, rows: TokenRows, batch_size: int = 64) -> Floats:
         """Return the vectors of `embed` for input rows of this model."""
@@ -303,28 +307,10 @@ class Classifier:
         """
         if label is not None and label not in self.labels:
             raise ConfigError(f"`label`: the model has no label `{shown(label)}`. Use one of {listed(self.labels)}.")
-        (row,) = self._as_rows([text])
+        (row,) = self.metadata.as_rows([text])
         spans = occlusion.split_row(row)
         probabilities = self.probabilities([row, *occlusion.occluded_rows(row, spans)])
-        column = int(probabilities[0].argmax()) if label is None else self.labels.index(label)
-        found = occlusion.weights(probabilities, column, self.metadata.task_spec.is_multilabel)
-        weights: Sequence[float | None] = found or [None] * len(spans)
-        texts = occlusion.weighted_texts(row, spans, weights)
-        probability = float(probabilities[0, column])
-        return Explanation(self.labels[column], probability, dict(zip(self.metadata.text_columns, texts, strict=True)))
-
-    def _as_rows(self, texts: Sequence[str | tuple[str, ...]]) -> list[tuple[str, ...]]:
-        """Return texts as rows of text columns. Raises `TypeError` for other values."""
-        if isinstance(texts, str):
-            raise TypeError('expected a list of texts, as in ["some text"]')
-        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        count = len(self.metadata.text_columns)
-        for row in rows:
-            if len(row) != count or not all(isinstance(text, str) for text in row):
-                raise TypeError(
-                    f"expected {count} text(s) per row ({', '.join(self.metadata.text_columns)}), not {row!r}"
-                )
-        return rows
+        return occlusion.explanation(self.metadata, row, spans, probabilities, label)
 
     @torch.inference_mode()
     def _computed(self, rows: TokenRows, batch_size: int, width: int, network: Network) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
@@ -179,6 +180,21 @@ class BundleMetadata(BaseModel):
     def network_temperature(self) -> float:
         """Divisor of the logits of the network alone; 1 without calibration."""
         return self.ngrams.network_temperature if self.ngrams else self.temperature
+
+    def as_rows(self, texts: Sequence[str | tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """Return texts as rows of the text columns. Raises `TypeError` for other values."""
+        if isinstance(texts, str):
+            raise TypeError('expected a list of texts, as in ["some text"]')
+        rows: list[tuple[Any, ...]] = [
+            (text,) if isinstance(text, str) or not hasattr(text, "__iter__") else tuple(text) for text in texts
+        ]
+        count = len(self.text_columns)
+        kinds = set(map(type, chain.from_iterable(rows)))  # one pass in C, because every prediction comes through here
+        if set(map(len, rows)) <= {count} and all(issubclass(kind, str) for kind in kinds):
+            return rows
+        wrong = next(row for row in rows if len(row) != count or not all(isinstance(text, str) for text in row))
+        columns = ", ".join(self.text_columns)
+        raise TypeError(f"expected {count} text(s) per row ({columns}), not {shown(repr(wrong), 200)}")
 
     def of_network(self) -> BundleMetadata:
         """Return the metadata of the network without the linear model on n-grams."""

@@ -8,7 +8,6 @@ Redundant words mask each other: leaving out one of them changes little.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -17,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from txclf.core.text import escaped
+from txclf.data.altered_texts import WORD
+from txclf.inference.metadata import BundleMetadata
 
 MAX_SPANS = 64
 """Maximum number of spans per row; it bounds the cost of long texts."""
 MIN_PROBABILITY = 1e-30
 """Probabilities of a label, and of all others, are at least this."""
-# Scripts without spaces between words are split into characters.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\s\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 
 Row = tuple[str, ...]
 """One text per text column."""
@@ -115,6 +114,24 @@ def weights(probabilities: npt.NDArray[np.floating[Any]], column: int, is_multil
     others = 1 - own if is_multilabel else np.delete(values, column, axis=1).sum(axis=1)
     odds = np.log(own.clip(MIN_PROBABILITY)) - np.log(others.clip(MIN_PROBABILITY))
     return [float(value) for value in odds[0] - odds[1:]]
+
+
+def explanation(
+    metadata: BundleMetadata,
+    row: Row,
+    spans: Sequence[Span],
+    probabilities: npt.NDArray[np.floating[Any]],
+    label: str | None,
+) -> Explanation:
+    """Return the weights of the words of a row for a label, by default the most probable one.
+
+    `probabilities` (1 + spans, labels) are those of the whole row, then of the rows without a span.
+    """
+    column = int(probabilities[0].argmax()) if label is None else metadata.labels.index(label)
+    found = weights(probabilities, column, metadata.task_spec.is_multilabel)
+    texts = weighted_texts(row, spans, found or [None] * len(spans))
+    columns = dict(zip(metadata.text_columns, texts, strict=True))
+    return Explanation(metadata.labels[column], float(probabilities[0, column]), columns)
 
 
 def weighted_texts(

@@ -115,15 +115,18 @@ class Seq2Seq:
         model.load_state_dict(weights)
         return cls(metadata, [parse_tokenizer(text) for text in tokenizers], model)
 
-    def __call__(self, texts: Sequence[str], batch_size: int = 64) -> list[str]:
-        """Return the output for each text, in their order. Raises `TypeError` for a bare string."""
-        if isinstance(texts, str):
-            raise TypeError('expected a list of texts, as in model(["some text"])')
-        return self.outputs([(text,) for text in texts], batch_size)
+    def __call__(self, texts: Sequence[str | tuple[str, ...]], batch_size: int = 64) -> list[str]:
+        """Return the output for each text, or row of text columns, in their order.
 
-    def outputs(self, texts: Sequence[tuple[str, ...]], batch_size: int = 64) -> list[str]:
-        """Return the output for each row of text columns."""
-        return self.generate(self.rows([pa.table({"input_ids": self.encode(texts)})]), batch_size)
+        Raises `TypeError` for a bare string and for other numbers of columns.
+        """
+        return self.outputs(texts, batch_size)
+
+    def outputs(self, texts: Sequence[str | tuple[str, ...]], batch_size: int = 64) -> list[str]:
+        """Return the output for each text, or row of text columns, in their order."""
+        return self.generate(
+            self.rows([pa.table({"input_ids": self.encode(self.metadata.as_rows(texts))})]), batch_size
+        )
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> pa.ListArray:
         """Return the token ids of rows of text columns, truncated as in training."""

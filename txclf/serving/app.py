@@ -163,12 +163,11 @@ class PredictionService:
 
     async def explain(self, body: ExplainRequest) -> Response:
         """Return the weight of each word for a label, by occlusion."""
-        labels = self.metadata.labels
         if not self.metadata.task_spec.has_labels:
             raise InvalidRequest(
                 f"`/explain`: a `{self.metadata.task}` model has no labels to explain. Use `POST /predict`."
             )
-        if body.label is not None and body.label not in labels:
+        if body.label is not None and body.label not in self.metadata.labels:
             raise InvalidRequest(
                 f"`label`: the model has no label `{shown(body.label)}`. Use one that `GET /model` lists."
             )
@@ -178,22 +177,11 @@ class PredictionService:
         async with self.explanations:
             parts = [await self._answer(rows[i : i + EXPLAIN_ROWS]) for i in range(0, len(rows), EXPLAIN_ROWS)]
         probabilities = np.concatenate([part.probabilities for part in parts])
-        column = labels.index(body.label) if body.label is not None else int(probabilities[0].argmax())
-        found = occlusion.weights(probabilities, column, self.metadata.task_spec.is_multilabel)
-        weights: Sequence[float | None] = found or [None] * len(spans)
-        texts = occlusion.weighted_texts(row, spans, weights)
+        label, probability, pieces = occlusion.explanation(self.metadata, row, spans, probabilities, body.label)
         columns = {
-            name: [{"text": text, "weight": weight} for text, weight in column]
-            for name, column in zip(self.metadata.text_columns, texts, strict=True)
+            name: [{"text": text, "weight": weight} for text, weight in column] for name, column in pieces.items()
         }
-        return JSONResponse(
-            {
-                "method": "occlusion",
-                "label": labels[column],
-                "probability": float(probabilities[0, column]),
-                "columns": columns,
-            }
-        )
+        return JSONResponse({"method": "occlusion", "label": label, "probability": probability, "columns": columns})
 
     async def model(self) -> Response:
         """Return the task, labels, text columns, scores and limits of the model."""
