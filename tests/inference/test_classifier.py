@@ -76,6 +76,15 @@ def test_load_accepts_path_uri_and_relative_path(
     assert Classifier.load("model/")(TEXTS) == expected
 
 
+def test_network_only_keeps_device_and_folder(tiny_bundle: str) -> None:
+    classifier = Classifier.load(tiny_bundle)
+    assert classifier.network_only().folder == tiny_bundle
+    # A device that is never the default.
+    network = Classifier(classifier.metadata, classifier.tokenizer, classifier.model, "meta").network_only()
+    assert network.device.type == "meta"
+    assert {weight.device.type for weight in network.model.parameters()} == {"meta"}
+
+
 def test_load_seq2seq_bundle_raises(tmp_path: Path) -> None:
     folder = untrained(tmp_path, task="seq2seq", data={"target": "target"})
     with pytest.raises(BundleError, match=r"a model of `task: seq2seq`\. Load it with `Seq2Seq\.load`\."):

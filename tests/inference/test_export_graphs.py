@@ -17,7 +17,7 @@ from txclf.inference.load import load_model
 @pytest.mark.parametrize("task", ["classify", "multilabel"])
 @pytest.mark.parametrize("columns", [["text"], ["title", "body"]])
 def test_classifier_graph_gives_logits_and_probabilities(tmp_path: Path, task: str, columns: list[str]) -> None:
-    model = load_model(untrained(tmp_path, task=task, data={"text": columns}), on_cpu=True)
+    model = load_model(untrained(tmp_path, task=task, data={"text": columns}), "cpu")
     assert isinstance(model, Classifier)
     (graph,) = graphs(model)
     assert graph.name == "model"
@@ -39,7 +39,7 @@ def test_classifier_graph_with_segments_has_a_third_input(tmp_path: Path, tiny_b
 
 def test_seq2seq_graphs_give_the_logits_of_the_model_token_by_token(tmp_path: Path) -> None:
     folder = untrained(tmp_path, task="seq2seq", data={"target": "target"})
-    model = load_model(folder, on_cpu=True)
+    model = load_model(folder, "cpu")
     assert isinstance(model, Seq2Seq)
     encoder, decoder = graphs(model)
     assert (encoder.name, decoder.name) == ("encoder", "decoder")

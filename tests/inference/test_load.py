@@ -20,8 +20,15 @@ def test_load_model_returns_the_class_of_the_task(tmp_path: Path, tiny_bundle: s
     assert isinstance(load_model(untrained(tmp_path, task="seq2seq", data={"target": "target"})), Seq2Seq)
 
 
-def test_load_model_on_cpu_puts_the_weights_on_the_cpu(tiny_bundle: str) -> None:
-    model = load_model(tiny_bundle, on_cpu=True)
+@pytest.mark.parametrize("task", ["classify", "seq2seq"])
+def test_load_model_on_the_cpu_never_chooses_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    folder = untrained(tmp_path, task=task, data={"target": "target"} if task == "seq2seq" else {})
+
+    def chosen() -> bool:
+        pytest.fail("asked whether there is a GPU")
+
+    monkeypatch.setattr("torch.cuda.is_available", chosen)
+    model = load_model(folder, "cpu")
     assert model.device.type == "cpu"
     assert {weight.device.type for weight in model.model.parameters()} == {"cpu"}
 

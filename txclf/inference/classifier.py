@@ -64,14 +64,18 @@ class Classifier:
     """Trained classifier that predicts labels and probabilities of texts."""
 
     def __init__(
-        self, metadata: BundleMetadata, tokenizer: FastTokenizer, model: TransformerClassifier | PretrainedClassifier
+        self,
+        metadata: BundleMetadata,
+        tokenizer: FastTokenizer,
+        model: TransformerClassifier | PretrainedClassifier,
+        device: torch.device | str | None = None,
     ) -> None:
         self.metadata = metadata
         self.folder = "model"
         """Folder that the model was loaded from, for messages."""
         self.tokenizer = tokenizer
         self.word_cache = WordCache(tokenizer)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.eval().to(self.device)
         self._pooling: Pooling | None = None
         """Pooling of a pretrained network, once `embed` has found it."""
@@ -79,8 +83,8 @@ class Classifier:
         """Linear model on n-grams that answers together with the network."""
 
     @classmethod
-    def load(cls, folder: str) -> Self:
-        """Load a bundle from a path or URI.
+    def load(cls, folder: str, device: torch.device | str | None = None) -> Self:
+        """Load a bundle from a path or URI, on a GPU if there is one and `device` does not name another device.
 
         Raises `BundleError` if the folder is not a bundle, is damaged, cannot answer, or holds a sequence-to-sequence
         model.
@@ -97,7 +101,7 @@ class Classifier:
         size = model.embedding.num_embeddings
         if problem := _problem(metadata, model):
             raise BundleError(f"`{folder}`: {problem}. Copy the whole folder again.")
-        classifier = cls(metadata, tokenizer(content, TOKENIZER, folder, size), model)
+        classifier = cls(metadata, tokenizer(content, TOKENIZER, folder, size), model, device)
         classifier.folder = folder
         classifier.blend = read_blend(metadata, content, folder)
         soundness.require_answer(classifier._trial, folder)
@@ -161,7 +165,9 @@ class Classifier:
 
     def network_only(self) -> Classifier:
         """Return the classifier without the linear model on n-grams; it shares the network."""
-        return Classifier(self.metadata.of_network(), self.tokenizer, self.model)
+        network = Classifier(self.metadata.of_network(), self.tokenizer, self.model, self.device)
+        network.folder = self.folder
+        return network
 
     @property
     def labels(self) -> list[str]:

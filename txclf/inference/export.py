@@ -99,7 +99,7 @@ def export(
     Raises `ConfigError` if there are no rows or a package is missing, `BundleError` if the folder is not a bundle.
     """
     _require_packages(formats)
-    model = load_model(folder, on_cpu=True)
+    model = load_model(folder, "cpu")
     network = model.network_only() if isinstance(model, Classifier) else model
     texts = None if data is None else _texts(model, data, rows)
     graph_formats = [name for name in formats if name != "mlflow"]

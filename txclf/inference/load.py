@@ -11,14 +11,10 @@ from txclf.inference.seq2seq import Seq2Seq
 Model = Classifier | Seq2Seq
 
 
-def load_model(folder: str, *, on_cpu: bool = False) -> Model:
-    """Load a bundle as a `Classifier` or `Seq2Seq`, on the GPU if there is one and `on_cpu` is not set.
+def load_model(folder: str, device: torch.device | str | None = None) -> Model:
+    """Load a bundle as a `Classifier` or `Seq2Seq`, on a GPU if there is one and `device` does not name another device.
 
     Raises `BundleError` if the folder is not a bundle or the bundle is damaged.
     """
     is_seq2seq = bundle.read_metadata(folder).task_spec.is_seq2seq
-    model: Model = Seq2Seq.load(folder) if is_seq2seq else Classifier.load(folder)
-    if on_cpu:
-        model.model.cpu()
-        model.device = torch.device("cpu")
-    return model
+    return Seq2Seq.load(folder, device) if is_seq2seq else Classifier.load(folder, device)

@@ -59,7 +59,11 @@ class Seq2Seq:
     """Trained sequence-to-sequence model that generates a text from each text by beam search."""
 
     def __init__(
-        self, metadata: BundleMetadata, tokenizers: Sequence[FastTokenizer], model: Seq2SeqTransformer
+        self,
+        metadata: BundleMetadata,
+        tokenizers: Sequence[FastTokenizer],
+        model: Seq2SeqTransformer,
+        device: torch.device | str | None = None,
     ) -> None:
         assert metadata.generate is not None
         self.metadata = metadata
@@ -69,12 +73,12 @@ class Seq2Seq:
         """Settings of the beam search; assign to change them."""
         self.tokenizer, self.target_tokenizer = tokenizers[0], tokenizers[-1]
         self.word_cache = WordCache(self.tokenizer)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.eval().to(self.device)
 
     @classmethod
-    def load(cls, folder: str) -> Self:
-        """Load a bundle from a path or URI.
+    def load(cls, folder: str, device: torch.device | str | None = None) -> Self:
+        """Load a bundle from a path or URI, on a GPU if there is one and `device` does not name another device.
 
         Raises `BundleError` if the folder is not a bundle, is damaged, cannot answer, or holds a classifier.
         """
@@ -89,7 +93,7 @@ class Seq2Seq:
             tokenizers.append(bundle.tokenizer(content, bundle.TARGET_TOKENIZER, folder, size))
         elif metadata.target_vocab_size != metadata.vocab_size:
             raise BundleError(f"`{folder}`: one tokenizer for two vocabularies. Copy the whole folder again.")
-        loaded = cls(metadata, tokenizers, model)
+        loaded = cls(metadata, tokenizers, model, device)
         loaded.folder = folder
         soundness.require_answer(loaded._trial, folder)
         return loaded

@@ -29,7 +29,7 @@ class Predictor:
         self.pool = ThreadPoolExecutor(1, "model", torch.set_num_threads, (threads,))
         self.max_batch_size = max_batch_size
         self.batcher = DynamicBatcher(self._compute, max_batch_size, max_queue=max_queue)
-        self.model = load_model(folder, on_cpu=not use_gpu)
+        self.model = load_model(folder, None if use_gpu else "cpu")
         text = ("warming up",) * len(self.model.metadata.text_columns)
         self.pool.submit(self.compute, [text]).result()
 

@@ -125,7 +125,7 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
     start = time.monotonic()
     _allow_files(2 * settings.limits.connections)
     # A bundle that cannot answer fails here. A replica of this process loads it itself; on Ray that is late.
-    metadata = bundle.read_metadata(folder) if settings.replicas == 0 else load_model(folder, on_cpu=True).metadata
+    metadata = bundle.read_metadata(folder) if settings.replicas == 0 else load_model(folder, "cpu").metadata
     folder = storage.absolute(folder)
     examples = example_rows(settings.examples, metadata.text_columns)
     metrics = Metrics()
