@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from tests.helpers.ray_cpus import every_cpu_taken
-from txclf.core.errors import ClusterError
+from txclf.core.errors import ClusterError, DataError, StorageError
 from txclf.core.hashing import mix
 from txclf.data import pipeline
 
@@ -143,18 +143,60 @@ def test_tables_on_ray_hold_the_same_rows_in_the_order_of_the_items(monkeypatch:
     assert there.equals(here)
 
 
+def faulty(item: int) -> Iterator[pa.Table]:
+    if item != 1:
+        yield from two_tables(item)
+    if item > 0:
+        raise DataError("`a.csv`: row 2: no text")
+
+
 @RAY
 @pytest.mark.usefixtures("local_ray")
-def test_tables_on_ray_without_a_free_cpu_fail_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("items", [[0, 1], [1, 0], [0, 2], [1]])
+def test_tables_and_external_sort_on_ray_raise_the_error_of_a_task(
+    items: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def write(table: pa.Table) -> str:
+        return str(table.num_rows)
+
+    for run in (
+        lambda: pipeline.tables(faulty, items, on_ray=True),
+        lambda: pipeline.external_sort(faulty, items, on_ray=True, write=write, num_partitions=2),
+    ):
+        with pytest.raises(DataError) as raised:
+            list(run())
+        assert type(raised.value) is DataError
+        assert str(raised.value) == "`a.csv`: row 2: no text"
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@RAY
+@pytest.mark.usefixtures("local_ray")
+def test_external_sort_on_ray_raises_the_error_of_a_write() -> None:
+    def write(table: pa.Table) -> str:
+        raise StorageError("`out`: cannot be written")
+
+    with pytest.raises(StorageError, match=r"^`out`: cannot be written$"):
+        list(pipeline.external_sort(two_tables, [1], on_ray=True, write=write, num_partitions=2))
+
+
+@RAY
+@pytest.mark.usefixtures("local_ray")
+def test_tables_and_external_sort_on_ray_without_a_free_cpu_fail_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "NO_PROGRESS_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(pipeline, "SORT_NO_PROGRESS_TIMEOUT_S", 3.0)
 
     def function(item: int) -> Iterator[pa.Table]:
-        yield pa.table({"item": [item]})
+        yield pa.table({"key": pa.array([item], pa.uint64())})
 
     with every_cpu_taken():
         start = time.monotonic()
-        with pytest.raises(ClusterError, match=r"made no progress on Ray for 3 s, and Ray has 0 of 3 CPUs free"):
-            list(pipeline.tables(function, [1, 2], on_ray=True))
+        for run in (
+            lambda: pipeline.tables(function, [1, 2], on_ray=True),
+            lambda: pipeline.external_sort(function, [1, 2], on_ray=True, write=str, num_partitions=1),
+        ):
+            with pytest.raises(ClusterError, match=r"made no progress on Ray for 3 s, and Ray has 0 of 3 CPUs free"):
+                list(run())
         assert time.monotonic() - start < 30
 
 

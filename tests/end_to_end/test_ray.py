@@ -51,9 +51,17 @@ def test_prepare_on_ray_names_bad_rows(tmp_path: Path) -> None:
     path.write_text("text,label\nsome text,a\n,b\n")
     with pytest.raises(DataError, match=r"a\.csv: row 2: no text"):
         prepare(tiny(tmp_path, str(path), "compute.workers=1"))
+
+
+def test_prepare_on_ray_raises_the_error_of_one_process(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
     path.write_text("text,labels\nsome text,a\n")
-    with pytest.raises(DataError, match="no column `label`"):
-        prepare(tiny(tmp_path, str(path), "compute.workers=1"))
+    with pytest.raises(DataError) as here:
+        prepare(tiny(tmp_path / "here", str(path)))
+    with pytest.raises(DataError) as there:
+        prepare(tiny(tmp_path / "there", str(path), "compute.workers=1"))
+    assert "no column `label`" in str(here.value)
+    assert str(there.value) == str(here.value)
 
 
 @pytest.fixture(scope="module")

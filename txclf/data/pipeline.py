@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import tempfile
 import time
 from collections import deque
@@ -20,14 +21,18 @@ import numpy as np
 import pyarrow as pa
 
 from txclf import upstream
-from txclf.core.errors import ClusterError
+from txclf.core.errors import ClusterError, TxclfError
 
 Item = TypeVar("Item")
 Tables = Iterator[pa.Table]
 NO_PROGRESS_TIMEOUT_S = 120.0
 """Seconds without a table from any task on Ray until the work fails, for example because other work holds every CPU."""
+SORT_NO_PROGRESS_TIMEOUT_S = 1800.0
+"""The same for a sort, whose tasks pass on larger tables."""
 AUTOSCALER_TIMEOUT_S = 3600.0
 """The same where an autoscaler may have to start nodes first."""
+FAULT = "fault"
+"""Column of a table on Ray that holds an error instead of rows."""
 BLOCK_BYTES, BLOCK_SECONDS = 2**20, 10.0
 """A task on Ray yields a table when it has this many bytes, or after this many seconds."""
 MAX_OPEN_FILES = 128
@@ -55,16 +60,15 @@ def dataset(function: Callable[[Item], Tables], items: Sequence[Item]) -> Any:
 def tables(function: Callable[[Item], Tables], items: Sequence[Item], on_ray: bool) -> Tables:
     """Yield the tables that `function` yields per item, in the order of the items. On Ray, small tables are joined.
 
-    Raises `ClusterError` if no task on Ray makes progress for `NO_PROGRESS_TIMEOUT_S`.
+    Raises the `TxclfError` of a task, and `ClusterError` if no task makes progress for `NO_PROGRESS_TIMEOUT_S`.
     """
     if not on_ray:
         for item in items:
             yield from function(item)
         return
-    from ray.data.exceptions import ExecutionTimeoutError
 
     def packed(item: Item) -> Tables:
-        for table in _joined(function(item), BLOCK_BYTES, BLOCK_SECONDS):
+        for table in _guarded(_joined(function(item), BLOCK_BYTES, BLOCK_SECONDS)):
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table)
@@ -72,14 +76,37 @@ def tables(function: Callable[[Item], Tables], items: Sequence[Item], on_ray: bo
 
     blocks = dataset(packed, items)
     blocks.context.target_max_block_size = 1  # one row per block, so that Ray passes each on at once
-    timeout = AUTOSCALER_TIMEOUT_S if upstream.has_autoscaler() else NO_PROGRESS_TIMEOUT_S
+    for block in _blocks(blocks, NO_PROGRESS_TIMEOUT_S):
+        for cell in block["table"]:
+            table = pa.ipc.open_stream(cell.as_buffer()).read_all()
+            _raise_fault(table)
+            yield table
+
+
+def _blocks(blocks: Any, timeout: float) -> Tables:
+    """Yield the blocks of a dataset. Raises `ClusterError` if no task makes progress for `timeout` seconds."""
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    timeout = AUTOSCALER_TIMEOUT_S if upstream.has_autoscaler() else timeout
     blocks.context.execution_no_progress_timeout_s = timeout
     try:
-        for block in blocks.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for cell in block["table"]:
-                yield pa.ipc.open_stream(cell.as_buffer()).read_all()
+        yield from blocks.iter_batches(batch_size=None, batch_format="pyarrow")
     except ExecutionTimeoutError:
         raise no_progress("preparing", timeout) from None
+
+
+def _guarded(rows: Tables) -> Tables:
+    """Yield the same rows; an error of the user as a table, because Ray Data prints and rewrites a raised error."""
+    try:
+        yield from rows
+    except TxclfError as error:
+        yield pa.table({"key": pa.array([0], pa.uint64()), FAULT: [pickle.dumps(error)]})
+
+
+def _raise_fault(table: pa.Table) -> None:
+    """Raise the error that a table holds, if any."""
+    for error in table[FAULT].drop_null() if FAULT in table.column_names else ():  # a sort adds the column to all rows
+        raise pickle.loads(error.as_py())
 
 
 def no_progress(what: str, seconds: float) -> ClusterError:
@@ -121,16 +148,25 @@ def external_sort(
     `key` is an evenly distributed uint64 column. `write` sorts and writes one partition; its return values are yielded.
     In this process, the rows of each of the `num_partitions` partitions first go to a local file. Memory holds one
     partition or `BUFFER_BYTES` of rows, and at most `MAX_OPEN_FILES` files are open, however many partitions there are.
-    On Ray, the sort of Ray Data chooses the partitions.
+    On Ray, the sort of Ray Data chooses the partitions. Raises the `TxclfError` of a task, and
+    `ClusterError` if no task makes progress for `SORT_NO_PROGRESS_TIMEOUT_S`.
     """
     if on_ray:
 
-        def write_block(block: pa.Table) -> dict[str, list[str]]:
-            return {"written": [write(block)] if block.num_rows else []}
+        def read(item: Item) -> Tables:
+            return _guarded(function(item))
 
-        blocks = dataset(function, items).sort("key")
-        for row in blocks.map_batches(write_block, batch_size=None, batch_format="pyarrow").iter_rows():
-            yield row["written"]
+        def written(block: pa.Table) -> Tables:
+            _raise_fault(block)
+            yield pa.table({"written": [write(block)]})
+
+        def write_block(block: pa.Table) -> Tables:
+            yield from _guarded(written(block)) if block.num_rows else ()
+
+        blocks = dataset(read, items).sort("key").map_batches(write_block, batch_size=None, batch_format="pyarrow")
+        for table in _blocks(blocks, SORT_NO_PROGRESS_TIMEOUT_S):
+            _raise_fault(table)
+            yield from table["written"].to_pylist()
         return
     with tempfile.TemporaryDirectory(prefix="txclf-sort-") as folder:
         rows = tables(function, items, on_ray=False)
