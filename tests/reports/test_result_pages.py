@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import defaultdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pytest
 import txclf
 from tests.helpers.reports import HOSTILE, ReportPage
 from txclf.config.run_config import RunConfig
+from txclf.evaluation import learning_curve
 from txclf.reports import result_pages
 
 
@@ -26,6 +29,21 @@ def test_drift_writes_a_page_with_the_rows_most_unlike_known_ones(run: RunConfig
     assert [tag for tag, _ in page.tags].count("script") == 3
     assert {found.get("data-chart") for _, found in page.tags} > {"shares", "lengths"}
     assert "not finished" not in page.text
+
+
+def test_curve_of_a_copied_run_writes_into_the_copy(
+    run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = str(tmp_path / "copy")
+    shutil.copytree(run.run_folder, copy)
+    planned = learning_curve.plan(copy, points=1)
+    scores = {"accuracy": 0.5, "f1_micro": 0.5, "f1_macro": 0.5, "loss": 1.0}
+    monkeypatch.setattr(learning_curve, "EVALUATORS", defaultdict(lambda: lambda evaluation: scores))
+    monkeypatch.setattr(learning_curve, "finished", lambda folder: (run, planned.prepared))
+    assert result_pages.curve(planned)["run"] == copy
+    assert Path(copy, "curve/curve.html").exists()
+    assert Path(copy, "curve/curve.json").exists()
+    assert not Path(run.run_folder, "curve").exists()
 
 
 def test_drift_of_rows_that_are_drawn_alike_says_so(run: RunConfig) -> None:

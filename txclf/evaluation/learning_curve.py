@@ -142,7 +142,7 @@ def result(planned: Plan) -> Curve:
         points.append({"rows": rows, **{key: scores[key] for key in (score, "f1_macro", "loss")}})
     seen, values = [point["rows"] for point in points], [point[score] for point in points]
     curve = Curve(
-        run=planned.run.run_folder,
+        run=storage.folder_of(planned.folder),
         score=score,
         valid_rows=planned.valid_rows,
         points=points,

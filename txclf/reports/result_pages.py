@@ -40,8 +40,8 @@ def drift(run_folder: str, data: Any, *, encoding: str | None = None, delimiter:
 
 def curve(planned: Plan) -> Curve:
     """Score the runs of a plan as `learning_curve.result` does, and write the page of the result."""
-    found, folder = learning_curve.result(planned), planned.run.run_folder
-    _write(storage.join(folder, CURVE_PAGE), ResultPage(kind="learning_curve", **_of_run(folder, found)))
+    found = learning_curve.result(planned)
+    _write(storage.join(found["run"], CURVE_PAGE), ResultPage(kind="learning_curve", **_of_run(found["run"], found)))
     return found
 
 
