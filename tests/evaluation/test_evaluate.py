@@ -16,7 +16,7 @@ from txclf import Classifier, Seq2Seq
 from txclf.config.run_config import RunConfig
 from txclf.config.tasks import TASKS
 from txclf.core import storage
-from txclf.core.errors import ConfigError
+from txclf.core.errors import ConfigError, DataError
 from txclf.data import shards
 from txclf.data.prepare import prepare
 from txclf.evaluation import evaluate
@@ -171,6 +171,23 @@ def test_evaluate_other_files_count_trained_rows_and_keep_the_test_scores(classi
     folder = Path(classify.run_folder)
     assert json.loads((folder / evaluate.METRICS).read_text()) == tested
     assert json.loads((folder / evaluate.OTHER_METRICS).read_text()) == found
+
+
+def test_evaluate_file_without_rows_raises(classify: RunConfig, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "none.csv", [])
+    with pytest.raises(DataError, match=r"none\.csv`: no usable row\. Pass files with labelled rows\.$"):
+        evaluate.evaluate(classify.run_folder, [path], with_baseline=False)
+
+
+def test_evaluate_trained_rows_include_validation_rows_that_were_trained_on(tmp_path: Path) -> None:
+    rows = make_rows(100)
+    files = [write_csv(tmp_path / f"{name}.csv", part) for name, part in (("train", rows[:60]), ("valid", rows[60:80]))]
+    test = write_csv(tmp_path / "test.csv", [*rows[:3], *rows[60:65], *rows[80:]])
+    words = [f"data.valid={files[1]}", f"data.test={test}", "train.epochs=1", "train.train_on_valid=true"]
+    run, _ = trained(tmp_path / "runs", files[0], *words)
+    texts = {text for text, _ in rows[:80]}
+    expected = sum(text in texts for text, _ in [*rows[:3], *rows[60:65], *rows[80:]])
+    assert evaluate.evaluate(run.run_folder, with_baseline=False)["trained_rows"] == expected >= 8
 
 
 def test_scores_in_a_notebook_show_baselines_and_the_worst_classes_first() -> None:

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,9 @@ class Evaluation:
             sources=self.manifest.splits["test"].shards if self.data is None else self.files(),
             with_text=self.with_baseline,
         )
-        parts = scoring.score_here(plan) if self.compute is None else ray_pool.score(plan, self.compute)
+        parts = list(scoring.score_here(plan) if self.compute is None else ray_pool.score(plan, self.compute))
+        if self.data is not None and not parts:  # files without a row
+            labelled_files.require_usable(self.run, self.data, 0, [])
         rows = scoring.joined(parts)
         if self.data is not None:
             labelled_files.require_usable(self.run, self.data, rows.answers.num_rows, rows.rejects)
@@ -115,22 +118,27 @@ class Evaluation:
     def trained_rows(self) -> int:
         """Count the scored rows whose text is among the rows that the model was trained on."""
         splits = ["train", *(["valid"] if self.run.train.train_on_valid else [])]
-        if self.data is None:
+        if self.data is None and splits == ["train"]:
             return self.manifest.splits["test"].duplicates_of_train
-        known = bundle.read_metadata(self.model).labels or None
-        texts = (
-            "\n".join(text)
-            for source in self.files()
-            for chunk in labelled_files.read_answers(self.run, source, known)
-            for text in chunk.texts
-        )
-        scored = _hashes(texts)
+        scored = _hashes(chain.from_iterable(self._texts("test") if self.data is None else self._texts_of_files()))
         seen = np.zeros(len(scored), np.bool_)
         for split in splits:
-            for shard in self.manifest.splits[split].shards:
-                for table in shards.read_groups(self.prepared, shard, ["text"]):
-                    seen |= np.isin(scored, _hashes(table["text"].to_pylist()))
+            for texts in self._texts(split):
+                seen |= np.isin(scored, _hashes(texts))
         return int(seen.sum())
+
+    def _texts(self, split: str) -> Iterator[list[str]]:
+        """Yield the texts of each row group of a prepared split."""
+        for shard in self.manifest.splits[split].shards:
+            for table in shards.read_groups(self.prepared, shard, ["text"]):
+                yield table["text"].to_pylist()
+
+    def _texts_of_files(self) -> Iterator[list[str]]:
+        """Yield the texts of each chunk of `data`."""
+        known = bundle.read_metadata(self.model).labels or None
+        for source in self.files():
+            for chunk in labelled_files.read_answers(self.run, source, known):
+                yield ["\n".join(text) for text in chunk.texts]
 
     def source(self, rows: ScoredRows) -> dict[str, Any]:
         """Return the part of the result that names the scored rows."""
