@@ -20,8 +20,10 @@ from txclf.config import run_config as config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError, StorageError
-from txclf.data import shards
-from txclf.data.prepare import prepare
+from txclf.data import records, shards
+from txclf.data.prepare import _altered, prepare
+from txclf.data.scan import FileTask
+from txclf.data.sources import Source
 
 
 def run_config(folder: Path, words: Sequence[str] = (), **data: Any) -> RunConfig:
@@ -384,3 +386,13 @@ def test_prepare_tokenizer_does_not_see_the_test_split(tmp_path: Path) -> None:
     valid = write_csv(tmp_path / "c.csv", [row for row in rows if row[0] in left_out])
     other = prepare(run_config(tmp_path, train=seen, valid=valid, test_fraction=0))
     assert Path(folder, "tokenizer.json").read_text() == Path(other, "tokenizer.json").read_text()
+
+
+def test_altered_copies_of_each_batch_have_random_numbers_of_their_own(tmp_path: Path) -> None:
+    run = config.parse({"data": {"train": "train", "altered_copies": 4}, "distill": {"teacher": "model"}})
+    task = FileTask(run, "train", Source("train", "text"), 0, copies=4)
+    # In a folder of text files, each row is the first of its file.
+    rows = records.Rows([("one two three four five six seven",)] * 8, ["a"] * 8, [], [1] * 8, ["a/1.txt"] * 8, set())
+    (_, first), (_, second), (_, again) = (_altered(task, range(8), rows, done) for done in (0, 8, 0))
+    assert first == again
+    assert first != second

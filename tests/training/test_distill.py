@@ -97,6 +97,14 @@ def test_altered_copies_of_training_rows_have_no_label(
     assert finish(run)
 
 
+def test_altered_copies_of_a_batch_without_usable_rows_are_none(tmp_path: Path, teacher: str) -> None:
+    rows = [*(("", "pos") for _ in range(5000)), *make_rows(60)]
+    words = ["data.altered_copies=2", "data.on_bad_row=skip"]
+    run = student(tmp_path, write_csv(tmp_path / "train.csv", rows), teacher, *words)
+    splits = shards.load_manifest(txclf.prepare(run)).splits
+    assert splits["unlabelled"].rows == 2 * splits["train"].labelled_rows > 0
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_altered_copies_are_the_same_on_ray(tmp_path: Path, data: str, teacher: str, local_ray: None) -> None:
     texts = []

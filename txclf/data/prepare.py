@@ -317,7 +317,7 @@ def _tokenize(task: FileTask, tokenizers: list[str], special: SpecialTokens | No
         held_out = np.select([masks[name] for name in HELD_OUT], range(1, len(HELD_OUT) + 1)).astype(np.int8)
         texts = [rows.texts[i] for i in kept]
         if task.copies:
-            kept, texts = _altered(task, kept[held_out == 0].tolist(), rows)
+            kept, texts = _altered(task, kept[held_out == 0].tolist(), rows, rows_done)
             hashes, held_out = shards.text_hashes(texts), np.zeros(len(texts), np.int8)
         is_labelled = task.split != shards.UNLABELLED and not task.copies
         input_ids, full_lengths = encode(encoder, texts, run.tokenizer.max_length, run.truncation, special)
@@ -343,9 +343,14 @@ def _tokenize(task: FileTask, tokenizers: list[str], special: SpecialTokens | No
         yield pa.table(columns, schema=schema)
 
 
-def _altered(task: FileTask, numbers: Sequence[int], rows: records.Rows) -> tuple[Ints, list[tuple[str, ...]]]:
-    """Return the altered copies of some rows of a batch, and the number of the row of each."""
-    draw = Random(f"{task.run.seed} {task.number} {rows.rows[0]}")
+def _altered(
+    task: FileTask, numbers: Sequence[int], rows: records.Rows, rows_done: int
+) -> tuple[Ints, list[tuple[str, ...]]]:
+    """Return the altered copies of some rows of a batch, and the number of the row of each.
+
+    `rows_done` counts the rows of the file before the batch, so that each batch has random numbers of its own.
+    """
+    draw = Random(f"{task.run.seed} {task.number} {rows_done}")
     columns = [
         list(altered([rows.texts[i][column] for i in numbers], task.copies, draw))
         for column in range(len(task.run.data.text))
