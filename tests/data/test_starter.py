@@ -77,6 +77,32 @@ def test_starter_names_tell_the_splits(tmp_path: Path, monkeypatch: pytest.Monke
     assert set_keys(starter(["test.csv"]))["data"]["train"] == "test.csv"
 
 
+@pytest.mark.parametrize("joined", ["a|b", "b|a"])
+def test_starter_small_splits_have_the_label_delimiter_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labels = ["a", "b", "c", "a|b", "b|c", "a|c", "a|b|c"]
+    write_csv(tmp_path / "train.csv", [(f"text {number}", labels[number % 7]) for number in range(70)])
+    write_csv(tmp_path / "test.csv", [("one text", joined), ("another text", "c")])
+    found = starter(["train.csv", "test.csv"])
+    settings = set_keys(found)
+    assert settings["task"] == "multilabel"
+    assert settings["data"] == {"train": "train.csv", "test": "test.csv", "label_delimiter": "|"}
+    assert found.facts["bad rows"] == "0"
+
+
+def test_starter_splits_with_joined_labels_are_single_labels_as_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labels = ["a", "b", "a|b", "b|a"]
+    write_csv(tmp_path / "train.csv", [(f"text {number}", labels[number % 4]) for number in range(40)])
+    write_csv(tmp_path / "test.csv", [(f"other {number}", label) for number, label in enumerate(["a|b", "b|a"])])
+    found = starter(["train.csv", "test.csv"])
+    assert found.facts["bad rows"] == "0"
+
+
 def test_starter_test_file_without_labels_is_left_out(tmp_path: Path) -> None:
     train = write_csv(tmp_path / "train.csv", make_rows(60))
     test = write_csv(tmp_path / "test.csv", [(text,) for text, _ in make_rows(9)], header=("text",))

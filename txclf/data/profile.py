@@ -1,7 +1,7 @@
 """Profile of raw files before preparing: columns, labels, lengths, duplicates, conflicts, bad rows.
 
     first rows of all columns ─▶ guess the text column and the label column
-    all rows of these two     ─▶ the audit, with 20 bytes per row in memory
+    all rows of these two     ─▶ the audit, with a hash and some numbers per row in memory, and the distinct labels
 
 The profile changes nothing: `txclf prepare` reads the files itself, with the settings of the run file.
 """
@@ -49,16 +49,22 @@ SCRIPT_ROWS, SCRIPT_CHARS = 2_000, 500
 """Texts, and characters of each, whose script is found."""
 
 
-def audit(path: str, sources: Sequence[Source], text: Sequence[str], label: str | None) -> dict[str, Any]:
+def audit(
+    path: str, sources: Sequence[Source], text: Sequence[str], label: str | None, like: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the audit of files. `text` and `label` name the columns; without them the columns are guessed.
+
+    The delimiter of the labels is that of another audit, `like`; without one it is guessed.
 
     Raises `DataError` for files that cannot be read, and for missing columns.
     """
     with unchanged(sources):
-        return _audit(path, sources, text, label)
+        return _audit(path, sources, text, label, like)
 
 
-def _audit(path: str, sources: Sequence[Source], text: Sequence[str], label: str | None) -> dict[str, Any]:
+def _audit(
+    path: str, sources: Sequence[Source], text: Sequence[str], label: str | None, like: Mapping[str, Any] | None
+) -> dict[str, Any]:
     columns, values, rows = _columns(sources)
     if not rows:
         raise DataError(f"`{path}`: no row, only empty files or headers. Name files with rows.")
@@ -74,7 +80,7 @@ def _audit(path: str, sources: Sequence[Source], text: Sequence[str], label: str
         "label": label_column,
         "columns": columns,
     }
-    delimiter = _label_delimiter(values.get(label_column or "", []))
+    delimiter = like.get("label_delimiter") if like else _label_delimiter(values.get(label_column or "", []))
     if delimiter:
         found["label_delimiter"] = delimiter
         found["note"] = f"rows have several labels in `{shown(label_column)}`, as `task: multilabel` reads them"

@@ -66,7 +66,7 @@ def starter(
             warnings.append(f"`{source.path}`: left out, because it has no columns {columns}.")
         splits[split] = [source for source in splits[split] if source not in without]
         if splits[split]:
-            audits[split] = profile.audit(split, splits[split], found["text"], found["label"])
+            audits[split] = profile.audit(split, splits[split], found["text"], found["label"], like=found)
     bad = _bad_rows(audits)
     named = {split: _names(sources, files) for split, files in splits.items() if files}
     settings = {"name": _run_name(name or named["train"]), **_settings(named, audits, bool(bad))}
