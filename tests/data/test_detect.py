@@ -122,4 +122,9 @@ def test_of_files_folder_of_texts_is_read(tmp_path: Path) -> None:
     for label in ("good", "bad"):
         (tmp_path / label).mkdir()
         (tmp_path / label / "1.txt").write_bytes("Grüße".encode("latin-1"))
-    assert detect.of_files(find_sources([str(tmp_path)])) == ("latin-1", None)
+    # Only of the files that become rows.
+    (tmp_path / "good" / "deeper").mkdir()
+    for name in (".hidden.txt", "_index.txt", "notes.md", "deeper/2.txt"):
+        (tmp_path / "good" / name).write_text("naïve Grüße", encoding="utf-8")
+    sources = [Source(str(tmp_path / label), "text", label) for label in ("good", "bad")]
+    assert detect.of_files(sources) == ("latin-1", None)

@@ -304,9 +304,14 @@ def test_read_endless_line_is_one_bad_row(tmp_path: Path, name: str) -> None:
 
 def test_read_jsonl_repeated_key_is_a_bad_row(tmp_path: Path) -> None:
     lines = ['{"text": "a", "label": "x", "text": "b"}', '{"text": "a", "label": "x", "more": {"n": 1, "n": 2}}']
+    lines.append(r'{"text": "a", "label": "x", "\udc00": 1, "\udc00": 2}')
     rows, rejects = checked(source_of(tmp_path / "a.jsonl", "\n".join([*lines, '{"text": "a", "label": "x"}'])))
     assert pairs(rows) == [("a", "x")]
-    assert [reject.reason for reject in rejects] == ["key `text` comes twice", "key `n` comes twice"]
+    assert [reject.reason for reject in rejects] == [
+        "key `text` comes twice",
+        "key `n` comes twice",
+        "key `\\udc00` comes twice",
+    ]
 
 
 ENCODINGS = ["latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32", "cp1251", "gb18030", "cp932"]

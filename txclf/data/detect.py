@@ -10,10 +10,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
 
-from txclf.core import storage
 from txclf.core.errors import DataError
 from txclf.core.text import listed, shown
-from txclf.data.sources import Source, ending, fault, open_stream
+from txclf.data.sources import Source, ending, fault, open_stream, text_files
 
 NOT_UTF8 = "not valid UTF-8"
 BLOCK_BYTES = 2**20
@@ -190,8 +189,8 @@ def of_files(sources: Sequence[Source]) -> tuple[str, str | None]:
     for source in sources:
         if source.format == "parquet":
             continue
-        names = storage.list_folder(source.path)[:MAX_FOLDER_FILES] if source.format == "text" else [""]
-        for path in (storage.join(source.path, name) if name else source.path for name in names):
+        paths = text_files(source.path)[:MAX_FOLDER_FILES] if source.format == "text" else [source.path]
+        for path in paths:
             found = encoding_of(path)
             if found not in (None, "ascii"):
                 encodings.setdefault(found, path)

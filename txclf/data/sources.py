@@ -198,6 +198,18 @@ def list_files(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
     return sorted(filesystem.get_file_info(where), key=lambda info: str(info.path))
 
 
+def text_files(folder: str) -> list[str]:
+    """Return the text files of a folder, sorted: those that are neither hidden nor in folders below it."""
+    filesystem, inner = storage.resolve(folder)
+    with fault(folder, "cannot be listed"):
+        infos = distinct(filesystem, list_files(filesystem, inner))
+    return [
+        public_name(folder, inner, info.path)
+        for info in infos
+        if info.base_name[0] not in "._" and ending(info.path)[0] == "text" and info.type == pafs.FileType.File
+    ]
+
+
 def _walk(filesystem: pafs.FileSystem, root: str) -> Iterator[pafs.FileInfo]:
     """Yield the files at any depth of a folder, without hidden ones.
 

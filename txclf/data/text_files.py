@@ -12,18 +12,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain, compress, islice
+from itertools import chain, islice
 from typing import Any
 
-from pyarrow import fs as pafs
-
-from txclf.core import storage
 from txclf.core.errors import DataError
 from txclf.core.text import shown
 from txclf.data import detect, raw
 from txclf.data.detect import undecodable
 from txclf.data.raw import RawBatch, choose, make_batch
-from txclf.data.sources import Source, distinct, ending, fault, list_files, open_stream, public_name
+from txclf.data.sources import Source, fault, open_stream, text_files
 
 ENOUGH = 12.0
 """Evidence, in lines, from which on the lines of a quoted field count as rows that two stray quotes enclose."""
@@ -284,14 +281,9 @@ def _undecoded(values: Iterable[str | None]) -> list[int]:
 def read_folder(source: Source, wanted: list[str] | None, batch_rows: int) -> Iterator[RawBatch]:
     """Yield the text files of a folder as rows, with the columns `text` and `label`."""
     chosen = choose(source, ["text", "label"], wanted)
-    filesystem, inner = storage.resolve(source.path)
-    with fault(source.path, "cannot be listed"):
-        infos = distinct(filesystem, list_files(filesystem, inner))
-    is_text = (info.base_name[0] not in "._" and ending(info.path)[0] == "text" for info in infos)
-    paths = [info.path for info in compress(infos, is_text) if info.type == pafs.FileType.File]
-    if not paths:
+    waiting = deque(text_files(source.path))
+    if not waiting:
         raise DataError(f"`{source.path}`: holds no text files `<file>.txt`. Add some, or name another folder.")
-    waiting = deque(public_name(source.path, inner, path) for path in paths)
     while waiting:
         files, texts, problems = list[str](), list[str | None](), dict[int, str]()
         chars = 0
@@ -392,7 +384,7 @@ def _json_object(line: str, undecoded: str) -> Any:
     except UnicodeEncodeError:
         return undecoded
     except _RepeatedKey as error:
-        return f"key `{error}` comes twice"
+        return f"key `{shown(str(error))}` comes twice"
     except json.JSONDecodeError as error:
         return f"not valid JSON: {error.msg} at character {error.pos + 1:,}"
     except (ValueError, RecursionError) as error:
