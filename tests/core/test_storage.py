@@ -43,6 +43,21 @@ def test_join_appends_names_before_the_query(folder: str | Path, names: tuple[st
     assert storage.join(folder, *names) == expected
 
 
+@pytest.mark.parametrize(
+    ("path", "folder", "named"),
+    [
+        ("/a/b.csv", "/a", "/a/b.csv.txt"),
+        ("/a/b?c/d", "/a/b?c", "/a/b?c/d.txt"),
+        ("s3://bucket/a/b.csv?region=x/y", "s3://bucket/a?region=x/y", "s3://bucket/a/b.csv.txt?region=x/y"),
+        ("s3://bucket/a/b/?region=x", "s3://bucket/a?region=x", None),
+    ],
+)
+def test_folder_of_and_named_like_keep_the_query(path: str, folder: str, named: str | None) -> None:
+    assert storage.folder_of(path) == folder
+    if named:
+        assert storage.named_like(path, ".txt") == named
+
+
 def test_absolute_path_means_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")

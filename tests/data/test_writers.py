@@ -195,6 +195,10 @@ def test_join_parquet_small_chunks_become_one_row_group(tmp_path: Path) -> None:
     assert file.schema_arrow.field("score").type == pa.float64()
 
 
+def test_style_of_a_uri_is_that_before_its_query() -> None:
+    assert writers.style("s3://bucket/a.csv.gz?endpoint_override=host:9000") == ("csv", "gzip")
+
+
 @pytest.mark.parametrize("out", ["a", "a.txt", "a.csv.bz2", "a.parquet.gz"])
 def test_style_unknown_extension_is_refused(out: str) -> None:
     with pytest.raises(ConfigError, match=rf"`{out}`: not a format that can be written"):

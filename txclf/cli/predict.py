@@ -258,7 +258,8 @@ def _write_file(
     lines.out(f"{summary.rows:,} rows{resumed}, {rate} rows/s: `{out}` (added: {texts.listed(summary.columns, '')})")
     if summary.bad:
         lines.err(
-            f"`{out}`: {summary.bad:,} row(s) could not be read and have no prediction. See `{out}.errors.jsonl`."
+            f"`{out}`: {summary.bad:,} row(s) could not be read and have no prediction. "
+            f"See `{storage.named_like(out, '.errors.jsonl')}`."
             f"{f' {summary.advice}' if summary.advice else ''}"
         )
     if lines.mode.as_json:

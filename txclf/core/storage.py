@@ -86,18 +86,29 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return text if "://" in text else resolve(text)[1]
 
 
+def split_query(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """Return a path or URI without its query, and the query from its `?` on, which is empty for a local path."""
+    text = path_text(path)
+    base, mark, query = text.partition("?") if "://" in text else (text, "", "")
+    return base, mark + query
+
+
+def named_like(path: str | os.PathLike[str], suffix: str) -> str:
+    """Return the path of a file next to another one, whose name is longer by `suffix`."""
+    base, query = split_query(path)
+    return base + suffix + query
+
+
 def join(folder: str | os.PathLike[str], *names: str) -> str:
     """Return `folder/name/…` for a local path or URI. The query of a URI stays at its end."""
-    text = path_text(folder)
-    base, mark, query = text.partition("?") if "://" in text else (text, "", "")
-    return "/".join([base.rstrip("/"), *names]) + mark + query
+    base, query = split_query(folder)
+    return "/".join([base.rstrip("/"), *names]) + query
 
 
 def folder_of(path: str | os.PathLike[str]) -> str:
-    """Return the folder that contains a file."""
-    text = path_text(path)
-    base, mark, query = text.partition("?") if "://" in text else (resolve(text)[1], "", "")
-    return (base.rpartition("/")[0] or "/") + mark + query
+    """Return the folder that contains a file or folder."""
+    base, query = split_query(absolute(path))
+    return (base.rstrip("/").rpartition("/")[0] or "/") + query
 
 
 def _info(path: str | os.PathLike[str]) -> pafs.FileInfo:

@@ -277,14 +277,13 @@ def public_name(base: str, inner: str, path: str) -> str:
     """Return the public name of `path` in a file system where `base` has the path `inner`."""
     if "://" not in base:
         return path
-    text, mark, query = base.partition("?")
     below = quote(path.removeprefix(inner).lstrip("/"))
-    return (storage.join(text, below) if below else text) + mark + query
+    return storage.join(base, below) if below else base
 
 
 def ending(path: str) -> tuple[str | None, str | None]:
     """Return the format and the compression from the file extension; None for unknown ones."""
-    stem, last = os.path.splitext(path.lower())
+    stem, last = os.path.splitext(storage.split_query(path)[0].lower())
     codec = _CODECS.get(last)
     return _FORMATS.get(os.path.splitext(stem)[1] if codec else last), codec
 

@@ -117,7 +117,7 @@ def require(path: str | None, kind: str) -> None:
     """Raise `ConfigError` if the file does not exist, has the binary format, or does not fit the kind of tokenizer."""
     if path is None:
         return
-    if path.endswith((".bin", ".bin.gz")):
+    if storage.split_query(path)[0].endswith((".bin", ".bin.gz")):
         raise ConfigError(
             f"`model.word_vectors`: `{path}` has the binary format. Convert it to text, for example with gensim."
         )
@@ -345,13 +345,13 @@ def _lines(path: str, width: int) -> Iterator[Iterator[bytes]]:
     filesystem, inner = storage.resolve(path)
     try:
         with ExitStack() as stack:
-            if path.endswith(".zip"):
+            if inner.endswith(".zip"):
                 raw: IO[bytes] = stack.enter_context(filesystem.open_input_file(inner))
                 yield iter(stack.enter_context(_member(path, zipfile.ZipFile(raw), width)))
             else:
                 raw = stack.enter_context(filesystem.open_input_stream(inner, compression=None))
                 stream = io.BufferedReader(raw, 2**20)  # type: ignore[type-var]
-                yield iter(stack.enter_context(gzip.GzipFile(fileobj=stream)) if path.endswith(".gz") else stream)
+                yield iter(stack.enter_context(gzip.GzipFile(fileobj=stream)) if inner.endswith(".gz") else stream)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         raise DataError(f"`{path}`: cannot be read: {error}. Download it again.") from None
 

@@ -219,7 +219,7 @@ def _sample_rows(model: Model, folder: str, texts: Sequence[tuple[str, ...]] | N
     """Return texts as rows of the model; without them, the validation rows of the run that contains the bundle."""
     if texts is not None:
         return model.rows([pa.table({"input_ids": model.encode(texts)})])
-    run = os.path.dirname(storage.absolute(folder).rstrip("/"))
+    run = storage.folder_of(folder)
     summary = storage.join(run, "summary.json")
     if not storage.exists(summary):
         raise ConfigError(f"`{folder}`: not in a finished run, so there are no rows to compare on. Pass --data FILE.")

@@ -161,9 +161,9 @@ def _join(
     names = [*columns.inputs, *columns.added]
     writers.join(chunks(keys, writers.chunk_ending(columns.style)), out, columns.style, codec, names)
     if bad := [key for key in keys if finished[key].bad]:
-        writers.join(chunks(bad, "errors.jsonl"), f"{out}.errors.jsonl", "jsonl", None, ())
+        writers.join(chunks(bad, "errors.jsonl"), storage.named_like(out, ".errors.jsonl"), "jsonl", None, ())
     else:
-        storage.remove_file(f"{out}.errors.jsonl")  # of an earlier prediction
+        storage.remove_file(storage.named_like(out, ".errors.jsonl"))  # of an earlier prediction
 
 
 def _types(sources: Sequence[Source], first: RawBatch, columns: Columns) -> Mapping[str, pa.DataType]:
@@ -191,8 +191,8 @@ def _parquet_schema(path: str) -> pa.Schema:
 
 def _parts_folder(out: str) -> str:
     """Return the folder of the part files: hidden, so that a reader of all files of a folder skips it."""
-    name = out.partition("?")[0] if "://" in out else out
-    return storage.join(storage.folder_of(out), f".{name.rpartition('/')[2]}.parts")
+    name = storage.split_query(out)[0].rpartition("/")[2]
+    return storage.join(storage.folder_of(out), f".{name}.parts")
 
 
 def _arguments(plan: PredictionPlan, sources: Sequence[Source]) -> dict[str, Any]:
