@@ -165,6 +165,9 @@ def test_audit_of_other_folders_is_refused(tmp_path: Path, tiny_bundle: str) -> 
             audit(folder)
     rows = [(text, "pos" if number % 2 else "neg") for number, text in enumerate(["one", "two", "three"] * 4)]
     run = begun(tmp_path, rows, "data.valid_fraction=0.5")
+    for folds in (1, 0, -1):
+        with pytest.raises(ConfigError, match=rf"^`folds`: expected 2 or more, found {folds}\.$"):
+            audit(run.run_folder, folds=folds)
     with pytest.raises(DataError, match="3 different texts are too few for 5 folds"):
         audit(run.run_folder)
     assert not Path(run.run_folder, "audit").exists()

@@ -112,9 +112,12 @@ def audit(
     `output` is their folder, by default `audit` in the run folder. `report` receives the number of folds done, and of
     all folds.
 
-    Raises `ConfigError` if the folder is not a run, for a task without labels, and if corrections have been filled into
-    an earlier `suspects.csv`. Raises `DataError` if the prepared data are gone or have too few texts.
+    Raises `ConfigError` for fewer than 2 folds, if the folder is not a run, for a task without labels, and if
+    corrections have been filled into an earlier `suspects.csv`. Raises `DataError` if the prepared data are gone or
+    have too few texts.
     """
+    if folds < 2:
+        raise ConfigError(f"`folds`: expected 2 or more, found {folds}.")
     folder = storage.path_text(run_folder)
     state = _state(folder)
     target = storage.absolute(storage.path_text(output)) if output is not None else storage.join(state.folder, FOLDER)
