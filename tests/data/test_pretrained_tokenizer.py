@@ -135,6 +135,17 @@ def test_length_above_the_positions_is_refused(tmp_path: Path) -> None:
         pretrained_tokenizer.load(make_run(encoder, tokenizer={"max_length": 41}))
 
 
+def test_window_overlap_of_all_tokens_of_a_text_is_refused(tmp_path: Path) -> None:
+    encoder = write_encoder(tmp_path)  # with two special tokens
+    settings: dict[str, Any] = {"data": {"truncation": "windows", "window_overlap": 6}, "tokenizer": {"max_length": 8}}
+    with pytest.raises(
+        ConfigError, match=r"`data.window_overlap` \(6\) must be less than the 6 tokens .* at most 5\.$"
+    ):
+        pretrained_tokenizer.load(make_run(encoder, **settings))
+    settings["data"]["window_overlap"] = 5
+    pretrained_tokenizer.load(make_run(encoder, **settings))
+
+
 def changed(folder: str, name: str, **values: Any) -> None:
     """Change values in a JSON file of a folder."""
     path = Path(folder, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,15 @@ def test_as_rows_of_other_columns_raises_type_error(tmp_path: Path) -> None:
     ):
         with pytest.raises(TypeError, match=rf"^expected 2 text\(s\) per row \(title, body\), not {text}$"):
             two.as_rows([("a", "b"), row])  # type: ignore[list-item]
+
+
+def test_metadata_windows_without_a_step_are_refused(tiny_bundle: str) -> None:
+    content = bundle.read_metadata(tiny_bundle).model_dump()
+    content |= {"max_length": 16, "special_tokens": {"prefix": [2], "suffix": [3]}}
+    for overlap, is_refused in ((13, False), (14, True), (15, True)):
+        content["truncation"] = {"mode": "windows", "window_overlap": overlap, "max_windows": 2}
+        with pytest.raises(ValidationError, match="windows that do not fit") if is_refused else nullcontext():
+            BundleMetadata.model_validate(content)
 
 
 def test_of_network_has_no_quantiles_of_the_blend(tiny_bundle: str) -> None:

@@ -140,6 +140,12 @@ def _check_length(run: RunConfig, special: SpecialTokens, positions: int | None)
         )
     if length <= special.added + len(special.separator) * (len(run.data.text) - 1):
         raise ConfigError(f"`tokenizer.max_length` ({length}) leaves no room beside the special tokens. Raise it.")
+    overlap, room = run.truncation.window_overlap, length - special.added
+    if overlap >= room:
+        raise ConfigError(
+            f"`data.window_overlap` ({overlap}) must be less than the {room} tokens of a text in a window of "
+            f"`tokenizer.max_length` ({length}). Set at most {room - 1}."
+        )
 
 
 def _find(ids: list[int], inner: list[int]) -> int:

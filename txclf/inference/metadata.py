@@ -158,12 +158,11 @@ class BundleMetadata(BaseModel):
             raise ValueError("`num_segments` is not the number of text columns")
         if self.task_spec.is_seq2seq != (self.generate is not None and self.target_vocab_size > 0):
             raise ValueError("`generate` and `target_vocab_size` belong to a `seq2seq` model, which needs both")
-        cut = self.truncation
-        if not 0 <= cut.window_overlap < self.max_length or not 1 <= cut.max_windows <= 1024:
-            raise ValueError("`truncation` has windows that do not fit `max_length`")
-        special = self.special_tokens
-        if special is not None and special.added >= self.max_length:
+        room = self.max_length - (self.special_tokens.added if self.special_tokens else 0)
+        if room < 1:
             raise ValueError("`special_tokens` leave no room for a text")
+        if not 0 <= self.truncation.window_overlap < room or not 1 <= self.truncation.max_windows <= 1024:
+            raise ValueError("`truncation` has windows that do not fit `max_length`")
         return self
 
     @property
