@@ -55,13 +55,17 @@ def test_check_skipped_bad_rows_pass() -> None:
     [
         (make_audit(rows=0, labels={}), r"no row in .*a\.csv: no bytes, or only a header"),
         (make_audit(labels={"a": 10}), "every row has the label `a`"),
-        (make_audit(labels={"0.5": 5, "1.5": 5}, label_kinds={"float"}), "numbers with fractions"),
+        (make_audit(labels={"0.5": 5, "1.5": 5}, label_kinds={"fraction"}), "numbers with fractions"),
         (make_audit(rows=50, labels={str(i): 1 for i in range(50)}), "looks like an id or a measurement"),
     ],
 )
 def test_check_labels_that_cannot_be_learned_are_refused(audit: Audit, message: str) -> None:
     with pytest.raises(DataError, match=message):
         check(make_run(), "train", audit)
+
+
+def test_check_whole_number_among_words_passes() -> None:
+    check(make_run(), "train", make_audit(labels={"1": 5, "never": 5, "e.g.": 5}, label_kinds={"float", "string"}))
 
 
 def test_check_test_split_may_have_one_label() -> None:

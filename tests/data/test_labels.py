@@ -61,8 +61,8 @@ def test_label_sets_invalid_cell_has_a_reason(value: Any, reason: str) -> None:
 
 def test_label_sets_record_the_types_of_labels() -> None:
     kinds: set[str] = set()
-    label_sets([["a", 1], 2.5, True], "tags", ",", kinds, {})
-    assert kinds == {"string", "integer", "float", "boolean"}
+    label_sets([["a", 1], 2.0, 2.5, True], "tags", ",", kinds, {})
+    assert kinds == {"string", "integer", "float", "fraction", "boolean"}
 
 
 def make_label_sets() -> LabelSets:

@@ -53,7 +53,7 @@ def test_read_rows_every_format_and_compression_gives_the_same_rows(
         ([3, -1], ["3", "-1"], {"integer"}),
         ([True, False], ["true", "false"], {"boolean"}),
         ([3.0, math.nan, -0.0, 1e3], ["3", "0", "1000"], {"float"}),
-        ([0.5, 2.25], ["0.5", "2.25"], {"float"}),
+        ([0.5, 2.25], ["0.5", "2.25"], {"fraction"}),
         (["x", None, "z"], ["x", "z"], {"string"}),
     ],
 )

@@ -82,7 +82,7 @@ def check(run: RunConfig, split: str, audit: Audit) -> None:
     if len(labels) == 1 and audit.labels[labels[0]] == rows:
         raise DataError(f"{key}: every row has the label `{shown(labels[0])}`. A classifier needs at least two labels.")
     some = ", ".join(map(shown, labels[:5]))
-    if "float" in audit.label_kinds and any("." in label or "e" in label for label in labels):
+    if "fraction" in audit.label_kinds:
         raise DataError(
             f"{key}: column `{run.data.label}` holds numbers with fractions ({some}), not labels. Set `data.label` to "
             "the label column."

@@ -91,7 +91,7 @@ def _label(value: str | bool | int | float) -> tuple[str, str]:
     if isinstance(value, int):
         return "integer", str(value)
     # pandas turns a column of integers with a gap into floats
-    return "float", str(int(value)) if value.is_integer() else str(value)
+    return ("float", str(int(value))) if value.is_integer() else ("fraction", str(value))
 
 
 class LabelSets:

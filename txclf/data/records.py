@@ -44,7 +44,7 @@ class Rows:
     rows: list[int]
     files: list[str]
     label_kinds: set[str]
-    """Types of the labels in the file: `string`, `integer`, `boolean`, `float`."""
+    """Types of the labels in the file: `string`, `integer`, `boolean`, `float` for whole numbers, `fraction`."""
 
 
 def read_raw(source: Source, columns: Sequence[str] | None = None, batch_rows: int = 2048) -> Iterator[RawBatch]:
