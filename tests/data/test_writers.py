@@ -195,6 +195,13 @@ def test_join_parquet_small_chunks_become_one_row_group(tmp_path: Path) -> None:
     assert file.schema_arrow.field("score").type == pa.float64()
 
 
+def test_join_parquet_missing_chunk_is_a_storage_error(tmp_path: Path) -> None:
+    chunks = [Chunk(str(tmp_path / "gone.arrow"), "in.jsonl")]
+    with pytest.raises(StorageError, match=r"a\.parquet`: cannot be written"):
+        writers.join(chunks, str(tmp_path / "a.parquet"), "parquet", None, ["text"])
+    assert os.listdir(tmp_path) == []
+
+
 def test_style_of_a_uri_is_that_before_its_query() -> None:
     assert writers.style("s3://bucket/a.csv.gz?endpoint_override=host:9000") == ("csv", "gzip")
 

@@ -138,9 +138,9 @@ def join(chunks: Sequence[Chunk], out: str, style: str, codec: str | None, names
     Raises `StorageError` if a chunk cannot be read or the file cannot be written, `DataError` if a Parquet column has
     values of different types.
     """
-    types = common_types((_read_schema(chunk), chunk.origin) for chunk in chunks) if style == "parquet" else {}
     with atomic_stream(out, codec) as stream:
         if style == "parquet":
+            types = common_types((_read_schema(chunk), chunk.origin) for chunk in chunks)
             _join_parquet(chunks, stream, pa.schema([(name, column_types.settled(types[name])) for name in names]))
             return
         if style in ("csv", "tsv"):
