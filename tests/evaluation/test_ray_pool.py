@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import pytest
 
 from tests.helpers import multilabel, pairs
 from tests.helpers.files import make_rows, write_csv
+from tests.helpers.ray_cpus import every_cpu_taken
 from tests.helpers.ray_processes import workers_of_ray
 from tests.helpers.runs import go_on, trained
+from txclf.config.run_config import RunConfig
 from txclf.config.sections import Compute
-from txclf.core.errors import DataError
+from txclf.core.errors import ClusterError, DataError
 from txclf.data import shards
 from txclf.data.prepare import prepare
+from txclf.data.sources import Source
 from txclf.evaluation import ray_pool
 from txclf.evaluation.evaluate import evaluate
 from txclf.evaluation.scoring import Part, ScoringPlan
@@ -55,6 +59,19 @@ def test_evaluate_on_ray_equals_one_process(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"d\.jsonl`: no column `text`") as caught:
         evaluate(run.run_folder, [files[1], str(damaged)], compute=TWO)
     assert type(caught.value) is DataError
+
+
+def test_score_without_a_free_cpu_fails_in_time(tiny_run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_pool, "NO_PROGRESS_TIMEOUT_S", 3)
+    source = Source("/nowhere/a.csv", "csv")
+    plan = ScoringPlan(run=tiny_run, model="/nowhere", prepared="/nowhere", sources=[source], with_text=False)
+    with every_cpu_taken():
+        start = time.monotonic()
+        with pytest.raises(
+            ClusterError, match=r"the evaluation made no progress on Ray for 3 s, and Ray has 0 of 3 CPUs"
+        ):
+            list(ray_pool.score(plan, TWO))
+        assert time.monotonic() - start < 30
 
 
 @pytest.mark.faults

@@ -14,6 +14,7 @@ from typing import Any
 
 from txclf.config.sections import Compute
 from txclf.core.errors import ClusterError, TxclfError
+from txclf.data import pipeline
 from txclf.evaluation.scoring import Chunk, Part, ScoringPlan
 
 NO_PROGRESS_TIMEOUT_S = 3600
@@ -53,7 +54,8 @@ def _row(content: Chunk | Part | TxclfError) -> dict[str, Any]:
 def score(plan: ScoringPlan, compute: Compute) -> Iterator[Part]:
     """Score all chunks on the Ray that this process is connected to, and yield the parts in any order.
 
-    Raises `ClusterError` if actors or nodes die too often, and the `TxclfError` of a chunk that cannot be scored.
+    Raises `ClusterError` if actors or nodes die too often or no chunk is scored for `NO_PROGRESS_TIMEOUT_S`, and the
+    `TxclfError` of a chunk that cannot be scored.
     """
     import ray
     from ray.data.exceptions import ExecutionTimeoutError
@@ -88,5 +90,7 @@ def score(plan: ScoringPlan, compute: Compute) -> Iterator[Part]:
             yield content
     except ray.exceptions.RayTaskError:
         raise  # a bug: keep its traceback
-    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
+    except ExecutionTimeoutError:
+        raise pipeline.no_progress("the evaluation", NO_PROGRESS_TIMEOUT_S) from None
+    except ray.exceptions.RayError as error:
         raise ClusterError(f"the evaluation failed on Ray: {error}. Run the command again.") from None
