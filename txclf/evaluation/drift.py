@@ -21,6 +21,7 @@ from txclf.core.errors import ConfigError, DataError
 from txclf.core.text import listed
 from txclf.data import detect, records, shards, sources, tables
 from txclf.evaluation.evaluate import finished
+from txclf.evaluation.labelled_files import MAX_SHOWN_REJECTS
 from txclf.inference.bundle import Floats
 from txclf.inference.classifier import Classifier
 from txclf.metrics import drift as metrics
@@ -90,7 +91,7 @@ def drift(
     encoding = encoding or run.data.encoding
     found = sources.find_sources(files, encoding, delimiter or run.data.delimiter)
     with sources.unchanged(found):
-        texts, rows, rejects = _sample(found, run.data.text, seed)
+        texts, rows, rejects, skipped = _sample(found, run.data.text, seed)
     if not texts:
         reason = f" The first is row {rejects[0].row:,}: {rejects[0].reason}." if rejects else ""
         advice = detect.advice_for_rows(rejects, encoding) or "Pass files with texts in the run's columns."
@@ -106,7 +107,7 @@ def drift(
     result = {
         "data": list(files),
         "rows": rows,
-        "skipped": len(rejects),
+        "skipped": skipped,
         "compared": len(texts),
         "known": splits,
         "known_rows": known_rows.num_rows,
@@ -149,21 +150,22 @@ def _counts(name: str, result: dict[str, Any]) -> bool:
 
 def _sample(
     found: Sequence[sources.Source], columns: Sequence[str], seed: int
-) -> tuple[list[tuple[str, ...]], int, list[records.Reject]]:
-    """Return a random sample of the texts, the number of usable rows, and the bad ones."""
+) -> tuple[list[tuple[str, ...]], int, list[records.Reject], int]:
+    """Return a random sample of the texts, the number of usable rows, the first bad ones, and their number."""
     random = np.random.default_rng(seed)
     texts: list[tuple[str, ...]] = []
     keys = np.empty(0)
     rejects: list[records.Reject] = []
-    rows = 0
+    rows = skipped = 0
     for source in found:
         for batch, bad in records.read_rows(source, columns, None):
-            rows, rejects = rows + len(batch.texts), rejects + bad
+            rows, skipped = rows + len(batch.texts), skipped + len(bad)
+            rejects += bad[: max(0, MAX_SHOWN_REJECTS - len(rejects))]
             texts, keys = texts + batch.texts, np.append(keys, random.random(len(batch.texts)))
             if len(texts) > MAX_ROWS:
                 kept = np.sort(np.argpartition(keys, MAX_ROWS)[:MAX_ROWS])
                 texts, keys = [texts[i] for i in kept], keys[kept]
-    return texts, rows, rejects
+    return texts, rows, rejects, skipped
 
 
 def _known_rows(prepared: str, manifest: shards.Manifest, splits: Sequence[str], columns: Sequence[str]) -> pa.Table:
