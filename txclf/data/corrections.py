@@ -172,6 +172,8 @@ def require_known(corrections: Corrections, known: Collection[str]) -> None:
 def apply(corrections: Corrections, rows: records.Rows) -> tuple[records.Rows, Counter[int]]:
     """Return rows with corrected labels, without the dropped ones, and the number of rows of each correction."""
     applied: Counter[int] = Counter()
+    if not corrections:
+        return rows, applied
     labels: list[tuple[str, ...] | None] = [*(rows.label_sets or [(label,) for label in rows.labels])]
     texts = ["\n".join(text) for text in rows.texts]
     for found in corrections:

@@ -221,7 +221,7 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # it logs every change of every replica
         room = ray_cluster.room(compute)
         if room < settings.replicas and not ray_cluster.autoscales():
-            _require_resources(settings, room)
+            raise _too_few_resources(settings, room)
         in_shared_cluster = ray_cluster.cluster_address(settings.address) is not None
         name = f"txclf-{uuid.uuid4().hex[:8]}"
         ray_serve.start(proxy_location="Disabled")
@@ -247,13 +247,12 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
                     ray_serve.delete(name)
 
 
-def _require_resources(settings: Settings, max_replicas: int) -> None:
-    if max_replicas >= settings.replicas:
-        return
+def _too_few_resources(settings: Settings, max_replicas: int) -> ClusterError:
+    """Return the error for a cluster that has room for fewer replicas than the service starts with."""
     each = f"{settings.cpus_per_replica:g} CPUs"
     if settings.use_gpu:
         each += f" and {settings.gpus_per_replica:g} GPUs"
-    raise ClusterError(
+    return ClusterError(
         f"--replicas {settings.replicas}: the Ray cluster has resources for {max_replicas} replicas of {each}. "
         "Lower --replicas, --cpus-per-replica or --gpus-per-replica, or add nodes."
     )
