@@ -63,3 +63,19 @@ def test_room_of_a_node_is_limited_by_its_scarcest_resource(
     resources: dict[str, float], cpus: float, gpus: float, workers: int
 ) -> None:
     assert ray_cluster._room(resources, {"CPU": cpus, "GPU": gpus}) == workers
+
+
+@pytest.mark.parametrize(
+    ("gpus", "per_worker", "said"),
+    [
+        (0.0, 0, None),
+        (4.0, 0.5, None),
+        (4.0, 0, "Ray has 8 GPU(s), and the workers train on CPUs. Set `compute.gpus_per_worker=1` to use GPUs."),
+    ],
+)
+def test_unused_gpus_are_named(
+    gpus: float, per_worker: float, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": gpus}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node, node, {**node, "Alive": False}])
+    assert ray_cluster.unused_gpus(Compute(workers=2, gpus_per_worker=per_worker)) == said

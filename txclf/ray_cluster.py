@@ -134,6 +134,14 @@ def require(compute: Compute) -> None:
         raise ClusterError(problem)
 
 
+def unused_gpus(compute: Compute) -> str | None:
+    """Say that the cluster has GPUs that the workers do not take; None if they do, or if it has none."""
+    total = sum(node.get("GPU", 0.0) for node in _nodes())
+    if compute.gpus_per_worker or not total:
+        return None
+    return f"Ray has {total:g} GPU(s), and the workers train on CPUs. Set `compute.gpus_per_worker=1` to use GPUs."
+
+
 def autoscales() -> bool:
     """Return True if the cluster has an autoscaler, which starts nodes when a run waits for them."""
     return not upstream.is_lean() and upstream.has_autoscaler(patience_s=15)

@@ -17,7 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import txclf
 from tests.helpers.runs import tiny
+from txclf.config import recipes
 from txclf.core.errors import ConfigError
+from txclf.data import shards
 from txclf.training import ClassifierModule, ShardsDataModule
 
 pytestmark = pytest.mark.filterwarnings(
@@ -88,6 +90,17 @@ def test_plain_trainer_takes_the_steps_of_a_run(tmp_path: Path, data: str) -> No
     trainer = pl.Trainer(max_epochs=1, callbacks=[losses], logger=False, enable_checkpointing=False, **QUIET)
     trainer.fit(ClassifierModule.from_data(data_module), data_module)
     assert losses.seen == pytest.approx(expected, rel=1e-6)
+
+
+def test_keys_that_follow_from_the_rows_are_those_of_a_run(tmp_path: Path, data: str) -> None:
+    run = txclf.load_config({"data": {"train": data}, "storage": str(tmp_path), "tokenizer": {"vocab_size": 300}})
+    prepared = txclf.prepare(run)
+    settled = ShardsDataModule(run, prepared).run
+    rows = shards.load_manifest(prepared).splits["train"].rows
+    assert settled == recipes.with_recipe(run, rows, 2) != run
+    assert settled.train.token_dropout == 0.3
+    module = ClassifierModule.from_data(ShardsDataModule(run, prepared))
+    assert module.config == settled
 
 
 def test_trainer_that_accumulates_parts_of_steps_is_refused(tmp_path: Path, data: str) -> None:

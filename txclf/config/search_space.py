@@ -175,8 +175,8 @@ class Tune(Section):
     """Settings to try first: mappings from keys of `space` to values. Keys without a value are drawn. `search: grid`
     ignores them."""
     space: dict[str, Domain] = Field(default_factory=dict)
-    """Keys to search, each with its domain. Keys are dotted and are in `seed`, `data`, `tokenizer`, `model` or `train`,
-    except `train.monitor`."""
+    """Keys to search, each with its domain. Keys are dotted and are in `seed`, `data`, `tokenizer`, `model`, `train` or
+    `distill`, except `train.monitor` and `distill.teacher`."""
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Self:

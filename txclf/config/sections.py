@@ -168,7 +168,7 @@ class Model(Section):
 
     pretrained: str | None = None
     """Pretrained model to fine-tune, with its tokenizer: a folder or URI, or an id of the Hugging Face hub. Any model
-    that `AutoModelForSequenceClassification` of Transformers loads, in the safetensors format. A path is tried first.
+    that `AutoModelForSequenceClassification` of Transformers loads, except encoder-decoders, in the safetensors format.
     Needs the extra `pretrained`. null trains from scratch. Not for `task: seq2seq`."""
     revision: str | None = None
     """Branch, tag or commit of a hub id. A run records the commit."""

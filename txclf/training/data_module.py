@@ -17,8 +17,9 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import distributed
 
+from txclf.config import recipes
 from txclf.config.run_config import RunConfig
-from txclf.data import sampler
+from txclf.data import sampler, shards
 from txclf.data.batches import Batch, PairBatch
 from txclf.data.sidecars import Sidecar
 from txclf.data.window_reader import LocalWindows, Window, WindowSource
@@ -50,13 +51,17 @@ class ShardsDataModule(pl.LightningDataModule):
         sidecars: tuple[Sidecar, ...] | None = None,
         masked: float = 0.0,
     ) -> None:
-        """`source` yields the rows; by default the shards are read in this process.
+        """Read the manifest, and set `run` to the run with the keys that follow from the rows.
+
+        `source` yields the rows; by default the shards are read in this process.
 
         `vectors` are word vectors that were matched with the vocabulary before. `encoder` is the stored folder of a
         pretrained model; by default it is found by its name. `sidecars` are further columns of the rows; by
         default they are computed if they are not stored yet. `masked` is the share of the tokens that are masked.
         """
         super().__init__()
+        manifest = shards.load_manifest(prepared)
+        run = recipes.with_recipe(run, manifest.splits["train"].rows, len(manifest.labels))
         self.run, self.prepared, self.state, self.vectors, self.encoder = run, prepared, state, vectors, encoder
         config = WorkerConfig(run, prepared, sidecars=sidecars or (), masked=masked)
         if sidecars is None:

@@ -71,6 +71,7 @@ def fit(config: WorkerConfig, report: Report, notes: list[str]) -> RunStats:
         from txclf import ray_cluster
 
         ray_cluster.require(compute)
+        notes = [*notes, *filter(None, [ray_cluster.unused_gpus(compute)])]
     notes = [*notes, describe_data(config)]
     report(Progress(notes=notes))
     begin(config)
