@@ -89,15 +89,7 @@ done
 echo "Ray: ${#nodes[@]} nodes; the dashboard: ssh -L 8265:127.0.0.1:$((port + 1)) ${nodes[0]}" >&2
 
 # A requeued job resumes its run, if the first attempt created one.
-run_exists='
-import sys
-from txclf.config import run_config
-from txclf.core import storage
-run = run_config.load(sys.argv[1], [word for word in sys.argv[2:] if "=" in word])
-sys.exit(not storage.exists(storage.join(run.run_folder, "run.yaml")))'
-if [[ ${SLURM_RESTART_COUNT:-0} != 0 && $1 =~ ^(train|tune)$ ]] && python -c "$run_exists" "${@:2}" 2> /dev/null; then
-    set -- "$@" --resume
-fi
+if [[ ${SLURM_RESTART_COUNT:-0} != 0 ]] && python -m txclf.launch.resumable "$@"; then set -- "$@" --resume; fi
 
 python -m txclf "$@" &
 run=$!

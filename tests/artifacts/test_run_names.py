@@ -22,7 +22,8 @@ def unnamed(folder: Path) -> RunConfig:
 def begin(folder: Path) -> str:
     """Take a number, as a process of its own does, and write the file that a run begins with."""
     with run_names.named(unnamed(folder), "jobs/trec.yaml", resume=False) as run:
-        Path(run.run_folder, "run.yaml").write_text("name: x\n")
+        for name in ("prepared.json", "run.yaml"):
+            Path(run.run_folder, name).write_text("{}")
         return run.name
 
 
@@ -55,6 +56,11 @@ def test_named_to_resume_is_the_last_that_began(tmp_path: Path) -> None:
     (tmp_path / "trec-12").mkdir()
     with run_names.named(unnamed(tmp_path), "trec.yaml", resume=True) as run:
         assert run.name == "trec-11"
+    (tmp_path / "trec-12" / "run.yaml").write_text("{}")
+    with run_names.named(unnamed(tmp_path), "trec.yaml", resume=True) as run:
+        assert run.name == "trec-11"
+    with run_names.named(unnamed(tmp_path), "trec.yaml", resume=True, is_search=True) as run:
+        assert run.name == "trec-12"
 
 
 def test_named_at_the_same_time_takes_different_numbers(tmp_path: Path) -> None:

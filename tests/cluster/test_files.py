@@ -81,7 +81,7 @@ def test_again_script_resumes_with_the_same_arguments(tmp_path: Path) -> None:
     """Run `again.sh` with a stand-in for txclf that prints its arguments."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").write_text(
-        f'#!/bin/sh\nif [ "$1" = -m ]; then shift; echo "$@"; else exec {sys.executable} "$@"; fi\n'
+        f'#!/bin/sh\nif [ "$1 $2" = "-m txclf" ]; then shift; echo "$@"; else exec {sys.executable} "$@"; fi\n'
     )
     (tmp_path / "bin/python").chmod(0o755)
     (tmp_path / "mine.yaml").write_text("name: mine\n")
@@ -99,9 +99,11 @@ def test_again_script_resumes_with_the_same_arguments(tmp_path: Path) -> None:
     words = ["mine.yaml", f"storage={tmp_path}/runs"]
     assert asked("train", *words) == f"txclf train mine.yaml storage={tmp_path}/runs"
     (tmp_path / "runs/mine").mkdir(parents=True)
-    (tmp_path / "runs/mine/run.yaml").write_text("")
+    for name in ("prepared.json", "run.yaml"):
+        (tmp_path / "runs/mine" / name).write_text("")
     assert asked("train", *words) == f"txclf train mine.yaml storage={tmp_path}/runs --resume"
-    assert asked("tune", *words).endswith("--resume")
+    assert asked("train", "--time=10m", *words).endswith("--resume")
+    assert asked("distill", "/models/teacher", *words).endswith("--resume")
     assert asked("train", *words, "name=other") == f"txclf train mine.yaml storage={tmp_path}/runs name=other"
     assert asked("check", *words) == f"txclf check mine.yaml storage={tmp_path}/runs"
     assert asked("train", "none.yaml") == "txclf train none.yaml"

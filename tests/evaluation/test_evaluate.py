@@ -150,6 +150,22 @@ def test_evaluate_unfinished_run_is_refused(classify: RunConfig, tmp_path: Path)
         evaluate.evaluate(folder)
 
 
+def test_evaluate_copied_run_reads_its_copied_data(classify: RunConfig, tmp_path: Path) -> None:
+    copied = shutil.copytree(classify.storage, tmp_path / "copied")
+    recorded = Path(copied, classify.name, "prepared.json")
+    there = json.loads(recorded.read_text())["folder"]
+    recorded.write_text(recorded.read_text().replace(there, "/gone"))
+    run, prepared = evaluate.finished(str(copied / classify.name))
+    assert (run.name, Path(prepared).parent) == (classify.name, copied / "prepared")
+    assert evaluate.has_test_split(str(copied / classify.name)) == evaluate.has_test_split(classify.run_folder)
+    shutil.rmtree(copied / "prepared")
+    assert not evaluate.has_test_split(str(copied / classify.name))
+    with pytest.raises(
+        DataError, match=r"its prepared data are gone\. Train again, or copy them together with the run"
+    ):
+        evaluate.evaluate(str(copied / classify.name))
+
+
 def test_evaluate_run_without_test_split_needs_files(tmp_path: Path) -> None:
     data = write_csv(tmp_path / "train.csv", make_rows(60))
     run, _ = trained(tmp_path / "runs", data, "train.epochs=1")

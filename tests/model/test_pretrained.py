@@ -204,6 +204,19 @@ def test_notes_list_new_and_unused_weights(tmp_path: Path) -> None:
     assert note.endswith("; not used " + ", ".join(f"`cls.predictions.{n}`" for n in range(4)) + " and 2 more")
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path)
+    path = tmp_path / "model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("layer.0.output.dense.weight"))
+    weights[name][0, 0] = float("nan")
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ConfigError, match="are not finite numbers, so its weights are damaged"):
+        load(folder)
+
+
 @pytest.mark.parametrize("architecture", ["fnet", "convbert"])
 def test_architecture_whose_logits_depend_on_padding_is_refused(tmp_path: Path, architecture: str) -> None:
     folder = write_encoder(tmp_path, architecture, embedding_size=32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from txclf.artifacts import attempts, checkpoints, metric_logger
+from txclf.artifacts import attempts, checkpoints
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -67,22 +67,30 @@ def kind(path: str) -> Kind | None:
     return "prepared" if shards.MANIFEST in names else None
 
 
+def prepared_folder(folder: str, copied_to: str | None = None) -> str | None:
+    """Return the prepared data of a run folder, or their copy if both were copied together; None if both are gone.
+
+    The copy is in `copied_to`, by default the folder that contains the run.
+    """
+    recorded = storage.read_object(storage.join(folder, "prepared.json"), "fingerprint", "folder")
+    copy = storage.join(copied_to or storage.folder_of(folder), "prepared", recorded["fingerprint"])
+    places = (recorded["folder"], copy)
+    return next((place for place in places if storage.exists(storage.join(place, shards.MANIFEST))), None)
+
+
 def read_run(folder: str) -> RunState:
     """Return the state of a run folder. Raises `ConfigError` for a run file of another version."""
     folder = storage.absolute(folder)
     run = run_config.load(storage.join(folder, "run.yaml"))
     path = storage.join(folder, "summary.json")
     summary = storage.read_object(path, "prepared") if storage.exists(path) else None
-    recorded = storage.read_object(storage.join(folder, "prepared.json"), "fingerprint", "folder")
-    sibling = storage.join(folder.rpartition("/")[0], "prepared", recorded["fingerprint"])
-    prepared, manifest = None, None
-    for candidate in (summary["prepared"] if summary else recorded["folder"], recorded["folder"], sibling):
-        if storage.exists(storage.join(candidate, shards.MANIFEST)):
-            prepared = candidate
-            try:
-                manifest = shards.load_manifest(candidate)
-            except DataError:  # prepared by another version; the run can be described without it
-                prepared = None
-            break
+    prepared, manifest = prepared_folder(folder), None
+    if prepared is not None:
+        try:
+            manifest = shards.load_manifest(prepared)
+        except DataError:  # prepared by another version; the run can be described without it
+            prepared = None
+    from txclf.artifacts import metric_logger  # and TensorBoard
+
     lines = metric_logger.read(storage.join(folder, "metrics.jsonl"))
     return RunState(folder, run, summary, lines, prepared, manifest, len(attempts.read(folder)))

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from txclf.artifacts import run_folder
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 
 
 @contextmanager
-def named(run: RunConfig, run_file: str, resume: bool) -> Iterator[RunConfig]:
-    """Yield a run with a name: its own, or the next number of its run file; with `resume` the last one.
+def named(run: RunConfig, run_file: str, resume: bool, *, is_search: bool = False) -> Iterator[RunConfig]:
+    """Yield a run with a name: its own, or the next number of its run file; with `resume` the last run, or search.
 
     The folder of a new number is created, so two processes never get the same one, and removed after the block if
     nothing was written. An object store has no such folders: there the lease of the run refuses the second process.
@@ -26,10 +27,11 @@ def named(run: RunConfig, run_file: str, resume: bool) -> Iterator[RunConfig]:
         return
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(run_file).stem).lstrip("._-") or "run"
     if resume:
-        begun = [number for number in _numbers(run, stem) if storage.exists(_path(run, stem, number, "run.yaml"))]
+        wanted = "search" if is_search else "run"
+        begun = [number for number in _numbers(run, stem) if run_folder.kind(_path(run, stem, number)) == wanted]
         if not begun:
             raise ConfigError(
-                f"`{run.storage}`: no run `{stem}-N` to resume. Start it without --resume, or set `name`."
+                f"`{run.storage}`: no {wanted} `{stem}-N` to resume. Start it without --resume, or set `name`."
             )
         yield _renamed(run, stem, max(begun))
         return

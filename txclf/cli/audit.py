@@ -97,11 +97,19 @@ def _place(row: dict[str, Any]) -> str:
 
 def _train(run: RunConfig, folder: str, suspects: str) -> str:
     """Return the command that trains the run again on corrected labels."""
+    from txclf.core import storage
+
     files = [*(run.data.corrections or ()), suspects]
     paths = json.dumps(files, ensure_ascii=False) if len(files) > 1 else files[0]
     return " ".join(
         map(
             shlex.quote,
-            ["txclf", "train", f"{folder}/run.yaml", f"name={run.name}-corrected", f"data.corrections={paths}"],
+            [
+                "txclf",
+                "train",
+                storage.join(folder, "run.yaml"),
+                f"name={run.name}-corrected",
+                f"data.corrections={paths}",
+            ],
         )
     )

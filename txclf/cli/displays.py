@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from rich.live import Live
 
 from txclf.artifacts import trials
-from txclf.cli import console, tables
+from txclf.cli import console, lines, tables
 
 if TYPE_CHECKING:  # they import Ray
     from txclf.artifacts.trials import Result
@@ -65,7 +65,8 @@ class SearchDisplay:
     """Live table of a search's trials, or a line for each event without a terminal. Use it as a context manager."""
 
     def __init__(self) -> None:
-        self.live = Live(console=console.err, transient=True, auto_refresh=False) if console.err.is_terminal else None
+        is_live = console.err.is_terminal and not lines.mode.quiet
+        self.live = Live(console=console.err, transient=True, auto_refresh=False) if is_live else None
         self.shown_notes = self.shown_events = 0
 
     def __enter__(self) -> Self:

@@ -118,7 +118,10 @@ def drift(
     if found["findings"]:
         lines.next_steps(f"txclf evaluate {shlex.quote(run)} --data LABELLED.csv   # label some of the new rows")
     else:
-        lines.next_steps(f"txclf predict {shlex.quote(run)}/model {' '.join(map(shlex.quote, data))} --out out.csv")
+        from txclf.core import storage
+
+        model = storage.join(run, "model")
+        lines.next_steps(f"txclf predict {shlex.join([model, *data])} --out out.csv")
     if as_json:
         lines.result(found)
 

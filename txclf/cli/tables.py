@@ -13,7 +13,7 @@ from txclf.artifacts import trials
 from txclf.artifacts.trials import Result
 from txclf.cli import console, lines
 from txclf.config.run_config import RunConfig
-from txclf.core import text
+from txclf.core import storage, text
 from txclf.metrics import significance
 
 if TYPE_CHECKING:  # they import Ray
@@ -62,7 +62,7 @@ def print_run_summary(run: RunConfig, summary: RunSummary) -> None:
         *((f"time: {name}", console.seconds(value)) for name, value in summary.seconds.items()),
     ]
     console.table(f"Run {run.name}", ["", ""], rows)
-    lines.out(f"run folder: {run.run_folder}\nmodel:      {run.run_folder}/model")
+    lines.out(f"run folder: {run.run_folder}\nmodel:      {storage.join(run.run_folder, 'model')}")
 
 
 def _matrix_rate(summary: RunSummary) -> str:
@@ -140,9 +140,8 @@ def print_search_summary(run: RunConfig, search: Search) -> None:
         ("time", console.seconds(search.seconds)),
     ]
     console.table("Result", ["", ""], rows)
-    folder = run.run_folder
-    lines.out(f"winner:     {folder}/best.yaml\nall trials: {folder}/trials.csv, trials.parquet")
-    lines.out(f"model:      {folder}/model")
+    best, table, model = (storage.join(run.run_folder, name) for name in ("best.yaml", "trials.csv", "model"))
+    lines.out(f"winner:     {best}\nall trials: {table}, trials.parquet\nmodel:      {model}")
 
 
 def trial_table(
@@ -303,7 +302,7 @@ def _print_class_scores(per_class: dict[str, dict[str, Any]], is_multilabel: boo
     if is_multilabel:
         columns = {"threshold": "threshold", **columns, "average_precision": "AP"}
     classes = sorted(per_class.items(), key=lambda item: item[1]["f1"])
-    more = f" ({len(classes) - MAX_ROWS} more in metrics.json)" if len(classes) > MAX_ROWS else ""
+    more = f" ({len(classes) - MAX_ROWS} more with --json)" if len(classes) > MAX_ROWS else ""
     console.table(
         f"Classes, worst first{more}",
         ["label", *columns.values(), "rows"],

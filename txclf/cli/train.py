@@ -96,7 +96,7 @@ def train(
         with run_names.named(unnamed, run_file, resume) as run:
             _print_json(run, train_run(run, resume=resume, started=started))
         return
-    with run_names.named(unnamed, run_file, resume) as run:
+    with run_names.named(unnamed, run_file, resume, is_search=True) as run:
         lines.note(f"searching for {limit}, into `{run.run_folder}`")
         from txclf.tuning import race
 
@@ -146,7 +146,7 @@ def tune(
     from txclf.config import run_config
 
     unnamed = run_config.load(run_file, overrides or [])
-    with run_names.named(unnamed, run_file, resume or extend > 0) as run:
+    with run_names.named(unnamed, run_file, resume or extend > 0, is_search=True) as run:
         _tune_and_refit(run, resume, extend, refit, refit_workers)
 
 
@@ -187,7 +187,7 @@ def evaluate(
         scores = evaluate_run(run, data, with_baseline=baseline, compute=compute)
     results.write_report(run)
     results.print_advice(run)
-    lines.next_steps(f'txclf predict {shlex.quote(run)}/model --text "some text"')
+    lines.next_steps(f'txclf predict {_model(run)} --text "some text"')
     if as_json:
         lines.result(scores)
 
@@ -195,8 +195,10 @@ def evaluate(
 def _print_json(run: RunConfig, summary: RunSummary | Search, **more: Any) -> None:
     """Print the summary of a run or a search as JSON, with its folder, if JSON is asked for."""
     if lines.mode.as_json:
+        from txclf.core import storage
+
         folder = run.run_folder
-        places = {"name": run.name, "run_folder": folder, "model": f"{folder}/model"}
+        places = {"name": run.name, "run_folder": folder, "model": storage.join(folder, "model")}
         lines.result({**places, **summary.model_dump(mode="json"), **more})
 
 
@@ -272,9 +274,18 @@ def _after_training(run: RunConfig) -> list[str]:
     """Return the commands that can follow a finished run or search."""
     from txclf.evaluation.evaluate import has_test_split
 
-    folder = shlex.quote(run.run_folder)
-    evaluate = f"txclf evaluate {folder}{'' if has_test_split(run.run_folder) else ' --data FILE'}"
-    return [evaluate, f'txclf predict {folder}/model --text "some text"']
+    files = "" if has_test_split(run.run_folder) else " --data FILE"
+    return [
+        f"txclf evaluate {shlex.quote(run.run_folder)}{files}",
+        f'txclf predict {_model(run.run_folder)} --text "some text"',
+    ]
+
+
+def _model(folder: str) -> str:
+    """Return the bundle of a run as a word of the shell."""
+    from txclf.core import storage
+
+    return shlex.quote(storage.join(folder, "model"))
 
 
 def tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
@@ -288,7 +299,7 @@ def tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
 
     with verb.opened(run, resume, extend) as run, ray_cluster.connected(run.compute):
         require_shared(run.storage)
-        plan = verb.plan(run, lambda note: lines.err(note))
+        plan = verb.plan(run, lines.note)
         with stop_signals() as signals, displays.SearchDisplay() as display:
 
             def show(state: SearchState) -> bool:

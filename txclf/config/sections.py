@@ -275,7 +275,7 @@ class Generate(Section):
     """Exponent of the length penalty (arXiv:1609.08144): outputs are ranked by log probability / ((5 + length) / 6) **
     `length_penalty`. Higher values give longer outputs; 0 disables the penalty."""
     max_length: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    """Maximum number of tokens of an output. null takes `tokenizer.max_length`."""
+    """Maximum number of tokens of an output, at most `tokenizer.max_length`, which null takes."""
 
 
 class Compute(Section):

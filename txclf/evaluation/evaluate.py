@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from txclf.artifacts import run_folder as run_folders
 from txclf.artifacts import trials
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Compute
 from txclf.core import html_table, storage
-from txclf.core.errors import ConfigError
+from txclf.core.errors import ConfigError, DataError
 from txclf.core.hashing import UInt64s
 from txclf.data import shards, sources, tables
 from txclf.data.labels import LabelSets
@@ -192,24 +193,36 @@ def metrics_file(data: Sequence[str] | None) -> str:
 
 
 def has_test_split(run_folder: str) -> bool:
-    """Return True if a finished run, or the winner of a search, has a test split."""
-    return "test" in shards.load_manifest(finished(run_folder)[1]).splits
+    """Return True if a finished run, or the winner of a search, has a test split, and its prepared data are there."""
+    try:
+        return "test" in shards.load_manifest(finished(run_folder)[1]).splits
+    except DataError:
+        return False
 
 
 def finished(run_folder: str) -> tuple[RunConfig, str]:
-    """Return a finished run, or the winner of a search, and the folder of its prepared data."""
+    """Return a finished run, or the winner of a search, and the folder of its prepared data.
+
+    Raises `DataError` if the data are gone.
+    """
     folder = storage.absolute(run_folder)
-    summary, search = storage.join(folder, "summary.json"), storage.join(folder, "search.json")
+    search = storage.join(folder, "search.json")
     if storage.exists(search):
         winner = trials.folder(folder, storage.read_object(search, "winner")["winner"])
-        prepared = storage.read_object(storage.join(winner, "prepared.json"), "folder")["folder"]
-        return run_config.load(storage.join(folder, "best.yaml")), prepared
-    if not storage.exists(summary):
+        return run_config.load(storage.join(folder, "best.yaml")), _prepared(winner, storage.folder_of(folder))
+    if not storage.exists(storage.join(folder, "summary.json")):
         raise ConfigError(
             f"`{run_folder}`: not a finished run, because it has no summary.json. "
             "Train it, or resume its training with --resume."
         )
-    return run_config.load(storage.join(folder, "run.yaml")), storage.read_object(summary, "prepared")["prepared"]
+    return run_config.load(storage.join(folder, "run.yaml")), _prepared(folder, storage.folder_of(folder))
+
+
+def _prepared(folder: str, copied_to: str) -> str:
+    prepared = run_folders.prepared_folder(folder, copied_to)
+    if prepared is None:
+        raise DataError(f"`{folder}`: its prepared data are gone. Train again, or copy them together with the run.")
+    return prepared
 
 
 def evaluate_classes(evaluation: Evaluation) -> dict[str, Any]:

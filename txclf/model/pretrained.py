@@ -140,6 +140,11 @@ class PretrainedClassifier(nn.Module):
                 "Choose a model of another architecture."
             ) from None
         self.train(is_training)
+        if not alone.isfinite().all():
+            raise ConfigError(
+                f"`model.pretrained`: the logits of `{settings.pretrained}` are not finite numbers, so its weights are "
+                "damaged. Copy or download them again."
+            )
         if (alone - beside).abs().max() > 0.01 * alone.abs().max():
             raise ConfigError(
                 f"`model.pretrained`: padding changes the logits of `{settings.pretrained}`, so a row would depend on "

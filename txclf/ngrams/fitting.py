@@ -76,7 +76,7 @@ def choose(
     is_long = len(chars) > 0 and bool(chars[-1] > LONG_CHARS * len(chars))
     rows = int(np.searchsorted(chars, MAX_LONG_CHARS if is_long else MAX_SHORT_CHARS, side="right"))
     train_texts, train_labels = train_texts[:rows], train_labels[:rows]
-    best: tuple[float, NgramModel] | None = None
+    best: tuple[float, NgramModel, int] | None = None
     tried: list[Candidate] = []
     counts: Counts | None = None
     for weighting, analyzer, costs in _settings(is_long, lowercase):
@@ -98,9 +98,9 @@ def choose(
                 score = _score(logits / np.float32(model.temperature), valid_labels)
             tried.append(Candidate(weighting, cost, score))
             if best is None or score > best[0]:
-                best = score, model
+                best = score, model, counts.matrix.shape[0]
     assert best is not None
-    return Choice(best[1], tried, rows)
+    return Choice(best[1], tried, best[2])
 
 
 def _settings(is_long: bool, lowercase: bool) -> list[tuple[Weighting, Analyzer, tuple[float, ...]]]:

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from txclf import upstream
 from txclf._version import __version__
-from txclf.artifacts import attempts, checkpoints, trackers
+from txclf.artifacts import attempts, checkpoints, run_folder, trackers
 from txclf.artifacts.checkpoints import Checkpoint
 from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
@@ -350,11 +350,7 @@ def recorded_data(run: RunConfig) -> str | None:
 
     Return None for a new run, or if the data must be prepared again.
     """
-    began = _began_with(run)
-    if not began:
-        return None
-    places = began["folder"], storage.join(storage.absolute(run.storage), "prepared", began["fingerprint"])
-    return next((place for place in places if storage.exists(storage.join(place, shards.MANIFEST))), None)
+    return run_folder.prepared_folder(run.run_folder) if _began_with(run) else None
 
 
 def recorded_encoder(run: RunConfig) -> str | None:
