@@ -44,6 +44,23 @@ def test_scored_splits_evaluated_run_shows_the_test_split_first(run: RunConfig, 
     assert content["splits"][1]["differences"] == {}
 
 
+def test_headline_sampled_test_rows_keeps_the_score_of_the_evaluation(run: RunConfig, tmp_path: Path) -> None:
+    state, budget = run_folder.read_run(copied_run(run, tmp_path)), QUICK._replace(rows=20)
+    found = evaluate.evaluate(state.folder)
+    splits = run_scores.scored_splits(state, found, budget, [])
+    assert isinstance(splits[0], LabelSplit)
+    assert (splits[0].rows, splits[0].compared, splits[0].differences) == (20, {}, {})
+    headline = run_scores.headline(state, [split for split in splits if isinstance(split, LabelSplit)], found)
+    assert headline
+    assert (headline.value, headline.rows, headline.interval) == (found["accuracy"], found["rows"], None)
+    assert [bar.value for bar in headline.bars] == [
+        found["accuracy"],
+        found["baseline"]["accuracy"],
+        found["majority"]["accuracy"],
+    ]
+    assert headline.difference == tuple(found["baseline"]["difference"]["accuracy"])
+
+
 def test_scored_splits_scores_without_differences_show_none(run: RunConfig, tmp_path: Path) -> None:
     folder = copied_run(run, tmp_path)
     found = evaluate.evaluate(folder)
@@ -102,12 +119,15 @@ def test_scored_splits_seq2seq_run_shows_examples(tmp_path: Path) -> None:
     targets = {example["text"]: example["target"] for example in split["examples"]}
     assert all(text.upper().split()[::-1] == target.split() for text, target in targets.items())
     found = evaluate.evaluate(run.run_folder)
-    content = ReportPage(report.report([run.run_folder])).content
+    page = ReportPage(report.report([run.run_folder]))
+    content = page.content
     assert [split["id"] for split in content["splits"]] == ["test", "valid"]
     assert (content["headline"]["title"], content["headline"]["where"]) == ("BLEU", "test")
     assert content["headline"]["value"] == pytest.approx(found["bleu"])
     shown = content["splits"][0]["examples"]
-    assert len(shown) == error_analysis.MAX_EXAMPLES
+    assert len(shown) == error_analysis.MAX_EXAMPLES < found["rows"]
+    assert f"Scores of all {found['rows']} rows. {error_analysis.MAX_EXAMPLES} examples are shown." in page.text
+    assert f"| Test: {found['rows']} rows |" in Path(run.run_folder, "model/README.md").read_text()
     assert all(example["right"] == (example["output"].split() == example["target"].split()) for example in shown)
     assert isinstance(run_scores.scored_splits(run_folder.read_run(run.run_folder), found, QUICK, [])[0], ExampleSplit)
 

@@ -53,8 +53,9 @@ def _scores(splits: Sequence[LabelSplit | ExampleSplit]) -> str:
             rows += [
                 [f"{titles[name]} of the {baselines[key]}", number(scores[name])] for name in titles if name in scores
             ]
-        total = f" of {split.total_rows:,}" if split.rows < split.total_rows else ""
-        parts.append(_table([f"{split.title}: {split.rows:,}{total} rows", ""], rows))
+        sampled = isinstance(split, LabelSplit) and split.rows < split.total_rows
+        scored = f"{split.rows:,} of {split.total_rows:,}" if sampled else f"{split.total_rows:,}"
+        parts.append(_table([f"{split.title}: {scored} rows", ""], rows))
     return "## Scores\n\n" + "\n\n".join(parts) if parts else ""
 
 

@@ -80,10 +80,14 @@ def _label_split(
     title: str,
     budget: Budget,
 ) -> LabelSplit:
-    """Score one split. The baselines come from `metrics.json`; without it they are trained here for single labels."""
+    """Score one split.
+
+    The baselines come from `metrics.json` if that is about the same rows, all of the split. Without `metrics.json` they
+    are trained here for single labels.
+    """
     assert state.prepared
     scored = error_analysis.score(classifier, state.prepared, manifest, name, budget)
-    scores: Metrics = tested if tested and name == "test" else {}
+    scores: Metrics = tested if tested and name == "test" and len(scored.labels) == tested["rows"] else {}
     if name == "valid" and tested is None and not classifier.is_multilabel:
         lowercase = state.run.tokenizer.lowercase
         scores = error_analysis.baseline_scores(scored, state.prepared, manifest, lowercase=lowercase, budget=budget)
@@ -100,9 +104,10 @@ def headline(state: RunState, splits: Sequence[LabelSplit], tested: Metrics | No
     if spec.is_seq2seq:
         return _generation_headline(state, tested)
     metric = "f1_macro" if spec.is_multilabel or monitor == "valid_f1_macro" else "accuracy"
-    if spec.is_multilabel and tested:
+    if tested and (spec.is_multilabel or tested["data"] == "test"):
         scored = next((one for one in splits if one.id == "test" and one.rows == tested["rows"]), None)
-        return _evaluation_headline(metric, tested, scored.intervals.get(metric) if scored else None)
+        majority = "most frequent labels" if spec.is_multilabel else "majority class"
+        return _evaluation_headline(metric, tested, scored.intervals.get(metric) if scored else None, majority)
     if splits:
         return _split_headline(metric, splits[0])
     value = (state.best or {}).get(f"valid_{metric}")
@@ -117,7 +122,7 @@ def _generation_headline(state: RunState, tested: Metrics | None) -> Headline | 
     return None if title is None else Headline(title=title, value=scores[title], where=where)
 
 
-def _evaluation_headline(metric: str, tested: Metrics, interval: tuple[float, float] | None) -> Headline:
+def _evaluation_headline(metric: str, tested: Metrics, interval: tuple[float, float] | None, majority: str) -> Headline:
     """Return the score of `metrics.json`."""
     value = tested[metric]
     return Headline(
@@ -126,7 +131,7 @@ def _evaluation_headline(metric: str, tested: Metrics, interval: tuple[float, fl
         interval=interval,
         where=_evaluated_rows(tested),
         rows=tested["rows"],
-        bars=_bars(metric, value, tested, majority="most frequent labels"),
+        bars=_bars(metric, value, tested, majority=majority),
         beats_baseline=value > tested["baseline"][metric] if "baseline" in tested else None,
         difference=_difference(tested.get("baseline", {}), metric),
         note=_note(tested.get("baseline", {})),
