@@ -69,3 +69,37 @@ def test_record_no_rows_has_no_width() -> None:
     found = intervals.record(nothing, nothing, nothing, ["a", "b"])
     assert found["difference"] == {"accuracy": [0, 0, 0], "f1_macro": [0, 0, 0]}
     assert found["per_class"]["b"] == {"f1": 0, "difference": [0, 0, 0]}
+
+
+def noisy_masks(rows: int, labels: int, *shares: float) -> list[np.ndarray]:
+    """Return masks of labels, and predictions of which so large shares are wrong."""
+    draw = np.random.default_rng(0)
+    targets = draw.random((rows, labels)) < 0.3
+    return [targets, *(targets ^ (draw.random(targets.shape) < share) for share in shares)]
+
+
+def test_of_differences_p_value_separates_a_clear_difference_from_none() -> None:
+    targets, good, poor, again = noisy_masks(500, 4, 0.05, 0.3, 0.05)
+    assert intervals.of_differences(targets, good, poor, 4).p_value == pytest.approx(2 / intervals.RESAMPLES)
+    assert intervals.of_differences(targets, poor, good, 4).p_value == pytest.approx(2 / intervals.RESAMPLES)
+    assert intervals.of_differences(targets, good, good, 4).p_value == 1.0
+    assert intervals.of_differences(targets, good, again, 4).p_value > 0.05
+
+
+def test_of_differences_p_value_without_rows_or_labels_is_one() -> None:
+    for rows in (0, 5):
+        never = np.zeros((rows, 3), np.bool_)
+        assert intervals.of_differences(never, never, never, 3).p_value == 1.0
+
+
+def test_record_p_value_of_many_cells_can_be_significant() -> None:
+    targets, good, poor = noisy_masks(1500, 1200, 0.0, 0.1)
+    found = intervals.record(targets, good, poor, list(map(str, range(1200))), "f1_micro")
+    assert found["p_value"] == pytest.approx(2 / intervals.RESAMPLES)
+
+
+def test_of_differences_more_comparisons_have_more_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "MAX_DRAWS", 1)
+    targets, good, poor = noisy_masks(100, 4, 0.0, 0.5)
+    found = [intervals.of_differences(targets, good, poor, 4, comparisons).p_value for comparisons in (1, 9)]
+    assert found == pytest.approx([2 / 200, 2 / 1800])

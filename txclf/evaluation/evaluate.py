@@ -30,7 +30,7 @@ from txclf.inference import bundle, prediction_sets
 from txclf.inference.bundle import Floats
 from txclf.inference.classifier import label_thresholds, sigmoid, softmax
 from txclf.inference.metadata import BundleMetadata
-from txclf.metrics import calibration, conformal, intervals, multiclass, multilabel, significance, thresholds
+from txclf.metrics import calibration, conformal, intervals, multiclass, multilabel, thresholds
 from txclf.metrics.text import text_scores
 from txclf.ngrams import fitting
 
@@ -276,7 +276,6 @@ def _class_baselines(evaluation: Evaluation, table: pa.Table, probabilities: Flo
         "majority": multiclass.short_scores(majority, labels, classes),
         "baseline": {
             **multiclass.short_scores(predicted, labels, classes),
-            "p_value": significance.mcnemar(probabilities.argmax(axis=1) == labels, predicted == labels),
             **intervals.record(labels, probabilities.argmax(axis=1), predicted, evaluation.manifest.labels),
             **linear.record(evaluation.manifest.splits["train"].rows),
         },
@@ -323,7 +322,6 @@ def _label_set_baselines(evaluation: Evaluation, table: pa.Table, model_predicte
         "majority": multilabel.short_scores(majority, targets),
         "baseline": {
             **multilabel.short_scores(predicted, targets),
-            "p_value": significance.paired_bootstrap(targets, model_predicted, predicted),
             **intervals.record(targets, model_predicted, predicted, evaluation.manifest.labels, "f1_micro"),
             **linear.record(evaluation.manifest.splits["train"].rows),
         },

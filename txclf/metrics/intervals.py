@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from txclf.metrics import significance
+
 LEVEL = 0.95
 """Coverage of the intervals."""
 RESAMPLES = 1000
@@ -45,6 +47,8 @@ class Intervals(NamedTuple):
     """Macro F1."""
     classes: list[Interval]
     """F1 of each class."""
+    p_value: float
+    """Two-sided p-value of `macro` being 0, from the same resamples; at least two divided by their number."""
 
 
 class _Kinds(NamedTuple):
@@ -60,18 +64,27 @@ def of_scores(targets: Answers, predicted: Answers, classes: int, seed: int = 0)
     return _intervals(_kinds(targets, [predicted], classes), classes, seed)
 
 
-def of_differences(targets: Answers, predicted: Answers, other: Answers, classes: int, seed: int = 0) -> Intervals:
-    """Return the intervals of the scores of a model less those of another one, on the same rows."""
-    return _intervals(_kinds(targets, [predicted, other], classes), classes, seed)
+def of_differences(
+    targets: Answers, predicted: Answers, other: Answers, classes: int, comparisons: int = 1, seed: int = 0
+) -> Intervals:
+    """Return the intervals of the scores of a model less those of another one, on the same rows.
+
+    With more `comparisons`, by whose number a caller multiplies the p-value, the rows are resampled more often.
+    """
+    return _intervals(_kinds(targets, [predicted, other], classes), classes, seed, comparisons)
 
 
 def record(
     targets: Answers, predicted: Answers, other: Answers, names: Sequence[str], micro: str = "accuracy"
 ) -> dict[str, Any]:
-    """Return the entries of `metrics.json` about the differences of the model to the baseline `other`."""
+    """Return the entries of `metrics.json` about the differences of the model to the baseline `other`.
+
+    `p_value` is that of the accuracies of single labels, and that of macro F1 of sets of labels.
+    """
     found = of_differences(targets, predicted, other, len(names))
     f1 = _scores(_kinds(targets, [other], len(names)), len(names), None)[0, 2:]
     return {
+        "p_value": significance.mcnemar(predicted == targets, other == targets) if targets.ndim == 1 else found.p_value,
         "difference": {micro: list(found.micro), "f1_macro": list(found.macro)},
         "per_class": {
             name: {"f1": float(score), "difference": list(difference)}
@@ -85,7 +98,7 @@ def _kinds(targets: Answers, predicted: Sequence[Answers], classes: int) -> _Kin
     from scipy import sparse
 
     if targets.ndim == 2:
-        masks = [sparse.csr_array(mask.astype(np.float64)) for mask in (targets, *predicted)]
+        masks = [sparse.csr_array(mask).astype(np.float64) for mask in (targets, *predicted)]
         return _Kinds(np.ones(len(targets), np.int64), masks[0], masks[1:])
     kinds, rows = np.unique(np.stack([targets, *predicted], axis=1), axis=0, return_counts=True)
     ones, places = np.ones(len(kinds)), np.arange(len(kinds))
@@ -93,20 +106,28 @@ def _kinds(targets: Answers, predicted: Sequence[Answers], classes: int) -> _Kin
     return _Kinds(rows, masks[0], masks[1:])
 
 
-def _intervals(kinds: _Kinds, classes: int, seed: int) -> Intervals:
+def _intervals(kinds: _Kinds, classes: int, seed: int, comparisons: int = 1) -> Intervals:
     """Return the percentile intervals of the columns of `_scores`."""
     values = _scores(kinds, classes, None)[0]
     draw, total = np.random.default_rng(seed), int(kinds.rows.sum())
-    resamples = int(np.clip(MAX_DRAWS // max(1, len(kinds.rows)), MIN_RESAMPLES, RESAMPLES))
+    least = comparisons * MIN_RESAMPLES
+    resamples = int(np.clip(MAX_DRAWS // max(1, len(kinds.rows)), least, max(least, RESAMPLES)))
     size = max(1, CHUNK_DRAWS // max(1, len(kinds.rows)))
     shares = kinds.rows / max(1, total)
     parts = [
         _scores(kinds, classes, draw.multinomial(total, shares, min(size, resamples - start)))
         for start in range(0, resamples if total else 0, size)
     ]
-    ends = np.quantile(np.concatenate(parts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0) if parts else [values] * 2
+    drawn = np.concatenate(parts or [values[None]])
+    ends = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     found = [Interval(*map(float, three)) for three in zip(values, *ends, strict=True)]
-    return Intervals(found[0], found[1], found[2:])
+    return Intervals(found[0], found[1], found[2:], _p_value(drawn[:, 1]))
+
+
+def _p_value(drawn: Floats) -> float:
+    """Return the two-sided p-value of a score being 0 from its resampled values (R,)."""
+    above = (drawn > 0).sum() + (drawn == 0).sum() / 2
+    return float(min(1.0, 2 * max(1.0, min(above, len(drawn) - above)) / len(drawn)))
 
 
 def _scores(kinds: _Kinds, classes: int, drawn: npt.NDArray[np.int64] | None) -> Floats:

@@ -22,7 +22,7 @@ from txclf.data.labels import LabelSets
 from txclf.evaluation import baselines
 from txclf.inference.classifier import Classifier, sigmoid, softmax
 from txclf.inference.seq2seq import Seq2Seq
-from txclf.metrics import intervals, multiclass, multilabel, significance
+from txclf.metrics import intervals, multiclass, multilabel
 from txclf.ngrams import fitting
 from txclf.reports import curves, word_weights
 from txclf.reports.content import ClassDifference, Example, ExampleSplit, LabelSplit, Mistake
@@ -317,7 +317,6 @@ def baseline_scores(
         "majority": multiclass.short_scores(majority, scored.labels, classes),
         "baseline": {
             **multiclass.short_scores(predicted, scored.labels, classes),
-            "p_value": significance.mcnemar(scored.logits.argmax(axis=1) == scored.labels, predicted == scored.labels),
             **intervals.record(scored.labels, scored.logits.argmax(axis=1), predicted, manifest.labels),
             **linear.record(manifest.splits["train"].rows),
         },

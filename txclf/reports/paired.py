@@ -145,16 +145,16 @@ def _compared(
     truth, classes = _ids(targets, is_multilabel), len(labels)
     scored = [(one, intervals.of_scores(truth, _ids(one.predicted, is_multilabel), classes)) for one in answers]
     scored.sort(key=lambda item: -(item[1].macro if is_multilabel else item[1].micro).value)
-    best, runs = scored[0][0], list[PairedRun]()
+    best, comparisons, runs = scored[0][0], len(scored) - 1, list[PairedRun]()
     per_class: list[intervals.Interval] = []
     for one, own in scored:
         difference, p_value = None, None
         if one is not best:
-            found = intervals.of_differences(
-                truth, _ids(best.predicted, is_multilabel), _ids(one.predicted, is_multilabel), classes
-            )
+            first, second = (_ids(answer.predicted, is_multilabel) for answer in (best, one))
+            found = intervals.of_differences(truth, first, second, classes, comparisons)
             difference = tuple(found.macro if is_multilabel else found.micro)
-            p_value = min(1.0, _p_value(targets, best, one, is_multilabel) * (len(scored) - 1))
+            p_alone = found.p_value if is_multilabel else significance.mcnemar(first == truth, second == truth)
+            p_value = min(1.0, p_alone * comparisons)
             per_class = per_class or found.classes
         scores = {micro: tuple(own.micro), "f1_macro": tuple(own.macro)}
         runs.append(PairedRun(name=one.name, scores=scores, difference=difference, p_value=p_value))
@@ -179,14 +179,6 @@ def _compared(
 def _ids(masks: Bools, is_multilabel: bool) -> npt.NDArray[Any]:
     """Return class ids of masks with one label per row; multilabel masks stay as they are."""
     return masks if is_multilabel else masks.argmax(axis=1)
-
-
-def _p_value(targets: Bools, best: Answers, other: Answers, is_multilabel: bool) -> float:
-    """Return the p-value of the difference: McNemar's test of accuracies, paired bootstrap of macro F1."""
-    if is_multilabel:
-        return significance.paired_bootstrap(targets, best.predicted, other.predicted)
-    right, other_right = ((targets == one.predicted).all(axis=1) for one in (best, other))
-    return significance.mcnemar(right, other_right)
 
 
 def verdict(runs: Sequence[PairedRun], metric: str) -> str:
