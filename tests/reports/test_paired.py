@@ -112,6 +112,14 @@ def test_paired_runs_without_test_scores_are_compared_on_validation_rows(run: Ru
     assert page.runs[0].scores["accuracy"][0] == pytest.approx(summary["best"]["valid_accuracy"])
 
 
+def test_paired_runs_of_other_tasks_are_not_compared(run: RunConfig) -> None:
+    state, notes = run_folder.read_run(run.run_folder), list[str]()
+    other = state._replace(run=state.run.model_copy(update={"task": "multilabel"}))
+    for states in ([state, other], [other, state]):
+        assert paired.paired(states, ["one", "two"], QUICK, notes) is None
+    assert notes == ["The runs are not compared row by row, because their tasks differ: classify, multilabel."] * 2
+
+
 def test_paired_run_that_cannot_be_scored_is_left_out_with_the_reason(run: RunConfig) -> None:
     state, notes = run_folder.read_run(run.run_folder), list[str]()
     assert paired.paired([state, state._replace(summary=None)], ["one", "two"], QUICK, notes) is None

@@ -57,7 +57,9 @@ def paired(states: Sequence[RunState], names: Sequence[str], budget: Budget, not
     if split == "valid" and (trained := [name for state, name in usable if state.run.train.train_on_valid]):
         notes.append(f"`{trained[0]}` was trained on the validation rows, so the runs are not compared on them.")
         return None
-    is_multilabel = usable[0][0].run.task_spec.is_multilabel
+    if len(tasks := sorted({state.run.task for state, _ in usable})) > 1:
+        notes.append(f"The runs are not compared row by row, because their tasks differ: {', '.join(tasks)}.")
+        return None
     try:
         scored = [_scored(state, split, budget) for state, _ in usable]
     except TxclfError as error:
@@ -74,7 +76,7 @@ def paired(states: Sequence[RunState], names: Sequence[str], budget: Budget, not
         for (_, name), (classifier, places) in zip(usable, scored, strict=True)
     ]
     sources = [scored[0][1][key][0] for key in common]
-    return _compared(targets, answers, sources, distinct(labels), split=split, is_multilabel=is_multilabel)
+    return _compared(targets, answers, sources, distinct(labels), split=split, is_multilabel=tasks == ["multilabel"])
 
 
 def _is_usable(state: RunState, name: str, notes: list[str]) -> bool:
