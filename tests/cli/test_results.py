@@ -42,6 +42,7 @@ def test_print_description_shortens_long_tables(capsys: pytest.CaptureFixture[st
         (None, ""),
         (12345, "12,345"),
         (0.123456, "0.1235"),
+        (123456.7, "123,457"),
         ({"a": 1, "b": None, "c": "d"}, "a 1, c d"),
         (list(range(31)), ", ".join(map(str, range(30))) + " and 1 more"),
     ],

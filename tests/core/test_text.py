@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 
@@ -67,3 +68,23 @@ def test_error_messages_are_short_and_escaped_also_after_pickling() -> None:
 def test_nearest_names_a_close_name_only() -> None:
     assert text.nearest("lable", ["label", "text"]) == "Did you mean `label`? "
     assert text.nearest("zzz", ["label", "text"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (float("inf"), "–"),
+        (0.0, "0.0000"),
+        (0.12345, "0.1235"),
+        (-0.5, "-0.5000"),
+        (0.000123456, "0.000123"),
+        (1234.56, "1,235"),
+        (1234567, "1,234,567"),
+        (True, "True"),
+        ("text", "text"),
+    ],
+)
+def test_number_any_value_is_formatted_for_a_table(value: Any, expected: str) -> None:
+    assert text.number(value) == expected

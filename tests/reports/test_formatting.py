@@ -1,32 +1,8 @@
-"""Numbers and metric names as pages and model cards show them."""
+"""Differences, shares and metric names as pages and model cards show them."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
-
 from txclf.reports import formatting
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (None, "–"),
-        (float("nan"), "–"),
-        (float("inf"), "–"),
-        (0.0, "0.0000"),
-        (0.12345, "0.1235"),
-        (-0.5, "-0.5000"),
-        (0.000123456, "0.000123"),
-        (1234.56, "1,235"),
-        (1234567, "1,234,567"),
-        (True, "True"),
-        ("text", "text"),
-    ],
-)
-def test_number_any_value_is_formatted_for_a_table(value: Any, expected: str) -> None:
-    assert formatting.number(value) == expected
 
 
 def test_whole_and_share_round() -> None:

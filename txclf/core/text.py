@@ -6,9 +6,11 @@ Both, and characters that have no shape, are shown as Python writes them: `\\x1b
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Collection, Sequence
 from itertools import islice
+from typing import Any
 
 MAX_CHARS = 100
 """Characters of a value that are shown."""
@@ -23,6 +25,19 @@ MAX_LINES = 100
 def shown(value: object, max_chars: int = MAX_CHARS) -> str:
     """Return a value as a short text on one line: its beginning and its end, with hidden characters escaped."""
     return _line(str(value), max_chars)
+
+
+def number(value: Any) -> str:
+    """Format a number for a table; other values are returned as text."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return "–"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.3g}"
 
 
 def distinct(values: Sequence[object]) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from txclf.core import storage
+from txclf.core.text import number
 from txclf.inference import bundle, model_card
 from txclf.inference.metadata import BundleMetadata, hub_metadata, summary
 from txclf.reports.content import DataAudit, ExampleSplit, LabelSplit, RunPage
-from txclf.reports.formatting import number, share, titled
+from txclf.reports.formatting import share, titled
 
 MAX_CLASSES = 200
 """Rows of a table of classes."""

@@ -1,11 +1,11 @@
-"""Numbers and metric names as the report pages and the model card show them."""
+"""Differences, shares and metric names as the report pages and the model card show them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from txclf.core.text import number
 from txclf.reports.content import Fact
 
 TITLES = {
@@ -39,19 +39,6 @@ def titled(metrics: Mapping[str, Any]) -> list[Fact]:
 def metric_title(name: str) -> str:
     """Return the title of a metric, or its name without underscores."""
     return TITLES.get(name, name.replace("_", " "))
-
-
-def number(value: Any) -> str:
-    """Format a number for a table; other values are returned as text."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "–" if value is None else str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if not math.isfinite(value):
-        return "–"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.3g}"
 
 
 def signed(value: float) -> str:

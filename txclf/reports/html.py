@@ -28,7 +28,7 @@ import jinja2
 from txclf._version import __version__
 from txclf.core import strict_json
 from txclf.core.errors import TxclfError
-from txclf.core.text import escaped
+from txclf.core.text import escaped, number
 from txclf.reports import formatting
 from txclf.reports.content import Page
 
@@ -53,7 +53,7 @@ def render(page: Page) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    numbers = (formatting.number, formatting.signed, formatting.whole, formatting.share)
+    numbers = (number, formatting.signed, formatting.whole, formatting.share)
     for format_value in (*numbers, formatting.titled, formatting.metric_title, formatting.with_intervals):
         environment.filters[format_value.__name__] = format_value
     text = environment.get_template(f"{page.kind}.html").render(

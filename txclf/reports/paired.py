@@ -17,13 +17,13 @@ import numpy.typing as npt
 from txclf.artifacts.run_folder import RunState
 from txclf.core import storage
 from txclf.core.errors import TxclfError
-from txclf.core.text import distinct
+from txclf.core.text import distinct, number
 from txclf.inference.bundle import read_metadata
 from txclf.inference.classifier import Classifier
 from txclf.metrics import intervals, significance
 from txclf.reports import error_analysis
 from txclf.reports.error_analysis import Budget, ScoredRows, TextRow
-from txclf.reports.formatting import TITLES, number, signed
+from txclf.reports.formatting import TITLES, signed
 from txclf.reports.paired_content import ComparedClass, Disagreement, PairedRun, PairedRuns
 
 MAX_DISAGREEMENTS = 100
