@@ -52,6 +52,15 @@ def test_gather_finished_run_has_the_figures_of_its_files(run: RunConfig) -> Non
     assert {one["label"]: one["rows"]["train"] for one in content["data"]["labels"]} == counts
 
 
+def test_facts_vocabulary_of_a_pretrained_model_has_no_kind(run: RunConfig) -> None:
+    state = run_folder.read_run(run.run_folder)
+    pretrained = run.model_copy(update={"model": run.model.model_copy(update={"pretrained": "folder"})})
+    found = [dict(run_report.facts(one))["vocabulary"] for one in (state, state._replace(run=pretrained))]
+    tokens = found[1]
+    assert tokens.endswith(" tokens")
+    assert found[0] == f"{tokens}, {run.tokenizer.kind}"
+
+
 @pytest.mark.parametrize("ngrams", ["true", "false"])
 def test_gather_run_with_ngrams_says_that_its_curves_are_of_the_network_alone(
     tmp_path: Path, run: RunConfig, ngrams: str

@@ -95,7 +95,8 @@ def facts(state: RunState) -> list[Fact]:
         lines.append(Fact("rows", ", ".join(f"{name} {split.rows:,}" for name, split in manifest.splits.items())))
         if run.task_spec.has_labels:
             lines.append(Fact("labels", f"{len(manifest.labels):,}"))
-        lines.append(Fact("vocabulary", f"{manifest.vocab_size:,} tokens, {run.tokenizer.kind}"))
+        kind = "" if model.pretrained else f", {run.tokenizer.kind}"  # a pretrained model brings its own tokenizer
+        lines.append(Fact("vocabulary", f"{manifest.vocab_size:,} tokens{kind}"))
     lines.append(Fact("model", f"{model.num_layers} x {model.hidden_size}, {model.num_heads} heads"))
     if run.distill.teacher is not None:
         lines.append(Fact("teacher", run.distill.teacher))
