@@ -15,13 +15,14 @@ from tests.helpers.command import TXCLF, environment
 from tests.helpers.files import make_rows, write_csv
 from tests.helpers.reports import search_folder
 from tests.helpers.runs import TINY, go_on, stopped_at
+from txclf.artifacts.run_folder import RunState
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import DataError
-from txclf.data import profile
+from txclf.data import profile, shards
 from txclf.data.prepare import prepare
-from txclf.reports.inspect import inspect
+from txclf.reports.inspect import _total_steps, inspect
 from txclf.training.train import train
 
 
@@ -159,6 +160,18 @@ def test_inspect_run_reports_its_progress(tmp_path: Path, run: RunConfig) -> Non
     assert found["checkpoints"] == [found["step"]]
     assert 0 <= found["seconds_since_last_line"] < 600
     assert found["next"][0] == f"txclf train {stopped.run_folder}/run.yaml --resume"
+
+
+def test_total_steps_distilled_run_counts_its_unlabelled_rows(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "train.csv", make_rows(200))
+    more = write_csv(tmp_path / "more.csv", [(f"another text {number}",) for number in range(100)], header=["text"])
+    words = [f"data.train={data}", f"data.unlabelled={more}", f"distill.teacher={tmp_path}", f"storage={tmp_path}/runs"]
+    run = run_config.load(None, [*TINY, *words])
+    prepared = prepare(run)
+    manifest = shards.load_manifest(prepared)
+    rows = manifest.splits["train"].rows + 100
+    state = RunState(run.run_folder, run, None, [], prepared, manifest, 0)
+    assert _total_steps(state) == rows // 16 * 2
 
 
 def test_inspect_prepared_data_bundle_and_search_report_their_content(tmp_path: Path, run: RunConfig) -> None:

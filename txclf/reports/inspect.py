@@ -19,9 +19,10 @@ from txclf.config import run_config
 from txclf.config.recipes import MODEL_KEYS
 from txclf.core import storage
 from txclf.core.errors import DataError, TxclfError
-from txclf.data import detect, profile, shards, sources
+from txclf.data import detect, profile, sampler, shards, sources
 from txclf.inference import bundle
 from txclf.reports import run_report, run_scores
+from txclf.training.job import WorkerConfig
 
 MAX_LISTED_RUNS = 5
 """Runs that the error about a folder of runs lists."""
@@ -101,11 +102,10 @@ def _unfinished_run(state: RunState) -> dict[str, Any]:
 
 def _total_steps(state: RunState) -> int | None:
     """Return the steps of the whole run; None if its prepared data are gone."""
-    if not state.manifest:
+    if not state.prepared:
         return None
-    splits, train = state.manifest.splits, state.run.train
-    rows = splits["train"].rows + (splits["valid"].rows if train.train_on_valid else 0)
-    return rows // train.batch_size * train.epochs
+    train, rows = state.run.train, WorkerConfig(state.run, state.prepared).manifest().splits["train"].rows
+    return sampler.steps_per_epoch(rows, train.batch_size) * train.epochs
 
 
 def _seconds_since_write(path: str) -> float | None:
