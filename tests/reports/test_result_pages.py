@@ -21,7 +21,9 @@ def test_drift_writes_a_page_with_the_rows_most_unlike_known_ones(run: RunConfig
     texts = [f"{HOSTILE[0]} overdue invoice {number}" for number in range(200)]
     found = txclf.drift(run.run_folder, pa.table({"text": texts}))
     page = ReportPage(f"{run.run_folder}/drift.html")
-    assert page.content["result"] == json.loads(Path(run.run_folder, "drift.json").read_text()) == found
+    result = page.content["result"]
+    assert [(label, share) for label, share in result.pop("shares")] == list(found["labels"]["shares"].items())
+    assert result == json.loads(Path(run.run_folder, "drift.json").read_text()) == found
     assert all(finding in page.text for finding in found["findings"])
     assert found["findings"]
     assert "overdue" in page.text

@@ -9,7 +9,7 @@ function compared(element, names, shares, x, more = {}) {
 }
 
 function drift() {
-  const shares = Object.entries(content.result.labels.shares).slice(0, MAX_BARS), bins = content.result.lengths.bins;
+  const shares = content.result.shares.slice(0, MAX_BARS), bins = content.result.lengths.bins;
   charts.shares = (element) => compared(element, shares.map(([name]) => label(name)),
     { known: shares.map(([, share]) => share.known), new: shares.map(([, share]) => share.new) }, "", { xaxis: { type: "category" } });
   charts.lengths = (element) => compared(element, bins.starts, bins, "words");

@@ -380,7 +380,7 @@ class ResultPage:
     name: str
     folder: str
     result: Mapping[str, Any]
-    """What the function of the same name returns; of an audit also `map`, the points to draw."""
+    """What the function of the same name returns; with what is drawn: of a drift also `shares`, of an audit `map`."""
     kind: Literal["drift", "learning_curve", "audit"]
     notes: Sequence[str] = ()
 

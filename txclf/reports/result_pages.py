@@ -34,7 +34,9 @@ MAX_POINTS = 3000
 def drift(run_folder: str, data: Any, *, encoding: str | None = None, delimiter: str | None = None) -> Drift:
     """Compare new texts with the rows of a run as `evaluation.drift.drift` does, and write the page of the result."""
     found = compare(run_folder, data, encoding=encoding, delimiter=delimiter)
-    _write(storage.join(run_folder, DRIFT_PAGE), ResultPage(kind="drift", **_of_run(run_folder, found)))
+    # A script lists the keys of an object that are numbers first, and the page shows the most changed labels first.
+    content = {**found, "shares": list(found["labels"]["shares"].items())}
+    _write(storage.join(run_folder, DRIFT_PAGE), ResultPage(kind="drift", **_of_run(run_folder, content)))
     return found
 
 
