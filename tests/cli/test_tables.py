@@ -48,7 +48,7 @@ def test_print_scores_labels_shows_baseline_calibration_and_worst_classes(capsys
     assert "n-gram linear model" not in shown
     assert "loss 0.7000  calibration error 0.0100\n" in shown
     assert "calibration error 0.2000 before calibration, 0.0100 after (temperature 1.500)\n" in shown
-    assert "Classes, worst first (10 more in metrics.json)" in shown
+    assert "Classes, worst first (10 more with --json)" in shown
     assert "class 29" in shown
     assert "class 30" not in shown
 

@@ -12,7 +12,7 @@ def test_table_escapes_all_text_and_formats_numbers() -> None:
     assert found == (
         "<div><b>a &amp; b</b><table><thead><tr><th>name</th><th>&quot;value&quot;</th></tr></thead><tbody>"
         "<tr><td>&lt;i&gt;</td><td>1,234</td></tr><tr><td></td><td>0.1235</td></tr>"
-        "<tr><td>123,457</td><td>x\\x1b</td></tr><tr><td>True</td><td>0.5000</td></tr></tbody></table></div>"
+        "<tr><td>123,457</td><td>x\\x1b</td></tr><tr><td>True</td><td>0.5</td></tr></tbody></table></div>"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ class Environment(LightningEnvironment):
         return self.port
 
 
-def train_until_asked(rank: int, port: int, run: RunConfig, prepared: str, expected: list[int]) -> None:
-    """Train as one of two workers, ask for a stop at step 5, and check at which steps rank 0 saved."""
+def train_until_asked(rank: int, port: int, run: RunConfig, prepared: str, gap: int) -> None:
+    """Train as one of two workers, ask for a stop at step 5, and check that rank 0 saved every `gap` steps at least."""
     torch.set_num_threads(1)
     callbacks.REPORT_INTERVAL_S = 0.0
     strategy = DDPStrategy(process_group_backend="gloo", broadcast_buffers=False)
@@ -106,19 +107,20 @@ def train_until_asked(rank: int, port: int, run: RunConfig, prepared: str, expec
 
     with pytest.raises(Interrupted):
         worker.fit(WorkerConfig(run, prepared), None, report, DistributedContext(rank, 2, strategy, plugins))
-    assert saved == ([] if rank else expected)
+    assert saved[-1:] == ([] if rank else [6])
+    assert max([after - before for before, after in pairwise([0, *saved])], default=0) <= gap
 
 
 @pytest.mark.parametrize(
-    ("checkpoint_every", "expected"),
+    ("checkpoint_every", "gap"),
     [
-        ("1h", [6]),
+        ("1h", 6),
         # Due after each step: decided after one step and saved after the next.
-        ("0.001s", [2, 4, 6]),
+        ("0.001s", 2),
     ],
 )
 def test_stops_and_timed_checkpoints_of_two_workers_follow_within_one_step(
-    tmp_path: Path, data: str, checkpoint_every: str, expected: list[int]
+    tmp_path: Path, data: str, checkpoint_every: str, gap: int
 ) -> None:
     run = tiny(tmp_path, data, "train.epochs=3", f"train.checkpoint_every={checkpoint_every}")
-    spawn(train_until_asked, (free_port(), run, prepare(run), expected), 2)  # type: ignore[no-untyped-call]
+    spawn(train_until_asked, (free_port(), run, prepare(run), gap), 2)  # type: ignore[no-untyped-call]

@@ -175,7 +175,7 @@ def _format(value: Any, max_chars: int = MAX_VALUE_CHARS) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: ""}[value]
     if isinstance(value, int | float):
-        return texts.number(value)
+        return texts.compact(value)
     if isinstance(value, dict):
         return ", ".join(
             f"{texts.shown(key)} {_format(item, texts.MAX_CHARS)}" for key, item in value.items() if item is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from txclf.core.text import number, shown
+from txclf.core.text import compact, shown
 
 MAX_ROWS = 20
 """Rows of a table that are shown."""
@@ -23,4 +23,4 @@ def table(title: str, rows: Iterable[Sequence[object]], columns: Sequence[str] =
 def _escaped(cell: object) -> str:
     if isinstance(cell, bool) or not isinstance(cell, int | float):
         return escape(shown("" if cell is None else cell))
-    return number(cell)
+    return compact(cell)

@@ -40,6 +40,11 @@ def number(value: Any) -> str:
     return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.3g}"
 
 
+def compact(value: float) -> str:
+    """Format a number of any size with four digits, or all of those before the point."""
+    return f"{value:,.0f}" if isinstance(value, int) or 1000 <= abs(value) < math.inf else f"{value:.4g}"
+
+
 def distinct(values: Sequence[object]) -> list[str]:
     """Return values as short texts, with their numbers if two texts would be the same."""
     texts = list(map(shown, values))
