@@ -65,21 +65,10 @@ def open_and_close(run: RunConfig, resume: bool = False) -> None:
 
 def summary_of(winner: int, settings: dict[str, Any]) -> Search:
     """Return the summary of a finished search."""
-    return Search(
-        version="0",
-        metric="valid_accuracy",
-        trials=4,
-        finished=4,
-        stopped=0,
-        failed=0,
-        winner=winner,
-        best={"valid_accuracy": 0.9},
-        settings=settings,
-        epochs=3.0,
-        epochs_to_the_end=3.0,
-        importance={},
-        seconds=1.0,
-    )
+    rest = {"epochs": 3.0, "epochs_to_the_end": 3.0, "importance": {}, "seconds": 1.0, "best": {"valid_accuracy": 0.9}}
+    counts = {"trials": 4, "finished": 4, "stopped": 0, "failed": 0}
+    known = {"version": "0", "metric": "valid_accuracy", "winner": winner, "settings": settings}
+    return Search.model_validate({**known, **counts, **rest})
 
 
 def told(run: RunConfig) -> list[tuple[int, str, dict[str, Any], float]]:

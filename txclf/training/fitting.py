@@ -48,9 +48,9 @@ def begin(config: WorkerConfig) -> None:
 
 @contextmanager
 def alone(folder: str, report: Report, notes: Sequence[str], work: str) -> Iterator[Holding]:
-    """Hold a folder that several runs fill while the block runs, after waiting for the run that `work`.
+    """Hold a folder that several runs share while the block runs, after waiting for the run that holds it.
 
-    Raises `Interrupted` if `report` asked for a stop meanwhile.
+    `work` names what that run does, for the note. Raises `Interrupted` if `report` asked for a stop meanwhile.
     """
 
     def wait(note: str) -> None:
