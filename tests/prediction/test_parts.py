@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.prediction import LONG_TEXT, Stop, part_files, stop, with_quantiles, write_jsonl
 from tests.helpers.processes import at_once
 from tests.helpers.waiting import wait_until
+from txclf.core import lease
 from txclf.core.errors import ConfigError, StorageError
 from txclf.data.sources import Source
+from txclf.inference import bundle
 from txclf.prediction import parts, predict
-from txclf.prediction.parts import ChunkKey
+from txclf.prediction.columns import output_columns
+from txclf.prediction.parts import ChunkKey, Count, PredictionPlan
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -188,3 +195,32 @@ def test_predict_taken_over_by_another_process_raises_and_writes_nothing(tmp_pat
     with pytest.raises(StorageError, match="another process took its work over"):
         predict.predict(tiny_bundle, [path], out=str(out), chunk_rows=100, on_progress=taken_over)
     assert not out.exists()
+
+
+@pytest.fixture
+def plan(tmp_path: Path, tiny_bundle: str) -> Iterator[PredictionPlan]:
+    """Plan a prediction into JSON lines."""
+    source = Source(write_jsonl(tmp_path / "first.jsonl", 1), "jsonl")
+    (_, first), *_ = parts.read(0, source, 1)
+    columns = output_columns(bundle.read_metadata(tiny_bundle), first, style="jsonl", probabilities=False, texts=None)
+    with lease.held(str(tmp_path / "parts")) as holding:
+        yield PredictionPlan(tiny_bundle, False, 100, columns, {}, holding)
+
+
+def test_writer_writes_a_part_file_and_returns_its_count(tmp_path: Path, plan: PredictionPlan) -> None:
+    source = Source(write_jsonl(tmp_path / "in.jsonl", 100), "jsonl")
+    (chunk,) = parts.read(2, source, 100)
+    assert plan.writer()(chunk) == (ChunkKey(2, 0), Count(rows=100, bad=1))
+    assert part_files(tmp_path / "parts") == ["000002-00000000-100-1.jsonl"]
+
+
+def test_writer_with_coverage_writes_prediction_sets(tmp_path: Path, plan: PredictionPlan, tiny_bundle: str) -> None:
+    source = Source(write_jsonl(tmp_path / "in.jsonl", 1), "jsonl")
+    (chunk,) = parts.read(0, source, 100)
+    sets, kind = with_quantiles(tiny_bundle, tmp_path, [0.2] * 9), pa.list_(pa.string())
+    columns = replace(plan.columns, added={**plan.columns.added, "labels_in_set": kind})
+    plan = pickle.loads(pickle.dumps(replace(plan, model=sets, coverage=1.0, columns=columns)))
+    plan.writer()(chunk)
+    (name,) = part_files(tmp_path / "parts")
+    (row,) = map(json.loads, (tmp_path / "parts" / name).read_text().splitlines())
+    assert sorted(row["labels_in_set"]) == ["high", "low", "mid"]

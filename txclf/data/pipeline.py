@@ -13,9 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,23 @@ MAX_OPEN_FILES = 128
 """Files that a sort in this process writes at the same time."""
 BUFFER_BYTES = 32 * 2**20
 """Rows that a sort in this process collects before it distributes them to files."""
+
+
+class Fault(NamedTuple):
+    """Error of the user, passed on by a task as a value: Ray Data prints and rewrites an error that is raised."""
+
+    error: TxclfError
+    cause: str | None
+    """Text of its cause, which may be no object that other processes can read."""
+
+    @classmethod
+    def of(cls, error: TxclfError) -> Self:
+        """Return the fault of an error."""
+        return cls(error, None if error.__cause__ is None else repr(error.__cause__))
+
+    def throw(self) -> NoReturn:
+        """Raise the error."""
+        raise self.error from (None if self.cause is None else RuntimeError(self.cause))
 
 
 def dataset(function: Callable[[Item], Tables], items: Sequence[Item]) -> Any:
@@ -84,29 +101,41 @@ def tables(function: Callable[[Item], Tables], items: Sequence[Item], on_ray: bo
 
 
 def _blocks(blocks: Any, timeout: float) -> Tables:
-    """Yield the blocks of a dataset. Raises `ClusterError` if no task makes progress for `timeout` seconds."""
-    from ray.data.exceptions import ExecutionTimeoutError
-
+    """Yield the blocks of a dataset. Raises `ClusterError` as `explained` does."""
     timeout = AUTOSCALER_TIMEOUT_S if upstream.has_autoscaler() else timeout
     blocks.context.execution_no_progress_timeout_s = timeout
-    try:
+    with explained("preparing", timeout, "Run the command again."):
         yield from blocks.iter_batches(batch_size=None, batch_format="pyarrow")
-    except ExecutionTimeoutError:
-        raise no_progress("preparing", timeout) from None
 
 
 def _guarded(rows: Tables) -> Tables:
-    """Yield the same rows; an error of the user as a table, because Ray Data prints and rewrites a raised error."""
+    """Yield the same rows; an error of the user as a table."""
     try:
         yield from rows
     except TxclfError as error:
-        yield pa.table({"key": pa.array([0], pa.uint64()), FAULT: [pickle.dumps(error)]})
+        yield pa.table({"key": pa.array([0], pa.uint64()), FAULT: [pickle.dumps(Fault.of(error))]})
 
 
 def _raise_fault(table: pa.Table) -> None:
     """Raise the error that a table holds, if any."""
-    for error in table[FAULT].drop_null() if FAULT in table.column_names else ():  # a sort adds the column to all rows
-        raise pickle.loads(error.as_py())
+    for fault in table[FAULT].drop_null() if FAULT in table.column_names else ():  # a sort adds the column to all rows
+        pickle.loads(fault.as_py()).throw()
+
+
+@contextmanager
+def explained(work: str, timeout: float, advice: str) -> Iterator[None]:
+    """Raise `ClusterError` where Ray Data does not finish: no progress for `timeout` seconds, or too many deaths."""
+    import ray
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    try:
+        yield
+    except ray.exceptions.RayTaskError:
+        raise  # a bug: keep its traceback
+    except ExecutionTimeoutError:
+        raise no_progress(work, timeout) from None
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"{work} failed on Ray: {error}. {advice}") from None
 
 
 def no_progress(what: str, seconds: float) -> ClusterError:

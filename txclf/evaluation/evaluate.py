@@ -24,7 +24,7 @@ from txclf.core.errors import ConfigError, DataError
 from txclf.core.hashing import UInt64s
 from txclf.data import shards, sources, tables
 from txclf.data.labels import LabelSets
-from txclf.evaluation import baselines, labelled_files, ray_pool, scoring
+from txclf.evaluation import baselines, labelled_files, scoring
 from txclf.evaluation.scoring import ScoredRows, ScoringPlan
 from txclf.inference import bundle, prediction_sets
 from txclf.inference.bundle import Floats
@@ -88,7 +88,7 @@ class Evaluation:
             sources=self.manifest.splits["test"].shards if self.data is None else self.files(),
             with_text=self.with_baseline,
         )
-        parts = list(scoring.score_here(plan) if self.compute is None else ray_pool.score(plan, self.compute))
+        parts = list(scoring.score_here(plan) if self.compute is None else scoring.score_on_ray(plan, self.compute))
         if self.data is not None and not parts:  # files without a row
             labelled_files.require_usable(self.run, self.data, 0, [])
         rows = scoring.joined(parts)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from txclf.config.run_config import RunConfig
+from txclf.config.sections import Compute
 from txclf.core import openmp
 from txclf.data import shards
 from txclf.data.batches import PairRows
@@ -154,6 +155,26 @@ def score_here(plan: ScoringPlan) -> Iterator[Part]:
         for number in range(len(plan.sources)):
             for chunk in plan.chunks(number):
                 yield score(chunk)
+
+
+def score_on_ray(plan: ScoringPlan, compute: Compute) -> Iterator[Part]:
+    """Score all chunks on the Ray that this process is connected to, and yield the parts in any order.
+
+    Raises `ClusterError` and the `TxclfError` of a chunk as `actor_pool.answers` does.
+    """
+    from txclf import ray_cluster
+    from txclf.data import actor_pool
+
+    return actor_pool.answers(
+        plan.chunks,
+        plan.scorer,
+        compute,
+        num_sources=len(plan.sources),
+        num_readers=ray_cluster.num_readers(),
+        max_chunks=plan.max_chunks,
+        work="the evaluation",
+        advice="Run the command again.",
+    )
 
 
 class ScoredRows(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -73,10 +73,18 @@ class PredictionPlan:
         """Folder of the part files."""
         return self.holding.folder
 
-    def load_answer(self) -> Answer:
-        """Load the model and return the function that predicts with it."""
+    def writer(self) -> Callable[[tuple[ChunkKey, RawBatch]], tuple[ChunkKey, Count]]:
+        """Load the model and return the function that predicts a chunk and writes its part file."""
         lists = self.columns.style in LIST_FORMATS
-        return load_answer(self.model, probabilities=self.probabilities, lists=lists, coverage=self.coverage)
+        answer = load_answer(self.model, probabilities=self.probabilities, lists=lists, coverage=self.coverage)
+
+        def write_part(chunk: tuple[ChunkKey, RawBatch]) -> tuple[ChunkKey, Count]:
+            key, raw = chunk
+            count = write(self, answer, key, raw)
+            trim_memory()
+            return key, count
+
+        return write_part
 
     def file(self, key: ChunkKey, count: Count, ending: str) -> str:
         """Return the name of a part file, or with the ending `errors.jsonl` of the report of its bad rows."""

@@ -28,7 +28,7 @@ from txclf.data.records import RawBatch
 from txclf.data.sources import Source, ending, fault, find_sources, stamp, state, unchanged
 from txclf.data.writers import Chunk
 from txclf.inference import bundle
-from txclf.prediction import parts, ray_pool
+from txclf.prediction import parts
 from txclf.prediction.columns import Columns, output_columns
 from txclf.prediction.parts import ChunkKey, Count, PredictionPlan
 
@@ -114,7 +114,7 @@ def predict(
                 if compute is None:
                     _predict_here(plan, chain([first], stream), finished, on_progress)
                 else:
-                    ray_pool.run(plan, sources, compute, finished, on_progress)
+                    _predict_on_ray(plan, sources, compute, finished, on_progress)
             _join(plan, sources, finished, out, codec)
         except DataError as error:
             if error.__cause__ is None:  # the rows themselves are invalid, so the prediction can never be resumed
@@ -133,15 +133,49 @@ def _predict_here(
     on_progress: Callable[[int], None],
 ) -> None:
     """Predict the missing chunks in this process and add them to `finished`."""
-    answer = plan.load_answer()
+    write = plan.writer()
     rows = 0
     with openmp.spinning_on_free_cpus():
         for key, raw in stream:
             if key not in finished:
-                finished[key] = parts.write(plan, answer, key, raw)
-                parts.trim_memory()
+                _, finished[key] = write((key, raw))
             rows += finished[key].rows
             on_progress(rows)
+
+
+def _predict_on_ray(
+    plan: PredictionPlan,
+    sources: Sequence[Source],
+    compute: Compute,
+    finished: dict[ChunkKey, Count],
+    on_progress: Callable[[int], None],
+) -> None:
+    """Predict the missing chunks on Ray and add them to `finished`. Actors write the part files to storage.
+
+    Raises `ClusterError` and the `TxclfError` of a chunk as `actor_pool.answers` does.
+    """
+    from txclf import ray_cluster
+    from txclf.data import actor_pool
+
+    skipped, chunk_rows = set(finished), plan.chunk_rows
+
+    def read(number: int) -> Iterator[tuple[ChunkKey, RawBatch]]:
+        return (chunk for chunk in parts.read(number, sources[number], chunk_rows) if chunk[0] not in skipped)
+
+    counts = actor_pool.answers(
+        read,
+        plan.writer,
+        compute,
+        num_sources=len(sources),
+        num_readers=ray_cluster.num_readers(),
+        work="the prediction",
+        advice="Rerun the command to resume after the finished chunks.",
+    )
+    total = sum(count.rows for count in finished.values())
+    for key, count in counts:
+        finished[key] = count
+        total += count.rows
+        on_progress(total)
 
 
 def _join(

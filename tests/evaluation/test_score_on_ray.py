@@ -19,10 +19,10 @@ from tests.helpers.runs import go_on, trained
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Compute
 from txclf.core.errors import ClusterError, DataError
-from txclf.data import shards
+from txclf.data import actor_pool, shards
 from txclf.data.prepare import prepare
 from txclf.data.sources import Source
-from txclf.evaluation import ray_pool
+from txclf.evaluation import scoring
 from txclf.evaluation.evaluate import evaluate
 from txclf.evaluation.scoring import Part, ScoringPlan
 from txclf.training.train import train
@@ -62,7 +62,7 @@ def test_evaluate_on_ray_equals_one_process(tmp_path: Path) -> None:
 
 
 def test_score_without_a_free_cpu_fails_in_time(tiny_run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_pool, "NO_PROGRESS_TIMEOUT_S", 3)
+    monkeypatch.setattr(actor_pool, "NO_PROGRESS_TIMEOUT_S", 3)
     source = Source("/nowhere/a.csv", "csv")
     plan = ScoringPlan(run=tiny_run, model="/nowhere", prepared="/nowhere", sources=[source], with_text=False)
     with every_cpu_taken():
@@ -70,7 +70,7 @@ def test_score_without_a_free_cpu_fails_in_time(tiny_run: RunConfig, monkeypatch
         with pytest.raises(
             ClusterError, match=r"the evaluation made no progress on Ray for 3 s, and Ray has 0 of 3 CPUs"
         ):
-            list(ray_pool.score(plan, TWO))
+            list(scoring.score_on_ray(plan, TWO))
         assert time.monotonic() - start < 30
 
 
@@ -99,7 +99,7 @@ class Killing:
             yield part
 
 
-SCORE = ray_pool.score
+SCORE = scoring.score_on_ray
 
 
 @pytest.mark.faults
@@ -111,6 +111,6 @@ def test_evaluate_on_ray_survives_a_killed_worker(tmp_path: Path, monkeypatch: p
     assert len(shards.load_manifest(summary.prepared).splits["test"].shards[0].group_tokens) == 5
     expected = evaluate(run.run_folder, with_baseline=False)
     killing = Killing()
-    monkeypatch.setattr(ray_pool, "score", killing)
+    monkeypatch.setattr(scoring, "score_on_ray", killing)
     equal(evaluate(run.run_folder, with_baseline=False, compute=TWO), expected)
     assert killing.killed

@@ -3,85 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from tests.helpers.prediction import Stop, part_files, stop, with_quantiles, write_jsonl
+from tests.helpers.prediction import Stop, part_files, stop, write_jsonl
 from tests.helpers.ray_cpus import every_cpu_taken
 from tests.helpers.ray_processes import workers_of_ray
 from tests.helpers.testbed import Testbed
 from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf.config.sections import Compute
-from txclf.core import lease
 from txclf.core.errors import ClusterError, DataError
-from txclf.data.sources import Source
-from txclf.inference import bundle
-from txclf.prediction import parts, predict, ray_pool
-from txclf.prediction.columns import output_columns
-from txclf.prediction.parts import ChunkKey, Count, PredictionPlan
-from txclf.prediction.ray_pool import Fault, Worker
-
-
-@pytest.fixture
-def worker(tmp_path: Path, tiny_bundle: str) -> Iterator[Worker]:
-    """Construct the actor class in this process, for an output of JSON lines."""
-    source = Source(write_jsonl(tmp_path / "first.jsonl", 1), "jsonl")
-    (_, first), *_ = parts.read(0, source, 1)
-    columns = output_columns(bundle.read_metadata(tiny_bundle), first, style="jsonl", probabilities=False, texts=None)
-    with lease.held(str(tmp_path / "parts")) as holding:
-        plan = PredictionPlan(tiny_bundle, False, 100, columns, {}, holding)
-        yield Worker(plan, torch.get_num_threads())
-
-
-def test_worker_writes_a_part_file_and_returns_its_count(tmp_path: Path, worker: Worker) -> None:
-    source = Source(write_jsonl(tmp_path / "in.jsonl", 100), "jsonl")
-    ((key, raw),) = parts.read(2, source, 100)
-    row = worker(ray_pool._row(key, raw))
-    assert (row["source"], row["number"]) == (2, 0)
-    assert pickle.loads(row["content"]) == Count(rows=100, bad=1)
-    assert part_files(tmp_path / "parts") == ["000002-00000000-100-1.jsonl"]
-
-
-def test_worker_with_coverage_writes_prediction_sets(tmp_path: Path, worker: Worker, tiny_bundle: str) -> None:
-    source = Source(write_jsonl(tmp_path / "in.jsonl", 1), "jsonl")
-    ((key, raw),) = parts.read(0, source, 100)
-    sets, kind = with_quantiles(tiny_bundle, tmp_path, [0.2] * 9), pa.list_(pa.string())
-    columns = replace(worker.plan.columns, added={**worker.plan.columns.added, "labels_in_set": kind})
-    worker.plan = pickle.loads(pickle.dumps(replace(worker.plan, model=sets, coverage=1.0, columns=columns)))
-    worker(ray_pool._row(key, raw))
-    (name,) = part_files(tmp_path / "parts")
-    (row,) = map(json.loads, (tmp_path / "parts" / name).read_text().splitlines())
-    assert sorted(row["labels_in_set"]) == ["high", "low", "mid"]
-
-
-def test_worker_returns_the_error_of_an_invalid_chunk(tmp_path: Path, worker: Worker) -> None:
-    path = tmp_path / "in.jsonl"
-    path.write_text('{"body": "fox"}\n')
-    ((key, raw),) = parts.read(0, Source(str(path), "jsonl"), 100)
-    fault = pickle.loads(worker(ray_pool._row(key, raw))["content"])
-    assert isinstance(fault, Fault)
-    assert isinstance(fault.error, DataError)
-    assert "no column `text`" in str(fault.error)
-
-
-def test_worker_passes_on_the_error_of_a_reader(worker: Worker) -> None:
-    row = ray_pool._row(ChunkKey(1, -1), Fault(DataError("damaged"), None))
-    assert worker(row) is row
-
+from txclf.data import actor_pool
+from txclf.prediction import predict
 
 RAY = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -113,7 +54,7 @@ def reading_processes() -> int:
     found = 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # a process that has ended
-            found += path.read_bytes().startswith(b"ray::FlatMap(read)")
+            found += path.read_bytes().startswith(b"ray::FlatMap(chunks)")
     return found
 
 
@@ -149,7 +90,7 @@ def test_predict_on_ray_reads_many_files_in_few_processes(tmp_path: Path, tiny_b
 def test_predict_on_ray_without_a_free_cpu_fails_in_time(
     tmp_path: Path, tiny_bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_pool, "NO_PROGRESS_TIMEOUT_S", 3)
+    monkeypatch.setattr(actor_pool, "NO_PROGRESS_TIMEOUT_S", 3)
     path = write_jsonl(tmp_path / "in.jsonl", 10)
     with every_cpu_taken():
         start = time.monotonic()
