@@ -24,7 +24,6 @@ from txclf.core.errors import ClusterError, DataError
 from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
-from txclf.training import checkpoint_selection
 from txclf.training.progress import Interrupted, Progress
 from txclf.training.train import train
 
@@ -142,12 +141,9 @@ def test_fsdp_takes_the_same_steps_after_a_stop(
 
 
 @pytest.mark.faults
-def test_balanced_sampling_focal_loss_and_calibration_on_ray_are_the_same(
-    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_balanced_sampling_focal_loss_and_calibration_on_ray_are_the_same(tmp_path: Path, data: str) -> None:
     words = ["model.dropout=0", "train.sampling=balanced", "train.focal_gamma=2", "train.average_checkpoints=2"]
     here, one = trained(tmp_path, data, "name=here", *words)
-    monkeypatch.setattr(checkpoint_selection, "chosen", None)  # a worker scores the checkpoints, not this process
     run, two = trained(tmp_path, data, *words, "compute.workers=2", "compute.cpus_per_worker=0.5")
     np.testing.assert_allclose(losses(run), losses(here), rtol=2e-3)
     assert one.calibration
