@@ -67,7 +67,13 @@ def make_run(folder: str) -> RunConfig:
             "data": {split: os.path.abspath(path) for split, path in files.items()},
             "tokenizer": {"vocab_size": 4000, "max_length": 192, "lowercase": False},
             "model": {"num_layers": 1, "hidden_size": 96, "num_heads": 4, "intermediate_size": 192},
-            "train": {"epochs": 8, "batch_size": 32, "learning_rate": 3e-3, "monitor": "valid_accuracy"},
+            "train": {
+                "epochs": 5,
+                "batch_size": 32,
+                "learning_rate": 3e-3,
+                "token_dropout": 0.3,
+                "monitor": "valid_accuracy",
+            },
         },
         "demo",
     )

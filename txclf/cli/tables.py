@@ -179,7 +179,7 @@ def print_data_summary(run: RunConfig, folder: str, manifest: Manifest, seconds:
     lines.out(f"prepared data: {folder} ({about}, {manifest.vocab_size:,} tokens, {console.seconds(seconds)})")
     console.table(
         "Data",
-        ["split", "rows", "rejected", "tokens", "truncated", "lost", "duplicates", "in train"],
+        ["split", "rows", "bad", "tokens", "truncated", "lost", "duplicates", "in train"],
         [
             [
                 name,
