@@ -56,10 +56,14 @@ def stream(compute: Compute, function: Callable[..., Iterator[Result]], *argumen
 def _end(values: Any) -> None:
     """End the task of a stream, and wait for that for at most `END_S` seconds."""
     deadline = time.monotonic() + END_S
+
+    def left() -> float:
+        return max(0.0, deadline - time.monotonic())
+
     with suppress(StopIteration, ray.exceptions.RayError):
         ray.cancel(values)
-        while ray.wait([values], timeout=max(0.0, deadline - time.monotonic()))[0]:
-            ray.get(next(values))
+        while ray.wait([values], timeout=left())[0]:
+            ray.get(next(values), timeout=left())  # a value of a task that died waits for the task that repeats it
 
 
 def _task(compute: Compute, function: Callable[..., Any], **options: Any) -> Any:
