@@ -249,12 +249,31 @@ def test_fit_a_frame_has_a_text_column_each_and_keeps_the_run_in_its_storage(tmp
         estimator.predict(frame[["title"]])
 
 
+def test_predict_a_frame_takes_the_columns_in_the_order_of_training(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"title": TEXTS, "body": ["the same"] * 80})
+    swapped = frame[["body", "title"]]
+    estimator = TextClassifier(SETTINGS).fit(frame, LABELS, valid=(swapped[:20], LABELS[:20]))
+    assert (estimator.predict_proba(swapped) == estimator.predict_proba(frame)).all()
+    with pytest.raises(ValueError, match="feature names should match those that were passed during fit: expected `tit"):
+        estimator.predict(frame.rename(columns={"body": "text"}))
+
+
+def test_fit_that_fails_leaves_the_earlier_model(tmp_path: Path) -> None:
+    estimator = TextClassifier({**SETTINGS, "storage": str(tmp_path), "name": "kept"})
+    estimator.fit(TEXTS, [label == "yes" for label in LABELS])
+    with pytest.raises(txclf.ConfigError, match="exists already"):
+        estimator.fit(TEXTS, LABELS)
+    assert estimator.classes_.tolist() == [False, True]
+    assert estimator.predict(TEXTS[:2]).tolist() == [label == "yes" for label in LABELS[:2]]
+
+
 @pytest.mark.parametrize(
     ("texts", "labels", "message"),
     [
         ("a text", ["x"], "X: expected a sequence of texts"),
         ([], [], "X: found 0 sample"),
         (["a", None], ["x", "y"], "X: row 1: expected a string, found no text"),
+        (pd.Series(["a", None], dtype="string"), ["x", "y"], "X: row 1: expected a string, found no text"),
         (["a", 3.5], ["x", "y"], "X: row 1: expected a string, found 3.5 of type float"),
         (["a", "b"], ["x"], "inconsistent numbers of samples"),
         (["a", "b"], [0.5, 0.7], "Unknown label type"),

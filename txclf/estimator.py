@@ -27,7 +27,7 @@ from txclf.config.dotted import flatten_dotted, set_dotted
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
 from txclf.core.errors import ConfigError
-from txclf.core.text import shown
+from txclf.core.text import listed, shown
 from txclf.data import labels, tables
 from txclf.inference.classifier import Classifier
 
@@ -78,32 +78,33 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises `ValueError` for arguments that do not fit, and the errors of `txclf.train`.
         """
         run = api.load_config(self.settings)
-        answers, classes, self._is_indicator = _answers(y)
-        self._columns = list(run.data.text) if "text" in run.data.model_fields_set else None
-        texts, names = _texts(X, self._columns, "X")
+        answers, classes, is_indicator = _answers(y)
+        wanted = list(run.data.text) if "text" in run.data.model_fields_set else None
+        texts, names = _texts(X, wanted, "X")
         if run.task_spec.is_seq2seq:
             raise ConfigError(f"`task: {run.task}`: a text-to-text model is no classifier. Use `txclf.train`.")
-        cells = self._set_classes(classes)
-        is_multilabel = self._is_indicator is not None
+        cells = _cells(classes)
+        cell_of = dict(zip(classes.tolist(), cells, strict=True))
+        named = names if _has_columns(X) else None
         columns = [f"text_{i}" if len(names) > 1 else "text" for i in range(len(names))]
-        settings: dict[str, Any] = {"task": "multilabel" if is_multilabel else "classify"}
+        settings: dict[str, Any] = {"task": "classify" if is_indicator is None else "multilabel"}
         settings |= {"data.text": columns, "data.label": "label"}
-        data = {"train": _table(texts, answers, columns, cells)}
+        data = {"train": _table(texts, answers, columns, cell_of)}
         if valid is not None:
-            valid_texts, _ = _texts(valid[0], self._columns, "valid")
-            data["valid"] = _table(valid_texts, _answers(valid[1])[0], columns, cells)
+            valid_texts, _ = _texts(valid[0], wanted or _as_trained(valid[0], named), "valid")
+            data["valid"] = _table(valid_texts, _answers(valid[1])[0], columns, cell_of)
         with tempfile.TemporaryDirectory(prefix="txclf-") as temporary:
             if "storage" not in _settings(self.settings or {}):
                 settings["storage"] = temporary
             run = run_config.with_overrides(run, settings)
             api.train(run, data=data)
             folder = storage.join(run.run_folder, "model")
-            self.bundle_ = {
-                name: storage.read_bytes(storage.join(folder, name)) for name in storage.list_folder(folder)
-            }
-        self.n_features_in_ = len(columns)
-        if tables.is_table(X) and hasattr(X, "columns"):
-            self.feature_names_in_ = np.array(names, dtype=object)
+            bundle = {name: storage.read_bytes(storage.join(folder, name)) for name in storage.list_folder(folder)}
+        # All at once, so that a `fit` that fails leaves the model of an earlier one as it was.
+        self.bundle_, self.classes_, self.n_features_in_ = bundle, classes, len(columns)
+        self._cells, self._is_indicator, self._columns = cells, is_indicator, wanted
+        if named:
+            self.feature_names_in_ = np.array(named, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
         self._load()
@@ -126,7 +127,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> npt.NDArray[np.float32]:
         """Return the probability of each class (rows, classes), in the order of `classes_`."""
         check_is_fitted(self)
-        texts, names = _texts(X, self._columns, "X")
+        wanted = self._columns or _as_trained(X, getattr(self, "feature_names_in_", None))
+        texts, names = _texts(X, wanted, "X")
         if len(names) != self.n_features_in_:
             raise ValueError(
                 f"X has {len(names)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
@@ -151,16 +153,6 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ConfigError(f"`{os.fspath(folder)}` is not empty. Choose another folder.")
         for name in sorted(self.bundle_, key="model.json".__eq__):  # which marks the bundle as complete
             storage.write_bytes(storage.join(folder, name), self.bundle_[name])
-
-    def _set_classes(self, classes: npt.NDArray[Any]) -> dict[Hashable, str]:
-        """Set the classes, and return the label that the model has for each."""
-        reasons: dict[int, str] = {}
-        texts = labels.single(classes.tolist(), "y", set(), reasons)
-        if reasons or len(set(texts)) < len(texts):
-            problem = next(iter(reasons.values()), "two classes have the same text")
-            raise ValueError(f"y: {problem}. Give each class a text of its own.")
-        self.classes_, self._cells = classes, texts
-        return dict(zip(classes.tolist(), texts, strict=True))
 
     def _indicators(self, rows: Sequence[Iterable[Hashable]]) -> npt.NDArray[np.bool_]:
         """Return label sets as an array (rows, classes); labels that are no classes have a column each."""
@@ -199,6 +191,36 @@ def _settings(given: api.Run) -> Mapping[str, Any]:
     return given if isinstance(given, Mapping) else run_config.read_settings(given)
 
 
+def _cells(classes: npt.NDArray[Any]) -> list[str]:
+    """Return the label that the model has for each class."""
+    reasons: dict[int, str] = {}
+    texts = labels.single(classes.tolist(), "y", set(), reasons)
+    if reasons or len(set(texts)) < len(texts):
+        problem = next(iter(reasons.values()), "two classes have the same text")
+        raise ValueError(f"y: {problem}. Give each class a text of its own.")
+    return texts
+
+
+def _has_columns(X: Any) -> bool:
+    """Return True for a table, whose columns have names."""
+    return tables.is_table(X) and (hasattr(X, "columns") or hasattr(X, "column_names"))
+
+
+def _as_trained(X: Any, names: Sequence[str] | None) -> list[str] | None:
+    """Return the columns of a table in the order of training, None without names or for another number of columns.
+
+    Raises `ValueError` for other names, as scikit-learn does.
+    """
+    if names is None or not _has_columns(X) or len(found := tables.names(X)) != len(names):
+        return None
+    if set(found) != set(names):
+        raise ValueError(
+            f"The feature names should match those that were passed during fit: expected {listed(names)}, found "
+            f"{listed(found)}."
+        )
+    return list(names)
+
+
 def _texts(X: Any, wanted: list[str] | None, name: str) -> tuple[Rows, list[str]]:
     """Return the texts of each row, and the names of their columns; of an array the numbers.
 
@@ -206,7 +228,7 @@ def _texts(X: Any, wanted: list[str] | None, name: str) -> tuple[Rows, list[str]
     """
     if isinstance(X, str):
         raise ValueError(f'{name}: expected a sequence of texts, as in ["some text"], found a text.')
-    if tables.is_table(X) and (hasattr(X, "columns") or hasattr(X, "column_names")):
+    if _has_columns(X):
         names = wanted or tables.names(X)
         found = tables.columns(X, names, name)
         columns = [found[column].to_pylist() for column in names]
@@ -227,12 +249,17 @@ def _texts(X: Any, wanted: list[str] | None, name: str) -> tuple[Rows, list[str]
 
 def _row(row: tuple[Any, ...], where: str) -> tuple[str, ...]:
     """Return a row with the columns that are missing as empty texts. Raises `ValueError` if that is all of them."""
-    filled = ["" if cell is None or cell != cell else cell for cell in row]
+    filled = ["" if _is_missing(cell) else cell for cell in row]
     wrong = next((cell for cell in filled if not isinstance(cell, str)), None)
     if wrong is not None or not any(filled):
         kind = "no text" if wrong is None else f"{shown(repr(wrong))} of type {type(wrong).__name__}"
         raise ValueError(f"{where}: expected a string, found {kind}.")
     return tuple(filled)
+
+
+def _is_missing(cell: object) -> bool:
+    """Return True for None, NaN, NaT and the NA of pandas, which has no truth value."""
+    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, float) and cell != cell)
 
 
 def _answers(y: Any) -> tuple[list[Any], npt.NDArray[Any], bool | None]:

@@ -142,6 +142,8 @@ def test_predict_other_tasks_print_their_answers(tmp_path: Path, task: str) -> N
         (["--text", "fox", "--out", "out.csv"], "--out: --text is given, but it needs input files"),
         (["in.csv", "--restart"], "--restart: needs an output file. Pass --out"),
         (["in.csv", "--workers", "1"], "--workers: needs an output file. Pass --out"),
+        (["in.csv", "--out", "out.csv", "--workers", "1000000"], "compute.workers"),
+        (["in.csv", "--out", "out.csv", "--workers", "1", "--cpus-per-worker", "inf"], "compute.cpus_per_worker"),
     ],
 )
 def test_predict_contradicting_inputs_are_refused(tiny_bundle: str, arguments: list[str], message: str) -> None:

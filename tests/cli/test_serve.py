@@ -20,6 +20,8 @@ from txclf.core.errors import ConfigError
         (["--replicas", "2", "--max-replicas", "1"], "--max-replicas 1: expected at least 2, as --replicas. Pass"),
         (["--max-replicas", "2"], "--max-replicas: is for replicas on Ray. Pass --replicas N too."),
         (["--replicas", "0", "--address", "auto"], "--address: is for replicas on Ray. Pass --replicas N too."),
+        (["--timeout", "inf"], "--timeout inf: expected a finite number"),
+        (["--cpus-per-replica", "nan"], "--cpus-per-replica nan: expected a finite number"),
         (["--token-file", "/nowhere"], "--token-file /nowhere: cannot be read: "),
     ],
 )

@@ -170,3 +170,8 @@ def test_parse_value_that_only_clashes_with_others_is_accepted() -> None:
     run_config.parse(
         {"tune": {"space": {"model.num_heads": {"choice": [4, 5]}, "model.hidden_size": {"choice": [128, 160]}}}}
     )
+
+
+def test_domain_tuples_of_a_program_are_the_lists_of_its_files() -> None:
+    domain = Domain.model_validate({"choice": [(0.9, 0.98), (0.8, (1, 2))]})
+    assert domain.choice == ([0.9, 0.98], [0.8, [1, 2]])

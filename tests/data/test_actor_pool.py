@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
 
+from txclf.config.sections import Compute
 from txclf.core.errors import DataError
 from txclf.data import actor_pool
 from txclf.data.actor_pool import Actor
@@ -31,7 +33,9 @@ def missing() -> Callable[[int], int]:
 
 
 def answer(load: Callable[[], Callable[[int], int]], content: object) -> object:
-    return pickle.loads(Actor(load, torch.get_num_threads())(actor_pool._row(content))["content"])
+    return pickle.loads(
+        Actor(load, Compute(workers=1, cpus_per_worker=torch.get_num_threads()))(actor_pool._row(content))["content"]
+    )
 
 
 def test_actor_answers_a_chunk() -> None:
@@ -53,3 +57,10 @@ def test_actor_returns_an_error_of_the_user_with_its_cause(
 
 def test_actor_passes_on_the_error_of_a_reader() -> None:
     assert str(answer(missing, Fault(DataError("damaged"), None))) == str(Fault(DataError("damaged"), None))
+
+
+@pytest.mark.parametrize(("gpus", "visible"), [(0.0, ""), (0.5, "3")])
+def test_actor_without_a_gpu_sees_none(gpus: float, visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    Actor(halves, Compute(workers=1, cpus_per_worker=torch.get_num_threads(), gpus_per_worker=gpus))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible

@@ -24,6 +24,7 @@ from tests.helpers.data_files import (
 )
 from txclf.core.errors import DataError
 from txclf.data.records import Reject, read_rows, sort_labels
+from txclf.data.sources import find_sources
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
@@ -126,3 +127,11 @@ def test_read_raw_garbage_raises_only_data_errors(tmp_path: Path, name: str, see
             raw(source, batch_rows=7)
         with suppress(DataError):
             checked(source, label=None, batch_rows=11)
+
+
+def test_read_rows_of_a_folder_has_one_text_per_row(tmp_path: Path) -> None:
+    (tmp_path / "news").mkdir()
+    (tmp_path / "news/a.txt").write_text("a fox")
+    (source,) = find_sources([str(tmp_path)])
+    with pytest.raises(DataError, match=r"a folder of text files has one text per row, but 2 are read \(title, body\)"):
+        list(read_rows(source, ["title", "body"], "label"))

@@ -85,5 +85,6 @@ class Stop(Exception):
 
 
 def stop(rows: int) -> None:
-    """Interrupt a prediction at its first progress report."""
-    raise Stop
+    """Interrupt a prediction after its first rows."""
+    if rows:
+        raise Stop

@@ -86,3 +86,12 @@ def test_error_equals_equation_3(temperature: float) -> None:
     bins = np.minimum((confidence * 15).astype(int), 14)
     expected = sum(abs(hit[bins == i].mean() - confidence[bins == i].mean()) * (bins == i).mean() for i in set(bins))
     assert calibration.error(logits, labels, temperature) == pytest.approx(expected, abs=1e-6)
+
+
+def test_binned_error_counts_more_predictions_than_float32_can() -> None:
+    confidence = np.full(2**24 + 2**23, 0.02, np.float32)
+    assert calibration.binned_error(confidence, np.zeros(len(confidence), bool)) == pytest.approx(0.02)
+
+
+def test_binned_error_certain_predictions_are_in_the_last_bin() -> None:
+    assert calibration.binned_error(np.array([1.0, 0.95], np.float32), np.array([True, False])) == pytest.approx(0.475)

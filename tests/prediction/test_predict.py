@@ -295,7 +295,7 @@ def test_predict_several_inputs_become_one_output_in_order(tmp_path: Path, tiny_
     path = tmp_path / f"out.{out}"
     done = predict.predict(tiny_bundle, [first, second, third], out=str(path), on_progress=shown.append, chunk_rows=3)
     assert done == PredictionSummary(rows=8, bad=0, columns=ADDED)
-    assert shown == [3, 4, 7, 8]
+    assert shown == [0, 3, 4, 7, 8]
     found = read(path)
     assert [list(row) for row in found] == [["id", "text", "note", *ADDED]] * 8
     assert close(found, expected(tiny_bundle, ROWS * 2, out))

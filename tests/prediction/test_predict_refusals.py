@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.prediction import ROWS, put
+from tests.helpers.serving import untrained
 from txclf.cli import predict as predict_command
 from txclf.core.errors import BundleError, ConfigError, DataError, StorageError
 from txclf.prediction import predict
@@ -157,3 +158,14 @@ def test_predict_input_that_changes_meanwhile_raises(tmp_path: Path, tiny_bundle
             tiny_bundle, list(map(str, paths)), out=str(tmp_path / "o.csv"), chunk_rows=10, on_progress=change
         )
     assert not (tmp_path / "o.csv").exists()
+
+
+def test_predict_a_folder_of_texts_for_a_model_of_several_texts_is_refused(tmp_path: Path) -> None:
+    model = untrained(tmp_path / "model", data={"text": ["title", "body"]})
+    (tmp_path / "in/news").mkdir(parents=True)
+    (tmp_path / "in/news/a.txt").write_text("a fox")
+    with pytest.raises(
+        DataError, match=r"in/news`: a folder of text files has one text per row, but 2 are read \(title"
+    ):
+        predict.predict(model, [str(tmp_path / "in")], out=str(tmp_path / "out.csv"))
+    assert not list(tmp_path.glob(".out*"))

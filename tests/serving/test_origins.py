@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from txclf.serving.origins import HostPolicy, is_loopback
+from txclf.core.errors import ConfigError
+from txclf.serving.origins import HostPolicy, host_name, is_loopback
 
 
 @pytest.mark.parametrize(
@@ -95,3 +96,16 @@ def test_refusal_default_port_may_be_left_out() -> None:
     assert refusal(HostPolicy(), "models.example", origin="https://models.example") is None
     assert refusal(HostPolicy(), "models.example:443", origin="https://models.example") is None
     assert "`Origin`" in str(refusal(HostPolicy(), "models.example:80", origin="https://models.example"))
+
+
+@pytest.mark.parametrize(
+    "given", ["models.example", "Models.Example", "models.example.", "models.example:443", "https://models.example/"]
+)
+def test_host_name_is_found_in_what_users_pass(given: str) -> None:
+    assert host_name(given) == "models.example"
+
+
+@pytest.mark.parametrize("given", ["", "https://", "a b/c", "user@models.example"])
+def test_host_name_of_nothing_is_refused(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"--allowed-host .*: no name of a host"):
+        host_name(given)

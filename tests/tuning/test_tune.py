@@ -384,14 +384,14 @@ def test_opened_taken_folder_raises(tmp_path: Path, data: str) -> None:
         open_and_close(run, resume=True)
     with pytest.raises(ConfigError, match=r"exists already\. Pass --resume to continue it"):
         open_and_close(run)
-    with pytest.raises(
-        ConfigError, match=r"differs in `train\.epochs` \(4, now 5\), `tune\.search` \(random, now optuna\)\."
-    ):
+    with pytest.raises(ConfigError, match=r"differs in `train\.epochs` \(4, now 5\), `tune\.search` \(random, now opt"):
         open_and_close(search(tmp_path, data, None, "train.epochs=5", search="optuna"), resume=True)
     with pytest.raises(ConfigError, match=r"`tune\.trials: 32`: the search has 16 trials\. Pass --extend 16\."):
         open_and_close(search(tmp_path, data, trials=32), resume=True)
     with pytest.raises(ConfigError, match="nothing to search"):
         open_and_close(search(tmp_path, data, None, "tune.space={}"), resume=True)
+    with tune.opened(search(tmp_path, data), extend=16) as more:  # extended once it begins
+        assert more.tune.trials == 32 > run_config.load(f"{run.run_folder}/run.yaml").tune.trials
 
 
 def test_search_in_a_notebook_shows_the_winner_and_its_settings() -> None:

@@ -28,12 +28,12 @@ Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to j
 
 def worker_compute(workers: int, options: dict[str, Any]) -> Compute | None:
     """Return the settings of Ray, or None without workers. Raises `ConfigError` for an option that needs workers."""
-    from txclf.config.sections import Compute
+    from txclf.config import run_config
     from txclf.core.errors import ConfigError
 
     options = {key: value for key, value in options.items() if value is not None}
     if workers:
-        return Compute(workers=workers, **options)
+        return run_config.parse({"compute": {"workers": workers, **options}}, "options").compute
     for key in options:
         raise ConfigError(f"--{key.replace('_', '-')}: needs Ray workers. Pass --workers with their number.")
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 from typing import Annotated
 
@@ -80,6 +81,13 @@ def serve(
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"`serve` needs the package `{missing[0]}`: pip install 'txclf[serve]'")
+    for option, value in (
+        ("timeout", timeout),
+        ("cpus-per-replica", cpus_per_replica),
+        ("gpus-per-replica", gpus_per_replica),
+    ):
+        if not math.isfinite(value):
+            raise ConfigError(f"--{option} {value}: expected a finite number, such as 3600.")
     token = _token(token_file)
     if max_replicas and max_replicas < max(replicas, 1):
         raise ConfigError(

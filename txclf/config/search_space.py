@@ -19,12 +19,18 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 from txclf.config.base import Count, Duration, Monitor, Section
 from txclf.config.dotted import Settings
 
-Values = Annotated[tuple[Any, ...], Field(min_length=1, max_length=1000)]
+
+def _listed(value: object) -> object:
+    """Return a value of a Python program as JSON and YAML give it back, tuples as lists."""
+    return [_listed(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+Values = Annotated[tuple[Annotated[Any, BeforeValidator(_listed)], ...], Field(min_length=1, max_length=1000)]
 Number = Annotated[float, Field(ge=-1e15, le=1e15)]
 Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 

@@ -7,6 +7,7 @@ the readers. Each chunk is one row of the stream, so it is never split.
 from __future__ import annotations
 
 import math
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -29,10 +30,12 @@ Model = Callable[[Chunk], Answer]
 class Actor(Generic[Chunk, Answer]):
     """Ray actor that holds one model."""
 
-    def __init__(self, load: Callable[[], Model[Chunk, Answer]], threads: int) -> None:
+    def __init__(self, load: Callable[[], Model[Chunk, Answer]], compute: Compute) -> None:
+        if not compute.gpus_per_worker:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it alone, and all models would take the first GPU
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(max(1, math.floor(compute.cpus_per_worker)))
         self.load = load
 
     @cached_property
@@ -95,7 +98,7 @@ def answers(
         compute=ray.data.TaskPoolStrategy(min(num_sources, num_readers)),
     ).map(
         Actor,  # type: ignore[arg-type]
-        fn_constructor_args=(load, max(1, math.floor(compute.cpus_per_worker))),
+        fn_constructor_args=(load, compute),
         num_cpus=compute.cpus_per_worker,
         num_gpus=compute.gpus_per_worker or None,
         compute=ray.data.ActorPoolStrategy(size=int(min(compute.max_workers, max_chunks))),

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from txclf.core.text import shown
+from txclf.core.errors import DataError
+from txclf.core.text import listed, shown
 from txclf.data import labels as cells
 from txclf.data.parquet_files import read_parquet
 from txclf.data.raw import RawBatch as RawBatch
@@ -65,6 +66,15 @@ def read_raw(source: Source, columns: Sequence[str] | None = None, batch_rows: i
             yield from readers.get(source.format, read_csv)(source, wanted, batch_rows)
 
 
+def require_one_text(source: Source, text_columns: Sequence[str]) -> None:
+    """Raise `DataError` if several texts per row are wanted of a folder of text files."""
+    if source.format == "text" and len(text_columns) > 1:
+        raise DataError(
+            f"`{source.path}`: a folder of text files has one text per row, but {len(text_columns)} are read "
+            f"({listed(text_columns, '')}). Pass a csv, jsonl or Parquet file with these columns."
+        )
+
+
 def read_rows(
     source: Source,
     text_columns: Sequence[str],
@@ -78,6 +88,7 @@ def read_rows(
     of text files has its own columns, whatever columns are given. Raises `DataError` as `read_raw` does.
     """
     if source.format == "text":
+        require_one_text(source, text_columns)
         text_columns, label_column = ["text"], label_column and "label"
     wanted = [*text_columns, *([] if label_column is None else [label_column])]
     for raw in read_raw(source, wanted, batch_rows):

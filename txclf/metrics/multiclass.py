@@ -10,7 +10,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchmetrics.functional.classification import multiclass_auroc, multiclass_calibration_error
+from torchmetrics.functional.classification import multiclass_auroc
+
+from txclf.metrics import calibration
 
 MAX_CELLS = 100_000
 """Max cells of a confusion matrix that are listed, the most frequent ones."""
@@ -99,7 +101,7 @@ def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[st
         "recall_macro": float(recall[seen].mean()),
         "mcc": _matthews(confusion),
         "auroc_macro": None if math.isnan(auroc) else auroc,
-        "calibration_error": float(multiclass_calibration_error(probabilities_t, labels_t, classes, n_bins=15)),
+        "calibration_error": calibration.binned_error(probabilities.max(axis=1), predicted == labels),
         "per_class": {
             name: {
                 "precision": float(precision[i]),

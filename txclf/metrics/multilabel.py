@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchmetrics.functional.classification import binary_calibration_error, multilabel_ranking_average_precision
+from torchmetrics.functional.classification import multilabel_ranking_average_precision
+
+from txclf.metrics import calibration
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -29,7 +31,7 @@ def scores(probabilities: Floats, targets: Bools, thresholds: Floats, names: Seq
     seen = (support > 0) | predicted.any(axis=0)
     areas = np.array([average_precision(*columns) for columns in zip(probabilities.T, targets.T, strict=True)])
     clipped = probabilities.astype(np.float64).clip(1e-12, 1 - 1e-12)
-    flat, truth = torch.from_numpy(probabilities).flatten(), torch.from_numpy(targets.astype(np.int64))
+    truth = torch.from_numpy(targets.astype(np.int64))
     return {
         "rows": len(targets),
         "loss": float(-np.where(targets, np.log(clipped), np.log1p(-clipped)).mean()),
@@ -41,7 +43,7 @@ def scores(probabilities: Floats, targets: Bools, thresholds: Floats, names: Seq
         "hamming_loss": float((predicted != targets).mean()),
         "labels_per_row": float(targets.sum() / len(targets)),
         "labels_given_per_row": float(predicted.sum() / len(predicted)),
-        "calibration_error": float(binary_calibration_error(flat, truth.flatten(), n_bins=15)),
+        "calibration_error": calibration.binned_error(probabilities.ravel(), targets.ravel()),
         "per_class": {
             name: {
                 "threshold": float(thresholds[i]),

@@ -12,7 +12,7 @@ import pyarrow as pa
 from txclf.core.errors import ConfigError, DataError
 from txclf.core.text import listed, nearest, shown
 from txclf.data import detect
-from txclf.data.records import RawBatch
+from txclf.data.records import RawBatch, require_one_text
 from txclf.inference import prediction_sets
 from txclf.inference.classifier import Classifier
 from txclf.inference.load import load_model
@@ -64,6 +64,7 @@ def output_columns(
             f"--text-column: {len(chosen)} column(s), but the model reads {len(trained)} ({listed(trained, '')}). "
             "Pass --text-column once per column, in this order."
         )
+    require_one_text(first.source, chosen)
     columns = Columns(chosen, list(first.columns), {}, style, metadata.label_delimiter)
     text_columns(first, columns)
     if coverage is not None:

@@ -109,6 +109,7 @@ def predict(
         plan = PredictionPlan(model, probabilities, chunk_rows, columns, types, holding, coverage)
         finished = parts.finished_chunks(plan, _arguments(plan, sources), restart)
         resumed_rows = sum(count.rows for count in finished.values())
+        on_progress(resumed_rows)
         try:
             with unchanged(sources, before):
                 if compute is None:
@@ -134,13 +135,13 @@ def _predict_here(
 ) -> None:
     """Predict the missing chunks in this process and add them to `finished`."""
     write = plan.writer()
-    rows = 0
+    rows = sum(count.rows for count in finished.values())
     with openmp.spinning_on_free_cpus():
         for key, raw in stream:
             if key not in finished:
                 _, finished[key] = write((key, raw))
-            rows += finished[key].rows
-            on_progress(rows)
+                rows += finished[key].rows
+                on_progress(rows)
 
 
 def _predict_on_ray(

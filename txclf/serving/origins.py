@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from txclf.core.errors import ConfigError
 from txclf.core.text import shown
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -22,6 +23,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def host_name(given: str) -> str:
+    """Return the name in what was given as an allowed host: `models.example.org`, with a scheme and port or without.
+
+    Raises `ConfigError` if there is none.
+    """
+    name = _split(given.rstrip("/") if "://" in given else f"//{given}")[0]
+    if not name:
+        raise ConfigError(f"--allowed-host {shown(given)}: no name of a host. Pass one as models.example.org.")
+    return name
 
 
 @dataclass(frozen=True)

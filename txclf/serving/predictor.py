@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from txclf.core.errors import ConfigError
 from txclf.inference.load import load_model
 from txclf.inference.occlusion import Row
 from txclf.inference.seq2seq import Seq2Seq
@@ -25,6 +26,8 @@ class Predictor:
     def __init__(
         self, folder: str, *, threads: int, use_gpu: bool, max_batch_size: int, max_queue: int | None = None
     ) -> None:
+        if use_gpu and not torch.cuda.is_available():
+            raise ConfigError("--gpus-per-replica: there is no GPU that PyTorch can use. Remove it to use the CPU.")
         # One worker thread, because two concurrent batches would compete for the cores.
         self.pool = ThreadPoolExecutor(1, "model", torch.set_num_threads, (threads,))
         self.max_batch_size = max_batch_size

@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from txclf.config.sections import Compute
+from txclf.config import run_config
 from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.core.signals import stop_signals
@@ -33,7 +33,7 @@ from txclf.serving.app import PredictionService, Unavailable
 from txclf.serving.batcher import Answers, Ask, DynamicBatcher, QueueFull
 from txclf.serving.connections import guarded_protocol
 from txclf.serving.middleware import Limits, Metrics
-from txclf.serving.origins import HostPolicy, is_loopback
+from txclf.serving.origins import HostPolicy, host_name, is_loopback
 from txclf.serving.predictor import Predictor
 from txclf.serving.schemas import example_rows
 
@@ -146,7 +146,7 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
                 metrics=metrics,
                 token=settings.token,
                 examples=examples,
-                hosts=HostPolicy(is_loopback(host), frozenset(name.lower() for name in settings.allowed_hosts)),
+                hosts=HostPolicy(is_loopback(host), frozenset(map(host_name, settings.allowed_hosts))),
                 is_healthy=lambda: metrics.running > 0,
             )
             app = service.build_app(lambda _: _watch_replicas(count_replicas, metrics))
@@ -209,12 +209,13 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
     """Deploy the model on Ray Serve during the block; yield the function that asks it and one that counts replicas."""
     from txclf import ray_cluster
 
-    compute = Compute(
-        workers=settings.replicas,
-        cpus_per_worker=settings.cpus_per_replica,
-        gpus_per_worker=settings.gpus_per_replica,
-        address=settings.address,
-    )
+    options = {
+        "workers": settings.replicas,
+        "cpus_per_worker": settings.cpus_per_replica,
+        "gpus_per_worker": settings.gpus_per_replica,
+        "address": settings.address,
+    }
+    compute = run_config.parse({"compute": options}, "options").compute
     with ray_cluster.connected(compute):
         from ray import serve as ray_serve
 
@@ -365,10 +366,9 @@ def _listening_socket(settings: Settings) -> Iterator[socket.socket]:
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listening = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(
-            f"--host {settings.host}: {error.strerror or error}. Pass an address of this machine."
-        ) from None
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--host {settings.host}: {reason}. Pass an address of this machine.") from None
     with listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -167,9 +167,7 @@ def _open(run: RunConfig, resume: bool, extend: int) -> RunConfig:
     elif run.tune.trials > count:
         more = run.tune.trials - was.tune.trials
         raise ConfigError(f"`tune.trials: {run.tune.trials}`: the search has {count} trials. Pass --extend {more}.")
-    run = run.model_copy(update={"tune": run.tune.model_copy(update={"trials": count})})
-    storage.write_bytes(saved, run_config.dump(run).encode())
-    return run
+    return run.model_copy(update={"tune": run.tune.model_copy(update={"trials": count})})
 
 
 def _kept(run: RunConfig) -> Settings:
@@ -241,6 +239,8 @@ def tune(run: RunConfig, plan: SearchPlan, show: Show = lambda state: False) -> 
     Raises `Interrupted` if `show` asked for a stop.
     """
     started = time.time()
+    # Not before: a search whose Ray does not answer is not yet extended.
+    storage.write_bytes(storage.join(run.run_folder, "run.yaml"), run_config.dump(run).encode())
     manifest = shards.load_manifest(next(iter(plan.prepared.values())))
     if "model.pretrained" not in run.tune.space:  # otherwise each trial has the recipe of its kind
         run = recipes.with_recipe(run, manifest.splits["train"].rows, len(manifest.labels))

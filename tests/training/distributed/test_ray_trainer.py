@@ -63,6 +63,7 @@ def hang(settings: dict[str, str]) -> None:
     distributed.all_reduce(torch.ones(1))
 
 
+@pytest.mark.faults
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
 def test_explain_collective_that_times_out_on_every_attempt(tmp_path: Path, local_ray: None) -> None:
     trainer = TorchTrainer(

@@ -69,6 +69,11 @@ def test_call_has_the_resources_of_a_worker_and_keeps_the_type_of_errors() -> No
     assert type(caught.value) is DataError
 
 
+def test_task_with_a_gpu_leaves_no_process_that_holds_its_memory() -> None:
+    with_gpu, without = (worker_task._task(Compute(workers=1, gpus_per_worker=gpus), _where) for gpus in (0.5, 0))
+    assert (with_gpu._max_calls, without._max_calls) == (1, 0)
+
+
 def test_call_has_the_priority_of_this_process() -> None:
     own = os.getpriority(os.PRIO_PROCESS, 0)
     assert worker_task.call(Compute(workers=1), os.getpriority, os.PRIO_PROCESS, 0) == own

@@ -67,12 +67,14 @@ def _end(values: Any) -> None:
 
 
 def _task(compute: Compute, function: Callable[..., Any], **options: Any) -> Any:
-    return ray.remote(function).options(
-        num_cpus=compute.cpus_per_worker,
-        num_gpus=compute.gpus_per_worker or None,
-        scheduling_strategy="DEFAULT",  # not in the placement group of a trial, which has no room for it
+    # Not by `.options`: of a function without GPUs Ray would keep the process, and it the memory of its GPU.
+    settings: dict[str, Any] = {
+        "num_cpus": compute.cpus_per_worker,
+        "num_gpus": compute.gpus_per_worker or None,
+        "scheduling_strategy": "DEFAULT",  # not in the placement group of a trial, which has no room for it
         **options,
-    )
+    }
+    return ray.remote(**settings)(function)
 
 
 def _value(reference: Any) -> Any:
