@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from txclf.data.prepare import prepare
 from txclf.training import callbacks
 from txclf.training.job import WorkerConfig
 from txclf.training.progress import Progress
-from txclf.training.train import check_folder, train
+from txclf.training.train import check_fit, check_folder, train
 
 
 def test_train_writes_every_file_of_the_run_folder(tmp_path: Path, data: str) -> None:
@@ -171,6 +172,27 @@ def test_check_fit_impossible_batches_raises(tmp_path: Path, data: str, words: S
     with pytest.raises(ConfigError, match=message):
         train(run, prepare(run), go_on)
     assert not storage.exists(run.run_folder)
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "message"),
+    [
+        (2, 0.5, r"`compute.gpus_per_worker` \(0.5\): the workers of a run cannot share a GPU. Set it to 1, or"),
+        ((1, 3), 0.5, "cannot share a GPU"),
+        (1, 4, r"`compute.gpus_per_worker` \(4\): a worker trains on one GPU. Set it to 1, and `compute.workers`"),
+        (1, 0.5, None),
+        (2, 1, None),
+        (0, 4, None),
+    ],
+)
+def test_check_fit_gpus_that_workers_cannot_use_raises(
+    tmp_path: Path, data: str, workers: int | tuple[int, int], gpus: float, message: str | None
+) -> None:
+    run = tiny(tmp_path, data)
+    manifest = shards.load_manifest(prepare(run))
+    run = run_config.with_overrides(run, {"compute.workers": workers, "compute.gpus_per_worker": gpus})
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        check_fit(run, manifest)
 
 
 def test_check_folder_unwritable_storage_raises(tmp_path: Path, data: str) -> None:

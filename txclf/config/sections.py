@@ -289,7 +289,8 @@ class Compute(Section):
     """CPUs per worker, which are also its threads (rounded down, at least one). With `workers: 0`, all cores are
     used."""
     gpus_per_worker: Annotated[float, Field(ge=0.0, le=1e5)] = 0
-    """GPUs per worker."""
+    """GPUs per worker, of which training uses one: 0 or 1. A share such as 0.5 lets two trials of one worker, or two
+    workers that predict, have the same GPU; the workers of one run need a GPU each."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """Distribution of the model. With `ddp`, each worker holds a copy. With `fsdp`, each worker holds a shard of the
     weights, gradients and optimizer state, for models that do not fit one GPU. A run may be resumed with the other

@@ -31,6 +31,7 @@ from txclf.artifacts import attempts, checkpoints, run_folder, trackers
 from txclf.artifacts.checkpoints import Checkpoint
 from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
+from txclf.config.sections import Compute
 from txclf.core import html_table, lease, storage
 from txclf.core.errors import ConfigError
 from txclf.data import shards, word_vectors
@@ -138,6 +139,7 @@ def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
         raise ConfigError(
             f"`train.batch_size` ({size}) is less than `compute.workers` x `train.micro_batches` ({world * parts})"
         )
+    _require_usable_gpus(run.compute)
     if not (run.compute.on_ray and uses_gpu(run.compute)):  # a worker's GPU may not be seen from here
         choose_precision(run.train.precision, uses_gpu(run.compute))
     if run.train.precision == "fp16" and run.compute.strategy == "fsdp":
@@ -145,6 +147,21 @@ def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
             "`train.precision: fp16` and `compute.strategy: fsdp` do not go together. Set `train.precision: bf16`."
         )
     label_weights(run, manifest.splits["train"])
+
+
+def _require_usable_gpus(compute: Compute) -> None:
+    """Raise `ConfigError` if a worker would get GPUs that it cannot use, or share one with a worker of the same run."""
+    gpus = compute.gpus_per_worker
+    if compute.on_ray and gpus > 1:
+        raise ConfigError(
+            f"`compute.gpus_per_worker` ({gpus:g}): a worker trains on one GPU. Set it to 1, and `compute.workers` to "
+            "the number of GPUs of a run."
+        )
+    if compute.max_workers > 1 and 0 < gpus < 1:  # NCCL refuses two ranks on one device
+        raise ConfigError(
+            f"`compute.gpus_per_worker` ({gpus:g}): the workers of a run cannot share a GPU. Set it to 1, or "
+            "`compute.workers` to 1."
+        )
 
 
 def train(
