@@ -26,6 +26,7 @@ from txclf.config import recipes, run_config
 from txclf.config.dotted import Settings, changed, flatten_dotted
 from txclf.config.run_config import RunConfig
 from txclf.config.search_space import Tune
+from txclf.config.sections import Compute
 from txclf.core import html_table, lease, storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.data import shards
@@ -183,9 +184,8 @@ def concurrency(run: RunConfig) -> tuple[int, str]:
 
     Raises `ClusterError` if not even one trial fits.
     """
-    compute = run.compute
-    workers = max(1, compute.max_workers)
-    one = compute.model_copy(update={"workers": workers})
+    one = _trial_compute(run)
+    compute, workers = run.compute, one.max_workers
     ray_cluster.require(one)
     room, most = ray_cluster.room(one) // workers, run.tune.max_concurrent
     wanted = max(1, room) if most == "auto" else most
@@ -195,6 +195,11 @@ def concurrency(run: RunConfig) -> tuple[int, str]:
     if compute.gpus_per_worker:
         each += f" and {workers} x {compute.gpus_per_worker:g} GPUs"
     return wanted, f"{wanted} trials at a time: each takes {each}, and the cluster has room for {room}"
+
+
+def _trial_compute(run: RunConfig) -> Compute:
+    """Return the processes and devices of a trial, which takes those of a worker if it trains in its own process."""
+    return run.compute.model_copy(update={"workers": max(1, run.compute.max_workers)})
 
 
 def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
@@ -216,7 +221,9 @@ def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
     for number, (key, one) in enumerate(wanted.items(), 1):
         folders[key] = prepare(one)
         manifest = shards.load_manifest(folders[key])
-        check_fit(recipes.with_recipe(one, manifest.splits["train"].rows, len(manifest.labels)), manifest)
+        settled = recipes.with_recipe(one, manifest.splits["train"].rows, len(manifest.labels))
+        # A trial has the devices of a worker, not those of this process.
+        check_fit(settled.model_copy(update={"compute": _trial_compute(one)}), manifest)
         row_sidecars.ready(WorkerConfig(one, folders[key]), on_ray=True)  # once for all trials
         if len(wanted) > 1:
             note(f"prepared data {number} of {len(wanted)}: {folders[key]}")

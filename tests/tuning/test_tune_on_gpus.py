@@ -1,0 +1,33 @@
+"""Searches on machines with GPUs, as far as they can be planned without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.runs import tiny
+from txclf.config.run_config import RunConfig
+from txclf.core.errors import ConfigError
+from txclf.tuning import tune
+
+
+def search(folder: Path, data: str, *words: str) -> RunConfig:
+    """Return a search of learning rates."""
+    return tiny(folder, data, "tune.space={train.learning_rate: {choice: [0.001, 0.01]}}", *words)
+
+
+def test_prepare_all_fp16_needs_a_gpu_of_the_trials_and_not_of_this_process(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for here in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda here=here: here)
+        without, with_gpus = (
+            search(tmp_path, data, "train.precision=fp16", f"compute.gpus_per_worker={gpus}") for gpus in (0, 1)
+        )
+        with pytest.raises(ConfigError, match=r"`train\.precision: fp16` needs a GPU"):
+            tune.prepare_all(without, print)
+        assert len(tune.prepare_all(with_gpus, print)) == 1
+    with pytest.raises(ConfigError, match=r"`compute.gpus_per_worker` \(4\): a worker trains on one GPU"):
+        tune.prepare_all(search(tmp_path, data, "compute.gpus_per_worker=4"), print)
