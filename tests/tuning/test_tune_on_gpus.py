@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from tests.helpers.runs import tiny
@@ -31,3 +32,16 @@ def test_prepare_all_fp16_needs_a_gpu_of_the_trials_and_not_of_this_process(
         assert len(tune.prepare_all(with_gpus, print)) == 1
     with pytest.raises(ConfigError, match=r"`compute.gpus_per_worker` \(4\): a worker trains on one GPU"):
         tune.prepare_all(search(tmp_path, data, "compute.gpus_per_worker=4"), print)
+
+
+def test_plan_names_gpus_that_the_trials_do_not_take(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 2.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    notes: list[str] = []
+    for gpus in (0, 1):
+        tune.plan(search(tmp_path, data, "tune.max_concurrent=2", f"compute.gpus_per_worker={gpus}"), notes.append)
+    assert [line for line in notes if "GPU(s)" in line] == [
+        "Ray has 2 GPU(s), and the workers train on CPUs. Set `compute.gpus_per_worker=1` to use GPUs."
+    ]

@@ -237,6 +237,8 @@ def plan(run: RunConfig, note: Callable[[str], None] = lambda text: None) -> Sea
     """
     at_a_time, reason = concurrency(run)
     note(reason)
+    if unused := ray_cluster.unused_gpus(run.compute):
+        note(unused)
     return SearchPlan(at_a_time, prepare_all(run, note))
 
 
