@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -109,6 +110,21 @@ def test_trainer_that_accumulates_parts_of_steps_is_refused(tmp_path: Path, data
     trainer = pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, **QUIET)
     with pytest.raises(ConfigError, match=r"accumulate_grad_batches=2"):
         trainer.fit(ClassifierModule.from_data(data_module), data_module)
+
+
+@pytest.mark.parametrize(("parts", "world_size", "most"), [(1, 1, 16), (1, 3, 6), (2, 3, 3), (16, 1, 1)])
+def test_scoring_batches_have_the_rows_of_a_training_batch_at_most(
+    tmp_path: Path, data: str, parts: int, world_size: int, most: int
+) -> None:
+    run = tiny(tmp_path, data, "train.batch_size=16", f"train.micro_batches={parts}")
+    data_module = ShardsDataModule(run, txclf.prepare(run))
+    rows = 0
+    for rank in range(world_size):
+        data_module.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+        sizes = [len(batch["input_ids"]) for batch in data_module.val_dataloader()]
+        assert max(sizes) == most
+        rows += sum(sizes)
+    assert rows == data_module.manifest.splits["valid"].rows
 
 
 PROGRAM = """

@@ -102,7 +102,9 @@ class ShardsDataModule(pl.LightningDataModule):
     def _scoring_batches(self, split: str) -> ScoringBatches:
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return ScoringBatches(self.source, split, self.run.train.batch_size, rank, world_size)
+        train = self.run.train
+        size = -(-train.batch_size // (world_size * train.micro_batches))  # a device holds no more than in training
+        return ScoringBatches(self.source, split, size, rank, world_size)
 
 
 class TrainBatches:
