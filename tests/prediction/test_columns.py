@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from tests.helpers.prediction import with_quantiles
 from tests.helpers.serving import untrained
@@ -133,6 +135,26 @@ def test_load_answer_of_a_classifier_gives_label_and_probabilities(tiny_bundle: 
     assert plain == [prediction.label, pytest.approx(prediction.probability)]
     (full,) = load_answer(tiny_bundle, probabilities=True, lists=True)([("fox",)])
     assert full[2:] == pytest.approx(list(prediction.probabilities.values()))
+
+
+@pytest.mark.parametrize(
+    ("device", "max_length", "rows"),
+    [("cuda", 64, 512), ("cuda", 256, 512), ("cuda", 8192, 16), ("cuda", 65_536, 2), ("cpu", 8192, 64)],
+)
+def test_load_answer_takes_fewer_long_texts_at_once_on_a_gpu(
+    tiny_bundle: str, monkeypatch: pytest.MonkeyPatch, device: str, max_length: int, rows: int
+) -> None:
+    model, taken = Classifier.load(tiny_bundle), list[int]()
+
+    def probabilities(texts: list[tuple[str, ...]], batch_size: int) -> np.ndarray:
+        taken.append(batch_size)
+        return np.full((len(texts), len(model.labels)), 0.5)
+
+    model.device, model.probabilities = torch.device(device), probabilities  # type: ignore[assignment]
+    model.metadata = model.metadata.model_copy(update={"max_length": max_length})
+    monkeypatch.setattr("txclf.prediction.columns.load_model", lambda folder: model)
+    list(load_answer(tiny_bundle, probabilities=False, lists=True)([("fox",)]))
+    assert taken == [rows]
 
 
 def test_load_answer_of_multilabel_joins_the_labels_for_formats_without_lists(tmp_path: Path) -> None:

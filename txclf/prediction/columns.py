@@ -22,6 +22,8 @@ from txclf.inference.seq2seq import Seq2Seq
 Answer = Callable[[list[tuple[str, ...]]], Iterable[list[object]]]
 """Predicts rows of text columns; returns the values of the added columns for each row."""
 BATCH_ROWS, GPU_BATCH_ROWS = 64, 512
+GPU_BATCH_TOKENS = 2**17
+"""Tokens of a batch on a GPU at most, for models that read long texts."""
 SETS = "labels_in_set"
 """Column of the prediction sets."""
 LIST_FORMATS = ("jsonl", "parquet")
@@ -155,11 +157,16 @@ def load_answer(folder: str, *, probabilities: bool, lists: bool, coverage: floa
     model = load_model(folder)
     if isinstance(model, Seq2Seq):
         return lambda texts: ([output] for output in model.outputs(texts))
-    batch_rows = GPU_BATCH_ROWS if model.device.type == "cuda" else BATCH_ROWS
+    batch_rows = _batch_rows(model.device.type, model.metadata.max_length)
     if model.is_multilabel:
         return lambda texts: _multilabel_values(model, model.probabilities(texts, batch_rows), probabilities, lists)
     minimum = None if coverage is None else prediction_sets.minimum(model.metadata, coverage, "--coverage")
     return lambda texts: _label_values(model, model.probabilities(texts, batch_rows), probabilities, lists, minimum)
+
+
+def _batch_rows(device: str, max_length: int) -> int:
+    """Return the rows of a batch on a type of device, for sequences of up to `max_length` tokens."""
+    return max(1, min(GPU_BATCH_ROWS, GPU_BATCH_TOKENS // max_length)) if device == "cuda" else BATCH_ROWS
 
 
 def _multilabel_values(model: Classifier, rows: np.ndarray, probabilities: bool, lists: bool) -> Iterator[list[object]]:
