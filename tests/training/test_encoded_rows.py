@@ -55,6 +55,24 @@ def test_training_on_stored_vectors_gives_the_weights_of_training_on_tokens(
         torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3)
 
 
+def test_sidecar_is_found_without_a_gpu_of_the_driver(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settled(make_run(tmp_path, data, write_encoder(tmp_path / "encoder"), *FROZEN))
+    found = encoded_rows.sidecar(config)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    seen: set[str] = set()
+    moved = torch.nn.Module.to
+
+    def to(module: torch.nn.Module, device: str) -> torch.nn.Module:
+        seen.add(device)
+        return moved(module, "cpu")
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    assert encoded_rows.sidecar(config) == found is not None
+    assert "cuda" not in seen
+
+
 def test_vectors_of_each_pooling_are_stored_apart(tmp_path: Path, data: str) -> None:
     encoder = write_encoder(tmp_path / "encoder")
     names = set()

@@ -56,11 +56,11 @@ def sidecar(config: WorkerConfig) -> Sidecar | None:
 
 
 def _network(config: WorkerConfig) -> PretrainedClassifier:
+    """Return the network that the run starts with, on the CPU: a driver of Ray needs no GPU to find the pooling."""
     from txclf.training import pretrained_network
 
     assert config.first_encoder is not None
-    model = pretrained_network.network(config.first_encoder, config.run, config.manifest()).eval()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return pretrained_network.network(config.first_encoder, config.run, config.manifest()).eval()
 
 
 @torch.inference_mode()
@@ -94,7 +94,8 @@ def store(config: WorkerConfig, target: Sidecar, groups: Sequence[RowGroup], sho
     model = _network(config)
     pooling = _pooling(config, model)
     assert pooling is not None
-    device = next(model.parameters()).device.type
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
     precision, _ = choose_precision(config.run.train.precision, device == "cuda")
     for group in groups:
         rows = _rows(config, group)
