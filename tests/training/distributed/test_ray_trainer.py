@@ -117,3 +117,10 @@ def test_run_trainer_leaves_an_error_before_the_start_in_the_outcome(
     run, outcome = tiny(tmp_path, data, "compute.workers=2"), ray_trainer.Outcome()
     ray_trainer._run_trainer(WorkerConfig(run, "nowhere"), None, outcome)
     assert isinstance(outcome.error, StorageError)
+
+
+def test_heartbeat_has_the_memory_of_the_gpu_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    reserved = [0, 0, 7 * 2**30, 0]  # of four visible GPUs, this worker trains on the third
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(reserved))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device=0: reserved[device])
+    assert ray_trainer._gpu_bytes() == 7 * 2**30

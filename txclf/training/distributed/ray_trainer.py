@@ -339,6 +339,14 @@ def _context(
     )
 
 
+def _gpu_bytes() -> int:
+    """Return the GPU memory that this process has reserved at most.
+
+    A new thread is on the first of the visible GPUs, and the worker may train on another.
+    """
+    return max(torch.cuda.max_memory_reserved(device) for device in range(torch.cuda.device_count()))
+
+
 @contextmanager
 def _heartbeats(monitor: Any, rank: int, world_size: int, heartbeat: Heartbeat, requests: Requests) -> Iterator[None]:
     """Send heartbeats and receive requests every second in a thread, for as long as the block runs."""
@@ -348,7 +356,7 @@ def _heartbeats(monitor: Any, rank: int, world_size: int, heartbeat: Heartbeat, 
     def send() -> None:
         while not ended.wait(HEARTBEAT_S):
             if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-                heartbeat.gpu_bytes = torch.cuda.max_memory_reserved()
+                heartbeat.gpu_bytes = _gpu_bytes()
             answer = monitor.beat.remote(rank, heartbeat)
             if rank == 0:
                 requests.preempted_at = upstream.preemption_deadline()
