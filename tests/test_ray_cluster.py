@@ -63,6 +63,7 @@ def test_room_of_a_node_is_limited_by_its_scarcest_resource(
     resources: dict[str, float], cpus: float, gpus: float, workers: int
 ) -> None:
     assert ray_cluster._room(resources, {"CPU": cpus, "GPU": gpus}) == workers
+    assert ray_cluster.fits(resources, Compute(cpus_per_worker=cpus, gpus_per_worker=gpus)) == (workers > 0)
 
 
 @pytest.mark.parametrize(

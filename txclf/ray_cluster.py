@@ -175,6 +175,11 @@ def room(compute: Compute) -> int:
     return sum(_room(node, _resources_per_worker(compute)) for node in _nodes())
 
 
+def fits(node: dict[str, float], compute: Compute) -> bool:
+    """Return True if a worker fits on a node with these resources if nothing else runs there."""
+    return _room(node, _resources_per_worker(compute)) > 0
+
+
 def num_readers() -> int:
     """Return the number of tasks without a CPU that may read at the same time: two per node.
 

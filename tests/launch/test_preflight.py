@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers.runs import TINY
 from tests.helpers.testbed import Testbed, environment, namespaces_work
+from txclf.config import run_config
+from txclf.launch import preflight
 
 TXCLF = str(Path(sys.executable).with_name("txclf"))
 
@@ -54,6 +57,31 @@ def test_check_unwritable_storage_fails(tmp_path: Path, data: str) -> None:
     assert code == 2
     assert "runs/.probe-" in said
     assert "cannot be written" in said
+
+
+def report(bf16: str, has_room: bool) -> preflight.Node:
+    return preflight.Node("node", {}, 1, [], 1.0, 1.0, 1.0, 0.0, bf16, [], has_room)
+
+
+def test_ask_judges_precision_by_the_gpu_only_if_workers_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *number: "A GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: True)
+    with preflight.Probe(str(tmp_path)) as probe:
+        with_gpu, without = (preflight.ask(probe.token, str(tmp_path), [], gpu) for gpu in (True, False))
+    assert with_gpu.bf16 == "bf16-mixed: A GPU multiplies bf16 in hardware"
+    assert "this CPU has" in without.bf16
+    assert without.gpus == ["A GPU"]
+
+
+def test_precision_is_that_of_the_nodes_with_room_for_a_worker() -> None:
+    run = run_config.parse({})
+    head, worker = report("32-true: a CPU", has_room=False), report("bf16-mixed: a GPU", has_room=True)
+    assert preflight._precision(run, [head, worker]) == ("pass", "precision", "bf16-mixed: a GPU", "")
+    assert preflight._precision(run, [head._replace(has_room=True), worker]).status == "warn"
+    assert preflight._precision(run, [head]).found == "no node has room for a worker"
 
 
 @pytest.mark.faults

@@ -24,7 +24,7 @@ from txclf.core import storage
 from txclf.core.errors import ClusterError, TxclfError
 from txclf.data import corrections
 from txclf.data.prepare import find_sources
-from txclf.training.precision import choose_precision
+from txclf.training.precision import choose_precision, uses_gpu
 
 GIB = 2**30
 MIN_DISK, MIN_SHM = 5.0, 1.0
@@ -57,6 +57,8 @@ class Node(NamedTuple):
     bf16: str
     problems: list[str]
     """Paths that the node cannot read or write, each with the reason."""
+    has_room: bool = True
+    """True if a worker fits on the node."""
 
 
 @contextmanager
@@ -82,9 +84,10 @@ def check(run: RunConfig) -> list[Finding]:
     paths = sorted({source.path for files in find_sources(run).values() for source in files})
     with Probe(run.storage) as probe:
         started = time.time()
-        nodes = (
-            _ask_all(probe.token, run.storage, paths) if run.compute.on_ray else [ask(probe.token, run.storage, paths)]
-        )
+        if run.compute.on_ray:
+            nodes = _ask_all(probe.token, run.storage, paths, run.compute)
+        else:
+            nodes = [ask(probe.token, run.storage, paths, uses_gpu(run.compute))]
         skew = max((_skew(node.time, started, time.time()) for node in nodes), default=0.0)
         findings += _storage(nodes, run.storage, len(paths), probe.missing(nodes))
     if run.compute.on_ray:
@@ -136,8 +139,8 @@ class Probe:
         return [node.name for node in nodes if not any(f"{self.token}-{node.name}" in name for name in names)]
 
 
-def ask(token: str, folder: str, paths: list[str]) -> Node:
-    """Return the report of this machine."""
+def ask(token: str, folder: str, paths: list[str], gpu: bool) -> Node:
+    """Return the report of this machine. `gpu` says whether a worker gets a GPU."""
     import ray
     import torch
 
@@ -156,7 +159,7 @@ def ask(token: str, folder: str, paths: list[str]) -> Node:
         except (TxclfError, OSError) as error:
             problems.append(str(error))
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    precision, reason = choose_precision("auto", bool(gpus))
+    precision, reason = choose_precision("auto", gpu and bool(gpus))
     return Node(
         name=name,
         versions={
@@ -176,24 +179,31 @@ def ask(token: str, folder: str, paths: list[str]) -> Node:
     )
 
 
-def _ask_all(token: str, folder: str, paths: list[str]) -> list[Node]:
+def _ask_all(token: str, folder: str, paths: list[str], compute: Compute | None = None) -> list[Node]:
+    """Return the reports of all nodes of the cluster, for the workers of `compute`."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from txclf import ray_cluster
+
     task: Any = ray.remote(num_cpus=0, max_retries=0)(ask)
-    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    asked = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(token, folder, paths)
-        for node in alive
-    ]
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    gpu, asked = compute is not None and uses_gpu(compute), []
+    for node in alive:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked.append(task.options(scheduling_strategy=there).remote(token, folder, paths, gpu))
     try:
-        return list(ray.get(asked, timeout=120))
+        reports: list[Node] = ray.get(asked, timeout=120)
     except ray.exceptions.GetTimeoutError:
         raise ClusterError("a node of the cluster does not answer within two minutes. Check `ray status`.") from None
     except ray.exceptions.RayTaskError as error:
         raise ClusterError(
             f"a node cannot run txclf: {error.cause!s}. Install the same version on each node."
         ) from None
+    return [
+        report._replace(has_room=compute is None or ray_cluster.fits(node["Resources"], compute))
+        for report, node in zip(reports, alive, strict=True)
+    ]
 
 
 def _settings(run: RunConfig) -> list[Finding]:
@@ -274,9 +284,11 @@ def _machines(nodes: list[Node]) -> list[Finding]:
 
 
 def _precision(run: RunConfig, nodes: list[Node]) -> Finding:
-    kinds = sorted({node.bf16 for node in nodes})
+    kinds = sorted({node.bf16 for node in nodes if node.has_room})
     if run.train.precision != "auto":
         return Finding("pass", "precision", f"{run.train.precision}, as the run file says")
+    if not kinds:
+        return Finding("warn", "precision", "no node has room for a worker", "set `train.precision`, or add nodes")
     if len(kinds) > 1:
         return Finding(
             "warn", "precision", "; ".join(kinds), "set `train.precision`, or the nodes use different precisions"
