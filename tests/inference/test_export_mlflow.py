@@ -88,6 +88,21 @@ def test_export_has_signature_example_and_requirements(tmp_path: Path) -> None:
     assert not [path for path in Path(tmp_path, "out").rglob("*") if path.suffix in (".pkl", ".pickle")]
 
 
+def test_export_compares_on_the_device_of_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, devices = Classifier.load.__func__, list[Any]()  # type: ignore[attr-defined]
+
+    def watched(cls: type[Classifier], folder: str, device: Any = None) -> Classifier:
+        devices.append(device)
+        return load(cls, folder, device)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Classifier, "load", classmethod(watched))
+    folder, out = untrained(tmp_path), f"{tmp_path}/out"
+    export(folder, out, formats=["mlflow"])
+    assert devices[-1] == "cpu"
+    predicted(f"{out}/mlflow", [("fox",)], ["text"])
+    assert devices[-1] is None  # elsewhere it takes a GPU if there is one
+
+
 def test_export_twice_replaces_the_folder(tmp_path: Path) -> None:
     folder, out = untrained(tmp_path), tmp_path / "out"
     export(folder, str(out), formats=["mlflow"])

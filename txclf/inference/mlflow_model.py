@@ -19,9 +19,9 @@ class BundleModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     model: txclf.Classifier | txclf.Seq2Seq
 
     def load_context(self, context: Any) -> None:
-        """Load the bundle of the folder."""
+        """Load the bundle of the folder, on a GPU if there is one and `device` of the configuration names none."""
         loader = txclf.Seq2Seq if context.model_config["task"] == "seq2seq" else txclf.Classifier
-        self.model = loader.load(context.artifacts["bundle"])
+        self.model = loader.load(context.artifacts["bundle"], context.model_config.get("device"))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return `label` and `probability`, or `labels`, with `probabilities` by label; or `output` of `seq2seq`."""
