@@ -8,9 +8,11 @@ import pytest
 
 import txclf
 from tests.helpers.runs import go_on, lines, tiny
+from txclf.core.errors import TxclfError
 from txclf.training import callbacks, worker
 from txclf.training.data_module import ShardsDataModule
 from txclf.training.job import DistributedContext
+from txclf.training.module import ClassifierModule
 from txclf.training.progress import Interrupted, Progress
 from txclf.training.step_schedule import StepSchedule
 from txclf.training.train_state import TrainState
@@ -71,3 +73,19 @@ def test_learning_rate_in_the_log_is_that_of_the_step(tmp_path: Path, data: str)
     txclf.train(run)
     rates = {line["learning_rate"] for line in lines(run) if "learning_rate" in line}
     assert rates == {run.train.learning_rate}
+
+
+def test_gradient_guard_says_what_the_weights_are_where_it_looks(tmp_path: Path, data: str) -> None:
+    run = tiny(tmp_path, data)
+    data_module = ShardsDataModule(run, txclf.prepare(run))
+    state = TrainState(StepSchedule(data_module.steps_per_epoch, 2, 1.0, "10m"))
+    guard = callbacks.GradientGuard(run, state, data_module.reader.step_rows)
+    module = ClassifierModule.from_data(data_module)
+    module.first_bad.fill_(3)
+    for step, said in (
+        (3, "the weights are those of the step before"),
+        (10, "found at step 10; step 3 changed no weights"),
+    ):
+        state.step = step
+        with pytest.raises(TxclfError, match=rf"not finite at step 3 \(epoch 0\.\d+; {said}"):
+            guard.require_finite(module)

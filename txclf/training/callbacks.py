@@ -115,7 +115,11 @@ class GradientGuard(pl.Callback):
             return
         rows = self.step_rows(first - 1)
         shown = ", ".join(map(str, rows[:10])) + (" …" if len(rows) > 10 else "")
-        after = f"{MAX_SKIPPED} steps in a row" if skips else "the weights are those of the step before"
+        after = "the weights are those of the step before"
+        if skips:
+            after = f"{MAX_SKIPPED} steps in a row"
+        elif self.state.step > first:  # on a GPU only the steps of the log are checked
+            after = f"found at step {self.state.step}; step {first} changed no weights"
         raise TxclfError(
             f"the gradient is not finite at step {first} (epoch {self.state.schedule.epoch(first):.2f}; {after}). "
             f"Its batch: rows {shown} of the prepared training split. Lower `train.learning_rate` "
