@@ -121,8 +121,7 @@ def train(
     from txclf.training import train as training
 
     run = tables.with_data(load_config(run, overrides), data, valid, test)
-    finished = training.check_folder(run, resume)
-    if finished:
+    if finished := training.check_folder(run, resume):
         return finished
     with preflight.connected(run.compute, run.storage):
         prepared = training.recorded_data(run) or prepare(run)
@@ -157,7 +156,6 @@ def ray_result(run_folder: str | os.PathLike[str]) -> Result:
     Raises `ConfigError` if the folder is not a run.
 
         import glob, torch
-
         result = txclf.ray_result("runs/trec")
         with result.checkpoint.as_directory() as folder:
             state = torch.load(glob.glob(f"{folder}/state*.pt")[0], weights_only=True)
@@ -201,11 +199,13 @@ def evaluate(
     *,
     baseline: bool = True,
     workers: int = 0,
+    gpus_per_worker: float = 0.0,
 ) -> Scores:
     """Score a finished run on its test split, or on other labelled `data`; write and return the scores.
 
     `data` are paths or a table in memory, which is stored in the run folder. With `baseline` the majority class and an
-    n-gram linear model are scored too. `workers` is the number of Ray workers that score; 0 = this process.
+    n-gram linear model are scored too. `workers` is the number of Ray workers that score, each with `gpus_per_worker`
+    GPUs; 0 = this process.
 
     Raises `ConfigError` if the folder is not a finished run or has no test split, `DataError` for bad rows.
 
@@ -214,7 +214,7 @@ def evaluate(
     from txclf.evaluation.evaluate import evaluate as score
     from txclf.launch import preflight
 
-    compute = load_config(None, [f"compute.workers={workers}"]).compute
+    compute = load_config({"compute": {"workers": workers, "gpus_per_worker": gpus_per_worker}}).compute
     with preflight.connected(compute, storage.absolute(run_folder)):
         return score(storage.path_text(run_folder), data, baseline, compute if workers else None)
 
@@ -270,6 +270,7 @@ def predict(
     encoding: str = ...,
     delimiter: str | None = ...,
     workers: int = ...,
+    gpus_per_worker: float = ...,
     restart: bool = ...,
     on_progress: Callable[[int], None] | None = ...,
 ) -> PredictionSummary: ...
@@ -298,6 +299,7 @@ def predict(
     encoding: str = "utf-8",
     delimiter: str | None = None,
     workers: int = 0,
+    gpus_per_worker: float = 0.0,
     restart: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> Any:
@@ -309,8 +311,8 @@ def predict(
     `probabilities` adds a column for each label. `coverage` adds the column `labels_in_set`: the labels among which the
     true one is with this probability. `text_columns` names the text columns if they differ from those of training.
     `encoding` is that of text files, `delimiter` that of csv files; None is a comma. `workers` is the number of Ray
-    workers; 0 = this process. `on_progress` receives the number of rows done.
-    An interrupted prediction resumes when it is called again with the same arguments; `restart` starts over.
+    workers, each with `gpus_per_worker` GPUs; 0 = this process. `on_progress` receives the number of rows done. An
+    interrupted prediction resumes when it is called again with the same arguments; `restart` starts over.
 
     Raises `BundleError` for a folder that is not a bundle, `DataError` for inputs that cannot be read.
 
@@ -332,7 +334,7 @@ def predict(
         return predict_table(storage.path_text(model), inputs, probabilities, columns, report, coverage)
     if out is None:
         raise ConfigError("`out`: not set. Pass the path of the output file, or a table in memory as `inputs`.")
-    compute = load_config(None, [f"compute.workers={workers}"]).compute
+    compute = load_config({"compute": {"workers": workers, "gpus_per_worker": gpus_per_worker}}).compute
     with preflight.connected(compute, storage.folder_of(out)):
         return predict_files(
             storage.path_text(model),
@@ -372,9 +374,8 @@ def export(
     from txclf.inference.export import export as export_bundle
 
     wanted = [parse_format(name) for name in _as_list(formats or DEFAULTS)]
-    target = None if out is None else os.fspath(out)
-    sample = None if data is None else _as_list(data)
-    return export_bundle(os.fspath(model), target, formats=wanted, data=sample, rows=rows, min_agreement=min_agreement)
+    sample, folder = None if data is None else _as_list(data), None if out is None else os.fspath(out)
+    return export_bundle(os.fspath(model), folder, formats=wanted, data=sample, rows=rows, min_agreement=min_agreement)
 
 
 def serve(model: str | os.PathLike[str], *, on_ready: Callable[[str], None] | None = None, **settings: Any) -> bool:
@@ -390,9 +391,8 @@ def serve(model: str | os.PathLike[str], *, on_ready: Callable[[str], None] | No
     from txclf.serving.serve import Settings
     from txclf.serving.serve import serve as serve_bundle
 
-    return serve_bundle(
-        os.fspath(model), Settings(**settings), lambda started: on_ready(started.url) if on_ready else None
-    )
+    ready = on_ready or (lambda url: None)
+    return serve_bundle(os.fspath(model), Settings(**settings), lambda started: ready(started.url))
 
 
 def _as_list(values: Sequence[str]) -> list[str]:

@@ -43,7 +43,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     temporary folder, unless the settings name a `storage`, as a `RunConfig` always does: then it is kept as
     `storage/name`, and another fit needs another `name`.
 
-    The fitted attributes are `classes_`, `n_features_in_` (text columns), `feature_names_in_` (of a DataFrame),
+    The fitted attributes are `classes_`, `n_features_in_` (text columns), `feature_names_in_` (of a table),
     `classifier_` (the `txclf.Classifier`) and `bundle_` (the content of its files, which a pickle holds).
     """
 
@@ -259,7 +259,10 @@ def _row(row: tuple[Any, ...], where: str) -> tuple[str, ...]:
 
 def _is_missing(cell: object) -> bool:
     """Return True for None, NaN, NaT and the NA of pandas, which has no truth value."""
-    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, float) and cell != cell)
+    try:
+        return cell is None or bool(cell != cell)
+    except (TypeError, ValueError):
+        return type(cell).__name__ == "NAType"
 
 
 def _answers(y: Any) -> tuple[list[Any], npt.NDArray[Any], bool | None]:

@@ -175,3 +175,6 @@ def test_parse_value_that_only_clashes_with_others_is_accepted() -> None:
 def test_domain_tuples_of_a_program_are_the_lists_of_its_files() -> None:
     domain = Domain.model_validate({"choice": [(0.9, 0.98), (0.8, (1, 2))]})
     assert domain.choice == ([0.9, 0.98], [0.8, [1, 2]])
+    space = {"train.betas": {"choice": [(0.9, 0.98), (0.8, 0.9)]}}
+    tune = Tune.model_validate({"space": space, "points_to_evaluate": [{"train.betas": (0.9, 0.98)}]})
+    assert tune.points_to_evaluate == ({"train.betas": [0.9, 0.98]},)

@@ -32,6 +32,11 @@ def missing() -> Callable[[int], int]:
     raise DataError("no model")
 
 
+@pytest.fixture(autouse=True)
+def _devices_are_those_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # an actor changes it, and no test after this file should see that
+
+
 def answer(load: Callable[[], Callable[[int], int]], content: object) -> object:
     return pickle.loads(
         Actor(load, Compute(workers=1, cpus_per_worker=torch.get_num_threads()))(actor_pool._row(content))["content"]
@@ -60,7 +65,6 @@ def test_actor_passes_on_the_error_of_a_reader() -> None:
 
 
 @pytest.mark.parametrize(("gpus", "visible"), [(0.0, ""), (0.5, "3")])
-def test_actor_without_a_gpu_sees_none(gpus: float, visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+def test_actor_without_a_gpu_sees_none(gpus: float, visible: str) -> None:
     Actor(halves, Compute(workers=1, cpus_per_worker=torch.get_num_threads(), gpus_per_worker=gpus))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == visible

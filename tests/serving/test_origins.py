@@ -99,13 +99,26 @@ def test_refusal_default_port_may_be_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["models.example", "Models.Example", "models.example.", "models.example:443", "https://models.example/"]
+    "given",
+    [
+        "models.example",
+        "Models.Example",
+        "models.example.",
+        "models.example:443",
+        "models.example/",
+        "https://models.example/",
+    ],
 )
 def test_host_name_is_found_in_what_users_pass(given: str) -> None:
     assert host_name(given) == "models.example"
 
 
-@pytest.mark.parametrize("given", ["", "https://", "a b/c", "user@models.example"])
+@pytest.mark.parametrize("given", ["2001:db8::5", "[2001:db8::5]:8000", "http://[2001:DB8::5]"])
+def test_host_name_of_an_address_is_the_address(given: str) -> None:
+    assert host_name(given) == "2001:db8::5"
+
+
+@pytest.mark.parametrize("given", ["", "https://", "a b", "a.b,c.d", "a/b", "user@models.example"])
 def test_host_name_of_nothing_is_refused(given: str) -> None:
     with pytest.raises(ConfigError, match=r"--allowed-host .*: no name of a host"):
         host_name(given)

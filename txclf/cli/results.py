@@ -50,6 +50,10 @@ def connected_workers(compute: Compute | None, shared: str) -> Iterator[None]:
     # Ray warns that the arguments of each Ray Data actor could be lost, which cannot happen while this process lives.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with preflight.connected(compute, shared):
+        from txclf import ray_cluster
+
+        if note := ray_cluster.unused_gpus(compute):
+            lines.note(note)
         yield
 
 

@@ -27,6 +27,8 @@ from txclf.config.dotted import Settings
 
 def _listed(value: object) -> object:
     """Return a value of a Python program as JSON and YAML give it back, tuples as lists."""
+    if isinstance(value, dict):
+        return {key: _listed(one) for key, one in value.items()}
     return [_listed(one) for one in value] if isinstance(value, list | tuple) else value
 
 
@@ -177,7 +179,7 @@ class Tune(Section):
     search: Literal["random", "grid", "optuna"] = "random"
     """Search algorithm. `random` draws settings at random, `grid` runs every combination of `choice` and `grid` values,
     and `optuna` uses its TPE sampler (Bergstra et al., 2011), which learns from earlier trials."""
-    points_to_evaluate: tuple[Settings, ...] = ()
+    points_to_evaluate: Annotated[tuple[Settings, ...], BeforeValidator(_listed)] = ()
     """Settings to try first: mappings from keys of `space` to values. Keys without a value are drawn. `search: grid`
     ignores them."""
     space: dict[str, Domain] = Field(default_factory=dict)

@@ -21,7 +21,7 @@ from txclf._version import __version__
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import Compute
 from txclf.core import storage
-from txclf.core.errors import ClusterError, TxclfError
+from txclf.core.errors import ClusterError, ConfigError, TxclfError
 from txclf.data import corrections
 from txclf.data.prepare import find_sources
 from txclf.training.precision import choose_precision, uses_gpu
@@ -231,10 +231,14 @@ def _storage(nodes: list[Node], folder: str, files: int, missing: list[str]) -> 
 
 def _request(run: RunConfig) -> Finding:
     from txclf import ray_cluster
+    from txclf.training.train import require_usable_gpus
 
     compute = run.compute
     try:
+        require_usable_gpus(compute)
         ray_cluster.require(compute)
+    except ConfigError as error:
+        return Finding("fail", "workers", str(error))
     except ClusterError as error:
         return Finding("fail", "workers", str(error), "lower `compute.workers` or add nodes")
     asked = f"{compute.max_workers} x {compute.cpus_per_worker:g} CPUs"

@@ -83,7 +83,7 @@ def error(logits: Floats, labels: Labels, temperature: float = 1.0) -> float:
 
 
 def binned_error(confidence: Floats, right: Labels) -> float:
-    """Return the expected calibration error of confidences (N,) in predictions that are right or not (N,).
+    """Return the expected calibration error of confidences (N,) in predictions that are right or not (N,); 0 for none.
 
     The sums are float64: float32 counts to 16.8 million only, and multilabel rows with many labels have more.
     """
@@ -92,4 +92,4 @@ def binned_error(confidence: Floats, right: Labels) -> float:
         part = slice(start, start + CHUNK_LOGITS)
         bins = np.minimum((confidence[part] * NUM_BINS).astype(np.int64), NUM_BINS - 1)
         gaps += np.bincount(bins, confidence[part].astype(np.float64) - right[part], NUM_BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
+    return float(np.abs(gaps).sum() / max(1, len(confidence)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -26,12 +27,14 @@ def is_loopback(host: str) -> bool:
 
 
 def host_name(given: str) -> str:
-    """Return the name in what was given as an allowed host: `models.example.org`, with a scheme and port or without.
+    """Return the name or address in what was given as an allowed host, with a scheme and port or without.
 
     Raises `ConfigError` if there is none.
     """
-    name = _split(given.rstrip("/") if "://" in given else f"//{given}")[0]
-    if not name:
+    with suppress(ValueError):
+        return str(ipaddress.ip_address(given))  # an IPv6 address without brackets too
+    name = _split(given.rstrip("/") if "://" in given else f"//{given.rstrip('/')}")[0]
+    if not name or set(name) & set(" ,"):
         raise ConfigError(f"--allowed-host {shown(given)}: no name of a host. Pass one as models.example.org.")
     return name
 

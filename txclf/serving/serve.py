@@ -128,6 +128,7 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
     metadata = bundle.read_metadata(folder) if settings.replicas == 0 else load_model(folder, "cpu").metadata
     folder = storage.absolute(folder)
     examples = example_rows(settings.examples, metadata.text_columns)
+    names = frozenset(map(host_name, settings.allowed_hosts))
     metrics = Metrics()
     with stop_signals(max_collected=0) as signals, _listening_socket(settings) as listening:
         host, port = listening.getsockname()[:2]
@@ -146,7 +147,7 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
                 metrics=metrics,
                 token=settings.token,
                 examples=examples,
-                hosts=HostPolicy(is_loopback(host), frozenset(map(host_name, settings.allowed_hosts))),
+                hosts=HostPolicy(is_loopback(host), names),
                 is_healthy=lambda: metrics.running > 0,
             )
             app = service.build_app(lambda _: _watch_replicas(count_replicas, metrics))
@@ -233,8 +234,8 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[-1]
                 raise ClusterError(
-                    f"`{folder}`: no replica could load the bundle: {reason}. "
-                    "Store the bundle where every node of the cluster can read it."
+                    f"`{folder}`: no replica could load the bundle: {reason.removesuffix('.')}. "
+                    "The bundle has to be where every node of the cluster can read it."
                 ) from None
             try:
                 yield _batch_calls(_ask_replicas(handle, metrics), settings, metrics), lambda: _count_replicas(name)

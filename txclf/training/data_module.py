@@ -29,6 +29,9 @@ from txclf.training import mfu, pretrained_network, row_sidecars
 from txclf.training.job import WorkerConfig
 from txclf.training.train_state import TrainState
 
+SCORED_ROWS = 8
+"""A device scores at least so many rows at once, if a batch has them."""
+
 
 class ShardsDataModule(pl.LightningDataModule):
     """Batches of prepared data: the same steps on any number of ranks, each validation row once over all ranks.
@@ -103,7 +106,8 @@ class ShardsDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         train = self.run.train
-        size = -(-train.batch_size // (world_size * train.micro_batches))  # a device holds no more than in training
+        # A device holds no more rows than in training, or few: scoring keeps nothing for a backward pass.
+        size = max(-(-train.batch_size // (world_size * train.micro_batches)), min(SCORED_ROWS, train.batch_size))
         return ScoringBatches(self.source, split, size, rank, world_size)
 
 

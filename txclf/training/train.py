@@ -100,8 +100,9 @@ def check_folder(run: RunConfig, resume: bool) -> RunSummary | None:
 
     Return None for a finished run that is resumed for more epochs.
 
-    Raises `ConfigError` if the folder is taken, is missing, or began with other settings.
+    Raises `ConfigError` if the folder is taken, is missing, or began with other settings, and for GPUs of no use.
     """
+    require_usable_gpus(run.compute)
     trackers.require(run)
     distill.require_teacher(run)
     folder = run.run_folder
@@ -139,7 +140,7 @@ def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
         raise ConfigError(
             f"`train.batch_size` ({size}) is less than `compute.workers` x `train.micro_batches` ({world * parts})"
         )
-    _require_usable_gpus(run.compute)
+    require_usable_gpus(run.compute)
     if not (run.compute.on_ray and uses_gpu(run.compute)):  # a worker's GPU may not be seen from here
         choose_precision(run.train.precision, uses_gpu(run.compute))
     if run.train.precision == "fp16" and run.compute.strategy == "fsdp":
@@ -149,7 +150,7 @@ def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
     label_weights(run, manifest.splits["train"])
 
 
-def _require_usable_gpus(compute: Compute) -> None:
+def require_usable_gpus(compute: Compute) -> None:
     """Raise `ConfigError` if a worker would get GPUs that it cannot use, or share one with a worker of the same run."""
     gpus = compute.gpus_per_worker
     if compute.on_ray and gpus > 1:
