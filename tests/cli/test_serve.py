@@ -21,7 +21,7 @@ from txclf.core.errors import ConfigError
         (["--max-replicas", "2"], "--max-replicas: is for replicas on Ray. Pass --replicas N too."),
         (["--replicas", "0", "--address", "auto"], "--address: is for replicas on Ray. Pass --replicas N too."),
         (["--timeout", "inf"], "--timeout inf: expected a finite number"),
-        (["--cpus-per-replica", "nan"], "--cpus-per-replica nan: expected a finite number"),
+        (["--cpus-per-replica", "inf"], "--cpus-per-replica inf: expected a finite number"),
         (["--token-file", "/nowhere"], "--token-file /nowhere: cannot be read: "),
     ],
 )
