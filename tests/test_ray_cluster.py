@@ -71,7 +71,11 @@ def test_room_of_a_node_is_limited_by_its_scarcest_resource(
     [
         (0.0, 0, None),
         (4.0, 0.5, None),
-        (4.0, 0, "Ray has 8 GPU(s), and the workers use CPUs. Set `compute.gpus_per_worker` to 1 to use GPUs."),
+        (
+            4.0,
+            0,
+            "Ray has 8 GPU(s), of which the workers take none. Set the GPUs per worker to 1 to use them.",
+        ),
     ],
 )
 def test_unused_gpus_are_named(

@@ -139,7 +139,7 @@ def unused_gpus(compute: Compute) -> str | None:
     total = sum(node.get("GPU", 0.0) for node in _nodes())
     if compute.gpus_per_worker or not total:
         return None
-    return f"Ray has {total:g} GPU(s), and the workers use CPUs. Set `compute.gpus_per_worker` to 1 to use GPUs."
+    return f"Ray has {total:g} GPU(s), of which the workers take none. Set the GPUs per worker to 1 to use them."
 
 
 def autoscales() -> bool:

@@ -43,5 +43,5 @@ def test_plan_names_gpus_that_the_trials_do_not_take(
     for gpus in (0, 1):
         tune.plan(search(tmp_path, data, "tune.max_concurrent=2", f"compute.gpus_per_worker={gpus}"), notes.append)
     assert [line for line in notes if "GPU(s)" in line] == [
-        "Ray has 2 GPU(s), and the workers use CPUs. Set `compute.gpus_per_worker` to 1 to use GPUs."
+        "Ray has 2 GPU(s), of which the workers take none. Set the GPUs per worker to 1 to use them."
     ]

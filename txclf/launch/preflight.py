@@ -24,7 +24,7 @@ from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError, TxclfError
 from txclf.data import corrections
 from txclf.data.prepare import find_sources
-from txclf.training.precision import choose_precision, uses_gpu
+from txclf.training.precision import choose_precision, require_usable_gpus, uses_gpu
 
 GIB = 2**30
 MIN_DISK, MIN_SHM = 5.0, 1.0
@@ -231,7 +231,6 @@ def _storage(nodes: list[Node], folder: str, files: int, missing: list[str]) -> 
 
 def _request(run: RunConfig) -> Finding:
     from txclf import ray_cluster
-    from txclf.training.train import require_usable_gpus
 
     compute = run.compute
     try:

@@ -1,4 +1,4 @@
-"""The training precision: bf16 if the hardware has it."""
+"""What the hardware allows: the training precision, bf16 if there is any, and the GPUs of the workers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,21 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 def uses_gpu(compute: Compute) -> bool:
     """Return True if the model trains on a GPU: in this process if it has one, in workers if they get any."""
     return compute.gpus_per_worker > 0 if compute.on_ray else torch.cuda.is_available()
+
+
+def require_usable_gpus(compute: Compute) -> None:
+    """Raise `ConfigError` if a worker would get GPUs that it cannot use, or share one with a worker of the same run."""
+    gpus = compute.gpus_per_worker
+    if compute.on_ray and gpus > 1:
+        raise ConfigError(
+            f"`compute.gpus_per_worker` ({gpus:g}): a worker trains on one GPU. Set it to 1, and `compute.workers` to "
+            "the number of GPUs of a run."
+        )
+    if compute.max_workers > 1 and 0 < gpus < 1:  # NCCL refuses two ranks on one device
+        raise ConfigError(
+            f"`compute.gpus_per_worker` ({gpus:g}): the workers of a run cannot share a GPU. Set it to 1, or "
+            "`compute.workers` to 1."
+        )
 
 
 def choose_precision(setting: str, gpu: bool) -> tuple[Precision, str]:

@@ -31,7 +31,6 @@ from txclf.artifacts import attempts, checkpoints, run_folder, trackers
 from txclf.artifacts.checkpoints import Checkpoint
 from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
-from txclf.config.sections import Compute
 from txclf.core import html_table, lease, storage
 from txclf.core.errors import ConfigError
 from txclf.data import shards, word_vectors
@@ -45,7 +44,7 @@ from txclf.training import resume as resume_rules
 from txclf.training.class_weights import label_weights
 from txclf.training.fitting import PREPARED, VECTORS, Report
 from txclf.training.job import WorkerConfig
-from txclf.training.precision import choose_precision, uses_gpu
+from txclf.training.precision import choose_precision, require_usable_gpus, uses_gpu
 from txclf.training.pretraining import Pretraining
 from txclf.training.progress import Interrupted, Progress
 from txclf.training.run_stats import RunStats
@@ -148,21 +147,6 @@ def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
             "`train.precision: fp16` and `compute.strategy: fsdp` do not go together. Set `train.precision: bf16`."
         )
     label_weights(run, manifest.splits["train"])
-
-
-def require_usable_gpus(compute: Compute) -> None:
-    """Raise `ConfigError` if a worker would get GPUs that it cannot use, or share one with a worker of the same run."""
-    gpus = compute.gpus_per_worker
-    if compute.on_ray and gpus > 1:
-        raise ConfigError(
-            f"`compute.gpus_per_worker` ({gpus:g}): a worker trains on one GPU. Set it to 1, and `compute.workers` to "
-            "the number of GPUs of a run."
-        )
-    if compute.max_workers > 1 and 0 < gpus < 1:  # NCCL refuses two ranks on one device
-        raise ConfigError(
-            f"`compute.gpus_per_worker` ({gpus:g}): the workers of a run cannot share a GPU. Set it to 1, or "
-            "`compute.workers` to 1."
-        )
 
 
 def train(
