@@ -23,6 +23,7 @@ from tests.helpers.files import make_rows, write_csv
 from tests.helpers.pairs import write_pairs
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
+from txclf.config.sections import Compute
 from txclf.data.tokenizer import train_tokenizer
 from txclf.inference import bundle
 from txclf.model.classifier import TransformerClassifier
@@ -80,9 +81,12 @@ def pair_data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """Start one local Ray of three logical CPUs for a whole file, as a run starts its own."""
-    from txclf import ray_cluster, upstream
+    from txclf import ray_cluster
+    from txclf.launch import local_workers
+    from txclf.upstream import local_ray
 
-    yield from _ray(ray_cluster.LOCAL_SETTINGS, upstream.init_lean)
+    with local_workers.forked(Compute(workers=1)):
+        yield from _ray(ray_cluster.LOCAL_SETTINGS, local_ray.init)
 
 
 @pytest.fixture(scope="module")

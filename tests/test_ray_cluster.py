@@ -9,9 +9,10 @@ import pytest
 import ray
 from ray._private import node, parameter
 
-from txclf import ray_cluster, upstream
+from txclf import ray_cluster
 from txclf.config.sections import Compute
 from txclf.core.errors import ClusterError
+from txclf.upstream import local_ray
 
 
 @pytest.mark.parametrize("address", ["nowhere", "localhost:port", "ray://localhost"])
@@ -46,8 +47,8 @@ def test_connected_local_ray_has_no_monitors_and_no_api_server(monkeypatch: pyte
         assert (parameter.RayParams, node.Node.start_api_server) == whole
         started: Any = ray._private.worker._global_node
         assert set(started.all_processes) - {"reaper"} == {"gcs_server", "raylet"}
-        assert upstream.is_lean()
-        assert ray.get(ray.remote(num_cpus=0)(upstream.is_lean).remote())
+        assert local_ray.is_joined()
+        assert ray.get(ray.remote(num_cpus=0)(local_ray.is_joined).remote())
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def train(
     run = tables.with_data(load_config(run, overrides), data, valid, test)
     if finished := training.check_folder(run, resume):
         return finished
-    with preflight.connected(run.compute, run.storage):
+    with preflight.connected(run.compute, run.storage, trains=True):
         prepared = training.recorded_data(run) or prepare(run)
         return training.train(run, prepared, lambda progress: bool(on_progress and on_progress(progress)))
 
@@ -189,7 +189,7 @@ def tune(
     from txclf.tuning import tune as tuning
 
     wanted = tables.with_data(load_config(run, overrides), data, valid, test)
-    with tuning.opened(wanted, resume, extend) as run, preflight.connected(run.compute, run.storage, always=True):
+    with tuning.opened(wanted, resume, extend) as run, preflight.connected(run.compute, run.storage, searches=True):
         return tuning.tune(run, tuning.plan(run), lambda state: bool(on_progress and on_progress(state)))
 
 

@@ -19,6 +19,7 @@ from txclf import upstream
 from txclf.config.sections import Compute
 from txclf.core import cpus
 from txclf.core.errors import ClusterError
+from txclf.upstream import local_ray
 
 # Worker processes read them too. A value in the environment takes precedence.
 SETTINGS = {
@@ -53,7 +54,7 @@ def connected(compute: Compute) -> Iterator[None]:
     starts a local Ray with all cores of this machine. Raises `ClusterError` if the address does not answer.
     """
     if ray.is_initialized():
-        with environment({} if upstream.is_lean() else CLUSTER_SETTINGS):
+        with environment({} if local_ray.is_joined() else CLUSTER_SETTINGS):
             yield
         return
     address = cluster_address(compute.address)
@@ -97,7 +98,7 @@ def _join(address: str | None) -> None:
         if address:
             ray.init(address=address, **log)
         else:
-            upstream.init_lean(
+            local_ray.init(
                 address="local",
                 num_cpus=cpus.available(),
                 include_dashboard=False,
@@ -144,7 +145,7 @@ def unused_gpus(compute: Compute) -> str | None:
 
 def autoscales() -> bool:
     """Return True if the cluster has an autoscaler, which starts nodes when a run waits for them."""
-    return not upstream.is_lean() and upstream.has_autoscaler(patience_s=15)
+    return not local_ray.is_joined() and upstream.has_autoscaler(patience_s=15)
 
 
 def _shortage(compute: Compute) -> str:

@@ -13,7 +13,6 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from torch import distributed
-from torch.multiprocessing.spawn import spawn
 
 from tests.helpers import ranks
 from tests.helpers.runs import tiny
@@ -49,7 +48,7 @@ def exchange(rank: int, port: int) -> None:
 
 
 def test_broadcast_gives_each_rank_the_decision_of_rank_zero_one_step_later() -> None:
-    spawn(exchange, (free_port(),), 3)  # type: ignore[no-untyped-call]
+    ranks.spawn(exchange, (free_port(),), 3)
 
 
 def test_broadcast_in_one_process_answers_at_once() -> None:
@@ -123,4 +122,4 @@ def test_stops_and_timed_checkpoints_of_two_workers_follow_within_one_step(
     tmp_path: Path, data: str, checkpoint_every: str, gap: int
 ) -> None:
     run = tiny(tmp_path, data, "train.epochs=3", f"train.checkpoint_every={checkpoint_every}")
-    spawn(train_until_asked, (free_port(), run, prepare(run), gap), 2)  # type: ignore[no-untyped-call]
+    ranks.spawn(train_until_asked, (free_port(), run, prepare(run), gap), 2)

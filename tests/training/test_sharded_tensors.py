@@ -8,7 +8,6 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-from torch.multiprocessing.spawn import spawn
 
 from tests.helpers import ranks
 from txclf.training import sharded_tensors
@@ -43,7 +42,7 @@ def test_whole_keeps_gathered_tensors_where_asked() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    spawn(work, (port,), 2)  # type: ignore[no-untyped-call]
+    ranks.spawn(work, (port,), 2)
 
 
 def test_like_keeps_a_tensor_for_a_plain_parameter() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed
-from torch.multiprocessing.spawn import spawn
 
 from tests.helpers import ranks
 from txclf.artifacts import checkpoints
@@ -66,7 +65,7 @@ def test_last_intact_rank_zero_reads_for_all_ranks(tmp_path: Path) -> None:
     checkpoints.save(damaged, 5, {}, state())
     (saved,) = checkpoints.committed(damaged)
     Path(saved.path, saved.state).write_bytes(b"x")
-    spawn(receive, (str(folder),), RANKS)  # type: ignore[no-untyped-call]
+    ranks.spawn(receive, (str(folder),), RANKS)
 
 
 def test_last_intact_in_one_process_reads(tmp_path: Path) -> None:

@@ -225,10 +225,16 @@ def train_run(
     `with_report` no report is written and no command that can follow is printed. A run that is part of
     another command has neither, nor a summary, and that command continues it when it is run again.
     """
+    lines.note(f"run `{run.name}` into `{run.run_folder}`")
+    from txclf.launch import local_workers
+
+    with local_workers.forked(run.compute):  # before the imports that take seconds
+        return _train_run(run, resume=resume, started=started, with_report=with_report, is_part=is_part)
+
+
+def _train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool, is_part: bool) -> RunSummary:
     from txclf.cli import console, displays, tables
     from txclf.launch import preflight
-
-    lines.note(f"run `{run.name}` into `{run.run_folder}`")
     from txclf.training import train as verb
     from txclf.training.precision import choose_precision, uses_gpu
     from txclf.training.progress import Interrupted
@@ -291,6 +297,13 @@ def _model(folder: str) -> str:
 def tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
     """Run a search, print its summary and return it; the first stop signal saves the trials and ends the command."""
     lines.note(f"search `{run.name}` into `{run.run_folder}`")
+    from txclf.launch import local_workers
+
+    with local_workers.forked(run.compute, always=True):  # before the imports that take seconds
+        return _tune_run(run, resume=resume, extend=extend)
+
+
+def _tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
     from txclf import ray_cluster
     from txclf.cli import displays, tables
     from txclf.launch.preflight import require_shared

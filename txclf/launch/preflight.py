@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 from txclf._version import __version__
@@ -24,6 +24,7 @@ from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError, TxclfError
 from txclf.data import corrections
 from txclf.data.prepare import find_sources
+from txclf.launch import local_workers
 from txclf.training.precision import choose_precision, require_usable_gpus, uses_gpu
 
 GIB = 2**30
@@ -62,14 +63,18 @@ class Node(NamedTuple):
 
 
 @contextmanager
-def connected(compute: Compute, shared: str, *, always: bool = False) -> Iterator[None]:
-    """Connect to a Ray that has room for the workers, if there are any or `always`; all nodes must reach `shared`."""
-    if not (compute.on_ray or always):
+def connected(compute: Compute, shared: str, *, trains: bool = False, searches: bool = False) -> Iterator[None]:
+    """Connect to a Ray that has room for the workers, if there are any; all nodes must reach `shared`.
+
+    `trains` tells what the workers do. A block that `searches` trains on Ray in any case.
+    """
+    if not (compute.on_ray or searches):
         yield
         return
     from txclf import ray_cluster
 
-    with ray_cluster.connected(compute):
+    forked = local_workers.forked(compute, always=searches) if trains or searches else nullcontext()
+    with forked, ray_cluster.connected(compute):
         if compute.on_ray:
             ray_cluster.require(compute)
         require_shared(shared)

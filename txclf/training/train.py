@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from txclf import upstream
 from txclf._version import __version__
 from txclf.artifacts import attempts, checkpoints, run_folder, trackers
 from txclf.artifacts.checkpoints import Checkpoint
@@ -48,6 +47,7 @@ from txclf.training.precision import choose_precision, require_usable_gpus, uses
 from txclf.training.pretraining import Pretraining
 from txclf.training.progress import Interrupted, Progress
 from txclf.training.run_stats import RunStats
+from txclf.upstream import local_ray
 
 if TYPE_CHECKING:
     from txclf.training.checkpoint_selection import Chosen
@@ -309,7 +309,7 @@ def save_bundle(
     `encoder` is the folder of the stored pretrained model. With `on_ray`, on a cluster, a task with the resources of a
     worker does it, because the driver may have no GPU. Ray must be connected.
     """
-    if not on_ray or upstream.is_lean():
+    if not on_ray or local_ray.is_joined():
         return _write_bundle(folder, run, prepared, saved, encoder)
     from txclf.training.distributed import worker_task
 

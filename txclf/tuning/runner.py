@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from txclf.training.progress import Interrupted
 from txclf.tuning import schedulers
 from txclf.tuning.callbacks import ResultLog, SearchState, Stopper, Watcher
 from txclf.tuning.trainable import STOP_S, Flag, Trainable
+from txclf.upstream import local_ray
 
 SCRATCH, KEPT = ".ray", "ray"
 """Folders of Ray Tune's state in the search folder: removed at the end, and kept for `tune.keep_ray_folder`."""
@@ -100,7 +102,8 @@ def run_trials(
         ),
     )
     try:
-        outcome = _fit(tuner, state, controls, show, run.tune.time)
+        with local_ray.light_trials() if local_ray.is_joined() else nullcontext():
+            outcome = _fit(tuner, state, controls, show, run.tune.time)
     finally:
         if run.compute.max_workers > 1:  # Tune kills the trials that it stops last before they release their workers
             for number in state.results:

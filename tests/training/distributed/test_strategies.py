@@ -10,13 +10,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing.spawn import spawn
 
 from tests.helpers import ranks
 from txclf.config import run_config
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.masked_tokens import MaskedTokenModel
-from txclf.training.distributed.strategies import FSDPStrategy, exchange_rows
+from txclf.training.distributed.strategies import FSDPStrategy, SparseEmbeddingDDP, exchange_rows
 
 WORLD = 3
 
@@ -53,7 +52,7 @@ def free_port() -> int:
 
 
 def test_exchange_rows_gives_the_mean_gradient() -> None:
-    spawn(work, (free_port(),), WORLD)  # type: ignore[no-untyped-call]
+    ranks.spawn(work, (free_port(),), WORLD)
 
 
 class Module(pl.LightningModule):
@@ -69,6 +68,10 @@ class Module(pl.LightningModule):
     def to(self, *args: Any, **kwargs: Any) -> Module:
         self.sharded = [isinstance(parameter, DTensor) for parameter in self.parameters()]
         return super().to(*args, **kwargs)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.model(ids)
+        return logits
 
 
 class CPUStrategy(FSDPStrategy):
@@ -94,4 +97,31 @@ def shard(rank: int, port: int, is_masked: bool) -> None:
 
 @pytest.mark.parametrize("is_masked", [False, True])
 def test_fsdp_shards_the_model_before_it_is_moved_to_the_device(is_masked: bool) -> None:
-    spawn(shard, (free_port(), is_masked), 2)  # type: ignore[no-untyped-call]
+    ranks.spawn(shard, (free_port(), is_masked), 2)
+
+
+class CPUDDP(SparseEmbeddingDDP):
+    root_device = torch.device("cpu")
+    world_size = 2
+
+
+def reduce_gradients(rank: int, port: int, dtype: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    strategy, module = CPUDDP(dtype), Module(is_masked=False)
+    strategy.connect(module)
+    strategy._lightning_module = module
+    strategy.configure_ddp()
+    assert strategy.model is not None
+    strategy.model(torch.arange(8)[None] + rank).logsumexp(1).sum().backward()
+    for name, weight in module.named_parameters():
+        assert weight.grad is not None
+        if weight is not strategy.embedding and weight.grad.any():  # a bias of the keys has no gradient
+            is_rounded = torch.equal(weight.grad, weight.grad.bfloat16().float())
+            assert is_rounded == (dtype == "bf16"), name
+    ranks.leave()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_ddp_sends_gradients_in_their_dtype(dtype: str) -> None:
+    ranks.spawn(reduce_gradients, (free_port(), dtype), 2)

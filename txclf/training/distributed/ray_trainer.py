@@ -45,6 +45,7 @@ from txclf.training.distributed.ray_data import RayWindows, WindowsDataConfig
 from txclf.training.job import DistributedContext, WorkerConfig
 from txclf.training.progress import Heartbeat, Interrupted, Progress, Requests
 from txclf.training.run_stats import RunStats
+from txclf.upstream import local_ray
 
 SCRATCH, HELD = ".ray", "placement_group"
 """Folder of Ray Train's state in the run folder while it runs, and the file there that names its placement group."""
@@ -171,8 +172,8 @@ def _run_trainer(config: WorkerConfig, monitor: Any, outcome: Outcome) -> None:
             datasets=ray_data.datasets(config),
             dataset_config=WindowsDataConfig(config),
         )
-        if upstream.is_lean() and not compute.elastic:
-            upstream.start_lightly(trainer)
+        if local_ray.is_joined() and not compute.elastic:
+            local_ray.start_trainer_lightly(trainer)
         if compute.elastic:
             upstream.delay_resizes(trainer, PauseForResize(monitor))
         with ray_cluster.environment(_patience(compute)):

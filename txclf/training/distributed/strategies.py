@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.futures import Future
 
 from txclf import upstream
 from txclf.config.sections import Compute
@@ -59,6 +60,9 @@ class SparseEmbeddingDDP(RayDDPStrategy):
             name = next(name for name, parameter in module.named_parameters() if parameter is self.embedding)
             upstream.exclude_from_ddp(module, [name])
         super().configure_ddp()
+        if self.dtype == torch.bfloat16 and self.root_device.type == "cpu":  # Lightning registers hooks on GPUs only
+            model: Any = self.model
+            model.register_comm_hook(None, lambda _, bucket: _reduce_in_bf16(bucket))
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """Exchange the embedding's gradient between the last backward pass and clipping."""
@@ -70,6 +74,14 @@ class SparseEmbeddingDDP(RayDDPStrategy):
             return result
 
         return super().optimizer_step(optimizer, closure_and_exchange, model, **kwargs)
+
+
+def _reduce_in_bf16(bucket: Any) -> Future[Tensor]:
+    """Replace a bucket of gradients by its mean over all ranks: `bf16_compress_hook`, which torch refuses on CPUs."""
+    values = bucket.buffer().to(torch.bfloat16).div_(distributed.get_world_size())
+    reduced: Any = distributed.all_reduce(values, async_op=True)
+    future: Future[Tensor] = reduced.get_future().then(lambda done: bucket.buffer().copy_(done.value()[0]))
+    return future
 
 
 def exchange_rows(gradient_VD: Tensor, dtype: torch.dtype = torch.float32) -> None:

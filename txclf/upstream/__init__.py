@@ -1,6 +1,6 @@
 """Private API of Ray, Lightning and torch that txclf depends on.
 
-All of it is gathered here, so that an upgrade breaks one module; `tests/test_upstream.py` checks each item against the
+All of it is gathered here, so that an upgrade breaks one package; `tests/upstream/` checks each item against the
 installed versions. Ray and Lightning are imported inside the functions, because the training workers import this module
 without Ray Tune and the command line must stay quick. A mixin precedes the Ray class that it extends.
 """
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from ray.train.backend import Backend
     from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
     from torch import nn
-
-
-LEAN = b"txclf-lean"  # key in the store of a Ray that `init_lean` has started
 
 
 class ReplayableBrackets:
@@ -189,61 +186,6 @@ def delay_resizes(trainer: Any, may_resize: Callable[[], bool]) -> None:
         return start(**{**arguments, "scaling_policy": delayed_policy(trainer.scaling_config, may_resize)})
 
     trainer._initialize_and_run_controller = start_with_policy
-
-
-def init_lean(**settings: Any) -> None:
-    """Call `ray.init` to start a Ray without the monitor of an autoscaler, without API server and log monitor.
-
-    They are Python processes that take a second each to start. Only `log_to_driver` needs the log monitor. Ray has
-    options for them, but not `ray.init`.
-    Source: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/_private/node.py
-    """
-    import ray
-    from ray._private import node, parameter
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    kinds: tuple[Any, Any] = parameter, node.Node
-    whole, start_api_server = kinds[0].RayParams, kinds[1].start_api_server
-
-    def lean(**options: Any) -> Any:
-        return whole(no_monitor=True, include_log_monitor=settings["log_to_driver"], **options)
-
-    try:
-        kinds[0].RayParams, kinds[1].start_api_server = lean, lambda self, **options: None
-        ray.init(**settings)
-    finally:
-        kinds[0].RayParams, kinds[1].start_api_server = whole, start_api_server
-    _internal_kv_put(LEAN, b"1")
-
-
-def is_lean() -> bool:
-    """Return True if `init_lean` has started the Ray that this process is connected to."""
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    return _internal_kv_get(LEAN) is not None
-
-
-def start_lightly(trainer: Any) -> None:
-    """Have a trainer on a Ray of `init_lean` start its controller in a process of the pool, and no cleaner.
-
-    The controller gets a process of its own for a few environment variables, which all processes of a local Ray have,
-    and so do all that it starts. The cleaner frees the resources of a dead controller, with which a local Ray ends.
-    Ray Train has no option for either.
-    Source: https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/train/v2/api/data_parallel_trainer.py
-    """
-    import ray
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-    from ray.train.v2._internal.execution.controller import TrainController
-
-    all_callbacks, cleaner = trainer._create_default_callbacks, PlacementGroupCleanerCallback
-
-    def start(**arguments: Any) -> Any:
-        controller: Any = ray.remote(num_cpus=0)(TrainController).remote(**arguments)
-        ray.get(controller.run.remote())
-        return ray.get(controller.get_result.remote())
-
-    trainer._create_default_callbacks = lambda: [one for one in all_callbacks() if not isinstance(one, cleaner)]
-    trainer._initialize_and_run_controller = start
 
 
 def delayed_policy(scaling_config: Any, may_resize: Callable[[], bool]) -> ElasticScalingPolicy:

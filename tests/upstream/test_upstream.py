@@ -1,6 +1,6 @@
 """Each private API of Ray, Lightning and torch that `txclf.upstream` uses behaves as txclf needs.
 
-A failure after an upgrade names the package and its version: adapt `txclf/upstream.py`, or pin the package.
+A failure after an upgrade names the package and its version: adapt `txclf/upstream/`, or pin the package.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import partial
@@ -27,7 +25,6 @@ import pytest
 import pytorch_lightning as pl
 import ray
 import torch
-from ray.train.torch import TorchTrainer
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -35,19 +32,10 @@ from tokenizers.pre_tokenizers import FixedLength
 from torch import nn
 
 import txclf
+from tests.helpers.upgrades import upgrade
 from txclf import upstream
 
 OWNERS = {"ray", "pytorch_lightning", "lightning", "lightning_fabric", "torch"}
-
-
-@contextmanager
-def upgrade(package: str) -> Iterator[None]:
-    """Name the package and its version in whatever fails inside."""
-    try:
-        yield
-    except Exception as error:
-        name = f"{package} {metadata.version(package)}"
-        pytest.fail(f"{name} changed a private API that txclf/upstream.py uses: {type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -161,23 +149,6 @@ class Group:
 
     def execute_async(self, call: Any, *arguments: Any) -> Any:
         return [call(*arguments)]
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own context
-def test_start_lightly_leaves_the_cleaner_out() -> None:
-    with upgrade("ray"):
-        from ray.train.v2.api import data_parallel_trainer
-
-        source = inspect.getsource(data_parallel_trainer.DataParallelTrainer)
-        assert "callbacks=self._create_default_callbacks()" in source
-        assert "self._initialize_and_run_controller(" in source
-        assert "ray.get(controller.run.remote())" in source
-        assert "return ray.get(controller.get_result.remote())" in source
-        trainer: Any = TorchTrainer(lambda: None)
-        before = [type(one).__name__ for one in trainer._create_default_callbacks()]
-        upstream.start_lightly(trainer)
-        after = [type(one).__name__ for one in trainer._create_default_callbacks()]
-        assert sorted([*after, "PlacementGroupCleanerCallback"]) == sorted(before)
 
 
 def test_scipy_signal_is_loaded_when_it_is_used() -> None:
@@ -367,7 +338,7 @@ def test_no_other_module_imports_private_names_of_these_packages() -> None:
     private = [
         f"{path.relative_to(root)}: {name}"
         for path in root.rglob("*.py")
-        if path.name != "upstream.py"
+        if path.parent.name != "upstream"
         for node in ast.walk(ast.parse(path.read_text()))
         for name in _imported(node)
         if name.split(".")[0] in OWNERS and any(part.startswith("_") for part in name.split("."))

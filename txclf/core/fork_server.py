@@ -1,0 +1,160 @@
+"""A process that imports libraries once and forks the processes that need them.
+
+A Python process that trains takes many seconds to import torch and Lightning. `multiprocessing` has a fork server for
+its own functions (https://docs.python.org/3/library/multiprocessing.html#contexts-and-start-methods); this one is for
+processes that another program starts, as Ray does with its workers: it starts `fork_script.py` instead, which sends its
+arguments, environment and outputs here.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from txclf.core import fork_script
+
+GC_THRESHOLD = 50_000
+"""Objects between two garbage collections while modules are imported, which create many and free few."""
+
+PAUSE_S = 30.0
+"""Seconds for which the sender of a request may pause."""
+
+
+@dataclass
+class Imports:
+    """What a fork server imports for its forks. A module that cannot be imported is left to them."""
+
+    modules: Sequence[str]
+    """Imported at once."""
+    main_module: str
+    """The module that each fork runs as its `__main__`, imported with the environment of the first fork."""
+    late_modules: Sequence[str]
+    """Imported after it: they read the environment too. Processes of another environment are not forked."""
+    ignored: Sequence[str]
+    """Environment variables that may differ; each fork gets those of the first."""
+
+
+@contextmanager
+def started(imports: Imports) -> Iterator[dict[str, str]]:
+    """Start a server; yield the environment in which `fork_script.py` forks a process from it.
+
+    The server ends with the block or with this process. Its forks go on.
+    """
+    folder = tempfile.mkdtemp(prefix="txclf-fork-")  # only this user can enter
+    with socket.socket(socket.AF_UNIX) as listener:
+        address = str(Path(folder, "server"))
+        listener.bind(address)
+        listener.listen(socket.SOMAXCONN)
+        program = f"import sys; sys.path[:] = {sys.path!r}; from txclf.core import fork_server; fork_server.main()"
+        server = subprocess.Popen(
+            [sys.executable, "-c", program, str(listener.fileno()), folder, json.dumps(asdict(imports))],
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.PIPE,  # ends with this process
+            stdout=subprocess.DEVNULL,
+        )
+    try:
+        yield {fork_script.SERVER: address, fork_script.MODULE: imports.main_module}
+    finally:
+        server.kill()
+        server.communicate()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    """Serve until standard input ends; in each fork, run the main module with the arguments of its request."""
+    descriptor, folder, imports = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that has started this one decides what Ctrl-C means
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no ended fork stays as a zombie
+    with socket.socket(fileno=int(descriptor)) as listener:
+        request = _serve(listener, Imports(**json.loads(imports)))
+    if request is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        _run(*request)
+
+
+def _serve(listener: socket.socket, imports: Imports) -> tuple[dict[str, Any], list[int]] | None:
+    """Fork a process for each request; return the request and its outputs in the fork, and None at the end."""
+    _import(imports.modules)
+    environment: dict[str, str] | None = None
+    while True:
+        ready, _, _ = select.select([listener, sys.stdin], [], [])
+        if sys.stdin in ready:
+            return None
+        connection, _ = listener.accept()
+        with connection:
+            try:
+                connection.settimeout(PAUSE_S)
+                request, outputs = _received(connection)
+            except (OSError, ValueError):
+                continue  # the sender has ended before it had sent all
+            if environment is None:
+                environment = request["environment"]
+                os.environ.update(environment)
+                _import([imports.main_module, *imports.late_modules])
+            asked = request["environment"]
+            differ = {name for name in asked.keys() | environment.keys() if asked.get(name) != environment.get(name)}
+            # Another executable may have other packages.
+            if differ <= {*imports.ignored} and request["executable"] == sys.executable:
+                if os.fork() == 0:
+                    return {**request, "environment": environment, "module": imports.main_module}, outputs
+                connection.sendall(b"1")
+            for output in outputs:
+                os.close(output)
+
+
+def _import(modules: Sequence[str]) -> None:
+    usual = gc.get_threshold()
+    gc.set_threshold(GC_THRESHOLD)
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the forks report it, if they need it
+            print(f"{name}: {error}", file=sys.stderr)
+    gc.set_threshold(*usual)
+    gc.freeze()  # the forks share memory that no collection writes to
+
+
+def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Return a request and the file descriptors of its standard output and error."""
+    _, outputs, _, _ = socket.recv_fds(connection, 1, 2)
+    parts = []
+    while part := connection.recv(2**16):
+        parts.append(part)
+    return json.loads(b"".join(parts)), outputs
+
+
+def _run(request: dict[str, Any], outputs: list[int]) -> None:
+    """Become the process of the request, and run its module."""
+    os.setpgid(0, 0)  # Ray ends the group of a worker that has ended
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for descriptor, copy in zip([nothing, *outputs], (0, 1, 2), strict=True):
+        os.dup2(descriptor, copy)
+        os.close(descriptor)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.argv[:] = request["arguments"]
+    random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()  # of its own, as in a process that has just imported it
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
