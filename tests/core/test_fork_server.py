@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,11 @@ from txclf.core import fork_script, fork_server
 from txclf.core.fork_server import Imports
 
 SHOW = """
-import json, os, random, signal, sys
+import json, os, random, resource, signal, sys
 mask = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
 print(json.dumps({
     "name": __name__, "arguments": sys.argv[1:], "variable": os.environ.get("VARIABLE"), "folder": os.getcwd(),
+    "files": resource.getrlimit(resource.RLIMIT_NOFILE), "oom": int(open("/proc/self/oom_score_adj").read()),
     "mask": mask, "parent": os.getppid(), "loaded": "colorsys" in sys.modules, "random": random.random(),
 }), flush=True)
 print("an error", file=sys.stderr)
@@ -33,6 +37,7 @@ def imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Imports:
     (tmp_path / "show_process.py").write_text(SHOW)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("IGNORED", "0")
     return Imports(["colorsys", "no_such_module"], "show_process", ["json"], ["IGNORED"])
 
 
@@ -78,6 +83,61 @@ def test_fork_keeps_blocked_signals(imports: Imports) -> None:
         shown, _ = run(environment, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}))
     assert shown["loaded"]
     assert shown["mask"] == [signal.SIGINT]
+
+
+def test_fork_keeps_limits_and_the_oom_score(imports: Imports) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, 300))
+        Path(fork_script.OOM_SCORE).write_text("900")
+
+    with fork_server.started(imports) as environment:
+        shown, _ = run(environment, preexec_fn=limit)
+        other, _ = run(environment)
+    assert (shown["loaded"], shown["files"], shown["oom"]) == (True, [200, 300], 900)
+    assert (other["files"], other["oom"]) == ([*resource.getrlimit(resource.RLIMIT_NOFILE)], other["oom"] % 900)
+
+
+def test_script_that_ended_during_the_imports_gets_no_fork(imports: Imports, tmp_path: Path) -> None:
+    (tmp_path / "slow_module.py").write_text("import time; time.sleep(3)")
+    (tmp_path / "mark_process.py").write_text(
+        "import os, pathlib, sys; pathlib.Path(sys.argv[0]).with_name(sys.argv[1]).touch() if sys.argv[1:] else None"
+    )
+    imports = replace(imports, modules=["slow_module"], main_module="mark_process")
+    with fork_server.started(imports) as environment:
+        command = [sys.executable, str(tmp_path / "script.py")]
+        Path(command[1]).write_text(Path(fork_script.__file__).read_text())
+        options: Any = {"env": {**os.environ, **environment}}
+        ended = subprocess.Popen([*command, "ended"], **options)
+        time.sleep(1)
+        ended.kill()
+        ended.wait()
+        subprocess.run([*command, "lived"], check=True, **options)
+        until = time.monotonic() + 30
+        while not (tmp_path / "lived").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+    assert (tmp_path / "lived").exists()
+    assert not (tmp_path / "ended").exists()
+
+
+def test_first_process_without_an_ignored_variable_is_not_forked(
+    imports: Imports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("IGNORED")
+    with fork_server.started(imports) as environment:
+        without, _ = run(environment)
+        forked, _ = run(environment | {"IGNORED": "1"})
+    assert (without["loaded"], forked["loaded"]) == (False, True)
+
+
+def test_no_server_in_a_temporary_folder_with_a_long_name(
+    imports: Imports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("x" * 120)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with fork_server.started(imports) as environment:
+        assert environment == {}
+    assert not [*folder.iterdir()]
 
 
 def test_process_of_another_environment_is_not_forked(imports: Imports) -> None:

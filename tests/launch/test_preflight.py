@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +83,18 @@ def test_precision_is_that_of_the_nodes_with_room_for_a_worker() -> None:
     assert preflight._precision(run, [head, worker]) == ("pass", "precision", "bf16-mixed: a GPU", "")
     assert preflight._precision(run, [head._replace(has_room=True), worker]).status == "warn"
     assert preflight._precision(run, [head]).found == "no node has room for a worker"
+
+
+@pytest.mark.parametrize(
+    ("compute", "expected"),
+    [({}, "fail"), ({"workers": 1}, "fail"), ({"workers": 1, "gpus_per_worker": 1}, "pass")],
+    ids=["no GPU here", "no GPU for the workers", "a GPU for the workers"],
+)
+def test_half_precision_needs_a_gpu(compute: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = run_config.parse({"train": {"precision": "fp16"}, "compute": compute})
+    found = preflight._precision(run, [report("32-true: a CPU", has_room=True)])
+    assert (found.status, "fp16" in found.found) == (expected, True)
 
 
 @pytest.mark.faults

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,40 +47,47 @@ class Imports:
     late_modules: Sequence[str]
     """Imported after it: they read the environment too. Processes of another environment are not forked."""
     ignored: Sequence[str]
-    """Environment variables that may differ; each fork gets those of the first."""
+    """Environment variables that may differ, but which the first fork must have; all others get those of the first."""
 
 
 @contextmanager
 def started(imports: Imports) -> Iterator[dict[str, str]]:
     """Start a server; yield the environment in which `fork_script.py` forks a process from it.
 
-    The server ends with the block or with this process. Its forks go on.
+    Yields nothing if the system allows no server, such as one in a temporary folder with a long name. The server ends
+    with the block or with this process. Its forks go on.
     """
     folder = tempfile.mkdtemp(prefix="txclf-fork-")  # only this user can enter
-    with socket.socket(socket.AF_UNIX) as listener:
-        address = str(Path(folder, "server"))
+    address, server = str(Path(folder, "server")), None
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(socket.SOMAXCONN)
-        program = f"import sys; sys.path[:] = {sys.path!r}; from txclf.core import fork_server; fork_server.main()"
-        server = subprocess.Popen(
-            [sys.executable, "-c", program, str(listener.fileno()), folder, json.dumps(asdict(imports))],
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.PIPE,  # ends with this process
-            stdout=subprocess.DEVNULL,
-        )
+        server = _process(listener, folder, imports)
     try:
-        yield {fork_script.SERVER: address, fork_script.MODULE: imports.main_module}
+        yield {fork_script.SERVER: address, fork_script.MODULE: imports.main_module} if server else {}
     finally:
-        server.kill()
-        server.communicate()
+        if server:
+            server.kill()
+            server.communicate()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _process(listener: socket.socket, folder: str, imports: Imports) -> subprocess.Popen[bytes]:
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    program = f"import sys; sys.path[:] = {path!r}; from txclf.core import fork_server; fork_server.main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(listener.fileno()), folder, json.dumps(asdict(imports))],
+        pass_fds=[listener.fileno()],
+        stdin=subprocess.PIPE,  # ends with this process
+        stdout=subprocess.DEVNULL,
+        env={"PYTHONWARNINGS": "ignore", **os.environ},  # those of imports concern nobody
+    )
 
 
 def main() -> None:
     """Serve until standard input ends; in each fork, run the main module with the arguments of its request."""
     descriptor, folder, imports = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that has started this one decides what Ctrl-C means
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no ended fork stays as a zombie
     with socket.socket(fileno=int(descriptor)) as listener:
         request = _serve(listener, Imports(**json.loads(imports)))
     if request is None:
@@ -104,19 +111,34 @@ def _serve(listener: socket.socket, imports: Imports) -> tuple[dict[str, Any], l
                 request, outputs = _received(connection)
             except (OSError, ValueError):
                 continue  # the sender has ended before it had sent all
-            if environment is None:
-                environment = request["environment"]
+            asked = request["environment"]
+            if environment is None and asked.keys() >= {*imports.ignored}:
+                environment = asked
                 os.environ.update(environment)
                 _import([imports.main_module, *imports.late_modules])
-            asked = request["environment"]
-            differ = {name for name in asked.keys() | environment.keys() if asked.get(name) != environment.get(name)}
-            # Another executable may have other packages.
-            if differ <= {*imports.ignored} and request["executable"] == sys.executable:
+                signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no ended fork stays as a zombie
+            if environment and _can_be_forked(request, environment, imports) and not _is_closed(connection):
                 if os.fork() == 0:
                     return {**request, "environment": environment, "module": imports.main_module}, outputs
-                connection.sendall(b"1")
+                with suppress(OSError):
+                    connection.sendall(b"1")
             for output in outputs:
                 os.close(output)
+
+
+def _can_be_forked(request: dict[str, Any], environment: dict[str, str], imports: Imports) -> bool:
+    """Return True if a process of this environment is what the request asks for."""
+    asked = request["environment"]
+    differ = {name for name in asked.keys() | environment.keys() if asked.get(name) != environment.get(name)}
+    # Another executable may have other packages.
+    return differ <= {*imports.ignored} and request["executable"] == sys.executable
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Return True if the sender of a request has ended meanwhile."""
+    events = select.poll()
+    events.register(connection, 0)  # whether it has hung up comes unasked
+    return any(event & select.POLLHUP for _, event in events.poll(0))
 
 
 def _import(modules: Sequence[str]) -> None:
@@ -142,6 +164,8 @@ def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 def _run(request: dict[str, Any], outputs: list[int]) -> None:
     """Become the process of the request, and run its module."""
+    import resource  # of Unix only, as forks are
+
     os.setpgid(0, 0)  # Ray ends the group of a worker that has ended
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor, copy in zip([nothing, *outputs], (0, 1, 2), strict=True):
@@ -150,9 +174,13 @@ def _run(request: dict[str, Any], outputs: list[int]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, tuple(request["files"]))
+    with suppress(OSError):  # a lower score than that of this process
+        Path(fork_script.OOM_SCORE).write_text(request["oom_score"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    os.chdir(request["folder"])
+    with suppress(OSError):  # the folder has been removed
+        os.chdir(request["folder"])
     sys.argv[:] = request["arguments"]
     random.seed()
     if numpy := sys.modules.get("numpy"):

@@ -29,7 +29,7 @@ def forked(compute: Compute, *, always: bool = False) -> Iterator[None]:
     The earlier the block begins, the more of the imports happen beside those of this process. Nothing changes on a
     cluster, on GPUs, which a fork may not be able to use, and on systems whose libraries are not safe to fork.
     """
-    is_local = (compute.on_ray or always) and (compute.address or os.environ.get("RAY_ADDRESS", "local")) == "local"
+    is_local = (compute.on_ray or always) and (compute.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
     ray = sys.modules.get("ray")
     is_started = fork_script.SERVER in os.environ or (ray is not None and ray.is_initialized())
     if not is_local or is_started or compute.gpus_per_worker or sys.platform != "linux":

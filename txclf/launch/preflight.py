@@ -293,6 +293,11 @@ def _machines(nodes: list[Node]) -> list[Finding]:
 
 def _precision(run: RunConfig, nodes: list[Node]) -> Finding:
     kinds = sorted({node.bf16 for node in nodes if node.has_room})
+    if run.train.precision == "fp16" and not uses_gpu(run.compute):
+        advice = (
+            "set `train.precision` to `auto`, `bf16` or `fp32`, or give the workers a GPU: `compute.gpus_per_worker`"
+        )
+        return Finding("fail", "precision", "fp16 needs a GPU", advice)
     if run.train.precision != "auto":
         return Finding("pass", "precision", f"{run.train.precision}, as the run file says")
     if not kinds:
