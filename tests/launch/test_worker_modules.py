@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import pytest
 
-PROGRAM = """
-import os, sys
-import txclf.training.worker
-import txclf.launch.worker_modules
-assert {"ray.data", "ray.train.lightning", "txclf.training.distributed.ray_trainer"} <= {*sys.modules}
-from ray._raylet import UniqueID
-drawn = set()
-for _ in range(3):
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        os.write(writer, UniqueID.from_random().binary())
-        os._exit(0)
-    drawn.add(os.read(reader, 100))
-print(len(drawn))
-"""
+from tests.helpers.forks import require_different_ids
 
 
 def test_forks_draw_different_ids() -> None:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], capture_output=True, text=True, check=False)
-    assert done.stdout == "3\n", done.stderr
+    require_different_ids("""
+import sys
+import txclf.training.worker
+import txclf.launch.worker_modules
+assert {"ray.data", "ray.train.lightning", "txclf.training.distributed.ray_trainer"} <= {*sys.modules}
+""")
+
+
+def test_forks_after_an_early_import_would_draw_the_same_ids() -> None:
+    with pytest.raises(AssertionError, match="the forks have drawn the same ids"):
+        require_different_ids("import ray.data")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 from ray.train.torch import TorchTrainer
 
+from tests.helpers.forks import require_different_ids
 from tests.helpers.upgrades import upgrade
 from txclf.upstream import local_ray
 
@@ -56,25 +55,12 @@ def test_light_trials_have_no_environment_of_their_own(monkeypatch: pytest.Monke
 
 
 def test_unseeded_class_ids_leave_the_generator_of_ray_alone() -> None:
-    """Forks of a process whose generator is seeded draw the same ids."""
-    program = """
-import os
+    with upgrade("ray"):
+        require_different_ids("""
 from txclf.upstream import local_ray
 import ray
-from ray._raylet import UniqueID
 with local_ray.unseeded_class_ids():
     first, second = (ray.remote(type("Actor", (), {})) for _ in range(2))
     ids = {kind.__ray_metadata__.class_id for kind in (first, second)}
     assert len(ids) == 2 and {type(one).__name__ for one in ids} == {"ActorClassID"}
-drawn = set()
-for _ in range(2):
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        os.write(writer, UniqueID.from_random().binary())
-        os._exit(0)
-    drawn.add(os.read(reader, 100))
-print(len(drawn))
-"""
-    with upgrade("ray"):
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-        assert done.stdout == "2\n", done.stderr
+""")

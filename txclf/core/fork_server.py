@@ -29,9 +29,6 @@ from typing import Any
 
 from txclf.core import fork_script
 
-GC_THRESHOLD = 50_000
-"""Objects between two garbage collections while modules are imported, which create many and free few."""
-
 PAUSE_S = 30.0
 """Seconds for which the sender of a request may pause."""
 
@@ -87,6 +84,7 @@ def _process(listener: socket.socket, folder: str, imports: Imports) -> subproce
 def main() -> None:
     """Serve until standard input ends; in each fork, run the main module with the arguments of its request."""
     descriptor, folder, imports = sys.argv[1:]
+    gc.disable()  # until there are forks, as the documentation of `gc.freeze` advises
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that has started this one decides what Ctrl-C means
     with socket.socket(fileno=int(descriptor)) as listener:
         request = _serve(listener, Imports(**json.loads(imports)))
@@ -142,14 +140,11 @@ def _is_closed(connection: socket.socket) -> bool:
 
 
 def _import(modules: Sequence[str]) -> None:
-    usual = gc.get_threshold()
-    gc.set_threshold(GC_THRESHOLD)
     for name in modules:
         try:
             importlib.import_module(name)
         except Exception as error:  # the forks report it, if they need it
             print(f"{name}: {error}", file=sys.stderr)
-    gc.set_threshold(*usual)
     gc.freeze()  # the forks share memory that no collection writes to
 
 
@@ -166,6 +161,7 @@ def _run(request: dict[str, Any], outputs: list[int]) -> None:
     """Become the process of the request, and run its module."""
     import resource  # of Unix only, as forks are
 
+    gc.enable()
     os.setpgid(0, 0)  # Ray ends the group of a worker that has ended
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor, copy in zip([nothing, *outputs], (0, 1, 2), strict=True):
