@@ -100,7 +100,7 @@ def test_fork_keeps_limits_and_the_oom_score(imports: Imports) -> None:
 def test_script_that_ended_during_the_imports_gets_no_fork(imports: Imports, tmp_path: Path) -> None:
     (tmp_path / "slow_module.py").write_text("import time; time.sleep(3)")
     (tmp_path / "mark_process.py").write_text(
-        "import os, pathlib, sys; pathlib.Path(sys.argv[0]).with_name(sys.argv[1]).touch() if sys.argv[1:] else None"
+        "import pathlib, sys\nif __name__ == '__main__': pathlib.Path(sys.argv[0]).with_name(sys.argv[1]).touch()"
     )
     imports = replace(imports, modules=["slow_module"], main_module="mark_process")
     with fork_server.started(imports) as environment:
