@@ -33,7 +33,7 @@ demo: install
 
 # Two processes, because most tests wait for others of their own; the tests of one file share what they set up.
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not faults"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 -m "not faults"
 
 # One process: stalled workers and lost nodes are told by timeouts of seconds.
 test-faults: install
