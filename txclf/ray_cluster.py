@@ -42,6 +42,8 @@ LOCAL_SETTINGS = {
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
     # Ray Train takes one report of the workers each time: a short run would end seconds after its last step.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # `ray.init` would wait for workers that Ray starts early, for ever if one of them needs more than a minute or dies.
+    "RAY_prestart_worker_first_driver": "0",
 }
 """Further ones on a Ray that `connected` starts; all its processes inherit them."""
 
@@ -105,9 +107,11 @@ def _join(address: str | None) -> None:
                 **log,
                 _temp_dir=os.environ.get("RAY_TMPDIR") or os.path.join(tempfile.gettempdir(), "ray"),
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a bare `Exception`, if its processes take more than half a minute to start
         raise ClusterError(
-            f"Ray at `{address or 'local'}` cannot be joined: {error}. Check `compute.address` and `RAY_ADDRESS`."
+            f"Ray at `{address}` cannot be joined: {error}. Check `compute.address` and `RAY_ADDRESS`."
+            if address
+            else f"Ray does not start on this machine: {error} Try again when the machine is less busy."
         ) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)

@@ -63,6 +63,35 @@ def test_import_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+DIES_FIRST = """
+import os, runpy, sys
+if __name__ == "__main__":
+    try:
+        os.open(MARK, os.O_CREAT | os.O_EXCL)
+    except FileExistsError:
+        runpy.run_module("ray._private.workers.default_worker", run_name="__main__")
+"""
+CALL = """
+import ray
+from txclf import ray_cluster
+from txclf.config.sections import Compute
+from txclf.core import fork_server
+with fork_server.started(fork_server.Imports([], "dies_first", [], [])) as settings:
+    with ray_cluster.environment(settings), ray_cluster.connected(Compute(workers=1)):
+        print(ray.get(ray.remote(num_cpus=0)(lambda: "answer").remote()))
+"""
+
+
+def test_a_local_ray_starts_although_its_first_worker_dies(tmp_path: Path) -> None:
+    (tmp_path / "dies_first.py").write_text(DIES_FIRST.replace("MARK", repr(str(tmp_path / "mark"))))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    environment |= {"RAY_worker_register_timeout_seconds": "5", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", CALL]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout == "answer\n"
+    assert (tmp_path / "mark").exists()
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_workers_are_forks_with_ids_of_their_own() -> None:
     workers: list[Any] = [Worker.remote() for _ in range(5)]  # type: ignore[attr-defined]
