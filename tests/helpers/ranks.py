@@ -24,9 +24,8 @@ def spawn(function: Callable[..., None], arguments: tuple[Any, ...], count: int)
 
 
 def _run(rank: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    faulthandler.dump_traceback_later(PATIENCE_S, exit=True)
+    faulthandler.dump_traceback_later(PATIENCE_S, exit=True)  # also if the process hangs at its end
     function(rank, *arguments)
-    faulthandler.cancel_dump_traceback_later()
 
 
 def leave() -> None:

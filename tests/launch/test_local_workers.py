@@ -85,7 +85,7 @@ with fork_server.started(fork_server.Imports([], "dies_first", [], [])) as setti
 def test_a_local_ray_starts_although_its_first_worker_dies(tmp_path: Path) -> None:
     (tmp_path / "dies_first.py").write_text(DIES_FIRST.replace("MARK", repr(str(tmp_path / "mark"))))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    environment |= {"RAY_worker_register_timeout_seconds": "5", "PYTHONWARNINGS": "ignore"}
+    environment |= {"RAY_ADDRESS": "", "RAY_worker_register_timeout_seconds": "5", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-c", CALL]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout == "answer\n"
