@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,19 @@ def test_connected_closed_port_is_refused_at_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     with (
         pytest.raises(ClusterError, match=rf"Ray at `127\.0\.0\.1:{port}` cannot be joined"),
+        ray_cluster.connected(Compute(workers=1)),
+    ):
+        pass
+
+
+def test_connected_local_ray_that_does_not_start_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with (
+        pytest.raises(ClusterError, match=r"Ray does not start on this machine: .*file.*\. Check `RAY_TMPDIR`"),
         ray_cluster.connected(Compute(workers=1)),
     ):
         pass

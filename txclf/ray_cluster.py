@@ -108,11 +108,12 @@ def _join(address: str | None) -> None:
                 _temp_dir=os.environ.get("RAY_TMPDIR") or os.path.join(tempfile.gettempdir(), "ray"),
             )
     except Exception as error:  # a bare `Exception`, if its processes take more than half a minute to start
+        reason = str(error).rstrip(".")
         raise ClusterError(
-            f"Ray at `{address}` cannot be joined: {error}. Check `compute.address` and `RAY_ADDRESS`."
+            f"Ray at `{address}` cannot be joined: {reason}. Check `compute.address` and `RAY_ADDRESS`."
             if address
-            else f"Ray does not start on this machine: {error} Try again when the machine is less busy."
-        ) from None
+            else f"Ray does not start on this machine: {reason}. Check `RAY_TMPDIR`, and whether the machine is busy."
+        ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
 
