@@ -64,7 +64,7 @@ def test_audit_finds_planted_errors_and_twins(audited: tuple[RunConfig, dict[str
     suspects = read(found["suspects_file"])
     assert found["suspects_file"] == f"{run.run_folder}/audit/suspects.csv"
     by_text = {row["text"]: row for row in suspects}
-    assert len(by_text.keys() & wrong) > 0.9 * len(wrong)
+    assert len(by_text.keys() & wrong) > 0.8 * len(wrong)
     assert len(by_text.keys() - wrong) < 0.5 * len(wrong)
     assert found["suspects"] == len(suspects) == sum(pair["rows"] for pair in found["pairs"])
     assert found["rows"] == 306

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -117,6 +118,21 @@ def test_script_that_ended_during_the_imports_gets_no_fork(imports: Imports, tmp
             time.sleep(0.05)
     assert (tmp_path / "lived").exists()
     assert not (tmp_path / "ended").exists()
+
+
+def test_senders_that_end_early_leave_no_open_files(imports: Imports) -> None:
+    with fork_server.started(imports) as environment:
+        shown, _ = run(environment)
+        files = Path(f"/proc/{server_of(shown)}/fd")
+        before = len([*files.iterdir()])
+        for _ in range(5):
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(environment[fork_script.SERVER])
+                socket.send_fds(connection, [b"1"], [1, 2])
+                connection.sendall(b"{")
+        again, _ = run(environment)
+        assert again["loaded"]
+        assert len([*files.iterdir()]) <= before + 1  # the connection may still be open
 
 
 def test_first_process_without_an_ignored_variable_is_not_forked(

@@ -64,6 +64,12 @@ def test_count_many_chunks_and_case(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(count(["A a"], Analyzer(words=1, lowercase=False)).keys) == 2
 
 
+def test_count_does_not_depend_on_how_a_letter_is_composed() -> None:
+    composed, decomposed = count(["Häuser"], BOTH), count(["Ha\u0308user"], BOTH)
+    assert np.array_equal(composed.keys, decomposed.keys)
+    assert [name for name, _ in spans("今天 好", Analyzer(words=2))] == ["今", "天", "好", "今天", "天好"]
+
+
 def test_is_characters_tells_the_two_kinds_apart() -> None:
     assert not is_characters(count(TEXTS, Analyzer(words=3)).keys).any()
     assert is_characters(count(TEXTS, Analyzer(words=0, characters=(1, 3))).keys).all()

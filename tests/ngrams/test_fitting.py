@@ -28,7 +28,64 @@ def test_choose_learns_topics_and_calibrates_on_the_validation_rows() -> None:
     logits = choice.model.logits(valid_texts)
     best = max(candidate.score for candidate in choice.candidates)
     assert float((logits.argmax(axis=1) == valid_labels).mean()) == best > 0.85
-    assert choice.model.temperature == pytest.approx(calibration.temperature(logits, valid_labels))
+    assert choice.model.temperature == pytest.approx(calibration.temperature(logits, valid_labels, 1 / 202))
+
+
+CHINESE = ["足球比赛", "股票市场", "电影演员"]
+"""Topics, written without blanks."""
+
+
+@pytest.mark.parametrize("length", [20, 800])
+def test_choose_takes_letters_of_a_script_without_blanks_as_words(length: int) -> None:
+    draw = np.random.default_rng(0)
+    labels = np.arange(150) % 3
+    filler = "的一是在不了有和人这中大为上个国我以要他"
+    texts = ["".join(draw.choice([*filler, *CHINESE[label]], length)) + "。" for label in labels]
+    choice = choose(texts[:100], labels[:100], texts[100:], labels[100:], num_labels=3)
+    assert choice.model.analyzer.characters is None
+    assert choice.candidates[0].score > 0.9
+
+
+def test_choose_model_without_an_error_on_few_rows_is_confident() -> None:
+    texts, labels = make(100)
+    valid_texts, valid_labels = make(8, seed=1)
+    model = choose(texts, labels, valid_texts, valid_labels, num_labels=3).model
+    assert (model.logits(valid_texts).argmax(axis=1) == valid_labels).all()
+    assert 0.05 < model.temperature < 0.6  # without smoothing the rows would say nothing
+
+
+def test_share_by_macro_f1_keeps_the_rare_label_that_a_balanced_network_finds() -> None:
+    draw = np.random.default_rng(0)
+    labels = (np.arange(600) % 20 == 0).astype(np.int64)
+    texts = [" ".join(draw.choice([f"word{number}" for number in range(30)], 8)) for _ in labels]
+    choice = choose(texts[:300], labels[:300], texts[300:], labels[300:], num_labels=2)  # always the frequent label
+    rare = np.where(labels[300:], draw.normal(0.8, 0.7, 300), draw.normal(-0.8, 0.7, 300))
+    logits = np.stack([-rare, rare], axis=1).astype(np.float32)
+
+    def f1(by_macro_f1: bool) -> float:
+        found = fitting.share(choice, texts[300:], logits, labels[300:], by_macro_f1)
+        together = found.blended(logits, found.scores(texts[300:])) if found else logits
+        return fitting._score(together, labels[300:], True)
+
+    assert f1(True) > max(f1(False), fitting._score(logits, labels[300:], True)) + 0.02
+
+
+def test_choose_of_equal_scores_takes_the_lower_loss() -> None:
+    texts, labels = make(300)
+    choice = choose(texts[:200], labels[:200], texts[200:], labels[200:], num_labels=3)
+    equal = [candidate for candidate in choice.candidates if candidate.score == 1.0]
+    assert len(equal) > 1
+    best = min(equal, key=lambda candidate: candidate.loss)
+    logits = choice.model.logits(texts[200:]) / np.float32(choice.model.temperature)
+    assert best.loss == pytest.approx(fitting._loss(logits, labels[200:]))
+
+
+def test_fit_label_of_no_row_is_no_worse_than_the_opposite_of_a_certain_one() -> None:
+    texts, labels = make(300)
+    counts = count(texts, WORDS)
+    model = fit(counts, labels, num_labels=4, analyzer=WORDS, weighting="tfidf", cost=1.0)
+    assert model.bias[3] == -fitting.MARGIN
+    assert (model.logits(["", "unknown", *texts]).argmax(axis=1) < 3).all()
 
 
 @pytest.mark.parametrize(("words", "expected"), [(10, [(2, True), (2, True)]), (200, [(2, False), (3, False)])])

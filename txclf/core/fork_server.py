@@ -120,8 +120,7 @@ def _serve(listener: socket.socket, imports: Imports) -> tuple[dict[str, Any], l
                     return {**request, "environment": environment, "module": imports.main_module}, outputs
                 with suppress(OSError):
                     connection.sendall(b"1")
-            for output in outputs:
-                os.close(output)
+            _close(outputs)
 
 
 def _can_be_forked(request: dict[str, Any], environment: dict[str, str], imports: Imports) -> bool:
@@ -151,10 +150,19 @@ def _import(modules: Sequence[str]) -> None:
 def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Return a request and the file descriptors of its standard output and error."""
     _, outputs, _, _ = socket.recv_fds(connection, 1, 2)
-    parts = []
-    while part := connection.recv(2**16):
-        parts.append(part)
-    return json.loads(b"".join(parts)), outputs
+    try:
+        parts = []
+        while part := connection.recv(2**16):
+            parts.append(part)
+        return json.loads(b"".join(parts)), outputs
+    except (OSError, ValueError):
+        _close(outputs)
+        raise
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _run(request: dict[str, Any], outputs: list[int]) -> None:

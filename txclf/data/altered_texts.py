@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 from random import Random
 
+from txclf.core.words import UNSPACED, joined
+
 DROPPED = 0.1
 """Share of the words that are left out."""
 REPLACED = 0.15
@@ -23,10 +25,8 @@ JOINED = 0.1
 MIN_WORDS = 4
 """Words from which on a copy is cut or joined."""
 
-_CHARACTERS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-WORD = re.compile(rf"[{_CHARACTERS}]|[^\s{_CHARACTERS}]+")
-"""A word. In scripts without spaces, each character is one."""
-_INNER_SPACE = re.compile(rf"(?<=[{_CHARACTERS}]) (?=[{_CHARACTERS}])")
+WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+"""A word. In scripts without blanks between words, each character is one."""
 
 
 def altered(texts: Sequence[str], copies: int, draw: Random) -> Iterator[tuple[int, str]]:
@@ -45,7 +45,7 @@ def altered(texts: Sequence[str], copies: int, draw: Random) -> Iterator[tuple[i
             copy = _exchanged(text, followers, everything, draw)
             if len(copy) >= MIN_WORDS:
                 copy = _rearranged(copy, words, draw)
-            yield number, _INNER_SPACE.sub("", " ".join(copy)) or texts[number]
+            yield number, joined(copy) or texts[number]
 
 
 def _exchanged(text: list[str], followers: dict[str, list[str]], everything: list[str], draw: Random) -> list[str]:

@@ -9,7 +9,6 @@ model was trained on differ from all others.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import pyarrow as pa
 from txclf.core import html_table, openmp, storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.core.text import listed
+from txclf.core.words import split
 from txclf.data import detect, records, shards, sources, tables
 from txclf.evaluation.evaluate import finished
 from txclf.evaluation.labelled_files import MAX_SHOWN_REJECTS
@@ -43,9 +43,6 @@ MAX_CHARS = 500
 """Characters of such a row."""
 BINS = 30
 """Bins of the lengths."""
-
-# A word is a run of letters and digits; in Chinese and Japanese, a character.
-_WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 
 
 class Drift(dict[str, Any]):
@@ -181,7 +178,7 @@ def _side(classifier: Classifier, table: pa.Table) -> _Side:
 
 
 def _words(text: str) -> list[str]:
-    return _WORDS.findall(text.lower())
+    return [word for word in split(text.lower()) if word[0].isalnum()]
 
 
 def _vocabulary(prepared: str, manifest: shards.Manifest) -> set[str]:

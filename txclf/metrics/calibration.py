@@ -29,26 +29,27 @@ Labels = npt.NDArray[np.integer] | npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
 
-def temperature(logits: Floats, labels: Labels) -> float:
+def temperature(logits: Floats, labels: Labels, smoothing: float = 0.0) -> float:
     """Return the temperature that minimizes the cross-entropy of logits (N, C) against labels.
 
-    Returns 1.0 if the minimum is outside the limits. Then the rows determine no temperature: for example, if all rows
-    are classified correctly, the minimum is at 0.
+    `smoothing` is the share of each target that all classes, or both answers, have alike. Returns 1.0 if the minimum is
+    outside the limits. Then the rows determine no temperature: for example, if all rows are classified correctly and
+    nothing is smoothed, the minimum is at 0.
     """
     # Cross-entropy is convex in the inverse temperature, so its slope changes sign once.
     low, high = -math.log(LIMIT), math.log(LIMIT)
-    if not (_slope(logits, labels, math.exp(low)) < 0 < _slope(logits, labels, math.exp(high))):
+    if not (_slope(logits, labels, math.exp(low), smoothing) < 0 < _slope(logits, labels, math.exp(high), smoothing)):
         return 1.0
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if _slope(logits, labels, math.exp(middle)) < 0 else (low, middle)
+        low, high = (middle, high) if _slope(logits, labels, math.exp(middle), smoothing) < 0 else (low, middle)
     return math.exp(-(low + high) / 2)
 
 
-def _slope(logits: Floats, labels: Labels, inverse: float) -> float:
+def _slope(logits: Floats, labels: Labels, inverse: float, smoothing: float) -> float:
     """Return the derivative of the summed cross-entropy by the inverse temperature.
 
-    It is the sum of the expected logit minus the logit of the true class.
+    It is the sum of the expected logit minus the logit of the target: the true class, and a share of all classes.
     """
     total = 0.0
     rows = max(1, CHUNK_LOGITS // logits.shape[1])
@@ -58,11 +59,11 @@ def _slope(logits: Floats, labels: Labels, inverse: float) -> float:
             targets_NC = torch.from_numpy(labels[start : start + rows].astype(np.float64))
             # A binary decision has the logits z and 0. The margin is the wrong logit minus the true one.
             margins_NC = torch.where(targets_NC > 0, -logits_NC, logits_NC)
-            total += float(((margins_NC * inverse).sigmoid() * margins_NC).sum())
+            total += float((((margins_NC * inverse).sigmoid() - smoothing / 2) * margins_NC).sum())
             continue
         # Subtracted first, so that rows with a probability of 1 contribute 0 instead of a rounding error.
         logits_NC -= logits_NC.gather(1, _index(labels[start : start + rows]))
-        total += float(((logits_NC * inverse).softmax(dim=1) * logits_NC).sum())
+        total += float((((logits_NC * inverse).softmax(dim=1) - smoothing / logits_NC.shape[1]) * logits_NC).sum())
     return total
 
 

@@ -1,14 +1,15 @@
 """Counts of word and character n-grams, each known by a 64-bit hash of its text.
 
-A word is a run of letters and digits, or a single other character that is not blank. Character n-grams lie within one
-word and the blanks around it, so a text has those of its words: their counts are the product of two sparse matrices.
-No vocabulary is needed to hash, and two n-grams of different texts have the same hash with a chance of 1 in 10^19.
+A word is a run of letters and digits, or a single other character that is not blank (`txclf.core.words`). Character
+n-grams lie within one word and the blanks around it, so a text has those of its words: their counts are the product of
+two sparse matrices. No vocabulary is needed to hash, and two n-grams of different texts have the same hash with a
+chance of 1 in 10^19.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,14 +17,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from txclf.core.hashing import UInt64s, mix
+from txclf.core.words import joined, split
 
-_WORDS = re.compile(r"\w+|[^\w\s]")
 _ROWS = 4096
 """Rows that are counted at a time."""
 MAX_TEXT_CHARS = 2**20
 """Characters after which a text is not read further."""
 MAX_WORD_CHARS = 64
-"""Characters of a word whose n-grams are counted; in scripts without spaces a word is a whole clause."""
+"""Characters of a word whose n-grams are counted."""
 
 
 class Analyzer(BaseModel):
@@ -82,7 +83,7 @@ def spans(text: str, analyzer: Analyzer) -> Iterator[tuple[str, int]]:
     for size in range(1, analyzer.words + 1):
         keys = _word_ngrams(hashes, np.zeros(len(words), np.int64), size)[0]
         for start, key in enumerate(keys.tolist()):
-            yield " ".join(words[start : start + size]), key
+            yield joined(words[start : start + size]), key
     if analyzer.characters:
         shortest, longest = analyzer.characters
         for word in words:
@@ -148,8 +149,8 @@ def _matrix(keys: UInt64s, rows: Any, num_rows: int, known: UInt64s | None) -> t
 
 
 def _words(text: str, analyzer: Analyzer) -> list[str]:
-    text = text[:MAX_TEXT_CHARS]
-    return _WORDS.findall(text.lower() if analyzer.lowercase else text)
+    text = unicodedata.normalize("NFC", text[:MAX_TEXT_CHARS])
+    return split(text.lower() if analyzer.lowercase else text)
 
 
 def _word_hashes(words: Sequence[str]) -> UInt64s:

@@ -1,7 +1,8 @@
 """Training of linear models on n-grams, and of their share beside a network.
 
 One support vector machine per label, against the rest (liblinear; Fan et al., JMLR 2008). `choose` takes the features
-and the cost of errors that score best on validation rows, and fits a temperature there (Guo et al., ICML 2017).
+and the cost of errors that score best on validation rows, and fits a temperature there (Guo et al., ICML 2017), with
+targets that are a little smoothed (Platt, 1999): a machine that makes no error on a few rows is not certain.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from txclf.metrics import calibration
+from txclf.core.words import unspaced_share
+from txclf.metrics import calibration, multiclass
 from txclf.metrics.calibration import Labels
 from txclf.ngrams.blend import Blend, NgramShare, calibrated, pooled
 from txclf.ngrams.features import Analyzer, Counts, count
@@ -24,10 +26,16 @@ Bools = npt.NDArray[np.bool_]
 
 LONG_CHARS = 500
 """Mean characters of a text from which on character n-grams are left out: they add time and no accuracy."""
+UNSPACED_SHARE, SCRIPT_ROWS = 0.5, 1000
+"""Share of the characters of the first texts that are of scripts without blanks between words from which on they are
+left out too, as each of them is a word."""
 MAX_ROWS = 100_000
 """Most training rows to read for a linear model."""
 MAX_SHORT_CHARS, MAX_LONG_CHARS = 12_000_000, 40_000_000
-"""Most characters of the training texts with and without character n-grams; the texts after them are left out."""
+"""Most characters of the training texts, if they are short or have a word per character, and of other long ones. The
+texts after them are left out."""
+MARGIN = 2.0
+"""Logit of a label that every training row has, negative of one that none has: beyond that of a clear case, 1."""
 MANY_ROWS = 10_000
 """Training rows from which on an n-gram must occur in two of them."""
 MAX_WEIGHTS, MIN_FEATURES, MAX_FEATURES = 2**24, 2**13, 2**20
@@ -45,7 +53,14 @@ class Candidate(NamedTuple):
     weighting: Weighting
     cost: float
     score: float
-    """Accuracy; of several labels per text, the negative mean log loss."""
+    """Accuracy or macro F1; of several labels per text, the negative mean log loss."""
+    loss: float
+    """Mean log loss."""
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The greater, the better; of equal scores, the lower loss."""
+        return self.score, -self.loss
 
 
 class Choice(NamedTuple):
@@ -65,24 +80,29 @@ def choose(
     *,
     num_labels: int,
     lowercase: bool = True,
+    by_macro_f1: bool = False,
 ) -> Choice:
     """Train linear classifiers and return the one that is best on the validation rows, calibrated there.
 
-    Labels are class ids (rows,), or a mask of the labels of each row (rows, labels). Without validation rows the middle
-    cost of the first features is taken. Of very many texts the first are used, as far as `MAX_SHORT_CHARS`,
-    `MAX_LONG_CHARS` and `MAX_WORK` go.
+    Labels are class ids (rows,), or a mask of the labels of each row (rows, labels). The best has the highest accuracy,
+    or macro F1, or the lowest loss if texts have several labels. Without validation rows the middle cost of the first
+    features is taken. Of very many texts the first are used, as far as `MAX_SHORT_CHARS`, `MAX_LONG_CHARS` and
+    `MAX_WORK` go.
     """
     chars = np.cumsum(list(map(len, train_texts)))
     is_long = len(chars) > 0 and bool(chars[-1] > LONG_CHARS * len(chars))
-    rows = int(np.searchsorted(chars, MAX_LONG_CHARS if is_long else MAX_SHORT_CHARS, side="right"))
+    is_unspaced = unspaced_share(train_texts[:SCRIPT_ROWS]) > UNSPACED_SHARE
+    words_alone = is_long or is_unspaced
+    most_chars = MAX_LONG_CHARS if is_long and not is_unspaced else MAX_SHORT_CHARS
+    rows = int(np.searchsorted(chars, most_chars, side="right"))
     train_texts, train_labels = train_texts[:rows], train_labels[:rows]
-    best: tuple[float, NgramModel, int] | None = None
+    best: tuple[Candidate, NgramModel, int] | None = None
     tried: list[Candidate] = []
     counts: Counts | None = None
-    for weighting, analyzer, costs in _settings(is_long, lowercase):
+    for weighting, analyzer, costs in _settings(words_alone, lowercase):
         if best is not None and not valid_texts:
             break
-        if counts is None or is_long:
+        if counts is None or words_alone:
             counts = kept(count(train_texts, analyzer), num_labels)
             affordable = MAX_WORK / max(1, counts.matrix.nnz * num_labels)
             if affordable < 1:
@@ -91,21 +111,25 @@ def choose(
             labels, valid_counts = train_labels[: counts.matrix.shape[0]], count(valid_texts, analyzer, counts.keys)
         for cost in costs if valid_texts and affordable >= len(costs) else costs[1:2]:
             model = fit(counts, labels, num_labels=num_labels, analyzer=analyzer, weighting=weighting, cost=cost)
-            score = 0.0
+            found = Candidate(weighting, cost, 0.0, 0.0)
             if valid_texts:
                 logits = model.scored(valid_counts)
-                model = replace(model, temperature=calibration.temperature(logits, valid_labels))
-                score = _score(logits / np.float32(model.temperature), valid_labels)
-            tried.append(Candidate(weighting, cost, score))
-            if best is None or score > best[0]:
-                best = score, model, counts.matrix.shape[0]
+                smoothing = 1 / (len(valid_texts) + 2)
+                model = replace(model, temperature=calibration.temperature(logits, valid_labels, smoothing))
+                scaled = logits / np.float32(model.temperature)
+                found = Candidate(
+                    weighting, cost, _score(scaled, valid_labels, by_macro_f1), _loss(scaled, valid_labels)
+                )
+            tried.append(found)
+            if best is None or found.rank > best[0].rank:
+                best = found, model, counts.matrix.shape[0]
     assert best is not None
     return Choice(best[1], tried, best[2])
 
 
-def _settings(is_long: bool, lowercase: bool) -> list[tuple[Weighting, Analyzer, tuple[float, ...]]]:
-    """Return what is tried: weightings, n-grams (the same for all, if texts are short) and costs of errors."""
-    if is_long:
+def _settings(words_alone: bool, lowercase: bool) -> list[tuple[Weighting, Analyzer, tuple[float, ...]]]:
+    """Return what is tried: weightings, n-grams (the same for all, if they have characters) and costs of errors."""
+    if words_alone:
         pairs, triples = Analyzer(words=2, lowercase=lowercase), Analyzer(words=3, lowercase=lowercase)
         return [("tfidf", pairs, (0.1, 0.3, 1.0)), ("naive bayes", triples, (0.3, 1.0, 3.0))]
     short = Analyzer(words=2, characters=(2, 5), lowercase=lowercase)
@@ -114,17 +138,18 @@ def _settings(is_long: bool, lowercase: bool) -> list[tuple[Weighting, Analyzer,
 
 def refit(choice: Choice, texts: Sequence[str], labels: Labels, *, num_labels: int) -> NgramModel:
     """Train a model with the chosen features and cost on other rows, as many as `choice` used at most."""
-    best = max(choice.candidates, key=lambda candidate: candidate.score)  # the first of several, as `choose` does
+    best = max(choice.candidates, key=lambda candidate: candidate.rank)  # the first of several, as `choose` does
     texts, labels, analyzer = texts[: choice.train_rows], labels[: choice.train_rows], choice.model.analyzer
     counts = kept(count(texts, analyzer), num_labels)
     return fit(counts, labels, num_labels=num_labels, analyzer=analyzer, weighting=best.weighting, cost=best.cost)
 
 
-def _score(logits: Floats, labels: Labels) -> float:
-    """Return the accuracy of logits, or of several labels per text their negative mean log loss."""
-    if labels.ndim == 1:
-        return float((logits.argmax(axis=1) == labels).mean())
-    return -float(np.logaddexp(0, np.where(labels, -logits, logits)).mean())
+def _score(logits: Floats, labels: Labels, by_macro_f1: bool) -> float:
+    """Return the accuracy or macro F1 of logits, or of several labels per text their negative mean log loss."""
+    if labels.ndim == 2:
+        return -_loss(logits, labels)
+    name = "f1_macro" if by_macro_f1 else "accuracy"
+    return multiclass.short_scores(logits.argmax(axis=1), labels.astype(np.int64), logits.shape[1])[name]
 
 
 def fit(
@@ -146,8 +171,11 @@ def fit(
         target = targets[:, label]
         if is_pair and label == 0:
             continue
-        if not num or target.all() or not target.any():
+        if not num:
             bias[label] = np.log((target.sum() + 0.5) / (rows - target.sum() + 0.5)) if rows else 0.0
+            continue
+        if target.all() or not target.any():
+            bias[label] = MARGIN if target.all() else -MARGIN
             continue
         ratio = _log_count_ratio(counts, target) if weighting == "naive bayes" else None
         machine = LinearSVC(C=cost, random_state=0)
@@ -204,8 +232,10 @@ def _columns_scaled(matrix: Any, scale: Floats) -> Any:
     return csr_matrix((matrix.data * scale[matrix.indices], matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
-def share(choice: Choice, texts: Sequence[str], logits: Floats, labels: Labels) -> Blend | None:
-    """Return the blend of a network and a linear model that is best on validation rows.
+def share(
+    choice: Choice, texts: Sequence[str], logits: Floats, labels: Labels, by_macro_f1: bool = False
+) -> Blend | None:
+    """Return the blend of a network and a linear model that is best on validation rows: by the loss, or macro F1.
 
     `logits` (rows, labels) are those of the network for the texts. Returns None if the network is better alone.
     """
@@ -213,8 +243,12 @@ def share(choice: Choice, texts: Sequence[str], logits: Floats, labels: Labels) 
     network_temperature = calibration.temperature(logits, labels)
     network = calibrated(logits, network_temperature, is_multilabel)
     linear = calibrated(model.logits(texts), model.temperature, is_multilabel)
-    losses = [_loss(pooled(network, linear, weight), labels) for weight in SHARES]
+    together = [pooled(network, linear, weight) for weight in SHARES]
+    losses = [_loss(one, labels) for one in together]
     best = int(np.argmin(losses))
+    if by_macro_f1 and not is_multilabel:  # rare labels count little in the loss
+        scores = [_score(one, labels, by_macro_f1) for one in together]
+        best = max(range(len(SHARES)), key=lambda number: (scores[number], -losses[number]))
     if best == 0:
         return None
     found = NgramShare(

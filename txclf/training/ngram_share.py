@@ -40,6 +40,12 @@ def fitted(run: RunConfig, prepared: str, logits: Floats, labels: Labels) -> Ble
         targets = train[column].to_numpy()
     texts = train["text"].to_pylist()
     valid = pa.concat_tables(shards.first_rows(prepared, manifest, "valid", ["text"], len(labels)))["text"].to_pylist()
-    choice = fitting.choose(texts, targets, valid, labels, num_labels=num_labels, lowercase=run.tokenizer.lowercase)
-    blend = fitting.share(choice, valid, logits, labels)
+    by_macro_f1 = run.train.monitor == "valid_f1_macro"
+    choice = fitting.choose(
+        *(texts, targets, valid, labels),
+        num_labels=num_labels,
+        lowercase=run.tokenizer.lowercase,
+        by_macro_f1=by_macro_f1,
+    )
+    blend = fitting.share(choice, valid, logits, labels, by_macro_f1)
     return Blended(blend, blend.blended(logits, blend.scores(valid))) if blend else None
