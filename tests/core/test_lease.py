@@ -242,3 +242,16 @@ def test_write_of_a_driver_whose_lease_was_taken_over_is_refused(tmp_path: Path)
         with pytest.raises(StorageError, match="took its work over"):
             holding.discard()
         assert sorted(path.name for path in folder.iterdir()) == [lease.FILE, "part-0"]
+
+
+def test_require_is_for_the_process_that_holds_the_folder(tmp_path: Path) -> None:
+    with lease.held(str(tmp_path)):
+        lease.require(str(tmp_path))
+        path = tmp_path / lease.FILE
+        mine = path.read_text()
+        path.write_text(json.dumps(json.loads(mine) | {"pid": 1}))
+        with pytest.raises(StorageError, match="took its work over"):
+            lease.require(str(tmp_path))
+        path.write_text(mine)
+    with pytest.raises(StorageError):
+        lease.require(str(tmp_path))

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from tests.helpers.testbed import METRICS, TOKEN, Testbed, environment
 from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf import Classifier, _version
 from txclf.artifacts import attempts, checkpoints
-from txclf.core.errors import ConfigError, StorageError
+from txclf.core.errors import ClusterError, ConfigError, StorageError
 from txclf.launch import jobs
 
 TXCLF = str(Path(sys.executable).with_name("txclf"))
@@ -39,6 +39,26 @@ def run_file(folder: Path) -> str:
 def test_submit_relative_storage_raises(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="`storage: runs` would lie in the job's own folder"):
         jobs.submit("http://127.0.0.1:1", "train", [run_file(tmp_path)], str(tmp_path))
+
+
+@pytest.mark.parametrize("words", [["--out", "found.csv"], ["--out=./found.csv"]])
+def test_submit_relative_output_of_predict_raises(tmp_path: Path, words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"`--out .*found.csv` would lie in the job's own folder"):
+        jobs.submit("http://127.0.0.1:1", "predict", ["s3://b/model", "s3://b/in.csv", *words], str(tmp_path))
+
+
+def test_follow_connection_that_breaks_is_one_message() -> None:
+    class BrokenClient:
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield "step 1"
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    shown: list[str] = []
+    with pytest.raises(
+        ClusterError, match=r"the connection to the cluster broke\. The job goes on: `txclf jobs"
+    ):
+        jobs.follow(BrokenClient(), "j", shown.append)
+    assert shown == ["step 1"]
 
 
 def test_submit_words_with_credentials_raise(tmp_path: Path) -> None:

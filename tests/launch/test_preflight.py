@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,6 +63,13 @@ def test_check_unwritable_storage_fails(tmp_path: Path, data: str) -> None:
 
 def report(bf16: str, has_room: bool) -> preflight.Node:
     return preflight.Node("node", {}, 1, [], 1.0, 1.0, 1.0, 0.0, bf16, [], has_room)
+
+
+def test_probe_misses_a_node_whose_name_begins_that_of_another(tmp_path: Path) -> None:
+    with preflight.Probe(str(tmp_path)) as probe:
+        (tmp_path / f".probe-{probe.token}-10.0.0.12").touch()
+        nodes: Any = [SimpleNamespace(name=name) for name in ("10.0.0.1", "10.0.0.12")]
+        assert probe.missing(nodes) == ["10.0.0.1"]
 
 
 def test_ask_judges_precision_by_the_gpu_only_if_workers_get_it(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 from txclf.artifacts import trials
 from txclf.artifacts.trials import Trial
 from txclf.config import run_config
+from txclf.core import lease
+from txclf.core.errors import StorageError
 from txclf.tuning.callbacks import SearchState, Stopper, Watcher
 
 
@@ -20,14 +24,15 @@ def ray_trial(number: int, **attributes: Any) -> SimpleNamespace:
 
 
 @pytest.fixture
-def watcher(tmp_path: Path) -> Watcher:
-    """Return a watcher of a search with one waiting trial."""
+def watcher(tmp_path: Path) -> Iterator[Watcher]:
+    """Yield a watcher of a search of this process with one waiting trial."""
     space = {"train.learning_rate": {"choice": [0.1, 0.2]}}
     run = run_config.parse({"storage": str(tmp_path), "tune": {"space": space}})
     trial = Trial(number=0, settings={"train.learning_rate": 0.1})
     trials.write(run.run_folder, trial)
     result = trials.result(run.run_folder, trial, trials.metric(run))
-    return Watcher(run.run_folder, SearchState(run, [result]))
+    with lease.held(run.run_folder):
+        yield Watcher(run.run_folder, SearchState(run, [result]))
 
 
 def test_watcher_on_start_and_result_records_state_and_judged_step(watcher: Watcher) -> None:
@@ -67,6 +72,28 @@ def test_watcher_on_error_records_the_last_line_of_the_error_file(watcher: Watch
     watcher.on_trial_error(0, [], ray_trial(0, pickled_error_file=None, error_file=str(tmp_path / "error")))
     known = trials.read_one(watcher.search, 0)
     assert (known.state, known.reason) == ("failed", "ValueError: bad")
+
+
+def test_watcher_records_a_takeover_after_which_no_validation_came(watcher: Watcher) -> None:
+    trial = ray_trial(0)
+    watcher.on_trial_result(0, [], trial, {"step": 7, "takeover": None})
+    settings = {"train.learning_rate": 0.2}
+    trial.config["trial"] |= {"settings": settings, "takeover": {"id": "1", "from": 3}}
+    watcher.on_trial_result(0, [], trial, {"step": 7, "takeover": None, "done": True})
+    assert not trials.read_one(watcher.search, 0).changes
+    watcher.on_trial_result(0, [], trial, {"step": 7, "takeover": "1", "done": True})
+    known = trials.read_one(watcher.search, 0)
+    assert (known.settings, known.judged, len(known.changes)) == (settings, 7, 1)
+
+
+def test_watcher_of_a_search_that_another_process_took_over_writes_nothing(watcher: Watcher) -> None:
+    path = Path(watcher.search, lease.FILE)
+    mine = path.read_text()
+    path.write_text(json.dumps({**json.loads(mine), "pid": 1}))
+    with pytest.raises(StorageError, match="took its work over"):
+        watcher.on_trial_start(0, [], ray_trial(0))
+    path.write_text(mine)
+    assert trials.read_one(watcher.search, 0).state == "waiting"
 
 
 def test_stopper_when_asked_stops_all_trials_and_no_single_one() -> None:

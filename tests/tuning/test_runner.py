@@ -38,3 +38,14 @@ def test_trial_source_of_pending_trials_tries_each_once(tmp_path: Path) -> None:
     assert [config["number"] for config in space["trial"]["grid_search"]] == [4, 2]
     assert settings == {"max_concurrent_trials": 3}
     assert runner._histories(run, results, pending) == {}
+
+
+def test_histories_leave_out_trials_whose_validations_nobody_has_judged(tmp_path: Path) -> None:
+    run = search(tmp_path, {"seed": {"choice": [1, 2]}})
+    both = [Trial(number=number, settings={"seed": number}, judged=7 * number) for number in range(2)]
+    for trial in both:
+        log = Path(trials.folder(run.run_folder, trial.number), "metrics.jsonl")
+        log.parent.mkdir(parents=True)
+        log.write_text('{"step": 7, "epoch": 1.0, "valid_loss": 0.5}\n')
+    results = [trials.result(run.run_folder, trial, trials.metric(run)) for trial in both]
+    assert [*runner._histories(run, results, both)] == [1]

@@ -234,7 +234,6 @@ def train_run(
 
 def _train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool, is_part: bool) -> RunSummary:
     from txclf.cli import console, displays, tables
-    from txclf.launch import preflight
     from txclf.training import train as verb
     from txclf.training.precision import choose_precision, uses_gpu
     from txclf.training.progress import Interrupted
@@ -248,8 +247,6 @@ def _train_run(run: RunConfig, *, resume: bool, started: float, with_report: boo
             lines.next_steps(*_after_training(run))
         return finished
     with _ray(run):
-        if run.compute.on_ray:
-            preflight.require_shared(run.storage)
         prepared = verb.recorded_data(run) or prepare_run(run)
         if not run.compute.on_ray:
             precision, reason = choose_precision(run.train.precision, uses_gpu(run.compute))
@@ -346,12 +343,14 @@ def evaluate_run(
 
 @contextmanager
 def _ray(run: RunConfig) -> Iterator[None]:
-    """Connect to a Ray cluster with enough resources for the run, if the run uses Ray."""
+    """Connect to a Ray cluster with enough resources and shared storage for the run, if the run uses Ray."""
     if not run.compute.on_ray:
         yield
         return
     from txclf import ray_cluster
+    from txclf.launch import preflight
 
     with ray_cluster.connected(run.compute):
         ray_cluster.require(run.compute)
+        preflight.require_shared(run.storage)
         yield

@@ -77,10 +77,7 @@ class Holding(NamedTuple):
         """Raise `StorageError` if another process took the lease over; called before a write that must not mix."""
         holder = _read(self.folder)
         if holder is None or holder.id != self.id:
-            raise StorageError(
-                f"`{self.folder}`: this process stood still for so long that {_named(holder)} took its work over. "
-                "Stop one of the two processes."
-            )
+            raise _taken_over(self.folder, holder)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file into the folder, unless the lease has ended, such as that of a driver that has failed.
@@ -97,6 +94,20 @@ class Holding(NamedTuple):
             self.require()
             storage.remove_file(storage.join(self.folder, FILE))
             storage.remove_folder(self.folder)
+
+
+def require(folder: str) -> None:
+    """Raise `StorageError` unless this process holds the lease of a folder; called as `Holding.require` is."""
+    holder = _read(folder)
+    if holder is None or (holder.machine, holder.host, holder.pid) != (_machine(), socket.gethostname(), os.getpid()):
+        raise _taken_over(folder, holder)
+
+
+def _taken_over(folder: str, holder: Lease | None) -> StorageError:
+    return StorageError(
+        f"`{folder}`: this process stood still for so long that {_named(holder)} took its work over. "
+        "Stop one of the two processes."
+    )
 
 
 @contextmanager

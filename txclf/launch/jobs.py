@@ -67,6 +67,8 @@ def submit(
     at = RUN_FILE_AT.get(verb)
     if at is not None and len(words) <= at:
         raise ConfigError(f"`{verb}`: no run file. See `txclf {verb} --help`.")
+    if verb == "predict":
+        _require_kept(words)
     with tempfile.TemporaryDirectory(prefix="txclf-submit-") as staging:
         working_folder.stage(Path(folder), Path(staging), max_mb, allowed)
         if at is not None:
@@ -74,11 +76,7 @@ def submit(
             settings = run_config.read_settings(words[at], overrides)
             run = run_config.parse(settings, words[at])
             name, path = run.name, str(settings.get("storage", "runs"))
-            if not ("://" in path or os.path.isabs(path)):
-                raise ConfigError(
-                    f"`storage: {path}` would lie in the job's own folder and be lost with it. "
-                    "Set `storage=` to a path that every node mounts, or to a URI such as s3://bucket/runs."
-                )
+            _require_outside(f"storage: {path}", path, "`storage=`")
             run_file = storage.join(RUN_FILE_FOLDER, os.path.basename(words[at]))  # its name is that of the run
             storage.write_bytes(storage.join(staging, run_file), storage.read_bytes(words[at]))
             words[at] = run_file
@@ -95,6 +93,23 @@ def submit(
                 entrypoint_num_cpus=0,
                 metadata={"run": name, "verb": verb},
             )
+        )
+
+
+def _require_kept(words: Sequence[str]) -> None:
+    """Raise `ConfigError` if the output of a prediction would be lost with the job."""
+    for number, word in enumerate(words):
+        name, is_joined, path = word.partition("=")
+        if name == "--out":
+            path = path if is_joined else words[number + 1] if number + 1 < len(words) else ""
+            _require_outside(f"--out {path}", path, "it")
+
+
+def _require_outside(setting: str, path: str, what: str) -> None:
+    if "://" not in path and not os.path.isabs(path):
+        raise ConfigError(
+            f"`{setting}` would lie in the job's own folder and be lost with it. "
+            f"Set {what} to a path that every node mounts, or to a URI such as s3://bucket/runs."
         )
 
 
@@ -134,14 +149,24 @@ def status(client: Any, job: str) -> str:
 
 
 def follow(client: Any, job: str, show: Callable[[str], None]) -> int:
-    """Pass the log of a job to `show` until it ends and return its exit code (130 for a stopped job)."""
+    """Pass the log of a job to `show` until it ends and return its exit code (130 for a stopped job).
+
+    Raises `ClusterError` if the connection breaks.
+    """
+    from aiohttp import ClientError
 
     async def pass_on() -> None:
         async for text in client.tail_job_logs(job):
             show(text)
 
-    asyncio.run(pass_on())
-    info = client.get_job_info(job)
+    try:
+        asyncio.run(pass_on())
+        info = client.get_job_info(job)
+        is_cut_off = not info.status.is_terminal()
+    except (RuntimeError, OSError, ClientError):  # of Ray, requests and aiohttp
+        is_cut_off = True
+    if is_cut_off:
+        raise ClusterError(f"`{job}`: the connection to the cluster broke. The job goes on: `txclf jobs logs {job}`.")
     if str(info.status.value) == "SUCCEEDED":
         return 0
     if str(info.status.value) == "STOPPED":

@@ -141,7 +141,7 @@ class Probe:
     def missing(self, nodes: list[Node]) -> list[str]:
         """Return the nodes whose answer did not arrive."""
         names = storage.list_folder(self.folder)
-        return [node.name for node in nodes if not any(f"{self.token}-{node.name}" in name for name in names)]
+        return [node.name for node in nodes if f".probe-{self.token}-{node.name}" not in names]
 
 
 def ask(token: str, folder: str, paths: list[str], gpu: bool) -> Node:

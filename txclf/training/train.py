@@ -166,9 +166,7 @@ def train(
     Raises `ConfigError` if the data changed since the run began, or if another driver works in the run folder.
     """
     manifest = shards.load_manifest(prepared)
-    began = _began_with(run)
-    if began and began["fingerprint"] != manifest.fingerprint:
-        raise ConfigError(f"`{run.run_folder}` began with `{began['folder']}`, and the data changed. Start a new run.")
+    began = has_begun(run, manifest)
     coverage = _vectors(run, prepared)
     rows, unsettled = manifest.splits["train"].rows, run
     run, encoder = _settled(run, manifest)
@@ -353,6 +351,14 @@ def recorded_data(run: RunConfig) -> str | None:
     Return None for a new run, or if the data must be prepared again.
     """
     return run_folder.prepared_folder(run.run_folder) if _began_with(run) else None
+
+
+def has_begun(run: RunConfig, manifest: shards.Manifest) -> bool:
+    """Return True if a run has begun. Raises `ConfigError` if it began with other data than those of the manifest."""
+    began = _began_with(run)
+    if began and began["fingerprint"] != manifest.fingerprint:
+        raise ConfigError(f"`{run.run_folder}` began with `{began['folder']}`, and the data changed. Start a new run.")
+    return began is not None
 
 
 def recorded_encoder(run: RunConfig) -> str | None:

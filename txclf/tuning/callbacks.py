@@ -13,7 +13,7 @@ from txclf.artifacts import trials
 from txclf.artifacts.metric_logger import LogReader
 from txclf.artifacts.trials import Result, Trial
 from txclf.config.run_config import RunConfig
-from txclf.core import storage
+from txclf.core import lease, storage
 from txclf.training.distributed import ray_trainer
 
 
@@ -58,17 +58,18 @@ class Watcher(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Record a judged validation, and the takeover that preceded it."""
-        if result.get("done") or self.stopping:  # Tune gets unjudged validations again after a resume
+        if self.stopping:  # Tune gets unjudged validations again after a resume
             return
         known, wanted = self._read(trial), trial.config["trial"]
-        update: dict[str, Any] = {"judged": result["step"]}
+        update: dict[str, Any] = {} if result.get("done") else {"judged": result["step"]}
         takeover = wanted.get("takeover", {"id": None})
         # The result that led to a takeover still belongs to the trial before it.
-        taken = takeover["id"] is not None and takeover["id"] == result["takeover"]
+        taken = takeover["id"] is not None and takeover["id"] == result.get("takeover")
         if taken and takeover["id"] not in [change["id"] for change in known.changes]:
             changes = [*known.changes, {**takeover, "settings": wanted["settings"]}]
             update |= {"settings": wanted["settings"], "changes": changes}
-        self._note(known.model_copy(update=update))
+        if update:
+            self._note(known.model_copy(update=update))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Record the end of a trial: finished, stopped or failed."""
@@ -110,6 +111,7 @@ class Watcher(tune.Callback):
         return trial.seconds + time.time() - self.state.began.get(trial.number, time.time())
 
     def _write(self, trial: Trial) -> None:
+        lease.require(self.search)
         trials.write(self.search, trial)
 
     def _note(self, trial: Trial) -> None:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +19,8 @@ from txclf.artifacts.trials import Result, Trial
 from txclf.config import recipes
 from txclf.config.base import seconds_of
 from txclf.config.run_config import RunConfig
-from txclf.core import storage
+from txclf.core import lease, storage
+from txclf.core.errors import StorageError, TxclfError
 from txclf.training.distributed import ray_trainer
 from txclf.training.progress import Interrupted
 from txclf.tuning import schedulers
@@ -105,14 +106,17 @@ def run_trials(
         with local_ray.light_trials() if local_ray.is_joined() else nullcontext():
             outcome = _fit(tuner, state, controls, show, run.tune.time)
     finally:
-        if run.compute.max_workers > 1:  # Tune kills the trials that it stops last before they release their workers
-            for number in state.results:
+        with suppress(StorageError):  # unless another process has taken the search over
+            lease.require(run.run_folder)
+            # Tune kills the trials that it stops last before they release their workers.
+            for number in state.results if run.compute.max_workers > 1 else ():
                 ray_trainer.release(trials.folder(run.run_folder, number))
-        storage.remove_folder(storage.join(run.run_folder, SCRATCH))
+            storage.remove_folder(storage.join(run.run_folder, SCRATCH))
     if controls.watcher.stopping and not outcome.is_over:
         raise Interrupted
     if outcome.error is not None:
-        raise outcome.error
+        cause = outcome.error.__cause__  # of the watcher
+        raise cause if isinstance(cause, TxclfError) else outcome.error
     return outcome.grid
 
 
@@ -164,15 +168,15 @@ def _trial_source(
 
 def _histories(run: RunConfig, results: list[Result], pending: list[Trial]) -> schedulers.Histories:
     """Return the validations that the scheduler has judged before, by trial number."""
-    return {
+    histories = {
         result.trial.number: [
             entry
             for entry in trials.validations(run.run_folder, result.trial.number)
             if entry["step"] <= result.trial.judged or result.trial not in pending
         ]
         for result in results
-        if result.epochs
     }
+    return {number: history for number, history in histories.items() if history}
 
 
 def _resources(run: RunConfig) -> ray_tune.PlacementGroupFactory:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import threading
@@ -124,6 +125,7 @@ class Trainable(tune.Trainable):
         checkpoints.remove_after(folder, donor["step"])
         state = torch.load(os.path.join(checkpoint, DONOR_STATE), map_location="cpu", weights_only=True)
         checkpoints.save(folder, donor["step"], donor["metrics"], state)
+        self.training.begins_at = donor["step"]
         path = storage.join(run.run_folder, "run.yaml")
         if storage.exists(path):  # with what the rows and the pretrained model have settled
             run = recipes.as_begun(run, run_config.load(path))
@@ -146,13 +148,15 @@ class Training(threading.Thread):
         self.log = LogReader(run.run_folder)
         self.stopping = False
         self.asked: Any = None
+        self.begins_at = math.inf
+        """Step of the checkpoint that was taken over; the validations after it are judged, again if need be."""
         self.seen = self.reported_step = 0
 
     def run(self) -> None:
         result: dict[str, Any] | None = None
         try:
             torch.set_num_threads(max(1, int(self.run_config.compute.cpus_per_worker)))
-            self.reported_step = trials.read_one(self.search, self.number).judged
+            self.reported_step = int(min(trials.read_one(self.search, self.number).judged, self.begins_at))
             saved = checkpoints.last_intact(storage.join(self.run_config.run_folder, "checkpoints")).checkpoint
             self._report_validations(saved.step if saved else 0)  # validations that were not judged before a resume
             train(self.run_config, self.prepared, self._report, patience_s=STOP_S, is_trial=True)

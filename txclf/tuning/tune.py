@@ -34,7 +34,7 @@ from txclf.data.prepare import prepare
 from txclf.training import distill, row_sidecars
 from txclf.training.distributed import ray_trainer
 from txclf.training.job import WorkerConfig
-from txclf.training.train import check_fit, recorded_encoder, save_bundle
+from txclf.training.train import check_fit, has_begun, recorded_data, recorded_encoder, save_bundle
 from txclf.tuning.runner import SearchPlan, Show, run_trials
 
 SUMMARY, BEST = "search.json", "best.yaml"
@@ -140,7 +140,13 @@ def opened(run: RunConfig, resume: bool = False, extend: int = 0) -> Iterator[Ru
     check(run)
     distill.require_teacher(run)
     with lease.held(run.run_folder):
-        yield _open(run, resume, extend)
+        found = _open(run, resume, extend)
+        try:
+            yield found
+        except BaseException:
+            if not (resume or extend or trials.read(run.run_folder)):  # so that the command can be mended
+                storage.remove_file(storage.join(run.run_folder, "run.yaml"))
+            raise
 
 
 def _open(run: RunConfig, resume: bool, extend: int) -> RunConfig:
@@ -203,7 +209,10 @@ def _trial_compute(run: RunConfig) -> Compute:
 
 
 def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
-    """Prepare the data of all possible trials, one after the other, and return the folder of each preparation."""
+    """Prepare the data of all possible trials, one after the other, and return the folder of each preparation.
+
+    Trials that have begun keep their data. Raises `ConfigError` if these are gone and the files have changed.
+    """
     tune = run.tune
     if tune.search == "optuna":
         grid = {key: domain for key, domain in tune.space.items() if trials.changes_data(key)}
@@ -217,10 +226,17 @@ def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
         raise ConfigError(
             f"`tune.space` asks for {len(wanted)} preparations of the data; the maximum is {MAX_PREPARED}."
         )
+    begun: dict[str, list[RunConfig]] = {}
+    for trial in trials.read(run.run_folder):
+        source = trials.run_of(run, trial.number, trial.settings)
+        begun.setdefault(trials.preparation(source), []).append(source)
     folders = {}
     for number, (key, one) in enumerate(wanted.items(), 1):
-        folders[key] = prepare(one)
+        recorded = (found for source in begun.get(key, []) if (found := recorded_data(source)))
+        folders[key] = next(recorded, None) or prepare(one)
         manifest = shards.load_manifest(folders[key])
+        for source in begun.get(key, []):
+            has_begun(source, manifest)
         settled = recipes.with_recipe(one, manifest.splits["train"].rows, len(manifest.labels))
         # A trial has the devices of a worker, not those of this process.
         check_fit(settled.model_copy(update={"compute": _trial_compute(one)}), manifest)
@@ -301,6 +317,7 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
         if one.trial.state == "waiting":  # when `tune.time` was over; with --resume it is drawn again
             storage.remove_folder(trials.folder(search, one.trial.number))
     results = trials.ranked([one for one in everything if one.trial.state != "waiting"], metric)
+    lease.require(search)
     trials.write_table(search, results, metric)
     winner = results[0]
     best = trials.trial_config(run, winner.trial.settings)
@@ -315,6 +332,7 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
     storage.write_bytes(storage.join(search, BEST), run_config.dump(best).encode())
     encoder = recorded_encoder(source)
     chosen = save_bundle(model, best, data, saved, encoder=encoder, on_ray=True)
+    lease.require(search)
     states = [one.trial.state for one in results]
     summary = Search(
         version=__version__,

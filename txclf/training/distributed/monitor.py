@@ -12,6 +12,8 @@ from typing import Any
 from txclf.core.errors import TxclfError
 from txclf.training.progress import Heartbeat, Progress
 
+SILENT_S = 20.0
+"""Seconds without a heartbeat, which comes every second, after which a worker counts as gone."""
 WAITING_FOR_DATA = "waiting for data"
 """Activity of a worker that has no batch."""
 
@@ -53,8 +55,9 @@ class WorkerMonitor:
         return self.stop
 
     def latest(self) -> tuple[Progress | None, int]:
-        """Return the last progress and the number of workers."""
-        return self.progress, len(self.ranks)
+        """Return the last progress and the number of workers that are heard."""
+        now = time.monotonic()
+        return self.progress, sum(now - known.heard < SILENT_S for known in self.ranks.values())
 
     def request_stop(self) -> None:
         """Ask the workers to save a checkpoint and stop."""

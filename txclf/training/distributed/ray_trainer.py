@@ -119,7 +119,7 @@ def fit(config: WorkerConfig, report: Callable[[Progress], bool], notes: Sequenc
         latest, workers = ray.get(monitor.latest.remote())
         shown = latest or shown
         if workers:
-            last_seen = time.monotonic()
+            last_seen, stalled = time.monotonic(), None  # of the group before
         elif time.monotonic() - last_seen > WAITING_S:
             notes.append(ray_cluster.waiting(compute))
             last_seen = math.inf  # reported once

@@ -1,0 +1,45 @@
+"""Searches and their data: prepared once, kept by a resume, refused if they have changed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.runs import tiny
+from txclf.artifacts import trials
+from txclf.artifacts.trials import Trial
+from txclf.config.run_config import RunConfig
+from txclf.core.errors import ConfigError, DataError
+from txclf.training.train import train
+from txclf.tuning import tune
+
+
+def search(folder: Path, data: str, *words: str) -> RunConfig:
+    """Return a search of learning rates."""
+    return tiny(folder, data, "tune.space={train.learning_rate: {choice: [0.001, 0.01]}}", "tune.trials=2", *words)
+
+
+def test_prepare_all_keeps_the_data_of_trials_that_have_begun(tmp_path: Path, data: str) -> None:
+    mine = tmp_path / "train.csv"
+    shutil.copy(data, mine)
+    run = search(tmp_path / "runs", str(mine), "train.epochs=1")
+    (prepared,) = tune.prepare_all(run, print).values()
+    settings = trials.draw(run, 0)
+    trials.write(run.run_folder, Trial(number=0, settings=settings))
+    train(trials.run_of(run, 0, settings), prepared, is_trial=True)
+    with mine.open("a") as file:
+        file.write('"one more row",pos\n')
+    assert [*tune.prepare_all(run, print).values()] == [prepared]
+    shutil.rmtree(prepared)
+    with pytest.raises(ConfigError, match=r"began with `.*`, and the data changed"):
+        tune.prepare_all(run, print)
+
+
+def test_opened_search_that_cannot_be_prepared_can_be_started_again(tmp_path: Path, data: str) -> None:
+    broken = search(tmp_path, f"{tmp_path}/none.csv")
+    with pytest.raises(DataError), tune.opened(broken) as run:
+        tune.prepare_all(run, print)
+    with tune.opened(search(tmp_path, data)) as run:
+        assert len(tune.prepare_all(run, print)) == 1
