@@ -54,9 +54,7 @@ def test_follow_connection_that_breaks_is_one_message() -> None:
             raise RuntimeError("WebSocket connection closed unexpectedly")
 
     shown: list[str] = []
-    with pytest.raises(
-        ClusterError, match=r"the connection to the cluster broke\. The job goes on: `txclf jobs"
-    ):
+    with pytest.raises(ClusterError, match=r"the connection to the cluster broke\. The job goes on: `txclf jobs"):
         jobs.follow(BrokenClient(), "j", shown.append)
     assert shown == ["step 1"]
 
