@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
 import subprocess
@@ -297,3 +298,14 @@ def test_fit_other_arguments_are_errors_that_say_what_to_do() -> None:
         TextClassifier(SETTINGS).fit(TEXTS, LABELS, valid=(TEXTS[:1], ["maybe"]))
     with pytest.raises(NotFittedError):
         TextClassifier().predict(TEXTS)
+
+
+def test_fit_trains_on_all_rows_but_the_validation_rows(tmp_path: Path) -> None:
+    texts, labels = [f"{text} {number}" for number, text in enumerate(TEXTS * 15)], LABELS * 15
+    for given, splits in ((None, {"train", "valid"}), (0.2, {"train", "valid", "test"})):
+        settings = {**SETTINGS, "storage": str(tmp_path / str(given)), "train": {**SETTINGS["train"], "epochs": 1}}
+        if given:
+            settings["data"] = {"test_fraction": given}
+        TextClassifier(settings).fit(texts, labels)
+        (manifest,) = (tmp_path / str(given)).glob("prepared/*/manifest.json")
+        assert set(json.loads(manifest.read_text())["splits"]) == splits

@@ -78,6 +78,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises `ValueError` for arguments that do not fit, and the errors of `txclf.train`.
         """
         run = api.load_config(self.settings)
+        holds_out = bool({"test", "test_fraction"} & run.data.model_fields_set)
         answers, classes, is_indicator = _answers(y)
         wanted = list(run.data.text) if "text" in run.data.model_fields_set else None
         texts, names = _texts(X, wanted, "X")
@@ -89,6 +90,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         columns = [f"text_{i}" if len(names) > 1 else "text" for i in range(len(names))]
         settings: dict[str, Any] = {"task": "classify" if is_indicator is None else "multilabel"}
         settings |= {"data.text": columns, "data.label": "label"}
+        if not holds_out:
+            settings["data.test_fraction"] = 0.0  # nobody scores the model on a test split
         data = {"train": _table(texts, answers, columns, cell_of)}
         if valid is not None:
             valid_texts, _ = _texts(valid[0], wanted or _as_trained(valid[0], named), "valid")

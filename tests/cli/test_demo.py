@@ -7,8 +7,12 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.command import txclf
 from txclf.cli import demo
+from txclf.config import run_config
+from txclf.core.errors import ConfigError
 
 
 def test_make_run_reads_the_corpus_that_it_wrote(tmp_path: Path) -> None:
@@ -17,6 +21,17 @@ def test_make_run_reads_the_corpus_that_it_wrote(tmp_path: Path) -> None:
         assert paths is not None
         assert all(Path(path).is_file() and Path(path).is_relative_to(tmp_path / "corpus") for path in paths)
     assert run.run_folder == f"{tmp_path}/run"
+
+
+def test_require_free_keeps_what_no_demo_has_made(tmp_path: Path) -> None:
+    demo.require_free(str(tmp_path))
+    run = demo.make_run(str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.yaml").write_text(run_config.dump(run))
+    demo.require_free(str(tmp_path))
+    (tmp_path / "run/run.yaml").write_text("data: {train: mine.csv}\n")
+    with pytest.raises(ConfigError, match=r"`.*/run` exists already, and no demo has made it\. Choose another"):
+        demo.require_free(str(tmp_path))
 
 
 def test_demo_prints_scores_baselines_and_next_commands(tmp_path: Path) -> None:

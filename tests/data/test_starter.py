@@ -156,3 +156,14 @@ def test_starter_files_that_cannot_train_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=problem):
         starter([write_csv(tmp_path / "a.csv", rows, header=header)])
+
+
+def test_starter_file_of_one_json_list_says_why_no_row_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('[{"text": "a", "label": "b"}]\n')
+    with pytest.raises(DataError, match=r"`.*rows.jsonl`: no row can be read: .*expected an object"):
+        starter([f"{tmp_path}/rows.jsonl"])
+
+
+def test_starter_labels_that_are_numbers_are_told_from_their_rows(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "rows.csv", [(text, str(int(label == "pos"))) for text, label in make_rows(40)])
+    assert starter([data]).facts["labels"] == "2: 1 (25), 0 (15)"

@@ -6,6 +6,7 @@ import html
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -80,6 +81,18 @@ def test_multilabel_counts_the_labels_of_all_rows(tmp_path: Path) -> None:
     found = drift.drift(run.run_folder, [data])
     assert sum(share["new"] for share in found["labels"]["shares"].values()) == pytest.approx(1.0)
     assert "accuracy" not in found
+
+
+def test_multilabel_rows_without_a_label_are_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = multilabel.write_lines(tmp_path / "rows.jsonl", multilabel.make(120, seed=0))
+    run = multilabel.tagging(tmp_path / "runs", (data, data), "train.epochs=1")
+    train(run, prepare(run), go_on)
+    classifier = Classifier.load(f"{run.run_folder}/model")
+    some = np.zeros((100, len(classifier.labels)), np.float32)
+    some[:, 0] = 1.0
+    sides = [drift._Side([], probabilities, np.empty(0, np.float32)) for probabilities in (some, np.zeros_like(some))]
+    found = drift._labels(classifier, *sides)
+    assert (found["value"], found["p_value"] < 1e-9) == (1.0, True)
 
 
 def test_runs_without_unseen_rows_and_files_without_texts_are_refused(run: RunConfig, tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def test_evaluate_multilabel_other_files_equal_the_test_split(tags: RunConfig) -
         "train_rows",
         "of_train_rows",
         "seconds",
+        "f1_macro_p_value",
         "p_value",
         "difference",
         "per_class",

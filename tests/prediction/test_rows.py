@@ -59,3 +59,10 @@ def test_predict_texts_of_several_columns_are_joined(tiny_bundle: str, tmp_path:
     assert list(batch.texts) == ["a fox", ""]
     assert batch.added["label"][1] is None
     assert batch.reasons == {1: "no text: missing or blank"}
+
+
+def test_predict_file_without_a_readable_row_has_reasons(tiny_bundle: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('[{"text": "a fox"}]\n')
+    (batch,) = rows.predict(tiny_bundle, rows.of_files([f"{tmp_path}/in.jsonl"]))
+    assert list(batch.texts) == [""]
+    assert "expected an object" in batch.reasons[0]

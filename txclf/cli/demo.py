@@ -30,6 +30,7 @@ def demo(
     import shutil
 
     started = time.time()
+    require_free(folder)
     run = make_run(folder)
     lines.out(f"made a corpus of Python functions, each labelled with its package: {folder}/corpus")
     shutil.rmtree(run.run_folder, ignore_errors=True)
@@ -52,6 +53,21 @@ Try next:
   txclf train {folder}/run/run.yaml name=ray compute.workers=2 compute.cpus_per_worker=0.5
   tensorboard --logdir {folder}"""
     )
+
+
+def require_free(folder: str) -> None:
+    """Raise `ConfigError` if a folder holds a run or a corpus that no earlier demo has made."""
+    from txclf.config import run_config
+    from txclf.core import storage
+    from txclf.core.errors import ConfigError
+
+    ours = [os.path.join(folder, name) for name in ("run", "corpus")]
+    run_file, corpus = os.path.join(ours[0], "run.yaml"), storage.absolute(os.path.join(ours[1], "train.jsonl"))
+    if os.path.exists(run_file) and tuple(run_config.load(run_file).data.train or ()) == (corpus,):
+        return
+    for path in ours:
+        if os.path.exists(path):
+            raise ConfigError(f"`{path}` exists already, and no demo has made it. Choose another --folder.")
 
 
 def make_run(folder: str) -> RunConfig:

@@ -55,6 +55,9 @@ def starter(
     sources = {path: find_sources([path], *text_format) for path in paths}
     splits = _splits(sources)
     found = profile.audit(", ".join(paths), splits["train"], text, label)
+    if found["label"] is None and not found["columns"]:
+        reason = next((f": {entry['reason']}" for entry in found["bad_reasons"]), "")
+        raise DataError(f"`{paths[0]}`: no row can be read{reason}.")
     if found["label"] is None:
         names = listed([column["column"] for column in found["columns"]])
         raise DataError(f"`{paths[0]}`: no column among {names} looks like a label. Pass --label-column COLUMN.")
@@ -159,7 +162,7 @@ def _comments(audits: dict[str, dict[str, Any]], bad: Counter[str]) -> dict[str,
     """Return the comment of each key, a list of lines."""
     found = audits["train"]
     words, classes = found["words"], found["label_rows"]
-    shares = ", ".join(f"{shown(entry['label'], 30)} {entry['rows']:,}" for entry in classes[:4])
+    shares = ", ".join(f"{shown(entry['label'], 30)} ({entry['rows']:,})" for entry in classes[:4])
     reasons = [f"{rows:,}: {shown(reason, MAX_COMMENT_CHARS)}" for reason, rows in bad.most_common(MAX_REASONS)]
     return {
         **{split: [f"{audit['rows']:,} rows"] for split, audit in audits.items()},
@@ -191,7 +194,7 @@ def _facts(named: dict[str, str | list[str]], audits: dict[str, dict[str, Any]],
     """Return the facts to show, as text."""
     found = audits["train"]
     files = {split: listed([paths] if isinstance(paths, str) else paths, "") for split, paths in named.items()}
-    classes = ", ".join(f"{shown(entry['label'], 30)} {entry['rows']:,}" for entry in found["label_rows"][:10])
+    classes = ", ".join(f"{shown(entry['label'], 30)} ({entry['rows']:,})" for entry in found["label_rows"][:10])
     facts = {split: f"{names}: {audits[split]['rows']:,} rows" for split, names in files.items()}
     reasons = "; ".join(f"{rows:,}: {shown(reason, 60)}" for reason, rows in bad.most_common(MAX_REASONS))
     facts |= {key: found[key] for key in ("encoding", "delimiter") if key in found}

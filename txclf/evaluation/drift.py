@@ -195,18 +195,22 @@ def _unseen(rows: Sequence[Sequence[str]], vocabulary: set[str]) -> float:
 
 def _labels(classifier: Classifier, known: _Side, new: _Side) -> dict[str, Any]:
     """Return the difference of the predicted labels, and the shares of the rows of each."""
-    counts = []
+    counts, without = [], []
     for side in (known, new):
         if classifier.is_multilabel:
-            counts.append((side.probabilities >= classifier.thresholds).sum(axis=0).astype(np.int64))
+            has_NC = side.probabilities >= classifier.thresholds
+            counts.append(has_NC.sum(axis=0).astype(np.int64))
+            without.append(int((~has_NC.any(axis=1)).sum()))
         else:
             counts.append(np.bincount(side.probabilities.argmax(axis=1), minlength=len(classifier.labels)))
+            without.append(0)
     before, after = (count / count.sum() if count.any() else count.astype(float) for count in counts)
     shares = {
         label: {"known": float(before[i]), "new": float(after[i])}
         for i, label in sorted(enumerate(classifier.labels), key=lambda item: -abs(after[item[0]] - before[item[0]]))
     }
-    return {**metrics.of_labels(counts[0], counts[1])._asdict(), "shares": shares}
+    difference = metrics.of_labels(*(np.append(count, rows) for count, rows in zip(counts, without, strict=True)))
+    return {**difference._asdict(), "shares": shares}
 
 
 def _lengths(known: _Side, new: _Side) -> dict[str, Any]:

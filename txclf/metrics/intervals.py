@@ -79,12 +79,14 @@ def record(
 ) -> dict[str, Any]:
     """Return the entries of `metrics.json` about the differences of the model to the baseline `other`.
 
-    `p_value` is that of the accuracies of single labels, and that of macro F1 of sets of labels.
+    `p_value` is that of the accuracies of single labels, and that of macro F1 of sets of labels; `f1_macro_p_value` is
+    that of macro F1.
     """
     found = of_differences(targets, predicted, other, len(names))
     f1 = _scores(_kinds(targets, [other], len(names)), len(names), None)[0, 2:]
     return {
         "p_value": significance.mcnemar(predicted == targets, other == targets) if targets.ndim == 1 else found.p_value,
+        "f1_macro_p_value": found.p_value,
         "difference": {micro: list(found.micro), "f1_macro": list(found.macro)},
         "per_class": {
             name: {"f1": float(score), "difference": list(difference)}

@@ -39,10 +39,8 @@ class PredictedRows(NamedTuple):
     def texts(self) -> Iterator[str]:
         """Texts that the model reads, one per row."""
         names = [name for name in self.columns.texts if name in self.inputs] or ["text"]
-        return (
-            " ".join(str(value) for value in row if value is not None)
-            for row in zip(*map(self.inputs.__getitem__, names), strict=True)
-        )
+        columns = [self.inputs.get(name, [None] * len(self.raw.rows)) for name in names]  # no row may be readable
+        return (" ".join(str(value) for value in row if value is not None) for row in zip(*columns, strict=True))
 
     def json_lines(self) -> str:
         """Return the rows as JSON lines, as `--out` with the ending `.jsonl` writes them."""

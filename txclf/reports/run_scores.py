@@ -134,7 +134,7 @@ def _evaluation_headline(metric: str, tested: Metrics, interval: tuple[float, fl
         bars=_bars(metric, value, tested, majority=majority),
         beats_baseline=value > tested["baseline"][metric] if "baseline" in tested else None,
         difference=_difference(tested.get("baseline", {}), metric),
-        note=_note(tested.get("baseline", {})),
+        note=_note(tested.get("baseline", {}), metric),
     )
 
 
@@ -150,7 +150,7 @@ def _split_headline(metric: str, split: LabelSplit) -> Headline:
         bars=_bars(metric, value, split.compared, majority="majority class"),
         beats_baseline=value > linear[metric] if linear else None,
         difference=_difference(linear, metric),
-        note=_note(linear),
+        note=_note(linear, metric),
     )
 
 
@@ -160,11 +160,12 @@ def _difference(linear: Metrics, metric: str) -> tuple[float, float, float] | No
     return None if found is None else (found[0], found[1], found[2])
 
 
-def _note(linear: Metrics) -> str:
-    """Return what to know about the comparison with the linear model."""
+def _note(linear: Metrics, metric: str) -> str:
+    """Return what to know about the comparison of a metric with that of the linear model."""
     notes = []
-    if linear.get("p_value", 0.0) >= significance.LEVEL:
-        notes.append(f"On these rows the difference may be chance (p = {linear['p_value']:.2f}).")
+    p_value = linear.get("f1_macro_p_value" if metric == "f1_macro" else "p_value", 0.0)
+    if p_value >= significance.LEVEL:
+        notes.append(f"On these rows the difference may be chance (p = {p_value:.2f}).")
     if linear.get("train_rows", 0) < linear.get("of_train_rows", 0):
         used, rows = linear["train_rows"], linear["of_train_rows"]
         notes.append(f"The baseline was trained on {used:,} of {rows:,} training rows.")

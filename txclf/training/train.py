@@ -137,7 +137,8 @@ def check_fit(run: RunConfig, manifest: shards.Manifest) -> None:
         )
     if size < world * parts:
         raise ConfigError(
-            f"`train.batch_size` ({size}) is less than `compute.workers` x `train.micro_batches` ({world * parts})"
+            f"`train.batch_size` ({size}) is less than `compute.workers` x `train.micro_batches` ({world * parts}). "
+            "Raise it, or lower one of them."
         )
     require_usable_gpus(run.compute)
     if not (run.compute.on_ray and uses_gpu(run.compute)):  # a worker's GPU may not be seen from here
