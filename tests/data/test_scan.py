@@ -16,7 +16,7 @@ from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import DataError
 from txclf.data import scan, shards
-from txclf.data.prepare import find_sources
+from txclf.data.prepare import find_sources, prepare
 
 
 def make_run(tmp_path: Path, **data: Any) -> RunConfig:
@@ -104,3 +104,19 @@ def test_scan_all_writes_every_reject_to_the_file_in_order(tmp_path: Path) -> No
     assert audits["train"].rejected == 2_000
     assert audits["train"].reasons == {"no text: `text` missing or blank": 2_000}
     assert audits["test"].rejects == [(test, 2, "label `new` is not among the training labels")]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_valid_fraction_of_few_rows_holds_out_at_least_one_text(tmp_path: Path, seed: int) -> None:
+    rows = make_rows(12)
+    run = run_config.parse({"storage": str(tmp_path), "data": {"train": write_csv(tmp_path / "a.csv", rows)}})
+    run = run.model_copy(update={"seed": seed})
+    audits, sample = scan.scan_all(run, find_sources(run), lambda stage, rows: None, io.BytesIO(), ())
+    fraction = scan.valid_fraction(run, audits["train"].hashes)
+    held_out = shards.validation_rows(shards.text_hashes((text,) for text, _ in rows), seed, fraction)
+    assert 0 < held_out.sum() < 12
+    assert sorted(sample.texts) == sorted(
+        text for (text, _), is_held in zip(rows, held_out, strict=True) if not is_held
+    )
+    manifest = shards.load_manifest(prepare(run))
+    assert manifest.splits["valid"].rows == held_out.sum()

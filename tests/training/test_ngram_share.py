@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from txclf.config.run_config import RunConfig
 from txclf.core.errors import BundleError, ConfigError
 from txclf.evaluation import evaluate
 from txclf.inference import bundle
+from txclf.ngrams import fitting
+from txclf.training import ngram_share
 from txclf.training.train import RunSummary
 
 WORDS = {
@@ -161,3 +164,22 @@ def test_fine_tuned_folder_holds_the_network_alone(tmp_path: Path) -> None:
     columns = [(text,) for text in texts]
     assert found == pytest.approx(classifier.network_only().probabilities(columns), abs=1e-5)
     assert abs(found - classifier.probabilities(columns)).max() > 0.01
+
+
+def test_runs_on_the_same_data_train_one_linear_model(
+    done: tuple[RunConfig, RunSummary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, summary = done
+    seen: list[int] = []
+
+    def counted(*rows: Any, **settings: Any) -> fitting.Choice:
+        seen.append(len(rows[0]))
+        return choose(*rows, **settings)
+
+    choose = fitting.choose
+    monkeypatch.setattr(fitting, "choose", counted)
+    ngram_share._chosen.cache_clear()
+    for seed in (1, 2):
+        logits = np.random.default_rng(seed).normal(size=(40, 3)).astype(np.float32)
+        assert ngram_share.fitted(run, summary.prepared, logits, np.arange(40) % 3)
+    assert len(seen) == 1

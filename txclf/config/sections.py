@@ -32,8 +32,8 @@ class Data(Section):
     too (arXiv:1903.12136). A model from scratch gains much from them on small data; preparation, the teacher and an
     epoch take as many times longer. Not for `task: seq2seq`."""
     valid_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    """Share of the training rows held out for validation. The choice is a hash of the text, so rows with the same text
-    stay together. Without effect if `valid` is set."""
+    """Share of the training rows held out for validation, at least one text. The choice is a hash of the text, so rows
+    with the same text stay together. Without effect if `valid` is set."""
     encoding: Encoding = "utf-8"
     """Encoding of csv, tsv, jsonl and text files, by its name in Python: `utf-8` (with or without a byte order mark),
     `latin-1`, `cp1252`, `utf-16` and so on."""

@@ -51,6 +51,7 @@ from txclf.data.scan import (
     row_labels,
     scan_all,
     test_fraction,
+    valid_fraction,
 )
 from txclf.data.shards import Shard
 from txclf.data.sources import Source, stamp, state, unchanged
@@ -128,6 +129,9 @@ def _build(
     storage.require_writable(folder)
     with tempfile.TemporaryFile(prefix="txclf-rejected-") as rejected:
         audits, sample = scan_all(run, sources, show, rejected, corrections)
+        if run.data.valid is None:
+            share = valid_fraction(run, audits["train"].hashes)
+            run = run.model_copy(update={"data": run.data.model_copy(update={"valid_fraction": share})})
         rejected.seek(0)
         with writers.atomic_stream(storage.join(folder, shards.REJECTED), None) as stream:
             shutil.copyfileobj(rejected, stream)

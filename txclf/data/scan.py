@@ -26,6 +26,7 @@ from txclf.data import pipeline, records, shards
 from txclf.data.audit import MAX_SHOWN_REJECTS, Audit, check
 from txclf.data.corrections import Corrections, require_known
 from txclf.data.corrections import apply as apply_corrections
+from txclf.data.duplicates import NUM_RANGES, RowHashes
 from txclf.data.pipeline import Tables
 from txclf.data.records import Reject
 from txclf.data.sources import Source, stamp
@@ -55,6 +56,9 @@ MAX_UNPACKED = 4
 
 AUTO_TEST_ROWS, AUTO_TEST_FRACTION = 1_000, 0.1
 """Training rows from which on `data.test_fraction: auto` holds out rows, and their share."""
+
+CERTAIN_ROWS = 200
+"""Training rows from which on a share of them is hardly ever empty."""
 
 ReportProgress = Callable[[str, int], None]
 """Receives the current stage and the number of rows done so far."""
@@ -175,8 +179,29 @@ def scan_all(
             require_known(corrections, audit.read_labels)
         check(run, split, audit)
         if split == "train" and hashes:
-            sample = sample.without(shards.test_rows(np.concatenate(hashes), test_fraction(run, len(audit.hashes))))
+            held_out = shards.held_out_rows(
+                np.concatenate(hashes),
+                run.seed,
+                valid_fraction=valid_fraction(run, audit.hashes),
+                test_fraction=test_fraction(run, len(audit.hashes)),
+            )
+            sample = sample.without(held_out["valid"] | held_out["test"])
     return audits, sample
+
+
+def valid_fraction(run: RunConfig, hashes: RowHashes) -> float:
+    """Return the share of the training rows that are held out for validation, at least one different text of few."""
+    if run.data.valid is not None:
+        return 0.0
+    fraction, test = run.data.valid_fraction, test_fraction(run, len(hashes))
+    if len(hashes) < CERTAIN_ROWS:
+        texts = np.concatenate([hashes.in_range(number)[0] for number in range(NUM_RANGES)])
+        while (
+            fraction < 0.5
+            and not shards.held_out_rows(texts, run.seed, valid_fraction=fraction, test_fraction=test)["valid"].any()
+        ):
+            fraction = min(0.5, 2 * fraction)
+    return fraction
 
 
 def test_fraction(run: RunConfig, rows: int) -> float:

@@ -5,11 +5,13 @@ It is trained after the network, on the first rows of the training split, and ch
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from txclf.config.run_config import RunConfig
+from txclf.config.tasks import TASKS
 from txclf.data import shards
 from txclf.data.labels import LabelSets
 from txclf.metrics.calibration import Labels
@@ -31,21 +33,31 @@ def fitted(run: RunConfig, prepared: str, logits: Floats, labels: Labels) -> Ble
 
     `logits` (rows, labels) and `labels` are those of the network for the first validation rows.
     """
-    manifest, column = shards.load_manifest(prepared), run.task_spec.shard_column
-    num_labels = len(manifest.labels)
-    train = pa.concat_tables(shards.first_rows(prepared, manifest, "train", ["text", column], fitting.MAX_ROWS))
-    if run.task_spec.is_multilabel:
-        targets: Labels = LabelSets.from_tables([train]).matrix(num_labels)
-    else:
-        targets = train[column].to_numpy()
-    texts = train["text"].to_pylist()
-    valid = pa.concat_tables(shards.first_rows(prepared, manifest, "valid", ["text"], len(labels)))["text"].to_pylist()
     by_macro_f1 = run.train.monitor == "valid_f1_macro"
+    choice, texts = _chosen(prepared, run.task, len(labels), run.tokenizer.lowercase, by_macro_f1)
+    blend = fitting.share(choice, texts, logits, labels, by_macro_f1)
+    return Blended(blend, blend.blended(logits, blend.scores(texts))) if blend else None
+
+
+@lru_cache(maxsize=1)
+def _chosen(
+    prepared: str, task: str, valid_rows: int, lowercase: bool, by_macro_f1: bool
+) -> tuple[fitting.Choice, list[str]]:
+    """Return the linear model that is best on the first validation rows, and their texts.
+
+    The trials of a search that run in one process, one after the other, share it.
+    """
+    manifest, spec = shards.load_manifest(prepared), TASKS[task]
+    num_labels = len(manifest.labels)
+
+    def rows(split: str, count: int) -> tuple[list[str], Labels]:
+        table = pa.concat_tables(shards.first_rows(prepared, manifest, split, ["text", spec.shard_column], count))
+        if spec.is_multilabel:
+            return table["text"].to_pylist(), LabelSets.from_tables([table]).matrix(num_labels)
+        return table["text"].to_pylist(), table[spec.shard_column].to_numpy()
+
+    valid = rows("valid", valid_rows)
     choice = fitting.choose(
-        *(texts, targets, valid, labels),
-        num_labels=num_labels,
-        lowercase=run.tokenizer.lowercase,
-        by_macro_f1=by_macro_f1,
+        *rows("train", fitting.MAX_ROWS), *valid, num_labels=num_labels, lowercase=lowercase, by_macro_f1=by_macro_f1
     )
-    blend = fitting.share(choice, valid, logits, labels, by_macro_f1)
-    return Blended(blend, blend.blended(logits, blend.scores(valid))) if blend else None
+    return choice, valid[0]
