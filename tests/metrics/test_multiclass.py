@@ -55,6 +55,10 @@ def test_scores_minority_is_the_rarest_class_with_rows() -> None:
     found = scores(probabilities, labels, NAMES)
     assert found["minority"] == "c"
     assert found["f1_minority"] == found["per_class"]["c"]["f1"]
+    equal = np.arange(6) % 3
+    right, wrong = short_scores(equal, equal, 3), short_scores((equal + (equal > 0)) % 3, equal, 3)
+    assert right["f1_minority"] == 1.0
+    assert wrong["f1_minority"] == pytest.approx(2 / 3)  # of the same class, not of the worst
     assert found["per_class"]["d"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
 
 

@@ -95,8 +95,8 @@ def scores(probabilities: Floats, labels: Ints, names: Sequence[str]) -> dict[st
         "loss": float(-np.log(chosen).mean()),
         "accuracy": float((predicted == labels).mean()),
         "f1_macro": float(f1[seen].mean()),
-        "f1_minority": float(f1[_rarest(f1, support)]),
-        "minority": names[_rarest(f1, support)],
+        "f1_minority": float(f1[_rarest(support)]),
+        "minority": names[_rarest(support)],
         "precision_macro": float(precision[seen].mean()),
         "recall_macro": float(recall[seen].mean()),
         "mcc": _matthews(confusion),
@@ -123,13 +123,13 @@ def short_scores(predicted: Ints, labels: Ints, classes: int) -> dict[str, float
     return {
         "accuracy": float((predicted == labels).mean()),
         "f1_macro": float(f1[confusion.seen].mean()),
-        "f1_minority": float(f1[_rarest(f1, confusion.support)]),
+        "f1_minority": float(f1[_rarest(confusion.support)]),
     }
 
 
-def _rarest(f1: Any, support: Ints) -> int:
-    """Return the class with the fewest rows, at least one. Of equally rare classes, take the one with the lowest F1."""
-    return min(np.flatnonzero(support).tolist(), key=lambda number: (support[number], f1[number]))
+def _rarest(support: Ints) -> int:
+    """Return the class with the fewest rows, at least one; of equally rare ones the first, the same for all models."""
+    return min(np.flatnonzero(support).tolist(), key=lambda number: int(support[number]))
 
 
 def _matthews(confusion: Confusion) -> float:
