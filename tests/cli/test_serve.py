@@ -55,7 +55,12 @@ def test_token_file_wins_over_the_environment(tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_curl_command_has_a_json_body(columns: list[str], body: object) -> None:
-    words = shlex.split(serve._curl("http://host:1", columns, True))
+    words = shlex.split(serve._curl("http://host:1", columns, f"${serve.TOKEN}"))
     assert words[:2] == ["curl", "http://host:1/predict"]
     assert json.loads(words[words.index("-d") + 1]) == body
     assert f"Authorization: Bearer ${serve.TOKEN}" in words
+
+
+@pytest.mark.parametrize(("bound", "asked"), [("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]"), ("10.0.0.1", "10.0.0.1")])
+def test_curl_command_asks_this_machine(bound: str, asked: str) -> None:
+    assert serve._curl(f"http://{bound}:80", ["text"], None).startswith(f"curl http://{asked}:80/predict -H 'Content")

@@ -41,13 +41,7 @@ def test_serve_without_ray_answers_and_shuts_down(tiny_bundle: str, tmp_path: Pa
     server = Server(tiny_bundle, "--token-file", str(tmp_path / "token"))
     try:
         assert server.curl.startswith(f"curl {server.url}/predict ")
-        done = subprocess.run(
-            ["sh", "-c", f"{server.curl} -s"],
-            check=True,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "TXCLF_SERVE_TOKEN": "abc"},
-        )
+        done = subprocess.run(["sh", "-c", f"{server.curl} -s"], check=True, capture_output=True, text=True)
         assert json.loads(done.stdout)["predictions"][0]["label"] in ("low", "mid", "high")
         assert server.ask("/predict", {"text": "a"})[0] == 401
         taken = subprocess.run(
@@ -59,6 +53,21 @@ def test_serve_without_ray_answers_and_shuts_down(tiny_bundle: str, tmp_path: Pa
         code, out, err = server.end(signal.SIGINT)
     assert (code, err) == (0, "")
     assert out == "ended; every request was answered\n"
+
+
+def test_serve_second_ctrl_c_ends_it_in_the_middle_of_a_batch(tiny_bundle: str) -> None:
+    server = Server(tiny_bundle, "--max-texts", "1000000", "--max-bytes", "100000000", "--timeout", "600")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.ask, "/predict", {"texts": ["a fox " * 20] * 100_000})
+        time.sleep(3)  # the model computes now
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        started = time.monotonic()
+        code, _, err = server.end(signal.SIGINT)
+        assert (code, err) == (130, "ended at once; open requests were not answered\n")
+        assert time.monotonic() - started < 3
+        assert asked.exception() or asked.result()[0] >= 500
 
 
 def test_serve_invalid_arguments_exit_with_2(tiny_bundle: str, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 (() => {
   const get = id => document.getElementById(id);
   const FIRST_LABELS = 10;  // labels shown before "Show all labels"
-  let model = null, token = "", row = null, prediction = null, turn = 0;
+  let model = null, token = "", row = null, prediction = null, turn = 0, asked = 0;
 
   function make(tag, className, text) {
     const element = document.createElement(tag);
@@ -137,6 +137,7 @@
     const mine = ++turn, button = get("go");
     showError(null);
     button.disabled = true;
+    asked = mine;
     get("status").textContent = "predicting";
     try {
       row = readFields();
@@ -163,7 +164,7 @@
     } catch (failure) {
       if (mine === turn) { get("status").textContent = ""; showError(failure); }
     } finally {
-      if (mine === turn) button.disabled = false;
+      if (mine === asked) button.disabled = false;  // also if another part of the page has asked since
     }
   }
 

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import math
 import os
+import shlex
+import sys
 from typing import Annotated
 
 import typer
@@ -132,11 +134,13 @@ def serve(
         where = "in this process" if replicas == 0 else f"{replicas} replica{'s' * (replicas > 1)}"
         where += f", up to {max_replicas}" if max_replicas > replicas else ""
         lines.out(f"serving `{model}` at {started.url} ({where}, {started.seconds:.1f} s); Ctrl-C ends it")
-        lines.out(f"  {_curl(started.url, started.text_columns, token is not None)}")
+        secret = token and (f"$(cat {shlex.quote(token_file)})" if token_file else f"${TOKEN}")
+        lines.out(f"  {_curl(started.url, started.text_columns, secret)}")
 
     if not service.serve(model, settings, show):
         lines.err("ended at once; open requests were not answered")
-        raise typer.Exit(130)
+        sys.stderr.flush()
+        os._exit(130)  # the interpreter would wait for the batch that the model computes
     lines.out("ended; every request was answered")
 
 
@@ -165,9 +169,10 @@ def _token(path: str | None) -> str | None:
     return token
 
 
-def _curl(url: str, columns: list[str], token: bool) -> str:
-    """Return an example request as a shell command."""
+def _curl(url: str, columns: list[str], secret: str | None) -> str:
+    """Return an example request to this machine as a shell command. `secret` is the token in words of the shell."""
     body = {"text": "some text"} if len(columns) == 1 else {"rows": [dict.fromkeys(columns, "some text")]}
-    header = f' -H "Authorization: Bearer ${TOKEN}"' if token else ""
+    header = f' -H "Authorization: Bearer {secret}"' if secret else ""
     data = json.dumps(body).replace("'", "'\\''")
+    url = url.replace("://0.0.0.0:", "://127.0.0.1:").replace("://[::]:", "://[::1]:")
     return f"curl {url}/predict -H 'Content-Type: application/json'{header} -d '{data}'"

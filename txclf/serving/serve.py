@@ -151,21 +151,26 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
                 is_healthy=lambda: metrics.running > 0,
             )
             app = service.build_app(lambda _: _watch_replicas(count_replicas, metrics))
+            server = http_server(app, settings.limits)
             signals.collect_all()  # uvicorn handles them as a graceful shutdown, and raises them again after it
-            return _run(app, listening, settings, ready)
+            return _run(server, listening, lambda: bool(signals.received), ready)
 
 
-def _run(app: Any, listening: socket.socket, settings: Settings, ready: Callable[[], None]) -> bool:
+def _run(
+    server: uvicorn.Server, listening: socket.socket, is_ended: Callable[[], bool], ready: Callable[[], None]
+) -> bool:
     """Serve until a signal. Returns True if every open request was answered."""
-    server = http_server(app, settings.limits)
 
     async def main() -> None:
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
-        if server.started:
+        server.should_exit |= is_ended()  # by a signal that came before uvicorn handled them
+        if server.started and not server.should_exit:
             ready()
         await serving
+        if server.force_exit:  # the open requests are cancelled now, which is no error
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(main())
@@ -374,6 +379,7 @@ def _listening_socket(settings: Settings) -> Iterator[socket.socket]:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind(address)
+            listening.listen()  # or another service could bind too; clients wait until the model is loaded
         except OSError as error:
             raise ConfigError(
                 f"--host {settings.host} --port {settings.port}: {error.strerror or error}. "
