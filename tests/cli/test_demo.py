@@ -26,12 +26,16 @@ def test_make_run_reads_the_corpus_that_it_wrote(tmp_path: Path) -> None:
 def test_require_free_keeps_what_no_demo_has_made(tmp_path: Path) -> None:
     demo.require_free(str(tmp_path))
     run = demo.make_run(str(tmp_path))
+    demo.require_free(str(tmp_path))  # of a demo that was interrupted
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.yaml").write_text(run_config.dump(run))
     demo.require_free(str(tmp_path))
-    (tmp_path / "run/run.yaml").write_text("data: {train: mine.csv}\n")
-    with pytest.raises(ConfigError, match=r"`.*/run` exists already, and no demo has made it\. Choose another"):
-        demo.require_free(str(tmp_path))
+    for name, content in (("run/run.yaml", "data: {train: mine.csv}\n"), ("corpus/train.jsonl", '{"text": "mine"}\n')):
+        before = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ConfigError, match="holds a run or a corpus that no demo has made"):
+            demo.require_free(str(tmp_path))
+        (tmp_path / name).write_text(before)
 
 
 def test_demo_prints_scores_baselines_and_next_commands(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +34,8 @@ def demo(
     require_free(folder)
     run = make_run(folder)
     lines.out(f"made a corpus of Python functions, each labelled with its package: {folder}/corpus")
-    shutil.rmtree(run.run_folder, ignore_errors=True)
+    if os.path.exists(os.path.join(run.run_folder, "run.yaml")):
+        shutil.rmtree(run.run_folder)  # of an earlier demo
     train.train_run(run, resume=False, started=started, with_report=False)
     train.evaluate_run(run.run_folder)
     results.write_report(run.run_folder)
@@ -56,18 +58,20 @@ Try next:
 
 
 def require_free(folder: str) -> None:
-    """Raise `ConfigError` if a folder holds a run or a corpus that no earlier demo has made."""
+    """Raise `ConfigError` if a folder holds a run or a corpus that no demo has made."""
     from txclf.config import run_config
     from txclf.core import storage
     from txclf.core.errors import ConfigError
 
-    ours = [os.path.join(folder, name) for name in ("run", "corpus")]
-    run_file, corpus = os.path.join(ours[0], "run.yaml"), storage.absolute(os.path.join(ours[1], "train.jsonl"))
-    if os.path.exists(run_file) and tuple(run_config.load(run_file).data.train or ()) == (corpus,):
-        return
-    for path in ours:
-        if os.path.exists(path):
-            raise ConfigError(f"`{path}` exists already, and no demo has made it. Choose another --folder.")
+    run_file, corpus = os.path.join(folder, "run", "run.yaml"), os.path.join(folder, "corpus", "train.jsonl")
+    is_ours = True
+    if os.path.exists(run_file):
+        is_ours = tuple(run_config.load(run_file).data.train or ()) == (storage.absolute(corpus),)
+    if os.path.exists(corpus):
+        with open(corpus, encoding="utf-8", errors="replace") as file:
+            is_ours &= re.fullmatch(r'{"text": .*, "label": "\w+", "file": ".*"}\n', file.readline()) is not None
+    if not is_ours:
+        raise ConfigError(f"`{folder}` holds a run or a corpus that no demo has made. Choose another --folder.")
 
 
 def make_run(folder: str) -> RunConfig:

@@ -99,7 +99,8 @@ class Holding(NamedTuple):
 def require(folder: str) -> None:
     """Raise `StorageError` unless this process holds the lease of a folder; called as `Holding.require` is."""
     holder = _read(folder)
-    if holder is None or (holder.machine, holder.host, holder.pid) != (_machine(), socket.gethostname(), os.getpid()):
+    pid = os.getpid()
+    if holder is None or (holder.machine, holder.pid, holder.process) != (_machine(), pid, _process(pid)):
         raise _taken_over(folder, holder)
 
 

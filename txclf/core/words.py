@@ -11,20 +11,22 @@ import unicodedata
 from collections.abc import Iterable
 from functools import cache
 
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U000323af"
-"""Letters of scripts without blanks between words, as ranges of a regular expression."""
-_INNER_BLANK = re.compile(rf"(?<=[{UNSPACED}]) (?=[{UNSPACED}])")
+CHINESE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U000323af"
+"""Letters of Chinese and Japanese, as ranges of a regular expression."""
+UNSPACED = f"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff{CHINESE}"
+"""Letters of all scripts without blanks between words."""
+_INNER_BLANK = re.compile(rf"(?<=[{CHINESE}]) (?=[{CHINESE}])")
 
 
 _ASCII_WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def split(text: str) -> list[str]:
-    """Return the words of a text: runs of letters, digits and their marks, and single other characters.
+    """Return the words of a text in NFC: runs of letters, digits and their marks, and single other characters.
 
     A vowel of Hindi is a mark, and so is the umlaut of a decomposed `ä`. Python's `\\w` leaves marks out.
     """
-    return (_ASCII_WORD if text.isascii() else _word()).findall(text)
+    return _ASCII_WORD.findall(text) if text.isascii() else _word().findall(unicodedata.normalize("NFC", text))
 
 
 @cache
@@ -41,7 +43,7 @@ def _marks() -> str:
 
 
 def joined(words: Iterable[str]) -> str:
-    """Return words as a text, with blanks between them where their script has some."""
+    """Return words as a text, without the blanks between letters of Chinese and Japanese."""
     return _INNER_BLANK.sub("", " ".join(words))
 
 

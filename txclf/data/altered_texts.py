@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from random import Random
 
-from txclf.core.words import UNSPACED, joined
+from txclf.core.words import CHINESE, joined
 
 DROPPED = 0.1
 """Share of the words that are left out."""
@@ -25,8 +25,8 @@ JOINED = 0.1
 MIN_WORDS = 4
 """Words from which on a copy is cut or joined."""
 
-WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
-"""A word. In scripts without blanks between words, each character is one."""
+WORD = re.compile(rf"[{CHINESE}]|[^\s{CHINESE}]+")
+"""A word. In Chinese and Japanese, each character is one."""
 
 
 def altered(texts: Sequence[str], copies: int, draw: Random) -> Iterator[tuple[int, str]]:

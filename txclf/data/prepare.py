@@ -274,7 +274,7 @@ def _write_all(
         split_shards.sort(key=lambda shard: shard.file)
         if not split_shards and split != "test":
             raise DataError(
-                f"`data.valid_fraction`: {run.data.valid_fraction} leaves no row for the {split} split. "
+                f"`data.valid_fraction` leaves no row for the {split} split. "
                 "Set another fraction, or name validation files with `data.valid`."
             )
     if written.get("test") == []:  # few different texts

@@ -8,6 +8,7 @@ the hashes, 16 bytes per training row and 8 per other row, the label counts and 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -57,8 +58,8 @@ MAX_UNPACKED = 4
 AUTO_TEST_ROWS, AUTO_TEST_FRACTION = 1_000, 0.1
 """Training rows from which on `data.test_fraction: auto` holds out rows, and their share."""
 
-CERTAIN_ROWS = 200
-"""Training rows from which on a share of them is hardly ever empty."""
+FEW_ROWS = 100_000
+"""Training rows up to which a share of them may be empty, if it is small or few texts differ."""
 
 ReportProgress = Callable[[str, int], None]
 """Receives the current stage and the number of rows done so far."""
@@ -190,18 +191,16 @@ def scan_all(
 
 
 def valid_fraction(run: RunConfig, hashes: RowHashes) -> float:
-    """Return the share of the training rows that are held out for validation, at least one different text of few."""
+    """Return the share of the training rows that are held out for validation, of few rows enough for one text."""
     if run.data.valid is not None:
         return 0.0
-    fraction, test = run.data.valid_fraction, test_fraction(run, len(hashes))
-    if len(hashes) < CERTAIN_ROWS:
-        texts = np.concatenate([hashes.in_range(number)[0] for number in range(NUM_RANGES)])
-        while (
-            fraction < 0.5
-            and not shards.held_out_rows(texts, run.seed, valid_fraction=fraction, test_fraction=test)["valid"].any()
-        ):
-            fraction = min(0.5, 2 * fraction)
-    return fraction
+    fraction = run.data.valid_fraction
+    if not 0 < len(hashes) <= FEW_ROWS:
+        return fraction
+    texts = np.concatenate([hashes.in_range(number)[0] for number in range(NUM_RANGES)])
+    others = texts[~shards.test_rows(texts, test_fraction(run, len(hashes)))]
+    first = float(shards.validation_order(others, run.seed).min(initial=1.0))
+    return max(fraction, math.nextafter(first, 1.0))
 
 
 def test_fraction(run: RunConfig, rows: int) -> float:

@@ -299,7 +299,12 @@ def text_hashes(texts: Iterable[tuple[str, ...]]) -> UInt64s:
 
 def validation_rows(hashes: UInt64s, seed: int, fraction: float) -> npt.NDArray[np.bool_]:
     """Return a mask of the training rows held out for validation. It depends on the text: duplicates stay together."""
-    return uniform(mix(hashes ^ mix(np.uint64(seed) + np.uint64(1)))) < fraction
+    return validation_order(hashes, seed) < fraction
+
+
+def validation_order(hashes: UInt64s, seed: int) -> npt.NDArray[np.float64]:
+    """Return the share of the training rows from which on each row is held out for validation."""
+    return uniform(mix(hashes ^ mix(np.uint64(seed) + np.uint64(1))))
 
 
 def test_rows(hashes: UInt64s, fraction: float) -> npt.NDArray[np.bool_]:

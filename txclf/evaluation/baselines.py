@@ -54,11 +54,22 @@ def majority(train_labels: Ints, scored_rows: int) -> Ints:
     return np.full(scored_rows, np.bincount(train_labels).argmax(), np.int64)
 
 
-def ngrams(train: Rows, valid: Rows, texts: Sequence[str], *, num_labels: int, lowercase: bool = True) -> Baseline:
+def ngrams(
+    train: Rows,
+    valid: Rows,
+    texts: Sequence[str],
+    *,
+    num_labels: int,
+    lowercase: bool = True,
+    by_macro_f1: bool = False,
+) -> Baseline:
     """Choose a linear model on the validation rows, as `txclf.ngrams.fitting.choose` does, and score `texts`."""
     start = time.monotonic()
     choice = fitting.choose(
-        train.texts, train.labels, valid.texts, valid.labels, num_labels=num_labels, lowercase=lowercase
+        *(train.texts, train.labels, valid.texts, valid.labels),
+        num_labels=num_labels,
+        lowercase=lowercase,
+        by_macro_f1=by_macro_f1,
     )
     logits = choice.model.logits(texts) / np.float32(choice.model.temperature)
     return Baseline(logits, _features(choice.model), choice.train_rows, time.monotonic() - start)

@@ -178,7 +178,7 @@ def _side(classifier: Classifier, table: pa.Table) -> _Side:
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in split(text.lower()) if word[0].isalnum()]
+    return [word for word in split(text.lower()) if word[0].isalnum() or word[0] == "_"]
 
 
 def _vocabulary(prepared: str, manifest: shards.Manifest) -> set[str]:

@@ -114,7 +114,12 @@ class Evaluation:
         if blend:
             return baselines.ngrams_of_bundle(blend, texts)
         lowercase, num_labels = self.run.tokenizer.lowercase, len(self.manifest.labels)
-        return baselines.ngrams(rows("train"), rows("valid"), texts, num_labels=num_labels, lowercase=lowercase)
+        return baselines.ngrams(
+            *(rows("train"), rows("valid"), texts),
+            num_labels=num_labels,
+            lowercase=lowercase,
+            by_macro_f1=self.run.train.monitor == "valid_f1_macro",
+        )
 
     def trained_rows(self) -> int:
         """Count the scored rows whose text is among the rows that the model was trained on."""

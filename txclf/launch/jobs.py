@@ -13,6 +13,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,18 +156,28 @@ def follow(client: Any, job: str, show: Callable[[str], None]) -> int:
     """
     from aiohttp import ClientError
 
-    async def pass_on() -> None:
-        async for text in client.tail_job_logs(job):
+    broken = (RuntimeError, OSError, ClientError)  # of Ray, requests and aiohttp
+
+    async def pass_on() -> bool:
+        texts = aiter(client.tail_job_logs(job))
+        while True:
+            try:
+                text = await anext(texts)
+            except StopAsyncIteration:
+                return True
+            except broken:
+                return False
             show(text)
 
-    try:
-        asyncio.run(pass_on())
-        info = client.get_job_info(job)
-        is_cut_off = not info.status.is_terminal()
-    except (RuntimeError, OSError, ClientError):  # of Ray, requests and aiohttp
-        is_cut_off = True
-    if is_cut_off:
-        raise ClusterError(f"`{job}`: the connection to the cluster broke. The job goes on: `txclf jobs logs {job}`.")
+    info = None
+    if asyncio.run(pass_on()):
+        with suppress(*broken):
+            info = client.get_job_info(job)
+    if info is None or not info.status.is_terminal():
+        raise ClusterError(
+            f"`{job}`: the connection to the cluster broke. The job goes on: `txclf jobs logs {job}` with the same "
+            "--address shows it."
+        )
     if str(info.status.value) == "SUCCEEDED":
         return 0
     if str(info.status.value) == "STOPPED":

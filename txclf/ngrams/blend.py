@@ -1,7 +1,7 @@
 """A network and a linear model on n-grams that answer together.
 
 Their calibrated log-probabilities are averaged with one weight, the weight of the linear model (a logarithmic opinion
-pool; Hinton, 1999), which is chosen by the loss on validation rows. For several labels per text it is their logits.
+pool; Hinton, 1999), which is chosen on validation rows. For several labels per text it is their logits.
 """
 
 from __future__ import annotations

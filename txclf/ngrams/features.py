@@ -9,7 +9,6 @@ chance of 1 in 10^19.
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -149,7 +148,7 @@ def _matrix(keys: UInt64s, rows: Any, num_rows: int, known: UInt64s | None) -> t
 
 
 def _words(text: str, analyzer: Analyzer) -> list[str]:
-    text = unicodedata.normalize("NFC", text[:MAX_TEXT_CHARS])
+    text = text[:MAX_TEXT_CHARS]
     return split(text.lower() if analyzer.lowercase else text)
 
 

@@ -237,7 +237,8 @@ def share(
 ) -> Blend | None:
     """Return the blend of a network and a linear model that is best on validation rows: by the loss, or macro F1.
 
-    `logits` (rows, labels) are those of the network for the texts. Returns None if the network is better alone.
+    `logits` (rows, labels) are those of the network for the texts. Returns None if the network is better alone. Sets of
+    labels are always compared by the loss.
     """
     model, is_multilabel = choice.model, labels.ndim == 2
     network_temperature = calibration.temperature(logits, labels)

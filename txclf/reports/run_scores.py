@@ -163,7 +163,9 @@ def _difference(linear: Metrics, metric: str) -> tuple[float, float, float] | No
 def _note(linear: Metrics, metric: str) -> str:
     """Return what to know about the comparison of a metric with that of the linear model."""
     notes = []
-    p_value = linear.get("f1_macro_p_value" if metric == "f1_macro" else "p_value", 0.0)
+    p_value = linear.get("p_value", 0.0)
+    if metric == "f1_macro":
+        p_value = linear.get("f1_macro_p_value", p_value)  # not in scores of earlier versions
     if p_value >= significance.LEVEL:
         notes.append(f"On these rows the difference may be chance (p = {p_value:.2f}).")
     if linear.get("train_rows", 0) < linear.get("of_train_rows", 0):

@@ -346,12 +346,12 @@ def _write_bundle(folder: str, run: RunConfig, prepared: str, saved: list[Checkp
     return winner._replace(weights={})
 
 
-def recorded_data(run: RunConfig) -> str | None:
+def recorded_data(run: RunConfig, copied_to: str | None = None) -> str | None:
     """Return the prepared folder that a run began with, or its copy if run and data were copied together.
 
-    Return None for a new run, or if the data must be prepared again.
+    Return None for a new run, or if the data must be prepared again. `copied_to` is as for `prepared_folder`.
     """
-    return run_folder.prepared_folder(run.run_folder) if _began_with(run) else None
+    return run_folder.prepared_folder(run.run_folder, copied_to) if _began_with(run) else None
 
 
 def has_begun(run: RunConfig, manifest: shards.Manifest) -> bool:

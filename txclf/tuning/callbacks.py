@@ -85,6 +85,7 @@ class Watcher(tune.Callback):
         """Record the failure of a trial's process and release its workers."""
         known = self._read(trial)
         self.live.discard(known.number)
+        lease.require(self.search)
         ray_trainer.release(self._folder(known.number))
         self._end(known, "failed", _reason(trial))
 

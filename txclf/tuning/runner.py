@@ -115,8 +115,8 @@ def run_trials(
     if controls.watcher.stopping and not outcome.is_over:
         raise Interrupted
     if outcome.error is not None:
-        cause = outcome.error.__cause__  # of the watcher
-        raise cause if isinstance(cause, TxclfError) else outcome.error
+        found = (outcome.error, outcome.error.__cause__, outcome.error.__context__)  # of the watcher, wrapped by Ray
+        raise next((error for error in found if isinstance(error, TxclfError)), outcome.error)
     return outcome.grid
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,7 +28,7 @@ from txclf.config.run_config import RunConfig
 from txclf.config.search_space import Tune
 from txclf.config.sections import Compute
 from txclf.core import html_table, lease, storage
-from txclf.core.errors import ClusterError, ConfigError
+from txclf.core.errors import ClusterError, ConfigError, TxclfError
 from txclf.data import shards
 from txclf.data.prepare import prepare
 from txclf.training import distill, row_sidecars
@@ -144,8 +144,10 @@ def opened(run: RunConfig, resume: bool = False, extend: int = 0) -> Iterator[Ru
         try:
             yield found
         except BaseException:
-            if not (resume or extend or trials.read(run.run_folder)):  # so that the command can be mended
-                storage.remove_file(storage.join(run.run_folder, "run.yaml"))
+            with suppress(TxclfError):  # the first error counts
+                lease.require(run.run_folder)
+                if not (resume or extend or trials.read(run.run_folder)):  # so that the command can be mended
+                    storage.remove_file(storage.join(run.run_folder, "run.yaml"))
             raise
 
 
@@ -232,7 +234,8 @@ def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
         begun.setdefault(trials.preparation(source), []).append(source)
     folders = {}
     for number, (key, one) in enumerate(wanted.items(), 1):
-        recorded = (found for source in begun.get(key, []) if (found := recorded_data(source)))
+        near = storage.folder_of(run.run_folder)  # where a copy of the search has its data
+        recorded = (found for source in begun.get(key, []) if (found := recorded_data(source, near)))
         folders[key] = next(recorded, None) or prepare(one)
         manifest = shards.load_manifest(folders[key])
         for source in begun.get(key, []):
@@ -264,6 +267,7 @@ def tune(run: RunConfig, plan: SearchPlan, show: Show = lambda state: False) -> 
     Raises `Interrupted` if `show` asked for a stop.
     """
     started = time.time()
+    lease.require(run.run_folder)
     # Not before: a search whose Ray does not answer is not yet extended.
     storage.write_bytes(storage.join(run.run_folder, "run.yaml"), run_config.dump(run).encode())
     manifest = shards.load_manifest(next(iter(plan.prepared.values())))
@@ -312,12 +316,12 @@ def refit_run(run: RunConfig, search: Search, workers: int | None) -> RunConfig:
 def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
     """Write the tables, the winner's run file and bundle, then the summary, which marks the search as finished."""
     search, metric = run.run_folder, trials.metric(run)
+    lease.require(search)
     everything = [trials.result(search, trial, metric) for trial in trials.read(search)]
     for one in everything:
         if one.trial.state == "waiting":  # when `tune.time` was over; with --resume it is drawn again
             storage.remove_folder(trials.folder(search, one.trial.number))
     results = trials.ranked([one for one in everything if one.trial.state != "waiting"], metric)
-    lease.require(search)
     trials.write_table(search, results, metric)
     winner = results[0]
     best = trials.trial_config(run, winner.trial.settings)

@@ -96,13 +96,13 @@ def test_join_fewer_workers_forgets_the_others(clock: list[float]) -> None:
     clock[0] += 8
     made.beat(0, Heartbeat("training", 3, 1))
     assert made.stalled(10) is None
-    assert made.latest() == (None, 1)
+    assert made.latest() == (None, 1, 1)
 
 
 def test_latest_counts_the_workers_that_are_heard(clock: list[float]) -> None:
     made = joined(2)
     clock[0] += 30
     made.beat(0, Heartbeat("training", 7, 1))
-    assert made.latest() == (None, 1)
+    assert made.latest() == (None, 2, 1)
     clock[0] += 30
-    assert made.latest() == (None, 0)
+    assert made.latest() == (None, 2, 0)

@@ -54,10 +54,10 @@ class WorkerMonitor:
         self.progress = progress
         return self.stop
 
-    def latest(self) -> tuple[Progress | None, int]:
-        """Return the last progress and the number of workers that are heard."""
+    def latest(self) -> tuple[Progress | None, int, int]:
+        """Return the last progress, the number of workers, and of those that are heard."""
         now = time.monotonic()
-        return self.progress, sum(now - known.heard < SILENT_S for known in self.ranks.values())
+        return self.progress, len(self.ranks), sum(now - known.heard < SILENT_S for known in self.ranks.values())
 
     def request_stop(self) -> None:
         """Ask the workers to save a checkpoint and stop."""

@@ -111,18 +111,18 @@ def fit(config: WorkerConfig, report: Callable[[Progress], bool], notes: Sequenc
     thread.start()
     shown, notes = Progress(), list(notes)
     stalled: StalledWorker | None = None
-    last_seen, preempted_at = time.monotonic(), None
+    last_heard, is_waiting, preempted_at = time.monotonic(), False, None
     if ray_cluster.room(compute) < compute.min_workers:
-        last_seen -= WAITING_S  # an autoscaler must start nodes first: report at once what the run waits for
+        last_heard -= WAITING_S  # an autoscaler must start nodes first: report at once what the run waits for
     while thread.is_alive():
         thread.join(timeout=POLL_S)
-        latest, workers = ray.get(monitor.latest.remote())
+        latest, workers, heard = ray.get(monitor.latest.remote())
         shown = latest or shown
-        if workers:
-            last_seen, stalled = time.monotonic(), None  # of the group before
-        elif time.monotonic() - last_seen > WAITING_S:
+        if heard:
+            last_heard, is_waiting, stalled = time.monotonic(), False, None  # the stall of the group before
+        elif time.monotonic() - last_heard > WAITING_S and not is_waiting:
             notes.append(ray_cluster.waiting(compute))
-            last_seen = math.inf  # reported once
+            is_waiting = True
         notes += [note for note in shown.notes if note not in notes]
         if shown.preempted_at not in (None, preempted_at):
             preempted_at = shown.preempted_at
@@ -130,7 +130,7 @@ def fit(config: WorkerConfig, report: Callable[[Progress], bool], notes: Sequenc
         shown.notes = notes
         if report(shown):
             monitor.request_stop.remote()
-            if not workers:
+            if not workers or is_waiting:
                 # Either they have just saved and left, and Ray Train ends in a moment, or there is nothing to save.
                 thread.join(timeout=STOP_S if latest else 0)
                 if thread.is_alive():
