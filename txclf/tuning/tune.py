@@ -143,7 +143,7 @@ def opened(run: RunConfig, resume: bool = False, extend: int = 0) -> Iterator[Ru
         found = _open(run, resume, extend)
         try:
             yield found
-        except BaseException:
+        except TxclfError:  # and no stop, which is resumed
             with suppress(TxclfError):  # the first error counts
                 lease.require(run.run_folder)
                 if not (resume or extend or trials.read(run.run_folder)):  # so that the command can be mended
