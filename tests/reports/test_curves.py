@@ -43,6 +43,18 @@ def test_curves_classes_without_a_contrast_have_none() -> None:
     assert [curve.class_id for curve in found] == [ALL_CLASSES, 0]
 
 
+@pytest.mark.parametrize("has_label", [True, False])
+def test_curves_targets_that_are_all_equal_have_none(has_label: bool) -> None:
+    assert curves.by_class(np.full((3, 2), 0.5, np.float32), np.full((3, 2), has_label)) == []
+
+
+def test_curves_first_rows_without_a_contrast_have_those_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curves, "MICRO_CELLS", 4)
+    targets = np.array([[False, False], [False, False], [True, False]])
+    found = curves.by_class(np.full((3, 2), 0.5, np.float32), targets)
+    assert [curve.class_id for curve in found] == [0]
+
+
 def test_class_curves_thresholds_give_the_precision_and_recall_next_to_them() -> None:
     draw = np.random.default_rng(1)
     truth = draw.random(300) < 0.3

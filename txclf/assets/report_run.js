@@ -83,21 +83,26 @@ function probabilities(split, box) {
     plot(element, [bar(right, (b) => Math.round(b[1] * b[2]), 2), bar(wrong, (b) => Math.round((1 - b[1]) * b[2]), 1)],
       layout(score, unit.trim(), { title: multilabel ? "Probability" : "Confidence", barmode: multilabel ? "group" : "stack", yaxis: multilabel ? { type: "log" } : {}, xaxis: { range: [0, 1.03] } }));
   };
+  if (split.coverage.length) charts["coverage-" + split.id] = (element) => plot(element, [{ type: "scatter", mode: "lines", x: split.coverage.map((p) => p[0]), y: split.coverage.map((p) => p[1]), line: { color: colors(0) }, hoverinfo: "text",
+    text: split.coverage.map((p) => percent(p[0]) + " of the rows, confidence at least " + p[2].toFixed(3) + "<br>accuracy " + percent(p[1])) }],
+    layout("share of rows answered, most confident first", "accuracy", { title: "Accuracy by coverage", showlegend: false, xaxis: { range: [0, 1.02], tickformat: ".0%" }, yaxis: { tickformat: ".1~%" } }));
+  if (!split.curves.length) return;
   const select = query(box, "[data-class]"), few = split.curves.length <= 11;
   const names = split.curves.map((c) => (c.class_id < 0 ? "micro-average" : split.labels[c.class_id]));
   const every = document.createElement("option");
-  every.value = "-1"; every.textContent = few ? "all" : "micro-average and the five worst";
+  every.value = "-1"; every.textContent = few ? "all" : (split.curves[0].class_id < 0 ? "micro-average and " : "") + "the five worst";
   select.append(every);
   names.forEach((name, number) => { const option = document.createElement("option"); option.value = number; option.textContent = short(name, 60) + ", AUROC " + figure(split.curves[number].auc); select.append(option); });
   const chosen = () => {
     const picked = Number(select.value), numbers = split.curves.map((_, number) => number);
     if (picked >= 0) return [picked];
-    return few ? numbers : [0, ...numbers.slice(1).sort((a, b) => split.curves[a].auc - split.curves[b].auc).slice(0, 5)];
+    const isMicro = (number) => split.curves[number].class_id < 0, classes = numbers.filter((number) => !isMicro(number));
+    return few ? numbers : [...numbers.filter(isMicro), ...classes.sort((a, b) => split.curves[a].auc - split.curves[b].auc).slice(0, 5)];
   };
   const both = (id, x, y, area, heading, xname, yname) => {
     charts[id + split.id] = (element) => plot(element, chosen().map((number, position) => {
       const curve = split.curves[number];
-      return { type: "scatter", mode: "lines", name: label(short(names[number], 28)) + " " + curve[area].toFixed(3), x: curve[x], y: curve[y], line: { color: colors(position), width: number ? 1.4 : 2.6 },
+      return { type: "scatter", mode: "lines", name: label(short(names[number], 28)) + " " + curve[area].toFixed(3), x: curve[x], y: curve[y], line: { color: colors(position), width: curve.class_id < 0 ? 2.6 : 1.4 },
         hovertemplate: xname + " %{x:.3f}<br>" + yname + " %{y:.3f}<extra>" + label(names[number]) + "</extra>" };
     }), layout(xname, yname, { title: heading, xaxis: { range: [-0.02, 1.02] }, yaxis: { range: [-0.02, 1.03] } }));
   };
@@ -109,9 +114,6 @@ function probabilities(split, box) {
     plot(element, [line("precision", curve.precision, 0), line("recall", curve.recall, 1)],
       layout("threshold of the probability", "", { title: "Precision and recall by threshold, " + label(short(curve.class_id < 0 ? "all classes" : split.labels[curve.class_id], 28)), xaxis: { range: [0, 1.02] }, yaxis: { range: [0, 1.03] } }));
   };
-  if (split.coverage.length) charts["coverage-" + split.id] = (element) => plot(element, [{ type: "scatter", mode: "lines", x: split.coverage.map((p) => p[0]), y: split.coverage.map((p) => p[1]), line: { color: colors(0) }, hoverinfo: "text",
-    text: split.coverage.map((p) => percent(p[0]) + " of the rows, confidence at least " + p[2].toFixed(3) + "<br>accuracy " + percent(p[1])) }],
-    layout("share of rows answered, most confident first", "accuracy", { title: "Accuracy by coverage", showlegend: false, xaxis: { range: [0, 1.02], tickformat: ".0%" }, yaxis: { tickformat: ".1~%" } }));
   select.addEventListener("change", () => redraw(["roc-" + split.id, "recall-" + split.id, "threshold-" + split.id]));
 }
 

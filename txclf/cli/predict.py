@@ -32,6 +32,8 @@ MAX_LABELS = 3
 MAX_ANSWER = 36
 """Characters of an answer in the table."""
 
+CHUNK_ROWS = 4096
+"""Rows per chunk of an output file."""
 UTF8 = "utf-8"
 Encoding = Annotated[str, typer.Option("--encoding", help="Encoding of text files, such as `latin-1`.")]
 Delimiter = Annotated[
@@ -76,7 +78,7 @@ def predict(
     address: Address = None,
     chunk_rows: Annotated[
         int, typer.Option("--chunk-rows", min=1, help="Rows per chunk; an interrupted chunk is predicted again.")
-    ] = 4096,
+    ] = CHUNK_ROWS,
     restart: Annotated[
         bool, typer.Option("--restart", help="Start over instead of resuming an interrupted prediction.")
     ] = False,
@@ -87,8 +89,15 @@ def predict(
     """
     compute = worker_compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
     if out is None:
-        if compute or restart:
-            raise ConfigError(f"{'--workers' if compute else '--restart'}: needs an output file. Pass --out with it.")
+        for option, is_given in (
+            ("--workers", compute),
+            ("--restart", restart),
+            ("--chunk-rows", chunk_rows != CHUNK_ROWS),
+        ):
+            if is_given:
+                raise ConfigError(f"{option}: needs an output file. Pass --out with it.")
+        if text_column and (text or STDIN in (inputs or [])):
+            raise ConfigError("--text-column: is for input files. Remove it; a text has no columns.")
         batches = _batches(model, inputs or [], text, encoding, delimiter)
         _print_rows(model, batches, probabilities, coverage, text_column, as_json=as_json)
         return

@@ -33,18 +33,18 @@ def reliability(confidence: Floats, right: Bools, num_bins: int = 15) -> list[li
 def by_class(probabilities: Floats, targets: Bools) -> list[ClassCurves]:
     """Return the curves over all classes, then those of each of the largest classes against the rest.
 
-    Args: probabilities (N, C) and targets (N, C). A class that no row has, or every row, has no curves.
+    Args: probabilities (N, C) and targets (N, C). A class that no row has, or every row, has no curves. There are none
+    over all classes if each row has none or all of them.
     """
     sample = slice(max(1, MICRO_CELLS // probabilities.shape[1]))
     support = targets.sum(axis=0)
     largest = [number for number in np.argsort(-support, kind="stable")[:MAX_CLASS_CURVES].tolist() if support[number]]
-    return [
-        class_curves(probabilities[sample].ravel(), targets[sample].ravel(), ALL_CLASSES),
-        *(
-            class_curves(probabilities[:, number], targets[:, number], number)
-            for number in largest
-            if support[number] < len(targets)
-        ),
+    every = targets[sample].ravel()
+    micro = [class_curves(probabilities[sample].ravel(), every, ALL_CLASSES)] if every.any() and not every.all() else []
+    return micro + [
+        class_curves(probabilities[:, number], targets[:, number], number)
+        for number in largest
+        if support[number] < len(targets)
     ]
 
 
