@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.browsing import SIZES, Open, looks_right, sends_nothing_away
+from tests.helpers.browsing import SIZES, Open, looks_right, scrolled, sends_nothing_away, undrawn
 from tests.helpers.reports import LABELS, hostile_run, search_folder
 from txclf.core import storage
 from txclf.evaluation import evaluate
-from txclf.reports import report
+from txclf.reports import curves, report
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,20 @@ def test_run_page_tabs_and_axes_change_the_charts(opened: Open, run_page: str) -
     page.locator("[data-chart=roc-valid]").scroll_into_view_if_needed()
     page.wait_for_timeout(500)
     assert page.evaluate("document.querySelector('[data-chart=roc-valid]').data.length") == 1
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_run_page_without_micro_average_draws_the_curves_that_there_are(
+    opened: Open, run_page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    by_class = curves.by_class
+    monkeypatch.setattr(curves, "by_class", lambda *arguments: by_class(*arguments)[1 : kept + 1])
+    folder = str(Path(run_page).parent)
+    page = scrolled(opened(report.report([folder], storage.join(str(tmp_path), "run.html"))))
+    page.wait_for_timeout(500)
+    assert undrawn(page) == []
+    assert page.locator("[data-chart=roc-test]").count() == bool(kept)
+    assert page.locator("[data-split=test] [data-class] option").count() == (kept + 1 if kept else 0)
 
 
 def test_pages_every_control_clicked_sends_nothing_away(opened: Open, run_page: str, tmp_path: Path) -> None:

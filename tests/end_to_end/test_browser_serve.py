@@ -69,6 +69,22 @@ def test_serve_page_keyboard_alone_predicts_and_explains(
     page.wait_for_selector("[role=alert]:has-text('blank')")
 
 
+def test_serve_page_label_chosen_during_an_explanation_leaves_the_button(tried: Open, servers: dict[str, str]) -> None:
+    page = tried(servers["classify"])
+    held: list[Any] = []
+    page.route("**/explain", lambda route: held.append(route))
+    page.fill("textarea", "the quick fox")
+    page.click("#go")
+    page.click("#scores li:nth-child(2) button")
+    while len(held) < 2:
+        page.wait_for_timeout(50)
+    assert page.locator("#go").is_enabled()
+    for one in held:
+        one.continue_()
+    page.wait_for_selector("#scores li:nth-child(2) [aria-pressed=true]")
+    assert page.locator("#go").is_enabled()
+
+
 def test_serve_page_multilabel_shows_columns_and_thresholds_after_the_token(
     tried: Open, servers: dict[str, str]
 ) -> None:

@@ -14,9 +14,11 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import txclf
 from tests.helpers.serving import TEXTS, TXCLF, Server, counts
 from tests.helpers.waiting import wait_until
 from txclf import Classifier
@@ -99,6 +101,12 @@ def test_serve_signal_before_the_server_handles_signals_ends_it(
 
     monkeypatch.setattr(StopSignals, "collect_all", interrupted)
     assert service.serve(tiny_bundle, service.Settings(port=0), lambda started: pytest.fail("it serves"))
+
+
+@pytest.mark.parametrize(("option", "value"), [("max_replicas", 4), ("address", "auto")])
+def test_serve_options_of_ray_without_replicas_are_refused(option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"--{option.replace('_', '-')}: is for replicas on Ray"):
+        txclf.serve("model", **{option: value})
 
 
 def test_serve_missing_package_names_its_extra(tiny_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 (() => {
   const get = id => document.getElementById(id);
   const FIRST_LABELS = 10;  // labels shown before "Show all labels"
-  let model = null, token = "", row = null, prediction = null, turn = 0, asked = 0;
+  let model = null, token = "", row = null, prediction = null, turn = 0;
 
   function make(tag, className, text) {
     const element = document.createElement(tag);
@@ -137,11 +137,10 @@
     const mine = ++turn, button = get("go");
     showError(null);
     button.disabled = true;
-    asked = mine;
     get("status").textContent = "predicting";
     try {
       row = readFields();
-      const content = await call("predict", {rows: [row], ...(model.is_seq2seq ? {} : {top: model.labels.length})});
+      const content = await call("predict", {rows: [row], ...(model.is_seq2seq ? {} : {top: model.labels.length})}).finally(() => { button.disabled = false; });
       if (mine !== turn) return;
       prediction = content.predictions[0];
       get("answer").hidden = false;
@@ -163,8 +162,6 @@
       await explain(predicted[0] || prediction.top[0].label, mine);
     } catch (failure) {
       if (mine === turn) { get("status").textContent = ""; showError(failure); }
-    } finally {
-      if (mine === asked) button.disabled = false;  // also if another part of the page has asked since
     }
   }
 

@@ -95,9 +95,6 @@ def serve(
         raise ConfigError(
             f"--max-replicas {max_replicas}: expected at least {max(replicas, 1)}, as --replicas. Pass a larger number."
         )
-    if replicas == 0 and (max_replicas or address):
-        option = "--max-replicas" if max_replicas else "--address"
-        raise ConfigError(f"{option}: is for replicas on Ray. Pass --replicas N too.")
     lines.note(f"loading `{model}`{f' into {replicas} replica(s) on Ray' if replicas else ''}")
     from txclf.serving import serve as service
     from txclf.serving.middleware import Limits

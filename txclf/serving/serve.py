@@ -123,6 +123,9 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
     too few resources for the replicas.
     """
     start = time.monotonic()
+    if settings.replicas == 0 and (settings.max_replicas or settings.address):
+        option = "--max-replicas" if settings.max_replicas else "--address"
+        raise ConfigError(f"{option}: is for replicas on Ray. Pass --replicas N too.")
     _allow_files(2 * settings.limits.connections)
     # A bundle that cannot answer fails here. A replica of this process loads it itself; on Ray that is late.
     metadata = bundle.read_metadata(folder) if settings.replicas == 0 else load_model(folder, "cpu").metadata
