@@ -65,9 +65,9 @@ def require_free(folder: str) -> None:
 
     run_file, corpus = os.path.join(folder, "run", "run.yaml"), os.path.join(folder, "corpus", "train.jsonl")
     is_ours = True
-    if os.path.exists(run_file):
+    if os.path.isfile(run_file):
         is_ours = tuple(run_config.load(run_file).data.train or ()) == (storage.absolute(corpus),)
-    if os.path.exists(corpus):
+    if os.path.isfile(corpus):
         with open(corpus, encoding="utf-8", errors="replace") as file:
             is_ours &= re.fullmatch(r'{"text": .*, "label": "\w+", "file": ".*"}\n', file.readline()) is not None
     if not is_ours:

@@ -146,7 +146,7 @@ def opened(run: RunConfig, resume: bool = False, extend: int = 0) -> Iterator[Ru
         except TxclfError:  # and no stop, which is resumed
             with suppress(TxclfError):  # the first error counts
                 lease.require(run.run_folder)
-                if not (resume or extend or trials.read(run.run_folder)):  # so that the command can be mended
+                if not (resume or extend or trials.read(run.run_folder)):  # so that the corrected command starts
                     storage.remove_file(storage.join(run.run_folder, "run.yaml"))
             raise
 
