@@ -32,8 +32,6 @@ MAX_LABELS = 3
 MAX_ANSWER = 36
 """Characters of an answer in the table."""
 
-CHUNK_ROWS = 4096
-"""Rows per chunk of an output file."""
 UTF8 = "utf-8"
 Encoding = Annotated[str, typer.Option("--encoding", help="Encoding of text files, such as `latin-1`.")]
 Delimiter = Annotated[
@@ -77,8 +75,9 @@ def predict(
     gpus: GpusPerWorker = None,
     address: Address = None,
     chunk_rows: Annotated[
-        int, typer.Option("--chunk-rows", min=1, help="Rows per chunk; an interrupted chunk is predicted again.")
-    ] = CHUNK_ROWS,
+        int | None,
+        typer.Option("--chunk-rows", min=1, help="Rows per chunk (4096); an interrupted chunk is predicted again."),
+    ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Start over instead of resuming an interrupted prediction.")
     ] = False,
@@ -92,7 +91,7 @@ def predict(
         for option, is_given in (
             ("--workers", compute),
             ("--restart", restart),
-            ("--chunk-rows", chunk_rows != CHUNK_ROWS),
+            ("--chunk-rows", chunk_rows),
         ):
             if is_given:
                 raise ConfigError(f"{option}: needs an output file. Pass --out with it.")
@@ -236,12 +235,13 @@ def _write_file(
     encoding: str,
     delimiter: str | None,
     compute: Compute | None,
-    chunk_rows: int,
+    chunk_rows: int | None,
     restart: bool,
 ) -> None:
     """Predict files into an output file and print the number of rows."""
     from txclf.cli import console, displays
     from txclf.core import storage
+    from txclf.prediction import parts
     from txclf.prediction import predict as verb
 
     started = time.monotonic()
@@ -259,7 +259,7 @@ def _write_file(
             delimiter=delimiter,
             on_progress=display.show,
             compute=compute,
-            chunk_rows=chunk_rows,
+            chunk_rows=chunk_rows or parts.CHUNK_ROWS,
             restart=restart,
         )
     resumed = f" ({summary.resumed_rows:,} of them by an earlier command)" if summary.resumed_rows else ""
