@@ -24,6 +24,8 @@ rm -rf "$shared"
 (umask 077 && mkdir -p "$shared" && python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$shared/token")
 unset RAY_AUTH_TOKEN  # it would take precedence
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$shared/token RAY_USAGE_STATS_ENABLED=0
+# By default a node with more processes than CPUs ends idle ones after 1 s, and the next task starts another.
+export RAY_idle_worker_killing_time_threshold_ms=600000
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0  # the nodes end after the run, so there is nothing to wait for
 
 steps=() run=

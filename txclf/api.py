@@ -214,9 +214,9 @@ def evaluate(
     from txclf.evaluation.evaluate import evaluate as score
     from txclf.launch import preflight
 
-    compute = load_config({"compute": {"workers": workers, "gpus_per_worker": gpus_per_worker}}).compute
+    compute = run_config.worker_compute(workers, {"gpus_per_worker": gpus_per_worker or None})
     with preflight.connected(compute, storage.absolute(run_folder)):
-        return score(storage.path_text(run_folder), data, baseline, compute if workers else None)
+        return score(storage.path_text(run_folder), data, baseline, compute)
 
 
 def drift(
@@ -326,7 +326,7 @@ def predict(
     columns = None if text_columns is None else _as_list(text_columns)
     report = on_progress or (lambda rows: None)
     if tables.is_table(inputs):
-        if out is not None or workers or restart:
+        if out is not None or workers or gpus_per_worker or restart:
             raise ConfigError(
                 "`inputs`: a table in memory is predicted in this process and returned. Remove `out`, `workers` and "
                 "`restart`, or write the table to a file and pass its path."
@@ -334,7 +334,7 @@ def predict(
         return predict_table(storage.path_text(model), inputs, probabilities, columns, report, coverage)
     if out is None:
         raise ConfigError("`out`: not set. Pass the path of the output file, or a table in memory as `inputs`.")
-    compute = load_config({"compute": {"workers": workers, "gpus_per_worker": gpus_per_worker}}).compute
+    compute = run_config.worker_compute(workers, {"gpus_per_worker": gpus_per_worker or None})
     with preflight.connected(compute, storage.folder_of(out)):
         return predict_files(
             storage.path_text(model),
@@ -346,7 +346,7 @@ def predict(
             encoding=encoding,
             delimiter=delimiter,
             on_progress=report,
-            compute=compute if workers else None,
+            compute=compute,
             restart=restart,
         )
 
@@ -381,15 +381,15 @@ def export(
 def serve(model: str | os.PathLike[str], *, on_ready: Callable[[str], None] | None = None, **settings: Any) -> bool:
     """Answer HTTP requests with a bundle until SIGINT or SIGTERM; return True if every open request was answered.
 
-    `settings` are the fields of `txclf.serving.serve.Settings`, such as `port`, `replicas` and `token`. `on_ready`
+    `settings` are the fields of `txclf.serving.settings.Settings`, such as `port`, `replicas` and `token`. `on_ready`
     receives the URL when the service answers.
 
-    Raises `BundleError` for a folder that is not a bundle, `ConfigError` for a port that is taken.
+    Raises `BundleError` for a folder that is not a bundle, `ConfigError` for wrong settings or a port that is taken.
 
         txclf.serve("runs/trec/model", port=8000, on_ready=print)
     """
-    from txclf.serving.serve import Settings
     from txclf.serving.serve import serve as serve_bundle
+    from txclf.serving.settings import Settings
 
     ready = on_ready or (lambda url: None)
     return serve_bundle(os.fspath(model), Settings(**settings), lambda started: ready(started.url))

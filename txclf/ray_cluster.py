@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 import ray.data  # sets its loggers up when imported, before they are quieted below
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from txclf import upstream
 from txclf.config.sections import Compute
@@ -192,6 +193,15 @@ def num_readers() -> int:
     Ray starts such tasks without bound, because they need no free resources. Each is a process.
     """
     return 2 * max(1, len(_nodes()))
+
+
+def actor_here(kind: type, *arguments: Any) -> Any:
+    """Start an actor without CPUs on the driver's node, and return its handle.
+
+    Ray would start it on any node, and the loss of that one would take it along.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here).remote(*arguments)
 
 
 def waiting(compute: Compute) -> str:

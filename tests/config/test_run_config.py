@@ -147,6 +147,7 @@ def test_load_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
         (["train={epochs: 1, epochs: 2}"], "the value is not valid YAML: key `epochs` is given twice"),
         (["train.betas=[0.9"], r"`train\.betas=\[0\.9`: the value is not valid YAML"),
         (["name=2024-13-01"], "the value is not valid YAML: month must be"),
+        (["data.text=[title, title]"], "`data.text`: `title` comes twice. Name each column once"),
     ],
 )
 def test_load_invalid_override_is_refused(words: list[str], message: str) -> None:

@@ -202,3 +202,26 @@ def test_server_ends_with_the_process_that_has_started_it(imports: Imports) -> N
         time.sleep(0.05)
     assert not Path(f"/proc/{server_of(shown)}").exists()
     assert not address.parent.exists()
+
+
+def test_server_outlives_signals_to_its_group_and_its_forks_do_not(imports: Imports, tmp_path: Path) -> None:
+    (tmp_path / "waiting.py").write_text(
+        "import os, time\nif __name__ == '__main__': print(os.getppid(), flush=True); time.sleep(60)"
+    )
+    with fork_server.started(replace(imports, main_module="waiting")) as environment:
+        script = [sys.executable, fork_script.__file__]
+        process = subprocess.Popen(script, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        server = int(process.stdout.readline())
+        children = Path(f"/proc/{server}/task/{server}/children")
+        (fork,) = map(int, children.read_text().split())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(server, number)
+        os.kill(fork, signal.SIGTERM)
+        until = time.monotonic() + 30
+        while children.read_text().split() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not children.read_text().split()
+        assert Path(f"/proc/{server}").exists()
+        process.kill()
+        process.communicate()

@@ -121,8 +121,8 @@ def test_prepare_missing_file_of_corrections_is_refused(tmp_path: Path) -> None:
 
 def test_corrections_of_label_sets_add_and_remove_labels(tmp_path: Path) -> None:
     rows = [(text, ("a,b", "b", "a,c", "")[number % 4]) for number, (text, _) in enumerate(make_rows(80))]
-    rows += [("one", "c,a"), ("two", "b"), ("three", "")]
-    fixes = [("one", "a,c", "c"), ("two", "b", "[none]"), ("three", "", "a,b")]
+    rows += [("one", "c,a"), ("two", "b"), ("three", ""), ("four", "a")]
+    fixes = [("one", "a,c", "c"), ("two", "b", " [none] "), ("three", "", "a,b"), ("four", "a", "[drop]")]
     run = make_run(tmp_path, rows, fixes)
     run = run_config.with_overrides(run, {"task": "multilabel"})
     folder = prepare(run)
@@ -130,6 +130,7 @@ def test_corrections_of_label_sets_add_and_remove_labels(tmp_path: Path) -> None
     tables = [shards.read_split(folder, manifest, split, ["text", "labels"]) for split in manifest.splits]
     found = {text: labels for table in tables for text, labels in zip(*table.to_pydict().values(), strict=True)}
     assert [found[text] for text in ("one", "two", "three")] == [[2], [], [0, 1]]
+    assert "four" not in found
 
 
 def test_corrections_of_targets_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.helpers.files import make_rows, write_csv
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import DataError
-from txclf.data import scan, shards
+from txclf.data import pipeline, scan, shards
 from txclf.data.prepare import find_sources, prepare
 
 
@@ -120,3 +121,21 @@ def test_valid_fraction_of_few_rows_holds_out_at_least_one_text(tmp_path: Path, 
     )
     manifest = shards.load_manifest(prepare(run))
     assert manifest.splits["valid"].rows == held_out.sum()
+
+
+def test_scan_all_samples_the_same_texts_from_tables_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, train=write_csv(tmp_path / "a.csv", make_rows(4_000)))
+    monkeypatch.setattr(scan, "MAX_UNPACKED", 20_000 / (run.tokenizer.training_megabytes * 2**20))
+    tables = pipeline.tables
+
+    def small_tables(*arguments: Any, **settings: Any) -> Iterator[pa.Table]:
+        for table in tables(*arguments, **settings):
+            yield from (table.slice(start, 7) for start in range(0, table.num_rows, 7))
+
+    _, whole = scan.scan_all(run, find_sources(run), lambda stage, rows: None, io.BytesIO())
+    monkeypatch.setattr(pipeline, "tables", small_tables)
+    _, parts = scan.scan_all(run, find_sources(run), lambda stage, rows: None, io.BytesIO())
+    assert parts.texts == whole.texts
+    assert 15_000 < sum(map(len, whole.texts)) < 21_000

@@ -12,10 +12,13 @@ import pytest
 from pyarrow import fs as pafs
 
 from tests.helpers.data_files import ROWS, WRITERS, as_csv, as_tsv, checked, pairs, put
+from tests.helpers.files import make_rows, write_csv
+from txclf.config import run_config
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError, StorageError
+from txclf.data import prepare
 from txclf.data.records import read_raw
-from txclf.data.sources import Source, find_sources, require_unchanged, state
+from txclf.data.sources import Source, find_sources, require_unchanged, same_file, state
 
 
 @pytest.mark.parametrize(
@@ -278,3 +281,22 @@ def test_find_sources_unknown_encoding_or_delimiter_is_refused(tmp_path: Path) -
         find_sources([f"{tmp_path}/a.csv"], "nope")
     with pytest.raises(ConfigError, match="--delimiter: `ab` cannot separate columns"):
         find_sources([f"{tmp_path}/a.csv"], delimiter="ab")
+
+
+def test_same_file_follows_links(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\n")
+    (tmp_path / "b.csv").symlink_to("a.csv")
+    assert same_file(str(tmp_path / "a.csv"), str(tmp_path / "b.csv"))
+    assert not same_file(str(tmp_path / "a.csv"), str(tmp_path / "new.csv"))
+    assert same_file("s3://b/a.csv", "s3://b/a.csv")
+
+
+def test_find_sources_of_a_folder_leave_out_the_storage_in_it(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "train.csv", make_rows(50))
+    run = run_config.parse({"data": {"train": str(tmp_path)}, "storage": str(tmp_path / "runs")})
+    prepare.prepare(run)
+    assert list((tmp_path / "runs").rglob("*.parquet"))
+    assert [source.path for source in prepare.find_sources(run)["train"]] == [path]
+    shard = next(str(found) for found in (tmp_path / "runs").rglob("train/*.parquet"))
+    named = run.model_copy(update={"data": run.data.model_copy(update={"train": (shard,)})})
+    assert [source.path for source in prepare.find_sources(named)["train"]] == [shard]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 import unicodedata
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -198,3 +201,14 @@ def test_splits_at_spaces_without_any_pre_tokenizer_is_false() -> None:
     tokenizer = FastTokenizer(models.WordLevel({"a": 0}))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([])
     assert not word_cache.splits_at_spaces(tokenizer)
+
+
+def test_encode_from_several_threads_gives_the_ids_of_the_tokenizer() -> None:
+    cache = WordCache(tokenizer("bpe", "none", True))
+    batches = [[f"word{batch}x{number % 40} fox {number}" for number in range(80)] for batch in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(cache.encode, batches))
+    for batch, (ids, lengths) in zip(batches, found, strict=True):
+        whole = [one.ids for one in cache.tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+        assert (ids.tolist(), lengths.tolist()) == ([*chain.from_iterable(whole)], [*map(len, whole)])
+    same(pickle.loads(pickle.dumps(cache)), batches[0])

@@ -25,8 +25,9 @@ from txclf.inference import bundle
 from txclf.model.classifier import TransformerClassifier
 from txclf.model.seq2seq import Seq2SeqTransformer
 from txclf.serving.app import PredictionService
-from txclf.serving.middleware import Limits, Metrics
+from txclf.serving.middleware import Metrics
 from txclf.serving.predictor import Predictor
+from txclf.serving.settings import Limits
 
 TEXTS = ["the quick brown fox", "five boxing wizards jump quickly over the lazy dog", "dog", "lazy lazy lazy"]
 

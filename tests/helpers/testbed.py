@@ -253,6 +253,7 @@ class Testbed:
         enabled = "1" if self.with_dashboard else "0"
         fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"} if self.autoscaling else {}
         own = {"PATH": path, "PYTHONUNBUFFERED": "1", "RAY_enable_metrics_collection": enabled}
+        own["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # as the files in `cluster/` have it
         return {**environment(), **fake, **own}
 
     def _ip(self, *words: str) -> None:

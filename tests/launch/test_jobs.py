@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ray.job_submission import JobDetails, JobStatus, JobType
 
 from tests.helpers.runs import TINY
 from tests.helpers.testbed import METRICS, TOKEN, Testbed, environment
@@ -45,6 +46,26 @@ def test_submit_relative_storage_raises(tmp_path: Path) -> None:
 def test_submit_relative_output_of_predict_raises(tmp_path: Path, words: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"`--out .*found.csv` would lie in the job's own folder"):
         jobs.submit("http://127.0.0.1:1", "predict", ["s3://b/model", "s3://b/in.csv", *words], str(tmp_path))
+
+
+@pytest.mark.parametrize(("code", "expected"), [(3, 3), (-9, 137), (None, 1)])
+def test_follow_returns_the_exit_code_as_a_shell_has_it(code: int | None, expected: int) -> None:
+    class Client:
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield "the log"
+
+        def get_job_info(self, job: str) -> JobDetails:
+            return JobDetails(
+                type=JobType.SUBMISSION,
+                status=JobStatus.FAILED,
+                message="killed",
+                driver_exit_code=code,
+                entrypoint="",
+            )
+
+    shown: list[str] = []
+    assert jobs.follow(Client(), "j", shown.append) == expected
+    assert shown[0] == "the log"
 
 
 def test_follow_connection_that_breaks_is_one_message() -> None:

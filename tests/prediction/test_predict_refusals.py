@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import txclf
 from tests.helpers.prediction import ROWS, put
 from tests.helpers.serving import untrained
 from txclf.cli import predict as predict_command
@@ -141,6 +142,22 @@ def test_predict_worker_options_without_workers_raise(tiny_bundle: str, option: 
         ConfigError, match=r"^--(cpus-per-worker|gpus-per-worker|address): needs Ray workers\. Pass --workers"
     ):
         predict_command.predict(tiny_bundle, ["in.csv"], "out.csv", **option)
+
+
+def test_predict_into_an_input_raises(tmp_path: Path, tiny_bundle: str) -> None:
+    path = put(tmp_path / "in.csv", ROWS)
+    before = Path(path).read_bytes()
+    for out in (path, f"{tmp_path}/./in.csv"):
+        with pytest.raises(ConfigError, match=r"in\.csv`: is one of the inputs, which would be lost\. Pass another"):
+            predict.predict(tiny_bundle, [path], out=out)
+    assert Path(path).read_bytes() == before
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "predict"])
+def test_gpus_without_workers_raise_in_python_too(tiny_bundle: str, verb: str) -> None:
+    arguments: dict[str, Any] = {"inputs": "in.csv", "out": "out.csv"} if verb == "predict" else {}
+    with pytest.raises(ConfigError, match="--gpus-per-worker: needs Ray workers"):
+        getattr(txclf, verb)(tiny_bundle, gpus_per_worker=1, **arguments)
 
 
 @pytest.mark.parametrize("is_last", [True, False])

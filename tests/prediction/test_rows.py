@@ -66,3 +66,9 @@ def test_predict_file_without_a_readable_row_has_reasons(tiny_bundle: str, tmp_p
     (batch,) = rows.predict(tiny_bundle, rows.of_files([f"{tmp_path}/in.jsonl"]))
     assert list(batch.texts) == [""]
     assert "expected an object" in batch.reasons[0]
+
+
+def test_of_texts_bytes_that_are_no_characters_are_a_problem_of_their_row() -> None:
+    (batch,) = rows.of_texts(["fox", "caf\udce9"])  # as Python reads a command line that is not UTF-8
+    assert batch.columns == {"text": ["fox", None]}
+    assert batch.problems == {1: "not valid UTF-8"}

@@ -57,7 +57,7 @@ def test_overfitting_needs_a_rising_validation_and_a_low_training_loss() -> None
     frozen = run_config.load(None, ["model={pretrained: some/encoder, freeze: encoder}"])
     found = advice.overfitting(frozen, validations(0.8, 0.4, 0.6, train_loss=0.01))
     assert found
-    assert "Raise `train.label_smoothing` (now 0), or lower `train.epochs`." in found
+    assert "Raise `train.label_smoothing` (now 0), or lower `train.epochs`, on" in found
     assert advice.overfitting(run, validations(0.8, 0.4, 0.41, train_loss=0.01)) is None
     assert advice.overfitting(run, validations(0.8, 0.4, 0.6, train_loss=0.3)) is None
     assert advice.overfitting(run, validations(0.4, train_loss=0.01)) is None

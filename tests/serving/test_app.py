@@ -23,7 +23,8 @@ from txclf.inference import bundle
 from txclf.inference.occlusion import Row
 from txclf.serving.app import PredictionService, Unavailable
 from txclf.serving.batcher import Answers, QueueFull
-from txclf.serving.middleware import Limits, Metrics
+from txclf.serving.middleware import Metrics
+from txclf.serving.settings import Limits
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ import pytest
 
 from tests.helpers.serving import service_of
 from tests.helpers.waiting import wait_until
-from txclf.serving.middleware import Limits
 from txclf.serving.origins import HostPolicy
 from txclf.serving.serve import http_server
+from txclf.serving.settings import Limits
 
 LIMITS = Limits(body_bytes=200_000, texts=4, characters=1000, seconds=1.0, connections=40, idle_seconds=1.0)
 HEAD = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"

@@ -15,7 +15,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from tests.helpers.serving import counts, error_message, service_client
-from txclf.serving.middleware import SECURITY, Limits, Metrics, RequestMiddleware, error_body
+from txclf.serving.middleware import SECURITY, Metrics, RequestMiddleware, error_body
+from txclf.serving.settings import Limits
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-import txclf
 from tests.helpers.serving import TEXTS, TXCLF, Server, counts
 from tests.helpers.waiting import wait_until
 from txclf import Classifier
@@ -26,6 +25,7 @@ from txclf.cli import serve
 from txclf.core.errors import ConfigError
 from txclf.core.signals import StopSignals
 from txclf.serving import serve as service
+from txclf.serving.settings import Limits, Settings
 
 
 def stopped(pids: Sequence[int]) -> Callable[[], None]:
@@ -69,7 +69,7 @@ def test_serve_second_ctrl_c_ends_it_in_the_middle_of_a_batch(tiny_bundle: str) 
         assert server.process.poll() is None
         started = time.monotonic()
         code, _, err = server.end(signal.SIGINT)
-        assert (code, err) == (130, "ended at once; open requests were not answered\n")
+        assert (code, err) == (130, "ended; open requests were not answered\n")
         assert time.monotonic() - started < 5  # the batch takes longer
         assert asked.exception() or asked.result()[0] >= 500
 
@@ -100,13 +100,36 @@ def test_serve_signal_before_the_server_handles_signals_ends_it(
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(StopSignals, "collect_all", interrupted)
-    assert service.serve(tiny_bundle, service.Settings(port=0), lambda started: pytest.fail("it serves"))
+    assert service.serve(tiny_bundle, Settings(port=0), lambda started: pytest.fail("it serves"))
 
 
-@pytest.mark.parametrize(("option", "value"), [("max_replicas", 4), ("address", "auto")])
-def test_serve_options_of_ray_without_replicas_are_refused(option: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"--{option.replace('_', '-')}: is for replicas on Ray"):
-        txclf.serve("model", **{option: value})
+def test_run_with_a_client_that_does_not_read_its_answer_is_false() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            for event in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{event}.complete"})
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 100_000_000})
+
+    for reads in (True, False):
+        server = service.http_server(app, Limits(seconds=0.5))
+        server.config.timeout_graceful_shutdown = 1
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+
+            def ask() -> None:
+                with socket.create_connection(listening.getsockname()) as client:
+                    client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                    client.recv(100)
+                    server.should_exit = True  # noqa: B023
+                    while reads and client.recv(1 << 20):  # noqa: B023
+                        pass
+                    time.sleep(0 if reads else 4)  # noqa: B023
+
+            thread = threading.Thread(target=ask)
+            assert service._run(server, listening, lambda: False, thread.start) is reads
+            thread.join()
 
 
 def test_serve_missing_package_names_its_extra(tiny_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.runs import TINY, go_on, lines, stopped_at, tiny, trained
+from tests.helpers.runs import TINY, go_on, lines, losses, stopped_at, tiny, trained
 from txclf import Classifier, api
 from txclf.artifacts import attempts, checkpoints
 from txclf.config import recipes, run_config
@@ -193,3 +193,16 @@ def test_require_extendable_after_early_stopping_raises() -> None:
     resume.require_extendable({"stopped_early": False, "epochs": 3.0})
     with pytest.raises(ConfigError, match=r"stopped early after 3\.00 epochs"):
         resume.require_extendable({"stopped_early": True, "epochs": 3.0})
+
+
+def test_resume_with_smaller_micro_batches_continues(tmp_path: Path, data: str) -> None:
+    settings = ["train.epochs=2", "train.precision=fp32", "model.dropout=0"]
+    run = tiny(tmp_path, data, *settings)
+    stopped_at(run, 17)
+    split = run_config.with_overrides(run, {"train.micro_batches": 4})
+    assert check_folder(split, resume=True) is None
+    train(split, prepare(split), go_on)
+    begun = attempts.read(run.run_folder)
+    assert (begun[1].step, begun[1].repeated) == (17, 0)
+    whole, _ = trained(tmp_path / "whole", data, *settings)
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-4)

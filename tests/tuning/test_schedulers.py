@@ -12,6 +12,8 @@ import pytest
 from txclf.artifacts import trials
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
+from txclf.core import lease
+from txclf.core.errors import StorageError
 from txclf.tuning import schedulers
 from txclf.tuning.schedulers import Histories
 
@@ -113,7 +115,10 @@ def test_optuna_resumes_with_its_earlier_trials(tmp_path: Any) -> None:
         return found
 
     begun = schedulers.Optuna(run, [], [], 30)
-    first = go(begun, 15)
+    with lease.held(run.run_folder):
+        first = go(begun, 15)
+    with pytest.raises(StorageError, match="took its work over"):
+        begun.suggest("of another process")
     told = [one for one in begun.study.trials if one.state.name == "COMPLETE"]
     assert [one.params for one in told] == [one["settings"] for one in first]
     assert first[0]["settings"] == {"train.learning_rate": 0.02}
@@ -121,7 +126,8 @@ def test_optuna_resumes_with_its_earlier_trials(tmp_path: Any) -> None:
     results = [trials.Result(one, 1.0, best_of(one.settings), 1, 1.0) for one in known]
     waiting = trials.Trial(number=15, settings={"train.learning_rate": 0.05})
     made = schedulers.Optuna(run, [*results, trials.Result(waiting, 0.0, float("nan"), 0, 0.0)], [waiting], 30)
-    second = go(made, 100)
+    with lease.held(run.run_folder):
+        second = go(made, 100)
     assert [one["number"] for one in first + second] == list(range(30))
     assert second[0]["settings"] == waiting.settings
     late = [best_of(one["settings"]) for one in second[-8:]]

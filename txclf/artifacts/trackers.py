@@ -40,7 +40,7 @@ def require(run: RunConfig) -> None:
     """Raise `ConfigError` if a tracker's package is missing, or if Ray workers could not reach MLflow."""
     for name in run.train.trackers:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"`train.trackers`: `{name}` is not installed. Run `pip install txclf[{name}]`.")
+            raise ConfigError(f"`train.trackers`: `{name}` is not installed. Run `pip install 'txclf[{name}]'`.")
     if "mlflow" in run.train.trackers and run.compute.on_ray and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise ConfigError(
             "`train.trackers`: MLflow needs one server for all workers. Set MLFLOW_TRACKING_URI to its URI."

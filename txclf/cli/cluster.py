@@ -10,6 +10,7 @@ import typer
 
 from txclf.cli import completion, lines
 from txclf.cli.commands import Commands, Json
+from txclf.launch.verbs import RUN_FILE_FOLDER, VERBS
 
 RunFile = Annotated[str, typer.Argument(metavar="RUN.yaml", help="Run file.", show_default=False)]
 Overrides = Annotated[
@@ -28,17 +29,23 @@ Address = Annotated[
 ]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as `submit` prints it.", show_default=False)]
 
-VERBS = ("train", "distill", "tune", "prepare", "evaluate", "predict", "check")
-"""Commands that run as jobs."""
-
 commands = Commands()
 jobs = Commands(help="List, follow and stop jobs on a cluster.", no_args_is_help=True)
 commands.add_typer(jobs, name="jobs")
 
 
+def suggest_training(run_file: str, overrides: list[str] | None) -> None:
+    """Print the command that trains a run file, but not in a job, whose user has the file elsewhere."""
+    if not run_file.startswith(f"{RUN_FILE_FOLDER}/"):
+        lines.next_steps(" ".join(["txclf train", *map(shlex.quote, [run_file, *(overrides or [])])]))
+
+
 @commands.command()
 def check(run_file: RunFile, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Check that every node of the cluster can execute a run; exit with code 1 if one cannot."""
+    """Check that every node of the cluster can execute a run, or without `compute.workers` this machine.
+
+    The exit code is 1 if one of them cannot.
+    """
     lines.note(f"checking {run_file}")
     from contextlib import nullcontext
 
@@ -58,7 +65,7 @@ def check(run_file: RunFile, overrides: Overrides = None, as_json: Json = False)
         lines.result({"passed": not failed, "findings": [finding._asdict() for finding in findings]})
     if failed:
         raise typer.Exit(1)
-    lines.next_steps(" ".join(["txclf train", *map(shlex.quote, [run_file, *(overrides or [])])]))
+    suggest_training(run_file, overrides)
 
 
 @commands.command(context_settings={"ignore_unknown_options": True})

@@ -24,6 +24,7 @@ def curve(
 ) -> None:
     """Train a run again on parts of its rows, and forecast what more labelled rows would bring."""
     lines.note(f"reading the rows of `{run}`")
+    from txclf.artifacts import run_folder
     from txclf.cli.train import train_run
     from txclf.core import storage
     from txclf.evaluation import learning_curve as verb
@@ -36,7 +37,8 @@ def curve(
     print_curve(found)
     lines.out(f"all figures: {storage.join(planned.folder, verb.RESULT)}")
     lines.out(f"page: {storage.join(run, result_pages.CURVE_PAGE)}")
-    lines.next_steps(f"txclf audit {shlex.quote(run)}   # or better labels instead of more")
+    if run_folder.kind(run) == "run":  # `audit` takes no search
+        lines.next_steps(f"txclf audit {shlex.quote(run)}   # or better labels instead of more")
     if as_json:
         lines.result(found)
 

@@ -99,7 +99,7 @@ class SearchDisplay:
 
 def _title(state: SearchState) -> str:
     """Return the number of trials, in all and by state."""
-    states = [result.trial.state for result in state.results.values()]
+    states = [result.trial.state for result in list(state.results.values())]  # Tune's thread adds to them
     counts = ", ".join(f"{states.count(name)} {name}" for name in tables.STATES if name in states)
     return f"{len(states)} of {state.total} trials: {counts}"
 

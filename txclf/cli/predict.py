@@ -15,7 +15,7 @@ import typer
 from txclf.cli import lines
 from txclf.cli.commands import Commands, Json
 from txclf.cli.export import Model
-from txclf.cli.results import Address, CpusPerWorker, GpusPerWorker, connected_workers, worker_compute
+from txclf.cli.results import Address, CpusPerWorker, GpusPerWorker, connected_workers
 from txclf.core import text as texts
 from txclf.core.errors import ConfigError
 from txclf.core.signals import stop_signals
@@ -86,7 +86,9 @@ def predict(
 
     With `--out`, an interrupted prediction resumes if the command is run again with the same arguments.
     """
-    compute = worker_compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
+    from txclf.config import run_config
+
+    compute = run_config.worker_compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
     if out is None:
         for option, is_given in (
             ("--workers", compute),

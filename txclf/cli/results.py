@@ -26,19 +26,6 @@ GpusPerWorker = Annotated[float | None, typer.Option("--gpus-per-worker", min=0,
 Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join: `auto` or `host:port`.")]
 
 
-def worker_compute(workers: int, options: dict[str, Any]) -> Compute | None:
-    """Return the settings of Ray, or None without workers. Raises `ConfigError` for an option that needs workers."""
-    from txclf.config import run_config
-    from txclf.core.errors import ConfigError
-
-    options = {key: value for key, value in options.items() if value is not None}
-    if workers:
-        return run_config.parse({"compute": {"workers": workers, **options}}, "options").compute
-    for key in options:
-        raise ConfigError(f"--{key.replace('_', '-')}: needs Ray workers. Pass --workers with their number.")
-    return None
-
-
 @contextmanager
 def connected_workers(compute: Compute | None, shared: str) -> Iterator[None]:
     """Connect to a Ray cluster with enough resources for the workers, if there are any; all nodes reach `shared`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
 import shlex
 import sys
@@ -83,29 +82,10 @@ def serve(
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"`serve` needs the package `{missing[0]}`: pip install 'txclf[serve]'")
-    for option, value in (
-        ("timeout", timeout),
-        ("cpus-per-replica", cpus_per_replica),
-        ("gpus-per-replica", gpus_per_replica),
-    ):
-        if not math.isfinite(value):
-            raise ConfigError(f"--{option} {value}: expected a finite number, such as 3600.")
     token = _token(token_file)
-    if max_replicas and max_replicas < max(replicas, 1):
-        raise ConfigError(
-            f"--max-replicas {max_replicas}: expected at least {max(replicas, 1)}, as --replicas. Pass a larger number."
-        )
-    lines.note(f"loading `{model}`{f' into {replicas} replica(s) on Ray' if replicas else ''}")
-    from txclf.serving import serve as service
-    from txclf.serving.middleware import Limits
-    from txclf.serving.origins import is_loopback
+    from txclf.serving.settings import Limits, Settings
 
-    if token is None and not is_loopback(host):
-        lines.err(
-            f"--host {host}: everyone on the network can send requests. Set a token with --token-file or {TOKEN}."
-        )
-
-    settings = service.Settings(
+    settings = Settings(
         host=host,
         port=port,
         replicas=replicas,
@@ -126,6 +106,14 @@ def serve(
         examples=tuple(example or ()),
         allowed_hosts=tuple(allowed_host or ()),
     )
+    lines.note(f"loading `{model}`{f' into {replicas} replica(s) on Ray' if replicas else ''}")
+    from txclf.serving import serve as service
+    from txclf.serving.origins import is_loopback
+
+    if token is None and not is_loopback(host):
+        lines.err(
+            f"--host {host}: everyone on the network can send requests. Set a token with --token-file or {TOKEN}."
+        )
 
     def show(started: service.Started) -> None:
         where = "in this process" if replicas == 0 else f"{replicas} replica{'s' * (replicas > 1)}"
@@ -135,7 +123,7 @@ def serve(
         lines.out(f"  {_curl(started.url, started.text_columns, secret)}")
 
     if not service.serve(model, settings, show):
-        lines.err("ended at once; open requests were not answered")
+        lines.err("ended; open requests were not answered")
         sys.stderr.flush()
         os._exit(130)  # the interpreter would wait for the batch that the model computes
     lines.out("ended; every request was answered")
@@ -160,10 +148,9 @@ def _token(path: str | None) -> str | None:
             ) from None
     if token is None:
         return None
-    token = token.strip()
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError(f"{where}: expected a token of printable ASCII characters without spaces. Set such a token.")
-    return token
+    from txclf.serving.settings import require_token
+
+    return require_token(token.strip(), where)
 
 
 def _curl(url: str, columns: list[str], secret: str | None) -> str:

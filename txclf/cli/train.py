@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from txclf.cli import lines, results
-from txclf.cli.cluster import Overrides, RunFile
+from txclf.cli.cluster import Overrides, RunFile, suggest_training
 from txclf.cli.commands import Commands, Json
 from txclf.core import text
 from txclf.core.errors import ConfigError
@@ -40,7 +38,7 @@ def config(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check a run file and print it with every key and default."""
+    """Check a run file and print its keys with their values, without those that follow from the rows."""
     from txclf.config import recipes, run_config
 
     if run_file and "=" in run_file and not os.path.exists(run_file):
@@ -66,7 +64,7 @@ def prepare(run_file: RunFile, overrides: Overrides = None, as_json: Json = Fals
         from txclf.reports import inspect
 
         lines.result(inspect.inspect(folder))
-    lines.next_steps(" ".join(["txclf train", *map(shlex.quote, [run_file, *(overrides or [])])]))
+    suggest_training(run_file, overrides)
 
 
 @commands.command()
@@ -154,9 +152,10 @@ def _tune_and_refit(run: RunConfig, resume: bool, extend: int, refit: bool, refi
     """Run a search, train its winner again if that is asked for, and print both as JSON."""
     from txclf.core import storage
 
-    winner = tune_run(run, resume=resume, extend=extend)
+    refits = refit or refit_workers is not None
+    winner = tune_run(run, resume=resume, extend=extend, is_part=refits)
     refit_summary = None
-    if refit or refit_workers is not None:
+    if refits:
         from txclf.tuning.tune import refit_run
 
         refitted = refit_run(run, winner, refit_workers)
@@ -182,7 +181,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a run on its test split, next to the majority class and an n-gram linear model."""
-    compute = results.worker_compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
+    from txclf.config import run_config
+
+    compute = run_config.worker_compute(workers, {"cpus_per_worker": cpus, "gpus_per_worker": gpus, "address": address})
     with results.connected_workers(compute, run):
         scores = evaluate_run(run, data, with_baseline=baseline, compute=compute)
     results.write_report(run)
@@ -208,9 +209,10 @@ def prepare_run(run: RunConfig) -> str:
     from txclf.cli import console, tables
     from txclf.data import prepare as verb
     from txclf.data import shards
+    from txclf.launch import preflight
 
     started = time.monotonic()
-    with _ray(run), console.Bar("preparing") as bar:
+    with preflight.connected(run.compute, run.storage), console.Bar("preparing") as bar:
         folder = verb.prepare(run, lambda stage, rows: bar.update(rows, None, "rows", stage))
     tables.print_data_summary(run, folder, shards.load_manifest(folder), time.monotonic() - started)
     return folder
@@ -234,6 +236,7 @@ def train_run(
 
 def _train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool, is_part: bool) -> RunSummary:
     from txclf.cli import console, displays, tables
+    from txclf.launch import preflight
     from txclf.training import train as verb
     from txclf.training.precision import choose_precision, uses_gpu
     from txclf.training.progress import Interrupted
@@ -246,7 +249,7 @@ def _train_run(run: RunConfig, *, resume: bool, started: float, with_report: boo
         if with_report and not is_part:
             lines.next_steps(*_after_training(run))
         return finished
-    with _ray(run):
+    with preflight.connected(run.compute, run.storage):
         prepared = verb.recorded_data(run) or prepare_run(run)
         if not run.compute.on_ray:
             precision, reason = choose_precision(run.train.precision, uses_gpu(run.compute))
@@ -264,6 +267,8 @@ def _train_run(run: RunConfig, *, resume: bool, started: float, with_report: boo
                 how = "Run the command again" if is_part else "Pass --resume"
                 lines.err(f"`{run.run_folder}`: stopped, and the checkpoint is saved. {how} to continue.")
                 raise typer.Exit(signals.exit_code) from None
+            if is_part and signals.received:  # while the model was bundled: the other parts do not begin
+                raise typer.Exit(signals.exit_code)
     if not is_part:
         tables.print_run_summary(run, summary)
     if with_report and not is_part:
@@ -291,24 +296,28 @@ def _model(folder: str) -> str:
     return shlex.quote(storage.join(folder, "model"))
 
 
-def tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
-    """Run a search, print its summary and return it; the first stop signal saves the trials and ends the command."""
+def tune_run(run: RunConfig, *, resume: bool, extend: int, is_part: bool = False) -> Search:
+    """Run a search, print its summary and return it; the first stop signal saves the trials and ends the command.
+
+    After a search that is part of the command a signal ends it too, also if it came too late for the trials.
+    """
     lines.note(f"search `{run.name}` into `{run.run_folder}`")
     from txclf.launch import local_workers
 
     with local_workers.forked(run.compute, always=True):  # before the imports that take seconds
-        return _tune_run(run, resume=resume, extend=extend)
+        return _tune_run(run, resume=resume, extend=extend, is_part=is_part)
 
 
-def _tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
-    from txclf import ray_cluster
+def _tune_run(run: RunConfig, *, resume: bool, extend: int, is_part: bool) -> Search:
     from txclf.cli import displays, tables
-    from txclf.launch.preflight import require_shared
+    from txclf.launch import preflight
     from txclf.training.progress import Interrupted
     from txclf.tuning import tune as verb
 
-    with verb.opened(run, resume, extend) as run, ray_cluster.connected(run.compute):
-        require_shared(run.storage)
+    with (
+        verb.opened(run, resume, extend) as run,
+        preflight.connected(run.compute, run.storage, searches=True),
+    ):
         plan = verb.plan(run, lines.note)
         with stop_signals() as signals, displays.SearchDisplay() as display:
 
@@ -322,6 +331,8 @@ def _tune_run(run: RunConfig, *, resume: bool, extend: int) -> Search:
                 lines.err(f"`{run.run_folder}`: stopped, and the trials are saved. Pass --resume to continue.")
                 raise typer.Exit(signals.exit_code) from None
         tables.print_search_summary(run, search)
+        if is_part and signals.received:  # while the model was bundled: the refit does not begin
+            raise typer.Exit(signals.exit_code)
     results.write_report(run.run_folder)
     lines.next_steps(*_after_training(run))
     return search
@@ -339,18 +350,3 @@ def evaluate_run(
     tables.print_scores(scores)
     lines.out(f"all scores: {os.path.join(run, verb.metrics_file(data))}")
     return scores
-
-
-@contextmanager
-def _ray(run: RunConfig) -> Iterator[None]:
-    """Connect to a Ray cluster with enough resources and shared storage for the run, if the run uses Ray."""
-    if not run.compute.on_ray:
-        yield
-        return
-    from txclf import ray_cluster
-    from txclf.launch import preflight
-
-    with ray_cluster.connected(run.compute):
-        ray_cluster.require(run.compute)
-        preflight.require_shared(run.storage)
-        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -61,8 +62,19 @@ def csv_delimiter(value: str) -> str:
     """Return the delimiter of csv columns. Raises `ValueError` if it is not one character."""
     character = {"\\t": "\t", "tab": "\t"}.get(value, value)
     if len(character) != 1 or character in '"\r\n\0':
-        raise ValueError(f"`{shown(value)}` cannot separate columns. Use one character, such as `;`, `|` or `\\t`.")
+        raise ValueError(
+            f"`{shown(value)}` cannot separate columns. Use one character, such as `;` or `\\t`. In YAML a bar needs "
+            'quotes: `"|"`.'
+        )
     return character
+
+
+def distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return values; raise `ValueError` for one that comes twice."""
+    for value, count in Counter(values).items():
+        if count > 1:
+            raise ValueError(f"`{shown(value)}` comes twice. Name each column once.")
+    return values
 
 
 MAX_COUNT = 2**31 - 1
@@ -75,7 +87,7 @@ Size = Annotated[int, Field(ge=1, le=2**17)]
 Strings = BeforeValidator(_as_list, json_schema_input_type=str | Annotated[tuple[str, ...], Field(min_length=1)])
 FileNames = BeforeValidator(_as_paths, json_schema_input_type=str | Annotated[tuple[str, ...], Field(min_length=1)])
 Paths = Annotated[tuple[str, ...], FileNames, Field(min_length=1)]
-Columns = Annotated[tuple[str, ...], Strings, Field(min_length=1)]
+Columns = Annotated[tuple[str, ...], Strings, Field(min_length=1), AfterValidator(distinct)]
 Encoding = Annotated[str, AfterValidator(text_encoding)]
 Delimiter = Annotated[str, AfterValidator(csv_delimiter)]
 Weights = Annotated[dict[str, Annotated[float, Field(ge=0.0, le=1e6)]], BeforeValidator(_text_keys)]

@@ -175,6 +175,19 @@ def parse(settings: dict[str, Any], name: str = "run file", overrides: Sequence[
     return _resolve_paths(run)
 
 
+def worker_compute(workers: int, options: dict[str, Any]) -> Compute | None:
+    """Return the settings of Ray, or None without workers; an option of None is not set.
+
+    Raises `ConfigError` for an option that needs workers.
+    """
+    options = {key: value for key, value in options.items() if value is not None}
+    if workers:
+        return parse({"compute": {"workers": workers, **options}}, "options").compute
+    for key in options:
+        raise ConfigError(f"--{key.replace('_', '-')}: needs Ray workers. Pass --workers with their number.")
+    return None
+
+
 def _strings(value: Any) -> Iterator[str]:
     """Yield all strings of nested settings."""
     if isinstance(value, str):

@@ -298,7 +298,7 @@ class Compute(Section):
     gradient_dtype: Literal["fp32", "bf16"] = "fp32"
     """Number format of the gradients that workers exchange. `bf16` halves the traffic."""
     max_failures: CountOrZero = 3
-    """Worker failures after which a Ray run gives up. Before that, it restarts from the last checkpoint."""
+    """Worker failures that a run on Ray survives, each by a restart from the last checkpoint. One more ends it."""
     address: str | None = None
     """Address of the Ray cluster to join: `auto` or `host:port`. null takes the environment variable `RAY_ADDRESS`, or
     starts a local Ray for this run, as `local` always does."""

@@ -85,7 +85,8 @@ def main() -> None:
     """Serve until standard input ends; in each fork, run the main module with the arguments of its request."""
     descriptor, folder, imports = sys.argv[1:]
     gc.disable()  # until there are forks, as the documentation of `gc.freeze` advises
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that has started this one decides what Ctrl-C means
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the process that has started this decides
+        signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=int(descriptor)) as listener:
         request = _serve(listener, Imports(**json.loads(imports)))
     if request is None:
@@ -177,6 +178,7 @@ def _run(request: dict[str, Any], outputs: list[int]) -> None:
         os.close(descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
     resource.setrlimit(resource.RLIMIT_NOFILE, tuple(request["files"]))
     with suppress(OSError):  # a lower score than that of this process

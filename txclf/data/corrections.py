@@ -147,15 +147,16 @@ def _labels(
     """Return the labels of cells, None for `DROP`."""
     reasons: dict[int, str] = {}
     is_multilabel = run.task_spec.is_multilabel
-    plain = ["" if is_multilabel and value == NO_LABEL else value for value in values]
+    marks = [value.strip() if isinstance(value, str) else "" for value in values]
     found: list[tuple[str, ...]]
     if is_multilabel:
+        plain = ["" if mark in (NO_LABEL, DROP) else value for mark, value in zip(marks, values, strict=True)]
         found = cells.label_sets(plain, column, run.data.label_delimiter, set(), reasons)
     else:
-        found = [(label,) for label in cells.single(plain, column, set(), reasons)]
+        found = [(label,) for label in cells.single(list(values), column, set(), reasons)]
     for i, reason in reasons.items():
         raise DataError(f"`{source.path}`: row {rows[i]:,}: {reason}. Fix the row.")
-    return [None if DROP in labels else labels for labels in found]
+    return [None if mark == DROP else labels for mark, labels in zip(marks, found, strict=True)]
 
 
 def require_known(corrections: Corrections, known: Collection[str]) -> None:

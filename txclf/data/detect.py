@@ -157,7 +157,7 @@ def advice(source: Source) -> str | None:
             mark = quoted(likely[0])
             problems.append(
                 f"Its columns {listed(likely[1])} look separated by {mark}: set `data.delimiter: {mark}` "
-                f"(predict: --delimiter {mark})."
+                f"(predict, drift: --delimiter {mark}; evaluate: convert the file)."
             )
     return " ".join(problems) or None
 
@@ -176,7 +176,8 @@ def advice_for_rows(rejects: Iterable[tuple[str, int, str]], encoding: str) -> s
 
 def encoding_advice(found: str) -> str:
     """Return how to set an encoding."""
-    return f"It looks like {found}: set `data.encoding: {found}` (predict, drift: --encoding {found})."
+    options = f"predict, drift: --encoding {found}; evaluate: convert the file"
+    return f"It looks like {found}: set `data.encoding: {found}` ({options})."
 
 
 def of_files(sources: Sequence[Source]) -> tuple[str, str | None]:

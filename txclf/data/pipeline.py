@@ -177,7 +177,7 @@ def external_sort(
     `key` is an evenly distributed uint64 column. `write` sorts and writes one partition; its return values are yielded.
     In this process, the rows of each of the `num_partitions` partitions first go to a local file. Memory holds one
     partition or `BUFFER_BYTES` of rows, and at most `MAX_OPEN_FILES` files are open, however many partitions there are.
-    On Ray, the sort of Ray Data chooses the partitions. Raises the `TxclfError` of a task, and
+    On Ray, Ray Data sorts into the same partitions. Raises the `TxclfError` of a task, and
     `ClusterError` if no task makes progress for `SORT_NO_PROGRESS_TIMEOUT_S`.
     """
     if on_ray:
@@ -192,7 +192,9 @@ def external_sort(
         def write_block(block: pa.Table) -> Tables:
             yield from _guarded(written(block)) if block.num_rows else ()
 
-        blocks = dataset(read, items).sort("key").map_batches(write_block, batch_size=None, batch_format="pyarrow")
+        boundaries = [number * 2**64 // num_partitions for number in range(1, num_partitions)]
+        ordered = dataset(read, items).sort("key", boundaries=boundaries or None)
+        blocks = ordered.map_batches(write_block, batch_size=None, batch_format="pyarrow")
         for table in _blocks(blocks, SORT_NO_PROGRESS_TIMEOUT_S):
             _raise_fault(table)
             yield from table["written"].to_pylist()

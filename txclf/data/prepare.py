@@ -177,7 +177,19 @@ def find_sources(run: RunConfig) -> dict[str, list[Source]]:
         raise ConfigError("`data.train`: not set. Name the training files, as in `data.train=train.csv`.")
     paths_by_split = {split: getattr(run.data, split) for split in shards.SPLITS}
     text_format = run.data.encoding, run.data.delimiter
-    return {split: list_sources(paths, *text_format) for split, paths in paths_by_split.items() if paths is not None}
+    below = f"{run.storage.rstrip('/')}/"
+    found = {}
+    for split, paths in paths_by_split.items():
+        if paths is None:
+            continue
+        sources = list_sources(paths, *text_format)
+        if not any(f"{path}/".startswith(below) for path in paths):
+            # A folder that contains the storage: what txclf has written there is no data.
+            sources = [source for source in sources if not source.path.startswith(below)]
+        if not sources:
+            raise DataError(f"`data.{split}`: all files are in `storage` ({run.storage}). Name the files themselves.")
+        found[split] = sources
+    return found
 
 
 def _fingerprint(
@@ -273,9 +285,11 @@ def _write_all(
     for split, split_shards in written.items():
         split_shards.sort(key=lambda shard: shard.file)
         if not split_shards and split != "test":
+            by_test = split == "train" and run.data.valid is not None
+            key, other = ("test", "test") if by_test else ("valid", "validation")
             raise DataError(
-                f"`data.valid_fraction` leaves no row for the {split} split. "
-                "Set another fraction, or name validation files with `data.valid`."
+                f"`data.{key}_fraction` leaves no row for the {split} split. "
+                f"Set another fraction, or name {other} files with `data.{key}`."
             )
     if written.get("test") == []:  # few different texts
         if run.data.test_fraction != "auto":

@@ -6,14 +6,13 @@ Transformers reads the folder once, because a `tokenizer.json` alone does not ho
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from txclf import pretrained
 from txclf.config.run_config import RunConfig
 from txclf.config.sections import SpecialTokens
 from txclf.core.errors import ConfigError
-from txclf.data.tokenizer import parse_tokenizer
+from txclf.data.tokenizer import parse_tokenizer, text_tokens
 
 _OFFSET_POSITIONS = (
     "roberta",
@@ -66,16 +65,10 @@ def _content(tokenizer: Any) -> str:
     """Return the `tokenizer.json` of a tokenizer of Transformers, without truncation and padding."""
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError("it is written in Python, so it has no `tokenizer.json`")
-    content = parse_tokenizer(tokenizer.backend_tokenizer.to_str()).to_str()
-    if not _tokens_of_texts(content):  # Transformers makes an empty tokenizer where there is no file of one
+    parsed = parse_tokenizer(tokenizer.backend_tokenizer.to_str())
+    if not text_tokens(parsed):  # Transformers makes an empty tokenizer where there is no file of one
         raise ValueError("it has no vocabulary")
-    return content
-
-
-def _tokens_of_texts(content: str) -> set[int]:
-    """Return the token ids that a text can have: all but those of special tokens."""
-    special = {token["id"] for token in json.loads(content)["added_tokens"] if token["special"]}
-    return {*parse_tokenizer(content).get_vocab(with_added_tokens=True).values()} - special
+    return parsed.to_str()
 
 
 def special_tokens(tokenizer: Any, config: Any) -> SpecialTokens:
@@ -123,7 +116,7 @@ def max_positions(config: Any) -> int | None:
 def _check_vocabulary(content: str, special: SpecialTokens, size: int, name: str) -> None:
     """Raise `ConfigError` if a text can have a token that the model has no embedding for."""
     added = {*special.prefix, *special.separator, *special.suffix, special.pad}
-    highest = max(_tokens_of_texts(content) | added)
+    highest = max(text_tokens(parse_tokenizer(content)) | added)
     if highest >= size:
         raise ConfigError(
             f"`model.pretrained`: the tokenizer of `{name}` has tokens up to number {highest}, but the model has only "

@@ -75,7 +75,10 @@ def choose(source: Source, names: list[str], wanted: list[str] | None) -> list[s
         if counts[name] > 1:
             raise DataError(f"`{source.path}`: column `{shown(name)}` comes twice in the header. Rename one of them.")
         if not counts[name]:
-            advice = detect.advice(source) or "Set `data.text` or `data.label` to a column of the file."
+            advice = (
+                detect.advice(source)
+                or "Set `data.text` or `data.label` to a column of the file; for a trained run, rename the column."
+            )
             near = nearest(name, names)
             raise DataError(f"`{source.path}`: no column `{shown(name)}` among {listed(names)}. {near}{advice}")
     return names if wanted is None else wanted

@@ -168,10 +168,14 @@ def scan_all(
             rejected.write(lines.encode("utf-8", "replace"))
             audit.chars += pc.sum(accepted["chars"]).as_py() or 0
             if sample_chars < max_sample_chars:  # the share follows from the size of the files, which may be compressed
-                hashes.append(accepted.filter(accepted["sample"].is_valid())["hash"].to_numpy())
-                sample.texts.extend(accepted["sample"].drop_null().to_pylist())
-                sample.targets.extend(accepted["target_sample"].drop_null().to_pylist())
-                sample_chars += pc.sum(accepted.filter(accepted["sample"].is_valid())["chars"]).as_py() or 0
+                drawn = accepted.filter(accepted["sample"].is_valid())
+                ends = sample_chars + np.cumsum(drawn["chars"].to_numpy())
+                # By rows, because tables have other sizes on Ray.
+                drawn = drawn.slice(0, 1 + int(np.searchsorted(ends, max_sample_chars)))
+                hashes.append(drawn["hash"].to_numpy())
+                sample.texts.extend(drawn["sample"].to_pylist())
+                sample.targets.extend(drawn["target_sample"].drop_null().to_pylist())
+                sample_chars += pc.sum(drawn["chars"]).as_py() or 0
             num_rows += accepted.num_rows + len(rejects)
             report("read", num_rows)
             if run.data.on_bad_row == "fail" and audit.rejected >= MAX_SHOWN_REJECTS:

@@ -175,8 +175,17 @@ def identity(filesystem: pafs.FileSystem, path: str) -> Identity:
     return path
 
 
+def same_file(path: str, other: str) -> bool:
+    """Return True if two paths lead to the same existing file, or are the same."""
+    return _identity(storage.absolute(path)) == _identity(storage.absolute(other))
+
+
+def _identity(path: str) -> Identity:
+    return path if "://" in path else identity(pafs.LocalFileSystem(), path)
+
+
 def _identity_of(source: Source) -> Identity:
-    return source.path if "://" in source.path else identity(pafs.LocalFileSystem(), source.path)
+    return _identity(source.path)
 
 
 def distinct(filesystem: pafs.FileSystem, infos: Iterable[pafs.FileInfo]) -> list[pafs.FileInfo]:

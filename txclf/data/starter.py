@@ -178,7 +178,7 @@ def _comments(audits: dict[str, dict[str, Any]], bad: Counter[str]) -> dict[str,
 
 def _written(settings: dict[str, Any], comments: dict[str, list[str]]) -> str:
     """Return the settings as YAML, each key below its comment."""
-    lines = ["# Written by `txclf init`. All keys with their values: txclf config RUN.yaml"]
+    lines = ["# Written by `txclf init`. Other keys: txclf config RUN.yaml"]
     for key, value in settings.items():
         if not isinstance(value, dict):
             lines.append(yaml_text.written({key: value}).rstrip("\n"))

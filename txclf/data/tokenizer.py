@@ -145,6 +145,12 @@ def vocab_size(tokenizer: FastTokenizer) -> int:
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
 
 
+def text_tokens(tokenizer: FastTokenizer) -> set[int]:
+    """Return the token ids that a text can have: all but those of special tokens."""
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    return {*tokenizer.get_vocab(with_added_tokens=True).values()} - special
+
+
 def tokenizer_hash(tokenizer: FastTokenizer) -> str:
     """Return the SHA-256 of the tokenizer that the manifest and the bundle record."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -72,11 +73,19 @@ def _pre_tokenizer_splits(settings: dict[str, Any]) -> bool:
 
 
 class WordCache:
-    """Tokenizer with a table of the tokens of words that it has seen."""
+    """Tokenizer with a table of the tokens of words that it has seen. Threads may share it."""
 
     def __init__(self, tokenizer: FastTokenizer) -> None:
         self.tokenizer = tokenizer
+        self.lock = threading.Lock()
+        """Held while the table is read or extended."""
         self._clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, lock=threading.Lock())
 
     @cached_property
     def usable(self) -> bool:
@@ -101,19 +110,21 @@ class WordCache:
             return np.concatenate([ids, later_ids]), np.concatenate([lengths, later_lengths])
         if len(texts) < MIN_TEXTS or not self.usable:
             return ragged.flatten(self._tokenize(texts))
-        if len(self.numbers) > MAX_WORDS:
-            self._clear()
         words = pc.split_pattern(pa.array(map(_mark_breaks, texts), pa.string()), WORD_BREAK)
         counts = np.diff(words.offsets.to_numpy())
         distinct = words.flatten().dictionary_encode()
-        numbers = self._look_up(distinct.dictionary.to_pylist())[distinct.indices.to_numpy()]
-        sizes = np.diff(self.starts)[numbers]
+        with self.lock:
+            if len(self.numbers) > MAX_WORDS:
+                self._clear()
+            numbers = self._look_up(distinct.dictionary.to_pylist())[distinct.indices.to_numpy()]
+            all_ids, starts, context_dependent = self.ids, self.starts, list(self.context_dependent)
+        sizes = np.diff(starts)[numbers]
         ends = np.cumsum(counts)
         lengths = np.diff(np.append(0, np.cumsum(sizes))[np.append(0, ends)])
-        ids = self.ids[ragged.concat_ranges(self.starts[:-1][numbers], sizes)]
+        ids = all_ids[ragged.concat_ranges(starts[:-1][numbers], sizes)]
         whole = [row for row, text in enumerate(texts) if not _starts_like_a_word(text) or WORD_BREAK in text]
-        if self.context_dependent:
-            dependent = np.flatnonzero(np.isin(numbers, list(self.context_dependent)))
+        if context_dependent:
+            dependent = np.flatnonzero(np.isin(numbers, context_dependent))
             whole += np.searchsorted(ends, dependent, "right").tolist()
         return self._replace_whole(texts, ids, lengths, sorted(set(whole))) if whole else (ids, lengths)
 

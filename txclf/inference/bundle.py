@@ -32,7 +32,7 @@ from txclf.config.sections import SpecialTokens
 from txclf.core import storage
 from txclf.core.errors import BundleError, DataError, StorageError
 from txclf.core.text import shown
-from txclf.data.tokenizer import parse_tokenizer, vocab_size
+from txclf.data.tokenizer import parse_tokenizer, text_tokens, vocab_size
 from txclf.inference import model_card, soundness, transformers_folder
 from txclf.inference.metadata import FORMAT, BundleMetadata, Calibration, Conformal, hub_metadata, summary, upgrade
 from txclf.model.pretrained import PretrainedClassifier
@@ -205,14 +205,14 @@ def load_blend(folder: str) -> Blend | None:
 
 
 def tokenizer(content: Mapping[str, bytes], name: str, folder: str, size: int) -> FastTokenizer:
-    """Return a tokenizer of a bundle. Raises `BundleError` if it is damaged or has tokens beyond the first `size`."""
+    """Return a tokenizer of a bundle. Raises `BundleError` if it is damaged or a text can have tokens beyond `size`."""
     try:
         found = parse_tokenizer(content[name])
     except DataError as error:
         raise BundleError(f"`{folder}`: {error}. Copy the whole folder again.") from None
-    if vocab_size(found) > size:
+    if (highest := max(text_tokens(found))) >= size:
         raise BundleError(
-            f"`{storage.join(folder, name)}`: a token has the id {vocab_size(found) - 1:,}, but the model has {size:,} "
+            f"`{storage.join(folder, name)}`: a token has the id {highest:,}, but the model has {size:,} "
             "tokens. Copy the whole folder again."
         )
     return found

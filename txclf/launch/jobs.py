@@ -22,14 +22,10 @@ from txclf.config import run_config
 from txclf.core import storage
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.launch import working_folder
+from txclf.launch.verbs import RUN_FILE_AT, RUN_FILE_FOLDER, VERBS
 
-VERBS = ("train", "distill", "tune", "prepare", "evaluate", "predict", "check")
-RUN_FILE_AT = {"train": 0, "distill": 1, "tune": 0, "prepare": 0, "check": 0}
-"""Position of the run file among the words after a verb; the other verbs read none."""
 STOP_S = 120
 """Maximum seconds for a stopped job to save a checkpoint; Ray's default is 3."""
-RUN_FILE_FOLDER = "submitted"
-"""Folder of the run file in the uploaded folder."""
 MAX_MB = 100.0
 """Maximum size of an uploaded working folder, in MB."""
 INTERPRETER = (
@@ -184,4 +180,5 @@ def follow(client: Any, job: str, show: Callable[[str], None]) -> int:
         return 130
     if info.driver_exit_code is None:
         show(f"{info.message}\n")
-    return int(info.driver_exit_code or 1)
+    code = int(info.driver_exit_code or 1)
+    return code if code > 0 else 128 - code  # of a process that a signal killed, as a shell has it

@@ -63,12 +63,12 @@ class Node(NamedTuple):
 
 
 @contextmanager
-def connected(compute: Compute, shared: str, *, trains: bool = False, searches: bool = False) -> Iterator[None]:
+def connected(compute: Compute | None, shared: str, *, trains: bool = False, searches: bool = False) -> Iterator[None]:
     """Connect to a Ray that has room for the workers, if there are any; all nodes must reach `shared`.
 
     `trains` tells what the workers do. A block that `searches` trains on Ray in any case.
     """
-    if not (compute.on_ray or searches):
+    if compute is None or not (compute.on_ray or searches):
         yield
         return
     from txclf import ray_cluster
@@ -205,6 +205,8 @@ def _ask_all(token: str, folder: str, paths: list[str], compute: Compute | None 
         raise ClusterError(
             f"a node cannot run txclf: {error.cause!s}. Install the same version on each node."
         ) from None
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"a node died while it was asked: {error}. Check `ray status`.") from None
     return [
         report._replace(has_room=compute is None or ray_cluster.fits(node["Resources"], compute))
         for report, node in zip(reports, alive, strict=True)

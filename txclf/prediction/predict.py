@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 from txclf._version import __version__
 from txclf.config.sections import Compute
 from txclf.core import html_table, lease, openmp, storage
-from txclf.core.errors import DataError, StorageError
+from txclf.core.errors import ConfigError, DataError, StorageError
 from txclf.data import detect, writers
 from txclf.data.records import RawBatch
-from txclf.data.sources import Source, ending, fault, find_sources, stamp, state, unchanged
+from txclf.data.sources import Source, ending, fault, find_sources, same_file, stamp, state, unchanged
 from txclf.data.writers import Chunk
 from txclf.inference import bundle
 from txclf.prediction import parts
@@ -91,6 +91,8 @@ def predict(
     if storage.is_folder(out):
         raise StorageError(f"`{out}`: cannot be written: it is a folder. Pass the path of a file.")
     model, sources = storage.absolute(model), find_sources(inputs, encoding, delimiter)
+    if any(same_file(source.path, out) for source in sources):
+        raise ConfigError(f"`{out}`: is one of the inputs, which would be lost. Pass another --out.")
     before = state(sources)
     metadata = bundle.read_metadata(model)
     stream = (chunk for number, source in enumerate(sources) for chunk in parts.read(number, source, chunk_rows))

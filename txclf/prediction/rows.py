@@ -94,7 +94,13 @@ def of_files(inputs: Sequence[str], encoding: str = "utf-8", delimiter: str | No
 
 def of_texts(texts: Sequence[str]) -> Iterator[RawBatch]:
     """Yield texts as rows."""
-    yield raw.make_batch(Source("--text", "text"), 0, len(texts), {"text": list(texts)}, {})
+    problems = {}
+    for number, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # bytes of the command line that Python could not decode
+            problems[number] = NOT_UTF8
+    yield raw.make_batch(Source("--text", "text"), 0, len(texts), {"text": list(texts)}, problems)
 
 
 def of_lines(stream: BinaryIO) -> Iterator[RawBatch]:

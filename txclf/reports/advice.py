@@ -45,7 +45,8 @@ def overfitting(run: RunConfig, log: Sequence[Mapping[str, float]]) -> str | Non
         keys = f"`train.token_dropout` (now {run.train.token_dropout:g}) or `model.dropout` (now {run.model.dropout:g})"
     return (
         f"Overfitting: the validation loss rose from {lowest:.3f} at epoch {best['epoch']:.3g} to {last:.3f}, while "
-        f"the training loss fell to {losses[-1]:.3f}. Raise {keys}, or lower `train.epochs`."
+        f"the training loss fell to {losses[-1]:.3f}. Raise {keys}, or lower `train.epochs`, "
+        f"on `{run.run_folder}/run.yaml` with another `name`: there the other keys keep their values."
     )
 
 

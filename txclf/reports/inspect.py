@@ -183,5 +183,5 @@ def _prepared(path: str) -> dict[str, Any]:
         "splits": [{"split": split.pop("name"), **split} for split in splits],
         "label_rows": [{"label": label.label, **label.rows} for label in data.labels],
         "bad_reasons": [{"reason": reason, "rows": rows} for reason, rows in manifest.reject_reasons.items()],
-        "next": ["txclf train RUN.yaml  (uses this folder if data, tokenizer and seed are the same)"],
+        "next": ["txclf train RUN.yaml  (uses this folder if data, tokenizer, model.pretrained and seed are the same)"],
     }

@@ -35,7 +35,7 @@ from txclf.inference import occlusion, prediction_sets
 from txclf.inference.metadata import BundleMetadata
 from txclf.inference.occlusion import Row
 from txclf.serving.batcher import Answers, Ask, BoundedLane, QueueFull
-from txclf.serving.middleware import Limits, Metrics, RequestMiddleware, error_body
+from txclf.serving.middleware import Metrics, RequestMiddleware, error_body
 from txclf.serving.origins import HostPolicy
 from txclf.serving.schemas import (
     Columns,
@@ -45,6 +45,7 @@ from txclf.serving.schemas import (
     PredictRequest,
     PredictResponse,
 )
+from txclf.serving.settings import Limits
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 

@@ -11,7 +11,8 @@ import http
 from collections.abc import Callable
 from typing import Any
 
-from txclf.serving.middleware import SECURITY, Limits, error_body, head_too_large
+from txclf.serving.middleware import SECURITY, error_body, head_too_large
+from txclf.serving.settings import Limits
 
 REFUSED_SECONDS = 5.0
 """Seconds that a connection over the limit may take to send its request, which is then refused."""

@@ -13,13 +13,13 @@ import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from txclf.serving.origins import HostPolicy
+from txclf.serving.settings import Limits
 
 PUBLIC_PATHS = ("/", "/healthz", "/docs", "/openapi.json", "/page/serve.js", "/page/serve.css")
 """Paths that need no token: they reveal nothing about the model, and a browser cannot send a token for a page."""
@@ -34,32 +34,6 @@ SECURITY = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a request."""
-
-    body_bytes: int = 1 << 20
-    """Bytes per body."""
-    texts: int = 256
-    """Rows per request."""
-    characters: int = 100_000
-    """Characters per row, over all text columns."""
-    seconds: float = 30.0
-    """Seconds from the first byte to the answer."""
-    open_requests: int = 1024
-    """Concurrent requests, including those still being read. Each holds up to `body_bytes` in memory."""
-    connections: int = 1024
-    """Open connections, idle ones included."""
-    head_bytes: int = 16_384
-    """Bytes of the request line and the headers."""
-    idle_seconds: float = 75.0
-    """Seconds that a connection stays open after a response."""
-    explanations: int = 2
-    """Concurrent `/explain` requests."""
-    queued_explanations: int = 32
-    """`/explain` requests that may wait for others; more are refused."""
 
 
 class Metrics:

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from txclf.config import run_config
@@ -32,10 +32,11 @@ from txclf.inference.occlusion import Row
 from txclf.serving.app import PredictionService, Unavailable
 from txclf.serving.batcher import Answers, Ask, DynamicBatcher, QueueFull
 from txclf.serving.connections import guarded_protocol
-from txclf.serving.middleware import Limits, Metrics
+from txclf.serving.middleware import Metrics
 from txclf.serving.origins import HostPolicy, host_name, is_loopback
 from txclf.serving.predictor import Predictor
 from txclf.serving.schemas import example_rows
+from txclf.serving.settings import Limits, Settings
 
 if TYPE_CHECKING:
     import uvicorn
@@ -46,51 +47,6 @@ RETRIES = 5
 WATCH_SECONDS = 1.0
 """Seconds between two counts of the replicas."""
 DEPLOYMENT = "model"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of the service."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    """TCP port; 0 selects a free one."""
-    replicas: int = 0
-    """Copies of the model on Ray; 0 runs the model in this process."""
-    max_replicas: int = 0
-    """Upper bound of autoscaling; at most `replicas` disables it."""
-    cpus_per_replica: float = 1.0
-    """CPUs per replica. The model computes with this number of threads, rounded up."""
-    gpus_per_replica: float = 0.0
-    """GPUs per replica; 0 computes on the CPU."""
-    max_batch_size: int = 64
-    """Rows per batch."""
-    max_queue: int = 256
-    """Requests that may wait for a replica, in addition to those that replicas hold."""
-    address: str | None = None
-    """Address of the Ray cluster; None starts a local one."""
-    limits: Limits = field(default_factory=Limits)
-    token: str | None = None
-    """Bearer token that requests must carry; None accepts every request."""
-    examples: tuple[str, ...] = ()
-    """Texts that the page offers to try; JSON objects of the text columns if the model reads several."""
-    allowed_hosts: tuple[str, ...] = ()
-    """Names of the service, in addition to loopback names."""
-
-    @property
-    def threads(self) -> int:
-        """CPU threads of the model."""
-        return math.ceil(self.cpus_per_replica)
-
-    @property
-    def use_gpu(self) -> bool:
-        """True if the model computes on a GPU."""
-        return self.gpus_per_replica > 0
-
-    @property
-    def max_ongoing_requests(self) -> int:
-        """Maximum number of calls that a replica holds: with one row per call, two batches."""
-        return 2 * self.max_batch_size
 
 
 @dataclass(frozen=True)
@@ -117,15 +73,13 @@ class Replica:
 def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) -> bool:
     """Serve a bundle until SIGINT or SIGTERM, then refuse new requests and answer the open ones.
 
-    Returns True if every open request was answered, False if a second SIGINT ended the service first.
+    Returns True if every open request was answered, False if a second SIGINT ended the service first, or a client did
+    not read its answer in time.
 
     Raises `BundleError` if the folder is not a bundle, `ConfigError` if the port is in use, `ClusterError` if Ray has
     too few resources for the replicas.
     """
     start = time.monotonic()
-    if settings.replicas == 0 and (settings.max_replicas or settings.address):
-        option = "--max-replicas" if settings.max_replicas else "--address"
-        raise ConfigError(f"{option}: is for replicas on Ray. Pass --replicas N too.")
     _allow_files(2 * settings.limits.connections)
     # A bundle that cannot answer fails here. A replica of this process loads it itself; on Ray that is late.
     metadata = bundle.read_metadata(folder) if settings.replicas == 0 else load_model(folder, "cpu").metadata
@@ -164,7 +118,7 @@ def _run(
 ) -> bool:
     """Serve until a signal. Returns True if every open request was answered."""
 
-    async def main() -> None:
+    async def main() -> bool:
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
@@ -174,10 +128,13 @@ def _run(
         await serving
         if server.force_exit:  # the open requests are cancelled now, which is no error
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        unread = list(server.server_state.connections)
+        for connection in unread:
+            connection.transport.abort()
+        return not (server.force_exit or unread)
 
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        runner.run(main())
-    return not server.force_exit
+        return runner.run(main())
 
 
 def http_server(app: Any, limits: Limits) -> uvicorn.Server:
@@ -216,6 +173,8 @@ def _in_process(folder: str, settings: Settings) -> Iterator[tuple[Ask, Callable
 @contextmanager
 def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple[Ask, Callable[[], int]]]:
     """Deploy the model on Ray Serve during the block; yield the function that asks it and one that counts replicas."""
+    import ray
+
     from txclf import ray_cluster
 
     options = {
@@ -225,6 +184,8 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
         "address": settings.address,
     }
     compute = run_config.parse({"compute": options}, "options").compute
+    # Otherwise Ray ends with this service.
+    outlives = ray.is_initialized() or ray_cluster.cluster_address(settings.address) is not None
     with ray_cluster.connected(compute):
         from ray import serve as ray_serve
 
@@ -232,7 +193,6 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
         room = ray_cluster.room(compute)
         if room < settings.replicas and not ray_cluster.autoscales():
             raise _too_few_resources(settings, room)
-        in_shared_cluster = ray_cluster.cluster_address(settings.address) is not None
         name = f"txclf-{uuid.uuid4().hex[:8]}"
         ray_serve.start(proxy_location="Disabled")
         application = _deployment(settings).bind(folder, settings.threads, settings.use_gpu, settings.max_batch_size)
@@ -251,8 +211,7 @@ def _on_ray(folder: str, settings: Settings, metrics: Metrics) -> Iterator[tuple
                 with suppress(Exception):  # its thread reports loads to Ray, and would start another Ray after the end
                     handle.shutdown()  # type: ignore[no-untyped-call]
         finally:
-            # A local Ray ends with this process; in a shared cluster the application must be removed.
-            if in_shared_cluster:
+            if outlives:
                 with suppress(Exception):
                     ray_serve.delete(name)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-
 from txclf.config.sections import Compute
 from txclf.core.errors import ConfigError
 
@@ -14,7 +12,11 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 def uses_gpu(compute: Compute) -> bool:
     """Return True if the model trains on a GPU: in this process if it has one, in workers if they get any."""
-    return compute.gpus_per_worker > 0 if compute.on_ray else torch.cuda.is_available()
+    if compute.on_ray:
+        return compute.gpus_per_worker > 0
+    import torch  # takes a second, and commands without training ask too
+
+    return torch.cuda.is_available()
 
 
 def require_usable_gpus(compute: Compute) -> None:
@@ -45,6 +47,8 @@ def choose_precision(setting: str, gpu: bool) -> tuple[Precision, str]:
         if not gpu:
             raise ConfigError("`train.precision: fp16` needs a GPU. Set `auto`, `bf16` or `fp32`.")
         return "16-mixed", "as the run file says"
+    import torch
+
     if gpu:
         name = torch.cuda.get_device_name()
         if torch.cuda.is_bf16_supported(including_emulation=False):

@@ -16,7 +16,7 @@ from txclf.core import storage
 from txclf.core.errors import ConfigError
 
 EPOCHS = "train.epochs"
-FREE = ("checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps", "trackers")
+FREE = ("checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps", "trackers", "micro_batches")
 """Keys of `train` that a resumed run may change."""
 OF_THE_END = ("summary.json", "metrics.json", "metrics-data.json", "drift.json", "curve/curve.json", "report.html")
 """Files of a finished run that are out of date once it trains on. The first marks it as finished."""

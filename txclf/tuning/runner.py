@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,9 +10,9 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import ray
 from ray import tune as ray_tune
 
+from txclf import ray_cluster
 from txclf.artifacts import trials
 from txclf.artifacts.trials import Result, Trial
 from txclf.config import recipes
@@ -76,7 +75,7 @@ def run_trials(
     Raises `Interrupted` if `show` asked for a stop, or the error of Ray Tune.
     """
     state = SearchState(run, results)
-    flag = ray.remote(Flag).options(num_cpus=0).remote()
+    flag = ray_cluster.actor_here(Flag)
     controls = Controls(Watcher(run.run_folder, state), Stopper(), flag)
     folder = storage.join(run.run_folder, KEPT if run.tune.keep_ray_folder else SCRATCH)
     space, settings = _trial_source(run, plan, results, pending)
@@ -102,8 +101,9 @@ def run_trials(
             failure_config=ray_tune.FailureConfig(max_failures=run.compute.max_failures),
         ),
     )
+    queue = {"TUNE_MAX_PENDING_TRIALS_PG": str(run.tune.total)} if _is_queued(run) else {}
     try:
-        with local_ray.light_trials() if local_ray.is_joined() else nullcontext():
+        with ray_cluster.environment(queue), local_ray.light_trials() if local_ray.is_joined() else nullcontext():
             outcome = _fit(tuner, state, controls, show, run.tune.time)
     finally:
         with suppress(StorageError):  # unless another process has taken the search over
@@ -137,6 +137,8 @@ def _fit(tuner: ray_tune.Tuner, state: SearchState, controls: Controls, show: Sh
         thread.join(timeout=POLL_S)
         began = min(state.began.values(), default=math.inf)
         asked, is_over = show(state), limit is not None and time.time() > began + seconds_of(limit)
+        if asked:
+            outcome.is_over = False  # also after `tune.time`: the user wants no model now
         if (asked or is_over) and not watcher.stopping:
             watcher.stopping, stopped_at = True, time.monotonic()
             controls.flag.set.remote()
@@ -154,9 +156,7 @@ def _trial_source(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the parameter space of Ray Tune and the settings of `TuneConfig` that choose the trials."""
     settings: dict[str, Any] = {"max_concurrent_trials": plan.at_a_time}
-    if run.tune.scheduler.kind == "pbt" and run.tune.max_concurrent == "auto":
-        # The whole population is queued, so that its members take turns if the cluster cannot hold all of them.
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(run.tune.total)
+    if _is_queued(run):
         settings = {}
     if run.tune.search == "optuna":
         settings["search_alg"] = schedulers.Optuna(run, results, pending, run.tune.total)
@@ -164,6 +164,11 @@ def _trial_source(
         return {}, settings
     configs = [{"number": trial.number, "settings": trial.settings} for trial in pending]
     return {"trial": ray_tune.grid_search(configs)}, settings
+
+
+def _is_queued(run: RunConfig) -> bool:
+    """Return True if all trials are queued: a population takes turns if the cluster cannot hold all of it."""
+    return run.tune.scheduler.kind == "pbt" and run.tune.max_concurrent == "auto"
 
 
 def _histories(run: RunConfig, results: list[Result], pending: list[Trial]) -> schedulers.Histories:

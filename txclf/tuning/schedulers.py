@@ -25,6 +25,7 @@ from txclf.artifacts import trials
 from txclf.config.dotted import Settings
 from txclf.config.run_config import RunConfig
 from txclf.config.search_space import Tune
+from txclf.core import lease
 from txclf.core.errors import ConfigError
 
 Histories = dict[int, list[dict[str, float]]]
@@ -167,6 +168,7 @@ class Optuna(Searcher):
             return Searcher.FINISHED
         number, self.next = self.next, self.next + 1
         settings = self._settings(number)
+        lease.require(self.run.run_folder)
         trials.write(self.run.run_folder, trials.Trial(number=number, settings=settings))
         self.asked[trial_id] = settings
         return {"trial": {"number": number, "settings": settings}}

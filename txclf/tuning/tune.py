@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -273,8 +272,6 @@ def tune(run: RunConfig, plan: SearchPlan, show: Show = lambda state: False) -> 
     manifest = shards.load_manifest(next(iter(plan.prepared.values())))
     if "model.pretrained" not in run.tune.space:  # otherwise each trial has the recipe of its kind
         run = recipes.with_recipe(run, manifest.splits["train"].rows, len(manifest.labels))
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are reported as the trial's reason
     search, metric = run.run_folder, trials.metric(run)
     if run.tune.search != "optuna":
@@ -292,7 +289,8 @@ def tune(run: RunConfig, plan: SearchPlan, show: Show = lambda state: False) -> 
         storage.remove_file(storage.join(search, SUMMARY))  # of the search before it was extended
         for trial in pending:
             ray_trainer.release(trials.folder(search, trial.number))
-        grid = run_trials(run, plan, results, pending, show)
+        with ray_cluster.environment(SETTINGS):
+            grid = run_trials(run, plan, results, pending, show)
     return _finish(run, plan.prepared, started).model_copy(update={"grid": grid})
 
 

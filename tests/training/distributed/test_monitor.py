@@ -106,3 +106,22 @@ def test_latest_counts_the_workers_that_are_heard(clock: list[float]) -> None:
     assert made.latest() == (None, 2, 1)
     clock[0] += 30
     assert made.latest() == (None, 2, 0)
+
+
+def test_stalled_watches_the_last_worker_while_the_others_have_finished(clock: list[float]) -> None:
+    made = joined(2)
+    beats(made, ["training"] * 2, [7] * 2, 1)
+    made.leave(1)
+    assert made.latest()[1:] == (1, 1)
+    for _ in range(13):
+        clock[0] += 1
+        made.beat(0, Heartbeat("closing the log", 7, 1))
+    lost = made.stalled(10)
+    assert lost
+    assert lost.message == "rank 0: no step for 13 s (closing the log, step 7)"
+
+
+def test_leave_of_a_failed_worker_forgets_its_group() -> None:
+    made = joined(3)
+    made.leave()
+    assert made.latest()[1:] == (0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from ray.train import ControllerError, FailureConfig, RunConfig, WorkerGroupErro
 from ray.train.torch import TorchTrainer
 from torch import distributed
 
-from tests.helpers.runs import tiny
+from tests.helpers.runs import prepare_here, tiny
+from tests.helpers.waiting import wait_until
+from txclf.artifacts import attempts, checkpoints
 from txclf.config.sections import Compute
 from txclf.core import storage
 from txclf.core.errors import ClusterError, DataError, StorageError
@@ -22,6 +25,8 @@ from txclf.training.distributed import ray_trainer
 from txclf.training.distributed.gloo import GlooTorchConfig
 from txclf.training.distributed.monitor import StalledWorker
 from txclf.training.job import WorkerConfig
+from txclf.training.progress import Interrupted
+from txclf.training.train import train
 
 COMPUTE = Compute(workers=2, max_failures=1)
 
@@ -124,3 +129,21 @@ def test_heartbeat_has_the_memory_of_the_gpu_of_the_worker(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(reserved))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device=0: reserved[device])
     assert ray_trainer._gpu_bytes() == 7 * 2**30
+
+
+def test_explain_workers_that_did_not_start_after_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("txclf.ray_cluster.waiting", lambda compute: "waiting for workers")
+    stalled = StalledWorker("rank 1: no step for 9 s", None)
+    error = ray_trainer._explain(ControllerError(RuntimeError("no room")), stalled, COMPUTE)
+    assert str(error) == "Ray could not start the workers: no room; waiting for workers"
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_fit_stopped_before_the_workers_start_never_trains(tmp_path: Path, data: str) -> None:
+    run = tiny(tmp_path, data, "compute.workers=1", "compute.cpus_per_worker=0.5", "compute.max_failures=0")
+    with pytest.raises(Interrupted):
+        train(run, prepare_here(run), lambda progress: True)
+    wait_until(lambda: not [one for one in threading.enumerate() if "_run_trainer" in one.name])
+    assert not attempts.read(run.run_folder)
+    assert not checkpoints.committed(f"{run.run_folder}/checkpoints")

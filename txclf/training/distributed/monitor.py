@@ -83,9 +83,9 @@ class WorkerMonitor:
         now = time.monotonic()
         self.ranks[rank] = Rank(worker, Heartbeat(), now, now)
 
-    def leave(self) -> None:
-        """Forget all workers, because the group ends with the first of them."""
-        self.ranks = {}
+    def leave(self, rank: int | None = None) -> None:
+        """Forget a worker that has finished, or all of them, because the group ends with the first that fails."""
+        self.ranks = {} if rank is None else {number: known for number, known in self.ranks.items() if number != rank}
 
     def beat(self, rank: int, heartbeat: Heartbeat) -> tuple[bool, bool]:
         """Take the heartbeat of a worker; return whether the workers must stop, and whether they must pause."""

@@ -29,7 +29,6 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from txclf import ray_cluster, upstream
 from txclf.artifacts import attempts
@@ -102,10 +101,7 @@ def fit(config: WorkerConfig, report: Callable[[Progress], bool], notes: Sequenc
     more often than `compute.max_failures`.
     """
     compute, stall_timeout = config.run.compute, config.run.train.stall_timeout_s
-    # On the driver's node, or the loss of another node would take it along.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(PrometheusMonitor).options(num_cpus=0, scheduling_strategy=here)
-    monitor: Any = actor.remote(config.run.name)
+    monitor = ray_cluster.actor_here(PrometheusMonitor, config.run.name)
     outcome = Outcome()
     thread = threading.Thread(target=_run_trainer, args=(config, monitor, outcome), daemon=True)
     thread.start()
@@ -134,6 +130,7 @@ def fit(config: WorkerConfig, report: Callable[[Progress], bool], notes: Sequenc
                 # Either they have just saved and left, and Ray Train ends in a moment, or there is nothing to save.
                 thread.join(timeout=STOP_S if latest else 0)
                 if thread.is_alive():
+                    ray.kill(monitor)  # or workers that start later would train, without the lease of the run
                     raise Interrupted
         found = ray.get(monitor.stalled.remote(stall_timeout))
         if found:
@@ -245,11 +242,11 @@ def _explain(error: BaseException, stalled: StalledWorker | None, compute: Compu
     if known:
         return known
     count = compute.max_failures + 1
-    if stalled:
-        return ClusterError(f"{stalled.message}. That was failure {count} (`compute.max_failures`).")
-    if isinstance(error, ControllerError):
+    if isinstance(error, ControllerError):  # also after a stall
         reason = str(error.controller_failure).strip().splitlines()[-1]
         return ClusterError(f"Ray could not start the workers: {reason}; {ray_cluster.waiting(compute)}")
+    if stalled:
+        return ClusterError(f"{stalled.message}. That was failure {count} (`compute.max_failures`).")
     died = _cause(error, ray.exceptions.RayError)
     if isinstance(died, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError | ray.exceptions.OutOfMemoryError):
         return ClusterError(
@@ -365,8 +362,10 @@ def _heartbeats(monitor: Any, rank: int, world_size: int, heartbeat: Heartbeat, 
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
+    leaving: int | None = None  # all of them: the group ends with the first worker that fails
     try:
         yield
+        leaving = rank
     finally:
         ended.set()
-        monitor.leave.remote()
+        monitor.leave.remote(leaving)
