@@ -328,8 +328,8 @@ def predict(
     if tables.is_table(inputs):
         if out is not None or workers or gpus_per_worker or restart:
             raise ConfigError(
-                "`inputs`: a table in memory is predicted in this process and returned. Remove `out`, `workers` and "
-                "`restart`, or write the table to a file and pass its path."
+                "`inputs`: a table in memory is predicted in this process and returned. Remove `out`, `workers`, "
+                "`gpus_per_worker` and `restart`, or write the table to a file and pass its path."
             )
         return predict_table(storage.path_text(model), inputs, probabilities, columns, report, coverage)
     if out is None:

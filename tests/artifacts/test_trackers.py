@@ -139,7 +139,7 @@ def test_require_missing_package_raises(tmp_path: Path, data: str, name: str, mo
     prepared = prepare(run)
     monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "path", [])
-    message = rf"`train.trackers`: `{name}` is not installed\. Run `pip install txclf\[{name}\]`"
+    message = rf"`train.trackers`: `{name}` is not installed\. Run `pip install 'txclf\[{name}\]'`"
     with pytest.raises(ConfigError, match=message):
         check_folder(run, resume=False)
     with pytest.raises(ConfigError, match=message):

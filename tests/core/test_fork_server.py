@@ -222,6 +222,6 @@ def test_server_outlives_signals_to_its_group_and_its_forks_do_not(imports: Impo
         while children.read_text().split() and time.monotonic() < until:
             time.sleep(0.05)
         assert not children.read_text().split()
-        assert Path(f"/proc/{server}").exists()
+        assert Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[0] in "RS"  # no zombie
         process.kill()
         process.communicate()

@@ -43,6 +43,17 @@ def test_prepare_on_ray_gives_the_same_shards(tmp_path: Path, data: str, monkeyp
     assert len(one.splits["train"].shards) > 3
 
 
+def test_prepare_on_ray_of_two_small_files_gives_one_shard(tmp_path: Path, data: str) -> None:
+    rows = Path(data).read_text().splitlines()
+    for name, part in (("a", rows[1:100]), ("b", rows[100:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join([rows[0], *part, ""]))
+    words = [f"data.train=[{tmp_path}/a.csv, {tmp_path}/b.csv]"]
+    here = shards.load_manifest(prepare(tiny(tmp_path / "here", data, *words)))
+    there = shards.load_manifest(prepare(tiny(tmp_path / "there", data, *words, "compute.workers=1")))
+    assert here == there
+    assert len(here.splits["train"].shards) == 1
+
+
 def test_prepare_on_ray_names_bad_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,label\nsome text,a\n,b\n")

@@ -356,4 +356,7 @@ def test_predict_other_encoding_and_delimiter_give_the_same_predictions(tmp_path
     )
     done = predict.predict(tiny_bundle, inputs, out=str(out), text_columns=["text"], delimiter=";")
     assert done.bad == 1
-    assert done.advice == "It looks like latin-1: set `data.encoding: latin-1` (predict, drift: --encoding latin-1)."
+    assert done.advice == (
+        "It looks like latin-1: set `data.encoding: latin-1` "
+        "(predict, drift: --encoding latin-1; evaluate: convert the file)."
+    )

@@ -62,13 +62,13 @@ def reading_processes() -> int:
 @pytest.mark.usefixtures("local_ray")
 def test_predict_on_ray_reads_many_files_in_few_processes(tmp_path: Path, tiny_bundle: str) -> None:
     (tmp_path / "in").mkdir()
-    for number in range(40):
-        write_jsonl(tmp_path / "in" / f"{number:02}.jsonl", 100, first=number * 100)
+    for number in range(20):
+        write_jsonl(tmp_path / "in" / f"{number:02}.jsonl", 50, first=number * 50)
     counts: list[int] = []
     done = threading.Event()
 
     def sample() -> None:
-        while not done.wait(0.02):
+        while not done.wait(0.05):
             counts.append(reading_processes())
 
     thread = threading.Thread(target=sample)
@@ -76,12 +76,12 @@ def test_predict_on_ray_reads_many_files_in_few_processes(tmp_path: Path, tiny_b
     try:
         out = str(tmp_path / "out.jsonl")
         summary = predict.predict(
-            tiny_bundle, [str(tmp_path / "in")], out=out, compute=Compute(workers=2), chunk_rows=5
+            tiny_bundle, [str(tmp_path / "in")], out=out, compute=Compute(workers=2), chunk_rows=10
         )
     finally:
         done.set()
         thread.join()
-    assert summary.rows == 4_000
+    assert summary.rows == 1_000
     assert 1 <= max(counts) <= 2
 
 

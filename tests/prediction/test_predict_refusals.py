@@ -144,13 +144,14 @@ def test_predict_worker_options_without_workers_raise(tiny_bundle: str, option: 
         predict_command.predict(tiny_bundle, ["in.csv"], "out.csv", **option)
 
 
-def test_predict_into_an_input_raises(tmp_path: Path, tiny_bundle: str) -> None:
-    path = put(tmp_path / "in.csv", ROWS)
-    before = Path(path).read_bytes()
-    for out in (path, f"{tmp_path}/./in.csv"):
-        with pytest.raises(ConfigError, match=r"in\.csv`: is one of the inputs, which would be lost\. Pass another"):
-            predict.predict(tiny_bundle, [path], out=out)
-    assert Path(path).read_bytes() == before
+def test_predict_into_an_input_with_rows_that_would_be_lost_raises(tmp_path: Path, tiny_bundle: str) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("text,n\nfox,1\ndog,2,3\n")
+    for out in (str(path), f"{tmp_path}/./in.csv"):
+        with pytest.raises(DataError, match=r"in\.csv`: is one of the inputs, and has rows that cannot be read, which"):
+            predict.predict(tiny_bundle, [str(path)], out=out)
+    assert path.read_text() == "text,n\nfox,1\ndog,2,3\n"
+    assert os.listdir(tmp_path) == ["in.csv"]
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "predict"])

@@ -24,6 +24,7 @@ from txclf import Classifier
 from txclf.cli import serve
 from txclf.core.errors import ConfigError
 from txclf.core.signals import StopSignals
+from txclf.serving import connections
 from txclf.serving import serve as service
 from txclf.serving.settings import Limits, Settings
 
@@ -103,7 +104,12 @@ def test_serve_signal_before_the_server_handles_signals_ends_it(
     assert service.serve(tiny_bundle, Settings(port=0), lambda started: pytest.fail("it serves"))
 
 
-def test_run_with_a_client_that_does_not_read_its_answer_is_false() -> None:
+@pytest.mark.parametrize(("closing_s", "shutdown_s"), [(1, 6), (10, 1)])
+def test_run_with_a_client_that_does_not_read_its_answer_is_false(
+    monkeypatch: pytest.MonkeyPatch, closing_s: float, shutdown_s: int
+) -> None:
+    monkeypatch.setattr(connections, "CLOSING_SECONDS", closing_s)
+
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             for event in ("startup", "shutdown"):
@@ -115,7 +121,7 @@ def test_run_with_a_client_that_does_not_read_its_answer_is_false() -> None:
 
     for reads in (True, False):
         server = service.http_server(app, Limits(seconds=0.5))
-        server.config.timeout_graceful_shutdown = 1
+        server.config.timeout_graceful_shutdown = shutdown_s
         with socket.create_server(("127.0.0.1", 0)) as listening:
 
             def ask() -> None:

@@ -163,6 +163,11 @@ def result(search: str, trial: Trial, monitor: str, history: Sequence[dict[str, 
     return Result(trial, history[-1]["epoch"], best[monitor], int(best["step"]), best["epoch"])
 
 
+def all_ranked(search: str, monitor: str) -> list[Result]:
+    """Return the trials of a search with their best validations, in the order of `ranked`."""
+    return ranked([result(search, trial, monitor) for trial in read(search)], monitor)
+
+
 def ranked(results: Sequence[Result], monitor: str) -> list[Result]:
     """Return results best first; of equals the one with fewer steps, then the lower number.
 

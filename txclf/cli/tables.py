@@ -115,9 +115,7 @@ def _thresholds(summary: RunSummary) -> str:
 
 def print_search_summary(run: RunConfig, search: Search) -> None:
     """Print the trials and the summary of a finished search."""
-    results = trials.ranked(
-        [trials.result(run.run_folder, trial, search.metric) for trial in trials.read(run.run_folder)], search.metric
-    )
+    results = trials.all_ranked(run.run_folder, search.metric)
     title = f"Search {run.name}: {search.trials} trials, best first"
     results = [
         one._replace(trial=one.trial.model_copy(update={"state": "unfinished"}))

@@ -72,7 +72,7 @@ def check(run: RunConfig, split: str, audit: Audit) -> None:
         paths = ", ".join(getattr(run.data, split))
         kind = "rows" if split == shards.UNLABELLED else "labelled rows"
         problem = f"no usable row in {paths}" if audit.rejected else f"no row in {paths}: no bytes, or only a header"
-        if audit.corrected:
+        if audit.corrected and not audit.rejected:
             problem = f"`data.corrections` leaves out every row of {paths}"
         raise DataError(f"{key}: {problem}. {audit.advice or f'Name files with {kind}.'}")
     if split != "train" or not run.task_spec.has_labels:

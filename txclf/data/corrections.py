@@ -156,7 +156,7 @@ def _labels(
         found = [(label,) for label in cells.single(list(values), column, set(), reasons)]
     for i, reason in reasons.items():
         raise DataError(f"`{source.path}`: row {rows[i]:,}: {reason}. Fix the row.")
-    return [None if mark == DROP else labels for mark, labels in zip(marks, found, strict=True)]
+    return [None if mark == DROP or DROP in labels else labels for mark, labels in zip(marks, found, strict=True)]
 
 
 def require_known(corrections: Corrections, known: Collection[str]) -> None:

@@ -177,8 +177,9 @@ def external_sort(
     `key` is an evenly distributed uint64 column. `write` sorts and writes one partition; its return values are yielded.
     In this process, the rows of each of the `num_partitions` partitions first go to a local file. Memory holds one
     partition or `BUFFER_BYTES` of rows, and at most `MAX_OPEN_FILES` files are open, however many partitions there are.
-    On Ray, Ray Data sorts into the same partitions. Raises the `TxclfError` of a task, and
-    `ClusterError` if no task makes progress for `SORT_NO_PROGRESS_TIMEOUT_S`.
+    On Ray, Ray Data sorts into the same partitions, and cuts those that are larger than its blocks.
+
+    Raises the `TxclfError` of a task, and `ClusterError` if no task makes progress for `SORT_NO_PROGRESS_TIMEOUT_S`.
     """
     if on_ray:
 
@@ -193,7 +194,8 @@ def external_sort(
             yield from _guarded(written(block)) if block.num_rows else ()
 
         boundaries = [number * 2**64 // num_partitions for number in range(1, num_partitions)]
-        ordered = dataset(read, items).sort("key", boundaries=boundaries or None)
+        # Without a boundary Ray would draw some; the rows before the first one are none.
+        ordered = dataset(read, items).sort("key", boundaries=boundaries or [0])
         blocks = ordered.map_batches(write_block, batch_size=None, batch_format="pyarrow")
         for table in _blocks(blocks, SORT_NO_PROGRESS_TIMEOUT_S):
             _raise_fault(table)

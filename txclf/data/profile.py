@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from txclf.config.sections import Tokenizer
+from txclf.core import words
 from txclf.core.errors import DataError
 from txclf.core.text import listed, shown
 from txclf.data import detect, records, shards
@@ -36,12 +37,8 @@ MAX_SHOWN = 20
 TEXT_NAMES = ("text", "sentence", "content", "body", "review", "question", "message", "comment", "document", "source")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "sentiment", "topic", "tag", "y")
 SPLITS = {"valid": r"(^|[^a-z])(valid|validation|val|dev)([^a-z]|$)", "test": r"(^|[^a-z])(test|eval)([^a-z]|$)"}
-RARE_ROWS = 20
 IMBALANCE = 10.0
 """Ratio of the rows of the commonest and the rarest label above which classes count as imbalanced."""
-_UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff"
-WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
-"""Word or sign; a character of the scripts that are written without spaces."""
 TOKENS_PER_WORD = 1.3
 MAX_NAME_CHARS = 80
 """Characters above which the name of a column looks like a text."""
@@ -85,7 +82,7 @@ def _audit(
         found["label_delimiter"] = delimiter
         found["note"] = f"rows have several labels in `{shown(label_column)}`, as `task: multilabel` reads them"
     found |= _rows(sources, text_columns, label_column, delimiter)
-    found["warnings"] = [*_column_warnings(values, sources, label_column), *found.get("warnings", [])]
+    found["warnings"] = [*_column_warnings(values, sources), *found.get("warnings", [])]
     return {**found, "suggested": suggested(path, sources, found)}
 
 
@@ -115,7 +112,7 @@ def _label_delimiter(values: Sequence[Any]) -> str | None:
     return None
 
 
-def _column_warnings(values: Mapping[str, Sequence[Any]], sources: Sequence[Source], label: str | None) -> list[str]:
+def _column_warnings(values: Mapping[str, Sequence[Any]], sources: Sequence[Source]) -> list[str]:
     """Return warnings about a header that looks like a row, and about labels in columns of their own."""
     warnings = []
     repeated = [name for name, column in values.items() if name in column or len(name) > MAX_NAME_CHARS]
@@ -226,7 +223,7 @@ def _rows(
             found = rows.label_sets or [(name,) for name in rows.labels]
             codes += [numbers.setdefault(answer, len(numbers)) for answer in found]
             sample += [cell[:SCRIPT_CHARS] for row in rows.texts[: max(0, SCRIPT_ROWS - len(sample))] for cell in row]
-            lengths += [sum(len(WORD.findall(text)) for text in row) for row in rows.texts]
+            lengths += [sum(len(words.split(text)) for text in row) for row in rows.texts]
             locations += [(number, row) for row in rows.rows]
             kinds |= rows.label_kinds
             if len(lengths) >= MAX_ROWS:

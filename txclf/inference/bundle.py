@@ -210,7 +210,7 @@ def tokenizer(content: Mapping[str, bytes], name: str, folder: str, size: int) -
         found = parse_tokenizer(content[name])
     except DataError as error:
         raise BundleError(f"`{folder}`: {error}. Copy the whole folder again.") from None
-    if (highest := max(text_tokens(found))) >= size:
+    if (highest := max(text_tokens(found), default=0)) >= size:
         raise BundleError(
             f"`{storage.join(folder, name)}`: a token has the id {highest:,}, but the model has {size:,} "
             "tokens. Copy the whole folder again."

@@ -45,7 +45,6 @@ def submit(
     words: Sequence[str],
     folder: str = ".",
     *,
-    max_mb: float = MAX_MB,
     allowed: Sequence[str] = (),
 ) -> str:
     """Start `txclf VERB WORDS` on the cluster whose dashboard is at `address` and return the job's id.
@@ -67,7 +66,7 @@ def submit(
     if verb == "predict":
         _require_kept(words)
     with tempfile.TemporaryDirectory(prefix="txclf-submit-") as staging:
-        working_folder.stage(Path(folder), Path(staging), max_mb, allowed)
+        working_folder.stage(Path(folder), Path(staging), MAX_MB, allowed)
         if at is not None:
             overrides = [word for word in words[at + 1 :] if "=" in word and not word.startswith("-")]
             settings = run_config.read_settings(words[at], overrides)

@@ -28,6 +28,8 @@ FOLDERS_OF_SECRETS = (".ssh", ".aws", ".azure", ".gnupg", ".kube", ".docker", ".
 EXAMPLES = ("*.example", "*.sample", "*.template", "*.dist", "*.pub")
 """Names of files that show the form of a secret only."""
 PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY")
+MAX_NAMES = 5
+"""Names in a message."""
 SEARCHED_BYTES = 2**20
 """Maximum size of a file whose content is searched for keys and for the token of the cluster."""
 NOT_SENT = (".gitignore", ".rayignore")
@@ -176,6 +178,5 @@ def _allows(path: Path, allowed: Sequence[str]) -> bool:
     return any(fnmatch(name, pattern.rstrip("/")) for name in names for pattern in allowed)
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")

@@ -61,7 +61,7 @@ class _Kinds(NamedTuple):
 
 def of_scores(targets: Answers, predicted: Answers, classes: int, seed: int = 0) -> Intervals:
     """Return the intervals of the scores of one model."""
-    return _intervals(_kinds(targets, [predicted], classes), classes, seed)
+    return _intervals(_kinds(targets, [predicted], classes), seed)
 
 
 def of_differences(
@@ -71,7 +71,7 @@ def of_differences(
 
     With more `comparisons`, by whose number a caller multiplies the p-value, the rows are resampled more often.
     """
-    return _intervals(_kinds(targets, [predicted, other], classes), classes, seed, comparisons)
+    return _intervals(_kinds(targets, [predicted, other], classes), seed, comparisons)
 
 
 def record(
@@ -83,7 +83,7 @@ def record(
     that of macro F1.
     """
     found = of_differences(targets, predicted, other, len(names))
-    f1 = _scores(_kinds(targets, [other], len(names)), len(names), None)[0, 2:]
+    f1 = _scores(_kinds(targets, [other], len(names)), None)[0, 2:]
     return {
         "p_value": significance.mcnemar(predicted == targets, other == targets) if targets.ndim == 1 else found.p_value,
         "f1_macro_p_value": found.p_value,
@@ -108,16 +108,16 @@ def _kinds(targets: Answers, predicted: Sequence[Answers], classes: int) -> _Kin
     return _Kinds(rows, masks[0], masks[1:])
 
 
-def _intervals(kinds: _Kinds, classes: int, seed: int, comparisons: int = 1) -> Intervals:
+def _intervals(kinds: _Kinds, seed: int, comparisons: int = 1) -> Intervals:
     """Return the percentile intervals of the columns of `_scores`."""
-    values = _scores(kinds, classes, None)[0]
+    values = _scores(kinds, None)[0]
     draw, total = np.random.default_rng(seed), int(kinds.rows.sum())
     least = comparisons * MIN_RESAMPLES
     resamples = int(np.clip(MAX_DRAWS // max(1, len(kinds.rows)), least, max(least, RESAMPLES)))
     size = max(1, CHUNK_DRAWS // max(1, len(kinds.rows)))
     shares = kinds.rows / max(1, total)
     parts = [
-        _scores(kinds, classes, draw.multinomial(total, shares, min(size, resamples - start)))
+        _scores(kinds, draw.multinomial(total, shares, min(size, resamples - start)))
         for start in range(0, resamples if total else 0, size)
     ]
     drawn = np.concatenate(parts or [values[None]])
@@ -132,7 +132,7 @@ def _p_value(drawn: Floats) -> float:
     return float(min(1.0, 2 * max(1.0, min(above, len(drawn) - above)) / len(drawn)))
 
 
-def _scores(kinds: _Kinds, classes: int, drawn: npt.NDArray[np.int64] | None) -> Floats:
+def _scores(kinds: _Kinds, drawn: npt.NDArray[np.int64] | None) -> Floats:
     """Return (R, 2 + C): micro F1, macro F1 and the F1 of each class, or the differences of two models.
 
     `drawn` (R, K) are numbers of rows of each kind; None stands for those of the data.

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from txclf._version import __version__
 from txclf.config.sections import Compute
 from txclf.core import html_table, lease, openmp, storage
-from txclf.core.errors import ConfigError, DataError, StorageError
+from txclf.core.errors import DataError, StorageError
 from txclf.data import detect, writers
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source, ending, fault, find_sources, same_file, stamp, state, unchanged
@@ -85,14 +85,12 @@ def predict(
     `restart` starts over.
 
     Raises `ConfigError` if the output format is unknown, another process predicts into `out` or an interrupted
-    prediction has other arguments, `DataError` if an input cannot be read.
+    prediction has other arguments, `DataError` if an input cannot be read, or is the output and has bad rows.
     """
     style, codec = writers.style(out)
     if storage.is_folder(out):
         raise StorageError(f"`{out}`: cannot be written: it is a folder. Pass the path of a file.")
     model, sources = storage.absolute(model), find_sources(inputs, encoding, delimiter)
-    if any(same_file(source.path, out) for source in sources):
-        raise ConfigError(f"`{out}`: is one of the inputs, which would be lost. Pass another --out.")
     before = state(sources)
     metadata = bundle.read_metadata(model)
     stream = (chunk for number, source in enumerate(sources) for chunk in parts.read(number, source, chunk_rows))
@@ -118,6 +116,12 @@ def predict(
                     _predict_here(plan, chain([first], stream), finished, on_progress)
                 else:
                     _predict_on_ray(plan, sources, compute, finished, on_progress)
+            replaced = {number for number, source in enumerate(sources) if same_file(source.path, out)}
+            if any(count.bad for key, count in finished.items() if key.source in replaced):
+                raise DataError(
+                    f"`{out}`: is one of the inputs, and has rows that cannot be read, which would be lost. "
+                    "Pass another --out."
+                )
             _join(plan, sources, finished, out, codec)
         except DataError as error:
             if error.__cause__ is None:  # the rows themselves are invalid, so the prediction can never be resumed

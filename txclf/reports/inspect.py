@@ -119,7 +119,7 @@ def _search(path: str) -> dict[str, Any]:
     folder = storage.absolute(path)
     run = run_config.load(storage.join(folder, "run.yaml"))
     metric = trials.metric(run)
-    results = trials.ranked([trials.result(folder, trial, metric) for trial in trials.read(folder)], metric)
+    results = trials.all_ranked(folder, metric)
     states = [result.trial.state for result in results]
     summary = storage.join(folder, "search.json")
     finished = storage.exists(summary)

@@ -31,7 +31,7 @@ def gather(folder: str) -> SearchPage:
     path = storage.join(folder, "search.json")
     summary = storage.read_object(path, "importance") if storage.exists(path) else None
     metric = trials.metric(run)
-    results = trials.ranked([trials.result(folder, trial, metric) for trial in trials.read(folder)], metric)
+    results = trials.all_ranked(folder, metric)
     importance = summary["importance"] if summary else trials.importance(run, results)
     rows = [_trial_row(run, folder, result) for result in results]
     return SearchPage(

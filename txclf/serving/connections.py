@@ -38,6 +38,8 @@ def guarded_protocol(limits: Limits) -> type[asyncio.Protocol]:
         """True after the last response: what the client still sends is read and dropped."""
         head_bytes = 0
         """Bytes received since the last complete request."""
+        unread = 0
+        """Connections of this class that were reset before the client had read its answer."""
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
@@ -93,7 +95,7 @@ def guarded_protocol(limits: Limits) -> type[asyncio.Protocol]:
             if not self._is_idle:  # the next request came with the last one
                 self._start_request_timer()
             elif self.transport.is_closing():
-                self._start_timer(CLOSING_SECONDS, self.transport.abort)
+                self._start_timer(CLOSING_SECONDS, self._reset)
             else:
                 self._start_timer(limits.idle_seconds + CLOSING_SECONDS, self.transport.abort)
 
@@ -122,7 +124,11 @@ def guarded_protocol(limits: Limits) -> type[asyncio.Protocol]:
 
         def _start_request_timer(self) -> None:
             # The middleware ends a request in time. This ends what it cannot, such as a client that reads nothing.
-            self._start_timer(2 * limits.seconds + CLOSING_SECONDS, self.transport.abort)
+            self._start_timer(2 * limits.seconds + CLOSING_SECONDS, self._reset)
+
+        def _reset(self) -> None:
+            type(self).unread += self.transport.get_write_buffer_size() > 0
+            self.transport.abort()
 
         def _start_timer(self, seconds: float, action: Callable[[], object]) -> None:
             self._stop_timer()

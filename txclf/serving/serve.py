@@ -39,7 +39,6 @@ from txclf.serving.schemas import example_rows
 from txclf.serving.settings import Limits, Settings
 
 if TYPE_CHECKING:
-    import uvicorn
     from ray.serve.handle import DeploymentHandle
 
 RETRIES = 5
@@ -113,12 +112,10 @@ def serve(folder: str, settings: Settings, on_start: Callable[[Started], None]) 
             return _run(server, listening, lambda: bool(signals.received), ready)
 
 
-def _run(
-    server: uvicorn.Server, listening: socket.socket, is_ended: Callable[[], bool], ready: Callable[[], None]
-) -> bool:
+def _run(server: Any, listening: socket.socket, is_ended: Callable[[], bool], ready: Callable[[], None]) -> bool:
     """Serve until a signal. Returns True if every open request was answered."""
 
-    async def main() -> bool:
+    async def main() -> None:
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
@@ -128,22 +125,32 @@ def _run(
         await serving
         if server.force_exit:  # the open requests are cancelled now, which is no error
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        unread = list(server.server_state.connections)
-        for connection in unread:
-            connection.transport.abort()
-        return not (server.force_exit or unread)
 
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        return runner.run(main())
+        runner.run(main())
+    return bool(server.all_answered)
 
 
-def http_server(app: Any, limits: Limits) -> uvicorn.Server:
-    """Return the HTTP server of an application."""
+def http_server(app: Any, limits: Limits) -> Any:
+    """Return the HTTP server of an application. `all_answered` is False after an end that left requests unanswered."""
     import uvicorn
+
+    protocol: Any = guarded_protocol(limits)
+
+    class Server(uvicorn.Server):
+        all_answered = True
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            before = protocol.unread
+            await super().shutdown(sockets)
+            left = list(self.server_state.connections)
+            for connection in left:
+                connection.transport.abort()
+            self.all_answered = not (self.force_exit or left or protocol.unread > before)
 
     config = uvicorn.Config(
         app,
-        http=guarded_protocol(limits),
+        http=protocol,
         h11_max_incomplete_event_size=limits.head_bytes,
         log_level="error",
         access_log=False,
@@ -154,7 +161,7 @@ def http_server(app: Any, limits: Limits) -> uvicorn.Server:
         timeout_keep_alive=math.ceil(limits.idle_seconds),
         timeout_graceful_shutdown=math.ceil(limits.seconds) + 5,
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 @contextmanager

@@ -122,6 +122,7 @@ def masked(config: WorkerConfig) -> WorkerConfig:
     }
     for key in _WITHOUT_EFFECT:
         del depends_on["train"][key]
+    depends_on["train"]["micro_batches"] = 1  # the same steps with any number, which a resumed run may change
     digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
     target = target.model_copy(update={"storage": config.prepared, "name": f"pretraining-{digest}"})
     if seen:

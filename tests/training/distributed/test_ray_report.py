@@ -43,7 +43,7 @@ def test_ray_train_gets_every_validation_of_each_attempt(
         "train.epochs=6",
         "train.early_stopping_patience=0",
         "train.keep_checkpoints=1",
-        "compute.workers=2",
+        f"compute.workers={attempts_of_run}",
         "compute.cpus_per_worker=0.5",
     )
     killed = list[int]()
