@@ -56,7 +56,7 @@ def last_step(run: RunConfig) -> int:
 
 def test_train_preempted_node_is_replaced_and_no_step_repeated(tmp_path: Path, data: str, figure: Any) -> None:
     # No validation and no timed checkpoint comes within the notice.
-    words = ["train.epochs=20000", "train.eval_every=20000", "train.checkpoint_every=1h", "compute.workers=2"]
+    words = ["train.epochs=4000", "train.eval_every=4000", "train.checkpoint_every=1h", "compute.workers=2"]
     words += ["compute.max_failures=0"]  # preemptions count apart
     run = tiny(tmp_path / "runs", data, *words)
     prepare_here(run)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.waiting import PATIENCE_S
+from txclf import ray_cluster
 
 BEDS = itertools.count()
 TOKEN = secrets.token_hex(16)
@@ -276,7 +277,10 @@ def environment() -> dict[str, str]:
         "RAY_health_check_failure_threshold": "5",
     }
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**os.environ, **quick, "RAY_ADDRESS": "", "PATH": path}
+    # Without those of a local Ray of the same tests: its workers have the priority of a node that starts.
+    local = {*ray_cluster.SETTINGS, *ray_cluster.LOCAL_SETTINGS}
+    outside = {name: value for name, value in os.environ.items() if name not in local}
+    return {**outside, **quick, "RAY_ADDRESS": "", "PATH": path}
 
 
 def _free_port() -> int:

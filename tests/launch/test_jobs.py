@@ -245,7 +245,7 @@ class Terminal:
 def test_jobs_ctrl_c_asks_whether_to_stop_the_job_and_a_stopped_run_resumes(
     bed: Testbed, tmp_path: Path, data: str
 ) -> None:
-    endless = ["train.epochs=20000", "train.eval_every=5", "train.early_stopping_patience=0"]
+    endless = ["train.epochs=5000", "train.eval_every=5", "train.early_stopping_patience=0"]
     words = settings(tmp_path, data, *endless)
 
     def has_state(wanted: str) -> bool:
