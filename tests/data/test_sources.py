@@ -297,6 +297,12 @@ def test_find_sources_of_a_folder_leave_out_the_storage_in_it(tmp_path: Path) ->
     prepare.prepare(run)
     assert list((tmp_path / "runs").rglob("*.parquet"))
     assert [source.path for source in prepare.find_sources(run)["train"]] == [path]
+    for glob in ("**", "**/*.csv", "*.csv"):
+        named = run.model_copy(update={"data": run.data.model_copy(update={"train": (f"{tmp_path}/{glob}",)})})
+        assert [source.path for source in prepare.find_sources(named)["train"]] == [path]
+    (tmp_path / "link").symlink_to("runs")
+    linked = run.model_copy(update={"storage": str(tmp_path / "link")})
+    assert [source.path for source in prepare.find_sources(linked)["train"]] == [path]
     shard = next(str(found) for found in (tmp_path / "runs").rglob("train/*.parquet"))
     named = run.model_copy(update={"data": run.data.model_copy(update={"train": (shard,)})})
     assert [source.path for source in prepare.find_sources(named)["train"]] == [shard]

@@ -86,16 +86,6 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return text if "://" in text else resolve(text)[1]
 
 
-def is_within(path: str, folder: str) -> bool:
-    """Return True if a path or URI is a folder or lies below it, also by links."""
-    inner, outer = (split_query(each)[0] for each in (path, folder))
-    if is_local(folder):
-        if not is_local(path):
-            return False
-        inner, outer = (str(local_path(each).resolve()) for each in (inner, outer))
-    return f"{inner}/".startswith(f"{outer.rstrip('/')}/")
-
-
 def split_query(path: str | os.PathLike[str]) -> tuple[str, str]:
     """Return a path or URI without its query, and the query from its `?` on, which is empty for a local path."""
     text = path_text(path)

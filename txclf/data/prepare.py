@@ -176,22 +176,9 @@ def find_sources(run: RunConfig) -> dict[str, list[Source]]:
     if run.data.train is None:
         raise ConfigError("`data.train`: not set. Name the training files, as in `data.train=train.csv`.")
     paths_by_split = {split: getattr(run.data, split) for split in shards.SPLITS}
-    text_format = run.data.encoding, run.data.delimiter
-    found = {}
-    for split, paths in paths_by_split.items():
-        if paths is None:
-            continue
-        sources = list_sources(paths, *text_format)
-        # A folder may contain the storage: what txclf has written there is no data, unless it is named itself.
-        named = [path for path in paths if storage.is_within(path, run.storage)]
-        written = {source.path for source in sources if storage.is_within(source.path, run.storage)}
-        if written and len(named) < len(paths):
-            written -= {source.path for source in list_sources(named, *text_format)}
-            sources = [source for source in sources if source.path not in written]
-        if not sources:
-            raise DataError(f"`data.{split}`: all files are in `storage` ({run.storage}). Name the files themselves.")
-        found[split] = sources
-    return found
+    # A folder may contain the storage: what txclf has written there is no data.
+    settings = run.data.encoding, run.data.delimiter, run.storage
+    return {split: list_sources(paths, *settings) for split, paths in paths_by_split.items() if paths is not None}
 
 
 def _fingerprint(

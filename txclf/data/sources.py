@@ -43,7 +43,9 @@ class Source:
     """Character between the columns of `csv`; None for a comma."""
 
 
-def find_sources(paths: Sequence[str], encoding: str = "utf-8", delimiter: str | None = None) -> list[Source]:
+def find_sources(
+    paths: Sequence[str], encoding: str = "utf-8", delimiter: str | None = None, without: str | None = None
+) -> list[Source]:
     """Return the sources of files, globs, folders and URIs: in the given order, the sources of one path sorted.
 
     `encoding` is that of text files, `delimiter` that of csv files. Raises `ConfigError` for an unknown encoding, and a
@@ -53,7 +55,8 @@ def find_sources(paths: Sequence[str], encoding: str = "utf-8", delimiter: str |
     like a data file, such as `out.csv` of Spark, or, if it matches none of these, the folders. A folder holds data
     files at any depth, or text files as `<label>/<file>.txt`. Names that start with `.` or `_` are skipped.
 
-    A file or folder that one path reaches several times, through links, is taken once.
+    A file or folder that one path reaches several times, through links, is taken once. Nothing is taken from the folder
+    `without`, unless a path names it or something in it.
 
     Raises `DataError` if nothing matches, a file extension is unknown, an entry is no regular file, a folder has
     neither layout or both, or two paths reach the same file. Raises `StorageError` for a URI with an unknown scheme.
@@ -67,7 +70,7 @@ def find_sources(paths: Sequence[str], encoding: str = "utf-8", delimiter: str |
         raise ConfigError(f"{option}: {error}") from None
     sources: dict[Identity, Source] = {}
     for path in paths:
-        for source in sorted(_expand(path), key=lambda source: source.path):
+        for source in sorted(_expand(path, without), key=lambda source: source.path):
             source = replace(source, encoding=encoding, delimiter=delimiter)
             known = sources.setdefault(_identity_of(source), source)
             if known is not source:
@@ -84,7 +87,7 @@ def open_stream(path: str) -> pa.NativeFile:
     return filesystem.open_input_stream(inner, compression=ending(inner)[1])
 
 
-def _expand(path: str) -> list[Source]:
+def _expand(path: str, without: str | None) -> list[Source]:
     target = storage.absolute(unquote(path.removeprefix("file://")) if path.startswith("file://") else path)
     remote = "://" in target
     text, mark, query = target.rstrip("/").partition("?") if remote else (target, "", "")
@@ -94,10 +97,10 @@ def _expand(path: str) -> list[Source]:
     cut = text.rindex("/", 0, wild.start()) if wild else len(text)
     base = (text[:cut] or "/") + mark + query
     filesystem, inner = storage.resolve(base)
-    name = partial(public_name, base, inner)
+    name, skipped = partial(public_name, base, inner), _skipped(without, filesystem, inner)
     with fault(path, "cannot be reached"):
         pattern = text[cut + 1 :].split("/")
-        matches = _glob(filesystem, inner, pattern, set()) if wild else [filesystem.get_file_info(inner)]
+        matches = _glob(filesystem, inner, pattern, set(), skipped) if wild else [filesystem.get_file_info(inner)]
         unique = distinct(filesystem, matches)
         files = [info.path for info in unique if info.type == pafs.FileType.File]
         for info in unique:
@@ -106,12 +109,24 @@ def _expand(path: str) -> list[Source]:
         if files:
             folders = [folder for folder in folders if ending(folder)[0]]
         if files or folders:
-            below = (source for folder in folders for source in _folder(filesystem, folder, name))
+            below = (source for folder in folders for source in _folder(filesystem, folder, name, skipped))
             every = [*(Source(name(file), _format(file)) for file in files), *below]
             return list({_identity_of(source): source for source in reversed(every)}.values())
     where = "" if remote or os.path.isabs(path) else f" (working directory: `{os.getcwd()}`)"
     problem = "no file matches" if wild else "no such file or folder"
     raise DataError(f"`{path}`: {problem}{where}. Check the path.")
+
+
+def _skipped(without: str | None, filesystem: pafs.FileSystem, root: str) -> Identity | None:
+    """Return the folder that is left out below a root; None if the root is in it, or on another file system."""
+    if without is None:
+        return None
+    other, folder = storage.resolve(without)
+    if isinstance(filesystem, pafs.LocalFileSystem) != isinstance(other, pafs.LocalFileSystem):
+        return None
+    skipped = identity(filesystem, folder)
+    is_in_it = f"{root}/".startswith(f"{folder.rstrip('/')}/") or identity(filesystem, root) == skipped
+    return None if is_in_it else skipped
 
 
 def stamp(source: Source) -> list[tuple[str, int, int]]:
@@ -219,19 +234,20 @@ def text_files(folder: str) -> list[str]:
     ]
 
 
-def _walk(filesystem: pafs.FileSystem, root: str) -> Iterator[pafs.FileInfo]:
-    """Yield the files at any depth of a folder, without hidden ones.
+def _walk(filesystem: pafs.FileSystem, root: str, skipped: Identity | None) -> Iterator[pafs.FileInfo]:
+    """Yield the files at any depth of a folder, without hidden ones and those in the folder `skipped`.
 
     Each folder is entered once, and links to folders come last. So no loop of links is followed.
     """
     if not isinstance(filesystem, pafs.LocalFileSystem):  # one listing is faster there, and there are no links
         for info in filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=True)):
             is_hidden = any(part[0] in "._" for part in info.path[len(root.rstrip("/")) + 1 :].split("/"))
-            if info.type != pafs.FileType.Directory and not is_hidden:
+            is_skipped = skipped is not None and f"{info.path}/".startswith(f"{skipped}/")
+            if info.type != pafs.FileType.Directory and not (is_hidden or is_skipped):
                 yield info
         return
     folders, links = [root], list[str]()
-    entered = set[Identity]()
+    entered = {skipped}
     while folders or links:
         folder = (folders or links).pop(0)
         key = identity(filesystem, folder)
@@ -248,7 +264,11 @@ def _walk(filesystem: pafs.FileSystem, root: str) -> Iterator[pafs.FileInfo]:
 
 
 def _glob(
-    filesystem: pafs.FileSystem, folder: str, parts: list[str], entered: set[tuple[Identity, int]]
+    filesystem: pafs.FileSystem,
+    folder: str,
+    parts: list[str],
+    entered: set[tuple[Identity, int]],
+    skipped: Identity | None,
 ) -> Iterator[pafs.FileInfo]:
     """Yield the matches below a folder, level by level. Folders that the pattern does not reach are not listed.
 
@@ -260,15 +280,17 @@ def _glob(
     entered.add(key)
     head, rest = parts[0], parts[1:]
     if head == "**":
-        yield from _glob(filesystem, folder, rest or ["*"], entered)
+        yield from _glob(filesystem, folder, rest or ["*"], entered, skipped)
     for info in list_files(filesystem, folder):
         is_folder = info.type == pafs.FileType.Directory
         if info.base_name[0] in "._" and info.base_name[0] != head[:1]:
             continue
+        if is_folder and skipped is not None and identity(filesystem, info.path) == skipped:
+            continue
         if head == "**" and is_folder:
-            yield from _glob(filesystem, info.path, parts, entered)
+            yield from _glob(filesystem, info.path, parts, entered, skipped)
         elif fnmatchcase(info.base_name, head) and (is_folder or not rest):
-            yield from _glob(filesystem, info.path, rest, entered) if rest else [info]
+            yield from _glob(filesystem, info.path, rest, entered, skipped) if rest else [info]
 
 
 def _require_regular(info: pafs.FileInfo) -> None:
@@ -306,10 +328,12 @@ def _format(path: str) -> str:
     return kind
 
 
-def _folder(filesystem: pafs.FileSystem, root: str, name: Callable[[str], str]) -> list[Source]:
+def _folder(
+    filesystem: pafs.FileSystem, root: str, name: Callable[[str], str], skipped: Identity | None
+) -> list[Source]:
     data: list[Source] = []
     texts: list[list[str]] = []
-    for info in distinct(filesystem, _walk(filesystem, root)):
+    for info in distinct(filesystem, _walk(filesystem, root, skipped)):
         parts = info.path[len(root.rstrip("/")) + 1 :].split("/")
         kind = ending(info.path)[0]
         if kind is None:

@@ -116,8 +116,9 @@ def predict(
                     _predict_here(plan, chain([first], stream), finished, on_progress)
                 else:
                     _predict_on_ray(plan, sources, compute, finished, on_progress)
-            replaced = {number for number, source in enumerate(sources) if same_file(source.path, out)}
-            if any(count.bad for key, count in finished.items() if key.source in replaced):
+            if any(
+                same_file(sources[number].path, out) for number in {key.source for key in finished if finished[key].bad}
+            ):
                 raise DataError(
                     f"`{out}`: is one of the inputs, and has rows that cannot be read, which would be lost. "
                     "Pass another --out."
