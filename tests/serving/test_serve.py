@@ -188,6 +188,17 @@ def test_serve_on_ray_limits_time_and_queue(tiny_bundle: str) -> None:
     assert out == "ended; every request was answered\n"
 
 
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_serve_on_a_connected_ray_removes_its_replicas(tiny_bundle: str) -> None:
+    from ray import serve as ray_serve
+
+    settings = Settings(port=0, replicas=1, cpus_per_replica=0.5)
+    assert service.serve(tiny_bundle, settings, lambda started: signal.raise_signal(signal.SIGTERM))
+    assert not ray_serve.status().applications
+    ray_serve.shutdown()  # type: ignore[no-untyped-call]
+
+
 @pytest.mark.faults
 def test_serve_killed_replicas_and_shutdown_lose_no_request(tiny_bundle: str) -> None:
     """Kill replicas under load, then shut down while requests are open."""
