@@ -20,7 +20,7 @@ from txclf import Classifier, pretrained
 from txclf.artifacts import checkpoints, metric_logger
 from txclf.core import storage
 from txclf.core.errors import ConfigError, StorageError
-from txclf.data import writers
+from txclf.data import sources, writers
 from txclf.data.writers import Chunk
 
 BIN = Path(sys.executable).parent
@@ -97,6 +97,15 @@ def test_storage_on_s3_reads_writes_and_removes(bucket: str) -> None:
     assert not storage.exists(f"{bucket}/a/b/c.json")
     with pytest.raises(StorageError, match=r"`s3://bucket/none\.json`: cannot be read"):
         storage.read_bytes(f"{bucket}/none.json")
+
+
+def test_find_sources_leave_out_a_folder_that_no_path_names(bucket: str) -> None:
+    storage.write_bytes(f"{bucket}/runs/prepared/part.csv", b"text,label\n")
+    for path in (bucket, f"{bucket}/**/*.csv"):
+        found = sources.find_sources([path], without=f"{bucket}/runs")
+        assert [source.path for source in found] == [f"{bucket}/train.csv"]
+    (named,) = sources.find_sources([f"{bucket}/runs"], without=f"{bucket}/runs")
+    assert named.path == f"{bucket}/runs/prepared/part.csv"
 
 
 def test_write_bytes_uploads_large_content_in_parts(bucket: str) -> None:
