@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -96,7 +98,9 @@ def cluster_ray() -> Iterator[None]:
 
     from txclf import ray_cluster
 
-    yield from _ray(ray_cluster.CLUSTER_SETTINGS, ray.init)
+    # As the files in cluster/ do: otherwise each reading task starts a process, if workers take all CPUs.
+    kept = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
+    yield from _ray({**ray_cluster.CLUSTER_SETTINGS, **kept}, ray.init)
 
 
 def _ray(settings: dict[str, str], init: Callable[..., Any]) -> Iterator[None]:
@@ -109,7 +113,10 @@ def _ray(settings: dict[str, str], init: Callable[..., Any]) -> Iterator[None]:
         init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
         signal.signal(signal.SIGTERM, terminate)  # Ray's would fail the test that runs, and go on with the next
         yield
-        ray.shutdown()
+        with warnings.catch_warnings():  # it waits a second for each process, which a busy machine may exceed
+            warnings.filterwarnings("ignore", "subprocess .* is still running", ResourceWarning)
+            ray.shutdown()
+            gc.collect()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.helpers.command import TXCLF, environment, txclf
-from txclf.cli.main import app
+from txclf.cli.main import app, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,17 +38,35 @@ def test_main_version_and_help_are_printed(folder: Path) -> None:
         (["train", "{tiny}", "train.batch_size=9999"], "larger than the training split"),
         (["train", "{tiny}", "storage=train.csv"], "cannot be written"),
         (["train", "{tiny}", "name=new", "--resume"], "no run to resume"),
-        (["train", "{tiny}", "name=ray", "compute.workers=16", "compute.cpus_per_worker=50"], "800 CPUs, but Ray has"),
         (["evaluate", "nowhere"], "not a finished run"),
         (["predict", "nowhere", "new.csv", "--out", "out.csv"], "not a model bundle"),
     ],
 )
-def test_main_user_error_is_one_message_and_exit_code_2(folder: Path, arguments: list[str], message: str) -> None:
-    done = txclf(folder, *(argument.format(tiny=ROOT / "jobs/tiny.yaml") for argument in arguments))
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
+def test_main_user_error_is_one_message_and_exit_code_2(
+    folder: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    words = [argument.format(tiny=ROOT / "jobs/tiny.yaml") for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["txclf", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "Traceback" not in shown.err + shown.out
     assert not (folder / "out.csv").exists()
+
+
+def test_main_user_error_of_the_command_has_exit_code_2(folder: Path) -> None:
+    run = [str(ROOT / "jobs/tiny.yaml"), "name=ray", "compute.workers=16", "compute.cpus_per_worker=50"]
+    done = txclf(folder, "train", *run)
+    assert done.returncode == 2, done.stderr
+    assert "800 CPUs, but Ray has" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
 
 
 @pytest.mark.parametrize(

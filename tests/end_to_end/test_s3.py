@@ -95,6 +95,12 @@ def test_storage_on_s3_reads_writes_and_removes(bucket: str) -> None:
     assert storage.exists(f"{bucket}/a/b")
     storage.remove_folder(f"{bucket}/a/b")
     assert not storage.exists(f"{bucket}/a/b/c.json")
+    storage.write_bytes(f"{bucket}/a b/c d.csv", b"text,label\n")
+    (source,) = sources.find_sources([f"{bucket}/a b"])
+    assert source.path == f"{bucket}/a b/c%20d.csv"
+    assert storage.read_bytes(source.path) == storage.read_bytes(f"{bucket}/a%20b/c d.csv") == b"text,label\n"
+    storage.write_bytes(f"{bucket}/ä", b"x")
+    assert storage.read_bytes(f"{bucket}/ä") == b"x"
     with pytest.raises(StorageError, match=r"`s3://bucket/none\.json`: cannot be read"):
         storage.read_bytes(f"{bucket}/none.json")
 

@@ -14,6 +14,7 @@ import torch
 from tests.helpers.runs import TINY
 from tests.helpers.testbed import Testbed, environment, namespaces_work
 from txclf.config import run_config
+from txclf.config.sections import Compute
 from txclf.launch import preflight
 
 TXCLF = str(Path(sys.executable).with_name("txclf"))
@@ -91,6 +92,25 @@ def test_precision_is_that_of_the_nodes_with_room_for_a_worker() -> None:
     assert preflight._precision(run, [head, worker]) == ("pass", "precision", "bf16-mixed: a GPU", "")
     assert preflight._precision(run, [head._replace(has_room=True), worker]).status == "warn"
     assert preflight._precision(run, [head]).found == "no node has room for a worker"
+
+
+def test_versions_may_differ_in_the_build_of_pytorch_only() -> None:
+    nodes = [report("", True)._replace(name=name, versions={"torch": name}) for name in ("2.13.0+cpu", "2.13.0+cu130")]
+    found = preflight._versions(nodes)
+    assert (found.status, found.found) == ("pass", "2.13.0+cpu: torch 2.13.0+cpu; 2.13.0+cu130: torch 2.13.0+cu130")
+    other = nodes[0]._replace(versions={"torch": "2.12.0+cpu"})
+    assert preflight._versions([*nodes, other]).status == "fail"
+
+
+def test_gpus_of_ray_that_pytorch_cannot_use_fail() -> None:
+    node = report("", True)._replace(disk=99.0, shm=9.0, gpus_of_ray=2, gpus=["A GPU"])
+    (found,) = preflight._machines([node], Compute(workers=1, gpus_per_worker=1))
+    assert (found.status, "2 GPUs of which PyTorch can use 1" in found.found) == ("fail", True)
+    assert found.advice == "install PyTorch for CUDA, or a driver that knows its CUDA version"
+    for compute in (Compute(workers=1), Compute()):  # which take none
+        assert preflight._machines([node], compute)[0].status == "pass"
+    seen = node._replace(gpus=["A GPU", "A GPU"])
+    assert preflight._machines([seen], Compute(workers=1, gpus_per_worker=1))[0].status == "pass"
 
 
 @pytest.mark.parametrize(

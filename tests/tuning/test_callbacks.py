@@ -9,13 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from ray import cloudpickle
 
 from txclf.artifacts import trials
 from txclf.artifacts.trials import Trial
 from txclf.config import run_config
 from txclf.core import lease
 from txclf.core.errors import StorageError
-from txclf.tuning.callbacks import SearchState, Stopper, Watcher
+from txclf.tuning.callbacks import SearchState, Stopper, TrialError, Watcher
 
 
 def ray_trial(number: int, **attributes: Any) -> SimpleNamespace:
@@ -72,6 +74,25 @@ def test_watcher_on_error_records_the_last_line_of_the_error_file(watcher: Watch
     watcher.on_trial_error(0, [], ray_trial(0, pickled_error_file=None, error_file=str(tmp_path / "error")))
     known = trials.read_one(watcher.search, 0)
     assert (known.state, known.reason) == ("failed", "ValueError: bad")
+
+
+def test_watcher_on_an_unexpected_error_records_its_reason(watcher: Watcher, tmp_path: Path) -> None:
+    raised = ray.exceptions.RayTaskError("step", "Traceback …\nmore lines", TrialError("CudaError: the GPU is lost"))  # type: ignore[no-untyped-call]
+    path = tmp_path / "error.pkl"
+    path.write_bytes(cloudpickle.dumps(raised))  # type: ignore[no-untyped-call]
+    trial = ray_trial(0, pickled_error_file=str(path), error_file=None)
+    watcher.on_trial_recover(0, [], trial)
+    assert watcher.state.notes == ["trial 0000: CudaError: the GPU is lost; it resumes from its last checkpoint"]
+    watcher.on_trial_error(0, [], trial)
+    assert trials.read_one(watcher.search, 0).reason == "CudaError: the GPU is lost"
+
+
+def test_watcher_on_the_last_death_of_a_process_names_the_limit(watcher: Watcher) -> None:
+    trial = ray_trial(0, pickled_error_file=None, error_file=None)
+    watcher.on_trial_recover(0, [], trial)
+    assert "its process was killed, or its node lost; it resumes" in watcher.state.notes[0]
+    watcher.on_trial_error(0, [], trial)
+    assert trials.read_one(watcher.search, 0).reason.endswith("more often than `compute.max_failures`")
 
 
 def test_watcher_records_a_takeover_after_which_no_validation_came(watcher: Watcher) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.encoders import write_encoder
 from tests.helpers.runs import tiny
 from txclf.artifacts import trials
 from txclf.artifacts.trials import Trial
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError, DataError
-from txclf.training.train import train
+from txclf.training.train import recorded_encoder, train
 from txclf.tuning import tune
 
 
@@ -28,13 +29,27 @@ def test_prepare_all_keeps_the_data_of_trials_that_have_begun(tmp_path: Path, da
     (prepared,) = tune.prepare_all(run, print).values()
     settings = trials.draw(run, 0)
     trials.write(run.run_folder, Trial(number=0, settings=settings))
-    train(trials.run_of(run, 0, settings), prepared, is_trial=True)
+    train(trials.run_of(run, 0, settings), prepared.folder, is_trial=True)
     with mine.open("a") as file:
         file.write('"one more row",pos\n')
     assert [*tune.prepare_all(run, print).values()] == [prepared]
-    shutil.rmtree(prepared)
+    shutil.rmtree(prepared.folder)
     with pytest.raises(ConfigError, match=r"began with `.*`, and the data changed"):
         tune.prepare_all(run, print)
+
+
+def test_trials_need_neither_the_folder_nor_the_files_of_their_encoder(tmp_path: Path, data: str) -> None:
+    encoder = write_encoder(tmp_path / "encoder")
+    words = [f"model={{pretrained: {encoder}}}", "tokenizer={max_length: 16}", "train={epochs: 1}"]
+    run = search(tmp_path / "runs", data, *words)
+    (prepared,) = tune.prepare_all(run, print).values()
+    shutil.rmtree(encoder)
+    settings = trials.draw(run, 0)
+    trials.write(run.run_folder, Trial(number=0, settings=settings))
+    one = trials.run_of(run, 0, settings)
+    train(one, prepared.folder, is_trial=True, encoder=prepared.encoder)
+    assert prepared.encoder == (recorded_encoder(one), None)
+    assert [*tune.prepare_all(run, print).values()] == [prepared]  # as for a resumed search
 
 
 def test_opened_search_that_cannot_be_prepared_can_be_started_again(tmp_path: Path, data: str) -> None:

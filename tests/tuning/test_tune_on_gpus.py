@@ -9,6 +9,7 @@ import ray
 import torch
 
 from tests.helpers.runs import tiny
+from txclf import ray_cluster
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
 from txclf.tuning import tune
@@ -32,6 +33,27 @@ def test_prepare_all_fp16_needs_a_gpu_of_the_trials_and_not_of_this_process(
         assert len(tune.prepare_all(with_gpus, print)) == 1
     with pytest.raises(ConfigError, match=r"`compute.gpus_per_worker` \(4\): a worker trains on one GPU"):
         tune.prepare_all(search(tmp_path, data, "compute.gpus_per_worker=4"), print)
+
+
+@pytest.mark.parametrize(
+    ("words", "grows", "expected"),
+    [
+        ((), False, 2),
+        ((), True, 20),
+        (("tune.search=optuna",), True, tune.OPTUNA_AT_A_TIME),
+        (("tune.max_concurrent=5",), True, 5),
+        (("tune.max_concurrent=5",), False, 2),
+    ],
+    ids=str,
+)
+def test_concurrency_asks_an_autoscaler_for_the_nodes_of_all_trials(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], grows: bool, expected: int
+) -> None:
+    node = {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 2.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    monkeypatch.setattr(ray_cluster, "autoscales", lambda: grows)
+    run = search(tmp_path, data, "tune.trials=20", "compute.gpus_per_worker=1", *words)
+    assert tune.concurrency(run)[0] == expected
 
 
 def test_plan_names_gpus_that_the_trials_do_not_take(

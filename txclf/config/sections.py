@@ -293,8 +293,8 @@ class Compute(Section):
     workers that predict, have the same GPU; the workers of one run need a GPU each."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """Distribution of the model. With `ddp`, each worker holds a copy. With `fsdp`, each worker holds a shard of the
-    weights, gradients and optimizer state, for models that do not fit one GPU. A run may be resumed with the other
-    strategy, because checkpoints are the same."""
+    weights, gradients and optimizer state, for models that do not fit one GPU with all of them; the weights alone must
+    fit, for validation. A run may be resumed with the other strategy, because checkpoints are the same."""
     gradient_dtype: Literal["fp32", "bf16"] = "fp32"
     """Number format of the gradients that workers exchange. `bf16` halves the traffic."""
     max_failures: CountOrZero = 3

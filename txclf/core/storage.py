@@ -12,8 +12,10 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from pyarrow import fs as pafs
 from pydantic import BaseModel, ValidationError
@@ -26,6 +28,12 @@ _CREDENTIALS = re.compile(
     re.IGNORECASE,
 )
 """A user with a password before the host, or a parameter of a query that is named like a secret."""
+_BUCKET = re.compile(
+    r"(?P<store>(?:s3|gs|gcs)://(?:[^/?@]*@)?(?P<bucket>[^/?@]+))(?P<key>(?:/[^?]*)?)(?P<query>\?.*)?", re.DOTALL
+)
+"""URI of a bucket or of a file in it."""
+_VARIABLES = ("AWS_", "GOOGLE_", "GCS_", "CLOUDSDK_", "STORAGE_EMULATOR_")
+"""Beginnings of the environment variables from which clients take addresses and credentials."""
 Content = TypeVar("Content", bound=BaseModel)
 
 
@@ -41,12 +49,22 @@ def resolve(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     if "://" not in text:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
     try:
-        filesystem, inner = pafs.FileSystem.from_uri(text)
+        found = _BUCKET.fullmatch(text)
+        if not found:
+            return pafs.FileSystem.from_uri(text)  # type: ignore[no-any-return]
+        variables = tuple(item for item in os.environ.items() if item[0].startswith(_VARIABLES))
+        filesystem = _object_store(found["store"] + (found["query"] or ""), variables)
+        return filesystem, unquote(found["bucket"] + found["key"]).rstrip("/")
     except Exception as error:  # pyarrow raises ArrowInvalid, OSError and others by scheme
         raise StorageError(
             f"`{text}`: not a storage URI that pyarrow can open: {error}. Use a path, `s3://` or `gs://`."
         ) from error
-    return filesystem, inner
+
+
+@lru_cache(maxsize=64)
+def _object_store(uri: str, variables: tuple[tuple[str, str], ...]) -> pafs.FileSystem:
+    """Return the client of a bucket, the same for all its files: a new one connects and looks for credentials again."""
+    return pafs.FileSystem.from_uri(uri)[0]
 
 
 def path_text(path: str | os.PathLike[str]) -> str:
@@ -186,8 +204,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
                 os.replace(temporary, target)
             finally:
                 temporary.unlink(missing_ok=True)
-        else:
-            filesystem.create_dir(inner.rsplit("/", 1)[0], recursive=True)
+        else:  # which needs no folders
             with filesystem.open_output_stream(inner, compression=None) as stream:
                 stream.write(content)
     except OSError as error:
@@ -204,7 +221,8 @@ def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) ->
     folder, _, name = target_path.rpartition("/")
     temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}" if is_here else target_path
     try:
-        write_to.create_dir(folder, recursive=True)
+        if is_here:
+            write_to.create_dir(folder, recursive=True)
         pafs.copy_files(source_path, temporary, source_filesystem=read_from, destination_filesystem=write_to)
         if is_here:
             os.replace(temporary, target_path)

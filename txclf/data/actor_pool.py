@@ -7,13 +7,13 @@ the readers. Each chunk is one row of the stream, so it is never split.
 from __future__ import annotations
 
 import math
-import os
 import pickle
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from txclf.config.sections import Compute
+from txclf.core import devices
 from txclf.core.errors import TxclfError
 from txclf.data import pipeline
 from txclf.data.pipeline import Fault
@@ -31,16 +31,13 @@ class Actor(Generic[Chunk, Answer]):
     """Ray actor that holds one model."""
 
     def __init__(self, load: Callable[[], Model[Chunk, Answer]], compute: Compute) -> None:
-        if not compute.gpus_per_worker:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves it alone, and all models would take the first GPU
-        import torch
-
-        torch.set_num_threads(max(1, math.floor(compute.cpus_per_worker)))
-        self.load = load
+        devices.take(compute.cpus_per_worker, compute.gpus_per_worker)
+        self.load, self.gpus = load, compute.gpus_per_worker
 
     @cached_property
     def model(self) -> Model[Chunk, Answer]:
         """Load the model for the first chunk, so that its error is that of the chunk."""
+        devices.require(self.gpus)
         return self.load()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,8 @@ class Node(NamedTuple):
     """Paths that the node cannot read or write, each with the reason."""
     has_room: bool = True
     """True if a worker fits on the node."""
+    gpus_of_ray: int = 0
+    """GPUs that Ray has on the node."""
 
 
 @contextmanager
@@ -97,7 +99,7 @@ def check(run: RunConfig) -> list[Finding]:
         findings += _storage(nodes, run.storage, len(paths), probe.missing(nodes))
     if run.compute.on_ray:
         findings += [_request(run), _authentication()]
-    findings += [_versions(nodes), *_machines(nodes), _precision(run, nodes)]
+    findings += [_versions(nodes), *_machines(nodes, run.compute), _precision(run, nodes)]
     if len(nodes) > 1:
         late = skew > MAX_SKEW_S
         advice = "set the clocks by NTP: times in logs and attempts will not agree" if late else ""
@@ -110,9 +112,7 @@ def require_shared(folder: str) -> None:
 
     Takes a fraction of a second; a single node is not checked. Raises `ClusterError` with the first problem.
     """
-    import ray
-
-    if len([node for node in ray.nodes() if node["Alive"]]) < 2:  # type: ignore[no-untyped-call]
+    if len(_alive()) < 2:
         return
     folder = storage.absolute(folder)
     with Probe(folder) as probe:
@@ -192,25 +192,36 @@ def _ask_all(token: str, folder: str, paths: list[str], compute: Compute | None 
     from txclf import ray_cluster
 
     task: Any = ray.remote(num_cpus=0, max_retries=0)(ask)
-    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    alive = [*_alive().values()]
     gpu, asked = compute is not None and uses_gpu(compute), []
     for node in alive:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         asked.append(task.options(scheduling_strategy=there).remote(token, folder, paths, gpu))
-    try:
-        reports: list[Node] = ray.get(asked, timeout=120)
-    except ray.exceptions.GetTimeoutError:
-        raise ClusterError("a node of the cluster does not answer within two minutes. Check `ray status`.") from None
-    except ray.exceptions.RayTaskError as error:
-        raise ClusterError(
-            f"a node cannot run txclf: {error.cause!s}. Install the same version on each node."
-        ) from None
-    except ray.exceptions.RayError as error:
-        raise ClusterError(f"a node died while it was asked: {error}. Check `ray status`.") from None
-    return [
-        report._replace(has_room=compute is None or ray_cluster.fits(node["Resources"], compute))
-        for report, node in zip(reports, alive, strict=True)
-    ]
+    reports, deadline = [], time.monotonic() + 120
+    for node, answer in zip(alive, asked, strict=True):
+        try:
+            report: Node = ray.get(answer, timeout=max(0.0, deadline - time.monotonic()))
+        except ray.exceptions.GetTimeoutError:
+            message = "a node of the cluster does not answer within two minutes. Check `ray status`."
+            raise ClusterError(message) from None
+        except ray.exceptions.RayTaskError as error:
+            raise ClusterError(
+                f"a node cannot run txclf: {error.cause!s}. Install the same version on each node."
+            ) from None
+        except ray.exceptions.RayError as error:
+            if node["NodeID"] not in _alive():
+                continue  # a spot node that was taken away
+            raise ClusterError(f"a node died while it was asked: {error}. Check `ray status`.") from None
+        has_room = compute is None or ray_cluster.fits(node["Resources"], compute)
+        reports.append(report._replace(has_room=has_room, gpus_of_ray=int(node["Resources"].get("GPU", 0))))
+    return reports
+
+
+def _alive() -> dict[str, dict[str, Any]]:
+    """Return the live nodes of the cluster by their id."""
+    import ray
+
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
 
 
 def _settings(run: RunConfig) -> list[Finding]:
@@ -272,24 +283,28 @@ def _versions(nodes: list[Node]) -> Finding:
     versions = "; ".join(
         f"{name}: " + ", ".join(f"{what} {version}" for what, version in kind) for kind, name in kinds.items()
     )
-    if len(kinds) > 1:
+    # Of PyTorch without the device, as in `2.13.0+cpu`: a head node needs no build for GPUs.
+    if len({tuple((what, version.partition("+")[0]) for what, version in kind) for kind in kinds}) > 1:
         return Finding("fail", "versions", versions, "install the same versions on every node")
-    return Finding("pass", "versions", versions.partition(": ")[2])
+    return Finding("pass", "versions", versions if len(kinds) > 1 else versions.partition(": ")[2])
 
 
-def _machines(nodes: list[Node]) -> list[Finding]:
+def _machines(nodes: list[Node], compute: Compute) -> list[Finding]:
     findings = []
     for node in nodes:
-        found = (
-            f"{node.cores} cores, {len(node.gpus)} GPUs, {node.memory:.0f} GiB memory, {node.disk:.0f} GiB disk free"
-        )
-        advice = []
+        gpus, advice = f"{len(node.gpus)} GPUs", []
+        is_blind = compute.on_ray and compute.gpus_per_worker > 0 and node.gpus_of_ray > len(node.gpus)
+        if is_blind:
+            gpus = f"{node.gpus_of_ray} GPUs of which PyTorch can use {len(node.gpus)}"
+            advice.append("install PyTorch for CUDA, or a driver that knows its CUDA version")
+        found = f"{node.cores} cores, {gpus}, {node.memory:.0f} GiB memory, {node.disk:.0f} GiB disk free"
         if node.disk < MIN_DISK:
             advice.append("free disk space, or set TMPDIR to a larger disk")
         if node.shm < MIN_SHM:
             found += f", {node.shm:.1f} GiB /dev/shm"
             advice.append("enlarge /dev/shm (docker: --shm-size), which holds Ray's objects")
-        findings.append(Finding("warn" if advice else "pass", f"node {node.name}", found, "; ".join(advice)))
+        status: Literal["pass", "warn", "fail"] = "fail" if is_blind else "warn" if advice else "pass"
+        findings.append(Finding(status, f"node {node.name}", found, "; ".join(advice)))
     return findings
 
 

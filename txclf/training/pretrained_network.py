@@ -19,6 +19,9 @@ from txclf.inference import transformers_folder
 from txclf.model.pretrained import PretrainedClassifier, is_fine_tuned, read_config, with_sizes
 from txclf.training import shared_checkpoint
 
+Stored = tuple[str, str | None]
+"""Folder of the copy of a pretrained model in the storage, and its commit of the hub."""
+
 
 def config_of(folder: str, run: RunConfig, manifest: Manifest) -> Any:
     """Return the configuration of a pretrained model for the labels of a run."""
@@ -67,7 +70,7 @@ def bundle_files(stored: str, run: RunConfig, manifest: Manifest) -> dict[str, b
         )
 
 
-def store(run: RunConfig) -> tuple[str, str | None]:
+def store(run: RunConfig) -> Stored:
     """Copy the pretrained model of a run to the storage, and return the folder of the copy and the commit of the hub.
 
     Raises `ConfigError` if the model is not found or cannot be used.
@@ -78,12 +81,12 @@ def store(run: RunConfig) -> tuple[str, str | None]:
         return pretrained.stored(found, name, run.storage), found.commit
 
 
-def settled(run: RunConfig, manifest: Manifest) -> tuple[RunConfig, str]:
-    """Return a run with all its settings and the folder of the stored model.
+def settled(run: RunConfig, manifest: Manifest, model_of_run: Stored | None = None) -> tuple[RunConfig, str]:
+    """Return a run with all its settings and the folder of its pretrained model, which is stored unless it is given.
 
     The rows give the settings of the recipe, the model its sizes and its commit.
     """
-    stored, commit = store(run)
+    stored, commit = model_of_run or store(run)
     with pretrained.local_copy(stored, weights=False) as folder:
         config = config_of(folder, run, manifest)
         model, is_tuned = with_sizes(run.model, config), is_fine_tuned(folder, config)

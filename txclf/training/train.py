@@ -157,12 +157,14 @@ def train(
     started: float | None = None,
     patience_s: float = 0.0,
     is_trial: bool = False,
+    encoder: tuple[str, str | None] | None = None,
 ) -> RunSummary:
     """Train a run on prepared data, from its last checkpoint if there is one, and write the bundle.
 
     `report` receives the progress a few times a second; if it returns True, a checkpoint is saved and `Interrupted` is
     raised. `started` is the wall-clock time at which the command began. `patience_s` is how long another driver of the
     run may take to end. A trial of a search is not compared with the same model without pre-training.
+    `encoder` is the pretrained model, if it is stored already, and its commit.
 
     Raises `ConfigError` if the data changed since the run began, or if another driver works in the run folder.
     """
@@ -170,8 +172,8 @@ def train(
     began = has_begun(run, manifest)
     coverage = _vectors(run, prepared)
     rows, unsettled = manifest.splits["train"].rows, run
-    run, encoder = _settled(run, manifest)
-    config = WorkerConfig(run, prepared, time.time() if started is None else started, coverage, encoder)
+    run, stored = _settled(run, manifest, encoder)
+    config = WorkerConfig(run, prepared, time.time() if started is None else started, coverage, stored)
     check_fit(run, config.manifest())
     notes = coverage.describe() if coverage else []
     if chosen := recipes.described(unsettled, run, rows):
@@ -244,21 +246,23 @@ def _with_sidecars(config: WorkerConfig, report: Report, notes: list[str]) -> Wo
     return row_sidecars.ready(config, began, begin=fitting.begin, report=report, notes=notes)
 
 
-def _settled(run: RunConfig, manifest: shards.Manifest) -> tuple[RunConfig, str | None]:
+def _settled(
+    run: RunConfig, manifest: shards.Manifest, encoder: tuple[str, str | None] | None
+) -> tuple[RunConfig, str | None]:
     """Return a run with all its settings, and the folder of its pretrained model.
 
     A started run keeps its own, so the original model may be gone.
     """
-    encoder = recorded_encoder(run)
+    recorded = recorded_encoder(run)
     if _began_with(run):
         run = resume_rules.as_resumed(run, run_config.load(storage.join(run.run_folder, "run.yaml")))
-        if encoder is None or storage.exists(encoder):
-            return run, encoder
+        if recorded is None or storage.exists(recorded):
+            return run, recorded
     if run.model.pretrained is None:
         return recipes.with_recipe(run, manifest.splits["train"].rows, len(manifest.labels)), None
     from txclf.training import pretrained_network  # and Transformers
 
-    return pretrained_network.settled(run, manifest)
+    return pretrained_network.settled(run, manifest, encoder)
 
 
 def _finish(

@@ -14,7 +14,15 @@ from txclf.artifacts.metric_logger import LogReader
 from txclf.artifacts.trials import Result, Trial
 from txclf.config.run_config import RunConfig
 from txclf.core import lease, storage
+from txclf.core.errors import TxclfError
 from txclf.training.distributed import ray_trainer
+
+DIED = "its process was killed, or its node lost"
+"""Cause of a failure of which no more is known."""
+
+
+class TrialError(Exception):
+    """An unexpected error in a trial, whose process may be broken; the message is the reason."""
 
 
 class SearchState:
@@ -90,9 +98,9 @@ class Watcher(tune.Callback):
         self._end(known, "failed", _reason(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Note the restart of a trial whose process died."""
+        """Note the restart of a trial whose process failed."""
         number = trial.config["trial"]["number"]
-        self.state.notes.append(f"trial {number:04d}: its process died; it resumes from its last checkpoint")
+        self.state.notes.append(f"trial {number:04d}: {_cause(trial)}; it resumes from its last checkpoint")
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Name the settings of each trial in Ray Tune's results as the run file does."""
@@ -152,15 +160,23 @@ class Stopper(tune.Stopper):
 
 
 def _reason(trial: Any) -> str:
-    """Return the reason why a trial's process failed, in one line."""
+    """Return the reason why a trial has failed for good, in one line."""
+    cause = _cause(trial)
+    return f"{cause}, more often than `compute.max_failures`" if cause == DIED else cause
+
+
+def _cause(trial: Any) -> str:
+    """Return what made a trial's process fail, in one line."""
     path = trial.pickled_error_file or trial.error_file
     if not path:
-        return "its process died"
+        return DIED
     with open(path, "rb") as file:
         error = cloudpickle.load(file) if path == trial.pickled_error_file else file.read().decode()
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "out of memory: Ray ended its process"
     if isinstance(error, ray.exceptions.RayActorError):
-        return "its process was killed, or its node lost, more often than `compute.max_failures`"
+        return DIED
+    if isinstance(cause := getattr(error, "cause", None), TrialError | TxclfError):
+        return str(cause)
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

@@ -36,13 +36,22 @@ Show = Callable[[SearchState], bool]
 """A display of the state of a search, which returns True to stop the search."""
 
 
+class Preparation(NamedTuple):
+    """What trials with the same data have in common."""
+
+    folder: str
+    """Prepared folder."""
+    encoder: tuple[str, str | None] | None = None
+    """Folder of their pretrained model in the storage, and its commit of the hub; None from scratch."""
+
+
 class SearchPlan(NamedTuple):
     """The resources and data of a search, settled before its trials start."""
 
     at_a_time: int
     """Trials that run at once."""
-    prepared: dict[str, str]
-    """The prepared folder of each `trials.preparation`."""
+    prepared: dict[str, Preparation]
+    """What was prepared, by `trials.preparation`."""
 
 
 @dataclass(frozen=True)

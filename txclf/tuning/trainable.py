@@ -24,12 +24,12 @@ from txclf.artifacts import checkpoints, trials
 from txclf.artifacts.metric_logger import LogReader
 from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
-from txclf.core import storage
+from txclf.core import devices, storage
 from txclf.core.errors import TxclfError
 from txclf.training.distributed import ray_trainer
 from txclf.training.progress import Interrupted, Progress
 from txclf.training.train import train
-from txclf.tuning.callbacks import flat_config
+from txclf.tuning.callbacks import TrialError, flat_config
 
 STOP_S = 120.0
 """Maximum seconds for a stopped trial to save a checkpoint and end."""
@@ -56,12 +56,10 @@ class Trainable(tune.Trainable):
     """One trial of a search."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], run: RunConfig, prepared: dict[str, str], flag: Any
+        self, config: dict[str, Any], run: RunConfig, prepared: dict[str, Any], flag: Any
     ) -> None:
-        """Take the search, the folder of each preparation and the `Flag` actor."""
+        """Take the search, the `Preparation` of each `trials.preparation`, and the `Flag` actor."""
         self.search, self.prepared, self.flag = run, prepared, flag
-        if not run.compute.gpus_per_worker:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the GPUs belong to trials that request them
         self._begin(config["trial"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -80,14 +78,23 @@ class Trainable(tune.Trainable):
         self.training = Training(self.search, run, trial["number"], prepared, self.flag)
 
     def step(self) -> dict[str, Any]:
-        """Return the next validation. `done` marks the end of the trial, `failed` holds the reason of a failure."""
+        """Return the next validation. `done` marks the end of the trial, `failed` holds the reason of a failure.
+
+        Raises `TrialError` for an unexpected error, and `ClusterError` for a GPU that cannot be used, so that Tune ends
+        this process and restarts the trial in another.
+        """
+        run = self.search
         if self.training.ident is None:
             if ray.get(self.flag.is_set.remote()):
                 return {"done": True}
+            if run.compute.max_workers <= 1:
+                devices.require(run.compute.gpus_per_worker)
             self.training.start()
         else:
             self.training.turn.release()
         result = self.training.results.get()
+        if isinstance(result, TrialError):
+            raise result
         self.last = {**self.last, "done": True} if result is None else result
         takeover = self.trial.get("takeover", {}).get("id")
         return {**self.last, "takeover": takeover, "run_folder": self.training.run_config.run_folder}
@@ -135,14 +142,14 @@ class Trainable(tune.Trainable):
 class Training(threading.Thread):
     """A thread that runs one trial.
 
-    It puts each validation into `results`, then None, or a result with `failed`, at the end.
+    It puts each validation into `results`, then None, a result with `failed`, or a `TrialError` at the end.
     """
 
-    def __init__(self, search: RunConfig, run: RunConfig, number: int, prepared: str, flag: Any) -> None:
+    def __init__(self, search: RunConfig, run: RunConfig, number: int, prepared: Any, flag: Any) -> None:
         super().__init__(daemon=True)
         self.search, self.run_config, self.number, self.prepared = search.run_folder, run, number, prepared
         self.metric, self.flag = trials.metric(search), flag
-        self.results: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self.results: queue.Queue[dict[str, Any] | TrialError | None] = queue.Queue()
         self.turn = threading.Semaphore(0)
         """Released when Tune asks for the next validation or for the end."""
         self.log = LogReader(run.run_folder)
@@ -153,18 +160,21 @@ class Training(threading.Thread):
         self.seen = self.reported_step = 0
 
     def run(self) -> None:
-        result: dict[str, Any] | None = None
+        result: dict[str, Any] | TrialError | None = None
         try:
-            torch.set_num_threads(max(1, int(self.run_config.compute.cpus_per_worker)))
+            devices.take(self.run_config.compute.cpus_per_worker, self.run_config.compute.gpus_per_worker)
             self.reported_step = int(min(trials.read_one(self.search, self.number).judged, self.begins_at))
             saved = checkpoints.last_intact(storage.join(self.run_config.run_folder, "checkpoints")).checkpoint
             self._report_validations(saved.step if saved else 0)  # validations that were not judged before a resume
-            train(self.run_config, self.prepared, self._report, patience_s=STOP_S, is_trial=True)
+            folder, encoder = self.prepared
+            train(self.run_config, folder, self._report, patience_s=STOP_S, is_trial=True, encoder=encoder)
         except Interrupted:
             pass
-        except BaseException as error:
+        except (TxclfError, torch.OutOfMemoryError) as error:  # of the settings: another process would fail alike
             worst = float("inf") if self.metric == "valid_loss" else float("-inf")
             result = {"epoch": 0.0, self.metric: worst, "failed": self._reason(error), "done": True}
+        except BaseException as error:
+            result = TrialError(self._reason(error))
         finally:
             self.results.put(result)
 

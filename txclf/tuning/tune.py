@@ -34,11 +34,13 @@ from txclf.training import distill, row_sidecars
 from txclf.training.distributed import ray_trainer
 from txclf.training.job import WorkerConfig
 from txclf.training.train import check_fit, has_begun, recorded_data, recorded_encoder, save_bundle
-from txclf.tuning.runner import SearchPlan, Show, run_trials
+from txclf.tuning.runner import Preparation, SearchPlan, Show, run_trials
 
 SUMMARY, BEST = "search.json", "best.yaml"
 MAX_PREPARED = 100
 """Maximum number of distinct preparations of the data in one search."""
+OPTUNA_AT_A_TIME = 8
+"""Trials of Optuna that run or wait for nodes, where an autoscaler starts nodes and fewer fit on those of now."""
 SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may fail before its first metrics
@@ -195,7 +197,9 @@ def concurrency(run: RunConfig) -> tuple[int, str]:
     compute, workers = run.compute, one.max_workers
     ray_cluster.require(one)
     room, most = ray_cluster.room(one) // workers, run.tune.max_concurrent
-    wanted = max(1, room) if most == "auto" else most
+    # Optuna learns from the trials that have ended, so not all may wait at once.
+    every = OPTUNA_AT_A_TIME if run.tune.search == "optuna" else run.tune.total
+    wanted = max(room, every) if most == "auto" else most
     if wanted > room and not ray_cluster.autoscales():  # an autoscaler starts the nodes that the trials wait for
         wanted = room
     each = f"{workers} x {compute.cpus_per_worker:g} CPUs"
@@ -209,16 +213,18 @@ def _trial_compute(run: RunConfig) -> Compute:
     return run.compute.model_copy(update={"workers": max(1, run.compute.max_workers)})
 
 
-def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
-    """Prepare the data of all possible trials, one after the other, and return the folder of each preparation.
+def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, Preparation]:
+    """Prepare the data of all possible trials, one after the other, and store their pretrained models.
 
-    Trials that have begun keep their data. Raises `ConfigError` if these are gone and the files have changed.
+    The nodes of the trials then need neither the folder of a model nor the hub, and all get the same commit of a
+    branch. Trials that have begun keep their data and models. Raises `ConfigError` if the data are gone and the files
+    have changed.
     """
     tune = run.tune
     if tune.search == "optuna":
         grid = {key: domain for key, domain in tune.space.items() if trials.changes_data(key)}
-        data = Tune(search="grid", space=grid)
-        each = [trials.trial_config(run, data.drawn(number, 0)) for number in range(data.total)]
+        of_data = Tune(search="grid", space=grid)
+        each = [trials.trial_config(run, of_data.drawn(number, 0)) for number in range(of_data.total)]
     else:
         known = {trial.number: trial.settings for trial in trials.read(run.run_folder)}
         each = [trials.trial_config(run, known.get(n) or trials.draw(run, n)) for n in range(tune.total)]
@@ -231,21 +237,40 @@ def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, str]:
     for trial in trials.read(run.run_folder):
         source = trials.run_of(run, trial.number, trial.settings)
         begun.setdefault(trials.preparation(source), []).append(source)
-    folders = {}
+    found, encoders = dict[str, Preparation](), _recorded_encoders(begun)
     for number, (key, one) in enumerate(wanted.items(), 1):
         near = storage.folder_of(run.run_folder)  # where a copy of the search has its data
-        recorded = (found for source in begun.get(key, []) if (found := recorded_data(source, near)))
-        folders[key] = next(recorded, None) or prepare(one)
-        manifest = shards.load_manifest(folders[key])
+        recorded = (data for source in begun.get(key, []) if (data := recorded_data(source, near)))
+        folder = next(recorded, None) or prepare(one)
+        manifest = shards.load_manifest(folder)
         for source in begun.get(key, []):
             has_begun(source, manifest)
         settled = recipes.with_recipe(one, manifest.splits["train"].rows, len(manifest.labels))
         # A trial has the devices of a worker, not those of this process.
         check_fit(settled.model_copy(update={"compute": _trial_compute(one)}), manifest)
-        row_sidecars.ready(WorkerConfig(one, folders[key]), on_ray=True)  # once for all trials
+        row_sidecars.ready(WorkerConfig(one, folder), on_ray=True)  # once for all trials
+        if one.model.pretrained and _encoder_key(one) not in encoders:
+            from txclf.training import pretrained_network  # and Transformers
+
+            encoders[_encoder_key(one)] = pretrained_network.store(one)
+        found[key] = Preparation(folder, encoders.get(_encoder_key(one)))
         if len(wanted) > 1:
-            note(f"prepared data {number} of {len(wanted)}: {folders[key]}")
-    return folders
+            note(f"prepared data {number} of {len(wanted)}: {folder}")
+    return found
+
+
+def _encoder_key(run: RunConfig) -> tuple[str | None, str | None]:
+    return run.model.pretrained, run.model.revision
+
+
+def _recorded_encoders(begun: dict[str, list[RunConfig]]) -> dict[Any, tuple[str, str | None]]:
+    """Return the pretrained models that trials have begun with, as far as they are in the storage."""
+    found = dict[Any, tuple[str, str | None]]()
+    for source in (source for sources in begun.values() for source in sources):
+        key = _encoder_key(source)
+        if key not in found and (folder := recorded_encoder(source)) and storage.exists(folder):
+            found[key] = folder, run_config.load(storage.join(source.run_folder, "run.yaml")).model.revision
+    return found
 
 
 def plan(run: RunConfig, note: Callable[[str], None] = lambda text: None) -> SearchPlan:
@@ -269,7 +294,7 @@ def tune(run: RunConfig, plan: SearchPlan, show: Show = lambda state: False) -> 
     lease.require(run.run_folder)
     # Not before: a search whose Ray does not answer is not yet extended.
     storage.write_bytes(storage.join(run.run_folder, "run.yaml"), run_config.dump(run).encode())
-    manifest = shards.load_manifest(next(iter(plan.prepared.values())))
+    manifest = shards.load_manifest(next(iter(plan.prepared.values())).folder)
     if "model.pretrained" not in run.tune.space:  # otherwise each trial has the recipe of its kind
         run = recipes.with_recipe(run, manifest.splits["train"].rows, len(manifest.labels))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are reported as the trial's reason
@@ -311,7 +336,7 @@ def refit_run(run: RunConfig, search: Search, workers: int | None) -> RunConfig:
     return run_config.with_overrides(best, {**overrides, "train.epochs": max(1, round(best_epoch))})
 
 
-def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
+def _finish(run: RunConfig, prepared: dict[str, Preparation], started: float) -> Search:
     """Write the tables, the winner's run file and bundle, then the summary, which marks the search as finished."""
     search, metric = run.run_folder, trials.metric(run)
     lease.require(search)
@@ -329,7 +354,7 @@ def _finish(run: RunConfig, prepared: dict[str, str], started: float) -> Search:
         if not winner.trial.reason:
             raise ClusterError(f"no trial came to a validation within `tune.time` ({run.tune.time}). Raise it.")
         raise ClusterError(f"no trial came to a validation; the first failed because: {winner.trial.reason}")
-    model, data = storage.join(search, "model"), prepared[trials.preparation(source)]
+    model, data = storage.join(search, "model"), prepared[trials.preparation(source)].folder
     best = recipes.as_begun(best, run_config.load(storage.join(source.run_folder, "run.yaml")))
     storage.write_bytes(storage.join(search, BEST), run_config.dump(best).encode())
     encoder = recorded_encoder(source)

@@ -188,8 +188,9 @@ def _patience(compute: Compute) -> dict[str, str]:
     if compute.elastic:
         # After a loss Ray first retries with as many workers as before, by default for a minute.
         seconds = GROUP_START_S
-    elif ray_cluster.room(compute) < compute.min_workers:
-        # The autoscaler may take many minutes to start a node, and each timeout counts towards the failure limit.
+    elif ray_cluster.autoscales():
+        # It may take many minutes to start a node, also for one that is lost later, and each timeout counts towards the
+        # failure limit.
         seconds = AUTOSCALER_START_S
     return {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": seconds} if seconds else {}
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import ray
-import torch
 
 from txclf.config.sections import Compute
+from txclf.core import devices
 from txclf.core.errors import ClusterError, TxclfError
 
 Result = TypeVar("Result")
@@ -101,8 +100,9 @@ def _stream(
     compute: Compute, function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]
 ) -> Iterator[tuple[Any, TxclfError | None]]:
     """Yield values without error or, because Ray changes the type of a raised error, one without value."""
-    _limit(compute)
+    devices.take(compute.cpus_per_worker, compute.gpus_per_worker)
     try:
+        devices.require(compute.gpus_per_worker)
         for value in function(*arguments):
             yield value, None
     except TxclfError as error:
@@ -111,15 +111,9 @@ def _stream(
 
 def _run(compute: Compute, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, TxclfError | None]:
     """Return the result and the error of a function."""
-    _limit(compute)
+    devices.take(compute.cpus_per_worker, compute.gpus_per_worker)
     try:
+        devices.require(compute.gpus_per_worker)
         return function(*arguments), None
     except TxclfError as error:
         return None, error
-
-
-def _limit(compute: Compute) -> None:
-    """Limit this process to the threads and GPUs of a worker."""
-    if not compute.gpus_per_worker:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the GPUs belong to tasks that request them
-    torch.set_num_threads(max(1, int(compute.cpus_per_worker)))
