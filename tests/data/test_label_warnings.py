@@ -56,3 +56,8 @@ def test_split_warnings_name_classes_without_validation_rows() -> None:
     (warning,) = split_warnings(counts)
     assert warning.startswith("`spam`: no validation row, but 28 for training.")
     assert split_warnings({"train": counts["train"]}) == []
+
+
+def test_label_warnings_name_integers_that_are_also_written_as_fractions() -> None:
+    (warning,) = label_warnings(["0", "1", "1.0", "2.5", "3.0"], {"string"})
+    assert warning.startswith("`1` and `1.0`: different classes")

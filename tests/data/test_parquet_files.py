@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,19 @@ def test_read_packed_parquet_larger_than_the_maximum_is_refused(
     monkeypatch.setattr("txclf.data.parquet_files.MAX_PACKED_BYTES", 500)
     with pytest.raises(DataError, match="over 500 bytes when it is decompressed"):
         raw(source_of(tmp_path / "a.parquet.gz", gzip.compress(as_parquet(as_table([("a", "x")])))))
+
+
+def test_read_rows_class_labels_of_datasets_have_their_names(tmp_path: Path) -> None:
+    kinds: dict[str, Any] = {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}
+    kinds["several"] = {"feature": kinds["label"], "_type": "Sequence"}
+    table = pa.table({"text": ["a", "b", "c"], "label": [1, -1, 0], "several": [[1, 0], [], [1]]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": kinds}})})
+    source = source_of(tmp_path / "a.parquet", as_parquet(table))
+    rows, rejects = checked(source)
+    assert pairs(rows) == [("a", "pos"), ("c", "neg")]
+    assert [(reject.row, reject.reason) for reject in rejects] == [(2, "no label: `label` missing or blank")]
+    ((sets, _),) = read_rows(source, ["text"], "several", label_delimiter=",")
+    assert sets.label_sets == [("neg", "pos"), (), ("pos",)]
+    assert raw(source)[0].columns["label"] == [1, -1, 0]  # what `predict` writes again
+    damaged = table.replace_schema_metadata({"huggingface": "{"})
+    assert pairs(checked(source_of(tmp_path / "b.parquet", as_parquet(damaged)))[0])[0] == ("a", "1")

@@ -12,7 +12,7 @@ from tests.helpers.files import make_rows, write_csv
 from txclf.config import run_config
 from txclf.core.errors import DataError
 from txclf.data import profile
-from txclf.data.sources import find_sources
+from txclf.data.sources import Source, find_sources
 
 
 def audit(path: str, text: tuple[str, ...] = (), label: str | None = None) -> dict[str, Any]:
@@ -135,3 +135,56 @@ def test_audit_labels_that_differ_in_case_or_outer_spaces(tmp_path: Path) -> Non
         "`Spam`, `spam`: labels that differ only in case are different classes. Write them alike if they are one class."
     ]
     assert found["labels"] == 3  # outer spaces are not part of a label
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["imdb.train.csv", "imdb.test.csv"], ["train", "test"]),
+        (["train/part-0.csv", "test/part-0.csv", "dev/part-0.csv"], ["train", "test", "valid"]),
+        (["test/train.csv", "test/train/more.csv", "test/eval.csv"], ["train", "train", "test"]),
+        (["train-00000-of-00002.parquet", "validation-00000-of-00001.parquet"], ["train", "valid"]),
+        (["test.csv"], ["train"]),
+        (["contest.csv", "latest.csv"], ["train", "train"]),
+    ],
+)
+def test_by_split_reads_the_names_of_files_then_of_folders(names: list[str], expected: list[str]) -> None:
+    files = [(f"/my/test/folder/{name}", Source(name, "csv")) for name in names]
+    found = profile.by_split(files)
+    splits = {source.path: split for split, sources in found.items() for source in sources}
+    assert [splits[name] for name in names] == expected
+
+
+def test_audit_columns_that_are_mostly_empty_are_not_guessed(tmp_path: Path) -> None:
+    texts = [f"a tweet {number} about something" for number in range(100)]
+    rows = [
+        (
+            text,
+            "abc"[i % 3],
+            ("a very long note of a moderator " * 5, "x" * (1 + i % 2))[0] if i < 5 else "",
+            "uv"[i % 2] if i < 8 else "",
+        )
+        for i, text in enumerate(texts)
+    ]
+    found = audit(write_csv(tmp_path / "a.csv", rows, header=("tweet", "theme", "note", "flag")))
+    assert (found["text"], found["label"], found["bad_rows"]) == (["tweet"], "theme", 0)
+
+
+def test_audit_text_column_may_hold_a_few_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [
+        {"text": 7 if i == 3 else f"text number {i}", "source": "the longer name of a source", "label": "ab"[i % 2]}
+        for i in range(50)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = audit(str(path))
+    assert (found["text"], found["label"], found["bad_rows"]) == (["text"], "label", 1)
+
+
+def test_audit_counts_reasons_without_their_line(tmp_path: Path) -> None:
+    lines = ["text,label", *(f'"text {i}"x,a' for i in range(40)), *(f"text {i},{'ab'[i % 2]}" for i in range(20))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    found = audit(str(tmp_path / "a.csv"))
+    (reason,) = found["bad_reasons"]
+    assert (found["bad_rows"], reason["rows"]) == (40, 40)
+    assert reason["reason"].startswith("malformed csv")

@@ -306,3 +306,14 @@ def test_find_sources_of_a_folder_leave_out_the_storage_in_it(tmp_path: Path) ->
     shard = next(str(found) for found in (tmp_path / "runs").rglob("train/*.parquet"))
     named = run.model_copy(update={"data": run.data.model_copy(update={"train": (shard,)})})
     assert [source.path for source in prepare.find_sources(named)["train"]] == [shard]
+
+
+@pytest.mark.parametrize("name", ["b.csv.bz2", "deep/b.jsonl.zip", "b.XLSX", "b.arrow", "b.pq"])
+def test_find_sources_of_a_folder_with_rows_of_another_format_raises(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "a.csv")
+    put(tmp_path / "README.md.zip")
+    assert len(find_sources([str(tmp_path)])) == 1
+    path = put(tmp_path / name)
+    with pytest.raises(DataError, match=rf"`{path}`: cannot be read, and its rows would be missing\. Convert it to"):
+        find_sources([str(tmp_path)])
+    assert len(find_sources([f"{tmp_path}/*.csv"])) == 1

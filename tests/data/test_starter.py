@@ -167,3 +167,28 @@ def test_starter_file_of_one_json_list_says_why_no_row_can_be_read(tmp_path: Pat
 def test_starter_labels_that_are_numbers_are_told_from_their_rows(tmp_path: Path) -> None:
     data = write_csv(tmp_path / "rows.csv", [(text, str(int(label == "pos"))) for text, label in make_rows(40)])
     assert starter([data]).facts["labels"] == "2: 1 (25), 0 (15)"
+
+
+def test_starter_leaves_out_a_test_file_without_labels(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "train.csv", make_rows(60))
+    empty = write_csv(tmp_path / "test.csv", [(text, "") for text, _ in make_rows(20)])
+    found = starter([path, empty])
+    assert set_keys(found)["data"] == {"train": path, "test_fraction": 0}
+    assert found.warnings == [f"`{empty}`: left out, because no row has one of the training labels."]
+    prepare(loaded(found, tmp_path))
+
+
+def test_starter_warns_of_files_whose_rows_are_mostly_bad(tmp_path: Path) -> None:
+    rows = [(f"text {i}", "ab"[i % 2] if i < 30 else "") for i in range(100)]
+    found = starter([write_csv(tmp_path / "train.csv", rows)])
+    assert found.warnings == ["70 of 100 rows cannot be used: no label: `label` missing or blank."]
+    assert "  # 70 bad row(s) are left out:" in found.content
+
+
+def test_starter_reads_a_delimiter_that_the_first_line_declares(tmp_path: Path) -> None:
+    lines = ["sep=;", "text;label", *(f"{text};{label}" for text, label in make_rows(60))]
+    (tmp_path / "a.csv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    found = starter([str(tmp_path / "a.csv")])
+    assert found.facts["labels"].startswith("2: ")
+    splits = shards.load_manifest(prepare(loaded(found, tmp_path))).splits
+    assert sum(split.rows for split in splits.values()) == 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import random
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from tests.helpers.data_files import (
     PACK,
+    ROWS,
     WRITERS,
     as_csv,
     as_jsonl,
@@ -22,10 +24,9 @@ from tests.helpers.data_files import (
     source_of,
 )
 from txclf.core.errors import DataError
-from txclf.data.raw import MAX_CHARS
+from txclf.data.raw import MAX_CHARS, column_names
 from txclf.data.records import Reject
 from txclf.data.sources import Source, find_sources
-from txclf.data.text_files import column_names
 
 
 @pytest.mark.parametrize("ending", PACK)
@@ -360,3 +361,29 @@ def test_read_rows_wrong_encoding_or_delimiter_names_the_right_one(tmp_path: Pat
         (source,) = find_sources([f"{tmp_path}/a.csv"], encoding)
         with pytest.raises(DataError, match=rf"{problem}.*set `data\.encoding: utf-16`.*`data\.delimiter: \";\"`"):
             checked(source)
+
+
+def test_read_csv_repeated_header_with_a_byte_order_mark_is_no_row(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "a.csv", as_csv(ROWS).decode() + "\n\ufeff" + as_csv(ROWS[:1]).decode())
+    rows, rejects = checked(source)
+    assert pairs(rows) == [*ROWS, ROWS[0]]
+    assert [reject.row for reject in rejects] == [len(ROWS) + 1]
+    assert rejects[0].reason.startswith("repeats the header")
+
+
+def test_read_csv_quotes_after_a_backslash_are_named(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "a.csv", 'text,label\n"he said \\"no\\" again",pos\nfine,neg\n')
+    rows, rejects = checked(source)
+    assert pairs(rows) == [("fine", "neg")]
+    assert rejects[0].reason.endswith("a quote inside a quoted text is written twice, not after a backslash")
+
+
+def test_read_jsonl_rows_of_ever_new_keys_raise(tmp_path: Path) -> None:
+    lines = [json.dumps({f"{row}-{key}": 0 for key in range(300)}) for row in range(1_000)]
+    source = source_of(tmp_path / "a.jsonl", "\n".join(lines))
+    with pytest.raises(DataError, match=r"300,000 different keys in the 1,000 rows after row 0"):
+        raw(source)
+
+
+def test_column_names_of_a_wide_header_take_no_time() -> None:
+    assert len(set(column_names([""] * 200_000))) == 200_000

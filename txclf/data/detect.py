@@ -15,6 +15,8 @@ from txclf.core.text import listed, shown
 from txclf.data.sources import Source, ending, fault, open_stream, text_files
 
 NOT_UTF8 = "not valid UTF-8"
+DECLARATION = re.compile(r'"?sep=(.)"?[\r\n]*')
+"""First line by which spreadsheets are told the delimiter of a csv file."""
 BLOCK_BYTES = 2**20
 """Bytes that are decoded at once. An encoding other than UTF-8 is guessed from one block."""
 MAX_BLOCKS = 256
@@ -130,6 +132,10 @@ def delimiter(source: Source, encoding: str | None) -> tuple[str, list[str]] | N
     text = content.decode(encoding or "utf-8", "replace").removeprefix("\ufeff")[:HEAD_CHARS]
     if len(content) == 4 * HEAD_CHARS or len(text) == HEAD_CHARS:
         text = text[: text.rfind("\n") + 1]
+    first, end, rest = text.partition("\n")
+    if declared := DECLARATION.fullmatch(first + end):
+        header = next(csv.reader(io.StringIO(rest, ""), delimiter=declared[1]), [])
+        return (declared[1], header) if len(header) > 1 else None
     best: tuple[float, str, list[str]] | None = None
     for character in DELIMITERS:
         records: list[list[str]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -18,6 +19,12 @@ def label_warnings(labels: Collection[str], kinds: Collection[str]) -> list[str]
     `kinds` are the types of the labels in the files, as in `records.Rows`.
     """
     warnings = [_similar(group) for group in similar_labels(labels)]
+    whole = [label for label in labels if re.fullmatch(r"-?[0-9]+\.0+", label) and label.split(".")[0] in labels]
+    warnings += [
+        f"`{label.split('.')[0]}` and `{label}`: different classes, because they differ as texts. pandas writes "
+        "integers next to gaps as `1.0`. Write them alike if they are one class."
+        for label in sorted(whole)
+    ]
     words = sorted({"true", "false"} & set(labels))
     if "boolean" in kinds and len(set(kinds)) > 1:
         warnings.append(

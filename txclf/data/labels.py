@@ -5,6 +5,7 @@ Shapes: B rows, K labels of the row with the most labels, C classes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -45,6 +46,33 @@ def single(values: list[Any], name: str, kinds: set[str], reasons: dict[int, str
         else:
             reasons[i] = f"`{shown(name)}` is of type {type(value).__name__}, expected a string, integer or boolean"
     return labels
+
+
+def class_names(schema: pa.Schema | None, name: str) -> list[str] | None:
+    """Return the class names of a column that Hugging Face Datasets wrote to Parquet as `ClassLabel`, or None.
+
+    They are in the metadata of the file. The values are numbers: the positions of the names, and -1 for no label.
+    """
+    try:
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][name] if schema else {}
+        feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
+        names = feature["names"] if feature["_type"] == "ClassLabel" else None
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(one, str) for one in names) else None
+
+
+def named(values: list[Any], names: Sequence[str]) -> list[Any]:
+    """Return values with the positions of class names replaced by the names, also in lists, and -1 by None."""
+
+    def name(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name(item) for item in value]
+        if not isinstance(value, int) or value >= len(names):
+            return value
+        return names[value] if value >= 0 else None
+
+    return [name(value) for value in values]
 
 
 def label_sets(

@@ -9,7 +9,6 @@ The profile changes nothing: `txclf prepare` reads the files itself, with the se
 from __future__ import annotations
 
 import math
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -23,7 +22,7 @@ from txclf.config.sections import Tokenizer
 from txclf.core import words
 from txclf.core.errors import DataError
 from txclf.core.text import listed, shown
-from txclf.data import detect, records, shards
+from txclf.data import detect, raw, records, shards
 from txclf.data.label_warnings import label_warnings
 from txclf.data.sources import Source, unchanged
 
@@ -34,8 +33,11 @@ SAMPLE_CHARS = 2**26
 MAX_ROWS = 2_000_000
 """Maximum number of rows that are audited."""
 MAX_SHOWN = 20
+MOST = 0.9
+"""Share of the values of a text column that are strings."""
 TEXT_NAMES = ("text", "sentence", "content", "body", "review", "question", "message", "comment", "document", "source")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "intent", "sentiment", "topic", "tag", "y")
+TRAIN = r"(^|[^a-z])(train|training)([^a-z]|$)"
 SPLITS = {"valid": r"(^|[^a-z])(valid|validation|val|dev)([^a-z]|$)", "test": r"(^|[^a-z])(test|eval)([^a-z]|$)"}
 IMBALANCE = 10.0
 """Ratio of the rows of the commonest and the rarest label above which classes count as imbalanced."""
@@ -151,7 +153,7 @@ def _columns(sources: Sequence[Source]) -> tuple[list[dict[str, Any]], dict[str,
         for batch in records.read_raw(source):
             for name, column in batch.columns.items():
                 values.setdefault(name, [None] * rows).extend(column)
-                chars += sum(len(value) for value in column if isinstance(value, str))
+                chars += sum(map(raw.num_chars, column))
             rows += len(batch.rows)
             for column in values.values():
                 column.extend([None] * (rows - len(column)))
@@ -168,8 +170,10 @@ def _column(name: str, values: Sequence[Any]) -> dict[str, Any]:
     return {
         "column": name,
         "kinds": sorted({_kind(value) for value in known}),
+        "values": len(values),
         "missing": len(values) - len(known),
-        "distinct": len({str(value) for value in known}),
+        "distinct": len({hash(str(value)) for value in known}),
+        "strings": len(strings),
         "mean_chars": round(sum(strings) / len(strings), 1) if strings else None,
     }
 
@@ -180,13 +184,16 @@ def _kind(value: Any) -> str:
 
 
 def _text(columns: Sequence[dict[str, Any]]) -> str:
-    """Return the text column: by its name, otherwise the column with the longest strings."""
-    strings = [column for column in columns if column["kinds"] == ["string"]]
+    """Return the text column: by its name, otherwise the column with the most characters, of those of strings.
+
+    Some values may be of another type: such rows are bad ones.
+    """
+    strings = [column for column in columns if column["strings"] > MOST * (column["values"] - column["missing"])]
     named = {column["column"].lower(): column["column"] for column in strings}
     for name in TEXT_NAMES:
         if name in named:
             return str(named[name])
-    longest = max(strings, key=lambda column: column["mean_chars"] or 0.0, default=None)
+    longest = max(strings, key=lambda column: column["strings"] * (column["mean_chars"] or 0.0), default=None)
     return str(longest["column"]) if longest else "text"  # reported as missing later
 
 
@@ -198,7 +205,9 @@ def _label(columns: Sequence[dict[str, Any]], text: Sequence[str], rows: int) ->
         if name in named:
             return str(named[name])
     few = [column for column in left if 1 < column["distinct"] <= max(2, rows // 10) and "float" not in column["kinds"]]
-    return str(min(few, key=lambda column: column["distinct"])["column"]) if few else None
+    is_sparse = {column["column"]: column["missing"] > rows / 2 for column in few}
+    best = min(few, key=lambda column: (is_sparse[column["column"]], column["distinct"]), default=None)
+    return str(best["column"]) if best else None
 
 
 def _rows(
@@ -217,7 +226,7 @@ def _rows(
             break
         for rows, rejects in records.read_rows(source, text, label, label_delimiter=label_delimiter):
             for reject in rejects:
-                reasons[reject.reason] += 1
+                reasons[re.sub(r"^line [\d,]+: ", "", reject.reason)] += 1
             bad += rejects[: max(0, MAX_SHOWN - len(bad))]
             hashes.append(shards.text_hashes(rows.texts))
             found = rows.label_sets or [(name,) for name in rows.labels]
@@ -309,19 +318,36 @@ def suggested(path: str, sources: Sequence[Source], found: dict[str, Any]) -> di
     return {**keys, **({"train": train} if train else {})}
 
 
-def split_of(path: str) -> str:
-    """Return the split that the name of a file suggests."""
-    stem = os.path.basename(path.rstrip("/")).split(".")[0].lower()
-    return next((name for name, pattern in SPLITS.items() if re.search(pattern, stem)), "train")
+def by_split(files: Sequence[tuple[str, Source]]) -> dict[str, list[Source]]:
+    """Return the sources of each split, as their paths suggest: the names of the files, then those of the folders.
+
+    Everything is training data if no path tells a training file. The folders that hold all of them tell nothing.
+    """
+    found: dict[str, list[Source]] = {"train": [], "valid": [], "test": []}
+    paths = [name.lower().rstrip("/").split("/") for name, _ in files]
+    shared = 0
+    while len({path[shared] for path in paths}) == 1 and all(len(path) > shared + 1 for path in paths):
+        shared += 1
+    for path, (_, source) in zip(paths, files, strict=True):
+        found[_split_of(path[shared:])].append(source)
+    return found if found["train"] else {"train": [source for _, source in files], "valid": [], "test": []}
+
+
+def _split_of(parts: Sequence[str]) -> str:
+    for part in reversed(parts):
+        if split := next((split for split, pattern in SPLITS.items() if re.search(pattern, part)), None):
+            return split
+        if re.search(TRAIN, part):
+            break
+    return "train"
 
 
 def _splits(path: str, sources: Sequence[Source]) -> dict[str, Any]:
     """Return the files of each split, as their names suggest; everything is training data if the names do not tell."""
     if any(source.format == "text" for source in sources):
         return {"train": path}
-    found: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
-    for source in sources:
-        found[split_of(source.path)].append(source.path)
-    if not found["train"]:
+    found = by_split([(source.path, source) for source in sources])
+    if len(found["train"]) == len(sources):
         return {"train": path}
-    return {name: files[0] if len(files) == 1 else files for name, files in found.items() if files}
+    names = {split: [source.path for source in files] for split, files in found.items() if files}
+    return {split: paths[0] if len(paths) == 1 else paths for split, paths in names.items()}

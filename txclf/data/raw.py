@@ -20,6 +20,8 @@ MAX_CHARS = 2**24
 """Maximum characters of a JSON line, csv record or text file, and bytes of a Parquet value. Longer ones are bad."""
 MAX_BATCH_CHARS = 2**23
 """Characters, or bytes of Parquet, after which a batch ends early. It bounds the memory of a batch of long rows."""
+NUMBER_CHARS = 8
+"""Characters that a number counts as."""
 INVALID_BYTES = "txclf.invalid_bytes"
 """Error handler of decoders that turns invalid bytes into lone surrogates, as `surrogateescape` does for some."""
 
@@ -82,6 +84,28 @@ def choose(source: Source, names: list[str], wanted: list[str] | None) -> list[s
             near = nearest(name, names)
             raise DataError(f"`{source.path}`: no column `{shown(name)}` among {listed(names)}. {near}{advice}")
     return names if wanted is None else wanted
+
+
+def column_names(header: Sequence[str]) -> list[str]:
+    """Return the names of the columns. A column without a name is called `column_<position>`, from 1."""
+    names, taken = list(header), set(header)
+    for position, name in enumerate(header, 1):
+        if not name.strip():
+            new = f"column_{position}"
+            while new in taken:
+                new += "_"
+            names[position - 1] = new
+            taken.add(new)
+    return names
+
+
+def num_chars(value: Any) -> int:
+    """Return the characters of a value, or the bytes; of a list or an object, those of all in it."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    return sum(map(num_chars, value)) if isinstance(value, list | tuple) else NUMBER_CHARS
 
 
 def read_whole(path: str, max_bytes: int) -> bytes | None:

@@ -84,7 +84,8 @@ def read_rows(
 ) -> Iterator[tuple[Rows, list[Reject]]]:
     """Yield the usable rows of each batch and the rejected rows. Labels become strings: 3 and 3.0 are `3`.
 
-    With `label_delimiter`, a row has any number of labels: a list, or a string that is split at the delimiter. A folder
+    A `ClassLabel` of Hugging Face Datasets has the names that the Parquet file holds of it; -1 is no label. With
+    `label_delimiter`, a row has any number of labels: a list, or a string that is split at the delimiter. A folder
     of text files has its own columns, whatever columns are given. Raises `DataError` as `read_raw` does.
     """
     if source.format == "text":
@@ -96,6 +97,9 @@ def read_rows(
         kinds: set[str] = set()
         labels: list[str] = []
         sets: list[tuple[str, ...]] = []
+        names = None if label_column is None else cells.class_names(raw.schema, label_column)
+        if label_column is not None and names is not None:
+            raw.columns[label_column] = cells.named(raw.columns[label_column], names)
         if label_column is not None and label_delimiter is not None:
             sets = cells.label_sets(raw.columns[label_column], label_column, label_delimiter, kinds, reasons)
         elif label_column is not None:

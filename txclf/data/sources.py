@@ -24,6 +24,9 @@ from txclf.core.errors import ConfigError, DataError
 
 _FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "text"}
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
+_OTHER_FORMATS = (".xlsx", ".xls", ".ods", ".arrow", ".feather", ".orc", ".avro", ".pq")
+_OTHER_CODECS = (".bz2", ".xz", ".zip", ".7z", ".lz4", ".snappy", ".br")
+"""Endings of files with rows that are not read."""
 _KNOWN = f"{', '.join(ending for ending in _FORMATS if ending != '.txt')}, each also with {' or '.join(_CODECS)}"
 
 
@@ -337,6 +340,7 @@ def _folder(
         parts = info.path[len(root.rstrip("/")) + 1 :].split("/")
         kind = ending(info.path)[0]
         if kind is None:
+            _require_no_data(info.path, name)
             continue
         _require_regular(info)
         if kind != "text":
@@ -356,6 +360,16 @@ def _folder(
         raise DataError(f"`{root}`: `{'/'.join(deep)}` is too deep. Store text files as `<label>/<file>.txt`.")
     labels = sorted({parts[0] for parts in texts})
     return data or [Source(name(f"{root.rstrip('/')}/{label}"), "text", label) for label in labels]
+
+
+def _require_no_data(path: str, name: Callable[[str], str]) -> None:
+    """Raise `DataError` for a file of a folder that looks like rows in a format that cannot be read."""
+    stem, last = os.path.splitext(path.lower())
+    if last in _OTHER_FORMATS or (last in _OTHER_CODECS and ending(stem)[0] not in (None, "text")):
+        raise DataError(
+            f"`{name(path)}`: cannot be read, and its rows would be missing. Convert it to one of {_KNOWN}, or name "
+            "the other files with a glob."
+        )
 
 
 @contextmanager

@@ -62,6 +62,7 @@ def starter(
         names = listed([column["column"] for column in found["columns"]])
         raise DataError(f"`{paths[0]}`: no column among {names} looks like a label. Pass --label-column COLUMN.")
     audits, warnings = {"train": found}, list(found["warnings"])
+    known = {entry["label"] for entry in found["label_rows"]}
     for split in ("valid", "test"):
         without = [source for source in splits[split] if not _has_columns(source, [*found["text"], found["label"]])]
         for source in without:
@@ -70,7 +71,16 @@ def starter(
         splits[split] = [source for source in splits[split] if source not in without]
         if splits[split]:
             audits[split] = profile.audit(split, splits[split], found["text"], found["label"], like=found)
+            if not known & {entry["label"] for entry in audits[split]["label_rows"]}:
+                del audits[split]
+                paths_of_split = listed([source.path for source in splits.pop(split)])
+                warnings.append(f"{paths_of_split}: left out, because no row has one of the training labels.")
     bad = _bad_rows(audits)
+    if found["bad_rows"] > found["rows"]:
+        reason = max(found["bad_reasons"], key=lambda entry: entry["rows"])["reason"]
+        warnings.append(
+            f"{found['bad_rows']:,} of {found['bad_rows'] + found['rows']:,} rows cannot be used: {reason}."
+        )
     named = {split: _names(sources, files) for split, files in splits.items() if files}
     settings = {"name": _run_name(name or named["train"]), **_settings(named, audits, bool(bad))}
     _require_learnable(settings, found)
@@ -79,14 +89,9 @@ def starter(
 
 
 def _splits(sources: dict[str, list[Source]]) -> dict[str, list[Source]]:
-    """Return the files of each split by their names; all are training files if none is by its name."""
-    splits: dict[str, list[Source]] = {"train": [], "valid": [], "test": []}
-    for path, files in sources.items():
-        for source in files:
-            splits[profile.split_of(path if source.format == "text" else source.path)].append(source)
-    if splits["train"]:
-        return splits
-    return {"train": [source for files in sources.values() for source in files], "valid": [], "test": []}
+    """Return the files of each split by their paths, folders of labels by the path that was given."""
+    every = [(path, source) for path, files in sources.items() for source in files]
+    return profile.by_split([(path if source.format == "text" else source.path, source) for path, source in every])
 
 
 def _names(sources: dict[str, list[Source]], wanted: Sequence[Source]) -> str | list[str]:
@@ -115,7 +120,10 @@ def _bad_rows(audits: dict[str, dict[str, Any]]) -> Counter[str]:
     reasons: Counter[str] = Counter()
     known = {entry["label"] for entry in audits["train"]["label_rows"]}
     for found in audits.values():
-        reasons.update({entry["reason"]: entry["rows"] for entry in found["bad_reasons"]})
+        listed_ones = {entry["reason"]: entry["rows"] for entry in found["bad_reasons"]}
+        reasons.update(listed_ones)
+        if more := found["bad_rows"] - sum(listed_ones.values()):
+            reasons["other reasons"] += more
         for entry in found["label_rows"]:
             if entry["label"] not in known:
                 reasons[f"label `{shown(entry['label'])}` is not among the training labels"] += entry["rows"]

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +28,8 @@ EVIDENCE_OF_REPEATED_CHARACTER = 4.0
 """Evidence of each character of a value that other rows have in the same column."""
 EVIDENCE_OF_ONE_COLUMN = 0.012
 """Evidence of a line in a file of one column, in which every line of a text looks like a row."""
+MAX_CELLS = 2**24
+"""Maximum number of cells, keys times rows, of a batch of JSON lines."""
 RECENT_ROWS = 256
 """Rows with which the lines of a quoted field are compared."""
 MAX_RECENT_CHARS = 1_000
@@ -125,7 +127,7 @@ def read_csv(source: Source, wanted: list[str] | None, batch_rows: int) -> Itera
             reason = header[0] if isinstance(header[0], str) else undecodable(source.encoding)
             advice = detect.advice(source) or "Save the file as UTF-8 with a header."
             raise DataError(f"`{source.path}`: header line: {reason}. {advice}")
-        names = column_names(header[0])
+        names = raw.column_names(header[0])
         chosen = choose(source, names, wanted)
         records.header = header[0]
         done, width = 0, len(names)
@@ -142,23 +144,15 @@ def read_csv(source: Source, wanted: list[str] | None, batch_rows: int) -> Itera
             del batch, by_name, columns  # before the next ones come
 
 
-def column_names(header: Sequence[str]) -> list[str]:
-    """Return the names of the columns. A column without a name is called `column_<position>`, from 1."""
-    names = list(header)
-    for position, name in enumerate(header, 1):
-        if not name.strip():
-            names[position - 1] = f"column_{position}"
-            while names.count(names[position - 1]) > 1:
-                names[position - 1] += "_"
-    return names
-
-
 class Records:
     """The records of a csv or tsv file: lists of strings, and for a record that is no row the reason (a string)."""
 
     def __init__(self, source: Source, lines: Lines) -> None:
         is_tsv = source.format == "tsv"
         self._delimiter = "\t" if is_tsv else source.delimiter or ","
+        if not is_tsv and (declared := detect.DECLARATION.fullmatch(lines.peek())):
+            self._delimiter = declared[1]
+            next(lines)
         dialect: dict[str, Any] = {"strict": True, "delimiter": self._delimiter}
         if is_tsv and not lines.peek().startswith('"'):
             dialect = {"quoting": csv.QUOTE_NONE, "delimiter": self._delimiter}
@@ -185,7 +179,11 @@ class Records:
             return record
         if len(record) != self._width:
             return f"expected {self._width} fields, found {len(record)}"
-        if record == self.header and self._width > 1:
+        if (
+            self._width > 1
+            and record[-1] == self.header[-1]
+            and [record[0].lstrip("\ufeff"), *record[1:]] == self.header
+        ):
             return "repeats the header, as a file made of several files does"
         is_long = self._lines.chars > MAX_RECENT_CHARS
         self._recent.append([value[:MAX_RECENT_CHARS] for value in record] if is_long else record)
@@ -204,7 +202,9 @@ class Records:
         except csv.Error as error:
             if "unexpected end" in str(error):
                 return f"a quoted field is never closed and runs to the end of the file, line {self._lines.number:,}"
-            return f"line {self._lines.number:,}: malformed csv: {error}"
+            hint = "; a quote inside a quoted text is written twice, not after a backslash"
+            hint = hint if any('\\"' in line for line in self._lines.record) else ""
+            return f"line {self._lines.number:,}: malformed csv: {error}{hint}"
 
     def _require_no_rows_inside(self, record: list[str] | str) -> None:
         """Raise `DataError` if a record of several lines seems to enclose rows."""
@@ -326,6 +326,11 @@ def read_jsonl(source: Source, wanted: list[str] | None, batch_rows: int) -> Ite
             for i in problems:
                 batch[i] = {}
             names = dict.fromkeys(name for row in batch for name in row)
+            if wanted is None and len(names) * len(batch) > MAX_CELLS:
+                raise DataError(
+                    f"`{source.path}`: {len(names):,} different keys in the {len(batch):,} rows after row {done:,}. "
+                    "Give all rows the same keys."
+                )
             if done == 0 and len(problems) < len(batch):
                 choose(source, list(names), wanted)
             columns = {name: [row.get(name) for row in batch] for name in (names if wanted is None else wanted)}
@@ -355,8 +360,7 @@ class _RepeatedKey(ValueError):
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RepeatedKey(next(name for name in names if names.count(name) > 1))
+        raise _RepeatedKey(Counter(name for name, _ in pairs).most_common(1)[0][0])
     return values
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from txclf.core import storage
 from txclf.core.errors import ConfigError
 from txclf.core.lease import FILE, Holding
-from txclf.data import records, writers
+from txclf.data import raw, records, writers
 from txclf.data.records import RawBatch
 from txclf.data.sources import Source
 from txclf.prediction.columns import LIST_FORMATS, Answer, Columns, added_columns, input_columns, load_answer
@@ -99,8 +99,7 @@ def read(number: int, source: Source, chunk_rows: int) -> Iterator[tuple[ChunkKe
         for batch in stream:
             batches.append(batch)
             rows += len(batch.rows)
-            values = chain.from_iterable(batch.columns.values())
-            chars += sum(len(value) for value in values if isinstance(value, str))
+            chars += sum(map(raw.num_chars, chain.from_iterable(batch.columns.values())))
             if rows >= chunk_rows or chars >= MAX_CHUNK_CHARS:
                 yield ChunkKey(number, chunk), _concatenated(batches)
                 batches, rows, chars, chunk = [], 0, 0, chunk + 1
