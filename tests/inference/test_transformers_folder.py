@@ -16,7 +16,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from tests.helpers.encoders import ALL, ARCHITECTURES, write_encoder
+from tests.helpers.encoders import ALL, ARCHITECTURES, DECODERS, write_encoder
 from tests.helpers.fine_tuned import LABELS, THRESHOLDS, fine_tuned
 from txclf import Classifier
 from txclf.config.sections import Model, Truncation
@@ -73,6 +73,19 @@ def test_transformers_gives_the_answers_of_the_bundle(
     calibrated = sigmoid(logits.numpy()) if task == "multilabel" else softmax(logits.numpy())
     np.testing.assert_allclose(calibrated, probabilities, atol=1e-5)
     assert classifier.temperature != 1.0
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_transformers_pads_batches_of_a_decoder(tmp_path: Path, architecture: str) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = fine_tuned(tmp_path, architecture)
+    loader: Any = AutoModelForSequenceClassification
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(TEXTS, truncation=True, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        logits = loader.from_pretrained(folder).eval()(**inputs).logits
+    np.testing.assert_allclose(softmax(logits.numpy()), Classifier.load(folder).probabilities(TEXTS), atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])

@@ -95,3 +95,11 @@ def test_binned_error_counts_more_predictions_than_float32_can() -> None:
 
 def test_binned_error_certain_predictions_are_in_the_last_bin() -> None:
     assert calibration.binned_error(np.array([1.0, 0.95], np.float32), np.array([True, False])) == pytest.approx(0.475)
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.01, 1 / LIMIT), (-0.01, LIMIT), (0.0, 1.0)])
+def test_temperature_with_smoothed_targets_is_at_the_nearer_limit(scale: float, expected: float) -> None:
+    labels = np.arange(200) % 3
+    logits = np.eye(3, dtype=np.float32)[labels] * np.float32(scale)
+    assert calibration.temperature(logits, labels, smoothing=0.01) == expected
+    assert calibration.temperature(logits, labels) == 1.0

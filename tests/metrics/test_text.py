@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from txclf.metrics.text import text_scores
+from txclf.metrics.text import chrf, text_scores
 
 
 def test_text_scores_equal_texts_are_perfect() -> None:
@@ -24,3 +24,17 @@ def test_text_scores_closer_output_scores_higher() -> None:
     assert near["bleu"] > far["bleu"]
     assert near["chrf"] > far["chrf"]
     assert near["exact_match"] == far["exact_match"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "expected"),
+    [
+        (["a b"], ["abc"], 5 * (7 / 12) / (4 + 7 / 12)),  # precision 1; recall 2/3 of one character, 1/2 of two
+        (["abc", "xyz"], ["abc", "def"], 0.5),  # a row without a common character counts
+        (["", "abc"], ["def", "abc"], 5 * 0.5 / (4 + 0.5)),
+        (["x"], ["y"], 0.0),
+        ([], [], 0.0),
+    ],
+)
+def test_chrf_is_that_of_the_whole_corpus(outputs: list[str], targets: list[str], expected: float) -> None:
+    assert chrf(outputs, targets) == pytest.approx(expected)

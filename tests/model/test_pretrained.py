@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,18 @@ def test_network_that_does_not_run_is_refused(tmp_path: Path) -> None:
     folder = write_encoder(tmp_path, "bart", d_model=32, encoder_layers=1, decoder_layers=1)
     with pytest.raises(ConfigError, match="does not run as a classifier: Each example must contain"):
         load(folder)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_weights_of_half_precision_become_float32(tmp_path: Path, architecture: str) -> None:
+    folder = write_encoder(tmp_path, architecture, dtype="bfloat16")
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    settings = Model(pretrained=folder)
+    config = read_config(folder, settings, labels=["a", "b"], is_multilabel=False, pad=0)
+    loaded = PretrainedClassifier.load(folder, config, settings)
+    again = PretrainedClassifier(config, settings)  # of the other ranks, of a resumed run and of a bundle
+    for model in (loaded, again):
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    again.load_state_dict(loaded.state_dict())
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(again.eval()(ids), loaded.eval()(ids), rtol=0, atol=0)

@@ -190,7 +190,18 @@ def test_share_blend_is_better_than_either_alone() -> None:
 def test_share_certain_network_answers_alone() -> None:
     choice = small_choice()
     useless = replace(choice.model, weights=np.zeros_like(choice.model.weights))
-    assert fitting.share(choice._replace(model=useless), TEXTS, noisy(2.0), LABELS) is None
+    few, many = (np.arange(len(LABELS)).repeat(times) for times in (1, 50))
+    for rows, expected in ((few, True), (many, False)):  # a hundred rows leave a doubt
+        blend = fitting.share(choice._replace(model=useless), [TEXTS[i] for i in rows], noisy(2.0)[rows], LABELS[rows])
+        assert (blend is not None) == expected
+        assert blend is None or blend.share.weight < 0.3
+
+
+def test_share_of_a_few_rows_is_near_the_usual_one() -> None:
+    choice = small_choice()
+    blend = fitting.share(choice, TEXTS[:3], noisy(2.0)[:3], LABELS[:3])
+    assert blend is not None
+    assert abs(blend.share.weight - fitting.USUAL_SHARE) < 0.2
 
 
 def test_share_network_without_knowledge_leaves_the_answers_to_the_ngrams() -> None:

@@ -58,6 +58,18 @@ class RunConfig(Section):
     compute: Compute = Compute()
     tune: Tune = Tune()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_task(cls, settings: Any) -> Any:
+        task = settings.get("task") if isinstance(settings, dict) else None
+        spec = TASKS.get(task) if isinstance(task, str) else None
+        for key, value in spec.defaults if spec else ():
+            section, name = key.split(".")
+            found = settings.get(section, {})
+            if isinstance(found, dict):
+                settings = {**settings, section: {name: value, **found}}
+        return settings
+
     @model_validator(mode="after")
     def _fits_task(self) -> Self:
         known = self.task_spec.monitors

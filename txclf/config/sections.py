@@ -115,7 +115,7 @@ class Tokenizer(Section):
     """Maximum number of tokens in the vocabulary, special tokens included. `bpe` has at least 260: the bytes and the
     special tokens."""
     lowercase: bool = True
-    """Convert text to lower case first."""
+    """Convert text to lower case first. For `task: seq2seq`, whose answers are texts, the default is false."""
     normalize: Literal["none", "nfc", "nfkc"] = "nfc"
     """Unicode normal form applied to the text first; `none` keeps the text as it is."""
     max_length: Annotated[int, Field(ge=1, le=65_536)] = 256
@@ -210,8 +210,8 @@ class Model(Section):
     embedding_dropout: Fraction | None = None
     """Dropout probability on the token embeddings. null takes `dropout`."""
     position_encoding: Literal["rotary", "sinusoidal", "learned", "none"] = "rotary"
-    """Position encoding: `rotary` (arXiv:2104.09864), `sinusoidal` (arXiv:1706.03762), `learned` or `none`. For `task:
-    seq2seq`, prefer `sinusoidal`: with rotary positions, the decoder learns the positions in the source slowly."""
+    """Position encoding: `rotary` (arXiv:2104.09864), `sinusoidal` (arXiv:1706.03762), `learned` or `none`. The default
+    of `task: seq2seq` is `sinusoidal`: with rotary positions, the decoder learns those in the source slowly."""
     norm: Literal["pre", "post"] = "pre"
     """Position of the layer norm: `pre` before each branch (arXiv:2002.04745), `post` after the sum."""
     activation: Literal["gelu", "relu"] = "gelu"

@@ -44,6 +44,8 @@ class TaskSpec:
     """True if the answer is a generated text."""
     restrictions: tuple[Restriction, ...] = ()
     """Run-file keys that this task restricts."""
+    defaults: tuple[tuple[str, Any], ...] = ()
+    """Run-file keys with another default value than for the other tasks."""
 
     @property
     def shard_columns(self) -> tuple[str, str]:
@@ -93,6 +95,8 @@ TASKS: dict[str, TaskSpec] = {
             pipeline_tag="text2text-generation",
             has_labels=False,
             is_seq2seq=True,
+            # The answers are texts with capitals; with rotary positions the decoder learns those in the source slowly.
+            defaults=(("tokenizer.lowercase", False), ("model.position_encoding", "sinusoidal")),
             restrictions=(
                 Restriction("data.truncation", ("head", "tail", "head_tail")),
                 Restriction("data.unlabelled", (None,)),

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
+from txclf.core.text import shown
 from txclf.data import detect, records, shards, sources
 from txclf.data.batches import TokenRows, padded
 from txclf.data.sampler import Ints, scoring_batches
@@ -52,6 +53,8 @@ OPSET = 20
 """Version of the ONNX operator set."""
 TOLERANCE = 1e-3
 """Largest allowed difference of a logit in a full-precision file."""
+MAX_ONNX_BYTES = 2**31 - 2**24
+"""Largest weights of an ONNX file, which protobuf limits to 2 GiB."""
 RECORD = "export.json"
 BATCH_ROWS = 32
 
@@ -103,6 +106,7 @@ def export(
     network = model.network_only() if isinstance(model, Classifier) else model
     texts = None if data is None else _texts(model, data, rows)
     graph_formats = [name for name in formats if name != "mlflow"]
+    _require_size(network, graph_formats)
     sample = _sample_rows(network, folder, texts, rows) if graph_formats else None
     out = out or storage.join(folder, "export")
     storage.require_writable(out)
@@ -123,6 +127,16 @@ def export(
     record = _record(network, model_graphs, exported)
     storage.write_json(storage.join(out, RECORD), record | {"left_out": left_out(model.metadata)})
     return exported
+
+
+def _require_size(network: Model, formats: Sequence[Format]) -> None:
+    """Raise `ConfigError` if an ONNX file cannot hold the weights."""
+    size = sum(weight.nbytes for weight in network.model.state_dict().values())
+    if size > MAX_ONNX_BYTES and (named := [name for name in formats if name in ("onnx", "int8")]):
+        raise ConfigError(
+            f"--format {named[0]}: the network has {size / 2**30:.1f} GiB of weights, and an ONNX file at most 2. Pass "
+            "--format torch or --format mlflow."
+        )
 
 
 def left_out(metadata: BundleMetadata) -> list[str]:
@@ -234,7 +248,11 @@ def _program(graph: Graph) -> torch.export.ExportedProgram:
     shapes: Any = tuple(graph.shapes.values())
     if graph.name == "decoder":  # its last argument is the whole cache
         shapes = (*shapes[:2], shapes[2:])
-    return torch.export.export(graph.module, tuple(graph.inputs.values()), dynamic_shapes=shapes, strict=False)
+    try:
+        return torch.export.export(graph.module, tuple(graph.inputs.values()), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # of any kind, for networks with branches that depend on values
+        reason = shown((str(error).strip().splitlines() or [type(error).__name__])[0], 300)
+        raise ConfigError(f"PyTorch cannot export this network: {reason}. Pass --format mlflow.") from error
 
 
 def _content(name: Format, graph: Graph, program: torch.export.ExportedProgram) -> bytes:

@@ -45,6 +45,8 @@ def files(encoder: str, config: Any, max_length: int, truncation: Truncation) ->
     tokenizer: Any = AutoTokenizer.from_pretrained(encoder, local_files_only=True, trust_remote_code=False)
     tokenizer.model_max_length = max_length
     tokenizer.truncation_side = "left" if truncation.mode == "tail" else "right"
+    if tokenizer.pad_token is None:  # of a decoder, whose batches Transformers could not pad
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
     architecture: Any = AutoModelForSequenceClassification._model_mapping[type(config)]
     config.architectures = [architecture.__name__]
     found = {}

@@ -32,14 +32,15 @@ Floats = npt.NDArray[np.float32]
 def temperature(logits: Floats, labels: Labels, smoothing: float = 0.0) -> float:
     """Return the temperature that minimizes the cross-entropy of logits (N, C) against labels.
 
-    `smoothing` is the share of each target that all classes, or both answers, have alike. Returns 1.0 if the minimum is
-    outside the limits. Then the rows determine no temperature: for example, if all rows are classified correctly and
-    nothing is smoothed, the minimum is at 0.
+    `smoothing` is the share of each target that all classes, or both answers, have alike. With it, a minimum outside
+    the limits gives the nearer one. Without, it gives 1.0, because the rows may determine no temperature: if all of
+    them are classified correctly, the minimum is at 0.
     """
     # Cross-entropy is convex in the inverse temperature, so its slope changes sign once.
     low, high = -math.log(LIMIT), math.log(LIMIT)
-    if not (_slope(logits, labels, math.exp(low), smoothing) < 0 < _slope(logits, labels, math.exp(high), smoothing)):
-        return 1.0
+    first, last = (_slope(logits, labels, math.exp(end), smoothing) for end in (low, high))
+    if not first < 0 < last:
+        return 1.0 if not smoothing or first == last else 1 / LIMIT if last < 0 else LIMIT
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if _slope(logits, labels, math.exp(middle), smoothing) < 0 else (low, middle)

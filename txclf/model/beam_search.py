@@ -74,9 +74,10 @@ def generate(
         outputs = torch.cat(
             [outputs.flatten(0, 1)[source].view(len(open_rows), scores.shape[1], -1), token[open_rows][:, :, None]], 2
         )
+        same_sources = len(source) == len(live) * width  # the hypotheses of a row have the same
         for memory in memories:
-            memory.select(source)
-        if mask is not None:
+            memory.select(source, same_sources=same_sources)
+        if mask is not None and not same_sources:
             mask = mask[source]
         width, live, scores = scores.shape[1], live[open_rows], scores[open_rows]
     if not best.isfinite().all():  # every row has a finished hypothesis

@@ -51,7 +51,7 @@ class PretrainedClassifier(nn.Module):
         _register_attention()
         with pretrained.quiet():
             make: Any = AutoModelForSequenceClassification.from_config
-            self.network = make(mean_pooling.without(config), **_attention_option(config))
+            self.network = make(mean_pooling.without(config), dtype=torch.float32, **_attention_option(config))
         if mean_pooling.is_used(config):
             mean_pooling.attach(self.network, self.last_layer)
         self.frozen: list[nn.Module] = []
@@ -280,11 +280,15 @@ def _shifted(embedding: nn.Embedding, shift: Tensor | None) -> Iterator[None]:
 
 
 def read_config(folder: str, settings: Model, *, labels: Sequence[str], is_multilabel: bool, pad: int) -> Any:
-    """Return the configuration of a folder for these labels, with the dropout that the run file sets."""
+    """Return the configuration of a folder for these labels, with the dropout that the run file sets.
+
+    The weights are float32, whatever type the folder has them in.
+    """
     from transformers import AutoConfig
 
     pretrained.require_package()
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config.dtype = torch.float32
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     config.problem_type = "multi_label_classification" if is_multilabel else "single_label_classification"

@@ -29,9 +29,13 @@ class Memory:
     """(B, H, T, E)."""
     value: Tensor | None = None
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows (of B), in this order. A row may be repeated."""
-        self.source_key, self.source_value = self.source_key[rows], self.source_value[rows]
+    def select(self, rows: Tensor, *, same_sources: bool = False) -> None:
+        """Keep these rows (of B), in this order. A row may be repeated.
+
+        With `same_sources` each of them has the source of the row in its place, so sources are not copied.
+        """
+        if not same_sources:
+            self.source_key, self.source_value = self.source_key[rows], self.source_value[rows]
         if self.key is not None and self.value is not None:
             self.key, self.value = self.key[rows], self.value[rows]
 

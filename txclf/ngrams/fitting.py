@@ -45,6 +45,8 @@ MAX_WORK = 1e9
 fewer rows used."""
 SHARES = np.linspace(0.0, 1.0, 21)
 """Weights of the linear model that are tried."""
+USUAL_SHARE, CERTAINTY = 0.85, 10.0
+"""Weight that few validation rows hardly change, and the summed loss that tells against one that differs by 1."""
 
 
 class Candidate(NamedTuple):
@@ -238,17 +240,18 @@ def share(
     """Return the blend of a network and a linear model that is best on validation rows: by the loss, or macro F1.
 
     `logits` (rows, labels) are those of the network for the texts. Returns None if the network is better alone. Sets of
-    labels are always compared by the loss.
+    labels are always compared by the loss. A few rows prove little, so the weight has a normal prior (`USUAL_SHARE`).
     """
     model, is_multilabel = choice.model, labels.ndim == 2
-    network_temperature = calibration.temperature(logits, labels)
+    network_temperature = calibration.temperature(logits, labels, 1 / (len(labels) + 2))
     network = calibrated(logits, network_temperature, is_multilabel)
     linear = calibrated(model.logits(texts), model.temperature, is_multilabel)
     together = [pooled(network, linear, weight) for weight in SHARES]
     losses = [_loss(one, labels) for one in together]
-    best = int(np.argmin(losses))
+    doubt = CERTAINTY * (SHARES - USUAL_SHARE) ** 2 / len(labels)
+    best = int(np.argmin(losses + doubt))
     if by_macro_f1 and not is_multilabel:  # rare labels count little in the loss
-        scores = [_score(one, labels, by_macro_f1) for one in together]
+        scores = [_score(one, labels, by_macro_f1) for one in together] - doubt
         best = max(range(len(SHARES)), key=lambda number: (scores[number], -losses[number]))
     if best == 0:
         return None
