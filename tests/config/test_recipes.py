@@ -115,9 +115,15 @@ def test_a_run_file_that_sets_a_key_of_the_recipe_is_taken_as_it_is(settings: di
 
 
 @pytest.mark.parametrize("task", ["multilabel", "seq2seq"])
-def test_other_tasks_have_no_recipe_from_scratch(task: str) -> None:
+def test_rows_of_other_tasks_settle_the_batch_alone(task: str) -> None:
     run = run_config.parse({"task": task})
     assert recipes.with_recipe(run, 5000, 6) == run
+    small = recipes.with_recipe(run, 40, 6)
+    assert small == run.model_copy(update={"train": small.train})
+    assert small.train == run.train.model_copy(update={"batch_size": 2})
+    assert recipes.described(run, small, 40) == "chosen for 40 training rows: train.batch_size=2"
+    fixed = run_config.parse({"task": task, "train": {"batch_size": 8}})
+    assert recipes.with_recipe(fixed, 40, 6) == fixed
 
 
 def test_described_names_what_was_settled() -> None:

@@ -103,15 +103,15 @@ def unsettled(run: RunConfig) -> dict[str, set[str]]:
     """Return the keys of each section that the rows will settle.
 
     For a pretrained model those are the keys of the recipe that the run file does not set. The keys of the recipe from
-    scratch belong together: they are settled if the run file sets none of them.
+    scratch, for classifiers, belong together: they are settled if the run file sets none of them.
     """
     if run.model.pretrained is not None:
         keys = {"train": pretrained(SMALL_ROWS)["train"].keys() - run.train.model_fields_set}
         return (
             keys if _sets_pairs(run) else {"train": keys["train"] | PAIRS["train"].keys(), "model": set(PAIRS["model"])}
         )
-    if not run.task_spec.is_single_label:
-        return {}
+    if not run.task_spec.is_single_label:  # the batch alone, which must not be larger than the data
+        return {"train": {"batch_size"} - run.train.model_fields_set}
     recipe = scratch(SMALL_ROWS, 2)
     if any(values.keys() & getattr(run, section).model_fields_set for section, values in recipe.items()):
         return {}
