@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import re
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def test_main_user_error_is_one_message_and_exit_code_2(
     monkeypatch.chdir(folder)
     words = [argument.format(tiny=ROOT / "jobs/tiny.yaml") for argument in arguments]
     monkeypatch.setattr(sys, "argv", ["txclf", *words])
+    monkeypatch.setattr(gc, "set_threshold", lambda *thresholds: None)
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2

@@ -32,6 +32,7 @@ def test_text_scores_closer_output_scores_higher() -> None:
         (["a b"], ["abc"], 5 * (7 / 12) / (4 + 7 / 12)),  # precision 1; recall 2/3 of one character, 1/2 of two
         (["abc", "xyz"], ["abc", "def"], 0.5),  # a row without a common character counts
         (["", "abc"], ["def", "abc"], 5 * 0.5 / (4 + 0.5)),
+        (["ab", "abcdef"], ["a", "abcdef"], 5 * (47 / 48) / (4 * 47 / 48 + 1)),  # one character of 8 is too much
         (["x"], ["y"], 0.0),
         ([], [], 0.0),
     ],

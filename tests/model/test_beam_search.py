@@ -58,3 +58,26 @@ def test_generate_one_beam_is_greedy() -> None:
             logits = model(source[row : row + 1], None, torch.tensor([[BEGIN, *output[:position]]]))[0, -1]
             logits[BEGIN] = float("-inf")
             assert int(logits.argmax()) == [*output, END][position]
+
+
+def test_generate_row_that_ends_at_once_leaves_the_others_their_source() -> None:
+    model = make_seq2seq(shared=False, tie_embeddings=False)
+    assert model.output is not None
+    batch = sources(40, 5)
+    with torch.no_grad():  # so that many rows end with their first token, and others do not
+        model.output.weight *= 4
+        model.output.bias[END] = 5.0
+    ended, others, outputs = list[int](), list[int](), list[list[int]]()
+    for row in range(len(batch)):
+        outputs += generate(
+            model, batch[row : row + 1], None, (BEGIN, END), num_beams=2, max_length=8, length_penalty=0.6
+        )
+        (others if outputs[row] else ended).append(row)
+    assert ended
+    assert others
+    for pair in itertools.product(ended[:6], others[:6]):
+        for rows in (pair, pair[::-1]):
+            found = generate(
+                model, batch[list(rows)], None, (BEGIN, END), num_beams=2, max_length=8, length_penalty=0.6
+            )
+            assert found == [outputs[row] for row in rows]

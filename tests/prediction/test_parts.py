@@ -150,14 +150,14 @@ def test_predict_memory_does_not_grow_with_the_file(
     tmp_path: Path, tiny_bundle: str, ending: str, figure: Callable[[str], None]
 ) -> None:
     peaks = []
-    for rows in (8_000, 40_000):
+    for rows in (16_000, 48_000):
         path = write_jsonl(tmp_path / f"{rows}.jsonl", rows)
         command = [sys.executable, "-c", PEAK, tiny_bundle, path, str(tmp_path / f"out.{ending}")]
         done, peak = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
         assert done == rows
         peaks.append(peak)
     size = os.path.getsize(path) / 2**20
-    figure(f"prediction of 8 and {size:.0f} MB into {ending}: peaks of {peaks[0]} and {peaks[1]} MB")
+    figure(f"prediction of 16 and {size:.0f} MB into {ending}: peaks of {peaks[0]} and {peaks[1]} MB")
     assert peaks[1] - peaks[0] < size / 4
 
 

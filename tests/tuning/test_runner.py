@@ -9,7 +9,7 @@ import pytest
 
 from txclf.artifacts import trials
 from txclf.artifacts.trials import Trial
-from txclf.config import run_config
+from txclf.config import recipes, run_config
 from txclf.config.run_config import RunConfig
 from txclf.tuning import runner
 
@@ -49,3 +49,18 @@ def test_histories_leave_out_trials_whose_validations_nobody_has_judged(tmp_path
         log.write_text('{"step": 7, "epoch": 1.0, "valid_loss": 0.5}\n')
     results = [trials.result(run.run_folder, trial, trials.metric(run)) for trial in both]
     assert [*runner._histories(run, results, both)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, recipes.MAX_EPOCHS),
+        ({"train": {"epochs": 7}}, 7),
+        ({"task": "multilabel", "train": {"epochs": 100}}, 100),
+        ({"task": "seq2seq"}, 3),
+    ],
+    ids=str,
+)
+def test_max_epochs_are_those_of_the_run_unless_the_rows_settle_them(settings: dict[str, Any], expected: int) -> None:
+    space = {"train.learning_rate": {"choice": [0.1, 0.2]}}
+    assert runner._max_epochs(run_config.parse({**settings, "tune": {"space": space}})) == expected

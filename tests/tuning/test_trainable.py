@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+import torch
 
 from txclf.artifacts import trials
 from txclf.artifacts.trials import Trial
@@ -12,6 +16,15 @@ from txclf.core.errors import ConfigError
 from txclf.tuning.callbacks import TrialError
 from txclf.tuning.runner import Preparation
 from txclf.tuning.trainable import Flag, Training
+
+
+@pytest.fixture(autouse=True)
+def devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Restore the threads and the visible GPUs of this process after the test."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def training(folder: Path) -> tuple[Training, RunConfig]:

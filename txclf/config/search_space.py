@@ -172,7 +172,8 @@ class Tune(Section):
     """Time after which the trials stop, as in `30m`; the best model so far is bundled. It counts from the first trial.
     `--resume` continues the search for the same time again. null runs all trials to their end."""
     max_concurrent: Count | Literal["auto"] = "auto"
-    """Trials that run at the same time. `auto` runs as many as the cluster has room for."""
+    """Trials that run at the same time. `auto` runs as many as the cluster has room for; where an
+    autoscaler starts nodes, it asks for those of all trials, with Optuna of eight."""
     keep_ray_folder: bool = False
     """Keep Ray Tune's own folder of each attempt: `ray/<name>-<attempt>` in the search folder."""
     scheduler: Scheduler = Scheduler()

@@ -1,4 +1,4 @@
-"""The CPUs and GPUs of one worker, in the process on Ray that stands for it."""
+"""The CPUs and GPUs of a worker, set in its process on Ray."""
 
 from __future__ import annotations
 

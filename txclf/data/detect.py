@@ -16,7 +16,7 @@ from txclf.data.sources import Source, ending, fault, open_stream, text_files
 
 NOT_UTF8 = "not valid UTF-8"
 DECLARATION = re.compile(r'"?sep=(.)"?[\r\n]*')
-"""First line by which spreadsheets are told the delimiter of a csv file."""
+"""First line of a csv file that names the delimiter for spreadsheets."""
 BLOCK_BYTES = 2**20
 """Bytes that are decoded at once. An encoding other than UTF-8 is guessed from one block."""
 MAX_BLOCKS = 256

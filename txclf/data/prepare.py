@@ -68,7 +68,7 @@ HELD_OUT = ("valid", "test")
 """Splits that are held out of the training rows if they have no files."""
 SHARD_BYTES = 64 * 2**20
 """Approximate number of raw bytes that become one shard."""
-FINGERPRINT_VERSION = 3
+FINGERPRINT_VERSION = 4
 
 Ints = npt.NDArray[np.int64]
 

@@ -321,13 +321,15 @@ def suggested(path: str, sources: Sequence[Source], found: dict[str, Any]) -> di
 def by_split(files: Sequence[tuple[str, Source]]) -> dict[str, list[Source]]:
     """Return the sources of each split, as their paths suggest: the names of the files, then those of the folders.
 
-    Everything is training data if no path tells a training file. The folders that hold all of them tell nothing.
+    Everything is training data if no path names a training file. The folders that hold all of them do not count.
     """
     found: dict[str, list[Source]] = {"train": [], "valid": [], "test": []}
     paths = [name.lower().rstrip("/").split("/") for name, _ in files]
     shared = 0
     while len({path[shared] for path in paths}) == 1 and all(len(path) > shared + 1 for path in paths):
         shared += 1
+    if shared < 2 and any(path[0] == "" for path in paths):  # nothing but the root: folders of other purposes
+        shared = -1
     for path, (_, source) in zip(paths, files, strict=True):
         found[_split_of(path[shared:])].append(source)
     return found if found["train"] else {"train": [source for _, source in files], "valid": [], "test": []}

@@ -367,8 +367,8 @@ def _require_no_data(path: str, name: Callable[[str], str]) -> None:
     stem, last = os.path.splitext(path.lower())
     if last in _OTHER_FORMATS or (last in _OTHER_CODECS and ending(stem)[0] not in (None, "text")):
         raise DataError(
-            f"`{name(path)}`: cannot be read, and its rows would be missing. Convert it to one of {_KNOWN}, or name "
-            "the other files with a glob."
+            f"`{name(path)}`: cannot be read, and its rows would be missing. Convert it to one of {_KNOWN}, or move "
+            "it to another folder."
         )
 
 

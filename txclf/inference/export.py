@@ -131,7 +131,7 @@ def export(
 
 def _require_size(network: Model, formats: Sequence[Format]) -> None:
     """Raise `ConfigError` if an ONNX file cannot hold the weights."""
-    size = sum(weight.nbytes for weight in network.model.state_dict().values())
+    size = sum({weight.data_ptr(): weight.nbytes for weight in network.model.state_dict().values()}.values())
     if size > MAX_ONNX_BYTES and (named := [name for name in formats if name in ("onnx", "int8")]):
         raise ConfigError(
             f"--format {named[0]}: the network has {size / 2**30:.1f} GiB of weights, and an ONNX file at most 2. Pass "

@@ -284,7 +284,7 @@ def _versions(nodes: list[Node]) -> Finding:
         f"{name}: " + ", ".join(f"{what} {version}" for what, version in kind) for kind, name in kinds.items()
     )
     # Of PyTorch without the device, as in `2.13.0+cpu`: a head node needs no build for GPUs.
-    if len({tuple((what, version.partition("+")[0]) for what, version in kind) for kind in kinds}) > 1:
+    if len({tuple(v.partition("+")[0] if what == "torch" else v for what, v in kind) for kind in kinds}) > 1:
         return Finding("fail", "versions", versions, "install the same versions on every node")
     return Finding("pass", "versions", versions if len(kinds) > 1 else versions.partition(": ")[2])
 

@@ -39,7 +39,8 @@ def chrf(outputs: Sequence[str], targets: Sequence[str]) -> float:
         found = wanted = common = 0
         for output, target in texts:
             ours, theirs = _pieces(output, size), _pieces(target, size)
-            found, wanted, common = found + ours.total(), wanted + theirs.total(), common + (ours & theirs).total()
+            if theirs:  # a target that is shorter says nothing about pieces of this size
+                found, wanted, common = found + ours.total(), wanted + theirs.total(), common + (ours & theirs).total()
         if found and wanted:
             precisions.append(common / found)
             recalls.append(common / wanted)

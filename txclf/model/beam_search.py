@@ -74,7 +74,8 @@ def generate(
         outputs = torch.cat(
             [outputs.flatten(0, 1)[source].view(len(open_rows), scores.shape[1], -1), token[open_rows][:, :, None]], 2
         )
-        same_sources = len(source) == len(live) * width  # the hypotheses of a row have the same
+        # The hypotheses of a row have the same source.
+        same_sources = len(open_rows) == len(live) and scores.shape[1] == width
         for memory in memories:
             memory.select(source, same_sources=same_sources)
         if mask is not None and not same_sources:

@@ -46,7 +46,7 @@ fewer rows used."""
 SHARES = np.linspace(0.0, 1.0, 21)
 """Weights of the linear model that are tried."""
 USUAL_SHARE, CERTAINTY = 0.85, 10.0
-"""Weight that few validation rows hardly change, and the summed loss that tells against one that differs by 1."""
+"""Weight that few validation rows hardly change, and the summed loss by which a weight that differs by 1 is worse."""
 
 
 class Candidate(NamedTuple):
@@ -248,7 +248,7 @@ def share(
     linear = calibrated(model.logits(texts), model.temperature, is_multilabel)
     together = [pooled(network, linear, weight) for weight in SHARES]
     losses = [_loss(one, labels) for one in together]
-    doubt = CERTAINTY * (SHARES - USUAL_SHARE) ** 2 / len(labels)
+    doubt = CERTAINTY * (SHARES - USUAL_SHARE) ** 2 / max(1, labels.size)
     best = int(np.argmin(losses + doubt))
     if by_macro_f1 and not is_multilabel:  # rare labels count little in the loss
         scores = [_score(one, labels, by_macro_f1) for one in together] - doubt

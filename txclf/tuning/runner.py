@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from ray import tune as ray_tune
 
@@ -29,6 +30,8 @@ from txclf.upstream import local_ray
 
 SCRATCH, KEPT = ".ray", "ray"
 """Folders of Ray Tune's state in the search folder: removed at the end, and kept for `tune.keep_ray_folder`."""
+SAFE = ":/?&=%@+,"
+"""Characters of a URI that stay as they are for Ray Tune, which reads no others than those of the standard."""
 POLL_S = 0.3
 """Seconds between two looks at the state of a search."""
 
@@ -102,7 +105,7 @@ def run_trials(
         ),
         run_config=ray_tune.RunConfig(
             name=f"{run.name}-{len(storage.list_folder(folder)) + 1}",
-            storage_path=folder,
+            storage_path=quote(folder, safe=SAFE) if "://" in folder else folder,
             stop=controls.stopper,
             callbacks=[ResultLog(), controls.watcher],  # type: ignore[no-untyped-call]
             verbose=0,
@@ -208,4 +211,4 @@ def _max_epochs(run: RunConfig) -> int:
     domain = run.tune.space.get("train.epochs")
     if domain:
         return int(max(domain.values))
-    return recipes.MAX_EPOCHS if recipes.unsettled(run) else run.train.epochs
+    return recipes.MAX_EPOCHS if "epochs" in recipes.unsettled(run).get("train", ()) else run.train.epochs
