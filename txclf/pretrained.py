@@ -30,7 +30,7 @@ _WEIGHTS = ".safetensors"
 
 
 class Pretrained(NamedTuple):
-    """A pretrained model in a folder of this machine."""
+    """A pretrained model in a folder, of this machine or of the storage."""
 
     folder: str
     commit: str | None

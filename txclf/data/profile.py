@@ -67,7 +67,7 @@ def _audit(
     columns, values, rows = _columns(sources)
     if not rows:
         raise DataError(f"`{path}`: no row, only empty files or headers. Name files with rows.")
-    text_columns = list(text) or [_text(columns)]
+    text_columns = list(text) or [_text(columns, rows)]
     label_column = label or _label(columns, text_columns, rows)
     found: dict[str, Any] = {
         "kind": "data",
@@ -170,7 +170,6 @@ def _column(name: str, values: Sequence[Any]) -> dict[str, Any]:
     return {
         "column": name,
         "kinds": sorted({_kind(value) for value in known}),
-        "values": len(values),
         "missing": len(values) - len(known),
         "distinct": len({hash(str(value)) for value in known}),
         "strings": len(strings),
@@ -183,12 +182,12 @@ def _kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _text(columns: Sequence[dict[str, Any]]) -> str:
+def _text(columns: Sequence[dict[str, Any]], rows: int) -> str:
     """Return the text column: by its name, otherwise the column with the most characters, of those of strings.
 
     Some values may be of another type: such rows are bad ones.
     """
-    strings = [column for column in columns if column["strings"] > MOST * (column["values"] - column["missing"])]
+    strings = [column for column in columns if column["strings"] > MOST * (rows - column["missing"])]
     named = {column["column"].lower(): column["column"] for column in strings}
     for name in TEXT_NAMES:
         if name in named:

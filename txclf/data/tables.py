@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from txclf.config import run_config
@@ -28,6 +27,7 @@ from txclf.core import storage
 from txclf.core.errors import ConfigError, DataError
 from txclf.core.text import listed, shown
 from txclf.data import writers
+from txclf.data.labels import named
 
 FOLDER = "tables"
 """Folder of the files, in the storage or, for rows that are scored, in the run folder."""
@@ -176,13 +176,8 @@ def _with_class_names(table: pa.Table, features: Mapping[str, Any]) -> pa.Table:
         labels = getattr(feature.feature if is_list else feature, "names", None)
         if labels is None:
             continue
-        if is_list:
-            rows = [row and [None if i < 0 else labels[i] for i in row] for row in column.to_pylist()]
-            named = pa.array(rows, pa.list_(pa.string()))
-        else:
-            known = pa.array(labels, pa.string())
-            named = known.take(pc.if_else(pc.less(column, 0), None, column).combine_chunks())
-        table = table.set_column(number, name, named)
+        kind = pa.list_(pa.string()) if is_list else pa.string()
+        table = table.set_column(number, name, pa.array(named(column.to_pylist(), labels), kind))
     return table
 
 

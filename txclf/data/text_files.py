@@ -179,11 +179,7 @@ class Records:
             return record
         if len(record) != self._width:
             return f"expected {self._width} fields, found {len(record)}"
-        if (
-            self._width > 1
-            and record[-1] == self.header[-1]
-            and [record[0].lstrip("\ufeff"), *record[1:]] == self.header
-        ):
+        if self._width > 1 and record[0].lstrip("\ufeff") == self.header[0] and record[1:] == self.header[1:]:
             return "repeats the header, as a file made of several files does"
         is_long = self._lines.chars > MAX_RECENT_CHARS
         self._recent.append([value[:MAX_RECENT_CHARS] for value in record] if is_long else record)

@@ -77,7 +77,7 @@ class ShardsDataModule(pl.LightningDataModule):
 
     def pretrained_network(self) -> PretrainedClassifier:
         """Return the network of `model.pretrained`. All ranks call it together."""
-        stored = self.encoder or pretrained_network.store(self.run)[0]
+        stored = self.encoder or pretrained_network.store(self.run).folder
         world_size = distributed.get_world_size() if distributed.is_initialized() else 1
         resumed = self.state is not None and self.state.step > 0
         network = pretrained_network.network(stored, self.run, self.manifest, world_size=world_size, resumed=resumed)

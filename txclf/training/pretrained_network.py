@@ -17,10 +17,8 @@ from txclf.core.errors import ConfigError
 from txclf.data.shards import Manifest
 from txclf.inference import transformers_folder
 from txclf.model.pretrained import PretrainedClassifier, is_fine_tuned, read_config, with_sizes
+from txclf.pretrained import Pretrained
 from txclf.training import shared_checkpoint
-
-Stored = tuple[str, str | None]
-"""Folder of the copy of a pretrained model in the storage, and its commit of the hub."""
 
 
 def config_of(folder: str, run: RunConfig, manifest: Manifest) -> Any:
@@ -70,23 +68,23 @@ def bundle_files(stored: str, run: RunConfig, manifest: Manifest) -> dict[str, b
         )
 
 
-def store(run: RunConfig) -> Stored:
-    """Copy the pretrained model of a run to the storage, and return the folder of the copy and the commit of the hub.
+def store(run: RunConfig) -> Pretrained:
+    """Copy the pretrained model of a run to the storage, and return the copy.
 
     Raises `ConfigError` if the model is not found or cannot be used.
     """
     name = run.model.pretrained
     assert name is not None
     with pretrained.located(name, run.model.revision) as found:
-        return pretrained.stored(found, name, run.storage), found.commit
+        return Pretrained(pretrained.stored(found, name, run.storage), found.commit)
 
 
-def settled(run: RunConfig, manifest: Manifest, model_of_run: Stored | None = None) -> tuple[RunConfig, str]:
+def settled(run: RunConfig, manifest: Manifest, copy: Pretrained | None = None) -> tuple[RunConfig, str]:
     """Return a run with all its settings and the folder of its pretrained model, which is stored unless it is given.
 
     The rows give the settings of the recipe, the model its sizes and its commit.
     """
-    stored, commit = model_of_run or store(run)
+    stored, commit = copy or store(run)
     with pretrained.local_copy(stored, weights=False) as folder:
         config = config_of(folder, run, manifest)
         model, is_tuned = with_sizes(run.model, config), is_fine_tuned(folder, config)

@@ -38,6 +38,7 @@ from txclf.data.word_vectors import Coverage
 from txclf.inference import bundle
 from txclf.inference.metadata import Calibration
 from txclf.ngrams.blend import NgramShare
+from txclf.pretrained import Pretrained
 from txclf.training import contrastive, distill, fitting, pretraining, row_sidecars
 from txclf.training import resume as resume_rules
 from txclf.training.class_weights import label_weights
@@ -157,14 +158,14 @@ def train(
     started: float | None = None,
     patience_s: float = 0.0,
     is_trial: bool = False,
-    encoder: tuple[str, str | None] | None = None,
+    encoder: Pretrained | None = None,
 ) -> RunSummary:
     """Train a run on prepared data, from its last checkpoint if there is one, and write the bundle.
 
     `report` receives the progress a few times a second; if it returns True, a checkpoint is saved and `Interrupted` is
     raised. `started` is the wall-clock time at which the command began. `patience_s` is how long another driver of the
     run may take to end. A trial of a search is not compared with the same model without pre-training.
-    `encoder` is the pretrained model, if it is stored already, and its commit.
+    `encoder` is the pretrained model, if it is stored already.
 
     Raises `ConfigError` if the data changed since the run began, or if another driver works in the run folder.
     """
@@ -246,9 +247,7 @@ def _with_sidecars(config: WorkerConfig, report: Report, notes: list[str]) -> Wo
     return row_sidecars.ready(config, began, begin=fitting.begin, report=report, notes=notes)
 
 
-def _settled(
-    run: RunConfig, manifest: shards.Manifest, encoder: tuple[str, str | None] | None
-) -> tuple[RunConfig, str | None]:
+def _settled(run: RunConfig, manifest: shards.Manifest, encoder: Pretrained | None) -> tuple[RunConfig, str | None]:
     """Return a run with all its settings, and the folder of its pretrained model.
 
     A started run keeps its own, so the original model may be gone.

@@ -21,6 +21,7 @@ from txclf.config.base import seconds_of
 from txclf.config.run_config import RunConfig
 from txclf.core import lease, storage
 from txclf.core.errors import StorageError, TxclfError
+from txclf.pretrained import Pretrained
 from txclf.training.distributed import ray_trainer
 from txclf.training.progress import Interrupted
 from txclf.tuning import schedulers
@@ -44,8 +45,8 @@ class Preparation(NamedTuple):
 
     folder: str
     """Prepared folder."""
-    encoder: tuple[str, str | None] | None = None
-    """Folder of their pretrained model in the storage, and its commit of the hub; None from scratch."""
+    encoder: Pretrained | None = None
+    """Their pretrained model in the storage; None from scratch."""
 
 
 class SearchPlan(NamedTuple):

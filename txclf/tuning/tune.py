@@ -30,6 +30,7 @@ from txclf.core import html_table, lease, storage
 from txclf.core.errors import ClusterError, ConfigError, TxclfError
 from txclf.data import shards
 from txclf.data.prepare import prepare
+from txclf.pretrained import Pretrained
 from txclf.training import distill, row_sidecars
 from txclf.training.distributed import ray_trainer
 from txclf.training.job import WorkerConfig
@@ -263,13 +264,14 @@ def _encoder_key(run: RunConfig) -> tuple[str | None, str | None]:
     return run.model.pretrained, run.model.revision
 
 
-def _recorded_encoders(begun: dict[str, list[RunConfig]]) -> dict[Any, tuple[str, str | None]]:
+def _recorded_encoders(begun: dict[str, list[RunConfig]]) -> dict[Any, Pretrained]:
     """Return the pretrained models that trials have begun with, as far as they are in the storage."""
-    found = dict[Any, tuple[str, str | None]]()
+    found = dict[Any, Pretrained]()
     for source in (source for sources in begun.values() for source in sources):
         key = _encoder_key(source)
         if key not in found and (folder := recorded_encoder(source)) and storage.exists(folder):
-            found[key] = folder, run_config.load(storage.join(source.run_folder, "run.yaml")).model.revision
+            commit = run_config.load(storage.join(source.run_folder, "run.yaml")).model.revision
+            found[key] = Pretrained(folder, commit)
     return found
 
 
