@@ -1,5 +1,6 @@
 # Needs Python 3.11 or newer, make and git. Everything else comes from requirements.lock.
 #
+#   make install       install txclf and its pinned dependencies into .venv
 #   make demo          train on a corpus made of Python's own source
 #   make test          run the test suite, except faults
 #   make test-faults   run the tests that kill processes, nodes and disks
@@ -8,6 +9,7 @@
 #   make docs          build the documentation into site/
 #   make docs-serve    serve the documentation and rebuild it on change
 #   make bench         measure txclf and its peers; BENCH="--short FILE …" names your own data
+#   make clean         remove .venv and caches
 #   make lock          upgrade every dependency within the ranges of pyproject.toml
 
 PYTHON ?= python3
@@ -33,7 +35,7 @@ demo: install
 
 # Two processes, because most tests wait for others of their own; the tests of one file share what they set up.
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 -m "not faults"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m "not faults"
 
 # One process: stalled workers and lost nodes are told by timeouts of seconds.
 test-faults: install

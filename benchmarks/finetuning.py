@@ -50,6 +50,7 @@ from txclf.data import shards
 from txclf.data.batches import TokenRows
 from txclf.data.prepare import prepare
 from txclf.model import pretrained as pretrained_model
+from txclf.model import pretrained_attention
 from txclf.training import mfu, pretrained_network
 from txclf.training.job import WorkerConfig
 from txclf.training.module import TrainingModule
@@ -141,7 +142,7 @@ def without_dropout(work: Work, marks: Marks) -> dict[str, Any]:
 
 
 def without_attention(work: Work, marks: Marks) -> dict[str, Any]:
-    replace(pretrained_model, "_attention_option", lambda config: {"attn_implementation": "sdpa"})
+    replace(pretrained_attention, "option", lambda config: {"attn_implementation": "sdpa"})
     return txclf(work, marks)
 
 
@@ -163,7 +164,7 @@ def clip_by_torch(module: TrainingModule, *args: Any, **options: Any) -> None:
 
 def loop(work: Work, marks: Marks) -> dict[str, Any]:
     replace(pretrained_model, "Dropout", nn.Dropout)
-    replace(pretrained_model, "_attention_option", lambda config: {"attn_implementation": "sdpa"})
+    replace(pretrained_attention, "option", lambda config: {"attn_implementation": "sdpa"})
     replace(TrainingModule, "configure_gradient_clipping", clip_by_torch)
     return txclf(work, marks, **{**ONE_RATE, "train.bucket_batches": 1})
 

@@ -112,6 +112,8 @@ def test_load_config_takes_a_path_a_mapping_and_a_run(folder: Path) -> None:
     assert txclf.load_config(run) == run
     assert txclf.load_config({"name": "trec", **SETTINGS}, ["train.epochs=2"]) == run
     assert run.data.train == (str(folder / "train.csv"),)
+    plain = txclf.load_config({"data": {"train": "train.csv"}})
+    assert txclf.load_config(plain, ["task=seq2seq"]).train.monitor == "valid_loss"
     with pytest.raises(txclf.ConfigError, match="Did you mean `epochs`"):
         txclf.load_config(run, ["train.epoch=2"])
 
@@ -161,6 +163,10 @@ def test_single_strings_count_as_lists_and_impossible_workers_are_a_config_error
     txclf.train(run)
     assert txclf.predict(f"{run.run_folder}/model", "new.csv", out="one.csv").rows == 5
     assert txclf.evaluate(run.run_folder, "my.csv", baseline=False)["rows"] == 150
+    (exported,) = txclf.export(f"{run.run_folder}/model", formats="onnx", data=Path("my.csv"), rows=20)
+    assert exported.kept
+    with pytest.raises(txclf.ConfigError, match="`data`: found"):
+        txclf.export(f"{run.run_folder}/model", data=pa.table({"text": ["a"]}))
     with pytest.raises(txclf.ConfigError, match=r"compute\.workers"):
         txclf.predict(f"{run.run_folder}/model", ["new.csv"], out="two.csv", workers=-1)
 

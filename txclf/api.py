@@ -56,7 +56,8 @@ def load_config(source: Run | None = None, overrides: Sequence[str] = ()) -> Run
         run = txclf.load_config("run.yaml", ["train.epochs=2", "data.train=my.csv"])
     """
     if isinstance(source, RunConfig):
-        source = recipes.set_keys(source)
+        as_set, source = source.train.model_fields_set, recipes.set_keys(source)
+        source["train"] = {key: value for key, value in source["train"].items() if key != "monitor" or key in as_set}
     if not isinstance(source, str | os.PathLike | Mapping | None):
         raise ConfigError(
             f"`{type(source).__name__}`: not a run. Pass a path, a mapping or a run, and a table as `data=table`."
@@ -114,7 +115,7 @@ def train(
     Raises `ConfigError` if the run folder exists and `resume` is False, or does not exist and `resume` is True.
 
         summary = txclf.train("run.yaml", ["train.epochs=2"])
-        print(summary.best)
+        print(summary.best, summary.model)
     """
     from txclf.data import tables
     from txclf.launch import preflight
@@ -154,11 +155,6 @@ def ray_result(run_folder: str | os.PathLike[str]) -> Result:
     checkpoints that still exist, `metrics_dataframe` every validation. Nothing is copied.
 
     Raises `ConfigError` if the folder is not a run.
-
-        import glob, torch
-        result = txclf.ray_result("runs/trec")
-        with result.checkpoint.as_directory() as folder:
-            state = torch.load(glob.glob(f"{folder}/state*.pt")[0], weights_only=True)
     """
     from txclf.training.distributed.ray_result import ray_result as result_of
 
@@ -247,15 +243,15 @@ def curve(run_folder: str | os.PathLike[str], *, points: int = 4) -> Curve:
 
 
 def audit(
-    run_folder: str | os.PathLike[str], *, folds: int = 5, output: str | os.PathLike[str] | None = None
+    run_folder: str | os.PathLike[str], *, folds: int = 5, out: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
-    """Find rows whose label is probably wrong, write them to `suspects.csv` in `output`, and return a summary.
+    """Find rows whose label is probably wrong, write them to `suspects.csv` in `out`, and return a summary.
 
     Raises `ConfigError` if the folder is not a run with labels, or a `suspects.csv` there has been filled in.
     """
     from txclf.reports.result_pages import audit as audit_labels
 
-    return audit_labels(run_folder, folds=folds, output=output)
+    return audit_labels(run_folder, folds=folds, out=out)
 
 
 @overload
@@ -356,7 +352,7 @@ def export(
     out: str | os.PathLike[str] | None = None,
     *,
     formats: Sequence[str] | None = None,
-    data: Sequence[str] | None = None,
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     rows: int = 1000,
     min_agreement: float = 0.98,
 ) -> list[Exported]:
@@ -370,12 +366,13 @@ def export(
 
         exported = txclf.export("runs/trec/model", formats=["onnx"])
     """
-    from txclf.inference.export import DEFAULTS, parse_format
-    from txclf.inference.export import export as export_bundle
+    from txclf.data import tables
+    from txclf.inference import export as exporting
 
-    wanted = [parse_format(name) for name in _as_list(formats or DEFAULTS)]
-    sample, folder = None if data is None else _as_list(data), None if out is None else os.fspath(out)
-    return export_bundle(os.fspath(model), folder, formats=wanted, data=sample, rows=rows, min_agreement=min_agreement)
+    wanted = [exporting.parse_format(name) for name in _as_list(formats or exporting.DEFAULTS)]
+    sample = None if data is None else tables.file_paths(data, "data")
+    options: dict[str, Any] = {"formats": wanted, "data": sample, "rows": rows, "min_agreement": min_agreement}
+    return exporting.export(os.fspath(model), None if out is None else os.fspath(out), **options)
 
 
 def serve(model: str | os.PathLike[str], *, on_ready: Callable[[str], None] | None = None, **settings: Any) -> bool:
@@ -388,8 +385,10 @@ def serve(model: str | os.PathLike[str], *, on_ready: Callable[[str], None] | No
 
         txclf.serve("runs/trec/model", port=8000, on_ready=print)
     """
+    from txclf.serving.settings import Settings, require_packages
+
+    require_packages()
     from txclf.serving.serve import serve as serve_bundle
-    from txclf.serving.settings import Settings
 
     ready = on_ready or (lambda url: None)
     return serve_bundle(os.fspath(model), Settings(**settings), lambda started: ready(started.url))

@@ -277,7 +277,17 @@ def _answers(y: Any) -> tuple[list[Any], npt.NDArray[Any], bool | None]:
         raise ValueError("TextClassifier requires y to be passed, but the target y is None")
     if isinstance(y, list | tuple) and y and all(isinstance(row, SETS) for row in y):
         rows = [list(row) for row in y]
-        return rows, _unique([label for row in rows for label in row]), False
+        classes = _unique([label for row in rows for label in row])
+        is_indicator = len({len(row) for row in rows}) == 1 and len(rows[0]) > 1 and set(classes.tolist()) == {0, 1}
+        repeated = next((number for number, row in enumerate(rows) if len(set(row)) < len(row)), None)
+        if is_indicator or repeated is not None:
+            raise ValueError(
+                f"y: row {repeated or 0} holds 0 and 1 for each label, or a label twice. Pass such columns as an array."
+            )
+        return rows, classes, False
+    if isinstance(y, list | tuple) and any(isinstance(row, SETS) for row in y):
+        number = next(number for number, row in enumerate(y) if not isinstance(row, SETS))
+        raise ValueError(f"y: row {number} is no list of labels, and others are. Use `[]` for no label.")
     array = np.asarray(y.toarray() if hasattr(y, "toarray") else y)
     if array.ndim == 1 and array.dtype == object and len(array) and all(isinstance(row, SETS) for row in array):
         return _answers(list(array))
@@ -297,9 +307,9 @@ def _unique(values: Sequence[Any]) -> npt.NDArray[Any]:
     """Return the sorted distinct values. Raises `ValueError` if they are of several types."""
     try:
         sorted(set(values))  # numpy would turn 1 and None into texts
+        return np.unique(np.asarray(values))
     except TypeError:
         raise ValueError("y: the labels are of several types, or some are missing. Give them one type.") from None
-    return np.unique(np.asarray(values))
 
 
 def _table(texts: Rows, answers: list[Any], columns: list[str], cells: Mapping[Hashable, str]) -> pa.Table:

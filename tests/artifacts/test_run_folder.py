@@ -49,7 +49,7 @@ def test_read_run_finished_has_summary_log_and_manifest(run: RunConfig) -> None:
     assert state.step == state.summary["steps"] == lines(run)[-1]["step"]
     assert state.epochs == 2.0
     assert len(state.validations) == 2
-    assert state.best == min(state.validations, key=lambda line: line["valid_loss"])
+    assert state.best == min(state.validations, key=lambda line: line["valid_calibrated_loss"])
     assert state.manifest is not None
     assert state.manifest.labels == ["neg", "pos"]
     assert state.attempts == 1

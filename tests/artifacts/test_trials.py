@@ -19,7 +19,8 @@ from txclf.core.errors import ConfigError
 
 
 def search(folder: Path, space: dict[str, Any], **tune: Any) -> RunConfig:
-    return run_config.parse({"storage": str(folder), "name": "search", "tune": {"space": space, **tune}})
+    tune = {"space": space, "metric": "valid_loss", **tune}
+    return run_config.parse({"storage": str(folder), "name": "search", "tune": tune})
 
 
 def logged(run: RunConfig, number: int, settings: dict[str, Any], losses: list[float]) -> Result:

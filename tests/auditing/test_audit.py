@@ -1,8 +1,9 @@
-"""The audit of a run: suspects, twins, files, corrections, and what it refuses."""
+"""The audit of a run: suspects, duplicates, files, corrections, and what it refuses."""
 
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from txclf.training.job import WorkerConfig
 
 NAMES = ["sport", "money", "life"]
 HOSTILE = ['goal match "x",\r\nteam', "=goal match team", "\x1b[31mgoal\u202e match team score"]
-TWINS = [("the gene of a virus", "life"), ("The  gene of a virus", "life"), ("the gene of a virus", "sport")]
+DUPLICATES = [("the gene of a virus", "life"), ("The  gene of a virus", "life"), ("the gene of a virus", "sport")]
 
 
 def begun(tmp_path: Path, rows: list[tuple[str, str]], *words: str) -> RunConfig:
@@ -54,12 +55,12 @@ def read(path: str) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict[str, Any], set[str]]:
     rows, wrong = planted()
-    rows += [*((text, "money") for text in HOSTILE), *TWINS]
+    rows += [*((text, "money") for text in HOSTILE), *DUPLICATES]
     run = begun(tmp_path_factory.mktemp("audit"), rows)
     return run, audit(run.run_folder), wrong | set(HOSTILE)
 
 
-def test_audit_finds_planted_errors_and_twins(audited: tuple[RunConfig, dict[str, Any], set[str]]) -> None:
+def test_audit_finds_planted_errors_and_duplicates(audited: tuple[RunConfig, dict[str, Any], set[str]]) -> None:
     run, found, wrong = audited
     suspects = read(found["suspects_file"])
     assert found["suspects_file"] == f"{run.run_folder}/audit/suspects.csv"
@@ -68,9 +69,9 @@ def test_audit_finds_planted_errors_and_twins(audited: tuple[RunConfig, dict[str
     assert len(by_text.keys() - wrong) < 0.5 * len(wrong)
     assert found["suspects"] == len(suspects) == sum(pair["rows"] for pair in found["pairs"])
     assert found["rows"] == 306
-    assert (found["conflicting_texts"], found["kinds"]["twin"]) == (1, 1)
-    (twin,) = [row for row in suspects if "twin" in row["kind"]]
-    assert (twin["text"], twin["label"], twin["suggested"]) == ("the gene of a virus", "sport", "life")
+    assert (found["conflicting_texts"], found["kinds"]["duplicate"]) == (1, 1)
+    (duplicate,) = [row for row in suspects if "duplicate" in row["kind"]]
+    assert (duplicate["text"], duplicate["label"], duplicate["suggested"]) == ("the gene of a virus", "sport", "life")
     assert all(row["suggested"] == "sport" and row["corrected"] == "" for row in map(by_text.get, HOSTILE) if row)
     chances = [float(row["probability"]) for row in suspects]
     assert chances == sorted(chances)
@@ -100,15 +101,15 @@ def test_audit_maps_the_rows(audited: tuple[RunConfig, dict[str, Any], set[str]]
     assert np.median(planted) < 0.5 < np.median(others) - 0.1
     variability = [float(row["variability"]) for row in rows.values()]
     assert found["most_ambiguous"][0]["variability"] == max(variability)
-    assert found["loneliest"][0]["similarity"] == min(float(row["similarity"]) for row in rows.values())
-    assert found["lonely_rows"] == sum(float(row["similarity"]) < 0.1 for row in rows.values())
+    assert found["outliers"][0]["similarity"] == min(float(row["similarity"]) for row in rows.values())
+    assert found["outlier_rows"] == sum(float(row["similarity"]) < 0.1 for row in rows.values())
 
 
 def test_audit_beyond_the_bound_leaves_the_map_blank(
     audited: tuple[RunConfig, dict[str, Any], set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audits, "MAX_MAPPED", 100)
-    rows = read(audits.audit(audited[0].run_folder, folds=2, output=str(tmp_path))["rows_file"])
+    rows = read(audits.audit(audited[0].run_folder, folds=2, out=str(tmp_path))["rows_file"])
     assert [len([row for row in rows if row[name]]) for name in ("confidence", "similarity")] == [100, 100]
 
 
@@ -116,7 +117,7 @@ def test_audit_filled_in_corrections_are_applied_and_never_replaced(
     audited: tuple[RunConfig, dict[str, Any], set[str]], tmp_path: Path
 ) -> None:
     run, _, wrong = audited
-    first = txclf.audit(run.run_folder, folds=3, output=tmp_path / "mine")
+    first = txclf.audit(run.run_folder, folds=3, out=tmp_path / "mine")
     path = Path(first["suspects_file"])
     suspects = read(str(path))
     for row in suspects:
@@ -127,7 +128,7 @@ def test_audit_filled_in_corrections_are_applied_and_never_replaced(
         writer.writerows(suspects)
     content = path.read_bytes()
     with pytest.raises(ConfigError, match="corrections are filled in"):
-        audit(run.run_folder, output=str(tmp_path / "mine"))
+        audit(run.run_folder, out=str(tmp_path / "mine"))
     assert path.read_bytes() == content
     corrected = run_config.with_overrides(run, {"name": "two", "data.corrections": [str(path)]})
     begin(WorkerConfig(run=corrected, prepared=prepare(corrected)))
@@ -139,7 +140,7 @@ def test_audit_filled_in_corrections_are_applied_and_never_replaced(
 
 def test_audit_is_the_same_every_time(audited: tuple[RunConfig, dict[str, Any], set[str]], tmp_path: Path) -> None:
     run, found, _ = audited
-    again = audit(run.run_folder, output=str(tmp_path))
+    again = audit(run.run_folder, out=str(tmp_path))
     assert Path(again["suspects_file"]).read_bytes() == Path(found["suspects_file"]).read_bytes()
     assert Path(again["rows_file"]).read_bytes() == Path(found["rows_file"]).read_bytes()
 
@@ -166,13 +167,24 @@ def test_audit_of_other_folders_is_refused(tmp_path: Path, tiny_bundle: str) -> 
     rows = [(text, "pos" if number % 2 else "neg") for number, text in enumerate(["one", "two", "three"] * 4)]
     run = begun(tmp_path, rows, "data.valid_fraction=0.5")
     for folds in (1, 0, -1):
-        with pytest.raises(ConfigError, match=rf"^`folds`: expected 2 or more, found {folds}\.$"):
+        with pytest.raises(ConfigError, match=rf"^`folds`: expected 2 or more, found {folds}\. Pass 5, for example\.$"):
             audit(run.run_folder, folds=folds)
     with pytest.raises(DataError, match="3 different texts are too few for 5 folds"):
         audit(run.run_folder)
     assert not Path(run.run_folder, "audit").exists()
     shutil.rmtree(tmp_path / "runs/prepared")
     with pytest.raises(DataError, match="prepared data were removed"):
+        audit(run.run_folder)
+
+
+def test_audit_of_labels_with_the_delimiter_is_refused(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"text {number}", "label": ["Sci-Fi, Fantasy"] if number % 2 else ["Drama"]} for number in range(40)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = tiny(tmp_path / "runs", str(tmp_path / "rows.jsonl"), "name=films", "task=multilabel")
+    begin(WorkerConfig(run=run, prepared=prepare(run)))
+    with pytest.raises(ConfigError, match=r"`Sci-Fi, Fantasy`: the label contains `data\.label_delimiter` \(,\)"):
         audit(run.run_folder)
 
 

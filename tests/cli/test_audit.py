@@ -51,7 +51,7 @@ def test_audit_prints_a_summary_and_the_command_that_follows(
 
 
 def test_audit_json_names_the_files(run: RunConfig, tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["audit", run.run_folder, "--folds", "2", "--output", str(tmp_path), "--json"])
+    done = CliRunner().invoke(app, ["audit", run.run_folder, "--folds", "2", "--out", str(tmp_path), "--json"])
     found = json.loads(done.stdout)
     assert found["suspects_file"] == f"{tmp_path}/suspects.csv"
     assert Path(found["rows_file"]).exists()

@@ -58,7 +58,7 @@ def test_search_display_without_a_terminal_prints_each_event_once(capsys: pytest
         display.show(search)
     assert capsys.readouterr().err.splitlines() == [
         "a note",
-        "trial 0000 running  epoch 2  best valid_loss 0.2500  12 s",
+        "trial 0000 running  epoch 2  best valid_calibrated_loss 0.2500  12 s",
         "trial 0001 failed: no memory  train.learning_rate 0.2",
     ]
 

@@ -119,7 +119,7 @@ def test_print_drift_shows_differences_labels_and_findings(capsys: pytest.Captur
         "vectors": difference,
         "labels": {**difference, "shares": shares},
         "lengths": {"value": 0.01, "p_value": 0.4, "known_median": 7.0, "new_median": 7.5},
-        "words": {"unseen": {"known": 0.1, "new": 0.25}, "typical": ["invoice\x1b", "due"]},
+        "words": {"unseen": {"known": 0.1, "new": 0.25, "p_value": 0.0002}, "typical": ["invoice\x1b", "due"]},
         "accuracy": {"known": 0.9, "expected": 0.8, "known_confidence": 0.91, "confidence": 0.81},
         "findings": ["predicted labels differ: 40% of the rows would have to change theirs"],
     }

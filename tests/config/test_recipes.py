@@ -165,6 +165,10 @@ def test_a_resumed_run_keeps_what_was_settled() -> None:
         ),
         ({"tokenizer": {"vocab_size": 500}}, "`tokenizer.vocab_size` follows from `model.pretrained`"),
         ({"task": "seq2seq"}, "`model.pretrained: org/name` is not supported with `task: seq2seq`"),
+        (
+            {"model": {"freeze": "encoder", "reinitialize_layers": 1}},
+            "`model.freeze: encoder` would freeze the random weights",
+        ),
     ],
 )
 def test_keys_that_do_not_go_with_a_pretrained_model(settings: dict[str, Any], message: str) -> None:

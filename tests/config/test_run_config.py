@@ -164,7 +164,7 @@ def test_load_reports_every_problem_with_its_key() -> None:
     assert lines == [
         "`seed`: input should be greater than or equal to 0, not -1",
         f"`data.more`: unknown key. Known keys: {', '.join(Data.model_fields)}.",
-        "`model`: `num_heads` (3) must divide `hidden_size` (128)",
+        "`model`: `num_heads` (3) must divide `hidden_size` (128). Change one of them.",
         "`train.epochs`: input should be a valid integer, unable to parse string as an integer, not 'many'",
         f"`train.nope`: unknown key. Known keys: {', '.join(Train.model_fields)}.",
     ]

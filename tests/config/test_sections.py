@@ -41,7 +41,7 @@ def test_compute_workers_give_minimum_and_maximum(
 
 
 def test_compute_maximum_before_minimum_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"`workers: \[8, 2\]` must give the minimum first"):
+    with pytest.raises(ValidationError, match=r"`workers: \[8, 2\]`: the minimum must come first"):
         Compute.model_validate({"workers": [8, 2]})
 
 
@@ -50,7 +50,7 @@ def test_compute_maximum_before_minimum_is_refused() -> None:
     [
         ({"hidden_size": 100, "num_heads": 8}, r"`num_heads` \(8\) must divide `hidden_size` \(100\)"),
         ({"hidden_size": 12, "num_heads": 4}, "`position_encoding: rotary` needs an even"),
-        ({"freeze_word_vectors": True}, "`freeze_word_vectors` needs a file of `word_vectors`"),
+        ({"freeze_word_vectors": True}, "`freeze_word_vectors` needs `word_vectors`"),
     ],
 )
 def test_model_sizes_that_do_not_fit_are_refused(settings: dict[str, object], message: str) -> None:

@@ -266,7 +266,7 @@ def test_train_starts_from_an_encoder(tmp_path: Path, data: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model.freeze_word_vectors=true"], "`freeze_word_vectors` needs a file of `word_vectors`"),
+        (["model.freeze_word_vectors=true"], "`freeze_word_vectors` needs `word_vectors`"),
         (
             ["model.word_vectors=v.txt", "tokenizer.kind=word", "task=seq2seq"],
             "`model.word_vectors: v.txt` is not supported with",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import pytest
 import typer.core
 from pydantic import BaseModel
 
+import txclf.core.errors
 from tests.helpers.browsing import chromium
 from tests.helpers.docs import APP, ROOT
 from txclf.config.run_config import RunConfig
@@ -44,6 +47,18 @@ def test_run_file_reference_has_every_key(reference: Any) -> None:
     batch_size = page.partition("### train.batch_size\n")[2].partition("###")[0]
     assert "integer ≥ 1 and ≤ 2,147,483,647 · default `64`" in batch_size
     assert "\n#### tune.scheduler.grace_period\n" in page
+
+
+def test_python_reference_has_every_public_name_and_no_other(reference: Any) -> None:
+    page = reference.python()
+    listed = {path: members for names in reference.PYTHON.values() for path, members in names.items()}
+    errors = {name for name, kind in vars(txclf.core.errors).items() if isinstance(kind, type)}
+    assert set(txclf.__all__) - errors - {"__version__"} <= {path.rpartition(".")[2] for path in listed}
+    for path, members in listed.items():
+        assert f"::: {path}\n" in page
+        found = pkgutil.resolve_name(path)
+        known = {*dir(found), *re.findall(r"self\.(\w+)", inspect.getsource(found))}
+        assert set(members or ()) <= known
 
 
 def test_command_line_reference_has_every_command_and_option(reference: Any) -> None:

@@ -224,7 +224,7 @@ def test_load_bundle_of_format_1_truncates_columns_at_the_end(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data.truncation=windows", "data.window_overlap=256"], "`data.window_overlap` (256) must be less than"),
+        (["data.truncation=windows", "data.window_overlap=256"], "`data.window_overlap` (256): set it below"),
         (["model.segment_embeddings=true"], "`model.segment_embeddings: true` needs several text columns"),
         (
             ["task=seq2seq", "data.truncation=windows"],

@@ -207,6 +207,17 @@ def test_evaluate_trained_rows_include_validation_rows_that_were_trained_on(tmp_
     assert evaluate.evaluate(run.run_folder, with_baseline=False)["trained_rows"] == expected >= 8
 
 
+def test_evaluate_trained_rows_include_texts_that_the_encoder_has_learned_from(tmp_path: Path) -> None:
+    rows = make_rows(100)
+    data, test = (
+        write_csv(tmp_path / f"{name}.csv", part) for name, part in (("train", rows[:80]), ("test", rows[80:]))
+    )
+    more = write_csv(tmp_path / "more.csv", [(text,) for text, _ in rows[80:]], header=["text"])
+    words = [f"data.test={test}", f"data.unlabelled={more}", "train.epochs=1", "train.pretrain_epochs=1"]
+    run, _ = trained(tmp_path / "runs", data, *words)
+    assert evaluate.evaluate(run.run_folder, with_baseline=False)["trained_rows"] == 20
+
+
 def test_scores_in_a_notebook_show_baselines_and_the_worst_classes_first() -> None:
     classes = {
         name: {"precision": 0.5, "recall": 0.5, "f1": f1, "support": 7} for name, f1 in (("a", 0.9), ("<b>", 0.1))

@@ -103,3 +103,18 @@ def test_temperature_with_smoothed_targets_is_at_the_nearer_limit(scale: float, 
     logits = np.eye(3, dtype=np.float32)[labels] * np.float32(scale)
     assert calibration.temperature(logits, labels, smoothing=0.01) == expected
     assert calibration.temperature(logits, labels) == 1.0
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 3.3, 7.0])
+def test_tempered_losses_lowest_is_the_loss_after_calibration(temperature: float) -> None:
+    logits, labels = drawn(2000, 4, temperature)
+    found = calibration.tempered_losses(torch.from_numpy(logits), torch.from_numpy(labels.astype(np.int64)))
+    fitted = calibration.temperature(logits, labels)
+    assert calibration.TEMPERATURES[int(found.argmin())] == pytest.approx(fitted, rel=0.08)
+    best = cross_entropy(logits, labels, fitted)
+    assert best - 1e-6 <= float(found.min()) / 2000 <= 1.005 * best
+    halves = [
+        calibration.tempered_losses(torch.from_numpy(logits[part]), torch.from_numpy(labels[part].astype(np.int64)))
+        for part in (slice(0, 700), slice(700, 2000))
+    ]
+    torch.testing.assert_close(halves[0] + halves[1], found, rtol=1e-5, atol=0)

@@ -8,15 +8,52 @@ import pytest
 from txclf.metrics import drift
 
 
+def masks(*counts: int) -> np.ndarray:
+    """Return rows with one label each (rows, labels), `counts` of each label."""
+    return np.repeat(np.eye(len(counts), dtype=np.bool_), counts, axis=0)
+
+
 def test_labels_distance_is_the_share_of_rows_that_would_have_to_change() -> None:
-    found = drift.of_labels(np.array([80, 20, 0]), np.array([50, 40, 10]))
+    found = drift.of_labels(masks(80, 20, 0), masks(50, 40, 10))
     assert found.value == pytest.approx(0.3)
     assert found.p_value < 0.001
 
 
 @pytest.mark.parametrize(("known", "new"), [([30, 10], [3, 1]), ([5, 0], [7, 0]), ([0, 0], [3, 1])])
 def test_labels_that_are_distributed_alike_or_unknown_do_not_differ(known: list[int], new: list[int]) -> None:
-    assert drift.of_labels(np.array(known), np.array(new)).p_value > 0.9
+    assert drift.of_labels(masks(*known), masks(*new)).p_value > 0.9
+
+
+def test_labels_that_are_drawn_alike_seldom_differ_although_many_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift, "PERMUTATIONS", 500)
+    shares = 1 / np.arange(1, 78)
+    random, found = np.random.default_rng(0), []
+    for _ in range(60):
+        before, after = (random.multinomial(rows, shares / shares.sum()) for rows in (1000, 50))
+        found.append(drift.of_labels(masks(*before), masks(*after)).p_value)
+    assert sum(p < 0.05 for p in found) <= 7  # 3 are expected; of the chi-squared test 11
+
+
+def test_labels_of_several_a_row_count_by_row() -> None:
+    known, new = np.ones((40, 4), np.bool_), np.ones((40, 4), np.bool_)
+    known[:, 3], new[:, 2] = False, False
+    assert drift.of_labels(known, new, is_multilabel=True) == (1.0, 1 / (drift.PERMUTATIONS + 1))
+    # Labels that always go together are one row of evidence, not five.
+    together = np.repeat(np.arange(40) < 20, 5).reshape(40, 5)
+    fewer = np.repeat(np.arange(10) < 3, 5).reshape(10, 5)
+    found = drift.of_labels(together, fewer, is_multilabel=True)
+    assert found.value == pytest.approx(0.2)
+    assert found.p_value > 0.2
+
+
+def test_unseen_words_of_few_rows_may_be_chance() -> None:
+    known, new = np.tile([1, 10], (100, 1)), np.tile([5, 10], (30, 1))
+    known[::2] = [0, 10]
+    found = drift.of_unseen(known, new)
+    assert found.value == pytest.approx(0.45)
+    assert found.p_value < 0.001
+    assert drift.of_unseen(known, np.array([[1, 10], [1, 10], [0, 10]])).p_value > 0.3
+    assert drift.of_unseen(known, np.array([[0, 10]])).p_value > 0.3
 
 
 def test_lengths_largest_difference_of_shares() -> None:

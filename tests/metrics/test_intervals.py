@@ -9,11 +9,11 @@ from sklearn.metrics import accuracy_score, f1_score
 from txclf.metrics import intervals
 
 
-def answers(rows: int, seed: int, share: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+def answers(rows: int, seed: int, share: float = 0.2, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """Return class ids, and predictions of which about `share` are wrong."""
     draw = np.random.default_rng(seed)
-    labels = draw.integers(0, 4, rows)
-    return labels, np.where(draw.random(rows) < share, draw.integers(0, 4, rows), labels)
+    labels = draw.integers(0, classes, rows)
+    return labels, np.where(draw.random(rows) < share, draw.integers(0, classes, rows), labels)
 
 
 def test_of_scores_values_equal_those_of_scikit_learn() -> None:
@@ -64,6 +64,16 @@ def test_of_scores_interval_covers_the_true_accuracy_as_often_as_promised() -> N
     assert 88 <= sum(one.low <= 0.85 <= one.high for one in found) <= 100  # 0.85 = 1 - 0.2 * 3 / 4
 
 
+def test_of_scores_interval_of_macro_f1_covers_the_true_one_with_many_small_classes() -> None:
+    covered = 0
+    for seed in range(20):
+        labels, predicted = answers(600, seed, classes=150)
+        found = intervals.of_scores(labels, predicted, 150).macro
+        assert found.low < found.value < found.high
+        covered += found.low <= 1 - 0.2 * 149 / 150 <= found.high  # F1 of each class is the accuracy: errors are alike
+    assert covered >= 17
+
+
 def test_record_no_rows_has_no_width() -> None:
     nothing = np.zeros(0, np.int64)
     found = intervals.record(nothing, nothing, nothing, ["a", "b"])
@@ -102,4 +112,4 @@ def test_of_differences_more_comparisons_have_more_resamples(monkeypatch: pytest
     monkeypatch.setattr(intervals, "MAX_DRAWS", 1)
     targets, good, poor = noisy_masks(100, 4, 0.0, 0.5)
     found = [intervals.of_differences(targets, good, poor, 4, comparisons).p_value for comparisons in (1, 9)]
-    assert found == pytest.approx([2 / 200, 2 / 1800])
+    assert found == pytest.approx([2 / 200, 2 / 360])

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoConfig
 
-from tests.helpers.encoders import ALL, write_encoder
+from tests.helpers.encoders import ALL, SIZES, write_encoder
 from txclf.config.sections import Model
 from txclf.core.errors import ConfigError
+from txclf.model.dropout import Dropout
 from txclf.model.pretrained import PretrainedClassifier, read_config, with_sizes
 
 LABELS = ["low", "mid", "high"]
@@ -136,7 +138,7 @@ def test_top_layers_start_again(tmp_path: Path) -> None:
     assert same == [True, True, False]
     new_layer: Any = renewed.blocks[2]
     assert 0.01 < float(new_layer.attention.output.dense.weight.detach().std()) < 0.03
-    with pytest.raises(ConfigError, match=r"`model.reinitialize_layers` \(4\) is more than the 3 layers"):
+    with pytest.raises(ConfigError, match=r"`model.reinitialize_layers` \(4\): the model has only 3 layers"):
         load(folder, reinitialize_layers=4)
 
 
@@ -244,3 +246,30 @@ def test_weights_of_half_precision_become_float32(tmp_path: Path, architecture: 
     again.load_state_dict(loaded.state_dict())
     ids = torch.tensor([[5, 6, 7]])
     torch.testing.assert_close(again.eval()(ids), loaded.eval()(ids), rtol=0, atol=0)
+
+
+def test_frozen_layers_cannot_start_again(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path, "bert")
+    load(folder, freeze=2, reinitialize_layers=1)
+    for freeze in ("encoder", 3):
+        with pytest.raises(ConfigError, match=r"`model\.freeze` would freeze layers with the random weights"):
+            load(folder, freeze=freeze, reinitialize_layers=1)
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_dropout_of_zero_leaves_none(tmp_path: Path, architecture: str) -> None:
+    model = load(write_encoder(tmp_path, architecture), dropout=0.0, attention_dropout=0.0)
+    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout | Dropout)} == {0.0}
+
+
+def test_gradient_checkpointing_that_an_architecture_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`model\.gradient_checkpointing`: .*MPNet.*Remove the key"):
+        load(write_encoder(tmp_path, "mpnet"), gradient_checkpointing=True)
+
+
+def test_depth_of_a_last_norm_is_that_of_the_top_layer() -> None:
+    sizes = {"ffn_dim": 48, "word_embed_proj_dim": 16, "pad_token_id": 0, "num_labels": 3}
+    config: Any = AutoConfig.for_model("opt", **SIZES, **sizes)
+    depths = PretrainedClassifier(config, Model(pretrained="folder")).depths()
+    assert {depths[name] for name in depths if "decoder.final_layer_norm" in name or "project_out" in name} == {3}
+    assert {depths[name] for name in depths if "embed_tokens" in name or "project_in" in name} == {0}

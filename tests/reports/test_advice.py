@@ -59,6 +59,8 @@ def test_overfitting_needs_a_rising_validation_and_a_low_training_loss() -> None
     assert found
     assert "Raise `train.label_smoothing` (now 0), or lower `train.epochs`, on" in found
     assert advice.overfitting(run, validations(0.8, 0.4, 0.41, train_loss=0.01)) is None
+    calibrated = [{"valid_calibrated_loss": 0.4, **line} for line in validations(0.8, 0.4, 0.6, train_loss=0.01)]
+    assert advice.overfitting(run, calibrated) is None
     assert advice.overfitting(run, validations(0.8, 0.4, 0.6, train_loss=0.3)) is None
     assert advice.overfitting(run, validations(0.4, train_loss=0.01)) is None
 
@@ -83,6 +85,15 @@ def test_weaker_than_ngrams_better_or_without_baseline_is_none() -> None:
     assert advice.weaker_than_ngrams(RunConfig(), {"f1_macro": 0.5, "baseline": {"f1_macro": 0.4}}) is None
     assert advice.weaker_than_ngrams(RunConfig(), {"f1_macro": 0.5}) is None
     assert advice.weaker_than_ngrams(RunConfig(), {"bleu": 5.0}) is None
+
+
+def test_weaker_than_ngrams_compares_the_metric_that_ranks_checkpoints() -> None:
+    run = run_config.load(None, ["train.monitor=valid_f1_macro"])
+    linear = {"accuracy": 0.96, "f1_macro": 0.55, "p_value": 0.001, "f1_macro_p_value": 0.2}
+    assert advice.weaker_than_ngrams(run, {"accuracy": 0.95, "f1_macro": 0.72, "baseline": linear}) is None
+    found = advice.weaker_than_ngrams(run, {"accuracy": 0.97, "f1_macro": 0.5, "baseline": linear})
+    assert found
+    assert "macro F1 0.5500 against 0.5000, which may be chance. " in found
 
 
 def test_few_rows_names_the_rarest_label(manifest: Manifest) -> None:

@@ -68,7 +68,7 @@ def test_compared_small_difference_may_be_chance() -> None:
 def test_compared_p_values_of_several_runs_are_corrected() -> None:
     alone, three = compared(10, 18), compared(10, 18, 18)
     assert alone.runs[1].p_value
-    assert three.runs[1].p_value == pytest.approx(2 * alone.runs[1].p_value)
+    assert three.runs[1].p_value == pytest.approx(3 * alone.runs[1].p_value)
     assert plain(compared(10, 12, 60).verdict).endswith("but its difference to 'b' may be chance.")
 
 

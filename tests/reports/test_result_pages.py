@@ -58,10 +58,10 @@ def test_drift_of_rows_that_are_drawn_alike_says_so(run: RunConfig) -> None:
 
 def test_audit_writes_a_page_with_the_map(run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(result_pages, "MAX_POINTS", 50)
-    found = txclf.audit(run.run_folder, folds=2, output=tmp_path)
+    found = txclf.audit(run.run_folder, folds=2, out=tmp_path)
     page = ReportPage(f"{tmp_path}/audit.html")
     result = page.content["result"]
     assert len(result.pop("map")) == 50
     assert result == json.loads(json.dumps(found))
-    assert all(row["text"] in page.text for row in found["most_doubtful"] + found["loneliest"])
+    assert all(row["text"] in page.text for row in found["most_doubtful"] + found["outliers"])
     assert not any(tag in ("img", "b") for tag, _ in page.tags)

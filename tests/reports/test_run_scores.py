@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers import pairs
-from tests.helpers.reports import HOSTILE, ReportPage, copied_run
+from tests.helpers.files import write_csv
+from tests.helpers.reports import HOSTILE, LABELS, ReportPage, copied_run
 from tests.helpers.runs import TINY, go_on
 from txclf import Classifier
 from txclf.artifacts import run_folder
@@ -167,9 +168,38 @@ def test_headline_monitored_metric_is_shown_next_to_the_baselines(run: RunConfig
 
 
 def test_headline_without_scores_is_the_best_validation(run: RunConfig) -> None:
-    state = run_folder.read_run(run.run_folder)
+    state = run_folder.read_run(run.run_folder)._replace(summary=None)
     headline = run_scores.headline(state, [], None)
     assert headline
     assert state.best
     assert (headline.title, headline.value) == ("accuracy", state.best["valid_accuracy"])
     assert run_scores.headline(state._replace(log=[]), [], None) is None
+
+
+def test_headline_of_rows_that_were_trained_on_is_none(run: RunConfig) -> None:
+    state = run_folder.read_run(run.run_folder)
+    settings = run_config.with_overrides(state.run, {"train.train_on_valid": True})
+    begun = state._replace(run=settings, summary=None)
+    assert begun.best is None
+    assert run_scores.headline(begun, [], None) is None
+
+
+def test_headline_and_scores_are_those_of_the_bundle(run: RunConfig) -> None:
+    state = run_folder.read_run(run.run_folder)
+    assert state.summary
+    bundled = {**state.summary, "best": {"valid_loss": 0.5, "valid_accuracy": 0.9}}  # with n-grams: not in the log
+    state = state._replace(summary=bundled)
+    assert state.scores == bundled["best"]
+    headline = run_scores.headline(state, [], None)
+    assert headline
+    assert (headline.value, headline.where) == (0.9, "validation")
+
+
+def test_scored_splits_after_the_scores_of_other_files(run: RunConfig, tmp_path: Path) -> None:
+    folder = copied_run(run, tmp_path)
+    other = write_csv(tmp_path / "other.csv", [(text, LABELS[0]) for text in HOSTILE])
+    found = evaluate.evaluate(folder, [other])
+    content = ReportPage(report.report([folder])).content
+    assert (content["headline"]["where"], content["headline"]["value"]) == ("other files", found["accuracy"])
+    assert content["splits"][0]["id"] == "valid"
+    assert "baseline" in content["splits"][0]["compared"]

@@ -18,13 +18,14 @@ from typing import Any
 
 import pytest
 
+import txclf
 from tests.helpers.serving import TEXTS, TXCLF, Server, counts
 from tests.helpers.waiting import wait_until
 from txclf import Classifier
 from txclf.cli import serve
 from txclf.core.errors import ConfigError
 from txclf.core.signals import StopSignals
-from txclf.serving import connections
+from txclf.serving import connections, settings
 from txclf.serving import serve as service
 from txclf.serving.settings import Limits, Settings
 
@@ -139,9 +140,10 @@ def test_run_with_a_client_that_does_not_read_its_answer_is_false(
 
 
 def test_serve_missing_package_names_its_extra(tiny_bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "PACKAGES", ("fastapi", "not_installed_here"))
-    with pytest.raises(ConfigError, match=r"`not_installed_here`: pip install 'txclf\[serve\]'"):
-        serve.serve(tiny_bundle)
+    monkeypatch.setattr(settings, "PACKAGES", ("fastapi", "not_installed_here"))
+    for start in (serve.serve, txclf.serve):
+        with pytest.raises(ConfigError, match=r"`not_installed_here`\. Run `pip install 'txclf\[serve\]'`"):
+            start(tiny_bundle)
 
 
 def test_serve_on_ray_limits_time_and_queue(tiny_bundle: str) -> None:

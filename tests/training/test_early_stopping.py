@@ -9,7 +9,7 @@ from txclf.training.early_stopping import out_of_patience
 
 
 def history(*losses: float) -> list[dict[str, float]]:
-    return [{"step": step, "valid_loss": loss} for step, loss in enumerate(losses)]
+    return [{"step": step, "valid_calibrated_loss": loss} for step, loss in enumerate(losses)]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 import txclf
 from tests.helpers.encoders import make_run, write_encoder
+from tests.helpers.files import write_csv
 from txclf.config.run_config import RunConfig
 from txclf.data import shards
 from txclf.metrics.multiclass import short_scores
@@ -104,7 +106,6 @@ def test_bundle_of_a_head_trained_on_vectors_answers_texts(tmp_path: Path, data:
     "words",
     [
         ["model.freeze=2"],
-        ["model.reinitialize_layers=1"],
         ["train.token_dropout=0.1"],
         ["data.truncation=windows"],
         ["compute.strategy=fsdp"],
@@ -123,3 +124,11 @@ def test_vectors_and_teacher_go_together(tmp_path: Path, data: str) -> None:
     summary = txclf.distill(f"{first.run_folder}/model", second)
     folders = {path.name.partition("-")[0] for path in Path(summary.prepared).iterdir() if path.is_dir()}
     assert {"encoded", "teacher"} <= folders
+
+
+def test_pooling_is_found_with_the_longest_rows(tmp_path: Path) -> None:
+    letters = [(letter, "pos" if number % 2 else "neg") for number, letter in enumerate(string.ascii_letters)]
+    data = write_csv(tmp_path / "rows.csv", [*letters, ("the quick brown fox", "pos")])
+    words = [*FROZEN, "train.batch_size=4", "data.valid_fraction=0.1"]
+    config = settled(make_run(tmp_path, data, write_encoder(tmp_path / "encoder", "gpt2"), *words))
+    assert encoded_rows._pooling(config, encoded_rows._network(config)) == "last"

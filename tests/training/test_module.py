@@ -17,6 +17,7 @@ from tests.helpers.modules import DRAW, LISTS, make_run
 from txclf.config.run_config import RunConfig
 from txclf.data.batches import TokenRows
 from txclf.data.sampler import micro_batches, rank_share, scoring_batches
+from txclf.metrics import calibration
 from txclf.training.lr_schedule import learning_rate_factor
 from txclf.training.module import ClassifierModule
 
@@ -62,7 +63,8 @@ def test_training_step_parts_sum_to_the_mean_of_the_batch(
     ]
     whole = rows.batch(batch)
     logits, labels = module.model(whole["input_ids"], whole["mask"]), whole["labels"]
-    expected = F.cross_entropy(logits, labels, weight, reduction="none", label_smoothing=smoothing).sum() / size
+    each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    expected = (each if weight is None else weight[labels] * each).sum() / size
     total = torch.stack(losses).sum()
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
     assert module.step_loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -135,11 +137,14 @@ def test_validation_scores_all_rows_together(size: int) -> None:
         trainer.validate(module, DataLoader(batches, batch_size=None), verbose=False)
         whole = rows.batch(np.arange(30))
         with torch.no_grad():
-            probabilities = module.model(whole["input_ids"], whole["mask"]).softmax(dim=1).double().numpy()
+            logits = module.model(whole["input_ids"], whole["mask"]).double()
+        probabilities = logits.softmax(dim=1).numpy()
         predicted = probabilities.argmax(axis=1)
         found = module.valid_metrics
         assert found["valid_rows"] == 30
         assert found["valid_loss"] == pytest.approx(log_loss(rows.labels, probabilities), rel=1e-5)
+        losses = [log_loss(rows.labels, (logits / t).softmax(dim=1).numpy()) for t in calibration.TEMPERATURES]
+        assert found["valid_calibrated_loss"] == pytest.approx(min(losses), rel=1e-5)
         assert found["valid_accuracy"] == pytest.approx((predicted == rows.labels).mean())
         assert found["valid_f1_macro"] == pytest.approx(f1_score(rows.labels, predicted, average="macro"))
 

@@ -16,7 +16,7 @@ from tests.helpers.modules import LISTS, make_run
 from txclf.data.batches import TokenRows
 from txclf.data.labels import targets
 from txclf.data.sampler import micro_batches, rank_share, scoring_batches
-from txclf.metrics import binned
+from txclf.metrics import binned, calibration
 from txclf.training.module_multilabel import MultilabelModule
 
 DRAW = np.random.default_rng(1)
@@ -63,7 +63,7 @@ def test_training_step_parts_sum_to_the_mean_of_the_batch(
     p, y = module.model(whole["input_ids"], whole["mask"]).sigmoid(), targets(whole["labels"], 4)
     weight = torch.ones(4) if weights is None else torch.tensor(weights)
     s = y * (1 - smoothing) + smoothing / 2
-    each = -(weight * s * p.log() + (1 - s) * (1 - p).log())
+    each = -torch.where(y > 0, weight, 1.0) * (s * p.log() + (1 - s) * (1 - p).log())
     expected = (torch.where(y > 0, 1 - p, p) ** gamma * each).mean(dim=1).sum() / 17
     total = torch.stack(losses).sum()
     assert total.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -98,6 +98,9 @@ def test_validation_scores_all_rows_together(size: int) -> None:
         assert found["valid_rows"] == 30
         probabilities = logits.sigmoid().double().numpy()
         assert found["valid_loss"] == pytest.approx(log_loss(truth.ravel(), probabilities.ravel()), rel=1e-5)
+        scaled = [(logits.double() / t).sigmoid().numpy().ravel() for t in calibration.TEMPERATURES]
+        losses = [log_loss(truth.ravel(), each) for each in scaled]
+        assert found["valid_calibrated_loss"] == pytest.approx(min(losses), rel=1e-5)
         assert found["valid_subset_accuracy"] == pytest.approx((given == truth).all(axis=1).mean())
         # In cells of 1/64 of a logit, in which more scores are equal.
         cells = binned.cells(logits).numpy()

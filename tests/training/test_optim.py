@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.helpers.modules import make_run
+from txclf.config.sections import Model
 from txclf.config.train import Train
 from txclf.model.classifier import TransformerClassifier
 from txclf.training.optim import parameter_groups, restore_optimizer
@@ -42,3 +43,13 @@ def test_restore_optimizer_loads_moments_and_keeps_the_settings_of_the_run() -> 
     restore_optimizer(optimizer, donor.state_dict())
     assert torch.equal(optimizer.state[parameter]["exp_avg"], donor.state[parameter]["exp_avg"])
     assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]) == (0.3, 0.01)
+
+
+def test_parameter_groups_are_the_same_whatever_the_rates() -> None:
+    model = TransformerClassifier(Model(num_layers=2, hidden_size=8, num_heads=2, intermediate_size=8), 50, 3, 16)
+    for decay in (1.0, 0.5):
+        sizes = []
+        for rate, head in ((1e-3, 2e-3), (1e-3, 1e-3), (2e-3, 1e-3)):
+            groups = parameter_groups(model, Train(learning_rate=rate, head_learning_rate=head, layer_decay=decay))
+            sizes.append([len(group["params"]) for group in groups])
+        assert sizes[0] == sizes[1] == sizes[2]

@@ -46,7 +46,7 @@ def test_run_learns_from_unlabelled_texts_and_says_what_it_brought(tmp_path: Pat
     assert effect.value is not None
     assert effect.value_from_scratch is not None
     assert effect.kept == (effect.value <= effect.value_from_scratch)
-    best = min(line["valid_loss"] for line in lines(run) if "valid_loss" in line)
+    best = min(line["valid_calibrated_loss"] for line in lines(run) if "valid_loss" in line)
     assert best == min(effect.value, effect.value_from_scratch)  # the log is that of the bundled model
     assert Classifier.load(f"{run.run_folder}/model").labels == ["neg", "pos"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -187,6 +188,21 @@ def test_as_resumed_more_epochs_keep_the_recipe_of_the_run() -> None:
     assert longer.train.betas == saved.train.betas
     assert longer.model == saved.model
     assert resume.as_resumed(run, saved).train == saved.train
+
+
+def test_as_resumed_run_keeps_the_metric_that_ranked_its_checkpoints() -> None:
+    saved = run_config.load(None, ["train.monitor=valid_loss"])  # the default of an earlier version
+    run = run_config.load(None, [])
+    assert resume.as_resumed(run, saved).train.monitor == "valid_loss"
+    resume.require_kept(run, saved, "run.yaml")
+    with pytest.raises(ConfigError, match=r"differs in `train\.monitor` \(valid_loss, now valid_accuracy\)"):
+        resume.require_kept(run_config.load(None, ["train.monitor=valid_accuracy"]), saved, "run.yaml")
+
+
+def test_documented_keys_that_may_change_are_all() -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/train.md").read_text()
+    sentence = " ".join(page.partition("must equal those of `run.yaml`.")[2].partition("may change")[0].split())
+    assert set(re.findall(r"`train\.(\w+)`", sentence)) == set(resume.CHANGEABLE)
 
 
 def test_require_extendable_after_early_stopping_raises() -> None:

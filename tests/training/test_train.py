@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tests.helpers.files import make_rows, write_csv
 from tests.helpers.runs import go_on, lines, losses, stopped_at, tiny, trained
 from txclf import Classifier
-from txclf.artifacts import checkpoints
+from txclf.artifacts import checkpoints, run_folder
 from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -300,7 +300,10 @@ def test_train_on_valid_uses_the_validation_rows(tmp_path: Path, data: str, wind
     ]
     run, summary = trained(tmp_path, data, *words, f"data.shuffle_window={window}")
     assert summary.steps == 6 * (300 // 16)
-    assert summary.best_step == summary.steps
+    assert (summary.best_step, summary.best) == (summary.steps, {})
+    state = run_folder.read_run(run.run_folder)
+    assert (state.best, state.scores) == (None, {})
+    assert summary.model == f"{run.run_folder}/model"
     (*_, last) = checkpoints.committed(f"{run.run_folder}/checkpoints")
     description = json.loads(Path(run.run_folder, "model/model.json").read_text())
     assert description["rows"] == {"train": 300}

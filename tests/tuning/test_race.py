@@ -29,6 +29,28 @@ def test_search_keeps_what_the_run_file_says_of_searches() -> None:
     assert (run.tune.metric, run.tune.max_concurrent, run.tune.trials) == ("valid_accuracy", 1, race.TRIALS)
 
 
+def test_search_keeps_the_keys_of_the_run_file() -> None:
+    words = ["data.train=a.csv", "train.learning_rate=0.002", "model.ngrams=false", "tune.scheduler={kind: fifo}"]
+    run = race.search(run_config.load(None, words), "10m")
+    assert (run.train.learning_rate, run.model.ngrams, run.tune.scheduler.kind) == (0.002, False, "fifo")
+    assert set(run.tune.space) == {"model.hidden_size"}
+    with pytest.raises(ConfigError, match=r"sets all that is searched, train\.learning_rate and model\.hidden_size"):
+        race.search(run_config.load(None, [*words, "model.hidden_size=64"]), "10m")
+
+
+def test_search_tries_the_kinds_that_fit_the_run_file(tmp_path: Path) -> None:
+    write_encoder(tmp_path / "small", "bert")
+    frozen = ["data.train=a.csv", "model.pretrained=org/large", "model.freeze=2"]
+    run = race.search(run_config.load(None, frozen), "10m", str(tmp_path))
+    assert run.tune.space["model.pretrained"].choice == ("org/large", str(tmp_path / "small"))
+    notes: list[str] = []
+    race.search(run_config.load(None, frozen), "10m", str(tmp_path), notes.append)
+    assert [note.partition(":")[0] for note in notes] == ["not tried"]
+    for word, key in (("train.pretrain_epochs=2", "pretrain_epochs"), ("model.num_layers=2", "num_layers")):
+        with pytest.raises(ConfigError, match=key):
+            race.search(run_config.load(None, ["data.train=a.csv", word]), "10m", str(tmp_path))
+
+
 def test_search_tries_each_encoder_with_its_recipe_first(tmp_path: Path) -> None:
     for name in ("small", "large"):
         write_encoder(tmp_path / name, "bert")

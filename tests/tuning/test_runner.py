@@ -46,7 +46,7 @@ def test_histories_leave_out_trials_whose_validations_nobody_has_judged(tmp_path
     for trial in both:
         log = Path(trials.folder(run.run_folder, trial.number), "metrics.jsonl")
         log.parent.mkdir(parents=True)
-        log.write_text('{"step": 7, "epoch": 1.0, "valid_loss": 0.5}\n')
+        log.write_text('{"step": 7, "epoch": 1.0, "valid_loss": 0.5, "valid_calibrated_loss": 0.5}\n')
     results = [trials.result(run.run_folder, trial, trials.metric(run)) for trial in both]
     assert [*runner._histories(run, results, both)] == [1]
 

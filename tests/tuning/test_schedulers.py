@@ -53,7 +53,7 @@ def decisions(run: RunConfig, order: list[int], broken_after: int | None) -> lis
         if number not in known:
             known[number] = RayTrial(number, f"session{broken_after and count >= broken_after}")
             made.on_trial_add(CONTROLLER, known[number])  # type: ignore[arg-type]
-        entry = {"epoch": len(history) + 1.0, "valid_loss": -float(curves[number, len(history)])}
+        entry = {"epoch": len(history) + 1.0, "valid_calibrated_loss": -float(curves[number, len(history)])}
         histories[number] = [*history, entry]
         action = made.on_trial_result(CONTROLLER, known[number], entry)  # type: ignore[arg-type]
         said.append((number, entry["epoch"], str(action)))
@@ -106,7 +106,7 @@ def test_optuna_resumes_with_its_earlier_trials(tmp_path: Any) -> None:
             found.append(given["trial"])
             name = f"ray-{given['trial']['number']}"
             made.asked[name] = made.asked.pop(next(iter(made.asked)))
-            result = {"valid_loss": best_of(found[-1]["settings"])}
+            result = {"valid_calibrated_loss": best_of(found[-1]["settings"])}
             if len(found) % 2:
                 made.on_trial_result(name, result)
                 made.on_trial_complete(name)

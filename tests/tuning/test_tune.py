@@ -18,12 +18,12 @@ from ray.tune import ExperimentAnalysis, ResultGrid
 
 from tests.helpers.ray_processes import workers_of_ray
 from tests.helpers.runs import TINY, lines
+from tests.helpers.searches import summary_of
 from tests.helpers.waiting import PATIENCE_S, wait_until
 from txclf import Classifier
 from txclf.artifacts import attempts, checkpoints, trials
 from txclf.artifacts.trials import Trial
-from txclf.config import recipes, run_config
-from txclf.config.dotted import changed, flatten_dotted
+from txclf.config import run_config
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ClusterError, ConfigError
 from txclf.data.prepare import prepare
@@ -63,14 +63,6 @@ def open_and_close(run: RunConfig, resume: bool = False) -> None:
         pass
 
 
-def summary_of(winner: int, settings: dict[str, Any]) -> Search:
-    """Return the summary of a finished search."""
-    rest = {"epochs": 3.0, "epochs_to_the_end": 3.0, "importance": {}, "seconds": 1.0, "best": {"valid_accuracy": 0.9}}
-    counts = {"trials": 4, "finished": 4, "stopped": 0, "failed": 0}
-    known = {"version": "0", "metric": "valid_accuracy", "winner": winner, "settings": settings}
-    return Search.model_validate({**known, **counts, **rest})
-
-
 def told(run: RunConfig) -> list[tuple[int, str, dict[str, Any], float]]:
     """Of each trial: its number, how it ended, its settings, its best."""
     metric = trials.metric(run)
@@ -88,7 +80,11 @@ def test_tune_writes_tables_a_run_file_and_a_model(tmp_path: Path, data: str) ->
     table = pq.read_table(f"{run.run_folder}/trials.parquet").to_pylist()
     assert sorted(row["trial"] for row in table) == list(range(6))
     assert table[0]["trial"] == found.winner
-    assert table[0]["best_valid_loss"] == min(row["best_valid_loss"] for row in table) == found.best["valid_loss"]
+    assert (
+        table[0]["best_valid_calibrated_loss"]
+        == min(row["best_valid_calibrated_loss"] for row in table)
+        == found.best["valid_calibrated_loss"]
+    )
     stopped = [row for row in table if row["state"] == "stopped"]
     assert all(row["epochs"] in (1.0, 3.0) for row in stopped)
     assert Classifier.load(f"{run.run_folder}/model")(["a good film"])[0].label in ("neg", "pos")
@@ -96,7 +92,7 @@ def test_tune_writes_tables_a_run_file_and_a_model(tmp_path: Path, data: str) ->
     # The winner's run file does what the winner did, here without Ray and a search.
     best = run_config.load(f"{run.run_folder}/best.yaml")
     summary = train(best, prepare(best), lambda progress: False)
-    assert summary.best["valid_loss"] == pytest.approx(found.best["valid_loss"], rel=1e-6)
+    assert summary.best["valid_calibrated_loss"] == pytest.approx(found.best["valid_calibrated_loss"], rel=1e-6)
     assert summary.best_step == table[0]["best_step"]
     # Calibrated the same: here on two cores, there in a worker, so the last digits may differ.
     calibration = Classifier.load(f"{run.run_folder}/model").metadata.calibration
@@ -110,27 +106,6 @@ def test_tune_writes_tables_a_run_file_and_a_model(tmp_path: Path, data: str) ->
     assert not Path(run.run_folder, tune.SUMMARY).exists()
 
 
-def test_refit_run_trains_the_winner_with_what_its_rows_settled(tmp_path: Path) -> None:
-    given = {"storage": str(tmp_path), "name": "search", "train": {"monitor": "valid_accuracy"}}
-    run = run_config.parse({**given, "data": {"train": "a.csv"}, "tune": {"space": RATES}})
-    settings = {"train.learning_rate": 1e-3}
-    trials.write(run.run_folder, Trial(number=3, settings=settings))
-    found = [(5, 0.5), (10, 0.9), (15, 0.8)]
-    logged = [{"step": n, "epoch": n / 5, "valid_loss": n, "valid_accuracy": value} for n, value in found]
-    Path(trials.folder(run.run_folder, 3), "metrics.jsonl").write_text("\n".join(map(json.dumps, logged)) + "\n")
-    best = recipes.with_recipe(trials.trial_config(run, settings), rows=5452, labels=6)
-    Path(run.run_folder, tune.BEST).write_text(run_config.dump(best))
-    again = tune.refit_run(run, summary_of(winner=3, settings=settings), workers=2)
-    assert changed(flatten_dotted(best.model_dump()), flatten_dotted(again.model_dump())).keys() == {
-        "name",
-        "train.epochs",
-        "train.train_on_valid",
-        "model.ngrams",
-        "compute.workers",
-    }
-    assert (again.name, again.train.epochs, again.train.token_dropout) == ("search-refit-0003", 2, 0.3)
-
-
 def check_ray_results(run: RunConfig, found: Search) -> None:
     """Check Ray Tune's results of a search, in memory and from its kept folder."""
     table = {row["trial"]: row for row in pq.read_table(f"{run.run_folder}/trials.parquet").to_pylist()}
@@ -138,16 +113,16 @@ def check_ray_results(run: RunConfig, found: Search) -> None:
     for grid in (found.grid, ResultGrid(kept)):
         assert grid is not None
         assert len(grid) == 6
-        best = grid.get_best_result("valid_loss", "min", scope="all")
+        best = grid.get_best_result("valid_calibrated_loss", "min", scope="all")
         assert best.metrics
         number = found.winner
         assert best.metrics["run_folder"] == trials.folder(run.run_folder, number)
         assert best.metrics["epoch"] == table[number]["epochs"]
-        assert {"step", "valid_accuracy", "valid_f1_macro", "valid_loss"} <= set(best.metrics)
+        assert {"step", "valid_accuracy", "valid_f1_macro", "valid_calibrated_loss"} <= set(best.metrics)
         assert best.config == {"trial": number, **found.settings}
-        shown = grid.get_dataframe(filter_metric="valid_loss", filter_mode="min")
+        shown = grid.get_dataframe(filter_metric="valid_calibrated_loss", filter_mode="min")
         for row in shown.to_dict("records"):
-            assert row["valid_loss"] == table[row["config/trial"]]["best_valid_loss"]
+            assert row["valid_calibrated_loss"] == table[row["config/trial"]]["best_valid_calibrated_loss"]
             assert row["config/train.learning_rate"] == table[row["config/trial"]]["train.learning_rate"]
     assert "grid" not in json.loads(Path(run.run_folder, "search.json").read_text())
 
@@ -347,7 +322,7 @@ def test_tune_stopped_before_the_first_trial_raises_interrupted(tmp_path: Path, 
 
 
 REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
-    ({"mode": "max"}, [], "`tune.mode: max` of `valid_loss` looks for the worst"),
+    ({"mode": "max"}, [], "`tune.mode: max` of `valid_calibrated_loss` looks for the worst"),
     ({"scheduler": {"kind": "pbt"}, "max_concurrent": 2}, [], "a population is trained as a whole"),
     ({}, ["train.train_on_valid=true"], "trials are compared on the validation rows"),
     ({}, ["compute.workers=[1, 2]"], "needs a fixed number of workers"),
@@ -374,6 +349,14 @@ def test_opened_impossible_search_raises_and_writes_nothing(
     with pytest.raises(ConfigError, match=message):
         open_and_close(run)
     assert not Path(run.run_folder).exists()
+
+
+def test_check_population_of_a_frozen_encoder_keeps_its_vectors() -> None:
+    space = {"train.token_dropout": {"choice": [0.0, 0.1]}}
+    model = {"pretrained": "folder", "freeze": "encoder"}
+    run = run_config.parse({"model": model, "tune": {"scheduler": {"kind": "pbt"}, "space": space}})
+    with pytest.raises(ConfigError, match="`pbt` changes it later"):
+        tune.check(run)
 
 
 def test_opened_taken_folder_raises(tmp_path: Path, data: str) -> None:

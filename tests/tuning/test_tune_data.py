@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.encoders import write_encoder
+from tests.helpers.files import write_csv
 from tests.helpers.runs import tiny
 from txclf.artifacts import trials
 from txclf.artifacts.trials import Trial
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError, DataError
-from txclf.training.train import recorded_encoder, train
+from txclf.training.train import check_folder, recorded_encoder, train
 from txclf.tuning import tune
 
 
@@ -58,3 +59,17 @@ def test_opened_search_that_cannot_be_prepared_can_be_started_again(tmp_path: Pa
         tune.prepare_all(run, print)
     with tune.opened(search(tmp_path, data)) as run:
         assert len(tune.prepare_all(run, print)) == 1
+
+
+def test_rows_without_labels_need_a_trial_that_learns_from_them(tmp_path: Path, data: str) -> None:
+    more = write_csv(tmp_path / "more.csv", [(f"more text {number}",) for number in range(20)], header=["text"])
+    unlabelled = f"data.unlabelled={more}"
+    with pytest.raises(ConfigError, match=r"`data\.unlabelled`: rows without labels need"):
+        tune.prepare_all(search(tmp_path / "runs", data, unlabelled), print)
+    space = "tune.space={train.pretrain_epochs: {choice: [0, 1]}}"
+    run = search(tmp_path / "runs", data, unlabelled, space)
+    assert len(tune.prepare_all(run, print)) == 1
+    check_folder(trials.run_of(run, 0, {"train.pretrain_epochs": 0}), resume=False, is_refit=True)
+    copies = "tune.space={data.altered_copies: {choice: [0, 2]}}"
+    with pytest.raises(ConfigError, match=r"`data\.altered_copies`: rows without labels need a teacher"):
+        tune.prepare_all(search(tmp_path / "runs", data, copies, "tune.search=grid"), print)

@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from txclf.config.base import direction
 from txclf.core import storage
 from txclf.core.errors import StorageError
 
@@ -184,7 +185,7 @@ def remove_after(folder: str, step: int) -> None:
 
 def better(monitor: str, value: float, other: float) -> bool:
     """Return True if `value` of `monitor` is better than `other`: lower for a loss, higher for other metrics."""
-    return value < other if monitor == "valid_loss" else value > other
+    return value < other if direction(monitor) == "min" else value > other
 
 
 def best(entries: Sequence[Mapping[str, float]], monitor: str) -> int:
@@ -198,7 +199,7 @@ def best(entries: Sequence[Mapping[str, float]], monitor: str) -> int:
 
 def ranked(checkpoints: Sequence[Checkpoint], monitor: str) -> list[Checkpoint]:
     """Return the validated checkpoints, best first, the earlier of equals first."""
-    sign = 1.0 if monitor == "valid_loss" else -1.0
+    sign = 1.0 if direction(monitor) == "min" else -1.0
     validated = [checkpoint for checkpoint in checkpoints if monitor in checkpoint.metrics]
     return sorted(validated, key=lambda checkpoint: (sign * checkpoint.metrics[monitor], checkpoint.step))
 

@@ -48,13 +48,23 @@ class RunState(NamedTuple):
     @property
     def has_test(self) -> bool:
         """True if the run has a test split."""
-        return "test" in self.manifest.splits if self.manifest else self.run.data.test is not None
+        return self.manifest is not None and "test" in self.manifest.splits
 
     @property
     def best(self) -> dict[str, float] | None:
-        """Best validation by `train.monitor`; None without one."""
+        """Best validation by `train.monitor`; None without one, or if the model was trained on the validation rows."""
+        if self.run.train.train_on_valid:
+            return None
         validations = [line for line in self.validations if self.run.train.monitor in line]
         return validations[checkpoints.best(validations, self.run.train.monitor)] if validations else None
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Validation metrics of the bundle, or of the best validation of a run that is not finished; empty without."""
+        if self.run.train.train_on_valid:  # of which summaries of earlier versions have scores
+            return {}
+        found = self.summary["best"] if self.summary else self.best or {}
+        return {name: value for name, value in found.items() if name.startswith("valid_") and name != "valid_rows"}
 
 
 def kind(path: str) -> Kind | None:

@@ -64,8 +64,8 @@ def _create(folder: str) -> bool:
     return True
 
 
-def _path(run: RunConfig, stem: str, number: int, *names: str) -> str:
-    return storage.join(run.storage, f"{stem}-{number}", *names)
+def _path(run: RunConfig, stem: str, number: int) -> str:
+    return storage.join(run.storage, f"{stem}-{number}")
 
 
 def _renamed(run: RunConfig, stem: str, number: int) -> RunConfig:

@@ -25,6 +25,7 @@ from pydantic import BaseModel
 
 from txclf.artifacts import checkpoints, metric_logger
 from txclf.config import run_config
+from txclf.config.base import direction
 from txclf.config.dotted import Settings
 from txclf.config.run_config import RunConfig
 from txclf.config.search_space import Tune
@@ -173,7 +174,7 @@ def ranked(results: Sequence[Result], monitor: str) -> list[Result]:
 
     Trials without a validation come last.
     """
-    sign = 1.0 if monitor == "valid_loss" else -1.0
+    sign = 1.0 if direction(monitor) == "min" else -1.0
     return sorted(
         results,
         key=lambda each: (math.inf if math.isnan(each.best) else sign * each.best, each.best_step, each.trial.number),
@@ -235,7 +236,7 @@ def importance(run: RunConfig, results: Sequence[Result]) -> dict[str, float]:
         values[number] = history[checkpoints.best(history, monitor)][monitor]
     if len(set(values.values())) < 2:
         return {}
-    study = optuna.create_study(direction="minimize" if monitor == "valid_loss" else "maximize")
+    study = optuna.create_study(direction="minimize" if direction(monitor) == "min" else "maximize")
     distributions = {key: distribution(run.tune, key) for key in keys}
     for number, each in settings.items():
         params = {key: encoded(run.tune, key, each[key]) for key in keys}

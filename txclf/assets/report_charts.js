@@ -11,7 +11,7 @@ const percent = (value) => (100 * value).toFixed(1) + " %";
 const figure = (value) => value === null || value === undefined ? "–" : typeof value !== "number" ? String(value)
   : Number.isInteger(value) ? value.toLocaleString("en") : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en")
   : Math.abs(value) >= 1e-3 || value === 0 ? value.toFixed(4) : value.toExponential(2);
-const titles = { valid_loss: "validation loss", train_loss: "training loss", valid_accuracy: "accuracy", valid_f1_macro: "macro F1",
+const titles = { valid_loss: "validation loss", valid_calibrated_loss: "after calibration", train_loss: "training loss", valid_accuracy: "accuracy", valid_f1_macro: "macro F1",
   valid_f1_micro: "micro F1",
   valid_map: "mean average precision", tokens_per_second: "tokens per second", data_share: "share of time waiting for data", learning_rate: "learning rate" };
 const title = (name) => titles[name] || name.replace(/^valid_/, "").replace(/_/g, " ");

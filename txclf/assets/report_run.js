@@ -8,12 +8,12 @@ function learning() {
     const found = Object.values(points).flat().find((p) => p[0] === best);
     return { shapes: found ? [verticalLine(found[Number(document.getElementById("axis").value)])] : [] };
   };
-  const otherMetrics = ["train_loss", "valid_loss", "learning_rate", "tokens_per_second", "data_share", "valid_perplexity"];
+  const otherMetrics = ["train_loss", "valid_loss", "valid_calibrated_loss", "learning_rate", "tokens_per_second", "data_share", "valid_perplexity"];
   const scores = Object.keys(points).filter((name) => name.startsWith("valid_") && !otherMetrics.includes(name));
   const add = (id, names, heading, more = () => ({})) => {
     if (names.some((name) => points[name])) charts[id] = (element) => curve(element, heading, pick(names), more());
   };
-  add("loss", ["train_loss", "valid_loss"], "Loss", marked);
+  add("loss", ["train_loss", "valid_loss", "valid_calibrated_loss"], "Loss", marked);
   add("scores", scores, "Validation", marked);
   add("rate", ["learning_rate"], "Learning rate", () => ({ yaxis: { tickformat: "~g" }, showlegend: false }));
   add("speed", ["tokens_per_second"], "Tokens per second", () => ({ yaxis: { rangemode: "tozero" }, showlegend: false }));

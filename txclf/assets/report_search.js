@@ -96,7 +96,7 @@ function comparison() {
     right?.addEventListener("change", apply);
   }
   const names = [...new Set(content.runs.flatMap((run) => Object.keys(run.curves.points)))];
-  const preferred = ["valid_loss", "valid_accuracy", "valid_f1_macro", "train_loss", "learning_rate", "tokens_per_second", "data_share"];
+  const preferred = ["valid_calibrated_loss", "valid_loss", "valid_accuracy", "valid_f1_macro", "train_loss", "learning_rate", "tokens_per_second", "data_share"];
   const order = [...preferred.filter((name) => names.includes(name)), ...names.filter((name) => !preferred.includes(name))];
   for (const name of order) {
     const element = document.createElement("div");

@@ -39,14 +39,14 @@ from txclf.ngrams.linear import Floats
 FOLDER, SUSPECTS, ROWS = "audit", "suspects.csv", "rows.csv"
 SPLITS = ("train", "valid")
 MAX_ROWS = 1_000_000
-"""Most rows of a split to audit: the first ones, which are drawn at random."""
+"""Max rows of a split to audit: the first ones, which are drawn at random."""
 MAX_MAPPED = fitting.MAX_ROWS
 """Rows of which it is found how they are learned, and how near the next training row is."""
-LONELY = 0.1
+OUTLIER = 0.1
 """Similarity to the nearest training row below which a row is like none."""
 MAX_SHOWN = 10
 """Rows and pairs of labels in the summary."""
-LABEL, TWIN, NEAR = "label", "twin", "near-duplicate"
+LABEL, DUPLICATE, NEAR = "label", "duplicate", "near-duplicate"
 """Kinds of suspects: doubted by the models; other labels have the same text; other labels have nearly the same one."""
 
 Ints = npt.NDArray[np.int64]
@@ -104,25 +104,26 @@ def audit(
     run_folder: str | os.PathLike[str],
     *,
     folds: int = 5,
-    output: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Audit the labels of the training and validation rows of a run, write the csv files and return a summary.
 
-    `output` is their folder, by default `audit` in the run folder. `report` receives the number of folds done, and of
+    `out` is their folder, by default `audit` in the run folder. `report` receives the number of folds done, and of
     all folds.
 
-    Raises `ConfigError` for fewer than 2 folds, if the folder is not a run, for a task without labels, and if
-    corrections have been filled into an earlier `suspects.csv`. Raises `DataError` if the prepared data are gone or
-    have too few texts.
+    Raises `ConfigError` for fewer than 2 folds, if the folder is not a run, for a task without labels, for labels that
+    contain `data.label_delimiter`, and if corrections have been filled into an earlier `suspects.csv`. Raises
+    `DataError` if the prepared data are gone or have too few texts.
     """
     if folds < 2:
-        raise ConfigError(f"`folds`: expected 2 or more, found {folds}.")
+        raise ConfigError(f"`folds`: expected 2 or more, found {folds}. Pass 5, for example.")
     folder = storage.path_text(run_folder)
     state = _state(folder)
-    target = storage.absolute(storage.path_text(output)) if output is not None else storage.join(state.folder, FOLDER)
+    target = storage.absolute(storage.path_text(out)) if out is not None else storage.join(state.folder, FOLDER)
     suspects = storage.join(target, SUSPECTS)
     _require_unfilled(suspects)
+    _require_joinable(state)
     audited = _audited(state, _rows(state), folds, report)
     join = state.run.data.label_delimiter.join
     columns = _suspect_columns(audited, join)
@@ -155,7 +156,7 @@ def _require_unfilled(path: str) -> None:
     """Raise `ConfigError` if a person has filled corrections into a file that would be replaced."""
     if storage.exists(path) and corrections.is_filled_in(path):
         raise ConfigError(
-            f"`{path}`: corrections are filled in, and this audit would replace the file. Rename it, or pass --output "
+            f"`{path}`: corrections are filled in, and this audit would replace the file. Rename it, or pass --out "
             "with another folder."
         )
 
@@ -205,7 +206,7 @@ def _audited(state: RunState, rows: Rows, folds: int, report: Callable[[int, int
     texts = np.unique(hashes, return_inverse=True)[1]
     conflicts = {
         kind: _mark_conflicts(kind, numbers, given, suggested, kinds)
-        for kind, numbers in ((TWIN, texts), (NEAR, groups))
+        for kind, numbers in ((DUPLICATE, texts), (NEAR, groups))
     }
     mapped = min(len(given), MAX_MAPPED)
     return Audited(
@@ -264,7 +265,7 @@ def _mark_conflicts(
     """Mark the rows whose labels differ from those of other rows of their group, and count these groups.
 
     In a group, the rows without its most frequent answer are marked, and that answer is suggested. If several are
-    equally frequent, all rows are marked. A row that is marked as a twin is not marked as a near-duplicate.
+    equally frequent, all rows are marked. A row that is marked as a duplicate is not marked as a near-duplicate.
     """
     members: dict[int, list[int]] = defaultdict(list)
     for i in np.flatnonzero(np.bincount(groups)[groups] > 1).tolist():
@@ -277,7 +278,7 @@ def _mark_conflicts(
         count += 1
         is_tied = votes[0][1] == votes[1][1]
         for i in rows:
-            if TWIN in kinds[i] or (given[i] == votes[0][0] and not is_tied):
+            if DUPLICATE in kinds[i] or (given[i] == votes[0][0] and not is_tied):
                 continue
             kinds[i].append(kind)
             if not is_tied:
@@ -285,6 +286,18 @@ def _mark_conflicts(
             elif suggested[i] == given[i]:
                 suggested[i] = next(answer for answer, _ in votes if answer != given[i])
     return count
+
+
+def _require_joinable(state: RunState) -> None:
+    """Raise `ConfigError` if the delimiter between the labels of a row is part of a label."""
+    assert state.manifest
+    delimiter = state.run.data.label_delimiter
+    wrong = next((label for label in state.manifest.labels if delimiter in label), None)
+    if state.run.task_spec.is_multilabel and wrong is not None:
+        raise ConfigError(
+            f"`{shown(wrong)}`: the label contains `data.label_delimiter` ({delimiter}), so a csv file cannot hold the "
+            "labels of a row. Train with another `data.label_delimiter`."
+        )
 
 
 def _suspect_columns(audited: Audited, join: Callable[[Answer], str]) -> dict[str, list[Any]]:
@@ -335,15 +348,15 @@ def _write(path: str, columns: dict[str, list[Any]]) -> None:
 
 
 def _summary(audited: Audited, columns: dict[str, list[Any]], join: Callable[[Answer], str]) -> dict[str, Any]:
-    """Return the counts, the most frequent pairs of labels, and the most doubtful, ambiguous and lonely rows."""
+    """Return the counts, the most frequent pairs of labels, and the most doubtful, ambiguous rows and outliers."""
     pairs = Counter(zip(columns["label"], columns["suggested"], strict=True)).most_common(MAX_SHOWN)
     sizes = np.bincount(audited.groups)
     shown_names = [name for name in columns if name not in (corrections.CORRECTED, "text")]
     return {
         "model": audited.model,
         "suspects": len(columns["row"]),
-        "kinds": {kind: sum(kind in kinds for kinds in audited.kinds) for kind in (LABEL, TWIN, NEAR)},
-        "conflicting_texts": audited.conflicts[TWIN],
+        "kinds": {kind: sum(kind in kinds for kinds in audited.kinds) for kind in (LABEL, DUPLICATE, NEAR)},
+        "conflicting_texts": audited.conflicts[DUPLICATE],
         "conflicting_groups": audited.conflicts[NEAR],
         "near_duplicate_groups": int((sizes > 1).sum()),
         "near_duplicate_rows": int(sizes[sizes > 1].sum()),
@@ -353,8 +366,8 @@ def _summary(audited: Audited, columns: dict[str, list[Any]], join: Callable[[An
             for n in range(min(MAX_SHOWN, len(columns["row"])))
         ],
         "most_ambiguous": _listed(audited, join, "variability", audited.map.variability, largest=True),
-        "lonely_rows": int((audited.similarity < LONELY).sum()),
-        "loneliest": _listed(audited, join, "similarity", audited.similarity),
+        "outlier_rows": int((audited.similarity < OUTLIER).sum()),
+        "outliers": _listed(audited, join, "similarity", audited.similarity),
     }
 
 

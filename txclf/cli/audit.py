@@ -15,7 +15,7 @@ from txclf.core import text
 if TYPE_CHECKING:
     from txclf.config.run_config import RunConfig
 
-LONELIEST = 3
+MAX_OUTLIERS = 3
 """Rows like no other on the screen."""
 
 commands = Commands()
@@ -25,10 +25,10 @@ commands = Commands()
 def audit(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
     folds: Annotated[
-        int, typer.Option("--folds", min=2, max=100, help="Models, each trained on the rows of the other folds.")
+        int, typer.Option("--folds", min=2, max=100, help="Folds of the rows; a model of the other folds judges each.")
     ] = 5,
-    output: Annotated[
-        str | None, typer.Option("--output", help="Output folder; without it, RUN/audit.", show_default=False)
+    out: Annotated[
+        str | None, typer.Option("--out", help="Output folder; without it, RUN/audit.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -42,9 +42,9 @@ def audit(
 
     with console.Bar("training") as bar:
         found = result_pages.audit(
-            run, folds=folds, output=output, report=lambda done, total: bar.update(done, total, "folds")
+            run, folds=folds, out=out, report=lambda done, total: bar.update(done, total, "folds")
         )
-    target = output or storage.join(run, verb.FOLDER)
+    target = out or storage.join(run, verb.FOLDER)
     print_audit(found, target)
     if found["suspects"]:
         suspects = storage.join(target, verb.SUSPECTS)
@@ -65,7 +65,7 @@ def print_audit(found: dict[str, Any], target: str) -> None:
     lines.out(f"{found['suspects']:,} of {found['rows']:,} labels are doubtful ({share:.1%}):")
     lines.out(f"  {kinds[verb.LABEL]:,} doubted by models of the other rows ({found['model']})")
     if found["conflicting_texts"]:
-        lines.out(f"  {kinds[verb.TWIN]:,} of {found['conflicting_texts']:,} text(s) that occur with several labels")
+        lines.out(f"  {kinds[verb.DUPLICATE]:,} row(s) of {found['conflicting_texts']:,} text(s) with several labels")
     if kinds[verb.NEAR]:
         lines.out(f"  {kinds[verb.NEAR]:,} of near-duplicates that have other labels")
     lines.out(
@@ -82,9 +82,9 @@ def print_audit(found: dict[str, Any], target: str) -> None:
             for row in found["most_doubtful"]
         ]
         console.table("Most doubtful labels", ["text", "label", "suggested", "row"], rows)
-    if found["lonely_rows"]:
-        lines.out(f"{found['lonely_rows']:,} rows share hardly a word with any training row, the least first:")
-        for row in found["loneliest"][: min(LONELIEST, found["lonely_rows"])]:
+    if found["outlier_rows"]:
+        lines.out(f"{found['outlier_rows']:,} rows share hardly a word with any training row, the least first:")
+        for row in found["outliers"][: min(MAX_OUTLIERS, found["outlier_rows"])]:
             lines.out(f"  {text.shown(row['text'], 50)}   {text.shown(_place(row), 20)}")
     lines.out(f"every row, hardest first: {storage.join(target, verb.ROWS)}")
     lines.out(f"page: {storage.join(target, result_pages.AUDIT_PAGE)}")

@@ -51,7 +51,9 @@ class TrainingDisplay:
             self.bar.update(0, None, "starting")
         if progress.valid and progress.valid != self.shown_scores:
             self.shown_scores = dict(progress.valid)
-            scores = "  ".join(f"{name.removeprefix('valid_')} {value:.4f}" for name, value in progress.valid.items())
+            named = {name.removeprefix("valid_"): value for name, value in progress.valid.items()}
+            named.pop("calibrated_loss", None)  # of which a line of 80 columns has no room
+            scores = "  ".join(f"{name} {value:.4f}" for name, value in named.items())
             self.bar.line(f"epoch {progress.epoch:.2f}  step {progress.step:,}  valid {scores}")
 
 

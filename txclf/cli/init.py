@@ -22,10 +22,10 @@ def init(
     ],
     out: Annotated[str, typer.Option("--out", help="Run file to write; its name is that of the run.")] = RUN_FILE,
     text_column: Annotated[
-        list[str] | None, typer.Option("--text-column", "--text", help="Text column(s), if the guess is wrong.")
+        list[str] | None, typer.Option("--text-column", help="Text column(s), if the guess is wrong.")
     ] = None,
     label_column: Annotated[
-        str | None, typer.Option("--label-column", "--label", help="Label column, if the guess is wrong.")
+        str | None, typer.Option("--label-column", help="Label column, if the guess is wrong.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -86,7 +86,7 @@ def inspect(
 @commands.command()
 def drift(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
-    data: Annotated[list[str], typer.Argument(metavar="DATA…", help="New files; labels are not read.")],
+    data: Annotated[list[str], typer.Argument(metavar="DATA", help="New files; labels are not read.")],
     *,
     encoding: Annotated[
         str | None, typer.Option("--encoding", help="Encoding of text files; the run's if not given.")
@@ -109,10 +109,15 @@ def drift(
     if found["findings"]:
         lines.next_steps(f"txclf evaluate {shlex.quote(run)} --data LABELLED.csv   # label some of the new rows")
     else:
+        from txclf.config import run_config
         from txclf.core import storage
 
-        model = storage.join(run, "model")
-        lines.next_steps(f"txclf predict {shlex.join([model, *data])} --out out.csv")
+        read_as = run_config.load(storage.join(run, "run.yaml")).data
+        options = {"--encoding": encoding or read_as.encoding, "--delimiter": delimiter or read_as.delimiter}
+        words = [storage.join(run, "model"), *data, "--out", "out.csv"]
+        for name, value in options.items():
+            words += [name, value] if value not in (None, "utf-8") else []
+        lines.next_steps(f"txclf predict {shlex.join(words)}")
     if as_json:
         lines.result(found)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
@@ -18,8 +17,6 @@ from txclf.core.errors import ConfigError
 
 TOKEN = "TXCLF_SERVE_TOKEN"
 """Environment variable with the bearer token."""
-PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "watchfiles")
-"""Packages of the extra `txclf[serve]`."""
 
 commands = Commands()
 
@@ -79,12 +76,10 @@ def serve(
 
     Ctrl-C answers the open requests and then ends the service.
     """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"`serve` needs the package `{missing[0]}`: pip install 'txclf[serve]'")
-    token = _token(token_file)
-    from txclf.serving.settings import Limits, Settings
+    from txclf.serving.settings import Limits, Settings, require_packages
 
+    require_packages()
+    token = _token(token_file)
     settings = Settings(
         host=host,
         port=port,

@@ -37,8 +37,12 @@ def print_run_summary(run: RunConfig, summary: RunSummary) -> None:
     early = ", stopped early" if summary.stopped_early else ""
     rows = [
         *((f"best {name}", f"{value:.4f}") for name, value in summary.best.items() if name == run.train.monitor),
-        ("best at step", f"{summary.best_step:,}"),
-        *((name, f"{value:.4f} at that step") for name, value in summary.best.items() if name != run.train.monitor),
+        ("last step" if run.train.train_on_valid else "best at step", f"{summary.best_step:,}"),
+        *(
+            (name, f"{value:.4f} at that step")
+            for name, value in summary.best.items()
+            if name not in (run.train.monitor, "valid_calibrated_loss")  # the row `calibration` says what it brings
+        ),
         *([("weights", _weights(run, summary))] if run.train.average_checkpoints > 1 else []),
         *([("n-gram model", _ngrams(summary.ngrams))] if run.uses_ngrams else []),
         ("calibration", _calibration(run, summary)),
@@ -130,7 +134,11 @@ def print_search_summary(run: RunConfig, search: Search) -> None:
     unfinished = f", {search.unfinished} unfinished" if search.unfinished else ""
     rows = [
         ("winner", f"trial {search.winner:04d}"),
-        *((f"best {name}", f"{value:.4f}") for name, value in search.best.items()),
+        *(
+            (f"best {name}", f"{value:.4f}")
+            for name, value in search.best.items()
+            if name == search.metric or name != "valid_calibrated_loss"
+        ),
         *((key, format_value(value)) for key, value in search.settings.items()),
         ("trials", f"{search.finished} finished, {search.stopped} stopped early, {search.failed} failed{unfinished}"),
         ("epochs", f"{search.epochs:,.1f} of {search.epochs_to_the_end:,.0f} planned ({share:.0%})"),
@@ -263,7 +271,11 @@ def print_drift(result: dict[str, Any]) -> None:
         ("vectors: AUC of telling them apart", "0.500", f"{result['vectors']['value']:.3f}", _p(result["vectors"])),
         ("predicted labels: distance", "0.000", f"{labels['value']:.3f}", _p(labels)),
         ("words a row, median", f"{lengths['known_median']:g}", f"{lengths['new_median']:g}", _p(lengths)),
-        ("words not in training rows", f"{words['unseen']['known']:.1%}", f"{words['unseen']['new']:.1%}", ""),
+        (
+            "words not in training rows",
+            *(f"{words['unseen'][side]:.1%}" for side in ("known", "new")),
+            _p(words["unseen"]),
+        ),
     ]
     if accuracy := result.get("accuracy"):
         confidences = (f"{accuracy[name]:.3f}" for name in ("known_confidence", "confidence"))

@@ -98,7 +98,7 @@ def train(
         lines.note(f"searching for {limit}, into `{run.run_folder}`")
         from txclf.tuning import race
 
-        search = race.search(run, limit, encoders)
+        search = race.search(run, limit, encoders, lines.note)
         _print_json(search, tune_run(search, resume=resume, extend=0))
 
 
@@ -156,11 +156,11 @@ def _tune_and_refit(run: RunConfig, resume: bool, extend: int, refit: bool, refi
     winner = tune_run(run, resume=resume, extend=extend, is_part=refits)
     refit_summary = None
     if refits:
-        from txclf.tuning.tune import refit_run
+        from txclf.tuning.refit import refit_run
 
         refitted = refit_run(run, winner, refit_workers)
         begun = storage.exists(storage.join(refitted.run_folder, "run.yaml"))
-        refit_summary = train_run(refitted, resume=begun, started=time.time())
+        refit_summary = train_run(refitted, resume=begun, started=time.time(), is_refit=True)
     _print_json(run, winner, **({"refit": refit_summary.model_dump(mode="json")} if refit_summary else {}))
 
 
@@ -188,7 +188,7 @@ def evaluate(
         scores = evaluate_run(run, data, with_baseline=baseline, compute=compute)
     results.write_report(run)
     results.print_advice(run)
-    lines.next_steps(f'txclf predict {_model(run)} --text "some text"')
+    lines.next_steps(_predict_command(run))
     if as_json:
         lines.result(scores)
 
@@ -219,7 +219,13 @@ def prepare_run(run: RunConfig) -> str:
 
 
 def train_run(
-    run: RunConfig, *, resume: bool, started: float, with_report: bool = True, is_part: bool = False
+    run: RunConfig,
+    *,
+    resume: bool,
+    started: float,
+    with_report: bool = True,
+    is_part: bool = False,
+    is_refit: bool = False,
 ) -> RunSummary:
     """Train a run, print its summary and return it; the first stop signal saves a checkpoint and ends the command.
 
@@ -231,17 +237,20 @@ def train_run(
     from txclf.launch import local_workers
 
     with local_workers.forked(run.compute):  # before the imports that take seconds
-        return _train_run(run, resume=resume, started=started, with_report=with_report, is_part=is_part)
+        options = {"with_report": with_report, "is_part": is_part, "is_refit": is_refit}
+        return _train_run(run, resume=resume, started=started, **options)
 
 
-def _train_run(run: RunConfig, *, resume: bool, started: float, with_report: bool, is_part: bool) -> RunSummary:
+def _train_run(
+    run: RunConfig, *, resume: bool, started: float, with_report: bool, is_part: bool, is_refit: bool
+) -> RunSummary:
     from txclf.cli import console, displays, tables
     from txclf.launch import preflight
     from txclf.training import train as verb
     from txclf.training.precision import choose_precision, uses_gpu
     from txclf.training.progress import Interrupted
 
-    finished = verb.check_folder(run, resume)
+    finished = verb.check_folder(run, resume, is_refit=is_refit)
     if finished:
         lines.out(f"`{run.run_folder}` is already finished")
         if not is_part:
@@ -285,15 +294,18 @@ def _after_training(run: RunConfig) -> list[str]:
     files = "" if has_test_split(run.run_folder) else " --data FILE"
     return [
         f"txclf evaluate {shlex.quote(run.run_folder)}{files}",
-        f'txclf predict {_model(run.run_folder)} --text "some text"',
+        _predict_command(run.run_folder),
     ]
 
 
-def _model(folder: str) -> str:
-    """Return the bundle of a run as a word of the shell."""
+def _predict_command(folder: str) -> str:
+    """Return a command that predicts with the bundle of a run or search: of one text, unless it reads several."""
+    from txclf.config import run_config
     from txclf.core import storage
 
-    return shlex.quote(storage.join(folder, "model"))
+    columns = run_config.load(storage.join(folder, "run.yaml")).data.text
+    rows = '--text "some text"' if len(columns) == 1 else "INPUT --out predictions.csv"
+    return f"txclf predict {shlex.quote(storage.join(folder, 'model'))} {rows}"
 
 
 def tune_run(run: RunConfig, *, resume: bool, extend: int, is_part: bool = False) -> Search:

@@ -107,6 +107,7 @@ def seconds_of(duration: str) -> float:
 CheckpointEvery = Steps | ShareOfEpoch | Duration
 Monitor = Literal[
     "valid_loss",
+    "valid_calibrated_loss",
     "valid_accuracy",
     "valid_f1_macro",
     "valid_f1_micro",
@@ -115,3 +116,8 @@ Monitor = Literal[
     "valid_token_accuracy",
     "valid_exact_match",
 ]
+
+
+def direction(monitor: str) -> Literal["min", "max"]:
+    """Return `min` for a metric that is better if lower, as losses are, and `max` for the others."""
+    return "min" if monitor.endswith("loss") else "max"

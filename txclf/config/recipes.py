@@ -208,6 +208,8 @@ def problem(model: Model, tokenizer: Tokenizer, train: Train) -> str | None:
         return f"`model.pooling`: expected `mean` or `cls` with `model.pretrained`, found `{model.pooling}`."
     if train.contrastive_steps and model.reinitialize_layers:
         return "`train.contrastive_steps` and `model.reinitialize_layers` exclude each other. Remove one of them."
+    if model.freeze == "encoder" and model.reinitialize_layers:
+        return "`model.freeze: encoder` would freeze the random weights of `model.reinitialize_layers`. Remove one key."
     if train.pretrain_epochs:
         return "`train.pretrain_epochs` is for a model from scratch. Remove it, or remove `model.pretrained`."
     for section, values, free in (("model", model, MODEL_KEYS), ("tokenizer", tokenizer, {"max_length"})):

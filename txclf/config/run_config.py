@@ -111,7 +111,7 @@ class RunConfig(Section):
             )
         overlap, length = self.data.window_overlap, self.tokenizer.max_length
         if self.data.truncation == "windows" and overlap >= length:
-            raise ValueError(f"`data.window_overlap` ({overlap}) must be less than `tokenizer.max_length` ({length})")
+            raise ValueError(f"`data.window_overlap` ({overlap}): set it below `tokenizer.max_length` ({length}).")
         return self
 
     @property

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
-from txclf.config.base import Count, Duration, Monitor, Section
+from txclf.config.base import Count, Duration, Monitor, Section, direction
 from txclf.config.dotted import Settings
 
 
@@ -61,10 +61,10 @@ class Domain(Section):
         if not self.finite:
             low, high = self.limits
             if low >= high:
-                raise ValueError(f"`{self.kind}: [{low:g}, {high:g}]`: the lower end must come first")
+                raise ValueError(f"`{self.kind}: [{low:g}, {high:g}]`: the lower end must come first. Exchange them.")
             if self.loguniform and low <= 0:
                 raise ValueError(
-                    f"`loguniform: [{low:g}, {high:g}]`: the lower end must be above 0, to have a logarithm"
+                    f"`loguniform: [{low:g}, {high:g}]`: the lower end must be above 0, to have a logarithm. Raise it."
                 )
         return self
 
@@ -166,8 +166,8 @@ class Tune(Section):
     """Validation metric that ranks trials, each at its best validation: one of the values of `train.monitor`. It
     replaces `train.monitor` in every trial. null takes `train.monitor`."""
     mode: Literal["min", "max"] | None = None
-    """Direction of `metric`: `min` if lower is better, `max` if higher is. null takes `min` for `valid_loss` and `max`
-    for the others; the opposite is an error."""
+    """Direction of `metric`: `min` if lower is better, `max` if higher is. null takes `min` for losses and `max` for
+    the others; the opposite is an error."""
     time: Duration | None = None
     """Time after which the trials stop, as in `30m`; the best model so far is bundled. It counts from the first trial.
     `--resume` continues the search for the same time again. null runs all trials to their end."""
@@ -189,7 +189,7 @@ class Tune(Section):
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Self:
-        if self.metric and self.mode and self.mode != ("min" if self.metric == "valid_loss" else "max"):
+        if self.metric and self.mode and self.mode != direction(self.metric):
             raise ValueError(f"`mode: {self.mode}` ranks the worst `{self.metric}` first. Remove `mode`.")
         if self.search == "grid" and (ranges := [key for key, domain in self.space.items() if not domain.finite]):
             raise ValueError(f"`search: grid` cannot search `{ranges[0]}`, a range. Give it a `choice` or `grid`.")

@@ -237,13 +237,19 @@ class Model(Section):
     def _sizes_fit(self) -> Self:
         size = self.hidden_size // self.num_heads
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"`num_heads` ({self.num_heads}) must divide `hidden_size` ({self.hidden_size})")
+            raise ValueError(
+                f"`num_heads` ({self.num_heads}) must divide `hidden_size` ({self.hidden_size}). Change one of them."
+            )
         if self.freeze_word_vectors and self.word_vectors is None:
-            raise ValueError("`freeze_word_vectors` needs a file of `word_vectors`")
+            raise ValueError("`freeze_word_vectors` needs `word_vectors`. Set it, or remove the key.")
         if self.position_encoding == "rotary" and size % 2:
-            raise ValueError(f"`position_encoding: rotary` needs an even `hidden_size` / `num_heads`, not {size}")
+            raise ValueError(
+                f"`position_encoding: rotary` needs an even `hidden_size` / `num_heads`, not {size}. Change one."
+            )
         if self.position_encoding == "sinusoidal" and self.hidden_size % 2:
-            raise ValueError(f"`position_encoding: sinusoidal` needs an even `hidden_size`, not {self.hidden_size}")
+            raise ValueError(
+                f"`position_encoding: sinusoidal` needs an even `hidden_size`, not {self.hidden_size}. Add 1."
+            )
         return self
 
 
@@ -289,8 +295,8 @@ class Compute(Section):
     """CPUs per worker, which are also its threads (rounded down, at least one). With `workers: 0`, all cores are
     used."""
     gpus_per_worker: Annotated[float, Field(ge=0.0, le=1e5)] = 0
-    """GPUs per worker, of which training uses one: 0 or 1. A share such as 0.5 lets two trials of one worker, or two
-    workers that predict, have the same GPU; the workers of one run need a GPU each."""
+    """GPUs per Ray worker: 0 or 1. A share such as 0.5 lets two trials of one worker, or two workers that predict, have
+    the same GPU; the workers of one run need a GPU each. With `workers: 0`, this process uses one GPU if it has one."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """Distribution of the model. With `ddp`, each worker holds a copy. With `fsdp`, each worker holds a shard of the
     weights, gradients and optimizer state, for models that do not fit one GPU with all of them; the weights alone must
@@ -307,7 +313,7 @@ class Compute(Section):
     def _min_before_max(self) -> Self:
         if self.min_workers > self.max_workers:
             raise ValueError(
-                f"`workers: [{self.min_workers}, {self.max_workers}]` must give the minimum first, then the maximum"
+                f"`workers: [{self.min_workers}, {self.max_workers}]`: the minimum must come first. Exchange them."
             )
         return self
 

@@ -63,7 +63,7 @@ TASKS: dict[str, TaskSpec] = {
     for spec in (
         TaskSpec(
             name="classify",
-            monitors=("valid_loss", "valid_accuracy", "valid_f1_macro"),
+            monitors=("valid_loss", "valid_calibrated_loss", "valid_accuracy", "valid_f1_macro"),
             answer_key="label",
             answer_noun="label",
             shard_column="label",
@@ -71,7 +71,10 @@ TASKS: dict[str, TaskSpec] = {
         ),
         TaskSpec(
             name="multilabel",
-            monitors=("valid_loss", "valid_map", "valid_f1_macro", "valid_f1_micro", "valid_subset_accuracy"),
+            monitors=(
+                *("valid_loss", "valid_calibrated_loss", "valid_map"),
+                *("valid_f1_macro", "valid_f1_micro", "valid_subset_accuracy"),
+            ),
             answer_key="label",
             answer_noun="set of labels",
             shard_column="labels",
@@ -96,7 +99,11 @@ TASKS: dict[str, TaskSpec] = {
             has_labels=False,
             is_seq2seq=True,
             # The answers are texts with capitals; with rotary positions the decoder learns those in the source slowly.
-            defaults=(("tokenizer.lowercase", False), ("model.position_encoding", "sinusoidal")),
+            defaults=(
+                ("tokenizer.lowercase", False),
+                ("model.position_encoding", "sinusoidal"),
+                ("train.monitor", "valid_loss"),
+            ),
             restrictions=(
                 Restriction("data.truncation", ("head", "tail", "head_tail")),
                 Restriction("data.unlabelled", (None,)),

@@ -24,12 +24,14 @@ class Train(Section):
     has `rows // batch_size` steps and leaves out the remaining rows, other ones each time. At least `compute.workers` x
     `micro_batches`, at most the number of training rows."""
     micro_batches: Count = 1
-    """Chunks that each worker splits its share of a batch into, to save memory. The step is the same."""
+    """Chunks that each worker splits its share of a batch into, to save memory (gradient accumulation; the batch is
+    split, not multiplied). The step is the same."""
     pretrain_epochs: CountOrZero = 0
-    """Passes over the texts of the training rows and of `data.unlabelled` before training, in which the encoder learns
-    to predict masked tokens (arXiv:1810.04805). The model is then trained twice, from this encoder and from random
-    weights, and the better one by `monitor` is bundled. Runs on the same prepared data share the encoder; the trials of
-    a search train from it only. Not with `model.pretrained` or `model.word_vectors`, and not for `task: seq2seq`."""
+    """Passes over the texts of the training rows, of `data.unlabelled` and `data.altered_copies` before training, in
+    which the encoder learns to predict masked tokens (arXiv:1810.04805). The model is then trained twice, from this
+    encoder and from random weights, and the better one by `monitor` is bundled. Runs on the same prepared data share
+    the encoder; the trials of a search train from it only. Not with `model.pretrained` or `model.word_vectors`, and not
+    for `task: seq2seq`."""
     contrastive_steps: CountOrZero = 0
     """Optimizer steps before training in which a sentence encoder of `model.pretrained` learns from pairs of training
     rows to give those of one label similar vectors (SetFit, arXiv:2209.11055). Made for few rows, with `model.freeze:
@@ -96,12 +98,13 @@ class Train(Section):
     that multiplies it fast (CUDA, AMX, AVX512-BF16), and `fp32` elsewhere."""
     compile: bool = False
     """Apply `torch.compile` to the model."""
-    monitor: Monitor = "valid_loss"
+    monitor: Monitor = "valid_calibrated_loss"
     """Validation metric that ranks checkpoints, for the best checkpoint, early stopping and the bundle. `classify`:
-    `valid_loss`, `valid_accuracy`, `valid_f1_macro`. `multilabel`: `valid_loss`, `valid_map` (mean average precision
+    `valid_calibrated_loss` (the loss with the best temperature; with `calibrate: false` set `valid_loss`),
+    `valid_loss`, `valid_accuracy`, `valid_f1_macro`. `multilabel`: the two losses, `valid_map` (mean average precision
     over the labels; recommended), `valid_f1_macro` and `valid_f1_micro` (each label at its best threshold),
-    `valid_subset_accuracy` (share of rows with all labels right at 0.5). `seq2seq`: `valid_loss`,
-    `valid_token_accuracy`, `valid_exact_match`. `valid_loss` is better if lower, the others if higher."""
+    `valid_subset_accuracy` (share of rows with all labels right at 0.5). `seq2seq`: `valid_loss`, its default,
+    `valid_token_accuracy`, `valid_exact_match`. Losses are better if lower, the others if higher."""
     early_stopping_patience: CountOrZero = 5
     """Validations without a better `monitor` after which the run stops. 0 disables early stopping."""
     keep_checkpoints: Count = 3

@@ -83,7 +83,9 @@ def special_tokens(tokenizer: Any, config: Any) -> SpecialTokens:
     prefix, suffix = ids[:start], ids[start + len(inner) :]
     between = pair_ids[len(prefix) + len(inner) : len(pair_ids) - len(suffix) - len(inner)]
     if pair_ids != [*prefix, *inner, *between, *inner, *suffix]:
-        raise ConfigError("`model.pretrained`: its tokenizer puts two texts together in a way that is not supported.")
+        raise ConfigError(
+            "`model.pretrained`: its tokenizer joins two texts in a way that is not supported. Choose another model."
+        )
     named = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)  # decoders have no padding
     pad = next((token for token in named if token is not None), None)
     if pad is None:
@@ -95,7 +97,9 @@ def special_tokens(tokenizer: Any, config: Any) -> SpecialTokens:
     has_types = max(types) > 0 and getattr(config, "type_vocab_size", 0) > 1
     usual = [0] * (len(prefix) + len(inner) + 1) + [1] * (len(inner) + len(suffix))  # as BERT has them
     if has_types and (max(single["token_type_ids"]) or types != usual):
-        raise ConfigError("`model.pretrained`: its tokenizer numbers two texts in a way that is not supported.")
+        raise ConfigError(
+            "`model.pretrained`: its tokenizer numbers two texts in a way that is not supported. Choose another model."
+        )
     return SpecialTokens(
         prefix=tuple(prefix),
         separator=tuple(between),
@@ -145,7 +149,9 @@ def _find(ids: list[int], inner: list[int]) -> int:
     for start in range(len(ids) - len(inner) + 1):
         if ids[start : start + len(inner)] == inner:
             return start
-    raise ConfigError("`model.pretrained`: its tokenizer changes a text when it adds special tokens; not supported.")
+    raise ConfigError(
+        "`model.pretrained`: its tokenizer changes texts as it adds special tokens. Choose another model."
+    )
 
 
 def _first_line(error: Exception) -> str:

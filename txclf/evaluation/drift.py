@@ -32,12 +32,12 @@ MAX_ROWS = 2000
 """Rows of each side that are compared."""
 LEVEL = 0.001
 """p-value below which a difference counts."""
-LEAST = {"vectors": 0.6, "labels": 0.1, "lengths": 0.1}
+MIN_VALUES = {"vectors": 0.6, "labels": 0.1, "lengths": 0.1}
 """Value from which a difference counts: an area under the curve, and shares of rows."""
-LEAST_UNSEEN = 0.05
+MIN_UNSEEN = 0.05
 """Additional share of unseen words from which a difference counts."""
 TYPICAL_WORDS = 20
-STRANGEST = 10
+MAX_STRANGEST = 10
 """New rows that are listed if the vectors differ: those most unlike known ones."""
 MAX_CHARS = 500
 """Characters of such a row."""
@@ -49,7 +49,8 @@ class Drift(dict[str, Any]):
     """Content of `drift.json`: a mapping that a notebook shows as a table."""
 
     def _repr_html_(self) -> str:
-        return html_table.table(f"Drift of {self['rows']:,} new rows", [[line] for line in self["findings"]])
+        found = self["findings"] or ["no drift found"]
+        return html_table.table(f"Drift of {self['rows']:,} new rows", [[line] for line in found])
 
 
 class _Side(NamedTuple):
@@ -60,9 +61,7 @@ class _Side(NamedTuple):
     vectors: Floats
 
 
-def drift(
-    run_folder: str, data: Any, *, encoding: str | None = None, delimiter: str | None = None, seed: int = 0
-) -> Drift:
+def drift(run_folder: str, data: Any, *, encoding: str | None = None, delimiter: str | None = None) -> Drift:
     """Compare new texts with the rows of a finished run that its model was not trained on; write and return the result.
 
     `data` are files or a table in memory with the text columns of the run. At most `MAX_ROWS` rows of each side are
@@ -74,7 +73,9 @@ def drift(
     folder = storage.absolute(run_folder)
     run, prepared = finished(run_folder)
     if run.task_spec.is_seq2seq:
-        raise ConfigError(f"`{run_folder}`: drift compares predicted labels, and a run of `seq2seq` has none.")
+        raise ConfigError(
+            f"`{run_folder}`: a run of `seq2seq` predicts no labels to compare. Pass a run that classifies."
+        )
     manifest = shards.load_manifest(prepared)
     splits = [name for name in ("test", "valid") if name in manifest.splits]
     if run.train.train_on_valid:
@@ -88,37 +89,37 @@ def drift(
     encoding = encoding or run.data.encoding
     found = sources.find_sources(files, encoding, delimiter or run.data.delimiter)
     with sources.unchanged(found):
-        texts, rows, rejects, skipped = _sample(found, run.data.text, seed)
+        texts, rows, rejects, skipped = _sample(found, run.data.text)
     if not texts:
         reason = f" The first is row {rejects[0].row:,}: {rejects[0].reason}." if rejects else ""
         advice = detect.advice_for_rows(rejects, encoding) or "Pass files with texts in the run's columns."
         raise DataError(f"{listed(files)}: no usable row.{reason} {advice}")
     classifier = Classifier.load(storage.join(folder, "model"))
     column = run.task_spec.shard_column
-    known_rows = _known_rows(prepared, manifest, splits, ["input_ids", "text", column])
+    used, known_rows = _known_rows(prepared, manifest, splits, ["input_ids", "text", column])
     new_rows = pa.table({"input_ids": classifier.encode(texts), "text": ["\n".join(text) for text in texts]})
     with openmp.spinning_on_free_cpus():
         known, new = _side(classifier, known_rows), _side(classifier, new_rows)
     vocabulary = _vocabulary(prepared, manifest)
-    vectors, scores = metrics.of_vectors(known.vectors, new.vectors, seed)
+    vectors, scores = metrics.of_vectors(known.vectors, new.vectors)
     result = {
         "data": list(files),
         "rows": rows,
         "skipped": skipped,
         "compared": len(texts),
-        "known": splits,
+        "known": used,
         "known_rows": known_rows.num_rows,
         "vectors": vectors._asdict(),
         "labels": _labels(classifier, known, new),
         "lengths": _lengths(known, new),
         "words": {
-            "unseen": {"known": _unseen(known.words, vocabulary), "new": _unseen(new.words, vocabulary)},
+            "unseen": _unseen(known, new, vocabulary),
             "typical": metrics.typical_words(known.words, new.words, TYPICAL_WORDS),
         },
     }
     if not classifier.is_multilabel:
         result["accuracy"] = _accuracy(known, new, known_rows[column].to_numpy())
-    strangest = np.argsort(-scores, kind="stable")[:STRANGEST].tolist() if _counts("vectors", result) else []
+    strangest = np.argsort(-scores, kind="stable")[:MAX_STRANGEST].tolist() if _counts("vectors", result) else []
     result["strangest"] = [{"text": " ".join(texts[i])[:MAX_CHARS], "score": float(scores[i])} for i in strangest]
     drift = Drift(result, findings=findings(result))
     storage.write_json_lines(storage.join(folder, RESULT), drift)
@@ -129,12 +130,12 @@ def findings(result: dict[str, Any]) -> list[str]:
     """Return one sentence for each difference that counts, none if the new rows are as the known ones."""
     said = {
         "vectors": "the network's vectors differ: a linear model tells new from known rows (AUC {value:.2f})",
-        "labels": "predicted labels differ: {value:.0%} of the rows would have to change theirs",
+        "labels": "predicted labels differ: {change}",
         "lengths": "lengths differ: {known_median:g} words for known rows, {new_median:g} for new ones (medians)",
     }
     found = [text.format(**result[name]) for name, text in said.items() if _counts(name, result)]
     unseen = result["words"]["unseen"]
-    if unseen["new"] - unseen["known"] >= LEAST_UNSEEN:
+    if unseen["p_value"] < LEVEL and unseen["new"] - unseen["known"] >= MIN_UNSEEN:
         shares = f"{unseen['new']:.0%} are not in the training rows, {unseen['known']:.0%} of known rows"
         found.append(f"words differ: {shares}")
     return found
@@ -142,14 +143,14 @@ def findings(result: dict[str, Any]) -> list[str]:
 
 def _counts(name: str, result: dict[str, Any]) -> bool:
     """Return True if a difference is large and unlikely to be chance."""
-    return bool(result[name]["p_value"] < LEVEL and result[name]["value"] >= LEAST[name])
+    return bool(result[name]["p_value"] < LEVEL and result[name]["value"] >= MIN_VALUES[name])
 
 
 def _sample(
-    found: Sequence[sources.Source], columns: Sequence[str], seed: int
+    found: Sequence[sources.Source], columns: Sequence[str]
 ) -> tuple[list[tuple[str, ...]], int, list[records.Reject], int]:
     """Return a random sample of the texts, the number of usable rows, the first bad ones, and their number."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     texts: list[tuple[str, ...]] = []
     keys = np.empty(0)
     rejects: list[records.Reject] = []
@@ -165,10 +166,17 @@ def _sample(
     return texts, rows, rejects, skipped
 
 
-def _known_rows(prepared: str, manifest: shards.Manifest, splits: Sequence[str], columns: Sequence[str]) -> pa.Table:
-    """Return rows of some splits, which are a random sample, at most `MAX_ROWS`."""
-    parts = [table for name in splits for table in shards.first_rows(prepared, manifest, name, columns, MAX_ROWS)]
-    return pa.concat_tables(parts).slice(0, MAX_ROWS)
+def _known_rows(
+    prepared: str, manifest: shards.Manifest, splits: Sequence[str], columns: Sequence[str]
+) -> tuple[list[str], pa.Table]:
+    """Return rows of the first of some splits, which are a random sample, at most `MAX_ROWS`, and these splits."""
+    used, parts, missing = list[str](), list[pa.Table](), MAX_ROWS
+    for name in splits:
+        if missing:
+            parts += shards.first_rows(prepared, manifest, name, columns, missing)
+            used.append(name)
+            missing = MAX_ROWS - sum(table.num_rows for table in parts)
+    return used, pa.concat_tables(parts)
 
 
 def _side(classifier: Classifier, table: pa.Table) -> _Side:
@@ -187,30 +195,35 @@ def _vocabulary(prepared: str, manifest: shards.Manifest) -> set[str]:
     return {word for table in parts for text in table["text"].to_pylist() for word in _words(text)}
 
 
-def _unseen(rows: Sequence[Sequence[str]], vocabulary: set[str]) -> float:
-    """Return the share of the words of rows that are not in a vocabulary."""
-    words = [word for row in rows for word in row]
-    return sum(word not in vocabulary for word in words) / max(1, len(words))
+def _unseen(known: _Side, new: _Side, vocabulary: set[str]) -> dict[str, float]:
+    """Return the shares of the words that are not in a vocabulary, and the p-value of their difference."""
+    counts = [
+        np.array([(sum(word not in vocabulary for word in row), len(row)) for row in side.words])
+        for side in (known, new)
+    ]
+    before, after = (float(unseen / max(1, total)) for unseen, total in (count.sum(axis=0) for count in counts))
+    return {"known": before, "new": after, "p_value": metrics.of_unseen(*counts).p_value}
 
 
 def _labels(classifier: Classifier, known: _Side, new: _Side) -> dict[str, Any]:
-    """Return the difference of the predicted labels, and the shares of the rows of each."""
-    counts, without = [], []
-    for side in (known, new):
-        if classifier.is_multilabel:
-            has_NC = side.probabilities >= classifier.thresholds
-            counts.append(has_NC.sum(axis=0).astype(np.int64))
-            without.append(int((~has_NC.any(axis=1)).sum()))
-        else:
-            counts.append(np.bincount(side.probabilities.argmax(axis=1), minlength=len(classifier.labels)))
-            without.append(0)
-    before, after = (count / count.sum() if count.any() else count.astype(float) for count in counts)
+    """Return the difference of the predicted labels in numbers and words, and the shares of the rows that have each."""
+    if classifier.is_multilabel:
+        masks = [side.probabilities >= classifier.thresholds for side in (known, new)]
+    else:
+        masks = [
+            np.eye(len(classifier.labels), dtype=np.bool_)[side.probabilities.argmax(axis=1)] for side in (known, new)
+        ]
+    before, after = (mask.mean(axis=0) for mask in masks)
     shares = {
         label: {"known": float(before[i]), "new": float(after[i])}
         for i, label in sorted(enumerate(classifier.labels), key=lambda item: -abs(after[item[0]] - before[item[0]]))
     }
-    difference = metrics.of_labels(*(np.append(count, rows) for count, rows in zip(counts, without, strict=True)))
-    return {**difference._asdict(), "shares": shares}
+    difference = metrics.of_labels(masks[0], masks[1], is_multilabel=classifier.is_multilabel)
+    change = f"{difference.value:.0%} of the rows would have to change theirs"
+    if classifier.is_multilabel:
+        label, share = next(iter(shares.items()))
+        change = f"`{label}` for {share['new']:.0%} of the new rows, {share['known']:.0%} of the known ones"
+    return {**difference._asdict(), "change": change, "shares": shares}
 
 
 def _lengths(known: _Side, new: _Side) -> dict[str, Any]:

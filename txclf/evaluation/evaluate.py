@@ -123,7 +123,10 @@ class Evaluation:
 
     def trained_rows(self) -> int:
         """Count the scored rows whose text is among the rows that the model was trained on."""
-        splits = ["train", *(["valid"] if self.run.train.train_on_valid else [])]
+        splits, train = ["train"], self.run.train
+        splits += ["valid"] if train.train_on_valid else []
+        if shards.UNLABELLED in self.manifest.splits and (self.run.distill.teacher or train.pretrain_epochs):
+            splits.append(shards.UNLABELLED)
         if self.data is None and splits == ["train"]:
             return self.manifest.splits["test"].duplicates_of_train
         scored = _hashes(chain.from_iterable(self._texts("test") if self.data is None else self._texts_of_files()))

@@ -30,11 +30,11 @@ from txclf.evaluation.evaluate import EVALUATORS, Evaluation, finished
 
 FOLDER, RESULT = "curve", "curve.json"
 MAX_ROWS = 1_000_000
-"""Most training rows of which parts are made: the first ones, which are drawn at random."""
-LEAST_PER_LABEL = 2
-"""Rows a label, on average, that a part has at least …"""
-LEAST_ROWS = 32
-"""… and rows in all."""
+"""Max training rows of which parts are made: the first ones, which are drawn at random."""
+MIN_PER_LABEL = 2
+"""Minimum rows of a part per label, on average."""
+MIN_ROWS = 32
+"""Minimum rows of a part."""
 FORECASTS = (2, 4)
 """Factors of the training rows that are forecast."""
 
@@ -76,11 +76,14 @@ def plan(run_folder: str, points: int = 4) -> Plan:
     """
     run, prepared = finished(run_folder)
     if points < 1:
-        raise ConfigError(f"`points`: expected 1 or more, found {points}.")
+        raise ConfigError(f"`points`: expected 1 or more, found {points}. Pass 4, for example.")
     if not run.task_spec.has_labels:
         raise ConfigError(f"`{run_folder}`: `task: {run.task}` has no labels. Pass a run that classifies.")
     if run.train.train_on_valid:
-        raise ConfigError(f"`{run_folder}`: trained on its validation rows too, so none are left to score.")
+        raise ConfigError(
+            f"`{run_folder}`: trained on its validation rows too, so none are left to score. Train it with "
+            "`train.train_on_valid=false`."
+        )
     if run.distill.teacher is not None:
         raise ConfigError(
             f"`{run_folder}`: `distill.teacher` has seen all rows, so runs on parts of them would score too high. Pass "
@@ -88,7 +91,7 @@ def plan(run_folder: str, points: int = 4) -> Plan:
         )
     manifest = shards.load_manifest(prepared)
     rows = manifest.splits["train"].rows
-    least = max(LEAST_ROWS, LEAST_PER_LABEL * len(manifest.labels))
+    least = max(MIN_ROWS, MIN_PER_LABEL * len(manifest.labels))
     sizes = [size for size in (min(rows, MAX_ROWS) >> halvings for halvings in range(points, 0, -1)) if size >= least]
     if not sizes:
         raise DataError(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 LIMIT = 20.0
 """Temperatures are between 1 / LIMIT and LIMIT."""
@@ -23,6 +24,9 @@ CHUNK_LOGITS = 2**22
 """Logits converted to float64 at a time."""
 NUM_BINS = 15
 """Bins of the calibration error, of equal width."""
+TEMPERATURES = tuple(2 ** (sixths / 6) for sixths in range(-6, 19))
+"""Temperatures that `tempered_losses` tries, 0.5 to 8. They are near enough: a temperature 6 % from the best one raises
+the loss by a few thousandths of it."""
 
 Labels = npt.NDArray[np.integer] | npt.NDArray[np.bool_]
 """Class ids (N,), or a mask of the labels of each row (N, C)."""
@@ -45,6 +49,23 @@ def temperature(logits: Floats, labels: Labels, smoothing: float = 0.0) -> float
         middle = (low + high) / 2
         low, high = (middle, high) if _slope(logits, labels, math.exp(middle), smoothing) < 0 else (low, middle)
     return math.exp(-(low + high) / 2)
+
+
+def tempered_losses(logits_BC: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropies of logits with each of the `TEMPERATURES`, summed over the rows, float64 (T,).
+
+    `labels` are class ids (B,), or targets (B, C) of binary decisions, whose cross-entropy is averaged over the labels.
+    The lowest of the sums over all rows is the loss after calibration, but for the steps between the temperatures.
+    """
+    losses = []
+    for temperature in TEMPERATURES:
+        scaled_BC = logits_BC.float() / temperature
+        if labels.ndim == 2:
+            each_BC = F.binary_cross_entropy_with_logits(scaled_BC, labels.float(), reduction="none")
+            losses.append(each_BC.mean(dim=1).sum())
+        else:
+            losses.append(F.cross_entropy(scaled_BC, labels, reduction="sum"))
+    return torch.stack(losses).double()
 
 
 def _slope(logits: Floats, labels: Labels, inverse: float, smoothing: float) -> float:

@@ -1,24 +1,27 @@
-"""Whether new rows are drawn as the known ones: lengths, predicted labels, vectors and words.
+"""Tests whether new rows are drawn as the known ones: lengths, predicted labels, vectors and words.
 
-Shapes: N known rows, M new rows, C classes, D values of a vector.
+Shapes: N known rows, M new rows, S of both, C classes, D values of a vector, K values, R permutations.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 FOLDS = 5
+PERMUTATIONS, CHUNK = 5000, 250
+"""Permutations of a test, and those that are held at once."""
 PRIOR_WORDS = 500.0
 """Weight of the prior of `typical_words`, in occurrences of words."""
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 class Difference(NamedTuple):
@@ -28,15 +31,58 @@ class Difference(NamedTuple):
     p_value: float
 
 
-def of_labels(known: Ints, new: Ints) -> Difference:
-    """Return the total variation distance of two label counts (C,), 0 to 1. The p-value is of the chi-squared test."""
-    from scipy.stats import chi2_contingency
+def of_labels(known: Bools, new: Bools, *, is_multilabel: bool = False) -> Difference:
+    """Return the distance of the labels of known rows (N, C) and new ones (M, C), with the p-value of permutations.
 
-    distance = float(np.abs(known / max(1, known.sum()) - new / max(1, new.sum())).sum() / 2)
-    seen = known + new > 0
-    if seen.sum() < 2 or not (known.any() and new.any()):
-        return Difference(distance, 1.0)
-    return Difference(distance, float(chi2_contingency(np.stack([known, new])[:, seen]).pvalue))
+    It is the share of rows that would need another label to make both alike (total variation distance). If multilabel,
+    it is the largest difference of the shares of the rows that have a label.
+    """
+
+    def distances(known_shares_RC: Floats, new_shares_RC: Floats) -> Floats:
+        gaps_RC = np.abs(known_shares_RC - new_shares_RC)
+        found_R: Floats = gaps_RC.max(axis=1) if is_multilabel else gaps_RC.sum(axis=1) / 2
+        return found_R
+
+    return _permuted(known, new, lambda sums, others: distances(sums / len(known), others / len(new)))
+
+
+def of_unseen(known: Ints, new: Ints) -> Difference:
+    """Return how much larger the share of unseen words is in new rows, with the p-value of a permutation test.
+
+    The counts (N, 2) and (M, 2) are the unseen words and all words of each row.
+    """
+
+    def differences(known_R2: Floats, new_R2: Floats) -> Floats:
+        before_R: Floats = known_R2[:, 0] / np.maximum(1, known_R2[:, 1])
+        after_R: Floats = new_R2[:, 0] / np.maximum(1, new_R2[:, 1])
+        larger_R: Floats = after_R - before_R
+        return larger_R
+
+    return _permuted(known, new, differences)
+
+
+def _permuted(known: Any, new: Any, statistic: Callable[[Floats, Floats], Floats]) -> Difference:
+    """Return a statistic of the sums of known values (N, K) and new ones (M, K), with its p-value.
+
+    `statistic` maps sums (R, K) of both sides to (R,). The p-value is the share of random divisions of the rows into N
+    and M for which it is at least as large.
+    """
+    from scipy import sparse
+
+    if not len(known) or not len(new):
+        return Difference(0.0, 1.0)
+    values_SK = sparse.csr_array(np.concatenate([known, new]).astype(np.float64))
+    total_1K = np.asarray(values_SK.sum(axis=0))[None]
+    sums_1K = np.asarray(new, np.float64).sum(axis=0)[None]
+    value = float(statistic(total_1K - sums_1K, sums_1K)[0])
+    random, count = np.random.default_rng(0), 0
+    for _ in range(0, PERMUTATIONS, CHUNK):
+        order = random.random((CHUNK, values_SK.shape[0])).argpartition(len(new) - 1, axis=1)[:, : len(new)]
+        is_new_RS = np.zeros((CHUNK, values_SK.shape[0]))
+        np.put_along_axis(is_new_RS, order, 1.0, axis=1)
+        sums_RK = is_new_RS @ values_SK
+        count += int((statistic(total_1K - sums_RK, sums_RK) >= value - 1e-9).sum())
+    return Difference(value, (count + 1) / (PERMUTATIONS + 1))
 
 
 def of_lengths(known: Ints, new: Ints) -> Difference:

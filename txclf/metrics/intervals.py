@@ -1,7 +1,9 @@
 """Confidence intervals of scores, and of the difference of two models on the same rows.
 
-The intervals are percentiles over resampled rows (Efron, 1979). Rows with the same true and predicted labels are equal
-for every score here, so their numbers are drawn together.
+The intervals are percentiles over resampled rows (Efron, 1979). Those of macro F1 are mirrored at its value (the basic
+bootstrap interval; Davison and Hinkley, 1997), because resampled rows have a lower macro F1 than the rows themselves:
+some of them are missing in small classes. Rows with the same true and predicted labels are equal for every score here,
+so their numbers are drawn together.
 
 Shapes: N rows, K kinds of rows, C labels, R resamples.
 """
@@ -20,6 +22,8 @@ LEVEL = 0.95
 """Coverage of the intervals."""
 RESAMPLES = 1000
 MIN_RESAMPLES = 200
+RESAMPLES_OF_COMPARISON = 40
+"""Resamples for each comparison by whose number a p-value is multiplied, so that it can be below 0.05."""
 MAX_DRAWS = 2**24
 """Max kinds of rows times resamples; data with more kinds are resampled less often."""
 CHUNK_DRAWS = 2**21
@@ -109,10 +113,10 @@ def _kinds(targets: Answers, predicted: Sequence[Answers], classes: int) -> _Kin
 
 
 def _intervals(kinds: _Kinds, seed: int, comparisons: int = 1) -> Intervals:
-    """Return the percentile intervals of the columns of `_scores`."""
+    """Return the intervals of the columns of `_scores`."""
     values = _scores(kinds, None)[0]
     draw, total = np.random.default_rng(seed), int(kinds.rows.sum())
-    least = comparisons * MIN_RESAMPLES
+    least = max(MIN_RESAMPLES, comparisons * RESAMPLES_OF_COMPARISON)
     resamples = int(np.clip(MAX_DRAWS // max(1, len(kinds.rows)), least, max(least, RESAMPLES)))
     size = max(1, CHUNK_DRAWS // max(1, len(kinds.rows)))
     shares = kinds.rows / max(1, total)
@@ -121,6 +125,8 @@ def _intervals(kinds: _Kinds, seed: int, comparisons: int = 1) -> Intervals:
         for start in range(0, resamples if total else 0, size)
     ]
     drawn = np.concatenate(parts or [values[None]])
+    lowest = -1.0 if len(kinds.predicted) == 2 else 0.0
+    drawn[:, 1] = np.clip(2 * values[1] - drawn[:, 1], lowest, 1.0)
     ends = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     found = [Interval(*map(float, three)) for three in zip(values, *ends, strict=True)]
     return Intervals(found[0], found[1], found[2:], _p_value(drawn[:, 1]))

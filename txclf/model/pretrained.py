@@ -20,20 +20,22 @@ from txclf import pretrained
 from txclf.config.sections import Model
 from txclf.core import storage
 from txclf.core.errors import ConfigError
-from txclf.model import mean_pooling
-from txclf.model.attention import attend
+from txclf.model import mean_pooling, pretrained_attention
 from txclf.model.dropout import Dropout
 
-ATTENTION = "txclf"
-"""Name of `_attention` in the registry of Transformers."""
 _DROPOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "dropout",
-        ("hidden_dropout_prob", "dropout", "mlp_dropout", "embedding_dropout", "resid_pdrop", "embd_pdrop"),
+        (
+            *("hidden_dropout_prob", "dropout", "mlp_dropout", "embedding_dropout", "resid_pdrop", "embd_pdrop"),
+            *("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "cls_dropout", "pooler_dropout"),
+        ),
     ),
     ("attention_dropout", ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")),
 )
 """Keys of `model` and their names in the configurations of Transformers."""
+_AFTER_LAYERS = ("final_layer_norm", "project_out")
+"""Modules after the layers that OPT registers before them."""
 _SIZES = {"num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "num_heads": "num_attention_heads"}
 """Keys of `model` and their names in a configuration of Transformers."""
 
@@ -48,10 +50,11 @@ class PretrainedClassifier(nn.Module):
         super().__init__()
         from transformers import AutoModelForSequenceClassification
 
-        _register_attention()
         with pretrained.quiet():
             make: Any = AutoModelForSequenceClassification.from_config
-            self.network = make(mean_pooling.without(config), dtype=torch.float32, **_attention_option(config))
+            self.network = make(
+                mean_pooling.without(config), dtype=torch.float32, **pretrained_attention.option(config)
+            )
         if mean_pooling.is_used(config):
             mean_pooling.attach(self.network, self.last_layer)
         self.frozen: list[nn.Module] = []
@@ -68,7 +71,6 @@ class PretrainedClassifier(nn.Module):
         """
         from transformers import AutoModelForSequenceClassification
 
-        _register_attention()
         loader: Any = AutoModelForSequenceClassification
         model = cls.__new__(cls)
         nn.Module.__init__(model)
@@ -83,7 +85,7 @@ class PretrainedClassifier(nn.Module):
                     ignore_mismatched_sizes=True,
                     output_loading_info=True,
                     dtype=torch.float32,
-                    **_attention_option(config),
+                    **pretrained_attention.option(config),
                 )
             except Exception as error:  # safetensors and Transformers raise several kinds for damaged files
                 raise ConfigError(
@@ -156,7 +158,7 @@ class PretrainedClassifier(nn.Module):
         layers = self.blocks
         if top_layers > len(layers):
             raise ConfigError(
-                f"`model.reinitialize_layers` ({top_layers}) is more than the {len(layers)} layers of the model."
+                f"`model.reinitialize_layers` ({top_layers}): the model has only {len(layers)} layers. Lower the key."
             )
         for layer in layers[len(layers) - top_layers :]:
             _initialize(self.network, layer)
@@ -168,15 +170,23 @@ class PretrainedClassifier(nn.Module):
                     setattr(module, name, Dropout(child.p))
         self.network.config.use_cache = False  # of keys and values, for generating text
         if settings.gradient_checkpointing:
-            self.network.activation_checkpointing_enable()
-        self._freeze(settings.freeze)
+            try:
+                self.network.activation_checkpointing_enable()
+            except ValueError as error:
+                raise ConfigError(f"`model.gradient_checkpointing`: {error} Remove the key.") from None
+        self._freeze(settings.freeze, settings.reinitialize_layers)
 
-    def _freeze(self, freeze: str | int) -> None:
+    def _freeze(self, freeze: str | int, top_layers: int) -> None:
         """Freeze the parameters up to a depth, and take the modules that are frozen as a whole out of training."""
         count = len(self.blocks)
         if isinstance(freeze, int) and freeze > count:
-            raise ConfigError(f"`model.freeze` ({freeze}) is more than the {count} layers of the model.")
+            raise ConfigError(f"`model.freeze` ({freeze}) is more than the {count} layers of the model. Lower it.")
         deepest = freeze if isinstance(freeze, int) else {"none": -1, "embeddings": 0, "encoder": count}[freeze]
+        if top_layers and deepest > count - top_layers:
+            raise ConfigError(
+                f"`model.freeze` would freeze layers with the random weights of `model.reinitialize_layers` "
+                f"({top_layers}). Remove one of them."
+            )
         depths = self.depths()
         for name, parameter in self.network.named_parameters():
             depth = depths[name]
@@ -242,7 +252,8 @@ class PretrainedClassifier(nn.Module):
                 depths[name] = layer_of[key]
                 outside = len(blocks)
             else:
-                depths[name] = 0 if key in embeddings else outside
+                is_last = any(part in _AFTER_LAYERS for part in name.split("."))
+                depths[name] = 0 if key in embeddings else len(blocks) if is_last else outside
         return depths
 
     def layer_depths(self) -> dict[str, int | None]:
@@ -345,49 +356,6 @@ def _initialize(network: Any, module: nn.Module) -> None:
         for mark in (part, *part.parameters(recurse=False)):
             vars(mark).pop("_is_hf_initialized", None)
         network._init_weights(part)
-
-
-def _attention_option(config: Any) -> dict[str, str]:
-    """Return the option that selects `_attention`, unless the architecture has an attention of its own."""
-    from transformers import AutoModelForSequenceClassification
-
-    architecture: Any = AutoModelForSequenceClassification._model_mapping[type(config)]
-    return {"attn_implementation": ATTENTION} if getattr(architecture, "_supports_sdpa", False) else {}
-
-
-def _register_attention() -> None:
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """Return the attention output (B, T, H, E) of an encoder by `attend`; that of other models by SDPA."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    is_plain = query.shape[1] == key.shape[1] and scaling in (None, query.shape[-1] ** -0.5)
-    if causal or not is_plain:
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal, **options
-        )
-        return output, None
-    mask = attention_mask
-    if mask is not None and mask.stride(2) == 0:  # the same for all queries
-        mask = mask[:, :, :1]
-    return attend(query, key, value, mask, dropout=dropout).transpose(1, 2).contiguous(), None
 
 
 def _first_line(error: Exception) -> str:

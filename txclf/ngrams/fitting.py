@@ -30,18 +30,18 @@ UNSPACED_SHARE, SCRIPT_ROWS = 0.5, 1000
 """Share of the characters of the first texts that are of scripts without blanks between words from which on they are
 left out too, as each of them is a word."""
 MAX_ROWS = 100_000
-"""Most training rows to read for a linear model."""
+"""Max training rows to read for a linear model."""
 MAX_SHORT_CHARS, MAX_LONG_CHARS = 12_000_000, 40_000_000
-"""Most characters of the training texts, if they are short or have a word per character, and of other long ones. The
+"""Max characters of the training texts, if they are short or have a word per character, and of other long ones. The
 texts after them are left out."""
 MARGIN = 2.0
 """Logit of a label that every training row has, negative of one that none has: beyond that of a clear case, 1."""
 MANY_ROWS = 10_000
 """Training rows from which on an n-gram must occur in two of them."""
 MAX_WEIGHTS, MIN_FEATURES, MAX_FEATURES = 2**24, 2**13, 2**20
-"""Most weights of a model, and the bounds of the n-grams that follow from it and the number of labels."""
+"""Max weights of a model, and the bounds of the n-grams that follow from it and the number of labels."""
 MAX_WORK = 1e9
-"""Most counts times labels times costs for one kind of features, about a minute: beyond it fewer costs are tried, then
+"""Max counts times labels times costs for one kind of features, about a minute: beyond it fewer costs are tried, then
 fewer rows used."""
 SHARES = np.linspace(0.0, 1.0, 21)
 """Weights of the linear model that are tried."""

@@ -12,8 +12,8 @@ from txclf.data.records import RawBatch
 from txclf.data.sources import Source
 from txclf.inference import bundle
 from txclf.prediction.columns import added_columns, load_answer, output_columns
+from txclf.prediction.parts import CHUNK_ROWS
 
-CHUNK_ROWS = 4096
 _SOURCE = Source("inputs", "parquet")
 """Origin of the rows, for messages."""
 

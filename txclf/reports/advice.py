@@ -30,13 +30,15 @@ def of_run(state: RunState, tested: Mapping[str, Any] | None = None) -> list[str
 
 
 def overfitting(run: RunConfig, log: Sequence[Mapping[str, float]]) -> str | None:
-    """Return what to do if the validation loss rose while the training loss went on falling."""
+    """Return what to do if the validation loss, after calibration, rose while the training loss went on falling."""
     validations = [line for line in log if "valid_loss" in line]
     losses = [line["train_loss"] for line in log if line.get("train_loss") is not None]
     if len(validations) < 2 or not losses:
         return None
-    best = min(validations, key=lambda line: line["valid_loss"])
-    lowest, last = best["valid_loss"], validations[-1]["valid_loss"]
+    # What calibration undoes is no overfitting.
+    key = "valid_calibrated_loss" if all("valid_calibrated_loss" in line for line in validations) else "valid_loss"
+    best = min(validations, key=lambda line: line[key])
+    lowest, last = best[key], validations[-1][key]
     if last <= RISE * lowest or losses[-1] >= GAP * lowest:
         return None
     if run.model.freeze == "encoder":  # which reads each row once
@@ -53,10 +55,12 @@ def overfitting(run: RunConfig, log: Sequence[Mapping[str, float]]) -> str | Non
 def weaker_than_ngrams(run: RunConfig, tested: Mapping[str, Any]) -> str | None:
     """Return what to do if the n-gram linear model scored better than the model."""
     linear = tested.get("baseline")
-    key = "accuracy" if "accuracy" in tested else "f1_macro"
+    by_macro_f1 = "accuracy" not in tested or run.train.monitor == "valid_f1_macro"
+    key = "f1_macro" if by_macro_f1 else "accuracy"
     if not linear or tested[key] >= linear[key]:
         return None
-    chance = ", which may be chance" if linear["p_value"] >= significance.LEVEL else ""
+    p_value = linear.get("f1_macro_p_value", linear["p_value"]) if by_macro_f1 else linear["p_value"]
+    chance = ", which may be chance" if p_value >= significance.LEVEL else ""
     if run.model.pretrained is not None:
         advice = "Raise `train.epochs`, or search for `train.learning_rate` with `txclf tune`."
     elif not run.uses_ngrams and not run.train.train_on_valid:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from txclf.metrics.calibration import NUM_BINS
 from txclf.reports.content import ALL_CLASSES, ClassCurves
 
 CURVE_POINTS = 80
@@ -23,9 +24,9 @@ Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 
-def reliability(confidence: Floats, right: Bools, num_bins: int = 15) -> list[list[float]]:
+def reliability(confidence: Floats, right: Bools) -> list[list[float]]:
     """Return mean confidence, accuracy and count of each bin of equal width that has rows."""
-    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
     members = [bins == number for number in np.unique(bins)]
     return [[float(confidence[rows].mean()), float(right[rows].mean()), int(rows.sum())] for rows in members]
 

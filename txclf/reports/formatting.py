@@ -15,6 +15,7 @@ TITLES = {
     "precision_macro": "macro precision",
     "recall_macro": "macro recall",
     "loss": "loss",
+    "calibrated_loss": "calibrated loss",
     "mcc": "Matthews correlation",
     "auroc_macro": "AUROC (macro)",
     "calibration_error": "calibration error",

@@ -68,7 +68,7 @@ def _run(path: str) -> dict[str, Any]:
         "epoch": round(summary["epochs"] if summary else state.epochs, 4),
         "epochs": state.run.train.epochs,
         "monitor": state.run.train.monitor,
-        "best": {key: value for key, value in best.items() if key != "valid_rows"} if best else None,
+        "best": {"step": best["step"], "epoch": best["epoch"], **state.scores} if best else None,
         "attempts": state.attempts,
         "checkpoints": [
             checkpoint.step for checkpoint in checkpoints.committed(storage.join(state.folder, "checkpoints"))

@@ -147,7 +147,8 @@ def _compared(
     truth, classes = _ids(targets, is_multilabel), len(labels)
     scored = [(one, intervals.of_scores(truth, _ids(one.predicted, is_multilabel), classes)) for one in answers]
     scored.sort(key=lambda item: -(item[1].macro if is_multilabel else item[1].micro).value)
-    best, comparisons, runs = scored[0][0], len(scored) - 1, list[PairedRun]()
+    best, runs = scored[0][0], list[PairedRun]()
+    comparisons = len(scored) * (len(scored) - 1) // 2  # all pairs, because the best is found on the same rows
     per_class: list[intervals.Interval] = []
     for one, own in scored:
         difference, p_value = None, None

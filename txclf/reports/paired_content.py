@@ -17,7 +17,7 @@ class PairedRun:
     difference: tuple[float, ...] | None
     """What the best run is ahead in `PairedRuns.metric`, with its interval; None for the best run itself."""
     p_value: float | None
-    """p-value of `difference`, times the number of comparisons; None for the best run."""
+    """p-value of `difference`, times the number of pairs of runs; None for the best run."""
 
 
 class ComparedClass(NamedTuple):

@@ -82,13 +82,13 @@ def _label_split(
 ) -> LabelSplit:
     """Score one split.
 
-    The baselines come from `metrics.json` if that is about the same rows, all of the split. Without `metrics.json` they
-    are trained here for single labels.
+    The baselines come from `metrics.json` if that is about the same rows, all of the split. Those of the validation
+    split are trained here for single labels, unless the test split was scored.
     """
     assert state.prepared
     scored = error_analysis.score(classifier, state.prepared, manifest, name, budget)
     scores: Metrics = tested if tested and name == "test" and len(scored.labels) == tested["rows"] else {}
-    if name == "valid" and tested is None and not classifier.is_multilabel:
+    if name == "valid" and not (tested and tested["data"] == "test") and not classifier.is_multilabel:
         lowercase = state.run.tokenizer.lowercase
         scores = error_analysis.baseline_scores(scored, state.prepared, manifest, lowercase=lowercase, budget=budget)
     compared = {key: scores[key] for key in ("baseline", "majority") if key in scores}
@@ -104,19 +104,20 @@ def headline(state: RunState, splits: Sequence[LabelSplit], tested: Metrics | No
     if spec.is_seq2seq:
         return _generation_headline(state, tested)
     metric = "f1_macro" if spec.is_multilabel or monitor == "valid_f1_macro" else "accuracy"
-    if tested and (spec.is_multilabel or tested["data"] == "test"):
-        scored = next((one for one in splits if one.id == "test" and one.rows == tested["rows"]), None)
+    if tested:
+        is_test = tested["data"] == "test"
+        scored = next((one for one in splits if is_test and one.id == "test" and one.rows == tested["rows"]), None)
         majority = "most frequent labels" if spec.is_multilabel else "majority class"
         return _evaluation_headline(metric, tested, scored.intervals.get(metric) if scored else None, majority)
     if splits:
         return _split_headline(metric, splits[0])
-    value = (state.best or {}).get(f"valid_{metric}")
+    value = state.scores.get(f"valid_{metric}")
     return None if value is None else Headline(title=TITLES[metric], value=value, where="validation")
 
 
 def _generation_headline(state: RunState, tested: Metrics | None) -> Headline | None:
     """Return BLEU, or the first of exact match and token accuracy that is known."""
-    scores = dict(titled((tested or state.best) or {}))
+    scores = dict(titled(tested or state.scores))
     where = _evaluated_rows(tested) if tested else "validation"
     title = next((title for title in ("BLEU", "exact match", "token accuracy") if title in scores), None)
     return None if title is None else Headline(title=title, value=scores[title], where=where)

@@ -10,6 +10,7 @@ from txclf.artifacts import trials
 from txclf.artifacts.run_folder import RunState
 from txclf.artifacts.trials import Result
 from txclf.config import run_config
+from txclf.config.base import direction
 from txclf.config.dotted import flatten_dotted
 from txclf.config.run_config import RunConfig
 from txclf.core import storage
@@ -40,7 +41,7 @@ def gather(folder: str) -> SearchPage:
         finished=summary is not None,
         notes=[] if summary else ["The search is not finished. This page shows its current state."],
         metric=metric,
-        lower=metric == "valid_loss",
+        lower=direction(metric) == "min",
         keys=list(run.tune.space),
         log_keys=[key for key, domain in run.tune.space.items() if domain.loguniform],
         trials=rows,
@@ -138,8 +139,7 @@ def _compared_run(state: RunState, name: str) -> ComparedRun:
 def _compared_metrics(state: RunState) -> dict[str, float]:
     """Return the best validation, the scores of `txclf evaluate` and the speed of a run."""
     summary = state.summary
-    best = summary["best"] if summary else state.best or {}
-    metrics = {key: value for key, value in best.items() if key.startswith("valid_") and key != "valid_rows"}
+    metrics = dict(state.scores)
     tested = run_scores.evaluation(state)
     if tested:
         where = "test" if tested["data"] == "test" else "files"

@@ -21,7 +21,7 @@ MAX_TEXT_CHARS = 700
 """Characters of a text that a page shows."""
 LEFT_OUT = 0.2
 """Share of the words that are left out to measure fidelity."""
-LEAST_WORDS = 5
+MIN_WORDS = 5
 """Words of a text from which on it counts for fidelity."""
 
 Pieces = Sequence[tuple[str, float | None]]
@@ -54,16 +54,16 @@ def explained(
     return found, fidelity(classifier, explanations)
 
 
-def fidelity(classifier: Classifier, explanations: Sequence[Explanation], seed: int = 0) -> Fidelity | None:
+def fidelity(classifier: Classifier, explanations: Sequence[Explanation]) -> Fidelity | None:
     """Return how much a probability falls without the words that weigh most, and without words at random.
 
-    Return None if no text has `LEAST_WORDS` words.
+    Return None if no text has `MIN_WORDS` words.
     """
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     rows, before, columns = list[tuple[str, ...]](), list[float](), list[int]()
     for explanation in explanations:
         weights = [weight for column in explanation.columns.values() for _, weight in column if weight is not None]
-        if len(weights) < LEAST_WORDS:
+        if len(weights) < MIN_WORDS:
             continue
         count = max(1, round(LEFT_OUT * len(weights)))
         strongest = np.argsort(-np.array(weights), kind="stable")[:count].tolist()

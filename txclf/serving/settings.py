@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass, field
 
 from txclf.core.errors import ConfigError
+
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "watchfiles")
+"""Packages of the extra `txclf[serve]`."""
+
+
+def require_packages() -> None:
+    """Raise `ConfigError` if a package of the extra is not installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"`serve` needs the package `{missing[0]}`. Run `pip install 'txclf[serve]'`.")
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,10 @@ def _metrics(
 ) -> dict[str, float]:
     if row_labels.ndim == 2:
         logits, targets = torch.from_numpy(row_logits), torch.from_numpy(row_labels.astype(np.float32))
+        tempered = calibration.tempered_losses(logits, targets)
         return {
             "valid_loss": float(F.binary_cross_entropy_with_logits(logits.double(), targets.double())),
+            "valid_calibrated_loss": float(tempered.min()) / len(logits),
             **binned.ranking(binned.counted(logits, targets)),
             "valid_subset_accuracy": float(((logits >= 0) == (targets > 0)).all(dim=1).double().mean()),
         }
@@ -129,6 +131,7 @@ def _metrics(
     predicted = logits.argmax(dim=1)
     return {
         "valid_loss": float(F.cross_entropy(logits.double(), labels)),
+        "valid_calibrated_loss": float(calibration.tempered_losses(logits, labels).min()) / len(logits),
         "valid_accuracy": float((predicted == labels).double().mean()),
         "valid_f1_macro": multiclass.short_scores(predicted.numpy(), labels.numpy(), logits.shape[1])["f1_macro"],
     }
@@ -137,8 +140,7 @@ def _metrics(
 def _weights(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     """Return the weights that were validated."""
     state = checkpoints.load(checkpoint)
-    weights: Mapping[str, Tensor] = state.get("average") or state["model"]
-    return weights
+    return {**state["model"], **(state.get("average") or {})}  # an average lacks the buffers
 
 
 def _score(

@@ -27,14 +27,17 @@ PIECE_ROWS = 1024
 """Rows between two looks for a request to stop."""
 
 
-def require_teacher(run: RunConfig) -> None:
-    """Raise `ConfigError` if a run has rows without labels and nothing that learns from them."""
+def require_teacher(run: RunConfig, *, pretrains: bool = False) -> None:
+    """Raise `ConfigError` if a run has rows without labels and nothing that learns from them.
+
+    `pretrains` is True if a search tries `train.pretrain_epochs`, or had it tried for this run.
+    """
     if run.distill.teacher is None and run.data.altered_copies:
         raise ConfigError(
             "`data.altered_copies`: rows without labels need a teacher. Run `txclf distill TEACHER RUN.yaml`, or "
             "remove the key."
         )
-    if run.distill.teacher is None and run.data.unlabelled and not run.train.pretrain_epochs:
+    if run.distill.teacher is None and run.data.unlabelled and not (pretrains or run.train.pretrain_epochs):
         raise ConfigError(
             "`data.unlabelled`: rows without labels need a teacher or pre-training. Run `txclf distill TEACHER "
             "RUN.yaml`, set `train.pretrain_epochs`, or remove the key."

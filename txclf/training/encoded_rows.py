@@ -34,18 +34,21 @@ def sidecar(config: WorkerConfig) -> Sidecar | None:
     whose head reads more than one vector.
     """
     run = config.run
-    is_frozen = config.encoder is not None and run.model.freeze == "encoder" and not run.model.reinitialize_layers
+    is_frozen = config.encoder is not None and run.model.freeze == "encoder"
     varies = run.train.token_dropout or run.train.adversarial
     if not is_frozen or varies or run.data.truncation == "windows" or run.compute.strategy == "fsdp":
         return None
     model = _network(config)
-    if _pooling(config, model) is None:
+    pooling = _pooling(config, model)
+    if pooling is None:
         return None
     assert config.first_encoder is not None
     # The hash of the model's files is the name of their folder. Mixed precision changes the vectors a little.
     parts = [config.first_encoder.rstrip("/").rpartition("/")[2], str(run.train.precision == "fp32")]
     if mean_pooling.is_used(model.network.config):  # others have the names that they had before
         parts.append("mean")
+    elif pooling == "last":  # that of short rows was wrong in an earlier version
+        parts.append(pooling)
     digest = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
     return Sidecar(
         name=f"encoded-{digest}",
@@ -65,10 +68,11 @@ def _network(config: WorkerConfig) -> PretrainedClassifier:
 
 @torch.inference_mode()
 def _pooling(config: WorkerConfig, model: PretrainedClassifier) -> Pooling | None:
-    """Return the pooling of the head, found with the first training rows."""
+    """Return the pooling of the head, found with the longest of the first training rows."""
     first = RowGroup(config.manifest().splits["train"].shards[0], 0)
     rows = _rows(config, first)
-    ids, mask, segments, _, _ = rows.pad(np.arange(min(TRIED_ROWS, len(rows))))
+    longest = np.argsort(-rows.lengths, kind="stable")[:TRIED_ROWS]  # the first token of a short row is its last too
+    ids, mask, segments, _, _ = rows.pad(np.sort(longest))
     return pooled_vectors.pooling_of(model, *_on_device(model, ids, mask, segments))
 
 

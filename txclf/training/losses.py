@@ -25,11 +25,14 @@ def binary_loss(
 ) -> Tensor:
     """Return binary cross-entropy, averaged over the labels and summed over the rows.
 
-    `smoothing` moves targets from 0 and 1 to smoothing / 2 and 1 - smoothing / 2; `focal_gamma` is that of focal loss
-    (Lin et al., arXiv:1708.02002, equation 5), whose alpha is `weights_C`.
+    `weights_C` multiply the losses of the rows that have a label. `smoothing` moves targets from 0 and 1 to
+    smoothing / 2 and 1 - smoothing / 2. `focal_gamma` is that of focal loss (Lin et al., arXiv:1708.02002, equation 5),
+    whose alpha is `weights_C`.
     """
     smooth_BC = targets_BC * (1 - smoothing) + smoothing / 2
-    losses_BC = F.binary_cross_entropy_with_logits(logits_BC, smooth_BC, pos_weight=weights_C, reduction="none")
+    losses_BC = F.binary_cross_entropy_with_logits(logits_BC, smooth_BC, reduction="none")
+    if weights_C is not None:  # `pos_weight` would multiply the smoothed share of rows without the label too
+        losses_BC = losses_BC * torch.where(targets_BC > 0, weights_C, 1.0)
     if focal_gamma:
         wrong_BC = torch.sigmoid(torch.where(targets_BC > 0, -logits_BC, logits_BC))
         # Where a row is surely right, the slope of a power below 1 is infinite.

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
 from txclf.data import word_vectors
+from txclf.metrics import calibration
 from txclf.metrics.macro_f1 import MacroF1
 from txclf.model import pooled_vectors
 from txclf.model.classifier import TransformerClassifier, by_row
@@ -302,10 +303,6 @@ class EncoderModule(TrainingModule):
         shift_BTD = self.config.train.adversarial * slope_BTD / length_B11.clamp(min=1e-30)
         return self.scale_loss((loss + self.summed_loss(batch, shift_BTD)) / 2, loss, batch)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the logits (B, C) of a batch."""
-        return self.logits(batch)
-
     def initialize_embeddings(self, vectors_VD: Tensor, frozen_V: Tensor | None) -> None:
         """Set the token embeddings to pre-trained vectors; those that are frozen are not trained."""
         assert isinstance(self.model, TransformerClassifier)
@@ -323,7 +320,8 @@ class EncoderModule(TrainingModule):
 class ClassifierModule(EncoderModule):
     """Module of `task: classify`: one class per row.
 
-    Metrics: `loss` (cross-entropy without smoothing or weights), `accuracy`, `f1_macro`, `rows`.
+    Metrics: `loss` (cross-entropy without smoothing or weights), `calibrated_loss` (with the best temperature),
+    `accuracy`, `f1_macro`, `rows`.
     """
 
     def add_states(self) -> None:
@@ -332,8 +330,9 @@ class ClassifierModule(EncoderModule):
         self.f1_macro = MacroF1(self.num_classes)
         self.loss_sum: Tensor
         self.row_count: Tensor
-        for name in ("loss_sum", "row_count"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
+        self.tempered: Tensor
+        for name, size in (("loss_sum", ()), ("row_count", ()), ("tempered", len(calibration.TEMPERATURES))):
+            self.register_buffer(name, torch.zeros(size, dtype=torch.float64), persistent=False)
 
     def training_loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         """Return cross-entropy or focal loss, weighted by class, summed over the rows."""
@@ -341,12 +340,18 @@ class ClassifierModule(EncoderModule):
         if self.config.train.focal_gamma:
             return focal_loss(logits_BC, labels, weights, self.config.train.focal_gamma)
         smoothing = self.config.train.label_smoothing
-        return F.cross_entropy(logits_BC, labels, weights, reduction="sum", label_smoothing=smoothing)
+        if weights is None or not smoothing:
+            return F.cross_entropy(logits_BC, labels, weights, reduction="sum", label_smoothing=smoothing)
+        # `F.cross_entropy` would multiply the smoothed share of each class by its own weight, not by that of the row.
+        losses_B = F.cross_entropy(logits_BC, labels, reduction="none", label_smoothing=smoothing)
+        weighted: Tensor = losses_B * weights[labels]
+        return weighted.sum()
 
     def reset_scores(self) -> None:
         """Forget the rows scored so far."""
         self.loss_sum.zero_()
         self.row_count.zero_()
+        self.tempered.zero_()
         self.accuracy.reset()
         self.f1_macro.reset()
 
@@ -355,6 +360,7 @@ class ClassifierModule(EncoderModule):
         logits_BC = self.logits(batch)
         self.loss_sum += F.cross_entropy(logits_BC, batch["labels"], reduction="sum").double()
         self.row_count += len(batch["labels"])
+        self.tempered += calibration.tempered_losses(logits_BC, batch["labels"])
         self.accuracy.update(logits_BC, batch["labels"])
         self.f1_macro.update(logits_BC, batch["labels"])
 
@@ -364,6 +370,7 @@ class ClassifierModule(EncoderModule):
         row_count = self.reduce_sum(self.row_count)
         return {
             "loss": float(self.reduce_sum(self.loss_sum) / row_count),
+            "calibrated_loss": float(self.reduce_sum(self.tempered).min() / row_count),
             "accuracy": float(self.accuracy.compute()),
             "f1_macro": float(self.f1_macro.compute()),
             "rows": int(row_count),

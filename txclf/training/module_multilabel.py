@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from txclf.data.labels import targets
-from txclf.metrics import binned
+from txclf.metrics import binned, calibration
 from txclf.training.losses import binary_loss
 from txclf.training.module import EncoderModule
 
@@ -20,7 +20,8 @@ class MultilabelModule(EncoderModule):
     """Module of `task: multilabel`, trained by binary cross-entropy.
 
     The loss of a row is the mean over the labels, that of a step the mean over its rows. `class_weights` (C,) multiply
-    the loss of the rows that have a label. Metrics: `loss`, `map`, `f1_macro`, `f1_micro`, `subset_accuracy`, `rows`.
+    the loss of the rows that have a label. Metrics: `loss`, `calibrated_loss` (with the best temperature), `map`,
+    `f1_macro`, `f1_micro`, `subset_accuracy`, `rows`.
     """
 
     def add_states(self) -> None:
@@ -28,6 +29,10 @@ class MultilabelModule(EncoderModule):
         self.sums: Tensor
         """Loss, rows, and rows whose labels are all right."""
         self.register_buffer("sums", torch.zeros(3, dtype=torch.float64), persistent=False)
+        self.tempered: Tensor
+        self.register_buffer(
+            "tempered", torch.zeros(len(calibration.TEMPERATURES), dtype=torch.float64), persistent=False
+        )
         self.counts: Tensor
         self.register_buffer(
             "counts", torch.zeros(2, self.num_classes, binned.CELLS, dtype=torch.int64), persistent=False
@@ -42,6 +47,7 @@ class MultilabelModule(EncoderModule):
     def reset_scores(self) -> None:
         """Forget the rows scored so far."""
         self.sums.zero_()
+        self.tempered.zero_()
         self.counts.zero_()
 
     def update_scores(self, batch: Any) -> None:
@@ -51,6 +57,7 @@ class MultilabelModule(EncoderModule):
         right_B = ((logits_BC >= 0) == (targets_BC > 0)).all(dim=1)
         values = [binary_loss(logits_BC, targets_BC), torch.tensor(len(right_B)), right_B.sum()]
         self.sums += torch.stack([value.to(self.sums) for value in values])
+        self.tempered += calibration.tempered_losses(logits_BC, targets_BC)
         self.counts += binned.counted(logits_BC, targets_BC)
 
     def compute_scores(self) -> dict[str, float]:
@@ -59,6 +66,7 @@ class MultilabelModule(EncoderModule):
         ranking = binned.ranking(self.reduce_sum(self.counts))
         return {
             "loss": loss / rows,
+            "calibrated_loss": float(self.reduce_sum(self.tempered).min() / rows),
             **{name.removeprefix("valid_"): value for name, value in ranking.items()},
             "subset_accuracy": right / rows,
             "rows": int(rows),

@@ -20,35 +20,46 @@ def parameter_groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
     `train.head_learning_rate`, each layer and the head have groups of their own (arXiv:1801.06146).
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    rates = learning_rates(model, train)
-    rate = train.learning_rate
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(rate, True): [], (rate, False): []}
+    depths, top = _depths(model, train)
+    # By depth and not by rate: a population changes rates, and the moments of an optimizer are saved by position.
+    groups: dict[tuple[int | None, bool], list[nn.Parameter]] = {(top, True): [], (top, False): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             matrix = parameter.ndim >= 2 and id(parameter) not in embeddings and "positions." not in name
-            groups.setdefault((rates.get(name, rate), matrix), []).append(parameter)
+            groups.setdefault((depths.get(name, top), matrix), []).append(parameter)
     return [
-        {"params": parameters, "lr": rate, "weight_decay": train.weight_decay if matrix else 0.0}
-        for (rate, matrix), parameters in groups.items()
+        {
+            "params": parameters,
+            "lr": _rate(train, depth, top),
+            "weight_decay": train.weight_decay if matrix else 0.0,
+        }
+        for (depth, matrix), parameters in groups.items()
         if parameters
     ]
 
 
-def learning_rates(model: nn.Module, train: Train) -> dict[str, float]:
-    """Return the peak learning rate of each parameter; empty if all have `train.learning_rate`.
+def _depths(model: nn.Module, train: Train) -> tuple[dict[str, int | None], int]:
+    """Return the depths of parameters whose rates may differ, None for the head, and the depth of the others."""
+    if train.layer_decay == 1.0 and train.head_learning_rate is None:
+        return {}, 0
+    assert isinstance(model, TransformerClassifier | PretrainedClassifier)
+    depths = model.layer_depths()
+    if train.layer_decay == 1.0:
+        return {name: None for name, depth in depths.items() if depth is None}, 0
+    top = max((depth for depth in depths.values() if depth is not None), default=0)
+    if train.head_learning_rate is None:
+        depths = {name: top if depth is None else depth for name, depth in depths.items()}
+    return depths, top
+
+
+def _rate(train: Train, depth: int | None, top: int) -> float:
+    """Return the peak learning rate at a depth.
 
     The top layer has `train.learning_rate`, a layer below it `train.layer_decay` times that of the layer above.
     """
-    head = train.head_learning_rate or train.learning_rate
-    if train.layer_decay == 1.0 and head == train.learning_rate:
-        return {}
-    assert isinstance(model, TransformerClassifier | PretrainedClassifier)
-    depths = model.layer_depths()
-    top = max((depth for depth in depths.values() if depth is not None), default=0)
-    return {
-        name: head if depth is None else train.learning_rate * train.layer_decay ** (top - depth)
-        for name, depth in depths.items()
-    }
+    if depth is None:
+        return train.head_learning_rate or train.learning_rate
+    return train.learning_rate * train.layer_decay ** (top - depth)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -106,6 +106,7 @@ def masked(config: WorkerConfig) -> WorkerConfig:
         betas=(0.9, 0.98),
         early_stopping_patience=0,
         keep_checkpoints=1,
+        monitor="valid_loss",
         **{key: getattr(run.train, key) for key in _KEPT},
     )
     # Dropout slows a small model down that has much to learn (ALBERT, arXiv:1909.11942, section 4.9).

@@ -16,19 +16,20 @@ from txclf.core import storage
 from txclf.core.errors import ConfigError
 
 EPOCHS = "train.epochs"
-FREE = ("checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps", "trackers", "micro_batches")
+CHANGEABLE = ("checkpoint_every", "on_nan", "stall_timeout_s", "log_every_steps", "trackers", "micro_batches")
 """Keys of `train` that a resumed run may change."""
-OF_THE_END = ("summary.json", "metrics.json", "metrics-data.json", "drift.json", "curve/curve.json", "report.html")
+OUTDATED = ("summary.json", "metrics.json", "metrics-data.json", "drift.json", "curve/curve.json", "report.html")
 """Files of a finished run that are out of date once it trains on. The first marks it as finished."""
 LOG, OWN_LOG = "metrics.jsonl", "own-metrics.jsonl"
 
 
 def as_resumed(run: RunConfig, saved: RunConfig) -> RunConfig:
-    """Return a run with what its `saved` run file settled; with the saved epochs if the run sets none."""
+    """Return a run with what its `saved` run file settled; with the saved epochs and monitor if the run sets none."""
     set_keys = run.train.model_dump(exclude_unset=True, exclude={"epochs"})
     settled = recipes.as_begun(run.model_copy(update={"train": Train(**set_keys)}), saved)
-    epochs = run.train.epochs if "epochs" in run.train.model_fields_set else saved.train.epochs
-    return settled.model_copy(update={"train": settled.train.model_copy(update={"epochs": epochs})})
+    source = {key: run if key in run.train.model_fields_set else saved for key in ("epochs", "monitor")}
+    kept = {key: getattr(one.train, key) for key, one in source.items()}
+    return settled.model_copy(update={"train": settled.train.model_copy(update=kept)})
 
 
 def require_kept(run: RunConfig, saved: RunConfig, path: str) -> None:
@@ -45,12 +46,21 @@ def require_kept(run: RunConfig, saved: RunConfig, path: str) -> None:
         )
 
 
+def is_begun_otherwise(run: RunConfig) -> bool:
+    """Return True if the folder of a run was begun with other settings, or another number of epochs."""
+    path = storage.join(run.run_folder, "run.yaml")
+    if not storage.exists(path):
+        return False
+    saved = run_config.load(path)
+    return bool(changed(_kept(saved), _kept(as_resumed(run, saved))))
+
+
 def _kept(run: RunConfig) -> Settings:
     """Return the settings that a resumed run must keep: all but where it runs and how it handles failures."""
     sections: dict[str, Any] = run.model_dump(
         include={"seed", "task", "data", "tokenizer", "model", "train", "distill"}
     )
-    for key in FREE:
+    for key in CHANGEABLE:
         del sections["train"][key]
     return flatten_dotted(sections)
 
@@ -92,7 +102,7 @@ def extend(run: RunConfig) -> None:
     path = storage.join(run.run_folder, "run.yaml")
     saved = run_config.load(path)
     if extends(run, saved):
-        for name in OF_THE_END:
+        for name in OUTDATED:
             storage.remove_file(storage.join(run.run_folder, name))
         _restore_log(run.run_folder)
         train = saved.train.model_copy(update={"epochs": run.train.epochs})

@@ -65,7 +65,7 @@ class RunSummary(RunStats):
     """Prepared folder that the run was trained on."""
     best_step: int
     best: dict[str, float]
-    """Metrics of the validation that the bundle comes from."""
+    """Validation metrics of the bundle; empty with `train.train_on_valid`."""
     averaged: list[int] = Field(default_factory=list)
     """Steps of the checkpoints whose mean was bundled; empty if one checkpoint was."""
     calibration: Calibration | None = None
@@ -82,6 +82,13 @@ class RunSummary(RunStats):
     """Logged steps trained again after a failure or a stop."""
     attempts: int
     """Number of times that workers began; 1 for a run that was never stopped."""
+    run_folder: str | None = Field(default=None, exclude=True)
+    """Run folder; not in `summary.json`."""
+
+    @property
+    def model(self) -> str:
+        """Path of the bundle."""
+        return storage.join(self.run_folder or "", "model")
 
     def _repr_html_(self) -> str:
         """Return the summary as a table for a notebook."""
@@ -95,16 +102,16 @@ class RunSummary(RunStats):
         return html_table.table("Run", [*facts, ("device", self.device), ("precision", self.precision)])
 
 
-def check_folder(run: RunConfig, resume: bool) -> RunSummary | None:
+def check_folder(run: RunConfig, resume: bool, *, is_refit: bool = False) -> RunSummary | None:
     """Check that a run may start or resume in its folder; return the summary of a finished run that is resumed.
 
-    Return None for a finished run that is resumed for more epochs.
+    Return None for a finished run that is resumed for more epochs. `is_refit` is True for the winner of a search.
 
     Raises `ConfigError` if the folder is taken, is missing, or began with other settings, and for GPUs of no use.
     """
     require_usable_gpus(run.compute)
     trackers.require(run)
-    distill.require_teacher(run)
+    distill.require_teacher(run, pretrains=is_refit)
     folder = run.run_folder
     saved = storage.join(folder, "run.yaml")
     if not storage.exists(saved):
@@ -121,6 +128,8 @@ def check_folder(run: RunConfig, resume: bool) -> RunSummary | None:
     resume_rules.require_kept(run, began, saved)
     path = storage.join(folder, SUMMARY)
     summary = storage.read_as(path, RunSummary) if storage.exists(path) else None
+    if summary:
+        summary = summary.model_copy(update={"run_folder": folder})
     if summary and resume_rules.extends(run, began):
         resume_rules.require_extendable(summary.model_dump())
         return None
@@ -281,7 +290,7 @@ def _finish(
         "version": __version__,
         "prepared": config.prepared,
         "best_step": winner.step,
-        "best": winner.metrics or saved[-1].metrics,
+        "best": winner.metrics,
         "averaged": winner.averaged,
         "calibration": winner.calibration,
         "thresholds": winner.thresholds,
@@ -291,7 +300,7 @@ def _finish(
         "steps_repeated": sum(attempt.repeated for attempt in begun),
         "attempts": len(begun),
     }
-    summary = RunSummary.model_validate(dict(stats) | chosen)
+    summary = RunSummary.model_validate(dict(stats) | chosen | {"run_folder": run.run_folder})
     holding.require()
     storage.write_json(storage.join(run.run_folder, SUMMARY), summary.model_dump())
     return summary

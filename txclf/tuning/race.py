@@ -2,16 +2,17 @@
 
 The first trials are the candidates with their recipes: a model from scratch, and each pretrained encoder that is named.
 Further trials vary their settings until the time is over. All of them answer together with the linear model on n-grams,
-which takes as much weight as the validation rows give it.
+which takes as much weight as the validation rows give it. Keys that the run file sets are kept, and not searched.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from txclf import pretrained
-from txclf.config import run_config
+from txclf.config import recipes, run_config
 from txclf.config.dotted import set_dotted
 from txclf.config.run_config import RunConfig
 from txclf.core.errors import ConfigError
@@ -25,8 +26,12 @@ SCRATCH_SPACE: dict[str, Any] = {
 ENCODER_SPACE: dict[str, Any] = {"train.learning_rate": {"loguniform": [5e-5, 2e-3]}}
 
 
-def search(run: RunConfig, time: str, encoders: str | None = None) -> RunConfig:
+def search(
+    run: RunConfig, time: str, encoders: str | None = None, note: Callable[[str], None] = lambda text: None
+) -> RunConfig:
     """Return the search of a run within a time, such as `10m`. `encoders` is a folder of folders of encoders.
+
+    `note` receives a sentence about each kind of model that does not fit the run file.
 
     Raises `ConfigError` for a run that is not a classifier, has a `tune.space` of its own, or for a folder without
     encoders.
@@ -36,22 +41,49 @@ def search(run: RunConfig, time: str, encoders: str | None = None) -> RunConfig:
     if run.tune.space:
         raise ConfigError("--time: the run file has a `tune.space` of its own. Use `txclf tune` with `tune.time`.")
     named = [*([run.model.pretrained] if run.model.pretrained else []), *_found(encoders)]
-    rates: list[dict[str, Any]] = [{"train.learning_rate": 1e-3, "model.hidden_size": 128}]
+    as_set = run.model_dump(exclude_unset=True)  # so that each kind of model has its own recipe
+    kept = {f"{name}.{key}" for name in ("train", "model") for key in as_set.get(name, ())} - {"model.pretrained"}
+    base = set_dotted({"model.ngrams": True} if "model.ngrams" not in kept else {}, as_set)
+    points: list[dict[str, Any]] = [{"train.learning_rate": 1e-3, "model.hidden_size": 128}]
     space = SCRATCH_SPACE
     if named:
-        space = {"model.pretrained": {"choice": [None, *named]}, **ENCODER_SPACE}
-        rates = [{"model.pretrained": None, "train.learning_rate": 1e-3}]
-        rates += [{"model.pretrained": name, "train.learning_rate": 1.5e-4} for name in named]
-    settings = {
+        points = [{"model.pretrained": None, "train.learning_rate": 1e-3}]
+        points += [{"model.pretrained": name, "train.learning_rate": 1.5e-4} for name in named]
+        points = _fitting(run_config.parse(base, run.name), points, note)
+        space = {"model.pretrained": {"choice": [point["model.pretrained"] for point in points]}, **ENCODER_SPACE}
+    tune = {
+        "scheduler": {"kind": "asha", "grace_period": 1, "reduction_factor": 3},
+        **as_set.get("tune", {}),
         "trials": TRIALS,
         "time": time,
-        "scheduler": {"kind": "asha", "grace_period": 1, "reduction_factor": 3},
-        "points_to_evaluate": rates,
-        "space": space,
+        "points_to_evaluate": [{key: point[key] for key in point if key not in kept} for point in points],
+        "space": {key: domain for key, domain in space.items() if key not in kept},
     }
-    as_set = run.model_dump(exclude_unset=True)  # so that each kind of model has its own recipe
-    tune = {**as_set.get("tune", {}), **settings}
-    return run_config.parse(set_dotted({"tune": tune, "model.ngrams": True}, as_set), run.name)
+    if not tune["space"]:
+        raise ConfigError(f"--time: the run file sets all that is searched, {' and '.join(space)}. Remove a key.")
+    return run_config.parse(set_dotted({"tune": tune}, base), run.name)
+
+
+def _fitting(run: RunConfig, points: list[dict[str, Any]], note: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Return the kinds of models that the other keys of a run fit, such as `model.revision` one from the hub alone.
+
+    Raises `ConfigError` if no encoder is left.
+    """
+    found, sizes = [], run.model.model_fields_set & set(recipes.SIZES)
+    for point in points:
+        name = point["model.pretrained"]
+        try:
+            run_config.with_overrides(run, point)
+            if name and sizes:
+                raise ConfigError(f"`model.{min(sizes)}` follows from `model.pretrained`. Remove the key.")
+        except ConfigError as error:
+            reason = error
+            note(f"not tried: {f'`{name}`' if name else 'a model from scratch'}: {error}")
+        else:
+            found.append(point)
+    if not any(point["model.pretrained"] for point in found):
+        raise reason
+    return found
 
 
 def _found(folder: str | None) -> list[str]:

@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 
 from txclf import upstream
 from txclf.artifacts import trials
+from txclf.config.base import direction
 from txclf.config.dotted import Settings
 from txclf.config.run_config import RunConfig
 from txclf.config.search_space import Tune
@@ -35,7 +36,7 @@ Histories = dict[int, list[dict[str, float]]]
 def scheduler(run: RunConfig, epochs: int, histories: Histories) -> TrialScheduler:
     """Return the scheduler of a search. `epochs` is the length of the longest trial."""
     tune, metric = run.tune, trials.metric(run)
-    mode = "min" if metric == "valid_loss" else "max"
+    mode = direction(metric)
     if tune.scheduler.kind == "asha":
         return Asha(tune, metric, mode, epochs=epochs, seed=run.seed, histories=histories)
     if tune.scheduler.kind == "median":
@@ -138,7 +139,7 @@ class Optuna(Searcher):
 
     def __init__(self, run: RunConfig, results: list[trials.Result], pending: list[trials.Trial], total: int) -> None:
         metric = trials.metric(run)
-        mode = "min" if metric == "valid_loss" else "max"
+        mode = direction(metric)
         super().__init__(metric=metric, mode=mode)
         import optuna
 

@@ -23,6 +23,7 @@ from ray import tune
 from txclf.artifacts import checkpoints, trials
 from txclf.artifacts.metric_logger import LogReader
 from txclf.config import recipes, run_config
+from txclf.config.base import direction
 from txclf.config.run_config import RunConfig
 from txclf.core import devices, storage
 from txclf.core.errors import TxclfError
@@ -171,7 +172,7 @@ class Training(threading.Thread):
         except Interrupted:
             pass
         except (TxclfError, torch.OutOfMemoryError) as error:  # of the settings: another process would fail alike
-            worst = float("inf") if self.metric == "valid_loss" else float("-inf")
+            worst = float("inf") if direction(self.metric) == "min" else float("-inf")
             result = {"epoch": 0.0, self.metric: worst, "failed": self._reason(error), "done": True}
         except BaseException as error:
             result = TrialError(self._reason(error))

@@ -22,6 +22,7 @@ from txclf._version import __version__
 from txclf.artifacts import checkpoints, trials
 from txclf.artifacts.trials import Trial
 from txclf.config import recipes, run_config
+from txclf.config.base import direction
 from txclf.config.dotted import Settings, changed, flatten_dotted
 from txclf.config.run_config import RunConfig
 from txclf.config.search_space import Tune
@@ -78,6 +79,13 @@ class Search(BaseModel):
     """Wall-clock time of this attempt."""
     grid: ResultGrid | None = Field(default=None, exclude=True, repr=False)
     """Ray Tune's results of the trials that ran in this attempt; None if there were none. Not in `search.json`."""
+    run_folder: str | None = Field(default=None, exclude=True)
+    """Folder of the search; not in `search.json`."""
+
+    @property
+    def model(self) -> str:
+        """Path of the winner's bundle."""
+        return storage.join(self.run_folder or "", "model")
 
     def _repr_html_(self) -> str:
         """Return the summary as a table for a notebook."""
@@ -93,8 +101,7 @@ def check(run: RunConfig) -> None:
         raise ConfigError("`tune.space`: nothing to search. Set keys and their values, as in docs/how-to/search.md.")
     if compute.elastic:
         raise ConfigError("`compute.workers`: a search needs a fixed number of workers per trial. Set one number.")
-    best_mode = "min" if trials.metric(run) == "valid_loss" else "max"
-    if tune.mode not in (None, best_mode):
+    if tune.mode not in (None, direction(trials.metric(run))):
         raise ConfigError(f"`tune.mode: {tune.mode}` of `{trials.metric(run)}` looks for the worst. Remove `mode`.")
     if run.train.train_on_valid or "train.train_on_valid" in tune.space:
         raise ConfigError(
@@ -116,6 +123,11 @@ def check(run: RunConfig) -> None:
                 f"`tune.space.{fixed[0]}`: `pbt` changes settings during a run, and this one cannot change. "
                 f"Choose from {', '.join(PERTURBED)}."
             )
+        if run.model.freeze == "encoder" and (before := [key for key in tune.space if key in OF_ENCODER]):
+            raise ConfigError(
+                f"`tune.space.{before[0]}`: with `model.freeze: encoder` the vectors may be computed before a trial "
+                "begins, and `pbt` changes it later. Remove it from the space."
+            )
 
 
 PERTURBED = (
@@ -130,6 +142,8 @@ PERTURBED = (
     "model.embedding_dropout",
 )
 """Keys that population-based training can change between two steps."""
+OF_ENCODER = ("train.token_dropout", "train.adversarial", "model.attention_dropout")
+"""Keys of them that change the vectors of an encoder, which are computed once if it is frozen."""
 
 
 @contextmanager
@@ -140,7 +154,6 @@ def opened(run: RunConfig, resume: bool = False, extend: int = 0) -> Iterator[Ru
     in the folder.
     """
     check(run)
-    distill.require_teacher(run)
     with lease.held(run.run_folder):
         found = _open(run, resume, extend)
         try:
@@ -168,6 +181,8 @@ def _open(run: RunConfig, resume: bool, extend: int) -> RunConfig:
         raise ConfigError(f"`{folder}` holds a run of `txclf train`. Choose another `name`.")
     if not (resume or extend):
         raise ConfigError(f"`{folder}` exists already. Pass --resume to continue it, or choose another `name`.")
+    if "monitor" not in run.train.model_fields_set:
+        run = run.model_copy(update={"train": run.train.model_copy(update={"monitor": was.train.monitor})})
     found = ", ".join(changed(_kept(was), _kept(run)).values())
     if found:
         raise ConfigError(f"`{saved}` differs in {found}. Pass the settings of the search, or choose another `name`.")
@@ -234,6 +249,8 @@ def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, Prepar
         raise ConfigError(
             f"`tune.space` asks for {len(wanted)} preparations of the data; the maximum is {MAX_PREPARED}."
         )
+    for one in wanted.values():
+        distill.require_teacher(one, pretrains="train.pretrain_epochs" in tune.space)
     begun: dict[str, list[RunConfig]] = {}
     for trial in trials.read(run.run_folder):
         source = trials.run_of(run, trial.number, trial.settings)
@@ -248,8 +265,9 @@ def prepare_all(run: RunConfig, note: Callable[[str], None]) -> dict[str, Prepar
             has_begun(source, manifest)
         settled = recipes.with_recipe(one, manifest.splits["train"].rows, len(manifest.labels))
         # A trial has the devices of a worker, not those of this process.
-        check_fit(settled.model_copy(update={"compute": _trial_compute(one)}), manifest)
-        row_sidecars.ready(WorkerConfig(one, folder), on_ray=True)  # once for all trials
+        config = WorkerConfig(one, folder)
+        check_fit(settled.model_copy(update={"compute": _trial_compute(one)}), config.manifest())
+        row_sidecars.ready(config, on_ray=True)  # once for all trials
         if one.model.pretrained and _encoder_key(one) not in encoders:
             from txclf.training import pretrained_network  # and Transformers
 
@@ -321,21 +339,13 @@ def tune(run: RunConfig, plan: SearchPlan, show: Show = lambda state: False) -> 
     return _finish(run, plan.prepared, started).model_copy(update={"grid": grid})
 
 
-def refit_run(run: RunConfig, search: Search, workers: int | None) -> RunConfig:
-    """Return the run that trains the winner's settings on the training and validation rows.
-
-    It trains for the epochs at which the winner was best.
-    """
-    best_epoch = trials.result(run.run_folder, trials.read_one(run.run_folder, search.winner), search.metric).best_epoch
-    overrides: dict[str, Any] = {
-        "name": f"{run.name}-refit-{search.winner:04d}",
-        "train.train_on_valid": True,
-        "model.ngrams": False,
-    }
-    if workers is not None:
-        overrides["compute.workers"] = workers
-    best = run_config.load(storage.join(run.run_folder, BEST))  # with all that the rows settled
-    return run_config.with_overrides(best, {**overrides, "train.epochs": max(1, round(best_epoch))})
+def _as_begun(run: RunConfig, trial: Trial) -> RunConfig:
+    """Return the run of a trial with what its rows settled, which depends on the kind of its model."""
+    found = trials.run_of(run, trial.number, trial.settings)
+    path = storage.join(found.run_folder, "run.yaml")
+    if "model.pretrained" not in run.tune.space or not storage.exists(path):
+        return found
+    return recipes.as_begun(found, run_config.load(path))
 
 
 def _finish(run: RunConfig, prepared: dict[str, Preparation], started: float) -> Search:
@@ -375,9 +385,10 @@ def _finish(run: RunConfig, prepared: dict[str, Preparation], started: float) ->
         best=chosen.metrics,
         settings=winner.trial.settings,
         epochs=sum(one.epochs for one in results),
-        epochs_to_the_end=sum(trials.run_of(run, one.trial.number, one.trial.settings).train.epochs for one in results),
+        epochs_to_the_end=sum(_as_begun(run, one.trial).train.epochs for one in results),
         importance=trials.importance(run, results),
         seconds=time.time() - started,
+        run_folder=search,
     )
     storage.write_json(storage.join(search, SUMMARY), summary.model_dump())
     return summary

@@ -44,10 +44,10 @@ def test_ray_result_lists_every_validation_and_the_checkpoints_that_exist(result
     assert {checkpoint.path for checkpoint, _ in found.best_checkpoints} == set(saved)
     for checkpoint, metrics in found.best_checkpoints:
         assert metrics == saved[checkpoint.path].metrics | {"step": metrics["step"], "epoch": metrics["epoch"]}
-    losses = found.metrics_dataframe["valid_loss"]
-    best = found.get_best_checkpoint("valid_loss", "min")
+    losses = found.metrics_dataframe["valid_calibrated_loss"]
+    best = found.get_best_checkpoint("valid_calibrated_loss", "min")
     assert best
-    assert saved[best.path].metrics["valid_loss"] == losses.min()
+    assert saved[best.path].metrics["valid_calibrated_loss"] == losses.min()
 
 
 def test_ray_result_of_a_stopped_run_without_a_validation_has_its_checkpoint(tmp_path: Path, data: str) -> None:
