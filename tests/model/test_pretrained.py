@@ -259,7 +259,8 @@ def test_frozen_layers_cannot_start_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", ALL)
 def test_dropout_of_zero_leaves_none(tmp_path: Path, architecture: str) -> None:
     model = load(write_encoder(tmp_path, architecture), dropout=0.0, attention_dropout=0.0)
-    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout | Dropout)} == {0.0}
+    shares = {module.p for module in model.modules() if isinstance(module, nn.Dropout | Dropout)}
+    assert shares == (set() if architecture in ("llama", "qwen2") else {0.0})  # which have none
 
 
 def test_gradient_checkpointing_that_an_architecture_lacks_is_refused(tmp_path: Path) -> None:
