@@ -30,7 +30,7 @@ def of_run(state: RunState, tested: Mapping[str, Any] | None = None) -> list[str
 
 
 def overfitting(run: RunConfig, log: Sequence[Mapping[str, float]]) -> str | None:
-    """Return what to do if the validation loss, after calibration, rose while the training loss went on falling."""
+    """Return what to do if the validation loss, after calibration, rose while the training loss still fell."""
     validations = [line for line in log if "valid_loss" in line]
     losses = [line["train_loss"] for line in log if line.get("train_loss") is not None]
     if len(validations) < 2 or not losses:
