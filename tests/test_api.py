@@ -113,7 +113,8 @@ def test_load_config_takes_a_path_a_mapping_and_a_run(folder: Path) -> None:
     assert txclf.load_config({"name": "trec", **SETTINGS}, ["train.epochs=2"]) == run
     assert run.data.train == (str(folder / "train.csv"),)
     plain = txclf.load_config({"data": {"train": "train.csv"}})
-    assert txclf.load_config(plain, ["task=seq2seq"]).train.monitor == "valid_loss"
+    pairs = txclf.load_config(plain, ["task=seq2seq"])
+    assert (pairs.train.monitor, pairs.tokenizer.lowercase) == ("valid_loss", False)
     with pytest.raises(txclf.ConfigError, match="Did you mean `epochs`"):
         txclf.load_config(run, ["train.epoch=2"])
 

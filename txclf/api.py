@@ -56,8 +56,7 @@ def load_config(source: Run | None = None, overrides: Sequence[str] = ()) -> Run
         run = txclf.load_config("run.yaml", ["train.epochs=2", "data.train=my.csv"])
     """
     if isinstance(source, RunConfig):
-        as_set, source = source.train.model_fields_set, recipes.set_keys(source)
-        source["train"] = {key: value for key, value in source["train"].items() if key != "monitor" or key in as_set}
+        source = recipes.without_task_defaults(source)
     if not isinstance(source, str | os.PathLike | Mapping | None):
         raise ConfigError(
             f"`{type(source).__name__}`: not a run. Pass a path, a mapping or a run, and a table as `data=table`."

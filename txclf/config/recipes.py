@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from txclf.config.sections import Model, Tokenizer
+from txclf.config.tasks import TASKS
 from txclf.config.train import Train
 from txclf.core.text import listed
 
@@ -232,6 +233,16 @@ def set_keys(run: RunConfig, **options: Any) -> dict[str, Any]:
         settings["tokenizer"] = {"max_length": run.tokenizer.max_length}
     for section, keys in unsettled(run).items():
         settings[section] = {key: value for key, value in settings[section].items() if key not in keys}
+    return settings
+
+
+def without_task_defaults(run: RunConfig) -> dict[str, Any]:
+    """Return `set_keys` without the unset keys whose defaults depend on `task`, which another task replaces."""
+    settings = set_keys(run)
+    for key in {key for spec in TASKS.values() for key, _ in spec.defaults}:
+        section, name = key.split(".")
+        if name not in getattr(run, section).model_fields_set:
+            settings[section].pop(name, None)
     return settings
 
 
